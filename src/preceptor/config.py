@@ -1,0 +1,398 @@
+"""A recipe: one YAML file, validated, with dotted overrides. An unknown key is an error that names its nearest one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from preceptor.errors import UserError, nearest
+
+Stage = Literal["teacher", "alone", "distilled"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class AugmentConfig(Section):
+    """Random views of a training image. Never mirrored: left and right are answers."""
+
+    enabled: bool = True
+    shift: Fraction = 0.06
+    """Largest shift as a share of the side."""
+    scale: Fraction = 0.1
+    rotate: Annotated[float, Field(ge=0, le=180)] = 8.0
+    """Degrees, either way."""
+    contrast: Fraction = 0.15
+    brightness: Fraction = 0.1
+    views: Annotated[int, Field(ge=0)] = 0
+    """Number of different views of an image over the whole training; 0: a new one every epoch. A cached teacher can
+    only know a finite number, so it needs at least 1."""
+
+
+class PhantomConfig(Section):
+    cases: Annotated[int, Field(ge=8)] = 100
+    images_per_case: Positive = 4
+    questions_per_image: Positive = 5
+    seed: int = 0
+
+
+class DataConfig(Section):
+    name: Literal["phantom", "vqa-rad", "table"] = "phantom"
+    root: str | None = None
+    """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Phantoms are made where none is given."""
+    split: str | None = None
+    """VQA-RAD: clean (default), published, no_frames."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    split_seed: int = 0
+    """Which images validate; apart from `seed`, so that runs over seeds see the same parts."""
+    train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training groups that is used: learning curves."""
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 112
+    max_question_tokens: Annotated[int, Field(ge=4, le=512)] = 24
+    minimum_answer_count: Positive = 1
+    normaliser: Literal["mevf", "lower"] = "mevf"
+    augment: AugmentConfig = AugmentConfig()
+    broken_images: Literal["raise", "skip"] = "raise"
+    skip_limit: Fraction = 0.01
+    """With `broken_images: skip`, the largest share of the training rows that may be skipped."""
+    max_image_bytes: Positive = 64 * 2**20
+    max_image_pixels: Positive = 64_000_000
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    phantom: PhantomConfig = PhantomConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dashes(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("name"), str):
+            value = {**value, "name": value["name"].replace("_", "-")}
+        return value
+
+
+class ConvVisionConfig(Section):
+    """A residual convolutional network from scratch: one stage per entry, each halving the side after a stem of 4."""
+
+    channels: list[Positive] = [48, 96, 192, 288]
+    blocks: list[Positive] = [1, 1, 1, 1]
+    token_stages: list[int] = [2]
+    """Stages whose every cell is a token; every stage adds one global token."""
+
+    @model_validator(mode="after")
+    def _lengths(self) -> ConvVisionConfig:
+        if len(self.channels) != len(self.blocks):
+            raise ValueError(f"channels has {len(self.channels)} stages, blocks has {len(self.blocks)}")
+        wrong = [stage for stage in self.token_stages if not -len(self.channels) <= stage < len(self.channels)]
+        if wrong:
+            raise ValueError(f"token_stages {wrong} are not among the {len(self.channels)} stages (counted from 0)")
+        return self
+
+
+class VisionConfig(Section):
+    pretrained: str | None = None
+    """A transformers vision model: folder, `package:NAME/FOLDER`, or hub name. Without one, `conv` from scratch."""
+    depths: list[int] = [-1]
+    """Of a pretrained model: which hidden states give tokens."""
+    conv: ConvVisionConfig = ConvVisionConfig()
+
+
+class ScratchTextConfig(Section):
+    """A small text encoder from scratch (ELECTRA layout: the embedding may be narrower than the layers)."""
+
+    embedding: Positive = 64
+    width: Positive = 192
+    layers: Positive = 2
+    heads: Positive = 3
+
+
+class TextConfig(Section):
+    pretrained: list[str] = []
+    """Candidates in order: folder, `package:NAME/FOLDER` of an installed package, or hub name. The first that is there
+    is used; where none is, or the list is empty, `scratch`."""
+    layers: Positive | None = None
+    """Keep only the first layers of a pretrained encoder."""
+    scratch: ScratchTextConfig = ScratchTextConfig()
+
+
+class ModelConfig(Section):
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    width: Positive = 256
+    """Width of the shared image-text space."""
+    layers: Positive = 2
+    heads: Positive = 4
+    dropout: Fraction = 0.1
+    init: str | None = None
+    """A run or student folder whose weights start this model; tensors of another shape (the answer head) start afresh."""
+
+    @model_validator(mode="after")
+    def _heads(self) -> ModelConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class TrainConfig(Section):
+    epochs: Annotated[float, Field(gt=0)] = 20
+    batch_size: Positive = 32
+    """Samples per optimiser step, over all micro-batches and processes."""
+    accumulation: Positive = 1
+    """Micro-batches per optimiser step and process."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    pretrained_scale: Annotated[float, Field(ge=0)] = 0.1
+    """Factor on the learning rate of weights that came pretrained; 0 freezes them."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.98
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    warmup: Fraction = 0.1
+    """Share of the steps over which the learning rate rises."""
+    poly_power: Annotated[float, Field(gt=0)] = 0.9
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the processor computes in it, else fp32."""
+    evaluate_every: Annotated[float, Field(gt=0)] = 1.0
+    """Epochs between validations."""
+    patience: Positive | None = None
+    """Validations without a better one before the run stops early."""
+    checkpoint_every: Annotated[float, Field(gt=0)] = 1.0
+    """Epochs between checkpoints of the training state."""
+    keep_checkpoints: Positive = 2
+    log_every: Positive = 10
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+
+
+class RunModelConfig(Section):
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+
+
+class TeacherConfig(RunModelConfig):
+    members: Positive = 1
+    """Teachers trained, each with its own seed; more than one teach as an ensemble."""
+
+
+Layers = Literal["uniform", "last"] | list[tuple[int, int]]
+
+
+class TermConfig(Section):
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    start: Fraction = 0.0
+    """The term enters when this share of the training is done ..."""
+    ramp: Fraction = 0.0
+    """... and reaches its weight over this further share."""
+    end: Fraction = 1.0
+
+
+class LabelTerm(TermConfig):
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    kind: Literal["ce", "bce"] = "ce"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class OutputTerm(TermConfig):
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+
+
+class EmbeddingTerm(TermConfig):
+    kind: Literal["mse", "cosine"] = "mse"
+
+
+class HiddenTerm(TermConfig):
+    kind: Literal["mse", "cosine"] = "mse"
+    layers: Layers = "uniform"
+
+
+class AttentionTerm(TermConfig):
+    kind: Literal["kl", "mse"] = "kl"
+    layers: Layers = "uniform"
+
+
+class RelationTerm(TermConfig):
+    pass
+
+
+class TeachingConfig(Section):
+    kind: Literal["online", "cached", "ema"] = "online"
+    """online: computed with every batch. cached: read from a cache, written on first use. ema: a moving average of the
+    student itself, with no other teacher."""
+    runs: list[str] = []
+    """Trained runs that teach instead of this recipe's teacher stage; several are an ensemble."""
+    cache: str | None = None
+    """Folder of the cache; default: `teacher-cache` in the output folder."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+
+
+class MhkdConfig(Section):
+    """MHKD-MVQA (Wang et al., BIBM 2022): what the student learns from."""
+
+    name: Literal["mhkd"] = "mhkd"
+    teaching: TeachingConfig = TeachingConfig()
+    label: LabelTerm = LabelTerm()
+    output: OutputTerm = OutputTerm()
+    embedding: EmbeddingTerm = EmbeddingTerm(weight=0.5)
+    hidden: HiddenTerm = HiddenTerm(weight=0.5)
+    attention: AttentionTerm = AttentionTerm(weight=0.1)
+    relation: RelationTerm = RelationTerm(weight=0.0)
+
+
+class ReportConfig(Section):
+    questions: Annotated[int, Field(ge=0, le=100)] = 10
+    latency_questions: Positive = 50
+
+
+class Recipe(Section):
+    name: str
+    description: str = ""
+    output: str = "runs/{name}"
+    seed: int = 0
+    stages: list[Stage] = ["teacher", "alone", "distilled"]
+    allow_downloads: bool = False
+    """Without it no hub is asked, whatever names the recipe holds."""
+    trust_remote_code: bool = False
+    resume: Literal["auto", "never"] = "auto"
+    data: DataConfig = DataConfig()
+    method: MhkdConfig = MhkdConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: RunModelConfig = RunModelConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Recipe:
+        if not self.stages or len(set(self.stages)) != len(self.stages):
+            raise ValueError("stages must name at least one stage, each once")
+        teaching = self.method.teaching
+        if teaching.kind == "cached" and self.data.augment.enabled and self.data.augment.views < 1:
+            raise ValueError(
+                "method.teaching.kind=cached needs data.augment.views of 1 or more (or data.augment.enabled=false): "
+                "a cache cannot hold endless views"
+            )
+        needs_runs = "distilled" in self.stages and "teacher" not in self.stages and teaching.kind != "ema"
+        if needs_runs and not teaching.runs:
+            raise ValueError("stages without 'teacher' need method.teaching.runs=[RUN, ...] to learn from")
+        return self
+
+    @property
+    def output_folder(self) -> Path:
+        return Path(self.output.format(name=self.name))
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the shipped recipes."""
+    folder = resources.files("preceptor") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> tuple[str, str]:
+    """Return (text, place) of a recipe: a shipped name or the path of a YAML file."""
+    if name in recipe_names():
+        return (resources.files("preceptor") / "recipes" / f"{name}.yaml").read_text("utf-8"), f"recipe {name}"
+    path = Path(name)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        path = path / "recipe.yaml"
+    if path.is_file():
+        try:
+            return path.read_text("utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not a text file in UTF-8; a recipe is YAML") from error
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        raise UserError(f"there is no recipe file {name}; `preceptor recipes` lists the shipped ones")
+    raise UserError(f"there is no recipe {name!r}{nearest(name, recipe_names())}")
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply ``key.sub=value`` overrides, whose values are YAML (``true``, ``3``, ``[1, 2]``).
+
+    Raises UserError for a file that cannot be read, an unknown key (naming the nearest one) and a value that does not
+    fit, each with its place.
+    """
+    text, place = recipe_text(name)
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{place} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{place} must be a mapping of keys to values, not {type(raw).__name__}")
+    for override in overrides:
+        _apply(raw, override)
+    return validate(raw, place)
+
+
+def validate(raw: Mapping[str, Any], place: str) -> Recipe:
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("; ".join(_sentence(dict(detail), place) for detail in error.errors())) from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r} must look like key.sub=value")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise UserError(f"the value of override {override!r} is not valid YAML: {error}") from error
+    if isinstance(value, str):
+        # YAML 1.1 reads 1e-4 as a text; a user means the number.
+        try:
+            value = float(value) if "e" in value.lower() else value
+        except ValueError:
+            pass
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        child = node.get(parent)
+        if not isinstance(child, dict):
+            child = node[parent] = {}
+        node = child
+    node[last] = value
+
+
+def _sentence(detail: dict[str, Any], place: str) -> str:
+    path = [str(part) for part in detail["loc"]]
+    key = ".".join(path) or "the recipe"
+    if detail["type"] == "extra_forbidden":
+        return f"{place} has the unknown key {key!r}{nearest(key, known_keys())}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if not path:
+        return f"{place}: {message}"
+    shown = detail.get("input")
+    value = "" if isinstance(shown, (dict, list)) and len(str(shown)) > 80 else f" (got {shown!r})"
+    return f"{place}, key {key}: {message}{value}"
+
+
+def known_keys() -> list[str]:
+    """Return every dotted key of a recipe."""
+    return list(_keys(Recipe, ""))
+
+
+def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML, enough to run again."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return one ``key: old -> new`` per leaf in which two resolved recipes differ."""
+    found: list[str] = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return found
