@@ -1,0 +1,354 @@
+"""The training loop. It knows devices, steps and checkpoints, and nothing of distillation or of what is learnt.
+
+The state of a run is a function of the recipe and the step: the order of samples, the augmentation, the dropout and
+the learning rate are all computed from seed and position, so a resumed run needs the weights, the optimiser's moments
+and a few numbers, and ends byte-equal to one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from torch.utils.data import DataLoader
+
+from preceptor.config import TrainConfig
+from preceptor.errors import UserError
+from preceptor.train import checkpoint
+from preceptor.train.guards import SkipCounter, offenders, refuse_non_finite
+from preceptor.train.order import StepBatches, mix_seed
+from preceptor.train.progress import Progress
+from preceptor.train.schedule import factor
+from preceptor.train.trackers import MetricsFile
+from preceptor.types import Batch, LossTerms, Task
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its state."""
+
+
+@dataclass
+class Progressed:
+    """What a checkpoint remembers beside tensors."""
+
+    step: int = 0
+    best_score: float = -math.inf
+    best_step: int = -1
+    worse: int = 0
+    validations: list[dict[str, float]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    finished: bool = False
+    seconds: float = 0.0
+
+
+@dataclass
+class Job:
+    """All that the loop is told: where to write, what to draw from, and how to judge.
+
+    `validate(task)` returns metrics with a `score`, higher is better; it is called on every process. `export(task,
+    folder)` writes the model of the best validation; it is called on the main process alone. `identity` is what must
+    not change when the run is resumed: ``{"recipe": ..., ...}``.
+    """
+
+    folder: Path
+    loader: Callable[[StepBatches], DataLoader]
+    samples: int
+    validate: Callable[[Task], dict[str, float]]
+    export: Callable[[Task, Path], None]
+    identity: dict[str, Any]
+    differences: Callable[[dict[str, Any], dict[str, Any]], list[str]]
+    seed: int
+    skip_limit: float = 0.0
+    resume: bool = True
+    title: str = ""
+
+
+def native_bf16() -> bool:
+    """Return whether this machine computes in bf16: a GPU that does, or a CPU with AVX-512 BF16 or AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and native_bf16())
+    # Terms that a schedule keeps at weight 0 leave projectors without a gradient.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    return Accelerator(
+        mixed_precision="bf16" if bf16 else "no",
+        kwargs_handlers=handlers,
+        log_with=list(config.trackers) or None,
+        project_dir=str(folder),
+    )
+
+
+def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimizer, list[str]]:
+    """Return the optimiser over everything that trains, and the parameters' names in its order.
+
+    Weights that came pretrained take `pretrained_scale` of the learning rate; biases, norms and embeddings of position
+    and type (tensors of fewer than two dimensions over 1) do not decay.
+    """
+    pretrained: set[str] = getattr(task, "pretrained_parameters", set())
+    groups: dict[tuple[float, float], list[tuple[str, torch.nn.Parameter]]] = {}
+    for name, parameter in task.named_parameters():
+        scale = config.pretrained_scale if name in pretrained else 1.0
+        if scale == 0:
+            parameter.requires_grad_(False)
+        if parameter.requires_grad:
+            decays = sum(size > 1 for size in parameter.shape) >= 2
+            groups.setdefault((scale, config.weight_decay if decays else 0.0), []).append((name, parameter))
+    settings = [
+        {"params": [p for _, p in group], "lr": config.learning_rate * scale, "scale": scale, "weight_decay": decay}
+        for (scale, decay), group in groups.items()
+    ]
+    names = [name for group in groups.values() for name, _ in group]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.99, nesterov=True), names
+    return torch.optim.AdamW(settings, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True), names
+
+
+def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
+    """Train `task` and leave the model of the best validation in ``job.folder / "student"``.
+
+    Raises UserError for a recipe that changed since the checkpoint, NonFiniteError, Interrupted after a saved stop.
+    """
+    accelerator = make_accelerator(config, job.folder)
+    steps = max(1, round(config.epochs * job.samples / config.batch_size))
+    per_epoch = job.samples / config.batch_size
+    evaluate_every = max(1, round(config.evaluate_every * per_epoch))
+    checkpoint_every = max(1, round(config.checkpoint_every * per_epoch))
+    root, student = job.folder / "checkpoints", job.folder / "student"
+
+    optimizer, names = make_optimizer(task, config)
+    if accelerator.is_main_process:
+        checkpoint.clear_temporaries(root)
+        checkpoint.recover(student)
+    accelerator.wait_for_everyone()
+    state = _resume(task, optimizer, names, root, job, accelerator)
+    if state.finished:
+        return state
+    # `prepare` would draw from its own sampler; ours already gives each process its share.
+    model = accelerator.prepare_model(task)
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    try:
+        batches = StepBatches(
+            job.samples, batch_size=config.batch_size, accumulation=config.accumulation, steps=steps,
+            start_step=state.step, seed=job.seed, rank=accelerator.process_index, world=accelerator.num_processes,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"train.{error}") from error
+    if config.trackers:
+        accelerator.init_trackers("preceptor")
+    metrics = MetricsFile(job.folder / "metrics.jsonl", state.step) if accelerator.is_main_process else None
+    skips = SkipCounter(job.skip_limit, job.samples)
+    skips.ids.update(state.skipped)
+    window = _Window(accelerator)
+    begun = time.monotonic() - state.seconds
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def save() -> None:
+        state.skipped, state.seconds = sorted(skips.ids), time.monotonic() - begun
+        if accelerator.is_main_process:
+            tensors = {"task": task.state_dict() | {f"state:{k}": v for k, v in task.task_state().items()},
+                       "optimizer": checkpoint.optimizer_tensors(optimizer.optimizer, names)}  # fmt: skip
+            body = {"progress": asdict(state), "identity": job.identity}
+            checkpoint.save(root, state.step, tensors, body, config.keep_checkpoints)
+        accelerator.wait_for_everyone()
+
+    groups = _groups(iter(job.loader(batches)), config.accumulation)
+    with _stop_signals() as stop, Progress(job.title, steps, state.step, accelerator.is_main_process) as progress:
+        while state.step < steps:
+            group = [batch.to(accelerator.device) for batch in next(groups)]
+            skips.add([name for batch in group for name in batch.skipped])
+            rate = factor(state.step, steps, kind=config.schedule, warmup=config.warmup, power=config.poly_power)
+            for settings in optimizer.param_groups:
+                settings["lr"] = config.learning_rate * settings["scale"] * rate
+            task.on_interval(state.step / steps)
+            norm = _step(model, task, group, accelerator, optimizer, parameters, config, job, state.step, window)
+            state.step += 1
+            task.after_step(state.step)
+            if state.step % config.log_every == 0 or state.step == steps:
+                line = window.line(state.step, state.step / per_epoch, config.learning_rate * rate, norm)
+                progress.show(line)
+                if metrics:
+                    metrics.write(line)
+                if config.trackers:
+                    accelerator.log({k: v for k, v in line.items() if k != "step"}, step=state.step)
+            progress.advance(state.step)
+            if state.step % evaluate_every == 0 or state.step == steps:
+                _validate(task, job, state, student, accelerator, metrics, progress)
+                state.finished = state.step == steps or bool(config.patience and state.worse >= config.patience)
+            interrupted = stop and _any(accelerator, stop)
+            if state.finished or interrupted or state.step % checkpoint_every == 0:
+                save()
+            if state.finished:
+                break
+            if interrupted:
+                raise Interrupted(f"stopped at step {state.step} of {steps}; the same command goes on from there")
+    if metrics:
+        metrics.close()
+    if config.trackers:
+        accelerator.end_training()
+    return state
+
+
+def _step(model, task, group, accelerator, optimizer, parameters, config, job, step, window) -> torch.Tensor:
+    """Take one optimiser step over the micro-batches of `group`; return the gradient norm, on the device."""
+    counts = _counts(task, group, accelerator)
+    loss_sum = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(group):
+        last = number == len(group) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            # Dropout is seeded by position, not by history: this is what makes a resume exact.
+            torch.manual_seed(mix_seed(job.seed, step, accelerator.process_index, number))
+            terms: LossTerms = model(batch)
+            loss = terms.total(counts)
+            loss_sum += loss.detach()
+            window.add(terms, counts)
+            # DDP averages gradients over processes, our counts are already global.
+            accelerator.backward(loss * accelerator.num_processes)
+    window.step_done(counts)
+    limit = config.clip_norm if config.clip_norm is not None else math.inf
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    # The one synchronisation of a step, and the price of never taking a broken one.
+    if not bool(torch.isfinite(norm + accelerator.reduce(loss_sum))):
+        guilty = gather_object(offenders(group, lambda one: task(one).total(counts)))
+        everyone = gather_object([name for batch in group for name in batch.ids])
+        refuse_non_finite(step, float(loss_sum), float(norm), guilty, everyone)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _counts(task: Task, group: list[Batch], accelerator: Accelerator) -> dict[str, float]:
+    """Return how many units of each kind the global batch holds, over micro-batches and processes."""
+    totals: dict[str, int] = {}
+    for batch in group:
+        for unit, count in task.units(batch).items():
+            totals[unit] = totals.get(unit, 0) + count
+    if accelerator.num_processes > 1:
+        units = sorted(totals)
+        values = torch.tensor([totals[unit] for unit in units], device=accelerator.device, dtype=torch.int64)
+        totals = dict(zip(units, accelerator.reduce(values).tolist(), strict=True))
+    return {unit: float(max(1, count)) for unit, count in totals.items()}
+
+
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def _validate(task, job, state, student, accelerator, metrics, progress) -> None:
+    scores = job.validate(task)
+    task.train()
+    score = scores["score"]
+    line = {"step": state.step, **{f"validation/{key}": value for key, value in scores.items()}}
+    state.validations.append({"step": state.step, **scores})
+    if metrics:
+        metrics.write(line)
+    better = score > state.best_score
+    progress.say(f"step {state.step}: validation {score:.4f}{' (best so far)' if better else ''}")
+    if not better:
+        state.worse += 1
+        return
+    state.best_score, state.best_step, state.worse = score, state.step, 0
+    if accelerator.is_main_process:
+        temporary = student.with_name(".student.tmp")
+        job.export(task, temporary)
+        checkpoint.replace_folder(temporary, student)
+    accelerator.wait_for_everyone()
+
+
+def _resume(task, optimizer, names, root: Path, job: Job, accelerator: Accelerator) -> Progressed:
+    folder = checkpoint.newest(root, lambda text: accelerator.print(text)) if job.resume else None
+    if folder is None:
+        return Progressed()
+    tensors, body = checkpoint.load(folder)
+    changed = job.differences(body["identity"], job.identity)
+    if changed:
+        raise UserError(
+            f"{job.folder} holds a run with another recipe ({'; '.join(changed[:12])}); take the old values, choose "
+            "another output=DIR, or start afresh with resume=never"
+        )
+    extra = {name: value for name, value in tensors["task"].items() if name.startswith("state:")}
+    task.load_state_dict({name: value for name, value in tensors["task"].items() if name not in extra})
+    task.load_task_state({name.removeprefix("state:"): value for name, value in extra.items()})
+    checkpoint.load_optimizer(optimizer, names, tensors["optimizer"])
+    return Progressed(**body["progress"])
+
+
+class _Window:
+    """Means of the loss terms since the last logged step, kept on the device until they are logged."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.reset()
+
+    def reset(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.samples, self.steps, self.begun = 0.0, 0, time.monotonic()
+
+    def add(self, terms: LossTerms, counts: dict[str, float]) -> None:
+        for name, value in terms.sums.items():
+            mean = value.detach() / counts[terms.units[name]]
+            self.sums[name] = self.sums.get(name, 0) + mean
+            weighted = terms.weights[name] * mean
+            self.sums["loss"] = self.sums.get("loss", 0) + weighted
+
+    def step_done(self, counts: dict[str, float]) -> None:
+        self.samples += counts["samples"]
+        self.steps += 1
+
+    def line(self, step: int, epoch: float, rate: float, norm: torch.Tensor) -> dict[str, float]:
+        names = sorted(self.sums)
+        values = self.accelerator.reduce(torch.stack([self.sums[name].float() for name in names])).tolist()
+        seconds = max(1e-9, time.monotonic() - self.begun)
+        line = {"step": step, "epoch": round(epoch, 4), "lr": rate, "grad_norm": float(norm)}
+        line |= {name: value / self.steps for name, value in zip(names, values, strict=True)}
+        line["samples/s"] = round(self.samples / seconds, 2)
+        self.reset()
+        return line
+
+
+class _Stop:
+    def __init__(self) -> None:
+        self.asked = False
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Let Ctrl-C and SIGTERM finish the step and save; a second Ctrl-C stops at once."""
+    stop = _Stop()
+
+    def ask(number, frame) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us owns the signals
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _any(accelerator: Accelerator, stop: _Stop) -> bool:
+    """Return whether any process was asked to stop, so that all of them save at the same step."""
+    if accelerator.num_processes == 1:
+        return stop.asked
+    return bool(accelerator.reduce(torch.tensor(int(stop.asked), device=accelerator.device)))
