@@ -1,0 +1,240 @@
+"""A model with all that it needs to answer: tokenizer, preprocessing, answer classes; as one Hugging Face folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from preceptor.config import DataConfig, ModelConfig
+from preceptor.data.answers import AnswerVocabulary
+from preceptor.data.examples import Preprocessing
+from preceptor.errors import UserError
+from preceptor.models.vqa_transformer import VqaTransformer, VqaTransformerConfig
+
+
+@dataclass
+class VqaBundle:
+    """`provenance` says where the weights began: ``{"text": "pretrained: ...", "vision": "from scratch"}``.
+    `pretrained` names the parameters that did not start from scratch."""
+
+    model: VqaTransformer
+    tokenizer: Any
+    preprocessing: Preprocessing
+    vocabulary: AnswerVocabulary
+    provenance: dict[str, str]
+    pretrained: frozenset[str] = frozenset()
+
+    def save(self, folder: Path) -> None:
+        """Write config.json, model.safetensors, tokenizer and image-processor files (no card)."""
+        self.model.config.preceptor = {"provenance": self.provenance, "vocabulary": self.vocabulary.fingerprint()}
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(image_processor(self.preprocessing), indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> VqaBundle:
+        """Read a folder that `save` wrote. Raises UserError where it is none."""
+        from transformers import AutoTokenizer
+
+        folder = student_folder(folder)
+        model = VqaTransformer.from_pretrained(folder, local_files_only=True)
+        config: VqaTransformerConfig = model.config
+        processor = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
+        preprocessing = Preprocessing(
+            config.image_size, tuple(processor["image_mean"]), tuple(processor["image_std"]), config.max_question_tokens
+        )
+        answers = [config.id2label[i] for i in range(config.num_labels)]
+        vocabulary = AnswerVocabulary(answers, config.normaliser)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return cls(model.eval(), tokenizer, preprocessing, vocabulary, dict(config.preceptor.get("provenance", {})))
+
+
+def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the settings under which transformers' ViTImageProcessor computes what we compute."""
+    side = preprocessing.image_size
+    return {
+        "image_processor_type": "ViTImageProcessor", "do_convert_rgb": True, "do_resize": True, "resample": 2,
+        "size": {"height": side, "width": side}, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "image_mean": list(preprocessing.mean), "image_std": list(preprocessing.std),
+    }  # fmt: skip
+
+
+def student_folder(folder: Path) -> Path:
+    """Return the model folder of a run, a stage or a model folder itself."""
+    for candidate in (folder, folder / "student", folder / "distilled" / "student"):
+        if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
+            return candidate
+    raise UserError(
+        f"{folder} holds no trained model: expected config.json and model.safetensors in it, in {folder}/student or in "
+        f"{folder}/distilled/student"
+    )
+
+
+def find_pretrained(name: str, *, allow_downloads: bool) -> str | None:
+    """Return what `from_pretrained` can load for a candidate, or None where it is not to be had.
+
+    ``package:NAME/FOLDER`` is a folder of an installed Python package; a folder is itself; anything else is a hub name,
+    which is looked up in the local hub cache, and downloaded only with `allow_downloads`.
+    """
+    if name.startswith("package:"):
+        package, _, inner = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        for root in (spec.submodule_search_locations or []) if spec else []:
+            if (Path(root) / inner / "config.json").is_file():
+                return str(Path(root) / inner)
+        return None
+    if (Path(name) / "config.json").is_file():
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    return name if allow_downloads or isinstance(try_to_load_from_cache(name, "config.json"), str) else None
+
+
+def make_tokenizer(questions: Sequence[str], vocabulary_size: int = 4000):
+    """Return a WordPiece tokenizer trained on the training questions (lower case, BERT's special tokens)."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary_size, special_tokens=special, min_frequency=2, show_progress=False,
+        initial_alphabet=[chr(code) for code in range(32, 127)],
+    )  # fmt: skip
+    inner.train_from_iterator(sorted(questions), trainer)
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]",
+    )  # fmt: skip
+
+
+def choose_text(config: ModelConfig, *, allow_downloads: bool) -> str | None:
+    """Return the first pretrained text encoder of the candidates that is there."""
+    found = (find_pretrained(name, allow_downloads=allow_downloads) for name in config.text.pretrained)
+    return next((name for name in found if name), None)
+
+
+def choose_tokenizer(config: ModelConfig, questions: Sequence[str], *, allow_downloads: bool):
+    """Return the pretrained text encoder's tokenizer, or one trained on the questions where there is none."""
+    source = choose_text(config, allow_downloads=allow_downloads)
+    if source is None:
+        return make_tokenizer(questions)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source, local_files_only=not allow_downloads)
+
+
+def choose_preprocessing(config: ModelConfig, data: DataConfig, *, allow_downloads: bool) -> Preprocessing:
+    """Return the preprocessing of the recipe, with the pixel statistics of a pretrained vision backbone if it has one."""
+    if config.vision.pretrained is None:
+        return Preprocessing(data.image_size, max_question_tokens=data.max_question_tokens)
+    source = _need(config.vision.pretrained, "vision", allow_downloads)
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(source, local_files_only=not allow_downloads)
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    return Preprocessing(data.image_size, mean, std, data.max_question_tokens)
+
+
+def _need(name: str, kind: str, allow_downloads: bool) -> str:
+    source = find_pretrained(name, allow_downloads=allow_downloads)
+    if source is None:
+        raise UserError(
+            f"the pretrained {kind} model {name!r} is neither a folder with a config.json, nor an installed package, nor "
+            "in the local hub cache; give its folder, or set allow_downloads=true to fetch it from the hub"
+        )
+    return source
+
+
+def build_bundle(
+    config: ModelConfig,
+    tokenizer,
+    preprocessing: Preprocessing,
+    vocabulary: AnswerVocabulary,
+    *,
+    seed: int,
+    allow_downloads: bool = False,
+    trust_remote_code: bool = False,
+) -> VqaBundle:
+    """Return a new model: pretrained parts where the recipe names them and they are there, the rest from `seed`."""
+    from transformers import AutoConfig, AutoModel
+
+    options = {"local_files_only": not allow_downloads, "trust_remote_code": trust_remote_code}
+    provenance, loaded = {}, {}
+    text_source = choose_text(config, allow_downloads=allow_downloads)
+    if text_source:
+        inner = AutoConfig.from_pretrained(text_source, **options)
+        if config.text.layers:
+            inner.num_hidden_layers = min(config.text.layers, inner.num_hidden_layers)
+        text = inner.to_dict()
+        text_model = AutoModel.from_pretrained(text_source, config=inner, dtype=torch.float32, **options)
+        loaded["text"] = text_model.state_dict()
+        name = next(n for n in config.text.pretrained if find_pretrained(n, allow_downloads=allow_downloads))
+        provenance["text"] = f"pretrained: {_public_name(name)}, {inner.num_hidden_layers} layers"
+    else:
+        scratch = config.text.scratch
+        text = {
+            "model_type": "electra", "vocab_size": len(tokenizer), "embedding_size": scratch.embedding,
+            "hidden_size": scratch.width, "num_hidden_layers": scratch.layers, "num_attention_heads": scratch.heads,
+            "intermediate_size": 4 * scratch.width, "max_position_embeddings": 512,
+            "hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": 0.0,
+            "pad_token_id": tokenizer.pad_token_id or 0,
+        }  # fmt: skip
+        wanted = f" ({', '.join(map(_public_name, config.text.pretrained))} not found)" if config.text.pretrained else ""
+        provenance["text"] = f"from scratch{wanted}"
+    if config.vision.pretrained:
+        source = _need(config.vision.pretrained, "vision", allow_downloads)
+        inner = AutoConfig.from_pretrained(source, **options)
+        inner = getattr(inner, "vision_config", inner)
+        vision = {"kind": "transformers", "config": inner.to_dict(), "depths": config.vision.depths,
+                  "image_size": preprocessing.image_size}  # fmt: skip
+        whole = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
+        loaded["vision.model"] = getattr(whole, "vision_model", whole).state_dict()
+        provenance["vision"] = f"pretrained: {_public_name(config.vision.pretrained)}"
+    else:
+        vision = {"kind": "conv", **config.vision.conv.model_dump()}
+        provenance["vision"] = "from scratch"
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VqaTransformer(
+            VqaTransformerConfig(
+                vision=vision, text=text, width=config.width, layers=config.layers, heads=config.heads,
+                dropout=config.dropout, image_size=preprocessing.image_size,
+                max_question_tokens=preprocessing.max_question_tokens, normaliser=vocabulary.normaliser,
+                id2label=dict(enumerate(vocabulary.answers)),
+                label2id={answer: i for i, answer in enumerate(vocabulary.answers)},
+            )
+        )  # fmt: skip
+    pretrained: set[str] = set()
+    for prefix, state in loaded.items():
+        part = model.get_submodule(prefix)
+        own = part.state_dict()
+        fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+        part.load_state_dict(fitting, strict=False)
+        pretrained |= {f"{prefix}.{name}" for name in fitting}
+    if config.init:
+        state = VqaBundle.load(Path(config.init)).model.state_dict()
+        own = model.state_dict()
+        fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+        model.load_state_dict(fitting, strict=False)
+        provenance["init"] = f"{len(fitting)} of {len(own)} tensors from an earlier run"
+    return VqaBundle(model, tokenizer, preprocessing, vocabulary, provenance, frozenset(pretrained))
+
+
+def _public_name(name: str) -> str:
+    """Return a name fit for a card: the last part of a local path, a hub or package name as it is."""
+    return Path(name).name if name.startswith((".", "/", "~")) else name

@@ -1,0 +1,110 @@
+"""Vision backbones that give tokens from several depths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    # Group, not batch, statistics: a step then does not depend on how it is cut into micro-batches and processes.
+    groups = next(g for g in (8, 6, 4, 3, 2, 1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut (He et al. 2016), group-normalised; the first may halve the side."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = _norm(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = _norm(outputs)
+        self.shortcut = nn.Sequential() if inputs == outputs and stride == 1 else nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class ConvVision(nn.Module):
+    """A residual network from scratch; `config` holds `channels`, `blocks`, `token_stages` (see ConvVisionConfig).
+
+    Output (B, I, W): one global token per stage (its mean), then every cell of each token stage, row by row. Features of
+    narrower stages are lifted to the common width W, that of the last stage.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        channels: list[int] = list(config["channels"])
+        blocks: list[int] = list(config["blocks"])
+        self.width = channels[-1]
+        self.token_stages = sorted({stage % len(channels) for stage in config["token_stages"]})
+        self.stem = nn.Sequential(nn.Conv2d(3, channels[0], 4, 4), _norm(channels[0]))
+        stages, previous = [], channels[0]
+        for number, (width, count) in enumerate(zip(channels, blocks, strict=True)):
+            layers = [
+                ResidualBlock(previous if i == 0 else width, width, 2 if i == 0 and number > 0 else 1)
+                for i in range(count)
+            ]
+            stages.append(nn.Sequential(*layers))
+            previous = width
+        self.stages = nn.ModuleList(stages)
+        self.lift_global = nn.ModuleList(nn.Linear(width, self.width) for width in channels)
+        self.lift_cells = nn.ModuleList(nn.Linear(channels[stage], self.width) for stage in self.token_stages)
+
+    def tokens(self, image_size: int) -> int:
+        side, count = image_size // 4, len(self.stages)
+        for number in range(len(self.stages)):
+            side = side if number == 0 else (side + 1) // 2
+            count += side * side if number in self.token_stages else 0
+        return count
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.stem(pixels.contiguous(memory_format=torch.channels_last))
+        glimpses, cells = [], []
+        for number, stage in enumerate(self.stages):
+            x = stage(x)
+            glimpses.append(self.lift_global[number](x.mean(dim=(2, 3)))[:, None])
+            if number in self.token_stages:
+                cells.append(self.lift_cells[self.token_stages.index(number)](x.flatten(2).transpose(1, 2)))
+        return torch.cat(glimpses + cells, dim=1)
+
+
+class TransformersVision(nn.Module):
+    """A transformers vision model (ViT, DINOv2, SigLIP, ResNet, ConvNeXt, ...); `config` holds its `config` and the
+    `depths` of the hidden states to use.
+
+    Output (B, I, W): the mean of each chosen depth, then the tokens of the last chosen one.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        from transformers import AutoConfig, AutoModel
+
+        inner = dict(config["config"])
+        self.model = AutoModel.from_config(AutoConfig.for_model(inner.pop("model_type"), **inner))
+        if hasattr(self.model, "vision_model"):  # CLIP-like: the vision tower alone
+            self.model = self.model.vision_model
+        self.depths: list[int] = list(config.get("depths", [-1]))
+        with torch.no_grad():
+            states = self._states(torch.zeros(1, 3, config["image_size"], config["image_size"]))
+        widths = [state.shape[-1] for state in states]
+        self.width = widths[-1]
+        self.lift = nn.ModuleList(nn.Linear(width, self.width) for width in widths)
+        self._tokens = len(states) + states[-1].shape[1]
+
+    def _states(self, pixels: Tensor) -> list[Tensor]:
+        hidden = self.model(pixels, output_hidden_states=True).hidden_states
+        chosen = [hidden[depth] for depth in self.depths]
+        return [h.flatten(2).transpose(1, 2) if h.dim() == 4 else h for h in chosen]
+
+    def tokens(self, image_size: int) -> int:
+        return self._tokens
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        states = [lift(state) for lift, state in zip(self.lift, self._states(pixels), strict=True)]
+        return torch.cat([state.mean(1, keepdim=True) for state in states] + [states[-1]], dim=1)
