@@ -1,0 +1,1 @@
+"""Scores, protocols, baselines and statistics: everything that turns predictions into numbers."""

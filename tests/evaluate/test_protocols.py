@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from preceptor.errors import UserError
+from preceptor.evaluate.protocols import protocol_named, protocols_for
+from preceptor.types import Sample, VqaData
+
+
+def sample(id, part, phrase_type=""):
+    return Sample(id, Path("x.jpg"), "q", ("yes",), "closed", "x", part, tags={"phrase_type": phrase_type})
+
+
+def data(name, split, leaking=False):
+    samples = [
+        sample("train", "train", "freeform"),
+        sample("validation", "validation", "freeform"),
+        sample("free", "test", "test_freeform"),
+        sample("paraphrase", "test", "test_para"),
+        # Only the part decides what is test: a row that a split trains on is never scored.
+        sample("moved", "train", "test_freeform"),
+    ]
+    return VqaData(name, split, Path("."), samples, leaking=leaking)
+
+
+def selected(data, protocol):
+    return [s.id for s in data.samples if protocol.select(s)]
+
+
+def test_vqa_rad_has_both_customs():
+    rad = data("vqa-rad", "clean")
+    protocols = protocols_for(rad)
+    assert [p.id for p in protocols] == ["vqa-rad/clean/451", "vqa-rad/clean/freeform308"]
+    assert [selected(rad, p) for p in protocols] == [["free", "paraphrase"], ["free"]]
+    assert not any("leak" in p.describes for p in protocols)
+
+
+def test_a_leaking_split_says_so():
+    assert all("leaks" in p.describes for p in protocols_for(data("vqa-rad", "published", leaking=True)))
+
+
+@pytest.mark.parametrize(("split", "id"), [("fold0", "mine/fold0"), ("", "mine/test")])
+def test_a_table_has_one(split, id):
+    mine = data("mine", split)
+    (protocol,) = protocols_for(mine)
+    assert protocol.id == id
+    assert selected(mine, protocol) == ["free", "paraphrase"]
+
+
+def test_named():
+    rad = data("vqa-rad", "clean")
+    assert protocol_named(rad, "vqa-rad/clean/freeform308").id == "vqa-rad/clean/freeform308"
+    with pytest.raises(UserError, match=r"'vqa-rad/clean/450'; did you mean 'vqa-rad/clean/451'\?"):
+        protocol_named(rad, "vqa-rad/clean/450")
