@@ -151,8 +151,10 @@ class Prediction:
 class TeacherSource(Protocol):
     """Anything that can teach: online, ensemble, moving average, cached. All look the same to a task."""
 
-    fingerprint: str
-    """SHA-256 that changes whenever the teacher's weights do."""
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 that changes whenever the teacher's weights do."""
+        ...
 
     def signal(self, batch: Batch) -> TeacherSignal:
         """Return what the teacher says about `batch`; no gradient flows and no module is left in training mode."""

@@ -1,0 +1,1 @@
+"""Teachers: online, ensemble, moving average and cached, all behind `signal(batch)`."""

@@ -1,0 +1,165 @@
+"""Teachers that are computed with every batch: a frozen model, an ensemble, a moving average of the student.
+
+Shapes: B batch, C answer classes, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from preceptor.errors import UserError
+from preceptor.types import Batch, TeacherSignal, TeacherSource
+
+Forward = Callable[[nn.Module, Batch], TeacherSignal]
+"""Runs a model on a batch and gathers its logits and tapped features; supplied by the method."""
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """Return the SHA-256 of a module's state: names in sorted order, dtypes, shapes and bytes.
+
+    The same on every device. Buffers count (running statistics change what a teacher says), dropout rates and other
+    settings without a tensor do not.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class OnlineTeacher:
+    """A frozen model that is run on every batch.
+
+    It takes `model` over: no parameter requires a gradient any more, and every signal is computed with all submodules
+    in eval mode, whoever called `train()` in between. It is no `nn.Module`, so that a task that holds it neither saves
+    its weights nor passes them to the optimiser. `autocast` returns the context to compute in, for mixed precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Forward,
+        autocast: Callable[[], AbstractContextManager] | None = None,
+    ) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.forward = forward
+        self.autocast = autocast or nullcontext
+        self._fingerprint: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        if self._fingerprint is None:
+            self._fingerprint = weights_fingerprint(self.model)
+        return self._fingerprint
+
+    def signal(self, batch: Batch) -> TeacherSignal:
+        self.model.eval()
+        # Not inference_mode: the losses of the student save the teacher's tensors for their backward pass.
+        with torch.no_grad(), self.autocast():
+            return self.forward(self.model, batch)
+
+    def to(self, device: torch.device | str) -> Self:
+        self.model.to(device)
+        return self
+
+
+class EmaTeacher(OnlineTeacher):
+    """An exponential moving average of the student (mean teacher, Tarvainen and Valpola, NeurIPS 2017).
+
+    `model` is a deep copy of the student. After optimiser step t = 0, 1, ... `update` sets
+    ``w_ema = d * w_ema + (1 - d) * w_student`` in float32, with ``d = min(decay, (1 + t) / (10 + t))`` while warming up
+    (the schedule of TensorFlow's ExponentialMovingAverage), so that the random weights of the start are forgotten
+    fast; `warmup=False` takes d = decay at once. Buffers are copied.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Forward,
+        decay: float,
+        warmup: bool = True,
+        autocast: Callable[[], AbstractContextManager] | None = None,
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"The decay of a moving-average teacher must be in [0, 1), not {decay}; 0.999 is usual.")
+        super().__init__(model.float(), forward, autocast)
+        self.decay = decay
+        self.warmup = warmup
+        self.step = 0
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """Move towards `student`, the bare module that `model` is a copy of. Call after every optimiser step."""
+        assert student is not self.model, "a moving average needs its own copy of the student"
+        decay = min(self.decay, (1 + self.step) / (10 + self.step)) if self.warmup else self.decay
+        averages, parameters = dict(self.model.named_parameters()), dict(student.named_parameters())
+        assert averages.keys() == parameters.keys(), "the student is not the module that the average was copied from"
+        latest = [parameters[name].detach().float() for name in averages]
+        torch._foreach_lerp_(list(averages.values()), latest, 1 - decay)
+        buffers = dict(student.named_buffers())
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
+        self.step += 1
+        self._fingerprint = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averages, the buffers and the number of updates, for `Task.task_state`."""
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return {"step": torch.tensor(self.step)} | {f"model.{name}": tensor.detach() for name, tensor in tensors}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned; raise `UserError` where it is the state of another network."""
+        own = self.state_dict()
+        wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
+        if wrong:
+            raise UserError(
+                f"The saved moving-average teacher does not fit this student: {', '.join(wrong[:5])} differ "
+                f"({len(wrong)} in all). Train with the recipe that it was saved with, or in a new output folder."
+            )
+        for name in own.keys() - {"step"}:
+            own[name].copy_(state[name])
+        self.step = int(state["step"])
+        self._fingerprint = None
+
+
+class EnsembleTeacher:
+    """Several teachers of one task speaking as one.
+
+    `logits` are the logarithms of the members' mean probabilities, so that their softmax is the averaged distribution
+    (at temperature 1; a softened ensemble is the mean distribution softened, not the mean of softened ones).
+    Features and mask are those of the first member, since features of different networks have no common coordinates.
+    """
+
+    def __init__(self, sources: Sequence[TeacherSource]) -> None:
+        if not sources:
+            raise UserError("An ensemble of teachers needs at least one; the list of teachers is empty.")
+        self.sources = list(sources)
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256("\n".join(source.fingerprint for source in self.sources).encode()).hexdigest()
+
+    def signal(self, batch: Batch) -> TeacherSignal:
+        signals = [source.signal(batch) for source in self.sources]
+        classes = [signal.logits.shape[-1] for signal in signals]
+        if len(set(classes)) > 1:
+            raise UserError(
+                f"The teachers of an ensemble know {', '.join(map(str, classes))} answer classes; they must have been "
+                "trained with one answer vocabulary."
+            )
+        log_probabilities = torch.stack([signal.logits.float().log_softmax(-1) for signal in signals])
+        logits_BC = log_probabilities.logsumexp(0) - math.log(len(signals))
+        return TeacherSignal(logits_BC, signals[0].features, signals[0].mask)
+
+    def to(self, device: torch.device | str) -> Self:
+        self.sources = [source.to(device) for source in self.sources]
+        return self

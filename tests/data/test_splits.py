@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preceptor.data.splits import cut_validation, subsample
+from preceptor.errors import UserError
+from preceptor.types import Sample
+
+
+def make(sizes: list[int], part: str = "train", prefix: str = "g") -> list[Sample]:
+    return [
+        Sample(f"{prefix}{g}-{i}", Path(f"{g}.png"), "Q?", ("yes",), "closed", f"{prefix}{g}", part)  # type: ignore[arg-type]
+        for g, size in enumerate(sizes)
+        for i in range(size)
+    ]
+
+
+sizes = st.lists(st.integers(1, 12), min_size=1, max_size=25)
+fractions = st.floats(0.02, 0.6)
+seeds = st.integers(0, 5)
+
+
+@given(sizes, fractions, seeds, st.randoms(use_true_random=False))
+def test_validation_divides_no_group_and_meets_the_fraction(sizes, fraction, seed, rng):
+    samples = make(sizes) + make([2, 3], "test", "t")
+    cut = cut_validation(samples, fraction, seed)
+    assert [s.id for s in cut] == [s.id for s in samples]
+    parts = {}
+    for sample in cut:
+        assert parts.setdefault(sample.group, sample.part) == sample.part
+    counts = Counter(s.part for s in cut)
+    assert counts["test"] == 5
+    if len(sizes) > 1:
+        assert counts["train"] > 0
+        assert counts["validation"] > 0
+        groups = Counter(parts.values())
+        if groups["train"] > 1 and groups["validation"] > 1:
+            assert abs(counts["validation"] - fraction * sum(sizes)) <= max(sizes) / 2 + 1e-9
+    else:
+        assert counts["validation"] == 0
+
+    shuffled = rng.sample(samples, len(samples))
+    assert {s.id: s.part for s in cut_validation(shuffled, fraction, seed)} == {s.id: s.part for s in cut}
+
+
+@given(sizes, st.floats(0.01, 1), st.floats(0.01, 1), seeds, st.randoms(use_true_random=False))
+def test_subsamples_are_nested_whole_groups(sizes, one, other, seed, rng):
+    samples = make(sizes) + make([2], "validation", "v") + make([3], "test", "t")
+    small, large = (subsample(samples, share, seed) for share in sorted([one, other]))
+    small_ids, large_ids = ({s.id for s in rows} for rows in (small, large))
+    assert small_ids <= large_ids
+    for rows, share in ((small, min(one, other)), (large, max(one, other))):
+        kept = Counter(s.group for s in rows)
+        assert all(kept[f"g{g}"] in (0, size) for g, size in enumerate(sizes))
+        assert (kept["v0"], kept["t0"]) == (2, 3)
+        train = sum(s.part == "train" for s in rows)
+        assert share * sum(sizes) - 1e-9 <= train < share * sum(sizes) + max(sizes)
+    shuffled = subsample(rng.sample(samples, len(samples)), one, seed)
+    assert {s.id for s in shuffled} == {s.id for s in subsample(samples, one, seed)}
+    assert subsample(samples, 1.0, seed) == samples
+
+
+def test_seeds_differ():
+    samples = make([3] * 40)
+    cuts = {tuple(s.part for s in cut_validation(samples, 0.2, seed)) for seed in range(5)}
+    assert len(cuts) == 5
+    shares = {tuple(s.id for s in subsample(samples, 0.25, seed)) for seed in range(5)}
+    assert len(shares) == 5
+
+
+def test_a_share_of_the_rest_is_no_copy_of_the_validation_order():
+    """With one order for both, the smallest shares would be the groups next to validation, whatever the seed says."""
+    samples = make([1] * 200)
+    first_out = [s.group for s in cut_validation(samples, 0.2, 0) if s.part == "validation"]
+    first_in = [s.group for s in subsample(samples, 0.2, 0)]
+    assert len(set(first_out) & set(first_in)) < 20
+
+
+def test_a_group_too_large_for_the_fraction_is_passed_over():
+    cut = cut_validation(make([1000, 1, 1, 1]), 0.1, 0)
+    moved = {s.group for s in cut if s.part == "validation"}
+    assert moved == {"g1", "g2", "g3"}
+    only_large = cut_validation(make([1000, 900]), 0.1, 0)
+    assert {s.group for s in only_large if s.part == "validation"} == {"g1"}
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+def test_wrong_fractions(fraction):
+    with pytest.raises(UserError, match=r"validation fraction .* is not between 0 and 1"):
+        cut_validation(make([1, 1]), fraction, 0)
+    if fraction != 1:
+        with pytest.raises(UserError, match="training share"):
+            subsample(make([1, 1]), fraction, 0)
+
+
+def test_known_cut():
+    # The three least of `printf validation:0:gN | sha256sum`. Another order would move rows between parts for everyone
+    # who resumes or compares runs.
+    cut = cut_validation(make([2] * 10), 0.3, 0)
+    assert sorted({s.group for s in cut if s.part == "validation"}) == ["g0", "g6", "g7"]
