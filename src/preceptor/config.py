@@ -117,6 +117,9 @@ class TextConfig(Section):
     is used; where none is, or the list is empty, `scratch`."""
     layers: Positive | None = None
     """Keep only the first layers of a pretrained encoder."""
+    freeze_words: bool = True
+    """Leave the word embeddings of a pretrained encoder as they are: a small training set would move only those of its
+    own words, away from the rest."""
     scratch: ScratchTextConfig = ScratchTextConfig()
 
 
@@ -155,6 +158,8 @@ class TrainConfig(Section):
     """Share of the steps over which the learning rate rises."""
     poly_power: Annotated[float, Field(gt=0)] = 0.9
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of an exponential moving average of the weights; above 0 it is the average that is validated and kept."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the processor computes in it, else fp32."""
     evaluate_every: Annotated[float, Field(gt=0)] = 1.0

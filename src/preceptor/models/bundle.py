@@ -226,6 +226,8 @@ def build_bundle(
         fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
         part.load_state_dict(fitting, strict=False)
         pretrained |= {f"{prefix}.{name}" for name in fitting}
+    if text_source and config.text.freeze_words:
+        model.text.get_input_embeddings().requires_grad_(False)
     if config.init:
         state = VqaBundle.load(Path(config.init)).model.state_dict()
         own = model.state_dict()

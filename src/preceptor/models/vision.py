@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -89,6 +90,9 @@ class TransformersVision(nn.Module):
         self.model = AutoModel.from_config(AutoConfig.for_model(inner.pop("model_type"), **inner))
         if hasattr(self.model, "vision_model"):  # CLIP-like: the vision tower alone
             self.model = self.model.vision_model
+        # ViT, CLIP and SigLIP accept another image side than the pretrained one only when told; DINOv2 always does.
+        accepts = inspect.signature(self.model.forward).parameters
+        self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepts else {}
         self.depths: list[int] = list(config.get("depths", [-1]))
         with torch.no_grad():
             states = self._states(torch.zeros(1, 3, config["image_size"], config["image_size"]))
@@ -98,7 +102,7 @@ class TransformersVision(nn.Module):
         self._tokens = len(states) + states[-1].shape[1]
 
     def _states(self, pixels: Tensor) -> list[Tensor]:
-        hidden = self.model(pixels, output_hidden_states=True).hidden_states
+        hidden = self.model(pixels, output_hidden_states=True, **self.options).hidden_states
         chosen = [hidden[depth] for depth in self.depths]
         return [h.flatten(2).transpose(1, 2) if h.dim() == 4 else h for h in chosen]
 

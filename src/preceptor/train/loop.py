@@ -134,11 +134,13 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
         checkpoint.clear_temporaries(root)
         checkpoint.recover(student)
     accelerator.wait_for_everyone()
-    state = _resume(task, optimizer, names, root, job, accelerator)
+    average = WeightAverage(task, config.average)
+    state = _resume(task, optimizer, names, average, root, job, accelerator)
     if state.finished:
         return state
     # `prepare` would draw from its own sampler; ours already gives each process its share.
     model = accelerator.prepare_model(task)
+    average.to(accelerator.device)
     optimizer = accelerator.prepare_optimizer(optimizer)
     try:
         batches = StepBatches(
@@ -160,7 +162,8 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
         state.skipped, state.seconds = sorted(skips.ids), time.monotonic() - begun
         if accelerator.is_main_process:
             tensors = {"task": task.state_dict() | {f"state:{k}": v for k, v in task.task_state().items()},
-                       "optimizer": checkpoint.optimizer_tensors(optimizer.optimizer, names)}  # fmt: skip
+                       "optimizer": checkpoint.optimizer_tensors(optimizer.optimizer, names),
+                       "average": average.values}  # fmt: skip
             body = {"progress": asdict(state), "identity": job.identity}
             checkpoint.save(root, state.step, tensors, body, config.keep_checkpoints)
         accelerator.wait_for_everyone()
@@ -176,6 +179,7 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
             task.on_interval(state.step / steps)
             norm = _step(model, task, group, accelerator, optimizer, parameters, config, job, state.step, window)
             state.step += 1
+            average.update(state.step)
             task.after_step(state.step)
             if state.step % config.log_every == 0 or state.step == steps:
                 line = window.line(state.step, state.step / per_epoch, config.learning_rate * rate, norm)
@@ -186,7 +190,8 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
                     accelerator.log({k: v for k, v in line.items() if k != "step"}, step=state.step)
             progress.advance(state.step)
             if state.step % evaluate_every == 0 or state.step == steps:
-                _validate(task, job, state, student, accelerator, metrics, progress)
+                with average.applied():
+                    _validate(task, job, state, student, accelerator, metrics, progress)
                 state.finished = state.step == steps or bool(config.patience and state.worse >= config.patience)
             interrupted = stop and _any(accelerator, stop)
             if state.finished or interrupted or state.step % checkpoint_every == 0:
@@ -269,7 +274,44 @@ def _validate(task, job, state, student, accelerator, metrics, progress) -> None
     accelerator.wait_for_everyone()
 
 
-def _resume(task, optimizer, names, root: Path, job: Job, accelerator: Accelerator) -> Progressed:
+class WeightAverage:
+    """Exponential moving average of the weights that train (Polyak averaging), quicker at first: at step t the decay is
+    ``min(decay, (1 + t) / (10 + t))``. With decay 0 there is none, and `applied` changes nothing."""
+
+    def __init__(self, task: Task, decay: float) -> None:
+        self.decay = decay
+        self.parameters = {n: p for n, p in task.named_parameters() if p.requires_grad} if decay else {}
+        self.values = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        if self.values:
+            decay = min(self.decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(self.values.values()), list(self.parameters.values()), 1 - decay)
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, value in self.values.items():
+            value.copy_(tensors[name])
+
+    def to(self, device: torch.device) -> None:
+        self.values = {name: value.to(device) for name, value in self.values.items()}
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average into the model, and the trained weights back afterwards."""
+        kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        try:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(self.values[name])
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in kept.items():
+                    self.parameters[name].copy_(value)
+
+
+def _resume(task, optimizer, names, average, root: Path, job: Job, accelerator: Accelerator) -> Progressed:
     folder = checkpoint.newest(root, lambda text: accelerator.print(text)) if job.resume else None
     if folder is None:
         return Progressed()
@@ -284,6 +326,7 @@ def _resume(task, optimizer, names, root: Path, job: Job, accelerator: Accelerat
     task.load_state_dict({name: value for name, value in tensors["task"].items() if name not in extra})
     task.load_task_state({name.removeprefix("state:"): value for name, value in extra.items()})
     checkpoint.load_optimizer(optimizer, names, tensors["optimizer"])
+    average.load(tensors["average"])
     return Progressed(**body["progress"])
 
 

@@ -1,0 +1,129 @@
+"""Does distillation help on VQA-RAD? Several seeds of the student alone and taught, at equal budget, with an interval.
+
+    python bench/mhkd_vqa_rad.py --output runs/bench-mhkd --seeds 0 1 2 3 4
+    python bench/mhkd_vqa_rad.py --output runs/bench-mhkd --variant output_only
+    python bench/mhkd_vqa_rad.py --output runs/bench-mhkd --table            # print what has been measured
+
+Teachers are trained once per folder (`--teachers N`; several teach as an ensemble) and shared by all variants and
+seeds; the undistilled students are shared by all variants. A variant is chosen by its validation accuracy, which is
+printed beside the test accuracy; the test questions choose nothing. Needs the original release of VQA-RAD: give
+`--data`, or set PRECEPTOR_DATA. Overrides after `--` go to the recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+VARIANTS: dict[str, list[str]] = {
+    "recipe": [],
+    "output_only": [f"method.{term}.weight=0" for term in ("embedding", "hidden", "attention")],
+    "output_embedding": [f"method.{term}.weight=0" for term in ("hidden", "attention")],
+    "output_hidden": [f"method.{term}.weight=0" for term in ("embedding", "attention")],
+    "intermediate_only": ["method.output.weight=0"],
+    "temperature_1": ["method.output.temperature=1"],
+    "temperature_4": ["method.output.temperature=4"],
+    "output_5": ["method.output.weight=5"],
+    "last_layer": ["method.hidden.layers=last", "method.attention.layers=last"],
+    "relation": ["method.relation.weight=1"],
+    "ema": ["method.teaching.kind=ema", "method.teaching.ema_decay=0.99"],
+}
+
+
+def stage_folder(output: Path, name: str, seed: int) -> Path:
+    return output / f"{name}-seed{seed}"
+
+
+def run(output: Path, args: argparse.Namespace) -> None:
+    from preceptor.config import load_recipe
+    from preceptor.runs import run_recipe
+
+    common = [f"data.root={args.data}"] if args.data else []
+    common += args.overrides
+    teachers = []
+    for number in range(args.teachers):
+        folder = output / f"teacher-{number}"
+        teachers.append(str(folder))
+        if not (folder / "results.json").exists():
+            run_recipe(load_recipe(args.recipe, [*common, f"output={folder}", f"seed={1000 + number}", "stages=[teacher]"]))
+    taught = [f"method.teaching.runs={json.dumps(teachers)}", "method.teaching.kind=cached"]
+    taught += [f"method.teaching.cache={output / f'cache-{args.variant}'}"]
+    variant = VARIANTS[args.variant]
+    if any(setting.startswith("method.teaching.kind=ema") for setting in variant):
+        taught = [f"method.teaching.runs={json.dumps(teachers)}"]
+    for seed in args.seeds:
+        for name, stage, settings in (("alone", "alone", []), (args.variant, "distilled", variant)):
+            folder = stage_folder(output, name, seed)
+            if not (folder / "results.json").exists():
+                overrides = [*common, *taught, *settings, f"output={folder}", f"seed={seed}", f"stages=[{stage}]"]
+                run_recipe(load_recipe(args.recipe, overrides))
+
+
+def table(output: Path) -> None:
+    """Print every variant measured in `output` against the undistilled students of the same seeds."""
+    import numpy as np
+
+    from preceptor.evaluate.run import read_predictions
+    from preceptor.evaluate.statistics import mean_interval, paired_bootstrap_runs
+
+    def hits(folder: Path, protocol: str) -> np.ndarray:
+        return np.array([row["correct"] for row in sorted(read_predictions(folder, protocol), key=lambda row: row["id"])])
+
+    def results(folder: Path) -> dict:
+        return json.loads((folder / "results.json").read_text())
+
+    names = sorted({p.parent.name.rsplit("-seed", 1)[0] for p in output.glob("*-seed*/results.json")} - {"alone"})
+    first = results(next(iter(sorted(output.glob("teacher-*")))))
+    for protocol in first["protocols"]:
+        print(f"\n### {protocol}\n")
+        print("| model | seeds | validation | accuracy (95 % interval over seeds) | open | closed | minus alone (95 %) |")
+        print("|---|---|---|---|---|---|---|")
+        for folder in sorted(output.glob("teacher-*")):
+            r = results(folder)
+            s = r["protocols"][protocol]
+            best = max(v["score"] for v in r["training"]["validations"])
+            print(f"| {folder.name} ({r['parameters'] / 1e6:.1f} M) | 1 | {100 * best:.1f} | {100 * s['accuracy']:.1f} | "
+                  f"{100 * s['open']:.1f} | {100 * s['closed']:.1f} | |")  # fmt: skip
+        for name in ["alone", *names]:
+            seeds = sorted(int(p.parent.name.rsplit("-seed", 1)[1]) for p in output.glob(f"{name}-seed*/results.json"))
+            if not seeds:
+                continue
+            rs = [results(stage_folder(output, name, seed)) for seed in seeds]
+            scores = [r["protocols"][protocol] for r in rs]
+            mean = {key: float(np.mean([s[key] for s in scores])) for key in ("accuracy", "open", "closed")}
+            best = float(np.mean([max(v["score"] for v in r["training"]["validations"]) for r in rs]))
+            over = mean_interval([s["accuracy"] for s in scores]) if len(seeds) > 1 else None
+            accuracy = f"{100 * mean['accuracy']:.1f}"
+            accuracy += f" ({100 * over.low:.1f} to {100 * over.high:.1f})" if over else ""
+            delta = ""
+            both = [seed for seed in seeds if (stage_folder(output, "alone", seed) / "results.json").exists()]
+            if name != "alone" and both:
+                a, b = (np.stack([hits(stage_folder(output, n, s), protocol) for s in both]) for n in (name, "alone"))
+                d = paired_bootstrap_runs(a, b)
+                delta = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
+            print(f"| {name} ({rs[0]['parameters'] / 1e6:.1f} M) | {len(seeds)} | {100 * best:.1f} | {accuracy} | "
+                  f"{100 * mean['open']:.1f} | {100 * mean['closed']:.1f} | {delta} |")  # fmt: skip
+    print(f"\n{first['versions']}\n{first['machine']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--data", help="folder of VQA-RAD")
+    parser.add_argument("--recipe", default="mhkd-vqa-rad")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--teachers", type=int, default=1)
+    parser.add_argument("--variant", choices=sorted(VARIANTS), default="recipe")
+    parser.add_argument("--table", action="store_true", help="print what has been measured, and train nothing")
+    parser.add_argument("overrides", nargs="*", help="key.sub=value for the recipe")
+    args = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not args.table:
+        run(args.output, args)
+    table(args.output)
+
+
+if __name__ == "__main__":
+    main()

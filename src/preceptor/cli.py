@@ -1,0 +1,290 @@
+"""The command line. Exit codes: 0 done, 1 a check failed, 2 the user's mistake, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from preceptor.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Preceptor teaches small medical multimodal models from strong ones.",
+)  # fmt: skip
+recipes_app = typer.Typer(help="List the shipped recipes, or show one.", rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of the recipe to change.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+Output = Annotated[Path | None, typer.Option(help="Where to write.")]
+
+
+def _recipe(name: str, overrides: list[str] | None):
+    """Load a recipe, and keep the process off the network unless the recipe asks for it."""
+    from preceptor.config import load_recipe
+
+    recipe = load_recipe(name, overrides or [])
+    _offline(recipe.allow_downloads)
+    return recipe
+
+
+def _offline(allow_downloads: bool = False) -> None:
+    """Refuse the hub at once instead of after many retries. Must run before transformers is imported."""
+    if not allow_downloads:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _say(document: Any, as_json: bool, show) -> None:
+    if not _main_process():
+        return
+    if as_json:
+        print(json.dumps(document, indent=1, ensure_ascii=False))
+    else:
+        show(document)
+
+
+def _main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _show_results(results: dict[str, Any]) -> None:
+    """Print accuracy, parameters and milliseconds of each stage, with the baselines."""
+    stages = results.get("stages") or {results.get("stage", "model"): results}
+    for protocol, scores in results["protocols"].items():
+        rows = []
+        for name, stage in stages.items():
+            s = stage["protocols"][protocol]
+            rows.append([name, *(_percent(s[key]) for key in ("accuracy", "open", "closed")),
+                         f"{stage['parameters'] / 1e6:.2f} M" if "parameters" in stage else "",
+                         f"{stage['latency_ms']:.1f}" if "latency_ms" in stage else ""])  # fmt: skip
+        last = list(stages.values())[-1]
+        for name, s in last["baselines"][protocol].items():
+            rows.append([f"baseline: {name}", *(_percent(s[key]) for key in ("accuracy", "open", "closed")), "", ""])
+        ceiling = _percent(scores["ceiling"])
+        title = f"{protocol} (n = {scores['n']}, answer ceiling {ceiling})"
+        _table(title, ["model", "accuracy", "open", "closed", "parameters", "ms / question"], rows)
+        for name, value in results.get("comparison", {}).get(protocol, {}).items():
+            if isinstance(value, dict):
+                print(f"{name}: {100 * value['difference']:+.1f} points, {value['interval']}: "
+                      f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}")  # fmt: skip
+            else:
+                print(f"{name}: {100 * value:.1f} %")
+    for note in results.get("notes", []):
+        print(f"note: {note}")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _run(recipe, as_json: bool) -> None:
+    _log_to_stderr()
+    from preceptor.runs import run_recipe
+
+    results = run_recipe(recipe)
+
+    def show(document: dict[str, Any]) -> None:
+        _show_results(document)
+        print(f"report: {recipe.output_folder / 'report.html'}")
+
+    _say(results, as_json, show)
+
+
+def _log_to_stderr() -> None:
+    logging.getLogger("preceptor").setLevel(logging.INFO)
+    if _main_process() and not logging.getLogger("preceptor").handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logging.getLogger("preceptor").addHandler(handler)
+
+
+@app.command()
+def demo(
+    method: Annotated[str, typer.Argument(help="mhkd")] = "mhkd", output: Output = None, as_json: Json = False
+) -> None:
+    """Train teacher, student alone and distilled student on generated data, in a few minutes."""
+    from preceptor.errors import nearest
+
+    if method not in ("mhkd",):
+        raise UserError(f"there is no demo {method!r}{nearest(method, ['mhkd'])}")
+    _run(_recipe(f"{method}-demo", [f"output={output}"] if output else []), as_json)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or the path of a YAML file.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Train by a recipe; started again on the same output, go on where it stopped."""
+    _run(_recipe(recipe, overrides), as_json)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    overrides: Overrides = None,
+    protocol: Annotated[str | None, typer.Option(help="Only this protocol.")] = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Score the trained model of a run; data.root=... and data.split=... choose other data."""
+    _offline()
+    from preceptor.serving import evaluate_run
+
+    _say(evaluate_run(run, overrides or [], protocol, output), as_json, _show_results)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    image: Annotated[Path | None, typer.Option(help="Image file: PNG, JPEG or DICOM.")] = None,
+    question: Annotated[str | None, typer.Option(help="Question about the image.")] = None,
+    table: Annotated[Path | None, typer.Option(help="CSV or JSONL with image and question.")] = None,
+    output: Output = None,
+    top: Annotated[int, typer.Option(min=1, help="How many answers to show.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Answer a question about an image, or every question of a table."""
+    _offline()
+    from preceptor.serving import answer_image, answer_table
+
+    if table is not None and image is None and question is None:
+        answers = answer_table(run, table, output, top)
+    elif image is not None and question is not None and table is None:
+        answers = [answer_image(run, image, question, top)]
+    else:
+        raise UserError("predict needs --image FILE with --question TEXT, or --table FILE")
+
+    def show(rows: list[dict[str, Any]]) -> None:
+        if output is not None and table is not None:
+            print(f"{len(rows)} answers: {output}")
+            return
+        for row in rows:
+            said = ", ".join(f"{a['answer']} ({a['probability']:.2f})" for a in row["answers"])
+            print(f"{row['id']}: {said}" if table is not None else said)
+
+    _say(answers, as_json, show)
+
+
+@app.command()
+def cache(recipe: Annotated[str, typer.Argument(help="Recipe or run folder.")],
+    overrides: Overrides = None,
+    verify: Annotated[float, typer.Option(min=0, max=1, help="Recompute this share of the rows and compare.")] = 0.0,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write the teacher's signals of a recipe to its cache, or verify them; exit 1 where they do not agree."""
+    loaded = _recipe(recipe, overrides)
+    _log_to_stderr()
+    from preceptor.serving import cache_run
+
+    report = cache_run(loaded, verify)
+
+    def show(document: dict[str, Any]) -> None:
+        _table(document["folder"], ["rows", "checked", "largest difference", "mismatches"],
+               [[str(document[key]) for key in ("rows", "checked", "worst", "mismatches")]])  # fmt: skip
+
+    _say(report, as_json, show)
+    if report["mismatches"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str, typer.Argument(help="Recipe, run folder, or a table of your own (CSV or JSONL).")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Look at data before training: broken images, empty texts, double ids; exit 1 where something is found."""
+    _offline()
+    from preceptor.serving import check_run
+
+    report = check_run(recipe, overrides or [])
+
+    def show(document: dict[str, Any]) -> None:
+        counts = ", ".join(f"{n} {part}" for part, n in document["rows"].items())
+        print(f"{document['name']} {document['split']}: {counts}; {document['images']} images")
+        for note in document["notes"]:
+            print(f"note: {note}")
+        if document["findings"]:
+            rows = [[f["file"] or ", ".join(f["ids"][:5]), f["reason"], str(len(f["ids"]))] for f in document["findings"]]
+            _table("findings", ["where", "what", "rows"], rows)
+        else:
+            print("nothing found")
+
+    _say(report, as_json, show)
+    if report["findings"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(run: RunFolder, as_json: Json = False) -> None:
+    """Write the report page of a run again."""
+    _offline()
+    from preceptor.serving import report_run
+
+    path = report_run(run)
+    _say({"report": str(path)}, as_json, lambda document: print(document["report"]))
+
+
+@recipes_app.callback(invoke_without_command=True)
+def recipes(context: typer.Context, as_json: Json = False) -> None:
+    """List the shipped recipes."""
+    if context.invoked_subcommand:
+        return
+    from preceptor.config import load_recipe, recipe_names
+
+    found = {name: load_recipe(name).description for name in recipe_names()}
+    _say(found, as_json, lambda _: _table("recipes", ["name", "what it does"], [[n, d] for n, d in found.items()]))
+
+
+@recipes_app.command("show")
+def show_recipe(name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")]) -> None:
+    """Print a recipe with its comments."""
+    from preceptor.config import recipe_text
+
+    print(recipe_text(name)[0], end="")
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # Imported late: the loop's room is heavy, and only a training raises this.
+        loop = sys.modules.get("preceptor.train.loop")
+        if loop is not None and isinstance(error, loop.Interrupted):
+            print(error, file=sys.stderr)
+            sys.exit(130)
+        raise
+
+
+if __name__ == "__main__":
+    main()

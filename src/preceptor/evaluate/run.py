@@ -1,0 +1,132 @@
+"""A trained model on a part of a data set: predictions, scores, latency."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from preceptor.config import DataConfig
+from preceptor.data.examples import VqaExamples
+from preceptor.evaluate.baselines import baselines
+from preceptor.evaluate.normalise import NORMALISERS
+from preceptor.evaluate.protocols import Protocol, protocols_for
+from preceptor.evaluate.vqa import Row, score
+from preceptor.methods.mhkd import predict
+from preceptor.models.bundle import VqaBundle
+from preceptor.models.vqa_transformer import VqaTransformer
+from preceptor.train.checkpoint import write_text
+from preceptor.types import Prediction, VqaData
+
+BATCH = 128
+
+
+def predict_part(model: VqaTransformer, examples: VqaExamples) -> list[Prediction]:
+    """Return one prediction per row, on every process, shared out among the processes.
+
+    A row whose broken image is skipped is answered with the empty text, so it counts as wrong.
+    """
+    state = PartialState()
+    mine = list(range(state.process_index, len(examples), state.num_processes))
+    lists = [mine[i : i + BATCH] for i in range(0, len(mine), BATCH)]
+    training = model.training
+    model.eval()
+    found: list[tuple[str, str, float]] = []
+    with torch.inference_mode():
+        for batch in examples.loader(lists, 0):
+            if len(batch):
+                answers = predict(model, batch.to(next(model.parameters()).device))
+                found += [(p.id, p.answer, p.probability) for p in answers]
+            found += [(name, "", 0.0) for name in batch.skipped]
+    model.train(training)
+    return [Prediction(*row) for row in (gather_object(found) if state.num_processes > 1 else found)]
+
+
+def accuracy(examples: VqaExamples, predictions: list[Prediction], normaliser: str) -> float:
+    """Return the share of rows whose normalised answer is among the accepted ones."""
+    normalise = NORMALISERS[normaliser]
+    said = {prediction.id: normalise(prediction.answer) for prediction in predictions}
+    right = sum(said[s.id] in {normalise(answer) for answer in s.answers} for s in examples.samples)
+    return right / len(examples.samples)
+
+
+def evaluate_bundle(
+    bundle: VqaBundle, data: VqaData, config: DataConfig, *, only: list[Protocol] | None = None
+) -> tuple[dict[str, Any], dict[str, list[Row]]]:
+    """Return (results, rows by protocol id) of a model on the test part of `data`.
+
+    The results hold `protocols`, `describes`, `baselines` and `notes`.
+    """
+    samples = data.part("test")
+    examples = VqaExamples(samples, bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, config)
+    predictions = predict_part(bundle.model, examples)
+    blind = baselines(data, bundle.vocabulary.normaliser)
+    results: dict[str, Any] = {"protocols": {}, "describes": {}, "baselines": {}, "notes": list(data.notes)}
+    rows = {}
+    for protocol in only or protocols_for(data):
+        chosen = [sample for sample in samples if protocol.select(sample)]
+        scores = replace(score(samples, predictions, protocol), ceiling=bundle.vocabulary.ceiling(chosen))
+        results["protocols"][protocol.id] = scores.as_dict()
+        results["describes"][protocol.id] = protocol.describes
+        baseline_scores = {name: score(samples, answers, protocol) for name, answers in blind.items()}
+        results["baselines"][protocol.id] = {
+            name: {"accuracy": s.accuracy, "open": s.open, "closed": s.closed} for name, s in baseline_scores.items()
+        }
+        rows[protocol.id] = scores.rows()
+    return results, rows
+
+
+def write_predictions(folder: Path, rows: dict[str, list[Row]]) -> None:
+    """Write ``predictions/ID.jsonl`` per protocol, slashes of the id as dashes."""
+    for protocol, lines in rows.items():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl", text)
+
+
+def read_predictions(folder: Path, protocol: str) -> list[Row]:
+    path = folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def latency_ms(bundle: VqaBundle, data: VqaData, config: DataConfig, questions: int) -> float:
+    """Return the median milliseconds of the model for one question at a time, image decoding left out."""
+    samples = data.part("test")[:questions]
+    examples = VqaExamples(samples, bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, config)
+    device = next(bundle.model.parameters()).device
+    batches = [batch for batch in examples.loader([[i] for i in range(len(samples))]) if len(batch)]
+    times = []
+    with torch.inference_mode():
+        for batch in [*batches[:3], *batches]:
+            batch = batch.to(device)
+            begun = time.perf_counter()
+            predict(bundle.model, batch)
+            times.append(time.perf_counter() - begun)
+    return round(1000 * statistics.median(times[3:]), 3)
+
+
+def machine() -> dict[str, Any]:
+    """Return what a reader needs to place a timing, and nothing that names this very machine."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = (line.partition(":") for line in info.read_text().splitlines())
+        processor = next((value.strip() for key, _, value in lines if key.strip() == "model name"), processor)
+    found: dict[str, Any] = {"processor": processor, "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("preceptor", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,0 +1,78 @@
+"""Teachers for a student, from trained runs, caches or the student itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+
+from preceptor.config import MhkdConfig
+from preceptor.methods.mhkd import Lesson, teacher_forward, token_axes
+from preceptor.models.bundle import VqaBundle
+from preceptor.models.vqa_transformer import VqaTransformer
+from preceptor.teachers.cache import CachedTeacher, CacheIdentity, write_cache
+from preceptor.teachers.source import EmaTeacher, EnsembleTeacher, OnlineTeacher
+from preceptor.types import Batch, TeacherSource
+
+if TYPE_CHECKING:
+    from preceptor.stage import Classroom
+
+
+def ema_teacher(student: VqaTransformer, method: MhkdConfig) -> EmaTeacher:
+    """Return a moving average of the student, to learn from itself (mean teacher)."""
+    layers = student.config.layers
+    return EmaTeacher(student, teacher_forward(Lesson(method, layers, layers).teacher_paths), method.teaching.ema_decay)
+
+
+def online_teacher(folders: list[Path], method: MhkdConfig, student_layers: int) -> tuple[TeacherSource, Any]:
+    """Return (teacher, its model configuration) from trained runs; several are an ensemble."""
+    members: list[TeacherSource] = []
+    config = None
+    for folder in folders:
+        bundle = VqaBundle.load(folder)
+        config = config or bundle.model.config
+        paths = Lesson(method, student_layers, bundle.model.config.layers).teacher_paths
+        # Only the first member of an ensemble shows its layers: averaged features would be nobody's.
+        members.append(OnlineTeacher(bundle.model, teacher_forward(paths if not members else [])))
+    return (members[0] if len(members) == 1 else EnsembleTeacher(members)), config
+
+
+def cache_identity(room: Classroom, source: TeacherSource, fields: list[str]) -> CacheIdentity:
+    """Return what a cache must have been written from."""
+    tokens = hashlib.sha256(room.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    data = room.recipe.data
+    return CacheIdentity(
+        teacher=source.fingerprint,
+        vocabulary=room.vocabulary.fingerprint(),
+        data=f"{room.data.name} {room.data.fingerprint('train')}",
+        split=room.data.split,
+        preprocessing={**room.preprocessing.as_dict(), "tokenizer": tokens, "fields": sorted(fields)},
+        augmentation=data.augment.model_dump(mode="json") if data.augment.enabled else {"enabled": False},
+    )
+
+
+def every_view(room: Classroom) -> tuple[int, Iterator[Batch]]:
+    """Return (rows, batches) of the training part in every augmentation view."""
+    examples = room.training_examples(room.recipe.seed)
+    views = max(1, room.recipe.data.augment.views if examples.augment is not None else 1)
+    items = [(index, view) for view in range(views) for index in range(len(examples))]
+    lists = [items[i : i + 64] for i in range(0, len(items), 64)]
+    return len(items), iter(examples.loader(lists, room.recipe.data.workers))
+
+
+def cached_teacher(folder: Path, room: Classroom, source: TeacherSource, paths: list[str], *, write: bool) -> CachedTeacher:
+    """Open the cache in `folder`, writing it first where there is none and `write` says so.
+
+    Raises UserError for a cache of another teacher, split, vocabulary or preprocessing.
+    """
+    identity = cache_identity(room, source, ["logits", *paths])
+    state = PartialState()
+    if write and not (folder / "manifest.json").exists() and state.is_main_process:
+        _, batches = every_view(room)
+        on_device = (batch.to(state.device) for batch in batches)
+        write_cache(folder, source.to(state.device), on_device, identity, token_axes={path: token_axes(path) for path in paths})
+    state.wait_for_everyone()
+    return CachedTeacher.open(folder, identity)

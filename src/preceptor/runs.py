@@ -1,0 +1,143 @@
+"""A recipe from start to report: teacher, student alone, distilled student, and how they compare."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+
+from preceptor.config import Recipe, dump_recipe
+from preceptor.data.read import read_data
+from preceptor.evaluate.run import read_predictions, versions
+from preceptor.evaluate.statistics import mcnemar, paired_bootstrap
+from preceptor.methods.build import cached_teacher, online_teacher
+from preceptor.methods.mhkd import Lesson
+from preceptor.stage import Classroom, train_stage
+from preceptor.train.checkpoint import write_text
+
+log = logging.getLogger("preceptor")
+
+
+def open_classroom(recipe: Recipe) -> Classroom:
+    """Read the data of a recipe; on several processes the first one goes ahead, in case data are generated."""
+    with PartialState().main_process_first():
+        return Classroom(recipe, read_data(recipe.data, recipe.output_folder / "data"))
+
+
+def teacher_folders(recipe: Recipe) -> list[Path]:
+    """Return the folders of the runs that teach."""
+    if recipe.method.teaching.runs:
+        return [Path(run) for run in recipe.method.teaching.runs]
+    names = ["teacher", *(f"teacher-{number}" for number in range(2, recipe.teacher.members + 1))]
+    return [recipe.output_folder / name for name in names]
+
+
+def make_teacher(recipe: Recipe, room: Classroom, *, write_cache: bool = True):
+    """Return (teacher, its model configuration) of the distilled stage; (None, None) for a moving average."""
+    teaching = recipe.method.teaching
+    if teaching.kind == "ema":
+        return None, None
+    layers = recipe.student.model.layers
+    source, config = online_teacher(teacher_folders(recipe), recipe.method, layers)
+    if teaching.kind == "online":
+        return source, config
+    folder = Path(teaching.cache) if teaching.cache else recipe.output_folder / "teacher-cache"
+    paths = Lesson(recipe.method, layers, config.layers).teacher_paths
+    return cached_teacher(folder, room, source, paths, write=write_cache), config
+
+
+def run_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Run the stages of a recipe, each resumable, and write results and report; return the results.
+
+    A recipe of one stage writes straight into its output folder, one of several a folder per stage.
+    """
+    root = recipe.output_folder
+    state = PartialState()
+    root.mkdir(parents=True, exist_ok=True)
+    logged = logging.FileHandler(root / "log.txt", encoding="utf-8") if state.is_main_process else None
+    if logged:
+        logged.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(logged)
+    try:
+        room = open_classroom(recipe)
+        for note in room.data.notes:
+            log.info(note)
+        several = len(recipe.stages) > 1 or (recipe.teacher.members > 1 and "teacher" in recipe.stages)
+        stages = {}
+        for name, train in _stages(recipe, room).items():
+            log.info("stage %s", name)
+            stages[name] = train(root / name if several else root)
+        if not several:
+            results = next(iter(stages.values()))
+        else:
+            last = stages[list(stages)[-1]]
+            results = {"protocols": last["protocols"], "stages": stages, "comparison": compare_stages(root, stages)}
+            results |= {"seed": recipe.seed, "versions": versions(), "data": last["data"], "notes": last["notes"]}
+            results |= {key: last[key] for key in ("parameters", "latency_ms")}
+        if state.is_main_process:
+            from preceptor.report.page import write_report
+
+            write_text(root / "recipe.yaml", dump_recipe(recipe))
+            write_text(root / "results.json", json.dumps(results, indent=1))
+            write_report(root, data=room.data, recipe=recipe)
+        state.wait_for_everyone()
+        return results
+    finally:
+        if logged:
+            log.removeHandler(logged)
+            logged.close()
+
+
+def _stages(recipe: Recipe, room: Classroom) -> dict[str, Callable[[Path], dict[str, Any]]]:
+    """Return the trainings of a recipe in their order, by the name of their folder."""
+    found: dict[str, Callable[[Path], dict[str, Any]]] = {}
+    for stage in recipe.stages:
+        if stage == "teacher":
+            for number in range(recipe.teacher.members):
+                name = "teacher" if number == 0 else f"teacher-{number + 1}"
+                seed = recipe.seed + 1000 * number
+                found[name] = lambda folder, name=name, seed=seed: train_stage(name, folder, room, recipe.teacher, seed=seed)
+        elif stage == "alone":
+            found[stage] = lambda folder: train_stage("alone", folder, room, recipe.student, seed=recipe.seed)
+        else:
+            found[stage] = lambda folder: _distil(recipe, room, folder)
+    return found
+
+
+def _distil(recipe: Recipe, room: Classroom, folder: Path) -> dict[str, Any]:
+    teacher, config = make_teacher(recipe, room)
+    if teacher is not None:
+        teacher = teacher.to(PartialState().device)
+    return train_stage(
+        "distilled", folder, room, recipe.student, seed=recipe.seed, method=recipe.method, teacher=teacher,
+        teacher_config=config, ema=recipe.method.teaching.kind == "ema",
+    )  # fmt: skip
+
+
+def compare_stages(root: Path, stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return per protocol the paired difference of distilled and undistilled student, and the share of the teacher's
+    accuracy that the distilled student keeps."""
+    found: dict[str, dict[str, Any]] = {}
+    if "distilled" not in stages:
+        return found
+    for protocol, scores in stages["distilled"]["protocols"].items():
+        entry: dict[str, Any] = {}
+        if "alone" in stages:
+            distilled, alone = (
+                np.array([row["correct"] for row in sorted(read_predictions(root / name, protocol), key=lambda r: r["id"])])
+                for name in ("distilled", "alone")
+            )
+            interval = paired_bootstrap(distilled, alone)
+            entry["distilled - alone"] = {
+                "difference": interval.mean, "low": interval.low, "high": interval.high, "p": mcnemar(distilled, alone),
+                "n": len(alone), "interval": "95 %, paired bootstrap over questions, one seed",
+            }  # fmt: skip
+        if "teacher" in stages and stages["teacher"]["protocols"][protocol]["accuracy"]:
+            entry["distilled / teacher"] = scores["accuracy"] / stages["teacher"]["protocols"][protocol]["accuracy"]
+        found[protocol] = entry
+    return found

@@ -1,0 +1,132 @@
+"""What the verbs beside `train` do with a run: evaluate, answer, cache, check, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from preceptor.config import DataConfig, Recipe, load_recipe
+from preceptor.data.check import check_data
+from preceptor.data.examples import VqaExamples
+from preceptor.data.images import load_image
+from preceptor.data.read import read_data
+from preceptor.data.table import read_table
+from preceptor.errors import UserError
+from preceptor.evaluate.protocols import protocol_named
+from preceptor.evaluate.run import evaluate_bundle, write_predictions
+from preceptor.models.bundle import VqaBundle, student_folder
+from preceptor.train.checkpoint import write_text
+from preceptor.types import Batch, Sample
+
+
+def evaluate_run(run: Path, overrides: list[str], protocol: str | None, output: Path | None) -> dict[str, Any]:
+    """Score a run's model on its own or other data; the predictions go to `output` or beside the model's stage."""
+    folder = student_folder(run)
+    recipe = load_recipe(str(_stage(folder)), overrides)
+    data = read_data(recipe.data, recipe.output_folder / "data")
+    bundle = VqaBundle.load(folder)
+    only = [protocol_named(data, protocol)] if protocol else None
+    results, rows = evaluate_bundle(bundle, data, recipe.data, only=only)
+    target = output or _stage(folder)
+    write_predictions(target, rows)
+    if output:
+        write_text(output / "results.json", json.dumps(results, indent=1))
+    return {"stage": _stage(folder).name, **results, "parameters": bundle.model.parameter_count()}
+
+
+def _stage(student: Path) -> Path:
+    stage = student.parent
+    if not (stage / "recipe.yaml").is_file():
+        raise UserError(f"{stage} has no recipe.yaml, so the data that {student} was made for are not known")
+    return stage
+
+
+def _answers(bundle: VqaBundle, batch: Batch, top: int) -> list[dict[str, Any]]:
+    with torch.inference_mode():
+        logits = bundle.model(batch["pixels"], batch["input_ids"], batch["attention_mask"]).logits
+    probabilities, classes = logits.softmax(-1).topk(min(top, len(bundle.vocabulary)))
+    return [
+        {"id": name, "answers": [{"answer": bundle.vocabulary.answers[c], "probability": p} for c, p in zip(cs, ps, strict=True)]}
+        for name, cs, ps in zip(batch.ids, classes.tolist(), probabilities.tolist(), strict=True)
+    ]  # fmt: skip
+
+
+def answer_image(run: Path, image: Path, question: str, top: int) -> dict[str, Any]:
+    """Return the `top` answers to a question about an image file."""
+    if not question.strip():
+        raise UserError("--question is empty")
+    load_image(image)  # a broken file is named before the model is loaded
+    bundle = VqaBundle.load(run)
+    sample = Sample("question", image, question, ("",), "open", "", "test")
+    examples = VqaExamples([sample], bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, DataConfig())
+    return _answers(bundle, next(iter(examples.loader([[0]]))), top)[0]
+
+
+def answer_table(run: Path, table: Path, output: Path | None, top: int) -> list[dict[str, Any]]:
+    """Answer every question of a table, whatever its part; written as JSON lines to `output` if given."""
+    bundle = VqaBundle.load(run)
+    samples = read_table(table).samples
+    examples = VqaExamples(samples, bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, DataConfig())
+    lists = [list(range(i, min(i + 64, len(samples)))) for i in range(0, len(samples), 64)]
+    rows = [row for batch in examples.loader(lists) for row in _answers(bundle, batch, top)]
+    if output is not None:
+        write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return rows
+
+
+def cache_run(recipe: Recipe, share: float) -> dict[str, Any]:
+    """Write the teacher's cache of a recipe if it is not there, and recompute a share of it."""
+    from preceptor.methods.build import cached_teacher, every_view, online_teacher
+    from preceptor.methods.mhkd import Lesson
+    from preceptor.runs import open_classroom, teacher_folders
+    from preceptor.teachers.cache import verify
+
+    if recipe.method.teaching.kind == "ema":
+        raise UserError("method.teaching.kind=ema has no teacher to cache; use cached or online")
+    if recipe.data.augment.enabled and recipe.data.augment.views < 1:
+        raise UserError("a cache cannot hold endless augmentation views: set data.augment.views=N, or data.augment.enabled=false")
+    room = open_classroom(recipe)
+    layers = recipe.student.model.layers
+    source, config = online_teacher(teacher_folders(recipe), recipe.method, layers)
+    folder = Path(recipe.method.teaching.cache or recipe.output_folder / "teacher-cache")
+    paths = Lesson(recipe.method, layers, config.layers).teacher_paths
+    cached = cached_teacher(folder, room, source, paths, write=True)
+    rows, batches = every_view(room)
+    report = {"folder": str(folder), "rows": rows, "checked": 0, "worst": 0.0, "mismatches": []}
+    if share > 0:
+        checked = verify(cached, source, batches, fraction=share, seed=recipe.seed)
+        report |= {"checked": checked.checked, "worst": checked.worst, "mismatches": checked.mismatched}
+    return report
+
+
+def check_run(name: str, overrides: list[str]) -> dict[str, Any]:
+    """Return what `doctor` finds in the data of a recipe, a run or a table."""
+    path = Path(name)
+    if path.suffix in (".csv", ".jsonl"):
+        data = read_table(path)
+    else:
+        recipe = load_recipe(name, overrides)
+        data = read_data(recipe.data, recipe.output_folder / "data")
+    findings = [{"ids": list(f.ids), "file": str(f.file or ""), "reason": f.reason} for f in check_data(data)]
+    return {
+        "name": data.name, "split": data.split, "notes": data.notes,
+        "rows": {part: len(data.part(part)) for part in ("train", "validation", "test")},
+        "images": len({sample.image for sample in data.samples}), "findings": findings,
+    }  # fmt: skip
+
+
+def report_run(run: Path) -> Path:
+    """Write a run's report page from what lies in its folder."""
+    from preceptor.report.page import write_report
+
+    if not (run / "results.json").is_file():
+        raise UserError(f"{run} has no results.json; `preceptor train` writes it when a run is finished")
+    recipe = load_recipe(str(run))
+    try:
+        data = read_data(recipe.data, recipe.output_folder / "data")
+    except UserError:
+        data = None  # the page is then written without the questions' images
+    return write_report(run, data=data, recipe=recipe)

@@ -1,0 +1,166 @@
+"""One stage of a recipe: a model trained, chosen by validation, evaluated and written as a run folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from preceptor.config import MhkdConfig, Recipe, RunModelConfig, differences, dump_recipe
+from preceptor.data.answers import AnswerVocabulary
+from preceptor.data.examples import Preprocessing, VqaExamples
+from preceptor.evaluate.run import (
+    accuracy,
+    evaluate_bundle,
+    latency_ms,
+    machine,
+    predict_part,
+    versions,
+    write_predictions,
+)
+from preceptor.methods.mhkd import MhkdTask
+from preceptor.models.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
+from preceptor.train.checkpoint import write_text
+from preceptor.train.loop import Job, fit
+from preceptor.types import Task, TeacherSource, VqaData
+
+
+@dataclass
+class Classroom:
+    """What all stages of a recipe share: data, tokens, answer classes."""
+
+    recipe: Recipe
+    data: VqaData
+
+    @cached_property
+    def vocabulary(self) -> AnswerVocabulary:
+        config = self.recipe.data
+        return AnswerVocabulary.build(self.data.part("train"), config.normaliser, config.minimum_answer_count)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The teacher's tokens, for the student too: hidden layers can only be compared token by token."""
+        questions = [sample.question for sample in self.data.part("train")]
+        runs = self.recipe.method.teaching.runs
+        if runs:
+            return VqaBundle.load(Path(runs[0])).tokenizer
+        config = self.recipe.teacher.model
+        return choose_tokenizer(config, questions, allow_downloads=self.recipe.allow_downloads)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        config = self.recipe.teacher.model
+        return choose_preprocessing(config, self.recipe.data, allow_downloads=self.recipe.allow_downloads)
+
+    def bundle(self, config: RunModelConfig, seed: int) -> VqaBundle:
+        """Return a new model of these classes and tokens."""
+        return build_bundle(
+            config.model, self.tokenizer, self.preprocessing, self.vocabulary, seed=seed,
+            allow_downloads=self.recipe.allow_downloads, trust_remote_code=self.recipe.trust_remote_code,
+        )  # fmt: skip
+
+    def training_examples(self, seed: int) -> VqaExamples:
+        return VqaExamples(
+            self.data.part("train"), self.tokenizer, self.vocabulary, self.preprocessing, self.recipe.data,
+            augmented=True, seed=seed,
+        )  # fmt: skip
+
+    def identity(self, config: RunModelConfig, seed: int, method: MhkdConfig | None) -> dict[str, Any]:
+        """Return what must not change when a stage is resumed."""
+        data = self.recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_image_bytes", "max_image_pixels"})
+        found: dict[str, Any] = {
+            "data": {**data, "rows": self.data.fingerprint(), "answers": self.vocabulary.fingerprint()},
+            "seed": seed,
+            "model": config.model.model_dump(mode="json"),
+            "train": config.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
+        }
+        if method is not None:
+            found["method"] = method.model_dump(mode="json")
+        return json.loads(json.dumps(found))
+
+
+def train_stage(
+    name: str,
+    folder: Path,
+    room: Classroom,
+    config: RunModelConfig,
+    *,
+    seed: int,
+    method: MhkdConfig | None = None,
+    teacher: TeacherSource | None = None,
+    teacher_config: Any = None,
+    ema: bool = False,
+) -> dict[str, Any]:
+    """Train a model into `folder` (or go on where it was stopped), evaluate it and return its results.
+
+    Without `method` the model learns from labels alone. A finished stage is read back, not trained again.
+    """
+    from preceptor.methods.build import ema_teacher
+    from preceptor.report.card import model_card
+
+    recipe, data = room.recipe, room.data
+    state = PartialState()
+    if recipe.resume == "never" and state.is_main_process:
+        for part in ("checkpoints", "student", "predictions"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        for part in ("metrics.jsonl", "results.json", "report.html"):
+            (folder / part).unlink(missing_ok=True)
+    state.wait_for_everyone()
+    bundle = room.bundle(config, seed)
+    lessons = method or MhkdConfig(label=recipe.method.label)
+    if ema:
+        teacher, teacher_config = ema_teacher(bundle.model, lessons), bundle.model.config
+    task = MhkdTask(
+        bundle.model, lessons, pretrained=bundle.pretrained, teacher=teacher, teacher_config=teacher_config, seed=seed
+    )
+    train = room.training_examples(seed)
+    held_out = VqaExamples(data.part("validation"), bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, recipe.data)
+
+    def validate(task: Task) -> dict[str, float]:
+        return {"score": accuracy(held_out, predict_part(bundle.model, held_out), bundle.vocabulary.normaliser)}
+
+    def export(task: Task, target: Path) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        bundle.save(target)
+
+    if state.is_main_process:
+        write_text(folder / "recipe.yaml", dump_recipe(recipe))
+    job = Job(
+        folder=folder, loader=lambda batches: train.loader(batches, recipe.data.workers), samples=len(train),
+        validate=validate, export=export, identity=room.identity(config, seed, method), differences=differences,
+        seed=seed, skip_limit=recipe.data.skip_limit, resume=recipe.resume == "auto", title=name,
+    )  # fmt: skip
+    progress = fit(task, job, config.train)
+    best = VqaBundle.load(folder / "student")
+    best.model.to(state.device)
+    results, rows = evaluate_bundle(best, data, recipe.data)
+    results = {"stage": name, **results}
+    results |= {
+        "provenance": bundle.provenance,
+        "parameters": best.model.parameter_count(),
+        "latency_ms": latency_ms(best, data, recipe.data, recipe.report.latency_questions),
+        "latency": f"model alone, one question at a time, {best.model.dtype}, median".replace("torch.", ""),
+        "seed": seed,
+        "versions": versions(),
+        "machine": machine(),
+        "data": {
+            "name": data.name, "split": data.split, "sha256": data.fingerprint(),
+            **{part: len(data.part(part)) for part in ("train", "validation", "test")},
+        },
+        "training": {
+            "steps": progress.step, "best_step": progress.best_step, "seconds": round(progress.seconds, 1),
+            "samples_per_second": round(progress.step * config.train.batch_size / max(1e-9, progress.seconds), 1),
+            "skipped": progress.skipped, "validations": progress.validations,
+        },
+    }  # fmt: skip
+    if state.is_main_process:
+        write_predictions(folder, rows)
+        write_text(folder / "student" / "README.md", model_card(results, recipe))
+        write_text(folder / "results.json", json.dumps(results, indent=1))
+    state.wait_for_everyone()
+    return results
