@@ -72,7 +72,11 @@ def main() -> None:
     for name, values in times.items():
         middle = statistics.median(values)
         print(f"{name:11s} {1000 * middle:7.1f} ms a step   ratio {middle / plain:.3f}")
-    print(json.dumps({"recipe": args.recipe, "batch": config.batch_size, "bf16": native_bf16(), **machine(), **versions()}))
+    print(
+        json.dumps(
+            {"recipe": args.recipe, "batch": config.batch_size, "bf16": native_bf16(), **machine(), **versions()}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def run(output: Path, args: argparse.Namespace) -> None:
         folder = output / f"teacher-{number}"
         teachers.append(str(folder))
         if not (folder / "results.json").exists():
-            run_recipe(load_recipe(args.recipe, [*common, f"output={folder}", f"seed={1000 + number}", "stages=[teacher]"]))
+            run_recipe(
+                load_recipe(args.recipe, [*common, f"output={folder}", f"seed={1000 + number}", "stages=[teacher]"])
+            )
     taught = [f"method.teaching.runs={json.dumps(teachers)}", "method.teaching.kind=cached"]
     taught += [f"method.teaching.cache={output / f'cache-{args.variant}'}"]
     variant = VARIANTS[args.variant]
@@ -69,7 +71,9 @@ def table(output: Path) -> None:
     from preceptor.evaluate.statistics import mean_interval, paired_bootstrap_runs
 
     def hits(folder: Path, protocol: str) -> np.ndarray:
-        return np.array([row["correct"] for row in sorted(read_predictions(folder, protocol), key=lambda row: row["id"])])
+        return np.array(
+            [row["correct"] for row in sorted(read_predictions(folder, protocol), key=lambda row: row["id"])]
+        )
 
     def results(folder: Path) -> dict:
         return json.loads((folder / "results.json").read_text())
@@ -78,14 +82,16 @@ def table(output: Path) -> None:
     first = results(next(iter(sorted(output.glob("teacher-*")))))
     for protocol in first["protocols"]:
         print(f"\n### {protocol}\n")
-        print("| model | seeds | validation | accuracy (95 % interval over seeds) | open | closed | minus alone (95 %) |")
+        print(
+            "| model | seeds | validation | accuracy (95 % interval over seeds) | open | closed | minus alone (95 %) |"
+        )
         print("|---|---|---|---|---|---|---|")
         for folder in sorted(output.glob("teacher-*")):
             r = results(folder)
             s = r["protocols"][protocol]
             best = max(v["score"] for v in r["training"]["validations"])
-            print(f"| {folder.name} ({r['parameters'] / 1e6:.1f} M) | 1 | {100 * best:.1f} | {100 * s['accuracy']:.1f} | "
-                  f"{100 * s['open']:.1f} | {100 * s['closed']:.1f} | |")  # fmt: skip
+            print(f"| {folder.name} ({r['parameters'] / 1e6:.1f} M) | 1 | {100 * best:.1f} | {100 * s['accuracy']:.1f} "
+                  f"| {100 * s['open']:.1f} | {100 * s['closed']:.1f} | |")  # fmt: skip
         for name in ["alone", *names]:
             seeds = sorted(int(p.parent.name.rsplit("-seed", 1)[1]) for p in output.glob(f"{name}-seed*/results.json"))
             if not seeds:

@@ -20,8 +20,10 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="List the shipped recipes, or show one.", rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of the recipe to change.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of the recipe to change.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 Output = Annotated[Path | None, typer.Option(help="Where to write.")]
 
@@ -228,13 +230,16 @@ def doctor(
         for note in document["notes"]:
             print(f"note: {note}")
         if document["findings"]:
-            rows = [[f["file"] or ", ".join(f["ids"][:5]), f["reason"], str(len(f["ids"]))] for f in document["findings"]]
-            _table("findings", ["where", "what", "rows"], rows)
+            rows = [
+                [f["file"] or ", ".join(f["ids"][:5]), f["reason"], str(len(f["ids"])), f["severity"]]
+                for f in document["findings"]
+            ]
+            _table("findings", ["where", "what", "rows", "severity"], rows)
         else:
             print("nothing found")
 
     _say(report, as_json, show)
-    if report["findings"]:
+    if any(finding["severity"] == "error" for finding in report["findings"]):
         raise typer.Exit(1)
 
 

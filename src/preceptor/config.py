@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -47,7 +48,7 @@ class PhantomConfig(Section):
 class DataConfig(Section):
     name: Literal["phantom", "vqa-rad", "table"] = "phantom"
     root: str | None = None
-    """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Phantoms are made where none is given."""
+    """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Without one, phantoms are made."""
     split: str | None = None
     """VQA-RAD: clean (default), published, no_frames."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
@@ -132,7 +133,7 @@ class ModelConfig(Section):
     heads: Positive = 4
     dropout: Fraction = 0.1
     init: str | None = None
-    """A run or student folder whose weights start this model; tensors of another shape (the answer head) start afresh."""
+    """A run or student folder whose weights start this model; tensors of another shape (the answers) start afresh."""
 
     @model_validator(mode="after")
     def _heads(self) -> ModelConfig:
@@ -347,10 +348,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"the value of override {override!r} is not valid YAML: {error}") from error
     if isinstance(value, str):
         # YAML 1.1 reads 1e-4 as a text; a user means the number.
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value) if "e" in value.lower() else value
-        except ValueError:
-            pass
     *parents, last = key.split(".")
     node = raw
     for parent in parents:

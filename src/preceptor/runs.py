@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,11 @@ def _stages(recipe: Recipe, room: Classroom) -> dict[str, Callable[[Path], dict[
             for number in range(recipe.teacher.members):
                 name = "teacher" if number == 0 else f"teacher-{number + 1}"
                 seed = recipe.seed + 1000 * number
-                found[name] = lambda folder, name=name, seed=seed: train_stage(name, folder, room, recipe.teacher, seed=seed)
+                found[name] = partial(train_stage, name, room=room, config=recipe.teacher, seed=seed)
         elif stage == "alone":
-            found[stage] = lambda folder: train_stage("alone", folder, room, recipe.student, seed=recipe.seed)
+            found[stage] = partial(train_stage, stage, room=room, config=recipe.student, seed=recipe.seed)
         else:
-            found[stage] = lambda folder: _distil(recipe, room, folder)
+            found[stage] = partial(_distil, recipe, room)
     return found
 
 
@@ -129,7 +130,9 @@ def compare_stages(root: Path, stages: dict[str, dict[str, Any]]) -> dict[str, d
         entry: dict[str, Any] = {}
         if "alone" in stages:
             distilled, alone = (
-                np.array([row["correct"] for row in sorted(read_predictions(root / name, protocol), key=lambda r: r["id"])])
+                np.array(
+                    [row["correct"] for row in sorted(read_predictions(root / name, protocol), key=lambda r: r["id"])]
+                )
                 for name in ("distilled", "alone")
             )
             interval = paired_bootstrap(distilled, alone)

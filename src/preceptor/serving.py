@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from preceptor.config import DataConfig, Recipe, load_recipe
-from preceptor.data.check import check_data
+from preceptor.data.check import check_data, check_images
 from preceptor.data.examples import VqaExamples
 from preceptor.data.images import load_image
 from preceptor.data.read import read_data
@@ -87,7 +87,9 @@ def cache_run(recipe: Recipe, share: float) -> dict[str, Any]:
     if recipe.method.teaching.kind == "ema":
         raise UserError("method.teaching.kind=ema has no teacher to cache; use cached or online")
     if recipe.data.augment.enabled and recipe.data.augment.views < 1:
-        raise UserError("a cache cannot hold endless augmentation views: set data.augment.views=N, or data.augment.enabled=false")
+        raise UserError(
+            "a cache cannot hold endless augmentation views: set data.augment.views=N, or data.augment.enabled=false"
+        )
     room = open_classroom(recipe)
     layers = recipe.student.model.layers
     source, config = online_teacher(teacher_folders(recipe), recipe.method, layers)
@@ -110,7 +112,10 @@ def check_run(name: str, overrides: list[str]) -> dict[str, Any]:
     else:
         recipe = load_recipe(name, overrides)
         data = read_data(recipe.data, recipe.output_folder / "data")
-    findings = [{"ids": list(f.ids), "file": str(f.file or ""), "reason": f.reason} for f in check_data(data)]
+    findings = [
+        {"severity": f.severity, "ids": list(f.sample_ids), "file": f.file.name if f.file else "", "reason": f.reason}
+        for f in [*check_images(data.samples), *check_data(data)]
+    ]
     return {
         "name": data.name, "split": data.split, "notes": data.notes,
         "rows": {part: len(data.part(part)) for part in ("train", "validation", "test")},

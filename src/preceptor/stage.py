@@ -72,7 +72,9 @@ class Classroom:
 
     def identity(self, config: RunModelConfig, seed: int, method: MhkdConfig | None) -> dict[str, Any]:
         """Return what must not change when a stage is resumed."""
-        data = self.recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_image_bytes", "max_image_pixels"})
+        data = self.recipe.data.model_dump(
+            mode="json", exclude={"root", "workers", "max_image_bytes", "max_image_pixels"}
+        )
         found: dict[str, Any] = {
             "data": {**data, "rows": self.data.fingerprint(), "answers": self.vocabulary.fingerprint()},
             "seed": seed,
@@ -119,7 +121,9 @@ def train_stage(
         bundle.model, lessons, pretrained=bundle.pretrained, teacher=teacher, teacher_config=teacher_config, seed=seed
     )
     train = room.training_examples(seed)
-    held_out = VqaExamples(data.part("validation"), bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, recipe.data)
+    held_out = VqaExamples(
+        data.part("validation"), bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, recipe.data
+    )
 
     def validate(task: Task) -> dict[str, float]:
         return {"score": accuracy(held_out, predict_part(bundle.model, held_out), bundle.vocabulary.normaliser)}

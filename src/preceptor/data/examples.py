@@ -54,7 +54,14 @@ def augment(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) 
     scale = 1 / (1 + rng.uniform(-config.scale, config.scale))
     dx, dy = rng.uniform(-config.shift, config.shift, 2) * size
     c, s, middle = math.cos(angle) * scale, math.sin(angle) * scale, (size - 1) / 2
-    matrix = (c, s, middle - c * (middle + dx) - s * (middle + dy), -s, c, middle + s * (middle + dx) - c * (middle + dy))
+    matrix = (
+        c,
+        s,
+        middle - c * (middle + dx) - s * (middle + dy),
+        -s,
+        c,
+        middle + s * (middle + dx) - c * (middle + dy),
+    )
     turned = Image.fromarray(image).transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     contrast = 1 + rng.uniform(-config.contrast, config.contrast)
     brightness = rng.uniform(-config.brightness, config.brightness) * 255
@@ -86,7 +93,9 @@ class VqaExamples(Dataset):
         self.labels = [vocabulary.encode(sample.answers) for sample in self.samples]
         questions = [sample.question for sample in self.samples]
         limit = preprocessing.max_question_tokens
-        self.tokens: list[list[int]] = tokenizer(questions, truncation=True, max_length=limit)["input_ids"] if questions else []
+        self.tokens: list[list[int]] = (
+            tokenizer(questions, truncation=True, max_length=limit)["input_ids"] if questions else []
+        )
         self.pad = tokenizer.pad_token_id or 0
         self._images: dict[str, np.ndarray] = {}
         self._hashes: dict[str, str] = {}

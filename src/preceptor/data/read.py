@@ -17,7 +17,9 @@ def read_data(config: DataConfig, scratch: Path) -> VqaData:
     Raises UserError where the root is missing or is not the data set that its name says.
     """
     if config.split is not None and config.name != "vqa-rad":
-        raise UserError(f"data.split={config.split!r} is for vqa-rad; data.name={config.name} names its parts in its table")
+        raise UserError(
+            f"data.split={config.split!r} is for vqa-rad; data.name={config.name} names its parts in its table"
+        )
     if config.name == "phantom":
         data = _phantom(config, scratch)
     elif config.name == "table":
@@ -25,7 +27,9 @@ def read_data(config: DataConfig, scratch: Path) -> VqaData:
 
         if config.root is None:
             raise UserError("data.name=table needs data.root=FILE, a CSV or JSONL file with image, question, answer")
-        data = read_table(Path(config.root))
+        data = read_table(
+            Path(config.root), validation_fraction=config.validation_fraction, seed=config.split_seed
+        )
     else:
         from preceptor.data.vqa_rad import read_vqa_rad
 
@@ -64,4 +68,6 @@ def _root(config: DataConfig, folder: str) -> Path:
         return Path(config.root)
     if shared := os.environ.get("PRECEPTOR_DATA"):
         return Path(shared) / folder
-    raise UserError(f"data.name={config.name} needs data.root=FOLDER, or PRECEPTOR_DATA set to the folder above {folder}/")
+    raise UserError(
+        f"data.name={config.name} needs data.root=FOLDER, or PRECEPTOR_DATA set to the folder above {folder}/"
+    )

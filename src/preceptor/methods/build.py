@@ -63,7 +63,9 @@ def every_view(room: Classroom) -> tuple[int, Iterator[Batch]]:
     return len(items), iter(examples.loader(lists, room.recipe.data.workers))
 
 
-def cached_teacher(folder: Path, room: Classroom, source: TeacherSource, paths: list[str], *, write: bool) -> CachedTeacher:
+def cached_teacher(
+    folder: Path, room: Classroom, source: TeacherSource, paths: list[str], *, write: bool
+) -> CachedTeacher:
     """Open the cache in `folder`, writing it first where there is none and `write` says so.
 
     Raises UserError for a cache of another teacher, split, vocabulary or preprocessing.
@@ -73,6 +75,8 @@ def cached_teacher(folder: Path, room: Classroom, source: TeacherSource, paths: 
     if write and not (folder / "manifest.json").exists() and state.is_main_process:
         _, batches = every_view(room)
         on_device = (batch.to(state.device) for batch in batches)
-        write_cache(folder, source.to(state.device), on_device, identity, token_axes={path: token_axes(path) for path in paths})
+        write_cache(
+            folder, source.to(state.device), on_device, identity, token_axes={path: token_axes(path) for path in paths}
+        )
     state.wait_for_everyone()
     return CachedTeacher.open(folder, identity)

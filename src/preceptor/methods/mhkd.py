@@ -90,6 +90,8 @@ def teacher_forward(paths: list[str]) -> Callable[[nn.Module, Batch], TeacherSig
 class MhkdTask(Task):
     """A student, its projectors and, unless it learns from labels alone, its teacher."""
 
+    student: VqaTransformer
+
     def __init__(
         self,
         student: VqaTransformer,
@@ -111,10 +113,10 @@ class MhkdTask(Task):
         self.lesson: Lesson | None = None
         if teacher is not None:
             own = student.config
-            if list(own.id2label.values()) != list(teacher_config.id2label.values()):
+            if own.answers != teacher_config.answers:
                 raise UserError(
-                    f"the teacher knows {teacher_config.num_labels} answers and the student {own.num_labels}, or in another "
-                    "order; both must be trained on the same data and split (data.name, data.split, data.train_share)"
+                    f"the teacher knows {teacher_config.num_labels} answers and the student {own.num_labels}, or in "
+                    "another order; both must be trained on the same data and split (data.name, data.split, data.train_share)"
                 )
             self.lesson = Lesson(config, own.layers, teacher_config.layers)
             self.taps = Taps(student, self.lesson.student_paths) if self.lesson.student_paths else None
@@ -144,7 +146,9 @@ class MhkdTask(Task):
             loss.add("output", kl, self._weight(c.output))
         for name in lesson.embedding:
             mask = batch["attention_mask"] if name == "embed_question" else None
-            distance = self._distance(c.embedding.kind, f"embedding.{name}", features[name], signal.features[name], mask)
+            distance = self._distance(
+                c.embedding.kind, f"embedding.{name}", features[name], signal.features[name], mask
+            )
             loss.add(f"embedding/{name.removeprefix('embed_')}", distance, self._weight(c.embedding) / 2)
         for s, t in lesson.hidden:
             mine, theirs = features[f"fusion.{s}"], signal.features[f"fusion.{t}"]
@@ -159,7 +163,9 @@ class MhkdTask(Task):
         if lesson.relation:
             mine = features[f"fusion.{self.student.config.layers - 1}"][:, 0]
             last = max(int(path.split(".")[1]) for path in lesson.teacher_paths if path.startswith("fusion."))
-            loss.add("relation", terms.relation(mine, signal.features[f"fusion.{last}"][:, 0]), self._weight(c.relation))
+            loss.add(
+                "relation", terms.relation(mine, signal.features[f"fusion.{last}"][:, 0]), self._weight(c.relation)
+            )
         return loss
 
     def _run(self, batch: Batch):
@@ -221,8 +227,8 @@ def predict(model: VqaTransformer, batch: Batch) -> list[Prediction]:
     """Return the most probable answer class of every question."""
     logits = model(batch["pixels"], batch["input_ids"], batch["attention_mask"]).logits
     probabilities, classes = logits.softmax(-1).max(-1)
-    labels = model.config.id2label
+    answers: list[str] = model.config.answers
     return [
-        Prediction(name, labels[c], p)
+        Prediction(name, answers[c], p)
         for name, c, p in zip(batch.ids, classes.tolist(), probabilities.tolist(), strict=True)
     ]

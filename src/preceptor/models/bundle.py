@@ -44,13 +44,12 @@ class VqaBundle:
 
         folder = student_folder(folder)
         model = VqaTransformer.from_pretrained(folder, local_files_only=True)
-        config: VqaTransformerConfig = model.config
+        config = model.config
         processor = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
         preprocessing = Preprocessing(
             config.image_size, tuple(processor["image_mean"]), tuple(processor["image_std"]), config.max_question_tokens
         )
-        answers = [config.id2label[i] for i in range(config.num_labels)]
-        vocabulary = AnswerVocabulary(answers, config.normaliser)
+        vocabulary = AnswerVocabulary(config.answers, config.normaliser)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(model.eval(), tokenizer, preprocessing, vocabulary, dict(config.preceptor.get("provenance", {})))
 
@@ -193,7 +192,9 @@ def build_bundle(
             "hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": 0.0,
             "pad_token_id": tokenizer.pad_token_id or 0,
         }  # fmt: skip
-        wanted = f" ({', '.join(map(_public_name, config.text.pretrained))} not found)" if config.text.pretrained else ""
+        wanted = (
+            f" ({', '.join(map(_public_name, config.text.pretrained))} not found)" if config.text.pretrained else ""
+        )
         provenance["text"] = f"from scratch{wanted}"
     if config.vision.pretrained:
         source = _need(config.vision.pretrained, "vision", allow_downloads)

@@ -50,6 +50,12 @@ class VqaTransformerConfig(PretrainedConfig):
         self.preceptor = preceptor or {}
         super().__init__(**kwargs)
 
+    @property
+    def answers(self) -> list[str]:
+        """The answer classes in the order of the logits."""
+        labels: dict[Any, str] = dict(self.id2label or {})
+        return [labels[i] for i in range(len(labels))]
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention whose maps pass through `probabilities`, a module, so that they can be tapped."""
@@ -100,7 +106,7 @@ class VqaTransformer(PreTrainedModel):
     """The network. Taps: `embed_image` (B, I, D), `embed_question` (B, Q, D), `fusion.N` (B, L, D),
     `fusion.N.attention.probabilities` (B, H, L, L)."""
 
-    config_class = VqaTransformerConfig
+    config_class = VqaTransformerConfig  # type: ignore[misc]
     base_model_prefix = ""
     main_input_name = "pixels"
     _tied_weights_keys: ClassVar[dict[str, str]] = {}
@@ -109,7 +115,9 @@ class VqaTransformer(PreTrainedModel):
         super().__init__(config)
         from transformers import AutoConfig, AutoModel
 
-        self.vision = ConvVision(config.vision) if config.vision["kind"] == "conv" else TransformersVision(config.vision)
+        self.vision = (
+            ConvVision(config.vision) if config.vision["kind"] == "conv" else TransformersVision(config.vision)
+        )
         text = dict(config.text)
         text_config = AutoConfig.for_model(text.pop("model_type"), **text)
         options = {"add_pooling_layer": False} if text_config.model_type in ("bert", "roberta") else {}
@@ -125,7 +133,7 @@ class VqaTransformer(PreTrainedModel):
         self.dropout = nn.Dropout(config.dropout)
         self.fusion = nn.ModuleList(FusionLayer(width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, config.num_labels)
+        self.head = nn.Linear(width, len(config.answers))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
