@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from preceptor.config import ModelConfig
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.examples import Preprocessing, pixels, resize
@@ -25,7 +26,11 @@ SMALL = {
 def bundle() -> VqaBundle:
     vocabulary = AnswerVocabulary(["yes", "no", "axial"])
     return build_bundle(
-        ModelConfig.model_validate(SMALL), make_tokenizer(QUESTIONS), Preprocessing(32, max_question_tokens=12), vocabulary, seed=3
+        ModelConfig.model_validate(SMALL),
+        make_tokenizer(QUESTIONS),
+        Preprocessing(32, max_question_tokens=12),
+        vocabulary,
+        seed=3,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 def ema_teacher(student: VqaTransformer, method: MhkdConfig) -> EmaTeacher:
     """Return a moving average of the student, to learn from itself (mean teacher)."""
     layers = student.config.layers
-    return EmaTeacher(student, teacher_forward(Lesson(method, layers, layers).teacher_paths), method.teaching.ema_decay)
+    return EmaTeacher(
+        copy.deepcopy(student), teacher_forward(Lesson(method, layers, layers).teacher_paths), method.teaching.ema_decay
+    )
 
 
 def online_teacher(folders: list[Path], method: MhkdConfig, student_layers: int) -> tuple[TeacherSource, Any]:

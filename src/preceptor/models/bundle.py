@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,20 @@ from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.examples import Preprocessing
 from preceptor.errors import UserError
 from preceptor.models.vqa_transformer import VqaTransformer, VqaTransformerConfig
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Silence transformers' progress bars, which would break our own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @dataclass
@@ -30,6 +45,7 @@ class VqaBundle:
     provenance: dict[str, str]
     pretrained: frozenset[str] = frozenset()
 
+    @no_bars()
     def save(self, folder: Path) -> None:
         """Write config.json, model.safetensors, tokenizer and image-processor files (no card)."""
         self.model.config.preceptor = {"provenance": self.provenance, "vocabulary": self.vocabulary.fingerprint()}
@@ -38,6 +54,7 @@ class VqaBundle:
         (folder / "preprocessor_config.json").write_text(json.dumps(image_processor(self.preprocessing), indent=1))
 
     @classmethod
+    @no_bars()
     def load(cls, folder: Path) -> VqaBundle:
         """Read a folder that `save` wrote. Raises UserError where it is none."""
         from transformers import AutoTokenizer
@@ -158,6 +175,7 @@ def _need(name: str, kind: str, allow_downloads: bool) -> str:
     return source
 
 
+@no_bars()
 def build_bundle(
     config: ModelConfig,
     tokenizer,
