@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+
 from preceptor.config import MhkdConfig, ModelConfig, TermConfig
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.examples import Preprocessing

@@ -12,7 +12,7 @@ C answer classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,10 +106,9 @@ class VqaTransformer(PreTrainedModel):
     """The network. Taps: `embed_image` (B, I, D), `embed_question` (B, Q, D), `fusion.N` (B, L, D),
     `fusion.N.attention.probabilities` (B, H, L, L)."""
 
-    config_class = VqaTransformerConfig  # type: ignore[misc]
+    config_class = VqaTransformerConfig  # type: ignore[misc,assignment]
     base_model_prefix = ""
     main_input_name = "pixels"
-    _tied_weights_keys: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config: VqaTransformerConfig) -> None:
         super().__init__(config)

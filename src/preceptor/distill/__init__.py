@@ -1,0 +1,1 @@
+"""Distillation: pure loss terms, taps into networks, projections between them."""
