@@ -18,7 +18,7 @@ from preceptor.evaluate.run import read_predictions, versions
 from preceptor.evaluate.statistics import mcnemar, paired_bootstrap
 from preceptor.methods.build import cached_teacher, online_teacher
 from preceptor.methods.mhkd import Lesson
-from preceptor.stage import Classroom, train_stage
+from preceptor.stage import Classroom, cache_folder, teacher_folders, train_stage
 from preceptor.train.checkpoint import write_text
 
 log = logging.getLogger("preceptor")
@@ -30,14 +30,6 @@ def open_classroom(recipe: Recipe) -> Classroom:
         return Classroom(recipe, read_data(recipe.data, recipe.output_folder / "data"))
 
 
-def teacher_folders(recipe: Recipe) -> list[Path]:
-    """Return the folders of the runs that teach."""
-    if recipe.method.teaching.runs:
-        return [Path(run) for run in recipe.method.teaching.runs]
-    names = ["teacher", *(f"teacher-{number}" for number in range(2, recipe.teacher.members + 1))]
-    return [recipe.output_folder / name for name in names]
-
-
 def make_teacher(recipe: Recipe, room: Classroom, *, write_cache: bool = True):
     """Return (teacher, its model configuration) of the distilled stage; (None, None) for a moving average."""
     teaching = recipe.method.teaching
@@ -47,9 +39,8 @@ def make_teacher(recipe: Recipe, room: Classroom, *, write_cache: bool = True):
     source, config = online_teacher(teacher_folders(recipe), recipe.method, layers)
     if teaching.kind == "online":
         return source, config
-    folder = Path(teaching.cache) if teaching.cache else recipe.output_folder / "teacher-cache"
     paths = Lesson(recipe.method, layers, config.layers).teacher_paths
-    return cached_teacher(folder, room, source, paths, write=write_cache), config
+    return cached_teacher(cache_folder(recipe), room, source, paths, write=write_cache), config
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -102,7 +93,7 @@ def _stages(recipe: Recipe, room: Classroom) -> dict[str, Callable[[Path], dict[
             for number in range(recipe.teacher.members):
                 name = "teacher" if number == 0 else f"teacher-{number + 1}"
                 seed = recipe.seed + 1000 * number
-                found[name] = partial(train_stage, name, room=room, config=recipe.teacher, seed=seed)
+                found[name] = partial(train_stage, stage, room=room, config=recipe.teacher, seed=seed, title=name)
         elif stage == "alone":
             found[stage] = partial(train_stage, stage, room=room, config=recipe.student, seed=recipe.seed)
         else:

@@ -48,10 +48,12 @@ def _answers(bundle: VqaBundle, batch: Batch, top: int) -> list[dict[str, Any]]:
     with torch.inference_mode():
         logits = bundle.model(batch["pixels"], batch["input_ids"], batch["attention_mask"]).logits
     probabilities, classes = logits.softmax(-1).topk(min(top, len(bundle.vocabulary)))
-    return [
-        {"id": name, "answers": [{"answer": bundle.vocabulary.answers[c], "probability": p} for c, p in zip(cs, ps, strict=True)]}
-        for name, cs, ps in zip(batch.ids, classes.tolist(), probabilities.tolist(), strict=True)
-    ]  # fmt: skip
+    answers = bundle.vocabulary.answers
+    rows = []
+    for name, cs, ps in zip(batch.ids, classes.tolist(), probabilities.tolist(), strict=True):
+        ranked = [{"answer": answers[c], "probability": p} for c, p in zip(cs, ps, strict=True)]
+        rows.append({"id": name, "answers": ranked})
+    return rows
 
 
 def answer_image(run: Path, image: Path, question: str, top: int) -> dict[str, Any]:
@@ -81,7 +83,8 @@ def cache_run(recipe: Recipe, share: float) -> dict[str, Any]:
     """Write the teacher's cache of a recipe if it is not there, and recompute a share of it."""
     from preceptor.methods.build import cached_teacher, every_view, online_teacher
     from preceptor.methods.mhkd import Lesson
-    from preceptor.runs import open_classroom, teacher_folders
+    from preceptor.runs import open_classroom
+    from preceptor.stage import cache_folder, teacher_folders
     from preceptor.teachers.cache import verify
 
     if recipe.method.teaching.kind == "ema":
@@ -93,7 +96,7 @@ def cache_run(recipe: Recipe, share: float) -> dict[str, Any]:
     room = open_classroom(recipe)
     layers = recipe.student.model.layers
     source, config = online_teacher(teacher_folders(recipe), recipe.method, layers)
-    folder = Path(recipe.method.teaching.cache or recipe.output_folder / "teacher-cache")
+    folder = cache_folder(recipe)
     paths = Lesson(recipe.method, layers, config.layers).teacher_paths
     cached = cached_teacher(folder, room, source, paths, write=True)
     rows, batches = every_view(room)

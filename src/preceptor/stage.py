@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from preceptor.config import MhkdConfig, Recipe, RunModelConfig, differences, dump_recipe
+from preceptor.config import MhkdConfig, Recipe, RunModelConfig, Stage, differences, dump_recipe
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.examples import Preprocessing, VqaExamples
 from preceptor.evaluate.run import (
@@ -86,13 +86,42 @@ class Classroom:
         return json.loads(json.dumps(found))
 
 
+def stage_recipe(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> Recipe:
+    """Return the recipe that runs this stage alone, into its own folder."""
+    config = recipe.model_copy(deep=True)
+    config.stages, config.output, config.seed = [stage], str(folder), seed
+    config.teacher.members = 1
+    teaching = config.method.teaching
+    if stage == "distilled" and teaching.kind != "ema":
+        teaching.runs = [str(path) for path in teacher_folders(recipe)]
+        if teaching.kind == "cached":
+            teaching.cache = str(cache_folder(recipe))
+    if recipe.data.name == "phantom" and recipe.data.root is None:
+        config.data.root = str(recipe.output_folder / "data")
+    return config
+
+
+def cache_folder(recipe: Recipe) -> Path:
+    """Return where the teacher's cache of a recipe lies."""
+    return Path(recipe.method.teaching.cache or recipe.output_folder / "teacher-cache")
+
+
+def teacher_folders(recipe: Recipe) -> list[Path]:
+    """Return the folders of the runs that teach."""
+    if recipe.method.teaching.runs:
+        return [Path(run) for run in recipe.method.teaching.runs]
+    names = ["teacher", *(f"teacher-{number}" for number in range(2, recipe.teacher.members + 1))]
+    return [recipe.output_folder / name for name in names]
+
+
 def train_stage(
-    name: str,
+    name: Stage,
     folder: Path,
     room: Classroom,
     config: RunModelConfig,
     *,
     seed: int,
+    title: str | None = None,
     method: MhkdConfig | None = None,
     teacher: TeacherSource | None = None,
     teacher_config: Any = None,
@@ -100,7 +129,8 @@ def train_stage(
 ) -> dict[str, Any]:
     """Train a model into `folder` (or go on where it was stopped), evaluate it and return its results.
 
-    Without `method` the model learns from labels alone. A finished stage is read back, not trained again.
+    `title` names one of several teachers. Without `method` the model learns from labels alone. A finished stage is
+    read back, not trained again.
     """
     from preceptor.methods.build import ema_teacher
     from preceptor.report.card import model_card
@@ -133,17 +163,17 @@ def train_stage(
         bundle.save(target)
 
     if state.is_main_process:
-        write_text(folder / "recipe.yaml", dump_recipe(recipe))
+        write_text(folder / "recipe.yaml", dump_recipe(stage_recipe(recipe, name, folder, seed)))
     job = Job(
         folder=folder, loader=lambda batches: train.loader(batches, recipe.data.workers), samples=len(train),
         validate=validate, export=export, identity=room.identity(config, seed, method), differences=differences,
-        seed=seed, skip_limit=recipe.data.skip_limit, resume=recipe.resume == "auto", title=name,
+        seed=seed, skip_limit=recipe.data.skip_limit, resume=recipe.resume == "auto", title=title or name,
     )  # fmt: skip
     progress = fit(task, job, config.train)
     best = VqaBundle.load(folder / "student")
     best.model.to(state.device)
     results, rows = evaluate_bundle(best, data, recipe.data)
-    results = {"stage": name, **results}
+    results = {"stage": title or name, **results}
     results |= {
         "provenance": bundle.provenance,
         "parameters": best.model.parameter_count(),

@@ -29,7 +29,7 @@ from preceptor.types import Batch, LossTerms, Prediction, Task, TeacherSignal, T
 
 
 def schedule(term: TermConfig, progress: float) -> float:
-    """Return the weight of a term at a share of the training: 0 before `start` and after `end`, a linear ramp between."""
+    """Return the weight of a term at a share of the training: 0 before `start` and after `end`, a ramp between."""
     if progress < term.start or progress > term.end:
         return 0.0
     risen = 1.0 if term.ramp == 0 else min(1.0, (progress - term.start) / term.ramp)
@@ -116,7 +116,7 @@ class MhkdTask(Task):
             if own.answers != teacher_config.answers:
                 raise UserError(
                     f"the teacher knows {teacher_config.num_labels} answers and the student {own.num_labels}, or in "
-                    "another order; both must be trained on the same data and split (data.name, data.split, data.train_share)"
+                    "another order; both must be trained on the same data and split (data.name, data.split, ...)"
                 )
             self.lesson = Lesson(config, own.layers, teacher_config.layers)
             self.taps = Taps(student, self.lesson.student_paths) if self.lesson.student_paths else None

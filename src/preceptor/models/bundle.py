@@ -154,7 +154,7 @@ def choose_tokenizer(config: ModelConfig, questions: Sequence[str], *, allow_dow
 
 
 def choose_preprocessing(config: ModelConfig, data: DataConfig, *, allow_downloads: bool) -> Preprocessing:
-    """Return the preprocessing of the recipe, with the pixel statistics of a pretrained vision backbone if it has one."""
+    """Return the preprocessing of the recipe, with the pixel statistics of the pretrained vision backbone if any."""
     if config.vision.pretrained is None:
         return Preprocessing(data.image_size, max_question_tokens=data.max_question_tokens)
     source = _need(config.vision.pretrained, "vision", allow_downloads)
@@ -169,8 +169,8 @@ def _need(name: str, kind: str, allow_downloads: bool) -> str:
     source = find_pretrained(name, allow_downloads=allow_downloads)
     if source is None:
         raise UserError(
-            f"the pretrained {kind} model {name!r} is neither a folder with a config.json, nor an installed package, nor "
-            "in the local hub cache; give its folder, or set allow_downloads=true to fetch it from the hub"
+            f"the pretrained {kind} model {name!r} is neither a folder with a config.json, nor an installed package, "
+            "nor in the local hub cache; give its folder, or set allow_downloads=true to fetch it from the hub"
         )
     return source
 

@@ -34,8 +34,8 @@ class ResidualBlock(nn.Module):
 class ConvVision(nn.Module):
     """A residual network from scratch; `config` holds `channels`, `blocks`, `token_stages` (see ConvVisionConfig).
 
-    Output (B, I, W): one global token per stage (its mean), then every cell of each token stage, row by row. Features of
-    narrower stages are lifted to the common width W, that of the last stage.
+    Output (B, I, W): one global token per stage (its mean), then every cell of each token stage, row by row.
+    Features of narrower stages are lifted to the common width W, that of the last stage.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:

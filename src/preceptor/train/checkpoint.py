@@ -90,7 +90,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: Iterable[str], tenso
 
 
 def save(root: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int) -> Path:
-    """Write ``root/step-N`` from `tensors` (one safetensors file per name) and the JSON `state`; keep the last `keep`."""
+    """Write ``root/step-N`` from `tensors` (a safetensors file per name) and the JSON `state`; keep the last `keep`."""
     root.mkdir(parents=True, exist_ok=True)
     folder, temporary = root / f"step-{step}", root / f".tmp-step-{step}"
     shutil.rmtree(temporary, ignore_errors=True)

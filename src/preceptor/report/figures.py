@@ -1,0 +1,101 @@
+"""Figures of the report as inline SVG, coloured by the style sheet, so that they follow light and dark and print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 340, 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 36
+POINTS = 160  # per line; more are averaged in runs
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: `kind` is its class in the style sheet, `points` (x, y); `marked` is the x of a point to ring."""
+
+    title: str
+    kind: str
+    points: list[tuple[float, float]]
+    marked: float | None = None
+
+
+def line_chart(title: str, lines: Sequence[Line], *, x_title: str, percent: bool = False) -> str:
+    """Return an SVG of curves over a common x axis; points that are not finite leave a gap in nothing but the average.
+
+    `percent` labels shares in [0, 1] as percentages. The description for screen readers gives each curve's first and
+    last value. Returns "" where there is no finite point.
+    """
+    lines = [Line(line.title, line.kind, _thin(line.points), line.marked) for line in lines]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return ""
+    xs = [x for line in lines for x, _ in line.points]
+    ys = [y for line in lines for _, y in line.points]
+    x_ticks, y_ticks = ticks(0, max(xs), 4), ticks(*_range(ys, percent), 5)
+    x_low, x_high = 0.0, max(max(xs), 1e-9)
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+        return round(across, 1), round(TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
+
+    show = _percent if percent else _number
+    parts = []
+    for y in y_ticks:
+        _, down = place(0, y)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{down + 3.5}" text-anchor="end">{show(y)}</text>')
+    for x in (x for x in x_ticks if x <= x_high):
+        across, _ = place(x, y_low)
+        down = HEIGHT - BOTTOM + 15
+        parts.append(f'<text class="tick" x="{across}" y="{down}" text-anchor="middle">{_number(x)}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_title)}</text>')
+    for line in lines:
+        path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in line.points))
+        parts.append(f'<polyline class="curve {escape(line.kind)}" points="{path}"/>')
+        for x, y in line.points:
+            if x == line.marked:
+                across, down = place(x, y)
+                parts.append(f'<circle class="mark {escape(line.kind)}" cx="{across}" cy="{down}" r="4"/>')
+    spoken = "; ".join(f"{line.title}: from {show(line.points[0][1])} to {show(line.points[-1][1])}" for line in lines)
+    described = escape(f"{title}. {spoken}.")
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">{"".join(parts)}</svg>'
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Return about `count` round numbers, from the last at or below `low` to the first at or above `high`."""
+    if not high > low:
+        high = low + (abs(low) or 1.0)
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def _range(ys: Sequence[float], percent: bool) -> tuple[float, float]:
+    low, high = min(ys), max(ys)
+    # Losses fall towards 0, so show it unless that would squeeze the curve into the upper half.
+    if not percent and 0 <= low < 0.5 * high:
+        low = 0.0
+    return low, high
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the finite points, averaged in runs where there are more than fit."""
+    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    size = math.ceil(len(finite) / POINTS)
+    runs = [finite[start : start + size] for start in range(0, len(finite), size)] if finite else []
+    return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}".replace(",", "\u202f")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g}\u202f%"
