@@ -82,7 +82,7 @@ def _show_results(results: dict[str, Any]) -> None:
                          f"{stage['latency_ms']:.1f}" if "latency_ms" in stage else ""])  # fmt: skip
         last = list(stages.values())[-1]
         for name, s in last["baselines"][protocol].items():
-            rows.append([f"baseline: {name}", *(_percent(s[key]) for key in ("accuracy", "open", "closed")), "", ""])
+            rows.append([name.replace("_", " "), *(_percent(s[key]) for key in ("accuracy", "open", "closed")), "", ""])
         ceiling = _percent(scores["ceiling"])
         title = f"{protocol} (n = {scores['n']}, answer ceiling {ceiling})"
         _table(title, ["model", "accuracy", "open", "closed", "parameters", "ms / question"], rows)

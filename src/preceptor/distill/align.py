@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from preceptor.errors import UserError
+from preceptor.errors import UserError, nearest
 
 
 def layer_pairs(
@@ -17,9 +17,10 @@ def layer_pairs(
 ) -> list[tuple[int, int]]:
     """Return (student layer, teacher layer) pairs, counted from 0.
 
-    ``uniform``: student layer i from teacher layer round((i + 1) T / S) - 1, so the last learns from the last (Patient
-    KD's skip; TinyBERT's g(m) = m T / S). ``last``: the last layers one by one. Or the pairs themselves; a layer may
-    occur in several. Raises UserError for a pair outside the networks.
+    ``uniform``: student layer i from teacher layer round((i + 1) T / S) - 1, halves rounded up, so the last learns from
+    the last (Patient KD's skip; TinyBERT's g(m) = m T / S). ``last``: the last layers one by one. Or the pairs
+    themselves; a layer may occur in several, a pair only once. Raises UserError for another word, a repeated or
+    malformed pair, and a pair outside the networks.
     """
     if how == "uniform":
         pairs = [
@@ -30,14 +31,20 @@ def layer_pairs(
     if how == "last":
         count = min(student_layers, teacher_layers)
         return [(student_layers - count + i, teacher_layers - count + i) for i in range(count)]
-    found = []
+    if isinstance(how, str):
+        raise UserError(f"unknown layer map {how!r}{nearest(how, ['uniform', 'last'])}")
+    found: list[tuple[int, int]] = []
     for pair in how:
+        if len(pair) != 2:
+            raise UserError(f"layer pair {list(pair)} has {len(pair)} numbers; give [student layer, teacher layer]")
         s, t = pair
         if not (0 <= s < student_layers and 0 <= t < teacher_layers):
             raise UserError(
                 f"layer pair [{s}, {t}] is outside the networks: the student has layers 0 to {student_layers - 1}, the "
                 f"teacher 0 to {teacher_layers - 1}"
             )
+        if (s, t) in found:
+            raise UserError(f"layer pair [{s}, {t}] is listed twice; give it once and raise the term's weight instead")
         found.append((s, t))
     if not found:
         raise UserError("the list of layer pairs is empty; give [[student, teacher], ...], uniform or last")
@@ -53,7 +60,8 @@ class Projectors(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.maps = nn.ModuleDict()
         for name, (student, teacher) in widths.items():
-            linear = nn.Linear(student, teacher)
+            # nn.Linear would draw from the global generator, and so move whatever is drawn after it.
+            linear = torch.nn.utils.skip_init(nn.Linear, student, teacher)
             with torch.no_grad():
                 linear.weight.normal_(0, student**-0.5, generator=generator)
                 linear.bias.zero_()

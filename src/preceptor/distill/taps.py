@@ -13,12 +13,13 @@ from torch.utils.hooks import RemovableHandle
 
 from preceptor.errors import UserError, nearest
 
-WRAPPERS = re.compile(r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
+INNER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
+OUTER = re.compile(r"^(module(\.|$))+")  # DDP's; deeper down `module` is a name that a network may use itself
 
 
 def plain_path(path: str) -> str:
     """Return a module's path without the names that DDP, FSDP and `torch.compile` put in."""
-    return WRAPPERS.sub("", path).lstrip(".")
+    return OUTER.sub("", INNER.sub("", path).lstrip("."))
 
 
 def _natural(path: str) -> list[tuple[int, int, str]]:
@@ -40,7 +41,12 @@ class Taps:
     """
 
     def __init__(self, module: nn.Module, patterns: Sequence[str]) -> None:
-        modules = {plain_path(path): child for path, child in module.named_modules() if plain_path(path)}
+        # ModuleList and ModuleDict never run, so they have no output to tap.
+        modules = {
+            plain_path(path): child
+            for path, child in module.named_modules()
+            if plain_path(path) and not isinstance(child, (nn.ModuleList, nn.ModuleDict))
+        }
         chosen: set[str] = set()
         for pattern in patterns:
             matched = {path for path in modules if fnmatchcase(path, pattern)}
@@ -53,12 +59,13 @@ class Taps:
         self._features: dict[str, Tensor] = {}
         self._open = False
         self._handles: list[RemovableHandle] = [
-            modules[name].register_forward_hook(self._hook(name)) for name in self.names
+            modules[name].register_forward_hook(self._hook(name, modules[name])) for name in self.names
         ]
 
-    def _hook(self, name: str):
+    def _hook(self, name: str, tapped: nn.Module):
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not self._open:
+            # A deep copy of the network (an EMA teacher) carries these hooks too, and is another network.
+            if not self._open or module is not tapped:
                 return
             if name in self._features:
                 raise RuntimeError(

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from preceptor.models.vision import ConvVision, TransformersVision
@@ -112,8 +112,6 @@ class VqaTransformer(PreTrainedModel):
 
     def __init__(self, config: VqaTransformerConfig) -> None:
         super().__init__(config)
-        from transformers import AutoConfig, AutoModel
-
         self.vision = (
             ConvVision(config.vision) if config.vision["kind"] == "conv" else TransformersVision(config.vision)
         )
@@ -179,3 +177,8 @@ class VqaTransformer(PreTrainedModel):
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+# So that AutoTokenizer, AutoConfig and AutoModel know a folder of ours once this module is imported.
+AutoConfig.register(VqaTransformerConfig.model_type, VqaTransformerConfig, exist_ok=True)
+AutoModel.register(VqaTransformerConfig, VqaTransformer, exist_ok=True)

@@ -62,7 +62,7 @@ def _protocol(run: RunRecord, protocol: str) -> str:
     n = run.first("protocols", protocol, "n")
     numbers = {kind: run.first("protocols", protocol, f"n_{kind}") for kind in ("open", "closed")}
     kinds = [f"{kind.title()}{_of(number)}" for kind, number in numbers.items()]
-    heads = ["Model", "Overall", "95\u00a0% interval", *kinds, "Parameters", "ms"]
+    heads = ["Model", "Overall", "95\u00a0% interval", *kinds, "Parameters", "ms/question"]
     rows = []
     for stage in run.stages:
         spread = words.interval(stage, protocol)
