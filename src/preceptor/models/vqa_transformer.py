@@ -1,9 +1,12 @@
 """One-stream transformer for visual question answering in a shared image-text space.
 
 Image tokens from several depths of a vision backbone (patches and global context) and the tokens of a text encoder are
-projected to one width, marked by type and position, fused by a stack of transformer layers, and the classification
-token chooses among the answers. The layout is our choice: MHKD-MVQA (BIBM 2022) says that image and question share a
-latent space and that output and intermediate layers teach, but publishes no network.
+projected to one width, marked by type and position, and fused by a stack of transformer layers. The classification
+token, plus the product of the mean image and the mean question token, chooses among the answers: with the product, the
+question gates the image from the first step on, which on small data learns far quicker than attention alone.
+
+The layout is our choice: MHKD-MVQA (BIBM 2022) says that image and question share a latent space and that output and
+intermediate layers teach, but publishes no network.
 
 Shapes: B batch, I image tokens, Q question tokens (padded at the end), L = 1 + I + Q fused tokens, D width, H heads,
 C answer classes.
@@ -129,13 +132,15 @@ class VqaTransformer(PreTrainedModel):
         self.token_type = nn.Parameter(torch.zeros(2, width))
         self.dropout = nn.Dropout(config.dropout)
         self.fusion = nn.ModuleList(FusionLayer(width, config.heads, config.dropout) for _ in range(config.layers))
+        self.norm_image, self.norm_question = nn.LayerNorm(width), nn.LayerNorm(width)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, len(config.answers))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            # Not the usual 0.02: at these widths the signal of the image would fade on its way through.
+            nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -173,7 +178,12 @@ class VqaTransformer(PreTrainedModel):
         x_BLD = self.dropout(x_BLD)
         for layer in self.fusion:
             x_BLD = layer(x_BLD, bias_B11L)
-        return VqaOutput(logits=self.head(self.norm(x_BLD[:, 0])).float(), mask=mask_BL)
+        first = 1 + image_BID.shape[1]
+        weight_BQ1 = attention_mask[..., None].to(x_BLD.dtype)
+        image_BD = self.norm_image(x_BLD[:, 1:first].mean(dim=1))
+        question_BD = self.norm_question((x_BLD[:, first:] * weight_BQ1).sum(dim=1) / weight_BQ1.sum(dim=1))
+        answer_BD = self.norm(x_BLD[:, 0] + image_BD * question_BD)
+        return VqaOutput(logits=self.head(answer_BD).float(), mask=mask_BL)
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
