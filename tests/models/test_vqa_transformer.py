@@ -172,3 +172,12 @@ def test_init_takes_what_fits(bundle: VqaBundle, tmp_path):
     assert torch.equal(built.model.cls, bundle.model.cls)
     assert built.model.head.weight.shape == (4, 16)
     assert "tensors from an earlier run" in built.provenance["init"]
+
+
+def test_a_trained_tokenizer_is_the_same_every_time_and_spells_unknown_words():
+    questions = [f"is the {a} {b} seen?" for a in ("left", "right", "upper") for b in ("lung", "kidney", "lobe")]
+    one, two = make_tokenizer(questions), make_tokenizer(questions[::-1])
+    assert one.get_vocab() == two.get_vocab()
+    assert one.tokenize("Is the LEFT lobule seen?")[:4] == ["is", "the", "left", "l"]
+    assert "[UNK]" not in one.tokenize("is the lobule seen?")
+    assert one("is the lung seen?")["input_ids"][0] == one.cls_token_id

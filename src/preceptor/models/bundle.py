@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,26 +116,37 @@ def find_pretrained(name: str, *, allow_downloads: bool) -> str | None:
 
 
 def make_tokenizer(questions: Sequence[str], vocabulary_size: int = 4000):
-    """Return a WordPiece tokenizer trained on the training questions (lower case, BERT's special tokens)."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    """Return a WordPiece tokenizer over the words of the training questions (lower case, BERT's special tokens).
+
+    The pieces are the words that occur at least twice, most frequent first, and every printable ASCII character, alone
+    and as a continuation, so that any other word is spelt. Not the library's trainer: it breaks ties by chance, and a
+    resumed run must number its tokens as before.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for question in questions:
+        counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(question)))
+    ranked = sorted((word for word, count in counts.items() if count > 1), key=lambda word: (-counts[word], word))
+    characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size, special_tokens=special, min_frequency=2, show_progress=False,
-        initial_alphabet=[chr(code) for code in range(32, 127)],
-    )  # fmt: skip
-    inner.train_from_iterator(sorted(questions), trainer)
+    pieces = dict.fromkeys([*special, *characters, *(f"##{c}" for c in characters), *ranked])
+    numbers = {piece: number for number, piece in enumerate(list(pieces)[:vocabulary_size])}
+    inner = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+    inner.normalizer, inner.pre_tokenizer = normalizer, splitter
     inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]", special_tokens=[(name, numbers[name]) for name in ("[CLS]", "[SEP]")]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        tokenizer_object=inner,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
         mask_token="[MASK]",
-    )  # fmt: skip
+    )
 
 
 def choose_text(config: ModelConfig, *, allow_downloads: bool) -> str | None:
