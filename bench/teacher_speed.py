@@ -47,9 +47,7 @@ def main() -> None:
     free = statistics.mean(r["protocols"]["vqa-rad/published/freeform308"]["accuracy"] for r in rows)
     seconds = statistics.mean(r["training"]["seconds"] for r in rows)
     verdict = "reaches" if free >= MEVF_ACCURACY else "does not reach"
-    print(
-        f"\nmean {100 * free:.1f} % {verdict} {100 * MEVF_ACCURACY} %; mean {seconds:.0f} of {MEVF_SECONDS} s"
-    )
+    print(f"\nmean {100 * free:.1f} % {verdict} {100 * MEVF_ACCURACY} %; mean {seconds:.0f} of {MEVF_SECONDS} s")
     print(f"{rows[0]['versions']}\n{rows[0]['machine']}")
 
 
