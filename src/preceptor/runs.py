@@ -16,10 +16,10 @@ from preceptor.config import Recipe, dump_recipe
 from preceptor.data.read import read_data
 from preceptor.evaluate.run import read_predictions, versions
 from preceptor.evaluate.statistics import mcnemar, paired_bootstrap
+from preceptor.files import write_text
 from preceptor.methods.build import cached_teacher, online_teacher
 from preceptor.methods.mhkd import Lesson
 from preceptor.stage import Classroom, cache_folder, teacher_folders, train_stage
-from preceptor.train.checkpoint import write_text
 
 log = logging.getLogger("preceptor")
 

@@ -17,8 +17,8 @@ from preceptor.data.table import read_table
 from preceptor.errors import UserError
 from preceptor.evaluate.protocols import protocol_named
 from preceptor.evaluate.run import evaluate_bundle, write_predictions
+from preceptor.files import write_text
 from preceptor.models.bundle import VqaBundle, student_folder
-from preceptor.train.checkpoint import write_text
 from preceptor.types import Batch, Sample
 
 

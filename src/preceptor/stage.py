@@ -23,9 +23,9 @@ from preceptor.evaluate.run import (
     versions,
     write_predictions,
 )
+from preceptor.files import write_text
 from preceptor.methods.mhkd import MhkdTask
 from preceptor.models.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
-from preceptor.train.checkpoint import write_text
 from preceptor.train.loop import Job, fit
 from preceptor.types import Task, TeacherSource, VqaData
 

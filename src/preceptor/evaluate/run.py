@@ -20,10 +20,10 @@ from preceptor.evaluate.baselines import baselines
 from preceptor.evaluate.normalise import NORMALISERS
 from preceptor.evaluate.protocols import Protocol, protocols_for
 from preceptor.evaluate.vqa import Row, score
+from preceptor.files import write_text
 from preceptor.methods.mhkd import predict
 from preceptor.models.bundle import VqaBundle
 from preceptor.models.vqa_transformer import VqaTransformer
-from preceptor.train.checkpoint import write_text
 from preceptor.types import Prediction, VqaData
 
 BATCH = 128

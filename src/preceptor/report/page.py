@@ -11,13 +11,13 @@ import yaml
 
 from preceptor.config import Recipe, load_recipe
 from preceptor.errors import UserError
+from preceptor.files import write_text
 from preceptor.report import scores, words
 from preceptor.report.contents import RunRecord, look, read_run
 from preceptor.report.figures import Line, line_chart
 from preceptor.report.markup import chip, escape, row, table
 from preceptor.report.samples import Question, Shown, questions
 from preceptor.report.words import NONE, percent
-from preceptor.train.checkpoint import write_text
 from preceptor.types import VqaData
 
 log = logging.getLogger("preceptor")

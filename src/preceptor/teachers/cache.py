@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from preceptor.errors import UserError, nearest
+from preceptor.files import sha256
 from preceptor.teachers.cache_layout import (
     AGAIN,
     FORMAT,
@@ -30,7 +31,6 @@ from preceptor.teachers.cache_layout import (
     without_padding,
 )
 from preceptor.teachers.cache_writer import write_cache
-from preceptor.train.checkpoint import sha256
 from preceptor.types import Batch, TeacherSignal, TeacherSource
 
 __all__ = ["CacheIdentity", "CachedTeacher", "VerifyReport", "verify", "write_cache"]

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from preceptor.errors import UserError, nearest
+from preceptor.files import replace_folder, sha256
 from preceptor.teachers.cache_layout import (
     FORMAT,
     MANIFEST,
@@ -26,7 +27,6 @@ from preceptor.teachers.cache_layout import (
     signal_arrays,
     without_padding,
 )
-from preceptor.train.checkpoint import replace_folder, sha256
 from preceptor.types import Batch, TeacherSignal, TeacherSource
 
 

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from preceptor.config import TrainConfig
 from preceptor.errors import UserError
+from preceptor.files import recover, replace_folder
 from preceptor.train import checkpoint
 from preceptor.train.guards import SkipCounter, offenders, refuse_non_finite
 from preceptor.train.order import StepBatches, mix_seed
@@ -132,7 +133,7 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
     optimizer, names = make_optimizer(task, config)
     if accelerator.is_main_process:
         checkpoint.clear_temporaries(root)
-        checkpoint.recover(student)
+        recover(student)
     accelerator.wait_for_everyone()
     average = WeightAverage(task, config.average)
     state = _resume(task, optimizer, names, average, root, job, accelerator)
@@ -270,7 +271,7 @@ def _validate(task, job, state, student, accelerator, metrics, progress) -> None
     if accelerator.is_main_process:
         temporary = student.with_name(".student.tmp")
         job.export(task, temporary)
-        checkpoint.replace_folder(temporary, student)
+        replace_folder(temporary, student)
     accelerator.wait_for_everyone()
 
 

@@ -1,0 +1,229 @@
+"""Write docs/reference/recipe.md from the pydantic models of `preceptor.config`.
+
+    python docs/make_recipe_reference.py
+
+A key's meaning is the docstring under its field, or the entry of MEANINGS where the field has none. A test holds the
+committed page equal to what this makes.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from preceptor import config
+
+PAGE = Path(__file__).parent / "reference" / "recipe.md"
+
+MEANINGS = {
+    "Recipe.name": "Name of the recipe; it may be used as `{name}` in `output`.",
+    "Recipe.description": "One line, shown by `preceptor recipes` and at the head of the report.",
+    "Recipe.output": "Run folder. Started again on the same folder, a run goes on where it stopped.",
+    "Recipe.seed": (
+        "Seed of the initial weights, the order of samples, dropout and endless augmentation. Both students start from "
+        "it; teacher number k (from 0) from `seed + 1000 k`."
+    ),
+    "Recipe.stages": (
+        "What is trained, in this order. A single stage writes straight into `output`, several into a folder each."
+    ),
+    "Recipe.trust_remote_code": (
+        "Let transformers run Python code that comes with a pretrained model. Leave it off unless you have read it."
+    ),
+    "Recipe.resume": (
+        "`auto`: go on from the newest valid checkpoint. `never`: delete the stages' earlier results and start afresh."
+    ),
+    "DataConfig.name": "Data set: generated `phantom` images, `vqa-rad`, or a `table` of your own.",
+    "DataConfig.validation_fraction": (
+        "Share of the training rows that is cut off for validation, by whole groups, where the data set names none."
+    ),
+    "DataConfig.image_size": "Side in pixels to which every image is resized; the aspect ratio is given up.",
+    "DataConfig.max_question_tokens": "Longer questions are cut off.",
+    "DataConfig.minimum_answer_count": "Training answers that occur less often are no answer class.",
+    "DataConfig.normaliser": (
+        "How answers are normalised into classes and for validation. Test scores name their own normaliser."
+    ),
+    "DataConfig.broken_images": (
+        "`raise`: a broken image ends the training with its name. `skip`: its rows are left out and counted; in "
+        "validation and test they count as wrong."
+    ),
+    "DataConfig.max_image_bytes": "A larger image file is refused before it is decoded.",
+    "DataConfig.max_image_pixels": "An image with more pixels is refused before it is decoded.",
+    "DataConfig.workers": "Loader processes per training process; 0: the process itself. The result is the same.",
+    "AugmentConfig.enabled": "Whether training images are augmented.",
+    "AugmentConfig.scale": "Largest change of size, as a share.",
+    "AugmentConfig.contrast": "Largest change of contrast, as a share.",
+    "AugmentConfig.brightness": "Largest change of brightness, as a share of the range of grey values.",
+    "PhantomConfig.cases": "Generated cases, each a three-dimensional head or torso.",
+    "PhantomConfig.images_per_case": "Images cut from each case.",
+    "PhantomConfig.questions_per_image": "Questions asked about each image, at most.",
+    "PhantomConfig.seed": "Seed of the generated data; apart from `seed`.",
+    "ConvVisionConfig.channels": "Channels of each stage.",
+    "ConvVisionConfig.blocks": "Residual blocks of each stage; as many entries as `channels`.",
+    "ScratchTextConfig.embedding": "Width of the word embeddings.",
+    "ScratchTextConfig.width": "Width of the layers.",
+    "ScratchTextConfig.layers": "Number of layers.",
+    "ScratchTextConfig.heads": "Attention heads per layer.",
+    "ModelConfig.layers": "Fusion layers.",
+    "ModelConfig.heads": "Attention heads per fusion layer; must divide `width`.",
+    "ModelConfig.dropout": "Dropout of the fusion layers and of a text encoder from scratch.",
+    "TrainConfig.epochs": "Passes over the training rows; may be a fraction.",
+    "TrainConfig.optimizer": "`adamw`, or `sgd` with Nesterov momentum 0.99.",
+    "TrainConfig.learning_rate": "Highest learning rate, reached after the warm-up.",
+    "TrainConfig.weight_decay": "Decay of weight matrices; biases, norms and other vectors do not decay.",
+    "TrainConfig.beta2": "AdamW's decay of the squared gradients; the first decay is 0.9.",
+    "TrainConfig.schedule": "Course of the learning rate after the warm-up.",
+    "TrainConfig.poly_power": "Exponent of `schedule: poly`.",
+    "TrainConfig.clip_norm": "Largest norm of the gradient over everything that trains; null: no clipping.",
+    "TrainConfig.keep_checkpoints": "Newest checkpoints that are kept.",
+    "TrainConfig.log_every": "Steps between lines of `metrics.jsonl`.",
+    "TrainConfig.trackers": "Where metrics go beside `metrics.jsonl`; each needs its own package.",
+    "TermConfig.weight": "Weight of the term in the loss; 0 leaves it out.",
+    "TermConfig.end": "The term leaves when this share of the training is done.",
+    "LabelTerm.kind": "Cross-entropy over the classes, or binary cross-entropy per class.",
+    "LabelTerm.label_smoothing": "Label smoothing of `ce`.",
+    "OutputTerm.temperature": "Temperature T of both distributions; the term is scaled by T squared.",
+    "EmbeddingTerm.kind": "Distance of projected student and teacher tokens: MSE after layer normalisation, or cosine.",
+    "HiddenTerm.kind": "Distance of projected student and teacher tokens: MSE after layer normalisation, or cosine.",
+    "HiddenTerm.layers": "Layer map: `uniform`, `last`, or pairs `[[student, teacher], ...]` counted from 0.",
+    "AttentionTerm.kind": "Distance of attention maps: KL(teacher, student) per query, or MSE.",
+    "AttentionTerm.layers": "Layer map: `uniform`, `last`, or pairs `[[student, teacher], ...]` counted from 0.",
+    "TeachingConfig.ema_decay": "Decay of the moving average of `kind: ema`; smaller in the first steps.",
+    "MhkdConfig.name": "The method.",
+    "ReportConfig.questions": "Questions that the report shows with image, answers and class activation maps.",
+    "ReportConfig.latency_questions": "Test questions over which the latency is measured.",
+}
+
+HEAD = """\
+# Recipe reference
+
+Every key of a recipe, with its type, its default and its meaning. This page is made by
+`python docs/make_recipe_reference.py`; do not edit it by hand.
+
+A recipe is a YAML file with these keys. On the command line a key is written with dots, `key.sub=value`, and its value
+is YAML: `true`, `3`, `null`, `[1, 2]`. Quote values with brackets, because shells read those. A later override wins.
+An unknown key is an error that names the nearest known one.
+
+The defaults are those of a recipe that leaves the key out. The shipped recipes set many of them; see them with
+`preceptor recipes show mhkd-vqa-rad`. A finished run's `recipe.yaml` holds every key with the value that was used.
+"""
+
+SECTIONS = [
+    ("", "Top level", ""),
+    ("data", "Data", "See [Use your own data](../tutorials/your-own-data.md)."),
+    ("data.augment", "Augmentation", ""),
+    ("data.phantom", "Generated data", "For `data.name=phantom`."),
+    ("teacher", "Teacher", ""),
+    ("student.model", "Models", "`teacher.model` has the same keys with the same defaults."),
+    ("student.model.vision", "Vision backbone", "The same under `teacher.model.vision`."),
+    ("student.model.vision.conv", "Vision backbone from scratch", "The same under `teacher.model.vision.conv`."),
+    ("student.model.text", "Text encoder", "The same under `teacher.model.text`."),
+    ("student.model.text.scratch", "Text encoder from scratch", "The same under `teacher.model.text.scratch`."),
+    ("student.train", "Training", "`teacher.train` has the same keys with the same defaults."),
+    ("method", "Method", "See [MHKD](../explanation/mhkd.md)."),
+    ("method.teaching", "Teacher's signal", ""),
+    ("method.label", "Label term", ""),
+    ("method.output", "Output term", ""),
+    ("method.embedding", "Embedding term", ""),
+    ("method.hidden", "Hidden term", ""),
+    ("method.attention", "Attention term", ""),
+    ("method.relation", "Relation term", ""),
+    ("report", "Report", ""),
+]
+
+
+def is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str, FieldInfo]]:
+    """Yield (dotted key, class, name, field) of every key that holds a value rather than other keys."""
+    for name, field in model.model_fields.items():
+        if is_section(field.annotation):
+            yield from leaves(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + name, model, name, field
+
+
+def meaning(model: type[BaseModel], name: str, field: FieldInfo) -> str:
+    """Return what a key means. Raises KeyError where neither the field nor MEANINGS says."""
+    if field.description:
+        return " ".join(field.description.split())
+    places = (f"{base.__name__}.{name}" for base in model.__mro__)
+    return MEANINGS[next((place for place in places if place in MEANINGS), f"{model.__name__}.{name}")]
+
+
+def kind(annotation: Any, limits: list[Any] | None = None) -> str:
+    """Return a type in words."""
+    if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:
+        return " or ".join(kind(part, limits) for part in get_args(annotation))
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(annotation))
+    if hasattr(annotation, "__metadata__"):
+        inner = [limit for found in annotation.__metadata__ for limit in getattr(found, "metadata", [found])]
+        return kind(annotation.__origin__, inner)
+    if get_origin(annotation) is list:
+        return f"list of {kind(get_args(annotation)[0])}"
+    if get_origin(annotation) is tuple:
+        return f"[{', '.join(kind(part) for part in get_args(annotation))}]"
+    words = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
+    return words[annotation] + ("" if annotation in (str, bool, type(None)) else _limits(limits or []))
+
+
+def _limits(limits: list[Any]) -> str:
+    signs = {Gt: ("gt", "> "), Ge: ("ge", "≥ "), Lt: ("lt", "< "), Le: ("le", "≤ ")}
+    found = [f"{signs[type(limit)][1]}{getattr(limit, signs[type(limit)][0])}" for limit in limits]
+    return " " + ", ".join(found) if found else ""
+
+
+def shown(value: Any) -> str:
+    """Return a default as YAML would write it."""
+    if value is None or isinstance(value, bool):
+        return f"`{'null' if value is None else str(value).lower()}`"
+    if isinstance(value, list):
+        return f"`[{', '.join(str(item) for item in value)}]`"
+    return f"`{value}`" if value != "" else "empty"
+
+
+def make_page() -> str:
+    """Return the page. Asserts that every key has its place and that teacher and student share their defaults."""
+    defaults = config.Recipe(name="x")
+    placed: list[str] = []
+    parts = [HEAD]
+    for prefix, title, about in SECTIONS:
+        model, values = _at(prefix, defaults)
+        parts.append(f"\n## {title}\n\n{about}\n" if about else f"\n## {title}\n")
+        parts.append("\n| key | type | default | meaning |\n|---|---|---|---|\n")
+        for name, field in model.model_fields.items():
+            if is_section(field.annotation):
+                continue
+            key = f"{prefix}.{name}" if prefix else name
+            placed.append(key)
+            required = field.default is PydanticUndefined
+            default = "required" if required else shown(getattr(values, name))
+            row = [f"`{key}`", kind(field.annotation, field.metadata), default, meaning(model, name, field)]
+            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n")
+    assert defaults.teacher.model == defaults.student.model, "teacher.model and student.model have one table"
+    assert defaults.teacher.train == defaults.student.train, "teacher.train and student.train have one table"
+    twins = [key.replace("student.", "teacher.", 1) for key in placed if key.startswith("student.")]
+    missing = {key for key, *_ in leaves(config.Recipe)} - {*placed, *twins}
+    assert not missing, f"keys without a section: {sorted(missing)}"
+    return "".join(parts)
+
+
+def _at(prefix: str, defaults: config.Recipe) -> tuple[type[BaseModel], BaseModel]:
+    """Return the class of a section, and its values in a recipe of defaults."""
+    values: BaseModel = defaults
+    for name in filter(None, prefix.split(".")):
+        values = getattr(values, name)
+    return type(values), values
+
+
+if __name__ == "__main__":
+    PAGE.write_text(make_page(), "utf-8")

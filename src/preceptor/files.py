@@ -1,0 +1,55 @@
+"""Files and folders that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Force a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, "utf-8")
+    flush(temporary)
+    os.replace(temporary, path)
+
+
+def recover(folder: Path) -> None:
+    """Undo a replacement of `folder` that a kill cut in half."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists():
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            os.rename(old, folder)
+
+
+def replace_folder(temporary: Path, folder: Path) -> None:
+    """Put the finished folder `temporary` in the place of `folder`; `recover` mends it after a kill in between."""
+    for path in sorted(temporary.rglob("*")):
+        flush(path)
+    flush(temporary)
+    recover(folder)
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(temporary, folder)
+    flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)

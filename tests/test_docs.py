@@ -1,0 +1,184 @@
+"""The documentation against the code: links, commands, keys, rooms, and the generated page."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import re
+import shlex
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import typer
+
+from preceptor.cli import app
+from preceptor.config import known_keys, load_recipe, recipe_names
+from preceptor.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+KEYS = set(known_keys())
+VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+TAKES_RECIPE = ("train", "cache", "doctor")
+
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`]+)`")
+CALL = re.compile(r"(?:^|\s|/)(preceptor\s+[a-z].*)$")
+DOTTED = re.compile(r"(?:data|method|teacher|student|report)(?:\.[a-z_0-9]+)+")
+FILE_ENDINGS = (".py", ".md", ".html", ".json", ".jsonl", ".yaml", ".csv", ".safetensors", ".npy")
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text("utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def commands(page: Path) -> list[str]:
+    """Every command line of ours on a page, in a block or inline, without what a launcher puts before it."""
+    found = []
+    for language, block in FENCE.findall(page.read_text("utf-8")):
+        if language in ("sh", "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                line = re.split(r"\s#", line.strip())[0]
+                found += [] if line.startswith("#") else CALL.findall(line)
+    for code in CODE.findall(prose(page)):
+        found += CALL.findall(" ".join(code.split())) if code.startswith("preceptor ") else []
+    return found
+
+
+SHOWN = [pytest.param(line, id=f"{name(page)}: {line[:60]}") for page in PAGES for line in commands(page)]
+
+
+def split(line: str) -> list[str]:
+    line = re.split(r"\s[>|]|;", line)[0].strip()
+    if line.count("'") % 2:  # the end of a quoted script
+        line = line.rstrip("'")
+    return shlex.split(line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in LINK.findall(prose(page)):
+        address = urlsplit(target)
+        if address.scheme:
+            continue
+        file = (page.parent / address.path).resolve() if address.path else page
+        assert file.exists(), f"{name(page)}: {target} does not exist"
+        assert file.is_relative_to(ROOT), f"{name(page)}: {target} leads out of the repository"
+        if address.fragment:
+            assert address.fragment in anchors(file), f"{name(page)}: {target} names no heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_address_is_private(page: Path) -> None:
+    for address in re.findall(r"https?://[^\s)>\"'`]+", page.read_text("utf-8")):
+        host = urlsplit(address).hostname or ""
+        assert "." in host, f"{name(page)}: {address}"
+        assert not host.endswith((".local", ".internal", ".lan", ".corp")), f"{name(page)}: {address}"
+        try:
+            public = ipaddress.ip_address(host).is_global
+        except ValueError:
+            public = True
+        assert public, f"{name(page)}: {address}"
+
+
+def test_pages_show_commands_in_numbers() -> None:
+    """The test below is empty if the pattern finds nothing."""
+    assert len(SHOWN) > 50
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_command_lines_parse(line: str) -> None:
+    verb = line.split()[1]
+    assert verb in VERBS, f"there is no verb {verb!r}"
+    arguments = split(line)[2:]
+    if not arguments or re.search(r"\s\[|\.\.\.", line):  # a mention, or a synopsis
+        return
+    context = VERBS[verb].make_context(verb, list(arguments))
+    overrides = [text for text in arguments if re.match(r"[a-z_.]+=", text)]
+    for override in overrides:
+        key = override.partition("=")[0]
+        assert key in KEYS, f"unknown key {key!r}"
+    if verb in TAKES_RECIPE and context.params["recipe"] in recipe_names():
+        load_recipe(context.params["recipe"], overrides)
+
+
+@pytest.mark.parametrize("line", ["preceptor trian mhkd-demo", "preceptor train mhkd-demo data.imagesize=3"])
+def test_wrong_command_lines_are_found(line: str) -> None:
+    with pytest.raises(AssertionError):
+        test_command_lines_parse(line)
+
+
+def test_wrong_values_are_found() -> None:
+    with pytest.raises(UserError):
+        test_command_lines_parse("preceptor train mhkd-demo 'stages=[distilled]'")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_dotted_keys_exist(page: Path) -> None:
+    for code in CODE.findall(prose(page)):
+        key = code.partition("=")[0].strip("'")
+        if DOTTED.fullmatch(key) and not key.endswith(FILE_ENDINGS):
+            assert key in KEYS, f"{name(page)}: unknown key {key!r}"
+
+
+def test_recipe_reference_is_up_to_date() -> None:
+    place = DOCS / "make_recipe_reference.py"
+    spec = importlib.util.spec_from_file_location("make_recipe_reference", place)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = script.PAGE.read_text("utf-8")
+    assert page == script.make_page(), "run python docs/make_recipe_reference.py"
+    leaves = list(script.leaves(script.config.Recipe))
+    for key, *_ in leaves:
+        twin = key.replace("teacher.", "student.", 1) if key.startswith(("teacher.model.", "teacher.train.")) else key
+        assert f"| `{twin}` |" in page
+    silent = {
+        f"{base.__name__}.{field}" for _, model, field, info in leaves if not info.description for base in model.__mro__
+    }
+    assert set(script.MEANINGS) <= silent, "a field that has a docstring needs no entry in MEANINGS"
+
+
+def test_command_reference_has_every_verb_and_option() -> None:
+    page = (DOCS / "reference" / "command-line.md").read_text("utf-8")
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert set(sections) - {"Planned"} == set(VERBS)
+    for verb, command in VERBS.items():
+        options = [text for parameter in command.params for text in parameter.opts if text.startswith("--")]
+        for option in options:
+            if option != "--help":
+                assert option in sections[verb], f"{verb} {option}"
+
+
+def test_rooms_of_the_architecture_page_exist() -> None:
+    page = (DOCS / "explanation" / "architecture.md").read_text("utf-8")
+    block = next(block for _, block in FENCE.findall(page) if block.startswith("src/preceptor/"))
+    source = ROOT / "src" / "preceptor"
+    listed: set[Path] = set()
+    room = source
+    for line in block.splitlines()[1:]:
+        if not line.startswith(" "):
+            assert (ROOT / line.split()[0]).is_dir(), line
+            continue
+        if match := re.match(r"  (\w+)/", line):
+            room = source / match[1]
+            assert room.is_dir(), line
+        elif re.match(r"  \w", line):
+            room = source
+        listed |= {room / file for file in re.findall(r"\b\w+\.py\b", line)}
+    there = {path for path in source.rglob("*.py") if not path.name.startswith("__")}
+    assert listed == there, sorted(path.name for path in listed ^ there)
