@@ -45,7 +45,7 @@ def main() -> None:
         teacher = room.bundle(recipe.teacher, 1)
         paths = Lesson(recipe.method, recipe.student.model.layers, teacher.model.config.layers).teacher_paths
         online = OnlineTeacher(teacher.model, teacher_forward(paths))
-        cached = cached_teacher(Path(scratch) / "cache", room, online, paths, write=True)
+        cached = cached_teacher(Path(scratch) / "cache", room, online, paths)
         train = room.training_examples(0)
         config = recipe.student.train
         steps = {}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from preceptor.config import Recipe, dump_recipe
 from preceptor.data.read import read_data
@@ -19,18 +18,20 @@ from preceptor.evaluate.statistics import mcnemar, paired_bootstrap
 from preceptor.files import write_text
 from preceptor.methods.build import cached_teacher, online_teacher
 from preceptor.methods.mhkd import Lesson
+from preceptor.processes import processes
 from preceptor.stage import Classroom, cache_folder, teacher_folders, train_stage
+from preceptor.types import TeacherSource
 
 log = logging.getLogger("preceptor")
 
 
 def open_classroom(recipe: Recipe) -> Classroom:
     """Read the data of a recipe; on several processes the first one goes ahead, in case data are generated."""
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         return Classroom(recipe, read_data(recipe.data, recipe.output_folder / "data"))
 
 
-def make_teacher(recipe: Recipe, room: Classroom, *, write_cache: bool = True):
+def make_teacher(recipe: Recipe, room: Classroom) -> tuple[TeacherSource | None, Any]:
     """Return (teacher, its model configuration) of the distilled stage; (None, None) for a moving average."""
     teaching = recipe.method.teaching
     if teaching.kind == "ema":
@@ -40,7 +41,7 @@ def make_teacher(recipe: Recipe, room: Classroom, *, write_cache: bool = True):
     if teaching.kind == "online":
         return source, config
     paths = Lesson(recipe.method, layers, config.layers).teacher_paths
-    return cached_teacher(cache_folder(recipe), room, source, paths, write=write_cache), config
+    return cached_teacher(cache_folder(recipe), room, source, paths), config
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     A recipe of one stage writes straight into its output folder, one of several a folder per stage.
     """
     root = recipe.output_folder
-    state = PartialState()
+    state = processes()
     root.mkdir(parents=True, exist_ok=True)
     logged = logging.FileHandler(root / "log.txt", encoding="utf-8") if state.is_main_process else None
     if logged:
@@ -104,7 +105,7 @@ def _stages(recipe: Recipe, room: Classroom) -> dict[str, Callable[[Path], dict[
 def _distil(recipe: Recipe, room: Classroom, folder: Path) -> dict[str, Any]:
     teacher, config = make_teacher(recipe, room)
     if teacher is not None:
-        teacher = teacher.to(PartialState().device)
+        teacher = teacher.to(processes().device)
     return train_stage(
         "distilled", folder, room, recipe.student, seed=recipe.seed, method=recipe.method, teacher=teacher,
         teacher_config=config, ema=recipe.method.teaching.kind == "ema",

@@ -26,7 +26,7 @@ def evaluate_run(run: Path, overrides: list[str], protocol: str | None, output: 
     """Score a run's model on its own or other data; the predictions go to `output` or beside the model's stage."""
     folder = student_folder(run)
     recipe = load_recipe(str(_stage(folder)), overrides)
-    data = read_data(recipe.data, recipe.output_folder / "data")
+    data = read_data(recipe.data, recipe.output_folder / "data", needed=("test",))
     bundle = VqaBundle.load(folder)
     only = [protocol_named(data, protocol)] if protocol else None
     results, rows = evaluate_bundle(bundle, data, recipe.data, only=only)
@@ -70,7 +70,7 @@ def answer_image(run: Path, image: Path, question: str, top: int) -> dict[str, A
 def answer_table(run: Path, table: Path, output: Path | None, top: int) -> list[dict[str, Any]]:
     """Answer every question of a table, whatever its part; written as JSON lines to `output` if given."""
     bundle = VqaBundle.load(run)
-    samples = read_table(table).samples
+    samples = read_table(table, answered=False).samples
     examples = VqaExamples(samples, bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, DataConfig())
     lists = [list(range(i, min(i + 64, len(samples)))) for i in range(0, len(samples), 64)]
     rows = [row for batch in examples.loader(lists) for row in _answers(bundle, batch, top)]
@@ -98,7 +98,7 @@ def cache_run(recipe: Recipe, share: float) -> dict[str, Any]:
     source, config = online_teacher(teacher_folders(recipe), recipe.method, layers)
     folder = cache_folder(recipe)
     paths = Lesson(recipe.method, layers, config.layers).teacher_paths
-    cached = cached_teacher(folder, room, source, paths, write=True)
+    cached = cached_teacher(folder, room, source, paths, renew=True)
     rows, batches = every_view(room)
     report = {"folder": str(folder), "rows": rows, "checked": 0, "worst": 0.0, "mismatches": []}
     if share > 0:
@@ -111,13 +111,14 @@ def check_run(name: str, overrides: list[str]) -> dict[str, Any]:
     """Return what `doctor` finds in the data of a recipe, a run or a table."""
     path = Path(name)
     if path.suffix in (".csv", ".jsonl"):
-        data = read_table(path)
+        data, limits = read_table(path), {}
     else:
         recipe = load_recipe(name, overrides)
-        data = read_data(recipe.data, recipe.output_folder / "data")
+        data = read_data(recipe.data, recipe.output_folder / "data", needed=())
+        limits = {"max_bytes": recipe.data.max_image_bytes, "max_pixels": recipe.data.max_image_pixels}
     findings = [
         {"severity": f.severity, "ids": list(f.sample_ids), "file": f.file.name if f.file else "", "reason": f.reason}
-        for f in [*check_images(data.samples), *check_data(data)]
+        for f in [*check_images(data.samples, **limits), *check_data(data)]
     ]
     return {
         "name": data.name, "split": data.split, "notes": data.notes,

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from preceptor.config import MhkdConfig, Recipe, RunModelConfig, Stage, differences, dump_recipe
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.examples import Preprocessing, VqaExamples
@@ -26,6 +24,7 @@ from preceptor.evaluate.run import (
 from preceptor.files import write_text
 from preceptor.methods.mhkd import MhkdTask
 from preceptor.models.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
+from preceptor.processes import processes
 from preceptor.train.loop import Job, fit
 from preceptor.types import Task, TeacherSource, VqaData
 
@@ -70,7 +69,9 @@ class Classroom:
             augmented=True, seed=seed,
         )  # fmt: skip
 
-    def identity(self, config: RunModelConfig, seed: int, method: MhkdConfig | None) -> dict[str, Any]:
+    def identity(
+        self, config: RunModelConfig, seed: int, method: MhkdConfig | None, teacher: str | None
+    ) -> dict[str, Any]:
         """Return what must not change when a stage is resumed."""
         data = self.recipe.data.model_dump(
             mode="json", exclude={"root", "workers", "max_image_bytes", "max_image_pixels"}
@@ -82,7 +83,9 @@ class Classroom:
             "train": config.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
         }
         if method is not None:
-            found["method"] = method.model_dump(mode="json")
+            # Who teaches is told by the weights, not by where they lie.
+            found["method"] = method.model_dump(mode="json", exclude={"teaching": {"runs", "cache"}})
+            found["teacher"] = teacher
         return json.loads(json.dumps(found))
 
 
@@ -136,7 +139,7 @@ def train_stage(
     from preceptor.report.card import model_card
 
     recipe, data = room.recipe, room.data
-    state = PartialState()
+    state = processes()
     if recipe.resume == "never" and state.is_main_process:
         for part in ("checkpoints", "student", "predictions"):
             shutil.rmtree(folder / part, ignore_errors=True)
@@ -146,7 +149,7 @@ def train_stage(
     bundle = room.bundle(config, seed)
     lessons = method or MhkdConfig(label=recipe.method.label)
     if ema:
-        teacher, teacher_config = ema_teacher(bundle.model, lessons), bundle.model.config
+        teacher, teacher_config = ema_teacher(bundle.model, lessons).to(state.device), bundle.model.config
     task = MhkdTask(
         bundle.model, lessons, pretrained=bundle.pretrained, teacher=teacher, teacher_config=teacher_config, seed=seed
     )
@@ -164,10 +167,11 @@ def train_stage(
 
     if state.is_main_process:
         write_text(folder / "recipe.yaml", dump_recipe(stage_recipe(recipe, name, folder, seed)))
+    taught_by = None if teacher is None or ema else teacher.fingerprint  # a moving average changes as it goes
     job = Job(
         folder=folder, loader=lambda batches: train.loader(batches, recipe.data.workers), samples=len(train),
-        validate=validate, export=export, identity=room.identity(config, seed, method), differences=differences,
-        seed=seed, skip_limit=recipe.data.skip_limit, resume=recipe.resume == "auto", title=title or name,
+        validate=validate, export=export, identity=room.identity(config, seed, method, taught_by),
+        differences=differences, seed=seed, skip_limit=recipe.data.skip_limit, resume=recipe.resume == "auto", title=title or name,
     )  # fmt: skip
     progress = fit(task, job, config.train)
     best = VqaBundle.load(folder / "student")

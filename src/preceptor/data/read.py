@@ -8,11 +8,15 @@ from pathlib import Path
 from preceptor.config import DataConfig
 from preceptor.data.splits import subsample
 from preceptor.errors import UserError
-from preceptor.types import VqaData
+from preceptor.types import Part, VqaData
 
 
-def read_data(config: DataConfig, scratch: Path) -> VqaData:
+def read_data(
+    config: DataConfig, scratch: Path, needed: tuple[Part, ...] = ("train", "validation", "test")
+) -> VqaData:
     """Read the data set of a recipe. Phantoms without a root are written to `scratch`.
+
+    Raises UserError where a part of `needed` is empty.
 
     Raises UserError where the root is missing or is not the data set that its name says.
     """
@@ -42,7 +46,7 @@ def read_data(config: DataConfig, scratch: Path) -> VqaData:
     if config.train_share < 1:
         data.samples = subsample(data.samples, config.train_share, config.split_seed)
         data.notes.append(f"trained on {config.train_share:.0%} of the training groups (data.train_share)")
-    for part in ("train", "validation", "test"):
+    for part in needed:
         if not data.part(part):
             raise UserError(f"{data.name} has no {part} questions; see its split column or data.validation_fraction")
     return data

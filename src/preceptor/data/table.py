@@ -35,7 +35,9 @@ Row = tuple[int, dict[str, Any]]
 """A line number, counted from 1, and the cells by column name."""
 
 
-def read_table(path: Path, *, name: str | None = None, validation_fraction: float = 0.1, seed: int = 0) -> VqaData:
+def read_table(
+    path: Path, *, name: str | None = None, validation_fraction: float = 0.1, seed: int = 0, answered: bool = True
+) -> VqaData:
     """Read a CSV or JSONL table of questions, or the folder that holds one `questions.csv` or `questions.jsonl`.
 
     Columns: `image` (path relative to the table), `question`, `answer` (in JSONL also a list of accepted answers, the
@@ -47,6 +49,8 @@ def read_table(path: Path, *, name: str | None = None, validation_fraction: floa
     never move a group from one part to another. Where no row is for validation, `cut_validation` takes
     `validation_fraction` of the training rows, by group, with `seed`.
 
+    With `answered` off, the answers may be missing: questions to be answered, all in the test part.
+
     Raises:
         UserError: names the file, the line and the fix.
     """
@@ -54,16 +58,18 @@ def read_table(path: Path, *, name: str | None = None, validation_fraction: floa
     read_rows = _READERS[file.suffix.lower()]
     root = file.parent
     default_name = root.resolve().name if file.name in FOLDER_NAMES else file.stem
-    rows = list(read_rows(_read_text(file), file))
+    required = REQUIRED if answered else REQUIRED[:2]
+    rows = list(read_rows(_read_text(file), file, required))
     if not rows:
-        raise UserError(f"{file} has no rows; it needs the columns {', '.join(REQUIRED)}")
+        raise UserError(f"{file} has no rows; it needs the columns {', '.join(required)}")
 
     samples: list[Sample] = []
     lines: dict[str, int] = {}
     places: dict[Path, str] = {}
-    parts = _given_parts(rows, file)
+    unanswered: dict[int, Part] = {line: "test" for line, _ in rows}
+    parts = _given_parts(rows, file) if answered else unanswered
     for line, cells in rows:
-        sample = _sample(cells, line, file, parts)
+        sample = _sample(cells, line, file, parts, answered)
         if sample.id in lines:
             raise UserError(f"{file}:{line}: id {sample.id!r} is that of line {lines[sample.id]} too; make ids unique")
         lines[sample.id] = line
@@ -71,7 +77,7 @@ def read_table(path: Path, *, name: str | None = None, validation_fraction: floa
         samples.append(sample)
     require_images(places)
 
-    if not any(sample.part == "validation" for sample in samples):
+    if answered and not any(sample.part == "validation" for sample in samples):
         samples = cut_validation(samples, validation_fraction, seed)
     data = VqaData(name or default_name, "given" if parts else "by-group-hash", root, samples)
     _note_leaks(data)
@@ -108,7 +114,7 @@ def _read_text(file: Path) -> str:
         ) from error
 
 
-def _csv_rows(text: str, file: Path) -> Iterator[Row]:
+def _csv_rows(text: str, file: Path, required: tuple[str, ...]) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     line = 1
@@ -116,7 +122,7 @@ def _csv_rows(text: str, file: Path) -> Iterator[Row]:
         for fields in reader:
             if header is None:
                 header = [field.strip() for field in fields]
-                _check_header(header, line, file)
+                _check_header(header, line, file, required)
             elif fields:
                 if len(fields) != len(header):
                     raise UserError(
@@ -129,16 +135,16 @@ def _csv_rows(text: str, file: Path) -> Iterator[Row]:
         raise UserError(f"{file}:{line}: broken CSV ({error}); mend the quotes of this row") from error
 
 
-def _check_header(header: list[str], line: int, file: Path) -> None:
+def _check_header(header: list[str], line: int, file: Path, required: tuple[str, ...]) -> None:
     if len(header) == 1 and any(sign in header[0] for sign in ";\t|"):
         raise UserError(f"{file}:{line}: the header {header[0]!r} has no comma; save the table with commas")
     repeated = sorted({name for name in header if header.count(name) > 1 and name in COLUMNS})
     if repeated:
         raise UserError(f"{file}:{line}: column {repeated[0]!r} occurs twice; keep one")
-    _check_names(header, f"{file}:{line}")
+    _check_names(header, f"{file}:{line}", required)
 
 
-def _jsonl_rows(text: str, file: Path) -> Iterator[Row]:
+def _jsonl_rows(text: str, file: Path, required: tuple[str, ...]) -> Iterator[Row]:
     seen: set[tuple[str, ...]] = set()
     # str.splitlines would also cut at U+2028 and its kind, which are legal inside a JSON string.
     for line, record in enumerate(text.split("\n"), start=1):
@@ -152,23 +158,23 @@ def _jsonl_rows(text: str, file: Path) -> Iterator[Row]:
             raise UserError(f"{file}:{line}: {type(cells).__name__} instead of a JSON object such as {{'image': ...}}")
         if tuple(cells) not in seen:
             seen.add(tuple(cells))
-            _check_names(list(cells), f"{file}:{line}")
+            _check_names(list(cells), f"{file}:{line}", required)
         yield line, cells
 
 
-_READERS: dict[str, Callable[[str, Path], Iterator[Row]]] = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
+_READERS: dict[str, Callable[[str, Path, tuple[str, ...]], Iterator[Row]]] = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
 
 
-def _check_names(names: list[str], place: str) -> None:
+def _check_names(names: list[str], place: str, required: tuple[str, ...]) -> None:
     """Refuse a name that is nearly that of an absent column: a slip, and the column would silently count as missing."""
     for name in names:
         slip = name.strip().lower().replace(" ", "_").replace("-", "_")
         close = difflib.get_close_matches(slip, COLUMNS, n=1, cutoff=0.8) if name not in COLUMNS else []
         if close and close[0] not in names:
             raise UserError(f"{place}: unknown column {name!r}; did you mean {close[0]!r}? Rename one or the other")
-    absent = [name for name in REQUIRED if name not in names]
+    absent = [name for name in required if name not in names]
     if absent:
-        raise UserError(f"{place}: no column {absent[0]!r}; needed are {', '.join(REQUIRED)}")
+        raise UserError(f"{place}: no column {absent[0]!r}; needed are {', '.join(required)}")
 
 
 def _given_parts(rows: list[Row], file: Path) -> dict[int, Part]:
@@ -186,10 +192,14 @@ def _given_parts(rows: list[Row], file: Path) -> dict[int, Part]:
     return parts
 
 
-def _sample(cells: Mapping[str, Any], line: int, file: Path, parts: Mapping[int, Part]) -> Sample:
+def _sample(cells: Mapping[str, Any], line: int, file: Path, parts: Mapping[int, Part], answered: bool) -> Sample:
     image, question = _text(cells, "image", line, file), _text(cells, "question", line, file)
-    answers = _answers(cells, line, file)
-    for column, value in (("image", image), ("question", question), ("answer", all(answers) and answers)):
+    answers = _answers(cells, line, file) if answered else ("",)
+    for column, value in (
+        ("image", image),
+        ("question", question),
+        ("answer", not answered or (all(answers) and answers)),
+    ):
         if not value:
             raise UserError(f"{file}:{line}: the {column} is empty; fill it in or delete the row")
     path = resolve_image(file.parent, image, f"{file}:{line}")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from preceptor.config import DataConfig
@@ -24,6 +23,7 @@ from preceptor.files import write_text
 from preceptor.methods.mhkd import predict
 from preceptor.models.bundle import VqaBundle
 from preceptor.models.vqa_transformer import VqaTransformer
+from preceptor.processes import processes
 from preceptor.types import Prediction, VqaData
 
 BATCH = 128
@@ -34,7 +34,7 @@ def predict_part(model: VqaTransformer, examples: VqaExamples) -> list[Predictio
 
     A row whose broken image is skipped is answered with the empty text, so it counts as wrong.
     """
-    state = PartialState()
+    state = processes()
     mine = list(range(state.process_index, len(examples), state.num_processes))
     lists = [mine[i : i + BATCH] for i in range(0, len(mine), BATCH)]
     training = model.training

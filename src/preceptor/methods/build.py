@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
-
 from preceptor.config import MhkdConfig
+from preceptor.errors import UserError
 from preceptor.methods.mhkd import Lesson, teacher_forward, token_axes
 from preceptor.models.bundle import VqaBundle
 from preceptor.models.vqa_transformer import VqaTransformer
+from preceptor.processes import processes
 from preceptor.teachers.cache import CachedTeacher, CacheIdentity, write_cache
 from preceptor.teachers.source import EmaTeacher, EnsembleTeacher, OnlineTeacher
 from preceptor.types import Batch, TeacherSource
@@ -67,19 +67,26 @@ def every_view(room: Classroom) -> tuple[int, Iterator[Batch]]:
 
 
 def cached_teacher(
-    folder: Path, room: Classroom, source: TeacherSource, paths: list[str], *, write: bool
+    folder: Path, room: Classroom, source: TeacherSource, paths: list[str], *, renew: bool = False
 ) -> CachedTeacher:
-    """Open the cache in `folder`, writing it first where there is none and `write` says so.
+    """Open the cache in `folder`, writing it first where there is none.
 
-    Raises UserError for a cache of another teacher, split, vocabulary or preprocessing.
+    A cache of another teacher, split, vocabulary or preprocessing, or a damaged one, raises UserError; with `renew` it
+    is written again.
     """
     identity = cache_identity(room, source, ["logits", *paths])
-    state = PartialState()
-    if write and not (folder / "manifest.json").exists() and state.is_main_process:
+    state = processes()
+    write = not (folder / "manifest.json").exists()
+    if renew and not write:
+        try:
+            CachedTeacher.open(folder, identity).verify_files()
+        except UserError:
+            write = True
+    state.wait_for_everyone()
+    if write and state.is_main_process:
         _, batches = every_view(room)
         on_device = (batch.to(state.device) for batch in batches)
-        write_cache(
-            folder, source.to(state.device), on_device, identity, token_axes={path: token_axes(path) for path in paths}
-        )
+        axes = {path: token_axes(path) for path in paths}
+        write_cache(folder, source.to(state.device), on_device, identity, token_axes=axes)
     state.wait_for_everyone()
     return CachedTeacher.open(folder, identity)

@@ -61,7 +61,14 @@ class VqaBundle:
         from transformers import AutoTokenizer
 
         folder = student_folder(folder)
-        model = VqaTransformer.from_pretrained(folder, local_files_only=True)
+        found: Any = VqaTransformer.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        model, loaded = found
+        wrong = sorted([*loaded["missing_keys"], *loaded["unexpected_keys"], *map(str, loaded["mismatched_keys"])])
+        if wrong:
+            raise UserError(
+                f"{folder}/model.safetensors does not fit its config.json: {', '.join(wrong[:5])}"
+                f"{', ...' if len(wrong) > 5 else ''}; copy the folder again, or train the model again"
+            )
         config = model.config
         processor = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
         preprocessing = Preprocessing(

@@ -8,6 +8,8 @@ and a few numbers, and ends byte-equal to one that was never stopped.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import logging
 import math
 import signal
 import time
@@ -84,8 +86,14 @@ def native_bf16() -> bool:
 def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     bf16 = config.precision == "bf16" or (config.precision == "auto" and native_bf16())
     # Terms that a schedule keeps at weight 0 leave projectors without a gradient.
+    missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"train.trackers names {', '.join(missing)}, which is not installed: pip install {' '.join(missing)}"
+        )
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     return Accelerator(
+        cpu=not torch.cuda.is_available(),
         mixed_precision="bf16" if bf16 else "no",
         kwargs_handlers=handlers,
         log_with=list(config.trackers) or None,
@@ -96,9 +104,11 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
 def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimizer, list[str]]:
     """Return the optimiser over everything that trains, and the parameters' names in its order.
 
-    Weights that came pretrained take `pretrained_scale` of the learning rate; biases, norms and embeddings of position
-    and type (tensors of fewer than two dimensions over 1) do not decay.
+    Weights that came pretrained take `pretrained_scale` of the learning rate. Only the weights of linear maps,
+    convolutions and embeddings decay: not biases, norms, positions and other single parameters.
     """
+    kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    decaying = {id(module.weight) for module in task.modules() if isinstance(module, kinds)}
     pretrained: set[str] = getattr(task, "pretrained_parameters", set())
     groups: dict[tuple[float, float], list[tuple[str, torch.nn.Parameter]]] = {}
     for name, parameter in task.named_parameters():
@@ -106,8 +116,8 @@ def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimiz
         if scale == 0:
             parameter.requires_grad_(False)
         if parameter.requires_grad:
-            decays = sum(size > 1 for size in parameter.shape) >= 2
-            groups.setdefault((scale, config.weight_decay if decays else 0.0), []).append((name, parameter))
+            decay = config.weight_decay if id(parameter) in decaying else 0.0
+            groups.setdefault((scale, decay), []).append((name, parameter))
     settings = [
         {"params": [p for _, p in group], "lr": config.learning_rate * scale, "scale": scale, "weight_decay": decay}
         for (scale, decay), group in groups.items()
@@ -262,6 +272,8 @@ def _validate(task, job, state, student, accelerator, metrics, progress) -> None
     state.validations.append({"step": state.step, **scores})
     if metrics:
         metrics.write(line)
+    if accelerator.trackers:
+        accelerator.log({key: value for key, value in line.items() if key != "step"}, step=state.step)
     better = score > state.best_score
     progress.say(f"step {state.step}: validation {score:.4f}{' (best so far)' if better else ''}")
     if not better:
@@ -313,7 +325,7 @@ class WeightAverage:
 
 
 def _resume(task, optimizer, names, average, root: Path, job: Job, accelerator: Accelerator) -> Progressed:
-    folder = checkpoint.newest(root, lambda text: accelerator.print(text)) if job.resume else None
+    folder = checkpoint.newest(root, logging.getLogger("preceptor").warning) if job.resume else None
     if folder is None:
         return Progressed()
     tensors, body = checkpoint.load(folder)
@@ -366,18 +378,22 @@ class _Window:
 
 class _Stop:
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.since = False, 0.0
 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """Let Ctrl-C and SIGTERM finish the step and save; a second Ctrl-C stops at once."""
+    """Let Ctrl-C and SIGTERM finish the step and save; a second Ctrl-C, 3 seconds later or more, stops at once.
+
+    A launcher passes on the signal that its workers have got already, so a quick second one is the first again.
+    """
     stop = _Stop()
 
     def ask(number, frame) -> None:
-        if stop.asked:
+        if stop.asked and number == signal.SIGINT and time.monotonic() - stop.since > 3:
             raise KeyboardInterrupt
-        stop.asked = True
+        if not stop.asked:
+            stop.asked, stop.since = True, time.monotonic()
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
