@@ -171,7 +171,8 @@ def train_stage(
     job = Job(
         folder=folder, loader=lambda batches: train.loader(batches, recipe.data.workers), samples=len(train),
         validate=validate, export=export, identity=room.identity(config, seed, method, taught_by),
-        differences=differences, seed=seed, skip_limit=recipe.data.skip_limit, resume=recipe.resume == "auto", title=title or name,
+        differences=differences, seed=seed, skip_limit=recipe.data.skip_limit, resume=recipe.resume == "auto",
+        title=title or name,
     )  # fmt: skip
     progress = fit(task, job, config.train)
     best = VqaBundle.load(folder / "student")

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import HOSTILE, MadeRun, make_data
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,6 +24,7 @@ from preceptor.report import words
 from preceptor.report.contents import RunRecord, StageRecord, read_run
 from preceptor.report.page import render, write_report
 from preceptor.report.samples import choose
+from tests.report.conftest import HOSTILE, MadeRun, make_data
 
 MINUS = "\u2212"
 VOID = {"meta", "img", "br", "line", "polyline", "circle"}

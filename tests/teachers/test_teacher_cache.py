@@ -13,11 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_teacher import FIXED, TOKEN_AXES, Samples, identity, teacher
 
 from preceptor.errors import UserError
 from preceptor.teachers.cache import CachedTeacher, CacheIdentity, verify, write_cache
 from preceptor.types import Batch, TeacherSignal
+from tests.teachers.tiny_teacher import FIXED, TOKEN_AXES, Samples, identity, teacher
 
 
 @pytest.fixture
@@ -407,7 +407,7 @@ def test_an_exception_leaves_no_half_cache_and_the_old_one(cache, samples):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tiny_teacher import *
+from tests.teachers.tiny_teacher import *
 from preceptor.teachers import cache_writer
 
 def die(*_):
@@ -428,7 +428,7 @@ cache_writer.write_cache(Path(sys.argv[1]), source, batches(), identity(source),
 @pytest.mark.parametrize("moment", ["batches", "rename"])
 def test_sigkill_leaves_no_half_cache_and_the_next_writer_cleans_up(cache, samples, moment):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     for folder in (cache.with_name("new"), cache):
         done = subprocess.run([sys.executable, "-c", KILLED, str(folder), moment], env=environment, timeout=120)
         assert done.returncode == -signal.SIGKILL

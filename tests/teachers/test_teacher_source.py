@@ -2,12 +2,12 @@ import copy
 
 import pytest
 import torch
-from tiny_teacher import Samples, TinyNet, forward, identity, teacher
 from torch import nn
 
 from preceptor.errors import UserError
 from preceptor.teachers.cache import CachedTeacher, write_cache
 from preceptor.teachers.source import EmaTeacher, EnsembleTeacher, OnlineTeacher, weights_fingerprint
+from tests.teachers.tiny_teacher import Samples, TinyNet, forward, identity, teacher
 
 
 @pytest.fixture

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from preceptor.data.phantom_questions import ask, make_view
+from preceptor.data.phantom_questions import Ledger, ask, make_view
 from preceptor.data.phantom_volume import Region, make_case
 from preceptor.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same arguments give other bytes."""
 VOXELS = 48
 TABLE, MANIFEST = "questions.jsonl", "manifest.json"
@@ -31,45 +33,70 @@ def write_phantom(
 
     The same arguments give the same bytes. About 70, 15 and 15 % of the cases train, validate and test; a case is never
     divided. Columns beside those of `table.py`: `boxes`, ``{name: [x0, y0, x1, y1]}`` in pixels, ends exclusive.
-    Raises UserError where the folder holds something else.
+    Raises UserError where the folder holds something else or a damaged phantom, or there are fewer than 3 cases.
     """
+    if cases < 3:
+        raise UserError(f"cases is {cases}; a phantom needs at least 3, one each to train, validate and test")
     arguments: dict[str, Any] = {
         "format": FORMAT, "cases": cases, "images_per_case": images_per_case,
         "questions_per_image": questions_per_image, "seed": seed, "image_size": image_size,
     }  # fmt: skip
-    if folder.exists() and any(folder.iterdir()):
-        if _is_phantom(folder, arguments):
-            return folder / TABLE
-        raise UserError(
-            f"{folder} holds something other than the phantom that was asked for ({arguments}); give another "
-            "data.root, or remove the folder"
-        )
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    if _is_there(folder, arguments):
+        return folder / TABLE
+    # A name of its own: several processes of one run may write at once, and the first to finish wins.
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     (temporary / "images").mkdir(parents=True)
-    parts = _parts(cases, seed)
-    lines: list[str] = []
-    for number in range(cases):
-        rows = _case(temporary, number, parts[number], arguments)
-        lines += [json.dumps(row) + "\n" for row in rows]
-    text = "".join(lines)
-    (temporary / TABLE).write_text(text, "utf-8")
-    (temporary / "README.txt").write_text(_readme(arguments), "utf-8")
-    manifest = {**arguments, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
-    if folder.exists():
-        folder.rmdir()
-    temporary.rename(folder)
+    try:
+        _write(temporary, arguments)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not _is_there(folder, arguments):
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder / TABLE
 
 
-def _is_phantom(folder: Path, arguments: dict[str, Any]) -> bool:
+def _write(folder: Path, arguments: dict[str, Any]) -> None:
+    parts = _parts(arguments["cases"], arguments["seed"])
+    ledgers = {part: Ledger() for part in ("train", "validation", "test")}
+    rows = [row for i, part in enumerate(parts) for row in _case(folder, i, part, ledgers[part], arguments)]
+    (folder / TABLE).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "README.txt").write_text(_readme(arguments), "utf-8")
+    manifest = {**arguments, "sha256": _digest(folder)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
+
+
+def _is_there(folder: Path, arguments: dict[str, Any]) -> bool:
+    """Return whether the phantom is in the folder, False where the folder is empty or missing."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        written = hashlib.sha256((folder / TABLE).read_bytes()).hexdigest()
-    except (OSError, ValueError):
-        return False
-    return manifest == {**arguments, "sha256": written}
+        digest = manifest.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError):
+        manifest, digest = None, None
+    if manifest != arguments:
+        raise UserError(
+            f"{folder} holds something other than the phantom that was asked for ({arguments}); give another "
+            "data.root, or remove it"
+        )
+    try:
+        written = _digest(folder)
+    except OSError:
+        written = None
+    if written != digest:
+        raise UserError(f"{folder} holds a phantom that was changed after it was written; remove it to make it anew")
+    return True
+
+
+def _digest(folder: Path) -> str:
+    """Return the SHA-256 of the table and of every image, with their names."""
+    digest = hashlib.sha256((folder / TABLE).read_bytes())
+    for path in sorted((folder / "images").iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _parts(cases: int, seed: int) -> list[str]:
@@ -82,7 +109,7 @@ def _parts(cases: int, seed: int) -> list[str]:
     return parts
 
 
-def _case(folder: Path, number: int, part: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+def _case(folder: Path, number: int, part: str, ledger: Ledger, arguments: dict[str, Any]) -> list[dict[str, Any]]:
     """Write the images of a case and return its rows."""
     seed, size = arguments["seed"], arguments["image_size"]
     region: Region = "head" if np.random.default_rng([seed, number, 100]).random() < 0.5 else "torso"
@@ -95,8 +122,11 @@ def _case(folder: Path, number: int, part: str, arguments: dict[str, Any]) -> li
         picture = Image.fromarray(view.image).resize((size, size), Image.Resampling.BICUBIC)
         picture.save(folder / name, optimize=False, compress_level=6)
         scale = size / VOXELS
-        boxes = {key: [round(edge * scale) for edge in box] for key, box in view.boxes().items()}
-        for k, asked in enumerate(ask(view, rng, arguments["questions_per_image"])):
+        boxes = {
+            key: [math.floor(x0 * scale), math.floor(y0 * scale), math.ceil(x1 * scale), math.ceil(y1 * scale)]
+            for key, (x0, y0, x1, y1) in view.boxes().items()
+        }
+        for k, asked in enumerate(ask(view, rng, arguments["questions_per_image"], ledger)):
             rows.append(
                 {
                     "id": f"{case.id}-{i}-{k}", "image": name, "question": asked.question, "answer": asked.answer,

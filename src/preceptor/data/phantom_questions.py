@@ -1,11 +1,12 @@
 """Images of a phantom case, and questions about them whose answers follow from its geometry.
 
-Every closed question is answered yes about as often as no, so that its wording gives nothing away.
+In every part of the data each closed question is answered yes as often as no, so that its wording gives nothing away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,8 @@ ASKED_ORGANS = {
     "head": ("brain", "ventricles", "cerebellum", "right eye", "left eye"),
     "torso": ("right lung", "left lung", "heart", "liver", "spleen", "stomach", "right kidney", "left kidney"),
 }
+IN_X_RAY = ("right lung", "left lung", "heart")
+"""The organs that a projection shows; about the others, and about lesions outside the lungs, it is not asked."""
 ABNORMALITIES = {"brain": "brain tumour", "lung": "lung nodule", "liver": "liver lesion", "kidney": "renal cyst"}
 VISIBLE = 0.004
 """Share of the image that an organ or lesion must cover to count as visible; below half of it, it counts as absent,
@@ -77,7 +80,7 @@ def make_view(case: PhantomCase, rng: np.random.Generator) -> View:
     contrast = str(rng.choice(kinds, p=weights))
     organs = ASKED_ORGANS[case.region]
     if contrast == "x-ray":
-        return _x_ray(case, organs)
+        return _x_ray(case)
     plane = str(rng.choice(PLANES, p=[0.5, 0.3, 0.2]))
     axis = PLANES.index(plane)
     size = case.tissue.shape[0]
@@ -97,12 +100,14 @@ def make_view(case: PhantomCase, rng: np.random.Generator) -> View:
     return View(case, contrast, plane, grey, masks, lesions)
 
 
-def _x_ray(case: PhantomCase, organs: tuple[str, ...]) -> View:
-    """Return the frontal projection of the attenuation; only lesions in the lung show in it."""
+def _x_ray(case: PhantomCase) -> View:
+    """Return the frontal projection of the attenuation; only lungs, heart and lesions in the lungs show in it."""
     attenuation = np.maximum(case.contrast("ct") + 1000, 0).mean(axis=1)[::-1]
     image = np.log1p(attenuation / 150)
-    grey = _grey(image, float(image.min()), float(np.quantile(image, 0.998)))
-    masks = {organ: np.any(case.organ_mask(organ), axis=1)[::-1] for organ in organs}
+    body = image[attenuation > 150]
+    grey = _grey(image, float(np.quantile(body, 0.02)) - 0.3, float(np.quantile(body, 0.998)))
+    shown = [organ for organ in IN_X_RAY if organ in ASKED_ORGANS[case.region]]
+    masks = {organ: np.any(case.organ_mask(organ), axis=1)[::-1] for organ in shown}
     lesions = {
         lesion: (case.lesion_index == lesion.index).any(axis=1)[::-1]
         for lesion in case.lesions
@@ -124,129 +129,143 @@ class Asked:
         return "closed" if self.answer in ("yes", "no") else "open"
 
 
-def _pick(rng: np.random.Generator, *phrases: str) -> str:
-    return phrases[int(rng.integers(len(phrases)))]
+@dataclass(frozen=True)
+class _Candidate:
+    """A question that may be asked: any of `phrases`, which all mean the same and are chosen without regard to the
+    answer. `choices` are the answers that it has over all images."""
+
+    kind: str
+    phrases: tuple[str, ...]
+    answer: str
+    choices: tuple[str, ...] = ("yes", "no")
+
+    @property
+    def key(self) -> str:
+        return self.phrases[0]
+
+    @property
+    def closed(self) -> bool:
+        return self.choices == ("yes", "no")
 
 
-def _balanced(rng: np.random.Generator, right: str, others: tuple[str, ...]) -> tuple[str, str]:
-    """Return (name to ask about, yes or no), either equally often."""
-    if rng.random() < 0.5:
-        return right, "yes"
-    return _pick(rng, *(name for name in others if name != right)), "no"
+class Ledger:
+    """Counts what has been asked in one part of the data, so that the wording of a question gives nothing away.
+
+    A closed question is asked only where its answer is not ahead already: for each one, yes and no differ by at most
+    one. An open one is passed over while its answer is far ahead of the mean of its answers.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Counter[str]] = defaultdict(Counter)
+        self.kinds: Counter[tuple[str, bool]] = Counter()
+
+    def choose(self, candidates: list[_Candidate], rng: np.random.Generator, number: int) -> list[Asked]:
+        """Return up to `number` questions, those of the least asked kinds first."""
+        left = [candidates[place] for place in rng.permutation(len(candidates))]
+        found: list[Asked] = []
+        while left and len(found) < number:
+            allowed = [c for c in left if self._ahead(c) <= self._slack(c)]
+            allowed = allowed or [c for c in left if not c.closed]
+            if not allowed:
+                break
+            best = min(allowed, key=lambda c: (self.kinds[c.kind, c.closed], self._ahead(c)))
+            left.remove(best)
+            self.answers[best.key][best.answer] += 1
+            self.kinds[best.kind, best.closed] += 1
+            found.append(Asked(best.kind, best.phrases[int(rng.integers(len(best.phrases)))], best.answer))
+        return found
+
+    def _ahead(self, candidate: _Candidate) -> float:
+        """Return by how much the answer leads the mean of the question's other answers."""
+        counts = self.answers[candidate.key]
+        others = [counts[answer] for answer in candidate.choices if answer != candidate.answer]
+        return counts[candidate.answer] - sum(others) / len(others)
+
+    def _slack(self, candidate: _Candidate) -> float:
+        if candidate.closed:
+            return 0
+        return 2 + 0.25 * self.answers[candidate.key].total() / len(candidate.choices)
 
 
-def _modality(view: View, rng: np.random.Generator) -> Asked:
-    if view.modality == "mri" and rng.random() < 0.4:
-        question = _pick(
-            rng, "which mr contrast is this?", "what is the weighting of this mri?", "which mri sequence is shown?"
-        )
-        return Asked("modality", question, view.contrast)
-    if rng.random() < 0.5:
-        question = _pick(rng, "what imaging modality is this?", "how was this image taken?", "which modality is shown?")
-        return Asked("modality", question, view.modality)
-    name, answer = _balanced(rng, view.modality, MODALITIES)
-    article = "a" if name == "ct" else "an"
-    return Asked("modality", _pick(rng, f"is this {article} {name}?", f"was this image taken by {name}?"), answer)
+def _yes_no(kind: str, right: bool, *phrases: str) -> _Candidate:
+    return _Candidate(kind, phrases, "yes" if right else "no")
 
 
-def _plane(view: View, rng: np.random.Generator) -> Asked | None:
+def _modality(view: View) -> Iterator[_Candidate]:
+    phrases: tuple[str, ...] = ("what imaging modality is this?", "how was this image taken?")
+    yield _Candidate("modality", (*phrases, "which modality is shown?"), view.modality, MODALITIES)
+    for name in MODALITIES:
+        article = "a" if name == "ct" else "an"
+        phrases = (f"is this {article} {name}?", f"was this image taken by {name}?")
+        yield _yes_no("modality", name == view.modality, *phrases)
+    if view.modality == "mri":
+        phrases = ("which mr contrast is this?", "what is the weighting of this mri?", "which mri sequence is shown?")
+        yield _Candidate("modality", phrases, view.contrast, MR_CONTRASTS)
+
+
+def _plane(view: View) -> Iterator[_Candidate]:
     if view.plane == "frontal":
-        return None
-    if rng.random() < 0.6:
-        return Asked(
-            "plane",
-            _pick(rng, "in which plane is this image?", "what plane is shown?", "what is the plane?"),
-            view.plane,
-        )
-    name, answer = _balanced(rng, view.plane, PLANES)
-    return Asked("plane", _pick(rng, f"is this an image in the {name} plane?", f"is the plane {name}?"), answer)
+        return
+    phrases = ("in which plane is this image?", "what plane is shown?", "what is the plane?")
+    yield _Candidate("plane", phrases, view.plane, PLANES)
+    for name in PLANES:
+        yield _yes_no("plane", name == view.plane, f"is this an image in the {name} plane?", f"is the plane {name}?")
 
 
-def _organ(view: View, rng: np.random.Generator) -> Asked | None:
-    if rng.random() < 0.3:
-        question = _pick(rng, "which part of the body is shown?", "what body region is this?")
-        return Asked("organ", question, view.case.region)
-    seen = [organ for organ, mask in view.masks.items() if view.share(mask) >= VISIBLE]
-    absent = [organ for organ, mask in view.masks.items() if view.share(mask) < VISIBLE / 2]
-    absent += [organ for region, names in ASKED_ORGANS.items() if region != view.case.region for organ in names]
-    chosen, answer = (seen, "yes") if rng.random() < 0.5 else (absent, "no")
-    if not chosen:
-        return None
-    organ = _pick(rng, *chosen)
-    verb = "are" if organ == "ventricles" else "is"
-    return Asked("organ", _pick(rng, f"{verb} the {organ} visible?", f"{verb} the {organ} in this image?"), answer)
+def _organ(view: View) -> Iterator[_Candidate]:
+    phrases = ("which part of the body is shown?", "what body region is this?")
+    yield _Candidate("organ", phrases, view.case.region, tuple(ASKED_ORGANS))
+    for region, organs in ASKED_ORGANS.items():
+        for organ in organs:
+            if region == view.case.region and organ not in view.masks:
+                continue
+            share = view.share(view.masks[organ]) if region == view.case.region else 0.0
+            if VISIBLE / 2 <= share < VISIBLE:
+                continue
+            verb = "are" if organ == "ventricles" else "is"
+            phrases = (f"{verb} the {organ} visible?", f"{verb} the {organ} in this image?")
+            yield _yes_no("organ", share >= VISIBLE, *phrases)
 
 
-def _presence(view: View, rng: np.random.Generator) -> Asked | None:
-    if view.has_doubtful_lesion() or (view.plane == "frontal" and not view.lesions and view.case.lesions):
-        return None
-    answer = "yes" if view.visible_lesions() else "no"
-    return Asked(
-        "presence", _pick(rng, "is there a lesion?", "does this image show a lesion?", "do you see a lesion?"), answer
-    )
-
-
-def _side(view: View, rng: np.random.Generator) -> Asked | None:
-    sides = {lesion.side for lesion in view.visible_lesions()}
-    if view.plane == "sagittal" or len(sides) != 1 or view.has_doubtful_lesion():
-        return None
-    side = sides.pop()
-    if rng.random() < 0.6:
-        return Asked("side", _pick(rng, "on which side is the lesion?", "which side is affected?"), side)
-    name, answer = _balanced(rng, side, ("left", "right"))
-    return Asked("side", _pick(rng, f"is the lesion on the {name}?", f"is the {name} side affected?"), answer)
-
-
-def _count(view: View, rng: np.random.Generator) -> Asked | None:
-    if view.plane == "frontal" or view.has_doubtful_lesion():
-        return None
-    question = _pick(rng, "how many lesions are visible?", "how many lesions are in this image?")
-    return Asked("count", question, str(len(view.visible_lesions())))
-
-
-def _size(view: View, rng: np.random.Generator) -> Asked | None:
+def _lesion_questions(view: View) -> Iterator[_Candidate]:
+    """Presence, abnormality, count, side and size; none where a lesion may be there that the image hardly shows."""
+    hidden = view.plane == "frontal" and (view.case.region == "head" or len(view.lesions) < len(view.case.lesions))
+    if hidden or view.has_doubtful_lesion():
+        return
     seen = view.visible_lesions()
-    if len(seen) != 1 or view.plane == "frontal":
-        return None
-    # Only a slice near the middle of a lesion shows how large it is.
-    lesion, axis = seen[0], PLANES.index(view.plane)
-    largest = (view.case.lesion_index == lesion.index).sum(axis=tuple(a for a in range(3) if a != axis)).max()
-    if view.lesions[lesion].sum() < 0.7 * largest:
-        return None
-    if rng.random() < 0.5:
-        return Asked("size", _pick(rng, "is the lesion small or large?", "how large is the lesion?"), lesion.size)
-    name, answer = _balanced(rng, lesion.size, ("small", "large"))
-    return Asked("size", f"is the lesion {name}?", answer)
+    phrases: tuple[str, ...] = ("is there a lesion?", "does this image show a lesion?", "do you see a lesion?")
+    yield _yes_no("presence", bool(seen), *phrases)
+    yield _yes_no("abnormality", not seen, "is this image normal?", "is everything normal here?")
+    name = ABNORMALITIES[seen[0].organ] if seen else "no abnormality"
+    phrases = ("what is abnormal in this image?", "which abnormality is shown?")
+    yield _Candidate("abnormality", phrases, name, (*ABNORMALITIES.values(), "no abnormality"))
+    if view.plane != "frontal":  # in a projection one lesion may hide another
+        phrases = ("how many lesions are visible?", "how many lesions are in this image?")
+        yield _Candidate("count", phrases, str(len(seen)), ("0", "1", "2", "3"))
+        yield _yes_no("count", len(seen) > 1, "is there more than one lesion?", "are there several lesions?")
+    sides = {lesion.side for lesion in seen}
+    if view.plane != "sagittal" and len(sides) == 1:
+        side = sides.pop()
+        phrases = ("on which side is the lesion?", "which side is affected?")
+        yield _Candidate("side", phrases, side, ("left", "right"))
+        for name in ("left", "right"):
+            yield _yes_no("side", name == side, f"is the lesion on the {name}?", f"is the {name} side affected?")
+    if len(seen) == 1 and view.plane != "frontal" and _near_the_middle(view, seen[0]):
+        phrases = ("is the lesion small or large?", "how large is the lesion?")
+        yield _Candidate("size", phrases, seen[0].size, ("small", "large"))
+        for name in ("small", "large"):
+            yield _yes_no("size", name == seen[0].size, f"is the lesion {name}?", f"is it a {name} lesion?")
 
 
-def _abnormality(view: View, rng: np.random.Generator) -> Asked | None:
-    if view.has_doubtful_lesion() or view.plane == "frontal":
-        return None
-    seen = view.visible_lesions()
-    answer = ABNORMALITIES[seen[0].organ] if seen else "no abnormality"
-    if rng.random() < 0.6:
-        return Asked(
-            "abnormality", _pick(rng, "what is abnormal in this image?", "which abnormality is shown?"), answer
-        )
-    return Asked(
-        "abnormality", _pick(rng, "is this image normal?", "is everything normal here?"), "no" if seen else "yes"
-    )
+def _near_the_middle(view: View, lesion: Lesion) -> bool:
+    """Return whether the slice shows how large the lesion is: its area is near the largest in this plane."""
+    axis = PLANES.index(view.plane)
+    areas = (view.case.lesion_index == lesion.index).sum(axis=tuple(a for a in range(3) if a != axis))
+    return bool(view.lesions[lesion].sum() >= 0.7 * areas.max())
 
 
-KINDS: tuple[Callable[[View, np.random.Generator], Asked | None], ...] = (
-    _modality, _plane, _organ, _presence, _side, _count, _size, _abnormality,
-)  # fmt: skip
-
-
-def ask(view: View, rng: np.random.Generator, number: int) -> list[Asked]:
-    """Return up to `number` different questions about a view, of as many kinds as it allows."""
-    found: list[Asked] = []
-    while len(found) < number:
-        before = len(found)
-        for place in rng.permutation(len(KINDS)):
-            asked = KINDS[place](view, rng)
-            if asked and len(found) < number and asked.question not in {other.question for other in found}:
-                found.append(asked)
-        if len(found) == before:
-            break
-    return found
+def ask(view: View, rng: np.random.Generator, number: int, ledger: Ledger | None = None) -> list[Asked]:
+    """Return up to `number` different questions about a view; one `ledger` over many views balances their answers."""
+    kinds = (_modality, _plane, _organ, _lesion_questions)
+    candidates = [candidate for kind in kinds for candidate in kind(view)]
+    return (ledger or Ledger()).choose(candidates, rng, number)

@@ -73,19 +73,20 @@ ORGANS: dict[str, tuple[str, ...]] = {
 }
 
 _LESION_MEANS: dict[tuple[str, int], tuple[float, float, float, float, float]] = {
-    ("brain", NECROSIS): (0.32, 0.30, 0.95, 0.66, 14),
-    ("brain", OEDEMA): (0.50, 0.51, 0.82, 0.95, 16),
-    ("brain", ENHANCING): (0.47, 1.00, 0.64, 0.70, 62),
+    ("brain", NECROSIS): (0.26, 0.25, 0.98, 0.68, 6),
+    ("brain", OEDEMA): (0.40, 0.41, 0.86, 1.00, 12),
+    ("brain", ENHANCING): (0.39, 1.05, 0.66, 0.72, 70),
     ("lung", 1): (0.50, 0.68, 0.60, 0.55, 60),
-    ("liver", 1): (0.36, 0.40, 0.72, 0.62, 35),
+    ("liver", 1): (0.28, 0.32, 0.80, 0.70, 10),
     ("kidney", 1): (0.15, 0.16, 1.00, 0.16, 2),
 }
 # Radius of a lesion in half-widths of the volume: (from, to) by organ and size class. A brain lesion includes oedema.
+# The classes are apart for all organs alike, so that an image shows which it is.
 _RADII: dict[str, dict[SizeClass, tuple[float, float]]] = {
-    "brain": {"small": (0.14, 0.18), "large": (0.28, 0.36)},
-    "lung": {"small": (0.10, 0.13), "large": (0.19, 0.24)},
-    "liver": {"small": (0.10, 0.13), "large": (0.19, 0.25)},
-    "kidney": {"small": (0.09, 0.11), "large": (0.16, 0.20)},
+    "brain": {"small": (0.14, 0.17), "large": (0.30, 0.38)},
+    "lung": {"small": (0.12, 0.15), "large": (0.22, 0.27)},
+    "liver": {"small": (0.12, 0.15), "large": (0.22, 0.27)},
+    "kidney": {"small": (0.11, 0.13), "large": (0.22, 0.25)},
 }
 _COUNT_WEIGHTS = (0.22, 0.36, 0.26, 0.16)  # of 0, 1, 2, 3 lesions
 
@@ -204,6 +205,8 @@ class _Space:
         self.y = y - tilt[0] * z + tilt[1] * x + shift[1] + warp[1]
         self.x = x - tilt[1] * y + tilt[2] * z + shift[2] + warp[2]
         self.jitter = rng
+        self._axis = axis
+        self._bent = [float(np.abs(a - b).max()) for a, b in ((self.z, z), (self.y, y), (self.x, x))]
 
     def radius(self, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
         """Return the squared radius in an ellipsoid's own units: below 1 inside."""
@@ -218,7 +221,15 @@ class _Space:
         """Return the mask of an ellipsoid whose place and radii vary by case (`spread` scales by how much)."""
         moved = np.asarray(centre) + self.jitter.normal(0, 0.018 * spread, 3)
         grown = np.asarray(radii) * np.clip(self.jitter.normal(1, 0.07 * spread, 3), 0.8, 1.25)
-        return self.radius(tuple(moved), tuple(grown)) < 1
+        # Only the block that the warped ellipsoid can reach is computed: most organs are small.
+        reach = [(m - g - b, m + g + b) for m, g, b in zip(moved, grown, self._bent, strict=True)]
+        block = tuple(slice(*np.searchsorted(self._axis, ends)) for ends in reach)
+        total = np.zeros((), np.float32)
+        for coordinate, middle, extent in zip((self.z, self.y, self.x), moved, grown, strict=True):
+            total = total + np.square((coordinate[block] - np.float32(middle)) * np.float32(1 / extent))
+        mask = np.zeros(self.z.shape, bool)
+        mask[block] = total < 1
+        return mask
 
 
 def _head(rng: np.random.Generator, space: _Space) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -247,7 +258,7 @@ def _head(rng: np.random.Generator, space: _Space) -> tuple[np.ndarray, dict[str
     fissure = (np.abs(x) < 0.018) & (z > 0.12) & (cranium > 0.12)
     brain &= ~sulcus & ~fissure
     tissue[brain] = TISSUE["grey matter"]
-    white = brain & (cranium < 0.52 + 0.13 * deep_folds) & (np.abs(x) > 0.05) & (z > -0.08)
+    white = brain & (cranium < 0.50 + 0.16 * deep_folds) & (np.abs(x) > 0.05) & (z > -0.08)
     callosum = brain & (space.radius((0.30, 0.05, 0), (0.05, 0.32, 0.12)) < 1)
     tissue[white | callosum] = TISSUE["white matter"]
     wide = float(np.clip(rng.normal(1, 0.18), 0.7, 1.5))  # the width of the ventricles varies more than anything else
@@ -259,11 +270,11 @@ def _head(rng: np.random.Generator, space: _Space) -> tuple[np.ndarray, dict[str
     tissue[space.organ((0.08, 0.05, 0), (0.11, 0.13, 0.024 * wide))] = TISSUE["ventricles"]
     allowed = {"brain": np.isin(tissue, [TISSUE["grey matter"], TISSUE["white matter"]]) & (cranium < 0.48)}
 
-    fossa = space.radius((-0.32, 0.40, 0), (0.26, 0.34, 0.44))
+    fossa = space.radius((-0.30, 0.31, 0), (0.25, 0.29, 0.40))
     tissue[(fossa < 1.25) & (fossa > 1) & (z < -0.2)] = TISSUE["bone"]
     tissue[(fossa < 1) & (z < -0.12)] = TISSUE["csf"]
     leaf = 0.06 * np.sin(z * np.float32(42))  # the leaves of the cerebellum
-    tissue[(space.radius((-0.32, 0.40, 0), (0.20, 0.27, 0.37)) + leaf < 0.92) & (z < -0.13)] = TISSUE["cerebellum"]
+    tissue[(space.radius((-0.29, 0.32, 0), (0.20, 0.25, 0.35)) + leaf < 0.92) & (z < -0.13)] = TISSUE["cerebellum"]
     tissue[space.organ((-0.30, 0.12, 0), (0.26, 0.12, 0.13))] = TISSUE["brainstem"]
     tissue[space.organ((-0.75, 0.20, 0), (0.40, 0.05, 0.05))] = TISSUE["brainstem"]
     for sign, name in ((-1, "right eye"), (1, "left eye")):
@@ -421,16 +432,19 @@ def _render(case: PhantomCase, name: str) -> np.ndarray:
             mean = _LESION_MEANS[lesion.organ, int(value)][column]
             volume[inside & (case.label == value)] = mean + rng.normal(0, 5) if ct else mean * rng.normal(1, 0.06)
     texture = smooth_noise(rng, size, 20)
-    volume = volume + 6 * texture * (volume > -200) if ct else volume * (1 + 0.06 * texture)
+    if ct:  # soft tissue varies a little; in the lungs vessels show as small spots, much fainter than a nodule
+        volume += np.where(volume > -200, 6 * texture, 350 * np.maximum(texture - 0.9, 0) * (volume > -900))
+    else:
+        volume *= 1 + 0.06 * texture
     for axis in range(3):  # partial volume
         padded = np.pad(volume, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
         before, after = padded.take(range(size), axis), padded.take(range(2, size + 2), axis)
         volume = 0.76 * volume + 0.12 * (before + after)
     if ct:
-        sigma = rng.uniform(8, 14)
+        sigma = rng.uniform(5, 9)
         return (volume + sigma * rng.standard_normal(volume.shape, dtype=np.float32)).astype(np.float32)
     bias = np.exp(0.10 * smooth_noise(rng, size, 3))
-    sigma = rng.uniform(0.035, 0.06)
+    sigma = rng.uniform(0.022, 0.042)
     real = volume * bias + sigma * rng.standard_normal(volume.shape, dtype=np.float32)
     imaginary = sigma * rng.standard_normal(volume.shape, dtype=np.float32)
     return np.sqrt(np.square(real) + np.square(imaginary)).astype(np.float32)

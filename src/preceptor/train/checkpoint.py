@@ -1,12 +1,14 @@
 """Checkpoints of the training state: atomic, checksummed, without pickles.
 
 ``checkpoints/step-N/`` holds `task.safetensors` (student and task state), `optimizer.safetensors` and `state.json`
-(step, best score, checksums of the other files). A folder is written under a temporary name, flushed and renamed, so
-a kill at any moment leaves either the whole of it or none of it; the newest folder whose checksums agree is loaded.
+(step, best score, checksums of the other files and of itself). A folder is written under a temporary name, flushed
+and renamed, so a kill at any moment leaves either the whole of it or none of it; the newest folder whose checksums
+agree is loaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable
@@ -55,12 +57,16 @@ def save(root: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: di
         save_file({key: value.detach().cpu().contiguous().clone() for key, value in group.items()}, path)
         sums[path.name] = sha256(path)
     body = {"format": FORMAT, "step": step, "sha256": sums, **state}
-    (temporary / STATE).write_text(json.dumps(body, indent=1), "utf-8")
+    (temporary / STATE).write_text(json.dumps({**body, "own_sha256": _digest(body)}, indent=1), "utf-8")
     replace_folder(temporary, folder)
     for number, old in folders(root)[:-keep]:
         if number != step:
             shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def folders(root: Path) -> list[tuple[int, Path]]:
@@ -79,6 +85,9 @@ def problem(folder: Path) -> str | None:
         state = json.loads((folder / STATE).read_text("utf-8"))
         if state.get("format") != FORMAT:
             return f"its format is {state.get('format')!r}, this version reads {FORMAT}"
+        own = state.pop("own_sha256", None)
+        if own is not None and own != _digest(state):
+            return f"{STATE} does not match its checksum"
         for name, wanted in state["sha256"].items():
             if sha256(folder / name) != wanted:
                 return f"{name} does not match its checksum"

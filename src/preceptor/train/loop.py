@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import logging
 import math
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch.utils.data import DataLoader
 
@@ -92,6 +94,8 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
             f"train.trackers names {', '.join(missing)}, which is not installed: pip install {' '.join(missing)}"
         )
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    # It is shared by the whole process, and refuses a second stage of another precision.
+    AcceleratorState._reset_state()
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="bf16" if bf16 else "no",
@@ -170,6 +174,8 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def save() -> None:
+        if accelerator.num_processes > 1:  # each has seen its own share of the rows
+            skips.ids.update(gather_object(sorted(skips.ids)))
         state.skipped, state.seconds = sorted(skips.ids), time.monotonic() - begun
         if accelerator.is_main_process:
             tensors = {"task": task.state_dict() | {f"state:{k}": v for k, v in task.task_state().items()},
@@ -179,7 +185,9 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
             checkpoint.save(root, state.step, tensors, body, config.keep_checkpoints)
         accelerator.wait_for_everyone()
 
-    groups = _groups(iter(job.loader(batches)), config.accumulation)
+    task.train()  # pretrained parts come in eval mode
+    with _blocked_signals():
+        groups = _groups(iter(job.loader(batches)), config.accumulation)
     with _stop_signals() as stop, Progress(job.title, steps, state.step, accelerator.is_main_process) as progress:
         while state.step < steps:
             group = [batch.to(accelerator.device) for batch in next(groups)]
@@ -204,7 +212,7 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
                 with average.applied():
                     _validate(task, job, state, student, accelerator, metrics, progress)
                 state.finished = state.step == steps or bool(config.patience and state.worse >= config.patience)
-            interrupted = stop and _any(accelerator, stop)
+            interrupted = _any(accelerator, stop)
             if state.finished or interrupted or state.step % checkpoint_every == 0:
                 save()
             if state.finished:
@@ -260,8 +268,13 @@ def _counts(task: Task, group: list[Batch], accelerator: Accelerator) -> dict[st
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    while group := list(islice(batches, size)):
-        yield group
+    try:
+        while group := list(islice(batches, size)):
+            yield group
+    except UserError as error:
+        # A worker of the loader hands on the text of its traceback, which ends with the error's own.
+        text = re.split(r"^[\w.]+Error: ", str(error), flags=re.MULTILINE)[-1].strip()
+        raise UserError(text) from error
 
 
 def _validate(task, job, state, student, accelerator, metrics, progress) -> None:
@@ -405,6 +418,17 @@ def _stop_signals() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Start the loader's workers deaf to Ctrl-C and SIGTERM: both reach a whole group of processes, and the batch that
+    they are reading is needed to finish the step. They end with their parent. Here the signals are only late."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _any(accelerator: Accelerator, stop: _Stop) -> bool:

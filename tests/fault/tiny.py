@@ -1,0 +1,61 @@
+"""A recipe so small that it can be killed and restarted many times, and a way to run it in a forked process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+RECIPE = """
+name: tiny
+stages: [teacher]
+data:
+  name: phantom
+  image_size: 32
+  phantom: {cases: 12, images_per_case: 2, questions_per_image: 3, seed: 1}
+  augment: {views: 0}
+teacher: &model
+  model:
+    vision: {conv: {channels: [8, 8], blocks: [1, 1], token_stages: [1]}}
+    text: {scratch: {embedding: 8, width: 16, layers: 1, heads: 2}}
+    width: 16
+    layers: 2
+    heads: 2
+    dropout: 0.2
+  train: {epochs: 4, batch_size: 12, learning_rate: 2.0e-3, average: 0.9, evaluate_every: 1, checkpoint_every: 0.4,
+          log_every: 1, precision: fp32}
+student: *model
+report: {questions: 2, latency_questions: 2}
+"""
+
+
+def write_recipe(folder: Path) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def fork_cli(arguments: list[str], log: Path) -> int:
+    """Run the command line in a fork of this process, which has imported everything already; return its process id."""
+    import preceptor.cli
+
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.argv = ["preceptor", *arguments]
+        preceptor.cli.main()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    finally:
+        os._exit(code)
+
+
+def wait(pid: int) -> int:
+    """Return the exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from preceptor.config import (
+    Recipe,
+    differences,
+    dump_recipe,
+    known_keys,
+    load_recipe,
+    recipe_names,
+    recipe_text,
+    validate,
+)
+from preceptor.errors import UserError
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_load_and_come_back(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    again = validate(yaml.safe_load(dump_recipe(recipe)), "again")
+    assert again == recipe
+    assert "#" in recipe_text(name)[0]
+
+
+def test_overrides_are_yaml_and_nested():
+    recipe = load_recipe(
+        "mhkd-demo",
+        ["student.train.learning_rate=1e-4", "data.root=null", "method.hidden.layers=[[0, 2]]",
+         "data.augment.enabled=false", "student.train.clip_norm=null", "data.name=vqa_rad", "output=somewhere"],
+    )  # fmt: skip
+    assert recipe.student.train.learning_rate == 1e-4
+    assert recipe.method.hidden.layers == [(0, 2)]
+    assert not recipe.data.augment.enabled
+    assert recipe.student.train.clip_norm is None
+    assert recipe.data.name == "vqa-rad"
+    assert str(recipe.output_folder) == "somewhere"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("studnet.train.epochs=3", r"unknown key 'studnet'; did you mean 'student'\?"),
+        ("student.train.epoch=3", r"unknown key 'student\.train\.epoch'; did you mean 'student\.train\.epochs'\?"),
+        ("student.train.epochs=-1", r"key student\.train\.epochs: .*greater than 0 \(got -1\)"),
+        ("data.name=vqa-med", r"key data\.name"),
+        ("data.augment=yes please", r"key data\.augment"),
+        ("student.model.width=65", r"width 65 is not a multiple of heads 2"),
+        ("method.teaching.kind=cached data.augment.views=0", None),
+        ("epochs", r"'epochs' must look like key\.sub=value"),
+        ("stages=[]", r"at least one stage"),
+        ("stages=[distilled]", r"need method\.teaching\.runs"),
+        ("teacher.model.vision.conv.channels=[8]", r"channels has 1 stages, blocks has 4"),
+    ],
+)
+def test_mistakes_name_the_key_and_the_fix(override, message):
+    if message is None:
+        with pytest.raises(UserError, match=r"needs data\.augment\.views of 1 or more"):
+            load_recipe("mhkd-demo", override.split())
+        return
+    with pytest.raises(UserError, match=message):
+        load_recipe("mhkd-demo", [override])
+
+
+def test_recipes_that_are_not_there_or_no_recipes(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'mhkd-demo'"):
+        load_recipe("mkhd-demo")
+    with pytest.raises(UserError, match="no recipe file"):
+        load_recipe(str(tmp_path / "no.yaml"))
+    for text, message in (
+        ("[1, 2]", "must be a mapping"),
+        ("a: [", "not valid YAML"),
+        ("!!python/object:os.x {}", "YAML"),
+    ):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_recipe(str(tmp_path / "bad.yaml"))
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(UserError, match="UTF-8"):
+        load_recipe(str(tmp_path / "bad.yaml"))
+
+
+def test_a_run_folder_is_a_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(load_recipe("mhkd-demo", ["seed=7"])))
+    assert load_recipe(str(tmp_path)).seed == 7
+
+
+def test_differences_are_listed_by_leaf():
+    old = Recipe(name="x").model_dump(mode="json")
+    new = load_recipe("mhkd-demo", ["seed=3"]).model_dump(mode="json")
+    found = differences(old, new)
+    assert "seed: 0 -> 3" in found
+    assert differences(old, old) == []
+    assert any(line.startswith("data.image_size: 112 -> 64") for line in found)
+
+
+def test_known_keys_reach_the_leaves():
+    assert {"student.train.epochs", "method.hidden.layers", "data.phantom.cases"} <= set(known_keys())
