@@ -21,7 +21,7 @@ from preceptor.evaluate.run import (
     versions,
     write_predictions,
 )
-from preceptor.files import write_text
+from preceptor.files import sha256, write_text
 from preceptor.methods.mhkd import MhkdTask
 from preceptor.models.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
 from preceptor.processes import processes
@@ -117,6 +117,12 @@ def teacher_folders(recipe: Recipe) -> list[Path]:
     return [recipe.output_folder / name for name in names]
 
 
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """Return the results that a stage wrote, or None."""
+    path = folder / "results.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
 def train_stage(
     name: Stage,
     folder: Path,
@@ -175,6 +181,10 @@ def train_stage(
         title=title or name,
     )  # fmt: skip
     progress = fit(task, job, config.train)
+    weights = sha256(folder / "student" / "model.safetensors")
+    known = read_results(folder)
+    if known and (known.get("weights_sha256"), known["data"]["sha256"]) == (weights, data.fingerprint()):
+        return known
     best = VqaBundle.load(folder / "student")
     best.model.to(state.device)
     results, rows = evaluate_bundle(best, data, recipe.data)
@@ -185,6 +195,7 @@ def train_stage(
         "latency_ms": latency_ms(best, data, recipe.data, recipe.report.latency_questions),
         "latency": f"model alone, one question at a time, {best.model.dtype}, median".replace("torch.", ""),
         "seed": seed,
+        "weights_sha256": weights,
         "versions": versions(),
         "machine": machine(),
         "data": {
