@@ -50,6 +50,15 @@ def test_overrides_are_yaml_and_nested():
         ("data.augment=yes please", r"key data\.augment"),
         ("student.model.width=65", r"width 65 is not a multiple of heads 2"),
         ("method.teaching.kind=cached data.augment.views=0", None),
+        ("student.epochs=3", r"did you mean 'student\.train\.epochs'\?"),
+        ("data.zq=3", r"unknown key 'data\.zq'; (did you mean 'data\.|known: data\.)"),
+        ("qqqq=3", r"known: allow_downloads, data, description, method, name, output, report, resume, seed, stages, "),
+        ("seed=-1", r"key seed: .*greater than or equal to 0 \(got -1\)"),
+        ("student.train.epochs=.inf", r"key student\.train\.epochs: .*finite number"),
+        ("student.train.learning_rate=.nan", r"key student\.train\.learning_rate"),
+        ("method.hidden.layers=unifrom", r"key method\.hidden\.layers: .*'uniform' or 'last' \(got 'unifrom'\)"),
+        ("student.train.epochs=", r"key student\.train\.epochs: .*valid number"),
+        ("data.root=[", r"override 'data\.root=\[' is not valid YAML"),
         ("epochs", r"'epochs' must look like key\.sub=value"),
         ("stages=[]", r"at least one stage"),
         ("stages=[distilled]", r"need method\.teaching\.runs"),
@@ -63,6 +72,29 @@ def test_mistakes_name_the_key_and_the_fix(override, message):
         return
     with pytest.raises(UserError, match=message):
         load_recipe("mhkd-demo", [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "folder"),
+    [("runs/{name}-2", "runs/mhkd-demo-2"), ("runs/{nmae}", "runs/{nmae}"), ("2024", "2024"), ("1e5", "1e5"),
+     ("{", "{")],
+)  # fmt: skip
+def test_any_name_of_a_folder_is_taken_as_it_is(text, folder):
+    recipe = yaml.safe_load(recipe_text("mhkd-demo")[0])
+    assert str(validate({**recipe, "output": text}, "x").output_folder) == folder
+    if text not in ("{", "runs/{nmae}"):  # which are no texts in YAML
+        assert str(load_recipe("mhkd-demo", [f"output={text}"]).output_folder) == folder
+
+
+def test_the_home_folder_is_found_where_no_shell_expands_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    recipe = load_recipe("mhkd-demo", ["output=~/runs", "data.root=~/data"])
+    assert (str(recipe.output_folder), recipe.data.root) == ("/home/somebody/runs", "/home/somebody/data")
+
+
+def test_an_exponent_is_a_number_wherever_it_stands():
+    recipe = load_recipe("mhkd-demo", ["student.train={learning_rate: 1e-4, clip_norm: 1e-2}"])
+    assert (recipe.student.train.learning_rate, recipe.student.train.clip_norm) == (1e-4, 1e-2)
 
 
 def test_recipes_that_are_not_there_or_no_recipes(tmp_path):

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
+import difflib
+import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from preceptor.errors import UserError, nearest
 
 Stage = Literal["teacher", "alone", "distilled"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Folder = Annotated[str, AfterValidator(os.path.expanduser)]  # in `key=~/folder` no shell expands it
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+    )  # fmt: skip
 
 
 class AugmentConfig(Section):
@@ -42,17 +48,17 @@ class PhantomConfig(Section):
     cases: Annotated[int, Field(ge=8)] = 100
     images_per_case: Positive = 4
     questions_per_image: Positive = 5
-    seed: int = 0
+    seed: Seed = 0
 
 
 class DataConfig(Section):
     name: Literal["phantom", "vqa-rad", "table"] = "phantom"
-    root: str | None = None
+    root: Folder | None = None
     """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Without one, phantoms are made."""
     split: str | None = None
     """VQA-RAD: clean (default), published, no_frames."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Which images validate; apart from `seed`, so that runs over seeds see the same parts."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training groups that is used: learning curves."""
@@ -132,7 +138,7 @@ class ModelConfig(Section):
     layers: Positive = 2
     heads: Positive = 4
     dropout: Fraction = 0.1
-    init: str | None = None
+    init: Folder | None = None
     """A run or student folder whose weights start this model; tensors of another shape (the answers) start afresh."""
 
     @model_validator(mode="after")
@@ -229,9 +235,9 @@ class TeachingConfig(Section):
     kind: Literal["online", "cached", "ema"] = "online"
     """online: computed with every batch. cached: read from a cache, written on first use. ema: a moving average of the
     student itself, with no other teacher."""
-    runs: list[str] = []
+    runs: list[Folder] = []
     """Trained runs that teach instead of this recipe's teacher stage; several are an ensemble."""
-    cache: str | None = None
+    cache: Folder | None = None
     """Folder of the cache; default: `teacher-cache` in the output folder."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
 
@@ -257,8 +263,8 @@ class ReportConfig(Section):
 class Recipe(Section):
     name: str
     description: str = ""
-    output: str = "runs/{name}"
-    seed: int = 0
+    output: Folder = "runs/{name}"
+    seed: Seed = 0
     stages: list[Stage] = ["teacher", "alone", "distilled"]
     allow_downloads: bool = False
     """Without it no hub is asked, whatever names the recipe holds."""
@@ -287,7 +293,7 @@ class Recipe(Section):
 
     @property
     def output_folder(self) -> Path:
-        return Path(self.output.format(name=self.name))
+        return Path(self.output.replace("{name}", self.name))
 
 
 def recipe_names() -> list[str]:
@@ -346,10 +352,6 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
         raise UserError(f"the value of override {override!r} is not valid YAML: {error}") from error
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as a text; a user means the number.
-        with contextlib.suppress(ValueError):
-            value = float(value) if "e" in value.lower() else value
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
@@ -361,10 +363,14 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def _sentence(detail: dict[str, Any], place: str) -> str:
-    path = [str(part) for part in detail["loc"]]
+    # Where several types fit a key, pydantic adds the one that it tried, such as list[int].
+    path = [str(part) for part in detail["loc"] if "[" not in str(part)]
     key = ".".join(path) or "the recipe"
     if detail["type"] == "extra_forbidden":
-        return f"{place} has the unknown key {key!r}{nearest(key, known_keys())}"
+        known = [name for name in known_keys() if not key.startswith(f"{name}.")]
+        beside = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        return f"{place} has the unknown key {key!r}{nearest(key, close or beside)}"
     message = detail["msg"].removeprefix("Value error, ")
     if not path:
         return f"{place}: {message}"

@@ -13,7 +13,7 @@ from preceptor.train.trackers import MetricsFile, read_metrics
 
 def save(root: Path, step: int, keep: int = 2) -> Path:
     tensors = {"task": {"w": torch.full((3,), float(step))}, "optimizer": {}}
-    return checkpoint.save(root, step, tensors, {"progress": {"step": step}}, keep)
+    return checkpoint.save(root, step, tensors, {"progress": {"step": step, "best": 0.5}}, keep)
 
 
 def test_round_trip_and_keep(tmp_path):
@@ -22,7 +22,7 @@ def test_round_trip_and_keep(tmp_path):
     assert [step for step, _ in checkpoint.folders(tmp_path)] == [2, 10]
     tensors, state = checkpoint.load(checkpoint.newest(tmp_path, pytest.fail))
     assert torch.equal(tensors["task"]["w"], torch.full((3,), 10.0))
-    assert state["progress"] == {"step": 10}
+    assert state["progress"] == {"step": 10, "best": 0.5}
 
 
 def flip(path: Path) -> None:
@@ -31,10 +31,17 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def replace_text(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
 DAMAGE = {
     "flipped": lambda f: flip(f / "task.safetensors"),
     "truncated": lambda f: (f / "task.safetensors").write_bytes((f / "task.safetensors").read_bytes()[:-4]),
     "missing": lambda f: (f / "optimizer.safetensors").unlink(),
+    "a wrong digit in the state": lambda f: replace_text(f / "state.json", '"best": 0.5', '"best": 0.7'),
     "no state": lambda f: (f / "state.json").unlink(),
     "cut state": lambda f: (f / "state.json").write_text((f / "state.json").read_text()[:20]),
     "other format": lambda f: (f / "state.json").write_text(json.dumps({"format": 99, "sha256": {}})),
@@ -50,6 +57,33 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, kind):
     assert checkpoint.newest(tmp_path, said.append) == tmp_path / "step-1"
     assert len(said) == 1
     assert "step-2 is passed over" in said[0]
+
+
+def test_nothing_valid_is_no_checkpoint(tmp_path):
+    assert checkpoint.newest(tmp_path / "absent", pytest.fail) is None
+    DAMAGE["flipped"](save(tmp_path, 1))
+    said = []
+    assert checkpoint.newest(tmp_path, said.append) is None
+    assert len(said) == 1
+
+
+def test_a_damaged_later_checkpoint_does_not_push_out_a_valid_one(tmp_path):
+    save(tmp_path, 4)
+    DAMAGE["truncated"](save(tmp_path, 6))
+    save(tmp_path, 5, keep=1)
+    assert checkpoint.newest(tmp_path, lambda text: None) == tmp_path / "step-5"
+
+
+def test_a_save_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, 1)
+    assert checkpoint.newest(tmp_path, pytest.fail) == tmp_path / "step-1"
 
 
 def test_leftovers_of_a_kill_are_mended(tmp_path):

@@ -14,7 +14,7 @@ import math
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -186,9 +186,11 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
         accelerator.wait_for_everyone()
 
     task.train()  # pretrained parts come in eval mode
-    with _blocked_signals():
-        groups = _groups(iter(job.loader(batches)), config.accumulation)
-    with _stop_signals() as stop, Progress(job.title, steps, state.step, accelerator.is_main_process) as progress:
+    with (
+        _reading(job.loader(batches), config.accumulation) as groups,
+        _stop_signals() as stop,
+        Progress(job.title, steps, state.step, accelerator.is_main_process) as progress,
+    ):
         while state.step < steps:
             group = [batch.to(accelerator.device) for batch in next(groups)]
             skips.add([name for batch in group for name in batch.skipped])
@@ -265,6 +267,25 @@ def _counts(task: Task, group: list[Batch], accelerator: Accelerator) -> dict[st
         values = torch.tensor([totals[unit] for unit in units], device=accelerator.device, dtype=torch.int64)
         totals = dict(zip(units, accelerator.reduce(values).tolist(), strict=True))
     return {unit: float(max(1, count)) for unit, count in totals.items()}
+
+
+@contextlib.contextmanager
+def _reading(loader: Iterable[Batch], size: int) -> Iterator[Iterator[list[Batch]]]:
+    """Read groups of `size` micro-batches.
+
+    The loader's workers are deaf to Ctrl-C and SIGTERM, which reach a whole group of processes, because the batch that
+    they read is needed to finish the step; they end with this context.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # what a worker inherits
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield _groups(batches, size)
+    finally:
+        # Else they live as long as an exception holds the iterator, and the interpreter's exit waits for them.
+        getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
@@ -418,17 +439,6 @@ def _stop_signals() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Start the loader's workers deaf to Ctrl-C and SIGTERM: both reach a whole group of processes, and the batch that
-    they are reading is needed to finish the step. They end with their parent. Here the signals are only late."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _any(accelerator: Accelerator, stop: _Stop) -> bool:
