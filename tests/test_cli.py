@@ -145,6 +145,19 @@ def test_cache_verifies_and_finds_a_wrong_byte(run: Path, capsys, monkeypatch, t
     assert code == 0, err
     report = json.loads(out)
     assert report["checked"] == report["rows"] > 0
+    logits = tmp_path / "cache" / "logits.npy"
+    content = bytearray(logits.read_bytes())
+    content[-1] ^= 0x40  # the exponent of the last number
+    logits.write_bytes(bytes(content))
+    code, out, _ = call(capsys, monkeypatch, "cache", recipe, *settings, "--verify", "1", "--json")
+    assert code == 1
+    report = json.loads(out)
+    assert len(report["mismatches"]) == 1
+    assert logits.name in report["damage"]
+    code, out, _ = call(capsys, monkeypatch, "cache", recipe, *settings)  # without --verify it is written again
+    assert code == 0
+    code, out, _ = call(capsys, monkeypatch, "cache", recipe, *settings, "--verify", "1", "--json")
+    assert (code, json.loads(out)["damage"]) == (0, "")
 
 
 def test_report_is_written_again(run: Path, capsys, monkeypatch):

@@ -206,9 +206,11 @@ def cache(recipe: Annotated[str, typer.Argument(help="Recipe or run folder.")],
     def show(document: dict[str, Any]) -> None:
         _table(document["folder"], ["rows", "checked", "largest difference", "mismatches"],
                [[str(document[key]) for key in ("rows", "checked", "worst", "mismatches")]])  # fmt: skip
+        if document["damage"]:
+            print(document["damage"])
 
     _say(report, as_json, show)
-    if report["mismatches"]:
+    if report["mismatches"] or report["damage"]:
         raise typer.Exit(1)
 
 

@@ -80,7 +80,10 @@ def answer_table(run: Path, table: Path, output: Path | None, top: int) -> list[
 
 
 def cache_run(recipe: Recipe, share: float) -> dict[str, Any]:
-    """Write the teacher's cache of a recipe if it is not there, and recompute a share of it."""
+    """Write the teacher's cache of a recipe if it is not there, or not as it must be; or recompute a share of it.
+
+    A cache that is verified is never written again first: `mismatches` and `damage` say what is wrong with it.
+    """
     from preceptor.methods.build import cached_teacher, every_view, online_teacher
     from preceptor.methods.mhkd import Lesson
     from preceptor.runs import open_classroom
@@ -98,10 +101,14 @@ def cache_run(recipe: Recipe, share: float) -> dict[str, Any]:
     source, config = online_teacher(teacher_folders(recipe), recipe.method, layers)
     folder = cache_folder(recipe)
     paths = Lesson(recipe.method, layers, config.layers).teacher_paths
-    cached = cached_teacher(folder, room, source, paths, renew=True)
+    cached = cached_teacher(folder, room, source, paths, renew=share == 0)
     rows, batches = every_view(room)
-    report = {"folder": str(folder), "rows": rows, "checked": 0, "worst": 0.0, "mismatches": []}
+    report = {"folder": str(folder), "rows": rows, "checked": 0, "worst": 0.0, "mismatches": [], "damage": ""}
     if share > 0:
+        try:
+            cached.verify_files()
+        except UserError as error:
+            report["damage"] = str(error)
         checked = verify(cached, source, batches, fraction=share, seed=recipe.seed)
         report |= {"checked": checked.checked, "worst": checked.worst, "mismatches": checked.mismatched}
     return report
