@@ -92,6 +92,14 @@ def test_the_home_folder_is_found_where_no_shell_expands_it(monkeypatch):
     assert (str(recipe.output_folder), recipe.data.root) == ("/home/somebody/runs", "/home/somebody/data")
 
 
+def test_an_override_changes_one_of_two_sections_that_share_an_anchor(tmp_path):
+    shared = "{model: {width: 64}, train: {epochs: 3, batch_size: 8}}"
+    (tmp_path / "x.yaml").write_text(f"name: x\nteacher: &model {shared}\nstudent: *model\n")
+    recipe = load_recipe(str(tmp_path / "x.yaml"), ["student.train.epochs=5", "student.train.batch_size=16"])
+    assert (recipe.teacher.train.epochs, recipe.teacher.train.batch_size) == (3, 8)
+    assert (recipe.student.train.epochs, recipe.student.train.batch_size, recipe.student.model.width) == (5, 16, 64)
+
+
 def test_an_exponent_is_a_number_wherever_it_stands():
     recipe = load_recipe("mhkd-demo", ["student.train={learning_rate: 1e-4, clip_norm: 1e-2}"])
     assert (recipe.student.train.learning_rate, recipe.student.train.clip_norm) == (1e-4, 1e-2)

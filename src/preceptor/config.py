@@ -356,8 +356,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     node = raw
     for parent in parents:
         child = node.get(parent)
-        if not isinstance(child, dict):
-            child = node[parent] = {}
+        # A copy: an alias of YAML is the same dictionary in several places.
+        child = node[parent] = dict(child) if isinstance(child, dict) else {}
         node = child
     node[last] = value
 

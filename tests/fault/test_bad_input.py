@@ -159,7 +159,6 @@ def test_skipped_rows_are_counted_in_the_results_of_every_part(tmp_path):
     assert (rows["row-24"]["prediction"], rows["row-24"]["correct"]) == ("", False)
 
 
-@pytest.mark.xfail(strict=True, reason="evaluate.run.latency_ms drops three warm-up times where it took fewer")
 def test_one_question_is_enough_to_time(tmp_path):
     write_table(tmp_path)
     code, _, err = call("train", *settings(tmp_path, "report.latency_questions=1"))

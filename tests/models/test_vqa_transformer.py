@@ -111,7 +111,7 @@ def test_pixels_equal_the_transformers_image_processor():
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (70, 50, 3), dtype=np.uint8))
     preprocessing = Preprocessing(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
-    ours = pixels(resize(image, 32)[None], preprocessing)[0]
+    ours = pixels(resize(image, 32)[None].copy(), preprocessing)[0]
     settings = image_processor(preprocessing)
     kind = settings.pop("image_processor_type")
     import transformers

@@ -104,12 +104,13 @@ def latency_ms(bundle: VqaBundle, data: VqaData, config: DataConfig, questions: 
     batches = [batch for batch in examples.loader([[i] for i in range(len(samples))]) if len(batch)]
     times = []
     with torch.inference_mode():
-        for batch in [*batches[:3], *batches]:
+        warm_up = batches[:3]
+        for batch in [*warm_up, *batches]:
             batch = batch.to(device)
             begun = time.perf_counter()
             predict(bundle.model, batch)
             times.append(time.perf_counter() - begun)
-    return round(1000 * statistics.median(times[3:]), 3)
+    return round(1000 * statistics.median(times[len(warm_up) :]), 3)
 
 
 def machine() -> dict[str, Any]:
