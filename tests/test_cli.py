@@ -90,6 +90,17 @@ def test_a_changed_recipe_exits_2_and_lists_the_differences(run: Path, capsys, m
     assert out == ""
 
 
+def test_a_refused_recipe_leaves_the_stages_recipe_alone(run: Path, capsys, monkeypatch):
+    before = (run / "teacher" / "recipe.yaml").read_bytes()
+    recipe = str(run.parent / "tiny.yaml")
+    code, _, err = call(
+        capsys, monkeypatch, "train", recipe, f"output={run}", *QUICK, "method.label.label_smoothing=0.3"
+    )
+    assert code == 2
+    assert "label.label_smoothing: 0.0 -> 0.3" in err
+    assert (run / "teacher" / "recipe.yaml").read_bytes() == before
+
+
 def test_a_stage_runs_again_by_its_own_recipe(run: Path, capsys, monkeypatch):
     code, _, err = call(capsys, monkeypatch, "train", str(run / "distilled"), "--json")
     assert code == 0, err

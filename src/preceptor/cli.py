@@ -79,7 +79,7 @@ def _show_results(results: dict[str, Any]) -> None:
             s = stage["protocols"][protocol]
             rows.append([name, *(_percent(s[key]) for key in ("accuracy", "open", "closed")),
                          f"{stage['parameters'] / 1e6:.2f} M" if "parameters" in stage else "",
-                         f"{stage['latency_ms']:.1f}" if "latency_ms" in stage else ""])  # fmt: skip
+                         f"{stage['latency_ms']:.1f}" if stage.get("latency_ms") is not None else ""])  # fmt: skip
         last = list(stages.values())[-1]
         for name, s in last["baselines"][protocol].items():
             rows.append([name.replace("_", " "), *(_percent(s[key]) for key in ("accuracy", "open", "closed")), "", ""])

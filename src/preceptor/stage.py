@@ -82,6 +82,7 @@ class Classroom:
             "model": config.model.model_dump(mode="json"),
             "train": config.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
         }
+        found["label"] = (method or self.recipe.method).label.model_dump(mode="json")
         if method is not None:
             # Who teaches is told by the weights, not by where they lie.
             found["method"] = method.model_dump(mode="json", exclude={"teaching": {"runs", "cache"}})
@@ -171,14 +172,15 @@ def train_stage(
         shutil.rmtree(target, ignore_errors=True)
         bundle.save(target)
 
-    if state.is_main_process:
+    def start() -> None:
         write_text(folder / "recipe.yaml", dump_recipe(stage_recipe(recipe, name, folder, seed)))
+
     taught_by = None if teacher is None or ema else teacher.fingerprint  # a moving average changes as it goes
     job = Job(
         folder=folder, loader=lambda batches: train.loader(batches, recipe.data.workers), samples=len(train),
         validate=validate, export=export, identity=room.identity(config, seed, method, taught_by),
         differences=differences, seed=seed, skip_limit=recipe.data.skip_limit, resume=recipe.resume == "auto",
-        title=title or name,
+        title=title or name, start=start,
     )  # fmt: skip
     progress = fit(task, job, config.train)
     weights = sha256(folder / "student" / "model.safetensors")

@@ -96,8 +96,11 @@ def read_predictions(folder: Path, protocol: str) -> list[Row]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def latency_ms(bundle: VqaBundle, data: VqaData, config: DataConfig, questions: int) -> float:
-    """Return the median milliseconds of the model for one question at a time, image decoding left out."""
+def latency_ms(bundle: VqaBundle, data: VqaData, config: DataConfig, questions: int) -> float | None:
+    """Return the median milliseconds of the model for one question at a time, image decoding left out.
+
+    None where no image of these questions can be read.
+    """
     samples = data.part("test")[:questions]
     examples = VqaExamples(samples, bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, config)
     device = next(bundle.model.parameters()).device
@@ -110,7 +113,8 @@ def latency_ms(bundle: VqaBundle, data: VqaData, config: DataConfig, questions: 
             begun = time.perf_counter()
             predict(bundle.model, batch)
             times.append(time.perf_counter() - begun)
-    return round(1000 * statistics.median(times[len(warm_up) :]), 3)
+    timed = times[len(warm_up) :]
+    return round(1000 * statistics.median(timed), 3) if timed else None
 
 
 def machine() -> dict[str, Any]:

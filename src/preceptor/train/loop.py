@@ -76,6 +76,8 @@ class Job:
     skip_limit: float = 0.0
     resume: bool = True
     title: str = ""
+    start: Callable[[], None] = lambda: None
+    """Called on the main process once it is sure that the run may go on in its folder."""
 
 
 def native_bf16() -> bool:
@@ -151,6 +153,8 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
     accelerator.wait_for_everyone()
     average = WeightAverage(task, config.average)
     state = _resume(task, optimizer, names, average, root, job, accelerator)
+    if accelerator.is_main_process:
+        job.start()
     if state.finished:
         return state
     # `prepare` would draw from its own sampler; ours already gives each process its share.
