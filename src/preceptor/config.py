@@ -102,10 +102,13 @@ class ConvVisionConfig(Section):
 
 
 class VisionConfig(Section):
-    pretrained: str | None = None
-    """A transformers vision model: folder, `package:NAME/FOLDER`, or hub name. Without one, `conv` from scratch."""
+    pretrained: str | list[str] | None = None
+    """A transformers vision model: folder, `package:NAME/FOLDER`, or hub name. One name must be there; of a list the
+    first that is there is used, and `conv` from scratch where none is."""
     depths: list[int] = [-1]
     """Of a pretrained model: which hidden states give tokens."""
+    freeze: list[str] = []
+    """Of a pretrained model: parameters that stay as they are, as patterns (`embeddings.*`); `*` freezes it whole."""
     conv: ConvVisionConfig = ConvVisionConfig()
 
 
@@ -139,7 +142,8 @@ class ModelConfig(Section):
     heads: Positive = 4
     dropout: Fraction = 0.1
     init: Folder | None = None
-    """A run or student folder whose weights start this model; tensors of another shape (the answers) start afresh."""
+    """A run or student folder whose weights start this model. Tensors of another shape start afresh; of the
+    answers' layer the rows of known answers are taken."""
 
     @model_validator(mode="after")
     def _heads(self) -> ModelConfig:
@@ -167,17 +171,27 @@ class TrainConfig(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of an exponential moving average of the weights; above 0 it is the average that is validated and kept."""
+    select: Literal["best", "last"] = "best"
+    """Which weights are kept: those of the best validation, or those of the last step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the processor computes in it, else fp32."""
     evaluate_every: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between validations."""
     patience: Positive | None = None
-    """Validations without a better one before the run stops early."""
+    """Validations without a better one before the run stops early (with `select: best`)."""
     checkpoint_every: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between checkpoints of the training state."""
     keep_checkpoints: Positive = 2
     log_every: Positive = 10
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+
+    @model_validator(mode="after")
+    def _stops(self) -> TrainConfig:
+        if self.select == "last" and self.patience:
+            raise ValueError(
+                "select=last keeps the last step, so there is nothing for patience to wait for: set one of them"
+            )
+        return self
 
 
 class RunModelConfig(Section):

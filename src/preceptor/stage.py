@@ -205,7 +205,8 @@ def train_stage(
             **{part: len(data.part(part)) for part in ("train", "validation", "test")},
         },
         "training": {
-            "steps": progress.step, "best_step": progress.best_step, "seconds": round(progress.seconds, 1),
+            "steps": progress.step, "best_step": progress.best_step, "kept_step": progress.kept_step,
+            "seconds": round(progress.seconds, 1),
             "samples_per_second": round(progress.step * config.train.batch_size / max(1e-9, progress.seconds), 1),
             "skipped": progress.skipped, "validations": progress.validations,
         },

@@ -48,6 +48,7 @@ def write_table(folder: Path) -> Path:
 
 def bomb(path: Path) -> None:
     """A PNG of a few bytes whose header promises 60,000 x 60,000 pixels."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

@@ -167,11 +167,18 @@ def test_missing_vision_model_says_how_to_get_it(bundle: VqaBundle):
 def test_init_takes_what_fits(bundle: VqaBundle, tmp_path):
     bundle.save(tmp_path / "student")
     config = ModelConfig.model_validate({**SMALL, "init": str(tmp_path)})
-    other = AnswerVocabulary(["yes", "no", "axial", "coronal"])
+    other = AnswerVocabulary(["coronal", "axial", "no", "yes"])
     built = build_bundle(config, bundle.tokenizer, bundle.preprocessing, other, seed=9)
     assert torch.equal(built.model.cls, bundle.model.cls)
-    assert built.model.head.weight.shape == (4, 16)
-    assert "tensors from an earlier run" in built.provenance["init"]
+    assert torch.equal(built.model.head.weight[1:], bundle.model.head.weight.flip(0))
+    assert torch.equal(built.model.head.bias[1:], bundle.model.head.bias.flip(0))
+    assert "3 of 4 answers of an earlier run" in built.provenance["init"]
+
+
+def test_of_several_vision_models_the_first_that_is_there(bundle: VqaBundle):
+    config = ModelConfig.model_validate({**SMALL, "vision": {"pretrained": ["package:none", "someone/no-such-model"]}})
+    built = build_bundle(config, bundle.tokenizer, bundle.preprocessing, bundle.vocabulary, seed=0)
+    assert built.provenance["vision"] == "from scratch (package:none, someone/no-such-model not found)"
 
 
 def test_a_trained_tokenizer_is_the_same_every_time_and_spells_unknown_words():

@@ -116,7 +116,8 @@ def make_stage(folder: Path, data: VqaData, bundle: VqaBundle, recipe: Recipe, a
         "machine": {"processor": "Xeon", "threads": 2},
         "data": {"name": data.name, "split": data.split, "sha256": data.fingerprint(),
                  **{part: len(data.part(part)) for part in ("train", "validation", "test")}},
-        "training": {"steps": steps, "best_step": steps - 4, "seconds": 93.4, "samples_per_second": 512.0,
+        "training": {"steps": steps, "best_step": steps - 4, "kept_step": steps - 4,
+            "seconds": 93.4, "samples_per_second": 512.0,
                      "skipped": [], "validations": []},
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results), "utf-8")

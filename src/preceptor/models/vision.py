@@ -101,6 +101,15 @@ class TransformersVision(nn.Module):
         self.lift = nn.ModuleList(nn.Linear(width, self.width) for width in widths)
         self._tokens = len(states) + states[-1].shape[1]
 
+    def train(self, mode: bool = True) -> TransformersVision:
+        """Leave batch norms to the statistics that they came with: those of small batches are worse, and would make a
+        step depend on how it is cut into micro-batches and processes."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
     def _states(self, pixels: Tensor) -> list[Tensor]:
         hidden = self.model(pixels, output_hidden_states=True, **self.options).hidden_states
         chosen = [hidden[depth] for depth in self.depths]

@@ -126,7 +126,7 @@ def _training(stage: str, results: dict[str, Any], recipe: Recipe) -> str:
     ]
     training = results.get("training") or {}
     if "steps" in training:
-        facts.append(f"- {training['steps']} steps; the weights are those of step {training.get('best_step')}")
+        facts.append(f"- {training['steps']} steps; the weights are those of step {training.get('kept_step')}")
     if results.get("seed") is not None:
         facts.append(f"- seed {results['seed']}")
     if stage == "distilled":

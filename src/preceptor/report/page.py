@@ -134,7 +134,7 @@ def _validation(run: RunRecord) -> str:
     lines = []
     for stage in run.stages:
         scored = [(line["step"], line["validation/score"]) for line in stage.metrics if "validation/score" in line]
-        best = look(stage.results, "training", "best_step")
+        best = look(stage.results, "training", "kept_step")
         lines.append(Line(stage.title, stage.kind, scored, best))
     chart = line_chart("Validation accuracy by step", lines, x_title="step", percent=True)
     return _chart("Validation accuracy (ring: chosen step)", chart)
@@ -150,7 +150,7 @@ def _effort(run: RunRecord) -> str:
         t = look(stage.results, "training")
         if not t:
             continue
-        numbers = [t.get("steps"), t.get("best_step"), words.duration(t.get("seconds")), t.get("samples_per_second")]
+        numbers = [t.get("steps"), t.get("kept_step"), words.duration(t.get("seconds")), t.get("samples_per_second")]
         numbers += [look(stage.results, "seed"), len(t.get("skipped") or [])]
         begun = look(stage.results, "provenance") or {}
         origin = "; ".join(f"{part}: {source}" for part, source in begun.items()) or NONE

@@ -49,6 +49,7 @@ class Progressed:
     step: int = 0
     best_score: float = -math.inf
     best_step: int = -1
+    kept_step: int = -1
     worse: int = 0
     validations: list[dict[str, float]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -135,7 +136,7 @@ def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimiz
 
 
 def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
-    """Train `task` and leave the model of the best validation in ``job.folder / "student"``.
+    """Train `task` and leave the model that `config.select` names in ``job.folder / "student"``.
 
     Raises UserError for a recipe that changed since the checkpoint, NonFiniteError, Interrupted after a saved stop.
     """
@@ -216,7 +217,8 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
             progress.advance(state.step)
             if state.step % evaluate_every == 0 or state.step == steps:
                 with average.applied():
-                    _validate(task, job, state, student, accelerator, metrics, progress)
+                    last = state.step == steps if config.select == "last" else None
+                    _validate(task, job, state, student, accelerator, metrics, progress, last)
                 state.finished = state.step == steps or bool(config.patience and state.worse >= config.patience)
             interrupted = _any(accelerator, stop)
             if state.finished or interrupted or state.step % checkpoint_every == 0:
@@ -302,7 +304,8 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
         raise UserError(text) from error
 
 
-def _validate(task, job, state, student, accelerator, metrics, progress) -> None:
+def _validate(task, job, state, student, accelerator, metrics, progress, keep: bool | None) -> None:
+    """Validate, and export the model where it is the best so far; with `keep` given, where that says so."""
     scores = job.validate(task)
     task.train()
     score = scores["score"]
@@ -314,10 +317,13 @@ def _validate(task, job, state, student, accelerator, metrics, progress) -> None
         accelerator.log({key: value for key, value in line.items() if key != "step"}, step=state.step)
     better = score > state.best_score
     progress.say(f"step {state.step}: validation {score:.4f}{' (best so far)' if better else ''}")
-    if not better:
+    if better:
+        state.best_score, state.best_step, state.worse = score, state.step, 0
+    else:
         state.worse += 1
+    if not (better if keep is None else keep):
         return
-    state.best_score, state.best_step, state.worse = score, state.step, 0
+    state.kept_step = state.step
     if accelerator.is_main_process:
         temporary = student.with_name(".student.tmp")
         job.export(task, temporary)

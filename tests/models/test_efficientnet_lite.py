@@ -1,0 +1,79 @@
+"""The ImageNet backbone out of a package, against the package that published its network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import EfficientNetConfig, EfficientNetModel
+
+from preceptor.config import ModelConfig
+from preceptor.data.answers import AnswerVocabulary
+from preceptor.data.examples import Preprocessing
+from preceptor.errors import UserError
+from preceptor.models import efficientnet_lite
+from preceptor.models.bundle import LITE, VqaBundle, build_bundle, choose_preprocessing, make_tokenizer
+
+FILE = efficientnet_lite.find()
+VISION = {"pretrained": LITE, "depths": [3, 5, 11, -1], "freeze": ["embeddings.*", "encoder.blocks.[0-8].*"]}
+SMALL = {"vision": VISION, "text": {"scratch": {"embedding": 8, "width": 16, "layers": 1, "heads": 2}},
+         "width": 16, "layers": 1, "heads": 2}  # fmt: skip
+
+
+def build(**vision) -> VqaBundle:
+    config = ModelConfig.model_validate({**SMALL, "vision": {**VISION, **vision}})
+    tokenizer = make_tokenizer(["is there a lesion?"] * 2)
+    preprocessing = Preprocessing(64, efficientnet_lite.MEAN, efficientnet_lite.STD, 12)
+    return build_bundle(config, tokenizer, preprocessing, AnswerVocabulary(["yes", "no"]), seed=0)
+
+
+@pytest.mark.parametrize("side", [64, 224])
+def test_equals_the_published_network(side: int):
+    from efficientnet_lite_pytorch import EfficientNet
+
+    theirs = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(FILE), image_size=side).eval()
+    ours = EfficientNetModel(EfficientNetConfig(**efficientnet_lite.configuration())).eval()
+    ours.load_state_dict(efficientnet_lite.weights(FILE))
+    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = theirs.extract_features(x)
+        assert torch.allclose(ours(x).last_hidden_state, want, atol=1e-5)
+    assert want.abs().mean() > 0.01
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    data = bytearray(FILE.read_bytes())
+    data[1000] ^= 1
+    (tmp_path / "weights.pth").write_bytes(bytes(data))
+    with pytest.raises(UserError, match="is damaged; install the package again"):
+        efficientnet_lite.weights(tmp_path / "weights.pth")
+
+
+def test_frozen_parts_get_no_gradient_and_norms_keep_their_statistics(tmp_path):
+    bundle = build()
+    model = bundle.model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items() if "running_" in name}
+    x = {"pixels": torch.randn(2, 3, 64, 64), "input_ids": torch.tensor([[2, 5, 3], [2, 6, 3]]),
+         "attention_mask": torch.ones(2, 3, dtype=torch.long)}  # fmt: skip
+    model(**x).logits.sum().backward()
+    backbone = model.vision.model
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.grad is not None}
+    assert "encoder.blocks.9.projection.project_conv.weight" in trained
+    assert not any(name.startswith(("embeddings.", "encoder.blocks.8.")) for name in trained)
+    assert before
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert bundle.provenance["vision"].startswith(f"pretrained: {LITE}, frozen: embeddings.*")
+    want = model.eval()(**x).logits
+    bundle.save(tmp_path / "student")
+    assert torch.equal(VqaBundle.load(tmp_path).model(**x).logits, want)
+
+
+def test_a_pattern_that_fits_nothing_is_an_error():
+    with pytest.raises(UserError, match=r"vision.freeze names 'encoder.block.\*'"):
+        build(freeze=["encoder.block.*"])
+
+
+def test_preprocessing_is_the_backbones():
+    from preceptor.config import DataConfig
+
+    found = choose_preprocessing(ModelConfig.model_validate(SMALL), DataConfig(image_size=96), allow_downloads=False)
+    assert (found.image_size, found.mean[0], found.std[0]) == (96, 127 / 255, 128 / 255)
