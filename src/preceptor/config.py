@@ -43,6 +43,11 @@ class AugmentConfig(Section):
     """Number of different views of an image over the whole training; 0: a new one every epoch. A cached teacher can
     only know a finite number, so it needs at least 1."""
 
+    @property
+    def repeats(self) -> bool:
+        """Whether epochs show the same images again, rather than new views of them."""
+        return not self.enabled or self.views > 0
+
 
 class PhantomConfig(Section):
     cases: Annotated[int, Field(ge=8)] = 100

@@ -37,7 +37,7 @@ def make_teacher(recipe: Recipe, room: Classroom) -> tuple[TeacherSource | None,
     if teaching.kind == "ema":
         return None, None
     layers = recipe.student.model.layers
-    source, config = online_teacher(teacher_folders(recipe), recipe.method, layers)
+    source, config = online_teacher(teacher_folders(recipe), recipe.method, layers, repeats=recipe.data.augment.repeats)
     if teaching.kind == "online":
         return source, config
     paths = Lesson(recipe.method, layers, config.layers).teacher_paths

@@ -98,7 +98,7 @@ def cache_run(recipe: Recipe, share: float) -> dict[str, Any]:
         )
     room = open_classroom(recipe)
     layers = recipe.student.model.layers
-    source, config = online_teacher(teacher_folders(recipe), recipe.method, layers)
+    source, config = online_teacher(teacher_folders(recipe), recipe.method, layers, repeats=recipe.data.augment.repeats)
     folder = cache_folder(recipe)
     paths = Lesson(recipe.method, layers, config.layers).teacher_paths
     cached = cached_teacher(folder, room, source, paths, renew=share == 0)

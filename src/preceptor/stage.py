@@ -24,6 +24,7 @@ from preceptor.evaluate.run import (
 from preceptor.files import sha256, write_text
 from preceptor.methods.mhkd import MhkdTask
 from preceptor.models.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
+from preceptor.models.vision import remember_images
 from preceptor.processes import processes
 from preceptor.train.loop import Job, fit
 from preceptor.types import Task, TeacherSource, VqaData
@@ -161,6 +162,8 @@ def train_stage(
         bundle.model, lessons, pretrained=bundle.pretrained, teacher=teacher, teacher_config=teacher_config, seed=seed
     )
     train = room.training_examples(seed)
+    if recipe.data.augment.repeats:
+        remember_images(bundle.model)
     held_out = VqaExamples(
         data.part("validation"), bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, recipe.data
     )

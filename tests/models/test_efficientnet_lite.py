@@ -77,3 +77,39 @@ def test_preprocessing_is_the_backbones():
 
     found = choose_preprocessing(ModelConfig.model_validate(SMALL), DataConfig(image_size=96), allow_downloads=False)
     assert (found.image_size, found.mean[0], found.std[0]) == (96, 127 / 255, 128 / 255)
+
+
+def test_remembered_images_are_computed_once_and_do_not_depend_on_their_company():
+    from preceptor.models.vision import TransformersVision, remember_images
+
+    bundle = build(freeze=["*"])
+    vision = bundle.model.vision
+    assert isinstance(vision, TransformersVision)
+    x = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    want = vision(x)
+    remember_images(bundle.model.train())
+    calls = []
+    vision.model.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    first = vision(x[[0, 1, 1, 2]])
+    assert calls == [1, 1, 1]
+    again = vision(x[[5, 2, 3, 1, 4]])
+    assert calls == [1] * 6
+    assert torch.equal(again[[1, 3]], first[[3, 1]])
+    assert torch.allclose(torch.cat([first[[0, 1, 3]], again[[2, 4, 0]]]), want, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):  # another precision is another number
+        vision(x[:1])
+    assert len(calls) == 7
+    again.sum().backward()
+    assert vision.lift[0].weight.grad is not None
+
+
+def test_a_backbone_that_trains_remembers_nothing():
+    from preceptor.models.vision import remember_images
+
+    bundle = build()
+    remember_images(bundle.model)
+    x = torch.randn(2, 3, 64, 64)
+    before = bundle.model.vision(x)
+    with torch.no_grad():
+        bundle.model.vision.model.encoder.blocks[15].projection.project_conv.weight.mul_(2)
+    assert not torch.allclose(bundle.model.vision(x), before)

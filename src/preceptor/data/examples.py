@@ -125,11 +125,17 @@ class VqaExamples(Dataset):
 
     def key(self, index: int, view: int) -> str:
         """Return the content key of a row: image bytes, question, view."""
+        text = f"{self._hash(index)}|{self.samples[index].question}|{view}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _hash(self, index: int) -> str:
         path = str(self.samples[index].image)
         if path not in self._hashes:
             self._hashes[path] = content_hash(self.samples[index].image)
-        text = f"{self._hashes[path]}|{self.samples[index].question}|{view}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return self._hashes[path]
+
+    def _view_key(self, index: int, view: int) -> str:
+        return hashlib.sha256(f"{self._hash(index)}|{view}".encode()).hexdigest()
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any] | str:
         index, epoch = item if isinstance(item, tuple) else (item, 0)
@@ -142,7 +148,10 @@ class VqaExamples(Dataset):
                 raise
             return self.samples[index].id
         if self.augment is not None:
-            rng = np.random.default_rng([self.view_seed, int(key[:15], 16)])
+            # A finite number of views is one of the image, whatever is asked about it: what a frozen backbone says of
+            # it is then computed once.
+            drawn = self._view_key(index, view) if self.augment.views else key
+            rng = np.random.default_rng([self.view_seed, int(drawn[:15], 16)])
             image = augment(image, self.augment, rng)
         return {"id": self.samples[index].id, "key": key, "image": image, "tokens": self.tokens[index],
                 "label": self.labels[index]}  # fmt: skip

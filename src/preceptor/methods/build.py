@@ -12,6 +12,7 @@ from preceptor.config import MhkdConfig
 from preceptor.errors import UserError
 from preceptor.methods.mhkd import Lesson, teacher_forward, token_axes
 from preceptor.models.bundle import VqaBundle
+from preceptor.models.vision import remember_images
 from preceptor.models.vqa_transformer import VqaTransformer
 from preceptor.processes import processes
 from preceptor.teachers.cache import CachedTeacher, CacheIdentity, write_cache
@@ -30,8 +31,13 @@ def ema_teacher(student: VqaTransformer, method: MhkdConfig) -> EmaTeacher:
     )
 
 
-def online_teacher(folders: list[Path], method: MhkdConfig, student_layers: int) -> tuple[TeacherSource, Any]:
-    """Return (teacher, its model configuration) from trained runs; several are an ensemble."""
+def online_teacher(
+    folders: list[Path], method: MhkdConfig, student_layers: int, *, repeats: bool = False
+) -> tuple[TeacherSource, Any]:
+    """Return (teacher, its model configuration) from trained runs; several are an ensemble.
+
+    `repeats`: it will be shown the same images again and again, so its vision backbone may remember them.
+    """
     members: list[TeacherSource] = []
     config = None
     for folder in folders:
@@ -40,6 +46,8 @@ def online_teacher(folders: list[Path], method: MhkdConfig, student_layers: int)
         paths = Lesson(method, student_layers, bundle.model.config.layers).teacher_paths
         # Only the first member of an ensemble shows its layers: averaged features would be nobody's.
         members.append(OnlineTeacher(bundle.model, teacher_forward(paths if not members else [])))
+        if repeats:
+            remember_images(bundle.model)
     return (members[0] if len(members) == 1 else EnsembleTeacher(members)), config
 
 

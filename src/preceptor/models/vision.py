@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+MEMORY = 512 * 2**20  # bytes of features that a frozen backbone remembers
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -94,30 +97,75 @@ class TransformersVision(nn.Module):
         accepts = inspect.signature(self.model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepts else {}
         self.depths: list[int] = list(config.get("depths", [-1]))
+        self._known: dict[tuple[Any, ...], list[Tensor]] | None = None
+        self._bytes = 0
         with torch.no_grad():
-            states = self._states(torch.zeros(1, 3, config["image_size"], config["image_size"]))
-        widths = [state.shape[-1] for state in states]
-        self.width = widths[-1]
-        self.lift = nn.ModuleList(nn.Linear(width, self.width) for width in widths)
-        self._tokens = len(states) + states[-1].shape[1]
+            *means, last = self._features(torch.zeros(1, 3, config["image_size"], config["image_size"]))
+        self.width = last.shape[-1]
+        self.lift = nn.ModuleList(nn.Linear(mean.shape[-1], self.width) for mean in means)
+        self._tokens = len(means) + last.shape[1]
 
     def train(self, mode: bool = True) -> TransformersVision:
-        """Leave batch norms to the statistics that they came with: those of small batches are worse, and would make a
-        step depend on how it is cut into micro-batches and processes."""
+        """Leave a frozen backbone in eval mode, and batch norms to the statistics that they came with: those of small
+        batches are worse, and would make a step depend on how it is cut into micro-batches and processes."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        for module in [self.model] if self.frozen else self.model.modules():
+            if self.frozen or isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
 
-    def _states(self, pixels: Tensor) -> list[Tensor]:
+    @property
+    def frozen(self) -> bool:
+        return not any(parameter.requires_grad for parameter in self.model.parameters())
+
+    def remember(self) -> None:
+        """Compute a frozen backbone once for every different image, and keep what it said, up to MEMORY bytes.
+
+        Worth it on a CPU where the same images come again: many questions about an image, a finite number of views.
+        Does nothing to a backbone that trains, nor on other devices.
+        """
+        self._known = {} if self.frozen else None
+
+    def _features(self, pixels: Tensor) -> list[Tensor]:
+        """Return the mean (B, w) of every chosen depth, and the tokens (B, n, w) of the last one."""
         hidden = self.model(pixels, output_hidden_states=True, **self.options).hidden_states
         chosen = [hidden[depth] for depth in self.depths]
-        return [h.flatten(2).transpose(1, 2) if h.dim() == 4 else h for h in chosen]
+        states = [h.flatten(2).transpose(1, 2) if h.dim() == 4 else h for h in chosen]
+        return [*(state.mean(1) for state in states), states[-1]]
+
+    def _remembered(self, pixels: Tensor, known: dict[tuple[Any, ...], list[Tensor]]) -> list[Tensor]:
+        setting = (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), tuple(pixels.shape[1:]))
+        rows = []
+        for image in pixels.detach():
+            key = (*setting, hashlib.blake2b(image.contiguous().numpy(), digest_size=16).digest())
+            found = known.get(key)
+            if found is None:
+                # One at a time: the numbers must not depend on which images were missing, so that a resumed run, which
+                # has forgotten them all, goes on with the same ones.
+                with torch.no_grad():
+                    found = [feature[0] for feature in self._features(image[None])]
+                size = sum(feature.nbytes for feature in found)
+                if self._bytes + size <= MEMORY:
+                    known[key] = found
+                    self._bytes += size
+            rows.append(found)
+        return [torch.stack(column) for column in zip(*rows, strict=True)]
 
     def tokens(self, image_size: int) -> int:
         return self._tokens
 
     def forward(self, pixels: Tensor) -> Tensor:
-        states = [lift(state) for lift, state in zip(self.lift, self._states(pixels), strict=True)]
-        return torch.cat([state.mean(1, keepdim=True) for state in states] + [states[-1]], dim=1)
+        if self._known is None or pixels.device.type != "cpu" or not len(pixels):
+            *means, last = self._features(pixels)
+        else:
+            *means, last = self._remembered(pixels, self._known)
+        # A linear map of the mean, not the mean of the maps: the same, and early depths have very many cells.
+        glimpses = [lift(mean)[:, None] for lift, mean in zip(self.lift, means, strict=True)]
+        return torch.cat([*glimpses, self.lift[-1](last)], dim=1)
+
+
+def remember_images(model: nn.Module) -> None:
+    """Let every frozen backbone in `model` remember the images that it has seen (TransformersVision.remember)."""
+    for module in model.modules():
+        if isinstance(module, TransformersVision):
+            module.remember()

@@ -28,7 +28,7 @@ import numpy as np
 
 from preceptor.types import Batch, TeacherSignal
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 INDEX = ("keys.npy", "rows.npy", "lengths.npy")
 AGAIN = "write the cache again with `preceptor cache`"
