@@ -285,7 +285,7 @@ def test_a_value_that_became_nan_is_found(cache, samples):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "identity": {}}', '{"format": 1, "identity": 3}']
+    "text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 2, "identity": {}}', '{"format": 2, "identity": 3}']
 )
 def test_a_damaged_manifest_is_refused(cache, text):
     (cache / "manifest.json").write_text(text)

@@ -99,6 +99,7 @@ class TransformersVision(nn.Module):
         self.depths: list[int] = list(config.get("depths", [-1]))
         self._known: dict[tuple[Any, ...], list[Tensor]] | None = None
         self._bytes = 0
+        self.train()
         with torch.no_grad():
             *means, last = self._features(torch.zeros(1, 3, config["image_size"], config["image_size"]))
         self.width = last.shape[-1]
