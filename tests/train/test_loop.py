@@ -14,7 +14,8 @@ from torch import nn
 from preceptor.config import TrainConfig, differences
 from preceptor.errors import UserError
 from preceptor.train.guards import NonFiniteError, SkipCounter
-from preceptor.train.loop import Interrupted, Job, WeightAverage, fit, make_optimizer
+from preceptor.train.average import WeightAverage
+from preceptor.train.loop import Interrupted, Job, fit, make_optimizer
 from preceptor.types import Batch, LossTerms, Task
 
 ROWS = 24

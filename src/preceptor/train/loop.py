@@ -30,10 +30,12 @@ from preceptor.config import TrainConfig
 from preceptor.errors import UserError
 from preceptor.files import recover, replace_folder
 from preceptor.train import checkpoint
+from preceptor.train.average import WeightAverage
 from preceptor.train.guards import SkipCounter, offenders, refuse_non_finite
 from preceptor.train.order import StepBatches, mix_seed
 from preceptor.train.progress import Progress
 from preceptor.train.schedule import factor
+from preceptor.train.stop import Stop, stop_signals
 from preceptor.train.trackers import MetricsFile
 from preceptor.types import Batch, LossTerms, Task
 
@@ -193,7 +195,7 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
     task.train()  # pretrained parts come in eval mode
     with (
         _reading(job.loader(batches), config.accumulation) as groups,
-        _stop_signals() as stop,
+        stop_signals() as stop,
         Progress(job.title, steps, state.step, accelerator.is_main_process) as progress,
     ):
         while state.step < steps:
@@ -331,43 +333,6 @@ def _validate(task, job, state, student, accelerator, metrics, progress, keep: b
     accelerator.wait_for_everyone()
 
 
-class WeightAverage:
-    """Exponential moving average of the weights that train (Polyak averaging), quicker at first: at step t the decay is
-    ``min(decay, (1 + t) / (10 + t))``. With decay 0 there is none, and `applied` changes nothing."""
-
-    def __init__(self, task: Task, decay: float) -> None:
-        self.decay = decay
-        self.parameters = {n: p for n, p in task.named_parameters() if p.requires_grad} if decay else {}
-        self.values = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        if self.values:
-            decay = min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(self.values.values()), list(self.parameters.values()), 1 - decay)
-
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        for name, value in self.values.items():
-            value.copy_(tensors[name])
-
-    def to(self, device: torch.device) -> None:
-        self.values = {name: value.to(device) for name, value in self.values.items()}
-
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Put the average into the model, and the trained weights back afterwards."""
-        kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        try:
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(self.values[name])
-            yield
-        finally:
-            with torch.no_grad():
-                for name, value in kept.items():
-                    self.parameters[name].copy_(value)
-
-
 def _resume(task, optimizer, names, average, root: Path, job: Job, accelerator: Accelerator) -> Progressed:
     folder = checkpoint.newest(root, logging.getLogger("preceptor").warning) if job.resume else None
     if folder is None:
@@ -420,38 +385,7 @@ class _Window:
         return line
 
 
-class _Stop:
-    def __init__(self) -> None:
-        self.asked, self.since = False, 0.0
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Let Ctrl-C and SIGTERM finish the step and save; a second Ctrl-C, 3 seconds later or more, stops at once.
-
-    A launcher passes on the signal that its workers have got already, so a quick second one is the first again.
-    """
-    stop = _Stop()
-
-    def ask(number, frame) -> None:
-        if stop.asked and number == signal.SIGINT and time.monotonic() - stop.since > 3:
-            raise KeyboardInterrupt
-        if not stop.asked:
-            stop.asked, stop.since = True, time.monotonic()
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us owns the signals
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _any(accelerator: Accelerator, stop: _Stop) -> bool:
+def _any(accelerator: Accelerator, stop: Stop) -> bool:
     """Return whether any process was asked to stop, so that all of them save at the same step."""
     if accelerator.num_processes == 1:
         return stop.asked
