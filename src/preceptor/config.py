@@ -259,6 +259,9 @@ class TeachingConfig(Section):
     cache: Folder | None = None
     """Folder of the cache; default: `teacher-cache` in the output folder."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    cross_questions: Annotated[int, Field(ge=0, le=20)] = 0
+    """Per training row, this many questions of other rows asked of its image, which the teacher alone answers. The
+    number of steps stays the same: an epoch is one of the labelled rows."""
 
 
 class MhkdConfig(Section):

@@ -12,6 +12,7 @@ from typing import Any
 from preceptor.config import MhkdConfig, Recipe, RunModelConfig, Stage, differences, dump_recipe
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.examples import Preprocessing, VqaExamples
+from preceptor.data.splits import cross_questions
 from preceptor.evaluate.run import (
     accuracy,
     evaluate_bundle,
@@ -64,9 +65,15 @@ class Classroom:
             allow_downloads=self.recipe.allow_downloads, trust_remote_code=self.recipe.trust_remote_code,
         )  # fmt: skip
 
-    def training_examples(self, seed: int) -> VqaExamples:
+    def training_examples(self, seed: int, *, crossed: bool = False) -> VqaExamples:
+        """Return the training rows; with `crossed`, the recipe's cross questions after them."""
+        rows = self.data.part("train")
+        if crossed and self.recipe.method.teaching.cross_questions:
+            rows = rows + cross_questions(
+                rows, self.recipe.method.teaching.cross_questions, self.recipe.data.split_seed
+            )
         return VqaExamples(
-            self.data.part("train"), self.tokenizer, self.vocabulary, self.preprocessing, self.recipe.data,
+            rows, self.tokenizer, self.vocabulary, self.preprocessing, self.recipe.data,
             augmented=True, seed=seed,
         )  # fmt: skip
 
@@ -161,7 +168,7 @@ def train_stage(
     task = MhkdTask(
         bundle.model, lessons, pretrained=bundle.pretrained, teacher=teacher, teacher_config=teacher_config, seed=seed
     )
-    train = room.training_examples(seed)
+    train = room.training_examples(seed, crossed=teacher is not None)
     if recipe.data.augment.repeats:
         remember_images(bundle.model)
     held_out = VqaExamples(
@@ -181,6 +188,7 @@ def train_stage(
     taught_by = None if teacher is None or ema else teacher.fingerprint  # a moving average changes as it goes
     job = Job(
         folder=folder, loader=lambda batches: train.loader(batches, recipe.data.workers), samples=len(train),
+        epoch_samples=len(data.part("train")),
         validate=validate, export=export, identity=room.identity(config, seed, method, taught_by),
         differences=differences, seed=seed, skip_limit=recipe.data.skip_limit, resume=recipe.resume == "auto",
         title=title or name, start=start,

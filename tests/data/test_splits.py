@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.data.splits import cut_validation, subsample
+from preceptor.data.splits import cross_questions, cut_validation, subsample
 from preceptor.errors import UserError
 from preceptor.types import Sample
 
@@ -103,3 +104,34 @@ def test_known_cut():
     # who resumes or compares runs.
     cut = cut_validation(make([2] * 10), 0.3, 0)
     assert sorted({s.group for s in cut if s.part == "validation"}) == ["g0", "g6", "g7"]
+
+
+@given(sizes, st.integers(0, 4), seeds)
+def test_cross_questions_are_new_unanswered_and_of_the_same_organ(sizes, number, seed):
+    samples = [
+        replace(s, question=f"Q{i % 7}?", tags={"image_organ": "HEAD" if int(s.group[1:]) % 2 else "CHEST"})
+        for i, s in enumerate(make(sizes))
+    ]
+    test = [replace(s, question="never to be asked") for s in make([3], "test", "t")]
+    found = cross_questions(samples + test, number, seed)
+    assert len(found) <= number * len(samples)
+    by_id = {s.id: s for s in samples}
+    asked = {(s.group, s.question) for s in samples}
+    assert len({(s.group, s.question) for s in found}) == len(found)
+    for s in found:
+        mine, other = (by_id[name] for name in s.id.split("+"))
+        assert (s.image, s.group, s.question, s.answers) == (mine.image, mine.group, other.question, ())
+        assert mine.tags == other.tags
+        assert (s.group, s.question) not in asked
+        assert s.part == "train"
+
+
+def test_cross_questions_fill_up_and_draw_every_question_alike():
+    samples = [replace(s, question=f"Q{s.id}?") for s in make([4] * 10)]
+    found = cross_questions(samples, 3, 0)
+    assert len(found) == 120
+    assert max(Counter(s.question for s in found).values()) <= 6
+    assert {s.id for s in found} != {s.id for s in cross_questions(samples, 3, 1)}
+    assert [s.id for s in found] != [s.id for s in samples]
+    again = cross_questions(samples[::-1], 3, 0)
+    assert {s.id for s in again} == {s.id for s in found}

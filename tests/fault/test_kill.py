@@ -21,7 +21,7 @@ VARIANTS = {
     "accumulation": ["teacher.train.accumulation=3"],
     "distilled": [
         "stages=[teacher,alone,distilled]", "data.augment.views=2", "teacher.train.epochs=2", "student.train.epochs=2",
-        "method.teaching.kind=cached", "method.relation.weight=0.5",
+        "method.teaching.kind=cached", "method.relation.weight=0.5", "method.teaching.cross_questions=1",
     ],
 }  # fmt: skip
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from preceptor.config import TrainConfig, differences
 from preceptor.errors import UserError
-from preceptor.train.guards import NonFiniteError, SkipCounter
 from preceptor.train.average import WeightAverage
+from preceptor.train.guards import NonFiniteError, SkipCounter
 from preceptor.train.loop import Interrupted, Job, fit, make_optimizer
 from preceptor.types import Batch, LossTerms, Task
 
@@ -74,7 +74,14 @@ def job_of(folder: Path, rows: Rows, **changes) -> Job:
 
     settings = {"validate": validate, "identity": {"recipe": {"lr": 1}}, **changes}
     return Job(
-        folder=folder, loader=rows.loader, samples=ROWS, export=export, differences=differences, seed=1, **settings
+        folder=folder,
+        loader=rows.loader,
+        samples=ROWS,
+        epoch_samples=ROWS,
+        export=export,
+        differences=differences,
+        seed=1,
+        **settings,
     )
 
 

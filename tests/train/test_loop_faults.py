@@ -68,7 +68,7 @@ class Numbers(Dataset):
 
         settings = {"validate": lambda task: {"score": 0.0}, "export": export, "identity": {}, **changes}
         return Job(
-            folder=folder, samples=12, differences=differences, seed=0,
+            folder=folder, samples=12, epoch_samples=12, differences=differences, seed=0,
             loader=lambda batches: DataLoader(
                 self, batch_sampler=batches, collate_fn=self.collate, num_workers=workers,
                 multiprocessing_context="fork" if workers else None,

@@ -66,5 +66,37 @@ def subsample(samples: Iterable[Sample], share: float, seed: int) -> list[Sample
     return [s for s in samples if s.part != "train" or s.group in kept]
 
 
+def cross_questions(samples: Iterable[Sample], number: int, seed: int) -> list[Sample]:
+    """Return `number` new rows for each training row: its image, with the question of a row about another image.
+
+    They have no answer; a teacher gives one. Questions come from images of the same organ where the rows say which
+    (`tags["image_organ"]`), are never asked twice of an image, and never one that the training rows ask of it already.
+    The rows depend on the ids of the training rows and on `seed` alone. Where an image runs out of questions there are
+    fewer.
+    """
+    pools: dict[str, list[Sample]] = {}
+    asked = set()
+    for sample in samples:
+        if sample.part == "train":
+            pools.setdefault(sample.tags.get("image_organ", ""), []).append(sample)
+            asked.add((sample.group, sample.question.lower()))
+    found = []
+    for pool in pools.values():
+        for turn in range(number):
+            by_id = {sample.id: sample for sample in pool}
+            order = [by_id[name] for name in _ordered(by_id, f"cross:{seed}:{turn}")]
+            for position, sample in enumerate(order):
+                # The first that is new to this image, from a place of its own on: each question is drawn about once.
+                for step in range(1, len(order)):
+                    other = order[(position + step) % len(order)]
+                    key = (sample.group, other.question.lower())
+                    if other.group != sample.group and key not in asked:
+                        asked.add(key)
+                        question = replace(other, id=f"{sample.id}+{other.id}", image=sample.image, group=sample.group)
+                        found.append(replace(question, answers=()))
+                        break
+    return found
+
+
 def _ordered(groups: Iterable[str], salt: str) -> list[str]:
     return sorted(groups, key=lambda group: hashlib.sha256(f"{salt}:{group}".encode()).digest())

@@ -54,11 +54,11 @@ def online_teacher(
 def cache_identity(room: Classroom, source: TeacherSource, fields: list[str]) -> CacheIdentity:
     """Return what a cache must have been written from."""
     tokens = hashlib.sha256(room.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    data = room.recipe.data
+    data, crossed = room.recipe.data, room.recipe.method.teaching.cross_questions
     return CacheIdentity(
         teacher=source.fingerprint,
         vocabulary=room.vocabulary.fingerprint(),
-        data=f"{room.data.name} {room.data.fingerprint('train')}",
+        data=f"{room.data.name} {room.data.fingerprint('train')}{f' and {crossed} cross questions' * bool(crossed)}",
         split=room.data.split,
         preprocessing={**room.preprocessing.as_dict(), "tokenizer": tokens, "fields": sorted(fields)},
         augmentation=data.augment.model_dump(mode="json") if data.augment.enabled else {"enabled": False},
@@ -67,7 +67,7 @@ def cache_identity(room: Classroom, source: TeacherSource, fields: list[str]) ->
 
 def every_view(room: Classroom) -> tuple[int, Iterator[Batch]]:
     """Return (rows, batches) of the training part in every augmentation view."""
-    examples = room.training_examples(room.recipe.seed)
+    examples = room.training_examples(room.recipe.seed, crossed=True)
     views = max(1, room.recipe.data.augment.views if examples.augment is not None else 1)
     items = [(index, view) for view in range(views) for index in range(len(examples))]
     lists = [items[i : i + 64] for i in range(0, len(items), 64)]

@@ -63,6 +63,8 @@ class Progressed:
 class Job:
     """All that the loop is told: where to write, what to draw from, and how to judge.
 
+    `samples` are drawn from, and an epoch is `epoch_samples` of them (all, but for rows that only a teacher answers).
+
     `validate(task)` returns metrics with a `score`, higher is better; it is called on every process. `export(task,
     folder)` writes the model of the best validation; it is called on the main process alone. `identity` is what must
     not change when the run is resumed: ``{"recipe": ..., ...}``.
@@ -71,6 +73,7 @@ class Job:
     folder: Path
     loader: Callable[[StepBatches], DataLoader]
     samples: int
+    epoch_samples: int
     validate: Callable[[Task], dict[str, float]]
     export: Callable[[Task, Path], None]
     identity: dict[str, Any]
@@ -143,8 +146,8 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
     Raises UserError for a recipe that changed since the checkpoint, NonFiniteError, Interrupted after a saved stop.
     """
     accelerator = make_accelerator(config, job.folder)
-    steps = max(1, round(config.epochs * job.samples / config.batch_size))
-    per_epoch = job.samples / config.batch_size
+    steps = max(1, round(config.epochs * job.epoch_samples / config.batch_size))
+    per_epoch = job.epoch_samples / config.batch_size
     evaluate_every = max(1, round(config.evaluate_every * per_epoch))
     checkpoint_every = max(1, round(config.checkpoint_every * per_epoch))
     root, student = job.folder / "checkpoints", job.folder / "student"
