@@ -28,6 +28,9 @@ VARIANTS: dict[str, list[str]] = {
     "output_5": ["method.output.weight=5"],
     "last_layer": ["method.hidden.layers=last", "method.attention.layers=last"],
     "relation": ["method.relation.weight=1"],
+    "cross": ["method.teaching.cross_questions=2"],
+    "cross_output_only": ["method.teaching.cross_questions=2"]
+    + [f"method.{term}.weight=0" for term in ("embedding", "hidden", "attention")],
     "ema": ["method.teaching.kind=ema", "method.teaching.ema_decay=0.99"],
 }
 
