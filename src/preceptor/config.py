@@ -275,6 +275,9 @@ class MhkdConfig(Section):
     hidden: HiddenTerm = HiddenTerm(weight=0.5)
     attention: AttentionTerm = AttentionTerm(weight=0.1)
     relation: RelationTerm = RelationTerm(weight=0.0)
+    inherit_words: bool = False
+    """The student's word embeddings start as the principal components of its (first) teacher's, where both have the
+    same tokens and the student's are not wider; not with `teaching.kind: ema`."""
 
 
 class ReportConfig(Section):

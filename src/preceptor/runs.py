@@ -13,11 +13,13 @@ import numpy as np
 
 from preceptor.config import Recipe, dump_recipe
 from preceptor.data.read import read_data
+from preceptor.errors import UserError
 from preceptor.evaluate.run import read_predictions, versions
 from preceptor.evaluate.statistics import mcnemar, paired_bootstrap
 from preceptor.files import write_text
 from preceptor.methods.build import cached_teacher, online_teacher
 from preceptor.methods.mhkd import Lesson
+from preceptor.models.bundle import VqaBundle
 from preceptor.processes import processes
 from preceptor.stage import Classroom, cache_folder, teacher_folders, train_stage
 from preceptor.types import TeacherSource
@@ -104,11 +106,16 @@ def _stages(recipe: Recipe, room: Classroom) -> dict[str, Callable[[Path], dict[
 
 def _distil(recipe: Recipe, room: Classroom, folder: Path) -> dict[str, Any]:
     teacher, config = make_teacher(recipe, room)
+    words = None
+    if recipe.method.inherit_words:
+        if teacher is None:
+            raise UserError("method.inherit_words needs a trained teacher; with method.teaching.kind=ema there is none")
+        words = VqaBundle.load(teacher_folders(recipe)[0]).model.text.get_input_embeddings().weight.detach()
     if teacher is not None:
         teacher = teacher.to(processes().device)
     return train_stage(
         "distilled", folder, room, recipe.student, seed=recipe.seed, method=recipe.method, teacher=teacher,
-        teacher_config=config, ema=recipe.method.teaching.kind == "ema",
+        teacher_config=config, ema=recipe.method.teaching.kind == "ema", words=words,
     )  # fmt: skip
 
 

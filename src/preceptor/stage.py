@@ -9,10 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from preceptor.config import MhkdConfig, Recipe, RunModelConfig, Stage, differences, dump_recipe
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.examples import Preprocessing, VqaExamples
 from preceptor.data.splits import cross_questions
+from preceptor.distill.inherit import inherit_words
 from preceptor.evaluate.run import (
     accuracy,
     evaluate_bundle,
@@ -144,11 +147,12 @@ def train_stage(
     teacher: TeacherSource | None = None,
     teacher_config: Any = None,
     ema: bool = False,
+    words: Tensor | None = None,
 ) -> dict[str, Any]:
     """Train a model into `folder` (or go on where it was stopped), evaluate it and return its results.
 
     `title` names one of several teachers. Without `method` the model learns from labels alone. A finished stage is
-    read back, not trained again.
+    read back, not trained again. `words` (V, E) are word embeddings for the model to start from.
     """
     from preceptor.methods.build import ema_teacher
     from preceptor.report.card import model_card
@@ -162,6 +166,8 @@ def train_stage(
             (folder / part).unlink(missing_ok=True)
     state.wait_for_everyone()
     bundle = room.bundle(config, seed)
+    if words is not None:
+        inherit_words(bundle.model, words)
     lessons = method or MhkdConfig(label=recipe.method.label)
     if ema:
         teacher, teacher_config = ema_teacher(bundle.model, lessons).to(state.device), bundle.model.config
