@@ -31,6 +31,8 @@ VARIANTS: dict[str, list[str]] = {
     "cross": ["method.teaching.cross_questions=2"],
     "cross_output_only": ["method.teaching.cross_questions=2"]
     + [f"method.{term}.weight=0" for term in ("embedding", "hidden", "attention")],
+    "words": ["method.inherit_words=true"],
+    "cross_words": ["method.teaching.cross_questions=1", "method.inherit_words=true"],
     "ema": ["method.teaching.kind=ema", "method.teaching.ema_decay=0.99"],
 }
 
@@ -61,7 +63,7 @@ def run(output: Path, args: argparse.Namespace) -> None:
     for seed in args.seeds:
         for name, stage, settings in (("alone", "alone", []), (args.variant, "distilled", variant)):
             folder = stage_folder(output, name, seed)
-            if not (folder / "results.json").exists():
+            if stage in args.only and not (folder / "results.json").exists():
                 overrides = [*common, *taught, *settings, f"output={folder}", f"seed={seed}", f"stages=[{stage}]"]
                 run_recipe(load_recipe(args.recipe, overrides))
 
@@ -125,6 +127,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--teachers", type=int, default=1)
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="recipe")
+    parser.add_argument("--only", choices=["alone", "distilled"], nargs="+", default=["alone", "distilled"],
+                        help="train these alone: two processes can share the work")  # fmt: skip
     parser.add_argument("--table", action="store_true", help="print what has been measured, and train nothing")
     parser.add_argument("overrides", nargs="*", help="key.sub=value for the recipe")
     args = parser.parse_args()
