@@ -46,8 +46,7 @@ def forest(title: str, marks: Sequence[Mark], *, x_title: str) -> str:
     for number, mark in enumerate(marks):
         y = TOP + ROW * number + 25
         kind = escape(mark.kind) + (" sure" if mark.significant else "")
-        name = mark.title if len(mark.title) <= MOST_LETTERS else mark.title[: MOST_LETTERS - 1] + "…"
-        parts.append(f'<text class="label" x="{LEFT}" y="{y - 11}">{escape(name)}</text>')
+        parts.append(f'<text class="label" x="{LEFT + 5}" y="{y - 11}">{escape(_short(mark.title))}</text>')
         parts.append(
             f'<line class="spread {kind}" x1="{across(mark.low)}" x2="{across(mark.high)}" y1="{y}" y2="{y}"/>'
         )
@@ -55,6 +54,12 @@ def forest(title: str, marks: Sequence[Mark], *, x_title: str) -> str:
     spoken = "; ".join(_spoken(mark) for mark in marks)
     described = escape(f"{title}, in percentage points with 95 % intervals. {spoken}.")
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{described}">{"".join(parts)}</svg>'
+
+
+def _short(title: str) -> str:
+    """Return the title without its middle where it does not fit: its ends tell groups apart."""
+    half = MOST_LETTERS // 2
+    return title if len(title) <= MOST_LETTERS else f"{title[:half].rstrip()} … {title[3 - half :].lstrip()}"
 
 
 def _spoken(mark: Mark) -> str:

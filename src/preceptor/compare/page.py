@@ -103,7 +103,7 @@ def _differences(comparison: Comparison) -> str:
     wide = len(set(over)) > 1
     lines = [row(chip(kind, title), cells, wide=wide) for kind, (title, *cells) in zip(kinds, rows, strict=True)]
     drawn = table(caption, heads, lines)
-    return f'<div class="charts">{figure}</div>{drawn}<p class="small">{escape(words.HOW_MARKED)}.</p>'
+    return f'<div class="forest">{figure}</div>{drawn}<p class="small">{escape(words.HOW_MARKED)}.</p>'
 
 
 def _categories(comparison: Comparison) -> str:

@@ -62,7 +62,7 @@ def _differences(comparison: Comparison, axes: Any) -> None:
         face = colour if d.significant else "white"
         axes.plot(100 * d.difference, y, "o", markeredgecolor=colour, markerfacecolor=face)
     _rows(axes, [c.title for c in comparison.contrasts])
-    axes.set_xlabel("difference, points (95 % interval; filled: significant)")
+    axes.set_xlabel("difference, points (filled: significant)")
 
 
 def _curves(comparison: Comparison, axes: Any) -> None:

@@ -38,7 +38,8 @@ def sentence(c: Contrast) -> str:
         "better": "more questions are answered correctly",
         "worse": "fewer questions are answered correctly",
         "not tested": "too few answers differ for a test",
-    }.get(d.verdict, "not distinguishable from 0")
+        "undecided": "not distinguishable from 0" if d.low <= 0 <= d.high else "not significant among so many tests",
+    }[d.verdict]
     return (
         f"{c.title}: {points(d.difference)} points, 95{SPACE}% interval {_within(d.low, d.high, points)} over "
         f"{c.covers}, n = {d.n}: {said}."
