@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,8 @@ def write_stage(
     }  # fmt: skip
     document = {
         "stage": stage, "seed": seed, "protocols": {PROTOCOL: scores}, "notes": ["A toy."], "parameters": 4_700_000,
-        "describes": {PROTOCOL: "all test questions"}, "weights_sha256": f"{folder}",
+        "describes": {PROTOCOL: "all test questions"},
+        "weights_sha256": hashlib.sha256(str(folder).encode()).hexdigest(),
         "data": {"name": "toy", "split": "", "sha256": f"rows at {share}", "test_sha256": "t" * 64,
                  "train": round(1000 * share)},
     } | results  # fmt: skip
