@@ -255,6 +255,37 @@ def report(run: RunFolder, as_json: Json = False) -> None:
     _say({"report": str(path)}, as_json, lambda document: print(document["report"]))
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of their stages.")],
+    baseline: Annotated[
+        str | None, typer.Option(help="Group or run to compare with; default: the student alone.")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="Protocol; default: the main one of the first run.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for compare.json, .html and .png.")] = Path("runs/compare"),
+    as_json: Json = False,
+) -> None:
+    """Compare runs on the same questions: differences with intervals, tests, learning curves."""
+    from preceptor.compare.run import compare_runs, write_comparison
+    from preceptor.compare.words import HOW_MARKED, rows_of_deltas, rows_of_groups
+
+    found = compare_runs(runs, baseline=baseline, protocol=protocol)
+    document = write_comparison(found, output)
+
+    def show(_: dict[str, Any]) -> None:
+        _table(f"{found.protocol} (n = {document['n']})", *rows_of_groups(found))
+        for c in found.contrasts:
+            deltas = [(d.category.name, d) for d in (c.overall, *c.parts)]
+            _table(f"{c.title}, over {c.covers}", *rows_of_deltas(deltas))
+        if found.contrasts:
+            print(HOW_MARKED)
+        for note in found.notes:
+            print(f"note: {note}")
+        print(f"page: {output / 'compare.html'}")
+
+    _say(document, as_json, show)
+
+
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context, as_json: Json = False) -> None:
     """List the shipped recipes."""

@@ -219,6 +219,7 @@ def train_stage(
         "machine": machine(),
         "data": {
             "name": data.name, "split": data.split, "sha256": data.fingerprint(),
+            "test_sha256": data.fingerprint("test"),
             **{part: len(data.part(part)) for part in ("train", "validation", "test")},
         },
         "training": {

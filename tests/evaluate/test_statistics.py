@@ -8,11 +8,15 @@ from scipy import stats
 
 from preceptor.errors import UserError
 from preceptor.evaluate.statistics import (
+    bootstrap_unpaired_seeds,
+    crossed_test,
+    holm,
     mcnemar,
     mean_interval,
     paired_bootstrap,
     paired_bootstrap_runs,
     student_t,
+    welch,
     wilson,
 )
 
@@ -197,3 +201,128 @@ def test_coverage_of_runs_with_seed_effects():
         covered["questions"] += mean.low <= 0.05 <= mean.high
     assert covered["runs"] / 300 >= 0.90
     assert covered["questions"] < covered["runs"] - 0.08 * 300
+
+
+def test_p_of_the_mean_interval_is_the_paired_t_test():
+    a, b = [0.61, 0.63, 0.60, 0.64], [0.60, 0.60, 0.59, 0.62]
+    assert mean_interval([x - y for x, y in zip(a, b, strict=True)]).p == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert mean_interval([0.0, 0.0]).p == 1
+    assert mean_interval([0.25, 0.25]).p == 0
+
+
+def test_welch_against_scipy():
+    """Equal sizes and spreads give whole degrees; else rounding them down may only widen the interval."""
+    a, b = [0.0, 1.0, 2.0], [5.0, 6.0, 7.0]
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    low, high = expected.confidence_interval()
+    interval = welch(a, b)
+    assert (interval.mean, interval.low, interval.high, interval.p) == pytest.approx((-5, low, high, expected.pvalue))
+    rng = np.random.default_rng(9)
+    for _ in range(50):
+        a, b = rng.normal(0, 1, rng.integers(2, 8)), rng.normal(0.5, 3, rng.integers(2, 8))
+        expected = stats.ttest_ind(a, b, equal_var=False)
+        low, high = expected.confidence_interval()
+        interval = welch(a.tolist(), b.tolist())
+        assert interval.low <= low + 1e-12
+        assert interval.high >= high - 1e-12
+        assert interval.p >= expected.pvalue - 1e-12
+    with pytest.raises(UserError, match="two of them on each side"):
+        welch([0.5], [0.4, 0.6])
+
+
+def test_holm_by_hand():
+    """Holm's rule on four tests: 4 x 0.01, 3 x 0.013, 2 x 0.03, 0.04; none below a smaller p's, none above 1."""
+    assert holm([0.03, 0.01, 0.04, 0.013]) == pytest.approx([0.06, 0.04, 0.06, 0.04])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.001, 0.3))
+def test_holm_rejects_what_the_step_down_procedure_rejects(ps, alpha):
+    rejected, order = set(), sorted(range(len(ps)), key=lambda i: ps[i])
+    for rank, index in enumerate(order):
+        if (len(ps) - rank) * ps[index] > alpha:
+            break
+        rejected.add(index)
+    assert {i for i, p in enumerate(holm(ps)) if p <= alpha} == rejected
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_no_correction_and_bonferroni(ps):
+    for p, adjusted in zip(ps, holm(ps), strict=True):
+        assert p <= adjusted <= min(1, len(ps) * p) + 1e-12
+
+
+def test_unpaired_seeds_draw_both_sides():
+    """One question: the difference of two bootstrapped means, whose variance is the sum of theirs."""
+    a, b = np.array([[0.1], [0.5], [0.9], [0.4]]), np.array([[0.2], [0.3], [0.1]])
+    expected = stats.bootstrap(
+        (a[:, 0], b[:, 0]), lambda x, y, axis: x.mean(axis=axis) - y.mean(axis=axis), n_resamples=20_000,
+        method="percentile", vectorized=True, rng=0,
+    ).confidence_interval  # fmt: skip
+    interval = bootstrap_unpaired_seeds(a, b, resamples=20_000)
+    assert interval.mean == pytest.approx(0.475 - 0.2)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=0.02)
+
+
+def test_unpaired_seeds_pair_the_questions():
+    """Two models with the same answers differ by nothing, however many seeds say so."""
+    hits = np.random.default_rng(10).random(50) < 0.5
+    interval = bootstrap_unpaired_seeds(np.tile(hits, (3, 1)), np.tile(hits, (2, 1)))
+    assert (interval.mean, interval.p) == (pytest.approx(0), 1)
+    assert (interval.low, interval.high) == pytest.approx((0, 0))
+
+
+def test_one_seed_leaves_the_t_test_over_questions():
+    rng = np.random.default_rng(11)
+    a, b = rng.random((1, 80)), rng.random((1, 80))
+    expected = stats.ttest_rel(a[0], b[0])
+    low, high = expected.confidence_interval()
+    for paired in (True, False):
+        interval = crossed_test(a, b, paired=paired)
+        assert (interval.low, interval.high, interval.p) == pytest.approx((low, high, expected.pvalue))
+
+
+def test_questions_without_variance_leave_the_t_test_over_seeds():
+    rng = np.random.default_rng(12)
+    skill = rng.random(40)
+    a, b = rng.random((4, 1)) + skill, rng.random((4, 1)) + skill
+    expected = stats.ttest_rel(a.mean(axis=1), b.mean(axis=1))
+    low, high = expected.confidence_interval()
+    interval = crossed_test(a, b, paired=True)
+    assert (interval.low, interval.high, interval.p) == pytest.approx((low, high, expected.pvalue))
+    unpaired, by_welch = crossed_test(a, b, paired=False), welch(a.mean(axis=1).tolist(), b.mean(axis=1).tolist())
+    assert (unpaired.low, unpaired.high) == pytest.approx((by_welch.low, by_welch.high))
+
+
+def test_crossed_test_by_its_definition():
+    """Mean squares by loops, Hillis' degrees: what a study with S readers and n cases would report."""
+    rng = np.random.default_rng(13)
+    seeds, n = 4, 30
+    d = 0.3 + 0.4 * rng.normal(size=(seeds, 1)) + rng.normal(size=n) + rng.normal(size=(seeds, n))
+    mean = d.mean()
+    of_seeds = sum(n * (d[s].mean() - mean) ** 2 for s in range(seeds)) / (seeds - 1)
+    of_questions = sum(seeds * (d[:, q].mean() - mean) ** 2 for q in range(n)) / (n - 1)
+    both = sum(
+        (d[s, q] - d[s].mean() - d[:, q].mean() + mean) ** 2 for s in range(seeds) for q in range(n)
+    ) / ((seeds - 1) * (n - 1))  # fmt: skip
+    assert of_questions > both
+    total = of_seeds + of_questions - both
+    degrees = int(total**2 / (of_seeds**2 / (seeds - 1)))
+    half = stats.t.ppf(0.975, degrees) * np.sqrt(total / (seeds * n))
+    interval = crossed_test(d, np.zeros_like(d), paired=True)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((mean, mean - half, mean + half))
+    assert interval.p == pytest.approx(2 * stats.t.sf(mean / np.sqrt(total / (seeds * n)), degrees))
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(2, 12), st.integers(0, 1000))
+def test_crossed_test_invariants(of_a, of_b, n, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.random((of_a, n)) < 0.6, rng.random((of_b, n)) < 0.5
+    there, back = crossed_test(a, b, paired=False), crossed_test(b, a, paired=False)
+    assert there.low <= there.mean <= there.high
+    assert 0 <= there.p <= 1
+    assert (there.mean, there.low, there.high, there.p) == pytest.approx((-back.mean, -back.high, -back.low, back.p))
+    same = crossed_test(a, a, paired=True)
+    assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)

@@ -68,3 +68,18 @@ def test_ticks_cover_the_range_evenly(low: float, width: float, count: int):
 def test_ticks_of_a_flat_curve():
     assert ticks(0.5, 0.5, 4)[0] <= 0.5 < ticks(0.5, 0.5, 4)[-1]
     assert ticks(0, 0, 4) == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_intervals_are_drawn_in_full_and_side_by_side():
+    lines = [
+        Line("a", "teacher", [(10, 0.4), (100, 0.6)], spreads=[(0.2, 0.5), (0.5, 0.8)]),
+        Line("b", "alone", [(10, 0.4), (100, 0.6)], spreads=[(0.3, 0.5), (0.5, 0.7)]),
+    ]
+    svg = line_chart("t", lines, x_title="share", percent=True)
+    drawn = [node.attrib for node in ET.fromstring(svg).iter("line") if node.attrib["class"].startswith("spread")]
+    assert [node["class"] for node in drawn] == ["spread teacher"] * 2 + ["spread alone"] * 2
+    heights = [float(node["y1"]) - float(node["y2"]) for node in drawn]
+    assert heights == pytest.approx([heights[0], heights[0], heights[0] * 2 / 3, heights[0] * 2 / 3], abs=0.2)
+    assert all(TOP <= float(node[end]) <= HEIGHT - BOTTOM for node in drawn for end in ("y1", "y2"))
+    assert float(drawn[2]["x1"]) - float(drawn[0]["x1"]) == pytest.approx(4)
+    assert svg.count("<circle") == 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from html import escape
 
 WIDTH, HEIGHT = 340, 210
@@ -14,12 +14,16 @@ POINTS = 160  # per line; more are averaged in runs
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: `kind` is its class in the style sheet, `points` (x, y); `marked` is the x of a point to ring."""
+    """One curve: `kind` is its class in the style sheet, `points` (x, y); `marked` is the x of a point to ring.
+
+    `spreads`, where given, are the (low, high) of each point's interval; every point is then ringed.
+    """
 
     title: str
     kind: str
     points: list[tuple[float, float]]
     marked: float | None = None
+    spreads: list[tuple[float, float]] = field(default_factory=list)
 
 
 def line_chart(title: str, lines: Sequence[Line], *, x_title: str, percent: bool = False) -> str:
@@ -28,12 +32,13 @@ def line_chart(title: str, lines: Sequence[Line], *, x_title: str, percent: bool
     `percent` labels shares in [0, 1] as percentages. The description for screen readers gives each curve's first and
     last value. Returns "" where there is no finite point.
     """
-    lines = [Line(line.title, line.kind, _thin(line.points), line.marked) for line in lines]
+    lines = [line if line.spreads else replace(line, points=_thin(line.points)) for line in lines]
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
+    ys += [y for line in lines for spread in line.spreads for y in spread]
     x_ticks, y_ticks = ticks(0, max(xs), 4), ticks(*_range(ys, percent), 5)
     x_low, x_high = 0.0, max(max(xs), 1e-9)
     y_low, y_high = y_ticks[0], y_ticks[-1]
@@ -54,12 +59,19 @@ def line_chart(title: str, lines: Sequence[Line], *, x_title: str, percent: bool
         parts.append(f'<text class="tick" x="{across}" y="{down}" text-anchor="middle">{_number(x)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_title)}</text>')
-    for line in lines:
-        path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in line.points))
+    for number, line in enumerate(lines):
+        # Intervals at the same x are drawn side by side.
+        aside = 4 * (number - (len(lines) - 1) / 2) if line.spreads else 0
+        placed = [(round(across + aside, 1), down) for across, down in (place(*point) for point in line.points)]
+        path = " ".join(f"{across},{down}" for across, down in placed)
         parts.append(f'<polyline class="curve {escape(line.kind)}" points="{path}"/>')
-        for x, y in line.points:
-            if x == line.marked:
-                across, down = place(x, y)
+        for (across, _), (low, high) in zip(placed, line.spreads, strict=bool(line.spreads)):
+            (_, bottom), (_, top) = place(0, low), place(0, high)
+            parts.append(
+                f'<line class="spread {escape(line.kind)}" x1="{across}" x2="{across}" y1="{bottom}" y2="{top}"/>'
+            )
+        for (across, down), (x, _) in zip(placed, line.points, strict=True):
+            if x == line.marked or line.spreads:
                 parts.append(f'<circle class="mark {escape(line.kind)}" cx="{across}" cy="{down}" r="4"/>')
     spoken = "; ".join(f"{line.title}: from {show(line.points[0][1])} to {show(line.points[-1][1])}" for line in lines)
     described = escape(f"{title}. {spoken}.")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
+from importlib import resources
 from typing import Any
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def escape(value: Any) -> str:
@@ -35,3 +38,24 @@ def row(head: str, cells: Iterable[str], kind: str = "", *, wide: bool = False) 
     last = last.replace("<td>", '<td class="prose">', 1) if wide else last
     opening = f'<tr class="{kind}">' if kind else "<tr>"
     return f'{opening}<th scope="row">{head}</th>{"".join([*most, last])}</tr>'
+
+
+def document(title: str, header: str, before: str, sections: Iterable[tuple[str, str, str]], *, style: str = "") -> str:
+    """Return a page that needs nothing but itself.
+
+    `sections` are (id, heading, content), those without content left out; `before` stands in front of them. All but
+    `title` is HTML. `style` goes after page.css.
+    """
+    shown = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in shown)
+    body = "".join(f'<section id="{name}"><h2>{heading}</h2>{content}</section>' for name, heading, content in shown)
+    css = (resources.files("preceptor.report") / "page.css").read_text("utf-8") + style
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n"
+        f'<header>{header}<nav aria-label="Sections">{links}</nav></header>\n<main>{before}{body}</main>\n'
+        "<footer>Made by Preceptor. For research: not a medical device, not for diagnosis.</footer>\n</body>\n</html>\n"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,13 @@ from preceptor.files import write_text
 from preceptor.report import scores, words
 from preceptor.report.contents import RunRecord, look, read_run
 from preceptor.report.figures import Line, line_chart
-from preceptor.report.markup import chip, escape, row, table
+from preceptor.report.markup import chip, document, escape, row, table
 from preceptor.report.samples import Question, Shown, questions
 from preceptor.report.words import NONE, percent
 from preceptor.types import VqaData
 
 log = logging.getLogger("preceptor")
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 BOOKKEEPING = {"step", "epoch", "lr", "grad_norm", "loss", "samples/s"}
 HIDDEN = "(local path, not shown)"
 
@@ -57,20 +55,7 @@ def render(run: RunRecord, data: VqaData | None, recipe: Recipe | None, shown: l
         ("questions", "Questions", _questions(run, shown)),
         ("record", "Record", _record(run, recipe)),
     ]
-    sections = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
-    body = "".join(f'<section id="{name}"><h2>{heading}</h2>{content}</section>' for name, heading, content in sections)
-    style = (resources.files("preceptor.report") / "page.css").read_text("utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{escape(title)} · Preceptor report</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f'<header>{_header(run, title, recipe)}<nav aria-label="Sections">{links}</nav></header>\n'
-        f"<main>{_notes(run, data)}{body}</main>\n"
-        "<footer>Made by Preceptor. For research: not a medical device, not for diagnosis.</footer>\n</body>\n</html>\n"
-    )
+    return document(f"{title} · Preceptor report", _header(run, title, recipe), _notes(run, data), sections)
 
 
 def _saved_recipe(run: Path) -> Recipe | None:

@@ -25,10 +25,10 @@ def _bars(run: RunRecord, protocol: str) -> str:
     ceiling = run.first("protocols", protocol, "ceiling")
     bars = []
     for name, scores in (run.first("baselines", protocol) or {}).items():
-        bars.append(_bar(words.BASELINES.get(name, name), "baseline", look(scores, "accuracy"), None, ceiling))
+        bars.append(bar(words.BASELINES.get(name, name), "baseline", look(scores, "accuracy"), None, ceiling))
     for stage in sorted(run.stages, key=lambda stage: stage.kind == "teacher"):
         spread = words.interval(stage, protocol)
-        bars.append(_bar(stage.title, stage.kind, stage.score(protocol), spread, ceiling))
+        bars.append(bar(stage.title, stage.kind, stage.score(protocol), spread, ceiling))
     legend = "Share of test questions answered correctly; whiskers are 95\u00a0% intervals over questions"
     if ceiling is not None:
         legend += f"; the dashed line is the answer ceiling: {percent(ceiling)} have an answer that the models know"
@@ -36,7 +36,8 @@ def _bars(run: RunRecord, protocol: str) -> str:
     return f'<figure class="bars"><dl>{"".join(bars)}</dl><figcaption>{legend}</figcaption></figure>'
 
 
-def _bar(title: str, kind: str, accuracy: float | None, spread: Interval | None, ceiling: float | None) -> str:
+def bar(title: str, kind: str, accuracy: float | None, spread: Interval | None, ceiling: float | None) -> str:
+    """Return an accuracy as a bar, with its interval and the answer ceiling; "" where there is no accuracy."""
     if accuracy is None:
         return ""
     marks = f'<i class="fill {escape(kind)}" style="width:{100 * accuracy:.2f}%"></i>'

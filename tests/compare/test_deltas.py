@@ -1,0 +1,205 @@
+"""Differences with known answers, what must hold for any of them, and the coverage of their intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preceptor.compare.deltas import MOST_QUESTION_TYPES, adjust, categories, contrast, score_group
+from preceptor.compare.groups import Group
+from preceptor.compare.models import TrainedModel
+from preceptor.evaluate.statistics import mcnemar, paired_bootstrap, wilson
+from preceptor.evaluate.vqa import Row
+
+FEW = 200
+
+
+def make_group(name: str, hits: np.ndarray, seeds: list[int] | None = None, types: int = 3) -> Group:
+    """Return a group with one model per row of `hits`."""
+    hits = np.atleast_2d(np.asarray(hits, dtype=bool))
+    models = []
+    for seed, row in zip(seeds or range(len(hits)), hits, strict=True):
+        rows = tuple(
+            Row(id=f"{i:04}", prediction="", probability=0.5, target="", correct=bool(hit),
+                answer_type="closed" if i % 2 else "open", question_type=f"type {i % types}")
+            for i, hit in enumerate(row)
+        )  # fmt: skip
+        models.append(TrainedModel(Path(name), Path(name), "alone", name, seed, 1.0, {}, {"stage": ""}, "toy", rows))
+    return Group(name, name, "alone", 0, 1.0, {}, tuple(models))
+
+
+def compare(a: Group, b: Group, resamples: int = FEW):
+    return adjust([contrast(a, b, categories(a.models[0].rows), resamples)])[0]
+
+
+def test_a_known_difference_between_two_models():
+    """40 questions only a answers, 20 only b, of 300: a difference of 20/300, McNemar's p over 60 discordant ones."""
+    a, b = np.zeros(300, bool), np.zeros(300, bool)
+    a[:40], b[40:60] = True, True
+    delta = compare(make_group("a", a), make_group("b", b), 10_000).overall
+    expected = paired_bootstrap(a, b)
+    assert (delta.n, delta.differing, delta.difference) == (300, 60, pytest.approx(20 / 300))
+    assert (delta.low, delta.high) == (expected.low, expected.high)
+    assert delta.p_mcnemar == mcnemar(a, b)
+    assert delta.p == max(mcnemar(a, b), expected.p)
+    assert (delta.crossed, delta.over_seeds) == (None, None)
+    assert delta.verdict == "better"
+
+
+def test_parts_add_up_to_the_whole():
+    rng = np.random.default_rng(0)
+    found = compare(make_group("a", rng.random((3, 121)) < 0.7), make_group("b", rng.random((3, 121)) < 0.5))
+    for kind in (("open", "closed"), ("type",)):
+        parts = [part for part in found.parts if part.category.kind in kind]
+        assert sum(part.n for part in parts) == 121
+        assert sum(part.n * part.difference for part in parts) == pytest.approx(121 * found.overall.difference)
+
+
+def test_paired_seeds_are_told_from_others():
+    hits = np.random.default_rng(1).random((3, 60)) < 0.5
+    a, same, other = (
+        make_group("a", hits, [0, 1, 2]),
+        make_group("b", ~hits, [0, 1, 2]),
+        make_group("c", hits, [0, 1, 5]),
+    )
+    assert compare(a, same).paired_seeds
+    assert "3 paired seeds" in compare(a, same).covers
+    found = compare(a, other)
+    assert not found.paired_seeds
+    assert "not paired" in found.covers
+    assert [pair.seed for pair in found.pairs] == [0, 1]
+    assert [pair.p_mcnemar for pair in found.pairs] == [1, 1]
+
+
+def test_one_seed_against_several_has_no_interval_over_seeds():
+    rng = np.random.default_rng(2)
+    found = compare(make_group("a", rng.random((1, 60)) < 0.9), make_group("b", rng.random((4, 60)) < 0.4))
+    assert found.overall.over_seeds is None
+    assert found.overall.p_mcnemar is None
+    assert found.overall.crossed is not None
+    assert found.overall.verdict == "better"
+
+
+def test_few_differing_questions_are_not_tested_over_seeds():
+    """Three seeds that agree on 9 questions of 50 would look certain to a bootstrap; ten are tested."""
+    base = np.zeros((3, 50), bool)
+    for differing, verdict in ((9, "not tested"), (10, "better")):
+        a = base.copy()
+        a[:, :differing] = True
+        delta = compare(make_group("a", a), make_group("b", base), 10_000).overall
+        assert delta.differing == differing
+        assert delta.verdict == verdict
+        assert delta.low <= delta.difference <= delta.high
+
+
+def test_a_score_of_one_seed_is_wilsons():
+    group = make_group("a", np.arange(50) < 31)
+    score = score_group(group, categories(group.models[0].rows)[0])
+    assert (score.accuracy, score.low, score.high) == (0.62, wilson(31, 50).low, wilson(31, 50).high)
+    assert score.over_seeds is None
+
+
+def test_a_score_of_seeds_covers_their_spread():
+    """Seeds far apart on many questions: the interval must not be narrower than Student's over the seeds."""
+    rng = np.random.default_rng(3)
+    group = make_group("a", np.stack([rng.random(2000) < accuracy for accuracy in (0.5, 0.6, 0.7)]))
+    score = score_group(group, categories(group.models[0].rows)[0], FEW)
+    assert score.over_seeds is not None
+    assert score.low <= score.over_seeds.low + 0.01
+    assert score.high >= score.over_seeds.high - 0.01
+
+
+def test_categories():
+    group = make_group("a", np.ones(130, bool), types=MOST_QUESTION_TYPES + 3)
+    found = categories(group.models[0].rows)
+    assert [part.name for part in found[:3]] == ["all questions", "open", "closed"]
+    assert len(found) == 3 + MOST_QUESTION_TYPES + 1
+    assert found[-1].name == "3 rarer types"
+    assert sum(len(part.columns) for part in found[3:]) == 130
+    assert len(categories(make_group("a", np.ones(10, bool), types=1).models[0].rows)) == 3
+
+
+def test_holm_counts_overall_differences_apart_from_parts():
+    rng = np.random.default_rng(4)
+    base = make_group("base", rng.random(200) < 0.4)
+    others = [make_group(str(i), rng.random(200) < 0.5) for i in range(3)]
+    raw = [contrast(group, base, categories(base.models[0].rows), FEW) for group in others]
+    adjusted = adjust(raw)
+    smallest = min(range(3), key=lambda i: raw[i].overall.p or 0)
+    assert adjusted[smallest].overall.p_holm == pytest.approx(min(1, 3 * (raw[smallest].overall.p or 0)))
+    parts = [(d.p, e.p_holm) for c, a in zip(raw, adjusted, strict=True) for d, e in zip(c.parts, a.parts, strict=True)]
+    p, p_holm = min(parts, key=lambda pair: pair[0] or 0)
+    assert p_holm == pytest.approx(min(1, len(parts) * (p or 0)))
+
+
+answers = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed))
+
+
+@given(answers, st.integers(1, 3), st.integers(2, 40))
+def test_a_group_against_itself_is_nothing(rng, seeds, n):
+    hits = rng.random((seeds, n)) < 0.5
+    found = compare(make_group("a", hits), make_group("b", hits), 50)
+    for delta in (found.overall, *found.parts):
+        assert (delta.difference, delta.low, delta.high, delta.p_holm) == (0, 0, 0, 1)
+        assert not delta.significant
+        assert delta.verdict == "undecided"
+
+
+@given(answers, st.integers(1, 3), st.integers(1, 3), st.integers(2, 40), st.booleans())
+def test_swapping_the_groups_flips_the_signs(rng, of_a, of_b, n, shifted):
+    a = make_group("a", rng.random((of_a, n)) < 0.8)
+    b = make_group("b", rng.random((of_b, n)) < 0.4, list(range(int(shifted), of_b + int(shifted))))
+    there, back = compare(a, b, 50), compare(b, a, 50)
+    opposite = {"better": "worse", "worse": "better"}
+    for one, other in zip((there.overall, *there.parts), (back.overall, *back.parts), strict=True):
+        assert one.difference == pytest.approx(-other.difference)
+        assert one.p_mcnemar == other.p_mcnemar
+        assert (one.n, one.differing) == (other.n, other.differing)
+        if there.paired_seeds or of_a == of_b == 1:  # else other draws belong to either side
+            assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+            assert one.p == pytest.approx(other.p)
+            assert other.verdict == opposite.get(one.verdict, one.verdict)
+
+
+@given(answers, st.integers(1, 3), st.integers(2, 30))
+def test_a_marked_difference_excludes_zero(rng, seeds, n):
+    """Significance is a statement about the interval that is printed, never beyond it."""
+    a = make_group("a", rng.random((seeds, n)) < rng.random())
+    b = make_group("b", rng.random((seeds, n)) < rng.random())
+    found = compare(a, b, 2000)
+    for delta in (found.overall, *found.parts):
+        assert -1 <= delta.low <= delta.difference <= delta.high <= 1
+        assert not delta.significant or delta.low > 0 or delta.high < 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "seeds", "of_seed"), [(450, 1, 0.0), (450, 3, 0.0), (450, 5, 0.03), (3000, 3, 0.03)])
+def test_coverage_and_false_alarms(n: int, seeds: int, of_seed: float):
+    """Simulated recipes with a true gain of 0.05, each seed's own about it with the deviation `of_seed`.
+
+    The printed interval must hold the truth in at least 95 % of the comparisons, less three standard errors of 300
+    (1.3 points each); with no gain, at most 5 % plus as much may be marked. The plain bootstrap fails the last case:
+    three seeds on 3,000 questions.
+    """
+    rng = np.random.default_rng(n + seeds)
+    covered = alarms = by_bootstrap = 0
+    repeats = 300
+    for repeat in range(repeats):
+        gain = 0.05 if repeat % 2 else 0.0
+        skill = 0.25 + 0.5 * rng.random(n)
+        mine = np.clip(skill + gain + of_seed * rng.standard_normal((seeds, 1)), 0, 1)
+        a, b = mine > rng.random((seeds, n)), skill > rng.random((seeds, n))
+        groups = make_group("a", a, types=1), make_group("b", b, types=1)
+        all_questions = categories(groups[0].models[0].rows)[:1]
+        delta = adjust([contrast(*groups, all_questions, 1000)])[0].overall
+        covered += delta.low <= gain <= delta.high
+        by_bootstrap += delta.bootstrap.low <= gain <= delta.bootstrap.high
+        alarms += gain == 0 and delta.significant
+    assert covered / repeats >= 0.95 - 0.038
+    assert alarms / (repeats / 2) <= 0.05 + 0.054
+    if n == 3000:
+        assert by_bootstrap / repeats < 0.91

@@ -1,0 +1,178 @@
+"""What may be compared, and what is refused: damage, other questions, other data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preceptor.compare.models import read_models
+from preceptor.errors import UserError
+from tests.compare.made import PROTOCOL, hits, write_run, write_stage
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change_row(stage: Path, number: int, **values: Any) -> None:
+    path = stage / "predictions" / "toy-test.jsonl"
+    lines = path.read_text().splitlines()
+    lines[number] = json.dumps(json.loads(lines[number]) | values)
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """Two comparable one-stage runs of 20 questions."""
+    return (
+        write_stage(tmp_path / "a", hits(20, 0.5), stage="alone"),
+        write_stage(tmp_path / "b", hits(20, 0.6), stage="distilled"),
+    )
+
+
+def test_runs_of_one_stage_and_of_several(tmp_path: Path, pair):
+    run = write_run(tmp_path / "run", {"teacher": hits(20, 0.9), "alone": hits(20, 0.45)}, seed=1)
+    models, notes = read_models([run, *pair])
+    assert [model.name for model in models] == ["run/teacher", "run/alone", "a", "b"]
+    assert [model.accuracy for model in models] == [0.9, 0.45, 0.5, 0.6]
+    assert notes == []
+
+
+def test_a_run_and_its_stage_are_one_model(tmp_path: Path):
+    run = write_run(tmp_path / "run", {"alone": hits(20, 0.5), "distilled": hits(20, 0.6)})
+    models, _ = read_models([run, run / "distilled", run])
+    assert len(models) == 2
+
+
+def test_a_copy_is_no_second_seed(tmp_path: Path, pair):
+    shutil.copytree(pair[0], tmp_path / "copy")
+    models, notes = read_models([*pair, tmp_path / "copy"])
+    assert len(models) == 2
+    assert notes == ["copy has the weights of a and is left out."]
+
+
+def test_the_same_seed_with_other_weights_is_refused(tmp_path: Path, pair):
+    again = write_stage(tmp_path / "again", hits(20, 0.5), stage="alone")
+    with pytest.raises(UserError, match=r"same seed 0, but not the same weights.*RUN/distilled"):
+        read_models([*pair, again])
+
+
+def truncate(run: Path) -> None:
+    path = run / "results.json"
+    path.write_text(path.read_text()[:-40])
+
+
+def lose(name: str):
+    return lambda run: (run / name).unlink()
+
+
+def cut_line(run: Path) -> None:
+    path = run / "predictions" / "toy-test.jsonl"
+    path.write_text(path.read_text()[:-30])
+
+
+def drop_line(run: Path) -> None:
+    path = run / "predictions" / "toy-test.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def nan_accuracy(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    results["protocols"][PROTOCOL]["accuracy"] = float("nan")
+    (run / "results.json").write_text(json.dumps(results))
+
+
+DAMAGE = {
+    "truncated results": (truncate, r"b/results\.json is damaged"),
+    "no results": (lose("results.json"), r"b is no run folder"),
+    "empty results": (lambda run: (run / "results.json").write_text("{}"), r"has no 'stage'"),
+    "results of another kind": (lambda run: (run / "results.json").write_text("[]"), r"is not a mapping"),
+    "bytes for results": (lambda run: (run / "results.json").write_bytes(b"\xff\xfe"), r"results\.json is damaged"),
+    "no scores": (lambda run: change(run / "results.json", protocols={}), r"holds no scores"),
+    "NaN in the results": (nan_accuracy, r"it holds NaN"),
+    "no predictions": (lose("predictions/toy-test.jsonl"), r"toy-test\.jsonl is missing; `preceptor evaluate .*b`"),
+    "a truncated line": (cut_line, r"toy-test\.jsonl, line 20 is damaged"),
+    "a lost line": (drop_line, r"holds 19 questions, but results\.json says 20"),
+    "NaN in the predictions": (lambda run: change_row(run, 3, probability=float("nan")), r"line 4 .*it holds NaN"),
+    "NaN for a hit": (lambda run: change_row(run, 3, correct=None), r"line 4: correct is None, not bool"),
+    "a repeated id": (lambda run: change_row(run, 3, id="q7"), r"holds id 'q7' twice"),
+    "other hits than scored": (lambda run: change_row(run, 0, correct=not hits(20, 0.6)[0]), r"but results\.json says"),
+    "no recipe": (lose("recipe.yaml"), r"b has no recipe\.yaml"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named(pair, damage: str):
+    do, message = DAMAGE[damage]
+    do(pair[1])
+    with pytest.raises(UserError, match=message):
+        read_models(pair)
+
+
+def test_an_interrupted_run_names_its_finished_stages(tmp_path: Path):
+    run = write_run(tmp_path / "run", {"teacher": hits(20, 0.9), "alone": hits(20, 0.5)})
+    (run / "results.json").unlink()
+    with pytest.raises(UserError, match=r"not finished.*run/alone .*run/teacher"):
+        read_models([run])
+    assert len(read_models([run / "alone", run / "teacher"])[0]) == 2
+
+
+def test_a_missing_folder():
+    with pytest.raises(UserError, match="there is no run folder nowhere"):
+        read_models([Path("nowhere")])
+
+
+def test_other_questions(tmp_path: Path, pair):
+    fewer = write_stage(tmp_path / "fewer", hits(19, 0.5))
+    with pytest.raises(UserError, match=r"different questions under protocol toy/test: 1 of .*a are not in .*fewer"):
+        read_models([pair[0], fewer])
+    with pytest.raises(UserError, match="different questions"):
+        read_models([fewer, pair[0]])
+
+
+@pytest.mark.parametrize("values", [{"question_type": "plane"}, {"answer_type": "closed"}, {"target": "left"}])
+def test_the_same_ids_with_other_questions(pair, values):
+    """An id alone does not make a question: q0 is wrong in both, so its target must be the same, too."""
+    for run in pair:
+        change_row(run, 0, correct=False)
+        results = json.loads((run / "results.json").read_text())
+        path = run / "predictions" / "toy-test.jsonl"
+        found = [json.loads(line)["correct"] for line in path.read_text().splitlines()]
+        results["protocols"][PROTOCOL]["accuracy"] = sum(found) / 20
+        (run / "results.json").write_text(json.dumps(results))
+    change_row(pair[1], 0, **values)
+    with pytest.raises(UserError, match="question 'q0' has another answer or type"):
+        read_models(pair)
+
+
+def test_other_protocols(tmp_path: Path, pair):
+    with pytest.raises(UserError, match=r"not scored under protocol 'toy/tset'; did you mean 'toy/test'"):
+        read_models(pair, "toy/tset")
+    other = write_stage(tmp_path / "other", hits(20, 0.5), protocols={"toy/other": {"accuracy": 0.5, "n": 20}})
+    with pytest.raises(UserError, match=r"other was not scored under protocol 'toy/test'"):
+        read_models([pair[0], other])
+
+
+def test_other_data(tmp_path: Path, pair):
+    other = write_stage(
+        tmp_path / "other", hits(20, 0.5), data={"name": "toy", "split": "", "sha256": "x", "test_sha256": "t" * 64}
+    )
+    with pytest.raises(UserError, match=r"different data \(data\.sha256 rows at 1"):
+        read_models([pair[0], other])
+
+
+def test_shares_of_the_training_data_must_have_the_same_test_rows(tmp_path: Path):
+    def write(name: str, share: float, test: str | None) -> Path:
+        data = {"name": "toy", "split": "", "sha256": f"rows at {share}", "test_sha256": test}
+        return write_stage(tmp_path / name, hits(20, 0.5), settings={"data": {"train_share": share}}, data=data)
+
+    whole, half, other, old = (
+        write(*given) for given in (("whole", 1.0, "t"), ("half", 0.5, "t"), ("other", 0.1, "u"), ("old", 0.25, None))
+    )
+    assert [model.share for model in read_models([whole, half, old])[0]] == [1.0, 0.5, 0.25]
+    with pytest.raises(UserError, match=r"data\.test_sha256"):
+        read_models([whole, half, other])

@@ -1,0 +1,237 @@
+"""From run folders to compare.json, the page, the picture and the terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from preceptor import cli
+from preceptor.compare.page import render
+from preceptor.compare.run import Comparison, as_dict, compare_runs, write_comparison
+from preceptor.compare.words import headline
+from preceptor.report.markup import POLICY
+from tests.compare.made import PROTOCOL, hits, write_run, write_stage
+from tests.report.test_page import Page
+
+HOSTILE = '<script>alert("x")</script> $\\frac'
+
+
+def make_runs(root: Path, shares: Sequence[float] = (1.0,), seeds: int = 3) -> list[Path]:
+    """Write runs of alone and distilled; the latter is right where the former is, and on about 40 questions more."""
+    runs = []
+    for share in shares:
+        for seed in range(seeds):
+            alone = hits(300, 0.4 + 0.1 * share, seed)
+            distilled = alone | hits(300, 0.25, 100 + seed)
+            runs.append(
+                write_run(
+                    root / f"run-{share}-{seed}", {"alone": alone, "distilled": distilled}, seed=seed,
+                    settings={"data": {"train_share": share}},
+                )
+            )  # fmt: skip
+    return runs
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return compare_runs(make_runs(tmp_path_factory.mktemp("curves"), (0.1, 0.25, 0.5, 1.0)), resamples=400)
+
+
+def test_a_comparison_of_three_seeds(tmp_path: Path):
+    document = as_dict(compare_runs(make_runs(tmp_path)))
+    assert document["protocol"] == PROTOCOL
+    assert document["n"] == 300
+    assert document["baseline"] == "alone"
+    alone, distilled = document["groups"]
+    assert alone["seeds"] == distilled["seeds"] == [0, 1, 2]
+    assert alone["scores"][0]["accuracy"] == pytest.approx(0.5)
+    (difference,) = document["differences"]
+    assert difference["difference"] == pytest.approx(distilled["scores"][0]["accuracy"] - 0.5)
+    assert difference["verdict"] == "better"
+    assert difference["low"] > 0
+    assert [pair["seed"] for pair in difference["per_seed"]] == [0, 1, 2]
+    assert all(pair["p_mcnemar"] < 0.001 for pair in difference["per_seed"])
+    assert {part["category"] for part in difference["categories"]} == {
+        "open", "closed", "modality", "organ", "plane", "presence"
+    }  # fmt: skip
+    # never a bare difference
+    for part in (difference, *difference["categories"]):
+        assert part["low"] <= part["difference"] <= part["high"]
+        assert part["n"] > 0
+    assert document["curves"] == []
+
+
+def test_the_same_runs_give_the_same_document(tmp_path: Path):
+    runs = make_runs(tmp_path)
+    assert as_dict(compare_runs(runs)) == as_dict(compare_runs(runs[::-1]))
+
+
+def test_swapping_the_baseline_flips_the_difference(tmp_path: Path):
+    runs = make_runs(tmp_path)
+    (there,) = compare_runs(runs, baseline="alone").contrasts
+    (back,) = compare_runs(runs, baseline="distilled").contrasts
+    assert there.overall.difference == pytest.approx(-back.overall.difference)
+    assert (there.overall.verdict, back.overall.verdict) == ("better", "worse")
+
+
+def test_learning_curves(curves: Comparison):
+    document = as_dict(curves)
+    assert [curve["method"] for curve in document["curves"]] == ["alone", "distilled"]
+    points = document["curves"][0]["points"]
+    assert [point["train_share"] for point in points] == [0.1, 0.25, 0.5, 1.0]
+    assert [point["accuracy"] for point in points] == pytest.approx(
+        [round(300 * a) / 300 for a in (0.41, 0.425, 0.45, 0.5)]
+    )
+    assert all(point["low"] < point["accuracy"] < point["high"] and point["n"] == 300 for point in points)
+    assert [(c.group.name, c.baseline.name) for c in curves.contrasts] == [
+        (f"distilled at {share} %", f"alone at {share} %") for share in (10, 25, 50, 100)
+    ]
+
+
+def test_one_group_has_scores_and_no_difference(tmp_path: Path):
+    runs = [write_stage(tmp_path / str(seed), hits(50, 0.5, seed), seed=seed) for seed in range(2)]
+    found = compare_runs(runs)
+    assert found.contrasts == ()
+    assert "nothing to compare it with" in headline(found)[0]
+    Page(render(found))
+    write_comparison(found, tmp_path / "out")
+
+
+def test_one_seed_is_said(tmp_path: Path):
+    found = compare_runs(make_runs(tmp_path, seeds=1))
+    assert "Every group has one seed" in found.notes[-1]
+    assert found.contrasts[0].overall.p_mcnemar is not None
+
+
+def test_many_tests_can_still_be_significant(tmp_path: Path):
+    """The smallest p of 100 resamples is 0.02: of ten methods none could be marked, were it not for more resamples."""
+    base = hits(100, 0.2)
+    runs = [write_stage(tmp_path / "alone", base, stage="alone")]
+    for number in range(10):
+        settings = {"method": {"output": {"weight": 2.0 + number}}}
+        runs.append(write_stage(tmp_path / str(number), ~base, settings=settings))
+    found = compare_runs(runs, resamples=100)
+    assert all(c.overall.significant for c in found.contrasts)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_nothing_but_itself(curves: Comparison):
+    page = render(curves)
+    parsed = Page(page)
+    assert POLICY in page.replace("&#x27;", "'")
+    assert not re.search(r"https?://|url\(|@import", page)
+    assert parsed.tags["script"] == 0
+    assert parsed.tags["svg"] == 1 + 4 + 1  # overall, by type for each share, the curve
+    assert len(parsed.ids) == len(set(parsed.ids))
+    for word in ("What was found", "Differences", "By type of question", "Learning curves", "Runs", "Holm", "n = 300"):
+        assert word in parsed.text
+    for svg in re.findall(r'<svg [^>]*aria-label="([^"]+)"', page):
+        assert "NaN" not in svg
+        assert "nan" not in svg
+
+
+def test_the_curve_shows_every_interval(curves: Comparison):
+    page = render(curves)
+    section = page[page.index('<section id="curves">') : page.index('<section id="runs">')]
+    assert section.count('class="spread alone"') == section.count('class="spread distilled"') == 4
+
+
+def test_hostile_names_and_paths_stay_text(tmp_path: Path):
+    """A name can come out of somebody else's recipe, a path can name a person."""
+    other = {"name": HOSTILE, "student": {"model": {"init": "/home/smith/run"}}}
+    runs = [
+        write_stage(tmp_path / "a", hits(60, 0.5), notes=[HOSTILE]),
+        write_stage(tmp_path / "b", hits(60, 0.6), settings=other),
+        write_stage(tmp_path / "c", hits(60, 0.7), settings={"student": {"model": {"init": f"./{HOSTILE[:8]}"}}}),
+    ]
+    found = compare_runs(runs)
+    document = write_comparison(found, tmp_path / "out")
+    page = (tmp_path / "out" / "compare.html").read_text("utf-8")
+    assert Page(page).tags["script"] == 0
+    assert "&lt;script&gt;" in page
+    for text in (page, json.dumps(document)):
+        assert str(tmp_path) not in text
+        assert "/home/smith" not in text
+
+
+def test_the_files(curves: Comparison, tmp_path: Path):
+    document = write_comparison(curves, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.html", "compare.json", "compare.png"]
+    assert json.loads((tmp_path / "compare.json").read_text("utf-8")) == document
+    with Image.open(tmp_path / "compare.png") as picture:
+        assert picture.size[0] > 1000
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+        first = picture.tobytes()
+    write_comparison(curves, tmp_path)
+    with Image.open(tmp_path / "compare.png") as picture:
+        assert picture.tobytes() == first
+
+
+def test_a_leaking_split_is_said_at_the_top(tmp_path: Path):
+    runs = [
+        write_stage(tmp_path / name, hits(40, 0.5), stage=name, describes={PROTOCOL: "all; the split leaks test rows"})
+        for name in ("alone", "distilled")
+    ]
+    assert "Leaking split: these scores flatter." in Page(render(compare_runs(runs))).text
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["preceptor", "compare", *arguments])
+    monkeypatch.setenv("COLUMNS", "160")
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_terminal(tmp_path: Path, capsys, monkeypatch):
+    runs = [str(run) for run in make_runs(tmp_path)]
+    code, out, err = call(capsys, monkeypatch, *runs, "--output", str(tmp_path / "out"))
+    assert (code, err) == (0, "")
+    for word in (
+        "toy/test (n = 300)",
+        "distilled \u2212 alone",
+        "3 paired seeds",
+        "p (Holm)",
+        "better *",
+        "presence",
+        "A toy.",
+    ):
+        assert word in out
+    assert (tmp_path / "out" / "compare.html").is_file()
+
+
+def test_json_is_the_file(tmp_path: Path, capsys, monkeypatch):
+    runs = [str(run) for run in make_runs(tmp_path)]
+    out = tmp_path / "out"
+    code, printed, _ = call(capsys, monkeypatch, *runs, "--baseline", "distilled", "--output", str(out), "--json")
+    assert code == 0
+    assert json.loads(printed) == json.loads((out / "compare.json").read_text("utf-8"))
+    assert json.loads(printed)["baseline"] == "distilled"
+
+
+def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys, monkeypatch):
+    run = make_runs(tmp_path, seeds=1)[0]
+    other = write_stage(tmp_path / "other", hits(299, 0.5))
+    out = tmp_path / "out"
+    for arguments in ([str(other)], [str(tmp_path / "nowhere")], ["--baseline", "b"], ["--protocol", "toy/b"]):
+        code, printed, err = call(capsys, monkeypatch, str(run), *arguments, "--output", str(out))
+        assert (code, printed) == (2, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert not out.exists()
