@@ -1,9 +1,11 @@
-"""Write a table of VQA-Med 2019 (train) and SLAKE (English, train) to pretrain on before VQA-RAD.
+r"""Write a table of VQA-Med 2019 (train) and SLAKE (English, train) to pretrain on before VQA-RAD.
 
     python bench/pretraining_table.py --output runs/pretraining-table
     preceptor train mhkd-vqa-rad output=runs/pretrained data.name=table data.split=null \
-        data.root=runs/pretraining-table/questions.jsonl 'stages=[teacher]' teacher.train.epochs=4
-    preceptor train mhkd-vqa-rad teacher.model.init=runs/pretrained
+        data.root=runs/pretraining-table/questions.jsonl 'stages=[teacher]' data.augment.views=0 \
+        teacher.train.epochs=4 teacher.train.batch_size=64 teacher.train.learning_rate=7e-4 teacher.train.select=best \
+        'teacher.model.vision.freeze=["embeddings.*", "encoder.blocks.?.*", "encoder.blocks.1[01].*", "encoder.top_*"]'
+    preceptor train mhkd-vqa-rad teacher.model.init=runs/pretrained teacher.train.learning_rate=3e-4
 
 Images that look like an image of VQA-RAD are left out, whichever part that image is in: thumbnails of 24 x 24 grey
 pixels, standardised, with a correlation above 0.95. (42 images are the same in both sets as released; sizes and bytes
