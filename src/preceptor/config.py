@@ -63,6 +63,9 @@ class DataConfig(Section):
     split: str | None = None
     """VQA-RAD: clean (default), published, no_frames."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    validation_by: Literal["image", "question"] = "image"
+    """VQA-RAD: `image` validates on images that training has not seen; `question` on unseen questions about training
+    images, cut as the split cuts its test questions, so that it measures what the test measures."""
     split_seed: Seed = 0
     """Which images validate; apart from `seed`, so that runs over seeds see the same parts."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0

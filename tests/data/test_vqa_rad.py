@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from preceptor.config import DataConfig
 from preceptor.data.check import check_data, check_images
+from preceptor.data.read import read_data
 from preceptor.data.vqa_rad import IMAGES, TABLE, read_vqa_rad
 from preceptor.errors import UserError
 from preceptor.types import Sample, VqaData
@@ -141,6 +143,26 @@ def test_validation_is_cut_by_image(tmp_path, split):
     assert again.fingerprint() == data.fingerprint()
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_validation_by_question_is_cut_as_the_test_is(tmp_path, split):
+    rows = [*ROWS, *(row(200 + i, "a.jpg", f"is there a lesion number {i}", "yes") for i in range(20))]
+    for i in range(20):
+        rows[-20 + i]["question_frame"] = f"lesion number {i} is there"
+    root = release(tmp_path / "rad", rows)
+    data = read_vqa_rad(root, split=split, validation_fraction=0.3, validation_by="question", seed=1)
+    held = {s.id for s in data.part("validation")}
+    assert held
+    assert not any(name.endswith("-frame") for name in held)
+    assert "a.jpg" in {s.group for s in data.part("validation")} & {s.group for s in data.part("train")}
+    train = {s.id for s in data.part("train")}
+    framed = {f"{name}-frame" for name in held if int(name) >= 200}
+    assert framed
+    assert framed & train == (framed if split == "published" else set())
+    assert {s.id for s in data.part("test")} == {s.id for s in read_vqa_rad(root, split=split).part("test")}
+    with pytest.raises(UserError, match="cuts validation by image: leave it out"):
+        read_data(DataConfig(validation_by="question"), tmp_path)
+
+
 def test_the_folder_above_will_do(tmp_path):
     release(tmp_path / "data" / "rad")
     assert read_vqa_rad(tmp_path / "data").root == tmp_path / "data" / "rad"
@@ -251,6 +273,22 @@ def test_real_clean_split_holds_no_frame_of_a_test_row(real):
     }
     assert len(of_test) == 200
     assert not of_test & {(s.group, s.question) for s in frames}
+
+
+@pytest.mark.real_data
+def test_real_validation_by_question(real):
+    for split, training in (("clean", 1797 + 983 - 7), ("published", 3064), ("no_frames", 1797)):
+        data = read_vqa_rad(real, split=split, validation_by="question")
+        held = {s.id for s in data.part("validation")}
+        assert len(held) == pytest.approx(180, abs=1)
+        lost = training - len(held) - len(data.part("train"))
+        frames = {f"{name}-frame" for name in held} & {s.id for s in data.part("train")}
+        if split == "clean":
+            assert lost > 50
+            assert not frames
+        else:
+            assert lost == 0
+            assert bool(frames) == (split == "published")
 
 
 @pytest.mark.real_data

@@ -22,6 +22,11 @@ def read_data(config: DataConfig, scratch: Path, needed: tuple[Part, ...] = ("tr
         raise UserError(
             f"data.split={config.split!r} is for vqa-rad; data.name={config.name} names its parts in its table"
         )
+    if config.validation_by != "image" and config.name != "vqa-rad":
+        raise UserError(
+            f"data.validation_by={config.validation_by} is for vqa-rad; data.name={config.name} cuts validation by "
+            "image: leave it out"
+        )
     if config.name == "phantom":
         data = _phantom(config, scratch)
     elif config.name == "table":
@@ -37,6 +42,7 @@ def read_data(config: DataConfig, scratch: Path, needed: tuple[Part, ...] = ("tr
             _root(config, "vqa_rad"),
             split=config.split or "clean",  # type: ignore[arg-type]
             validation_fraction=config.validation_fraction,
+            validation_by=config.validation_by,
             seed=config.split_seed,
         )
     if config.train_share < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -36,7 +37,14 @@ NEEDED = (
 _PUNCTUATION = str.maketrans(string.punctuation, " " * len(string.punctuation))
 
 
-def read_vqa_rad(root: Path, *, split: Split = "clean", validation_fraction: float = 0.1, seed: int = 0) -> VqaData:
+def read_vqa_rad(
+    root: Path,
+    *,
+    split: Split = "clean",
+    validation_fraction: float = 0.1,
+    validation_by: Literal["image", "question"] = "image",
+    seed: int = 0,
+) -> VqaData:
     """Read VQA-RAD from its folder, or from the folder above it.
 
     `question_frame` is a template form of a row's question, with the row's image and answer; as training rows, frames
@@ -48,8 +56,12 @@ def read_vqa_rad(root: Path, *, split: Split = "clean", validation_fraction: flo
     - `clean`: these and the frames of training rows, less those whose image and question (letter case, punctuation
       and white space aside) are those of a test row or of a test row's frame.
 
-    Validation is `validation_fraction` of the training rows, cut by image with `seed`. No split keeps the test images
-    out of training: of 203, `clean` and `no_frames` share 202 with it and `published` all; `notes` says so.
+    Validation is `validation_fraction` of the training rows, cut by image with `seed`: how a model does on new images.
+    With `validation_by="question"` it is that share of the release's training questions, cut as the split cuts its test
+    questions: their images stay in training, and so do their frames on `published`, but not on `clean`.
+
+    No split keeps the test images out of training: of 203, `clean` and `no_frames` share 202 with it and `published`
+    all; `notes` says so.
 
     Raises:
         UserError: the folder is not the release, a row is broken, images are missing, or the split is unknown.
@@ -103,8 +115,26 @@ def read_vqa_rad(root: Path, *, split: Split = "clean", validation_fraction: flo
     crossing = sum(len({sample.part for sample in linked}) > 1 for linked in links.values())
     if crossing:
         notes.append(f"{crossing} question(s) have paraphrases both in training and in test (qid_linked_id).")
-    samples = cut_validation(samples, validation_fraction, seed)
+    if validation_by == "image":
+        samples = cut_validation(samples, validation_fraction, seed)
+    else:
+        samples = _cut_questions(samples, validation_fraction, seed, keep_frames=split == "published")
+        notes.append("Validation questions are about training images (data.validation_by=question), like the test's.")
     return VqaData("vqa-rad", split, folder, samples, notes, leaking=split == "published" or crossing > 0)
+
+
+def _cut_questions(samples: list[Sample], fraction: float, seed: int, *, keep_frames: bool) -> list[Sample]:
+    """Move whole questions to validation as the release moved its test questions."""
+    frames = {sample.id: sample for sample in samples if sample.id.endswith("-frame")}
+    # Every question a group of its own; a frame is the question's copy, and is no candidate.
+    own = [replace(sample, group=sample.id) for sample in samples if sample.id not in frames]
+    cut = {sample.id for sample in cut_validation(own, fraction, seed) if sample.part == "validation"}
+    moved = [replace(sample, part="validation") if sample.id in cut else sample for sample in samples]
+    if keep_frames:
+        return moved
+    asked = {_key(sample) for sample in samples if sample.id in cut}
+    asked |= {_key(frames[f"{name}-frame"]) for name in cut if f"{name}-frame" in frames}
+    return [sample for sample in moved if not (sample.id in frames and _key(sample) in asked)]
 
 
 def _release_folder(root: Path) -> Path:
