@@ -57,11 +57,14 @@ class PhantomConfig(Section):
 
 
 class DataConfig(Section):
-    name: Literal["phantom", "vqa-rad", "table"] = "phantom"
+    name: Literal["phantom", "table", "vqa-rad", "vqa-med-2019", "slake", "path-vqa"] = "phantom"
     root: Folder | None = None
     """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Without one, phantoms are made."""
     split: str | None = None
-    """VQA-RAD: clean (default), published, no_frames."""
+    """VQA-RAD: clean (default), published, no_frames, and hub for its parquet files. VQA-Med 2019: val (default), test.
+    SLAKE: clean (default), published."""
+    language: Literal["en", "zh", "both"] | None = None
+    """SLAKE: the language of the questions; default en."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     validation_by: Literal["image", "question"] = "image"
     """VQA-RAD: `image` validates on images that training has not seen; `question` on unseen questions about training

@@ -159,7 +159,7 @@ def test_validation_by_question_is_cut_as_the_test_is(tmp_path, split):
     assert framed
     assert framed & train == (framed if split == "published" else set())
     assert {s.id for s in data.part("test")} == {s.id for s in read_vqa_rad(root, split=split).part("test")}
-    with pytest.raises(UserError, match="cuts validation by image: leave it out"):
+    with pytest.raises(UserError, match=r"not for data\.name=phantom: leave it out"):
         read_data(DataConfig(validation_by="question"), tmp_path)
 
 

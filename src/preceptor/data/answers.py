@@ -12,10 +12,15 @@ from typing import Any
 
 from preceptor.errors import UserError, nearest
 from preceptor.evaluate.normalise import NORMALISERS
-from preceptor.types import Sample
+from preceptor.types import AnswerType, Sample
 
 UNSEEN = -100
 """The label of an answer outside the classes: PyTorch's `ignore_index`."""
+
+
+def inferred_type(answer: str) -> AnswerType:
+    """Return the answer type where the data set gives none: yes and no are closed, all else is open."""
+    return "closed" if answer.strip().lower() in ("yes", "no") else "open"
 
 
 @dataclass(frozen=True)

@@ -4,47 +4,38 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import cast, get_args
 
 from preceptor.config import DataConfig
+from preceptor.data import vqa_rad
 from preceptor.data.splits import subsample
-from preceptor.errors import UserError
+from preceptor.errors import UserError, nearest
 from preceptor.types import Part, VqaData
+
+FOLDERS = {"vqa-rad": "vqa_rad", "vqa-med-2019": "vqa_med_2019", "slake": "slake", "path-vqa": "path_vqa"}
+"""The folder of each data set under PRECEPTOR_DATA."""
+
+# Which data sets a setting is for, beside what it has to be for the others.
+_ONLY_FOR: dict[str, tuple[tuple[str, ...], object]] = {
+    "split": (("vqa-rad", "vqa-med-2019", "slake"), None),
+    "validation_by": (("vqa-rad",), "image"),
+    "language": (("slake",), None),
+}
 
 
 def read_data(config: DataConfig, scratch: Path, needed: tuple[Part, ...] = ("train", "validation", "test")) -> VqaData:
-    """Read the data set of a recipe. Phantoms without a root are written to `scratch`.
+    """Read the data set of a recipe. What has to be written (phantoms, images out of parquet files) goes to `scratch`.
 
-    Raises UserError where a part of `needed` is empty.
-
-    Raises UserError where the root is missing or is not the data set that its name says.
+    Raises UserError where a part of `needed` is empty, where the root is missing or is not the data set that its name
+    says, and for a setting that the data set does not know.
     """
-    if config.split is not None and config.name != "vqa-rad":
-        raise UserError(
-            f"data.split={config.split!r} is for vqa-rad; data.name={config.name} names its parts in its table"
-        )
-    if config.validation_by != "image" and config.name != "vqa-rad":
-        raise UserError(
-            f"data.validation_by={config.validation_by} is for vqa-rad; data.name={config.name} cuts validation by "
-            "image: leave it out"
-        )
-    if config.name == "phantom":
-        data = _phantom(config, scratch)
-    elif config.name == "table":
-        from preceptor.data.table import read_table
-
-        if config.root is None:
-            raise UserError("data.name=table needs data.root=FILE, a CSV or JSONL file with image, question, answer")
-        data = read_table(Path(config.root), validation_fraction=config.validation_fraction, seed=config.split_seed)
-    else:
-        from preceptor.data.vqa_rad import read_vqa_rad
-
-        data = read_vqa_rad(
-            _root(config, "vqa_rad"),
-            split=config.split or "clean",  # type: ignore[arg-type]
-            validation_fraction=config.validation_fraction,
-            validation_by=config.validation_by,
-            seed=config.split_seed,
-        )
+    for setting, (names, default) in _ONLY_FOR.items():
+        if config.name not in names and getattr(config, setting) != default:
+            raise UserError(
+                f"data.{setting}={getattr(config, setting)} is for {' and '.join(names)}, not for "
+                f"data.name={config.name}: leave it out"
+            )
+    data = _read(config, scratch)
     if config.train_share < 1:
         data.samples = subsample(data.samples, config.train_share, config.split_seed)
         data.notes.append(f"trained on {config.train_share:.0%} of the training groups (data.train_share)")
@@ -52,6 +43,65 @@ def read_data(config: DataConfig, scratch: Path, needed: tuple[Part, ...] = ("tr
         if not data.part(part):
             raise UserError(f"{data.name} has no {part} questions; see its split column or data.validation_fraction")
     return data
+
+
+def _read(config: DataConfig, scratch: Path) -> VqaData:
+    fraction, seed = config.validation_fraction, config.split_seed
+    if config.name == "phantom":
+        return _phantom(config, scratch)
+    if config.name == "table":
+        from preceptor.data.table import read_table
+
+        if config.root is None:
+            raise UserError("data.name=table needs data.root=FILE, a CSV or JSONL file with image, question, answer")
+        return read_table(Path(config.root), validation_fraction=fraction, seed=seed)
+    root = _root(config)
+    if config.name == "vqa-med-2019":
+        from preceptor.data import vqa_med_2019
+
+        split = _known(config, get_args(vqa_med_2019.Split))
+        return vqa_med_2019.read_vqa_med_2019(
+            root, split=cast(vqa_med_2019.Split, split or "val"), validation_fraction=fraction, seed=seed
+        )
+    if config.name == "slake":
+        from preceptor.data import slake
+
+        split = _known(config, get_args(slake.Split))
+        return slake.read_slake(root, language=config.language or "en", split=cast(slake.Split, split or "clean"))
+    if config.name == "path-vqa":
+        return _parquet(config, root, scratch, "official")
+    split = _known(config, (*get_args(vqa_rad.Split), "hub"))
+    if split == "hub":
+        if config.validation_by != "image":
+            raise UserError("data.validation_by=question is not for data.split=hub: leave it out")
+        data = _parquet(config, root, scratch, "hub")
+        data.notes.append(
+            "The hub's copy of VQA-RAD holds no question frames, so none leaks, and it does not say which of its test "
+            "questions are paraphrases."
+        )
+        return data
+    return vqa_rad.read_vqa_rad(
+        root,
+        split=cast(vqa_rad.Split, split or "clean"),
+        validation_fraction=fraction,
+        validation_by=config.validation_by,
+        seed=seed,
+    )
+
+
+def _known(config: DataConfig, splits: tuple[str, ...]) -> str | None:
+    if config.split is not None and config.split not in splits:
+        raise UserError(f"data.split={config.split!r} of {config.name} is not known{nearest(config.split, splits)}")
+    return config.split
+
+
+def _parquet(config: DataConfig, root: Path, scratch: Path, split: str) -> VqaData:
+    from preceptor.data.parquet import read_parquet
+
+    return read_parquet(
+        root, name=config.name, split=split, scratch=scratch, validation_fraction=config.validation_fraction,
+        seed=config.split_seed, max_bytes=config.max_image_bytes,
+    )  # fmt: skip
 
 
 def _phantom(config: DataConfig, scratch: Path) -> VqaData:
@@ -69,9 +119,10 @@ def _phantom(config: DataConfig, scratch: Path) -> VqaData:
     return data
 
 
-def _root(config: DataConfig, folder: str) -> Path:
+def _root(config: DataConfig) -> Path:
     if config.root is not None:
         return Path(config.root)
+    folder = FOLDERS[config.name]
     if shared := os.environ.get("PRECEPTOR_DATA"):
         return Path(shared) / folder
     raise UserError(

@@ -7,12 +7,13 @@ generator's version.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from preceptor.errors import UserError
-from preceptor.types import Sample
+from preceptor.types import Part, Sample, VqaData
 
 
 def cut_validation(samples: Iterable[Sample], fraction: float, seed: int) -> list[Sample]:
@@ -96,6 +97,23 @@ def cross_questions(samples: Iterable[Sample], number: int, seed: int) -> list[S
                         found.append(replace(question, answers=()))
                         break
     return found
+
+
+def note_leaks(data: VqaData) -> None:
+    """Mark the data as leaking where a group or an image is in several parts. Names may identify: only counts."""
+    parts_of_group: defaultdict[str, set[Part]] = defaultdict(set)
+    parts_of_image: defaultdict[Path, set[Part]] = defaultdict(set)
+    for sample in data.samples:
+        parts_of_group[sample.group].add(sample.part)
+        parts_of_image[sample.image].add(sample.part)
+    for what, parts in (("groups", parts_of_group), ("images", parts_of_image)):
+        divided = sum(len(held) > 1 for held in parts.values())
+        if divided:
+            data.leaking = True
+            data.notes.append(
+                f"Leaking split: {divided} of {len(parts)} {what} have rows in more than one part, so that held-out "
+                "scores are too good."
+            )
 
 
 def _ordered(groups: Iterable[str], salt: str) -> list[str]:

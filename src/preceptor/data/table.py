@@ -7,13 +7,13 @@ import difflib
 import hashlib
 import io
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from preceptor.data.answers import inferred_type
 from preceptor.data.images import require_images, resolve_image
-from preceptor.data.splits import cut_validation
+from preceptor.data.splits import cut_validation, note_leaks
 from preceptor.errors import UserError, nearest
 from preceptor.types import AnswerType, Part, Sample, VqaData
 
@@ -80,7 +80,7 @@ def read_table(
     if answered and not any(sample.part == "validation" for sample in samples):
         samples = cut_validation(samples, validation_fraction, seed)
     data = VqaData(name or default_name, "given" if parts else "by-group-hash", root, samples)
-    _note_leaks(data)
+    note_leaks(data)
     if not parts and not data.part("test"):
         data.notes.append("The table has no split column and too few groups to fill a test part by their hash.")
     return data
@@ -210,11 +210,7 @@ def _sample(cells: Mapping[str, Any], line: int, file: Path, parts: Mapping[int,
         image=path,
         question=question,
         answers=answers,
-        answer_type=(
-            _choice(kind, ANSWER_TYPES, "answer_type", line, file)
-            if kind
-            else ("closed" if answers[0].lower() in ("yes", "no") else "open")
-        ),
+        answer_type=(_choice(kind, ANSWER_TYPES, "answer_type", line, file) if kind else inferred_type(answers[0])),
         group=group,
         part=parts[line] if parts else _part_by_hash(group),
         question_type=_text(cells, "question_type", line, file),
@@ -253,20 +249,3 @@ def _choice(value: str, known: Mapping[str, T], column: str, line: int, file: Pa
 def _part_by_hash(group: str) -> Part:
     share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
     return "train" if share < 0.70 else "validation" if share < 0.85 else "test"
-
-
-def _note_leaks(data: VqaData) -> None:
-    """Mark the data as leaking where a group or an image is in several parts. Names may identify: only counts."""
-    parts_of_group: defaultdict[str, set[Part]] = defaultdict(set)
-    parts_of_image: defaultdict[Path, set[Part]] = defaultdict(set)
-    for sample in data.samples:
-        parts_of_group[sample.group].add(sample.part)
-        parts_of_image[sample.image].add(sample.part)
-    for what, parts in (("groups", parts_of_group), ("images", parts_of_image)):
-        divided = sum(len(held) > 1 for held in parts.values())
-        if divided:
-            data.leaking = True
-            data.notes.append(
-                f"Leaking split: {divided} of {len(parts)} {what} have rows in more than one part, so that held-out "
-                "scores are too good."
-            )

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from preceptor.config import DataConfig
+from preceptor.data.read import read_data
+from preceptor.data.vqa_med_2019 import category_of, read_vqa_med_2019
+from preceptor.errors import UserError
+
+QUESTIONS = {
+    "modality": "is this a ct scan?|no",
+    "plane": "in what plane is this film|axial",
+    "organ": "what part of the body is being imaged?|skull and contents",
+    "abnormality": "is the mri normal?|yes",
+}
+
+
+def release(root: Path, *, names: tuple[str, str] = ("train", "val"), images: str = "images", count: int = 6) -> Path:
+    for folder, key in zip(names, ("train", "val"), strict=True):
+        (root / folder / images).mkdir(parents=True)
+        lines = []
+        for number in range(count):
+            name = f"synpic{key}{number}"
+            Image.new("L", (8, 8), number * 9).save(root / folder / images / f"{name}.jpg")
+            lines += [f"{name}|{pair}" for pair in QUESTIONS.values()]
+        (root / folder / f"All_QA_Pairs_{key}.txt").write_text("\n".join(lines), "utf-8")
+    return root
+
+
+def with_test_file(root: Path, lines: list[str]) -> Path:
+    folder = root / "VQAMed2019Test"
+    (folder / "VQAMed2019_Test_Images").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(folder / "VQAMed2019_Test_Images" / "synpict.jpg")
+    (folder / "VQAMed2019_Test_Questions_w_Ref_Answers.txt").write_text("\n".join(lines), "utf-8")
+    return root
+
+
+def test_val_scores_the_official_validation_part_and_cuts_validation_by_image(tmp_path):
+    data = read_vqa_med_2019(release(tmp_path), validation_fraction=0.2)
+    assert len(data.part("test")) == 24
+    assert {s.group for s in data.part("train")}.isdisjoint(s.group for s in data.part("validation"))
+    assert len(data.part("validation")) == 4
+    sample = data.part("test")[0]
+    assert (sample.id, sample.answers, sample.answer_type, sample.question_type) == (
+        "synpicval0-modality", ("no",), "closed", "modality",
+    )  # fmt: skip
+    assert not data.leaking
+
+
+def test_the_official_folder_names_and_the_test_file_with_alternatives(tmp_path):
+    root = release(
+        tmp_path, names=("ImageClef-2019-VQA-Med-Training", "ImageClef-2019-VQA-Med-Validation"), images="Train_images"
+    )
+    with_test_file(root, ["synpict|Abnormality|what is wrong?|a # b#c|d", "synpict|plane|which plane?|axial"])
+    data = read_vqa_med_2019(root, split="test")
+    first = data.part("test")[0]
+    assert (first.answers, first.question_type) == (("a", "b", "c|d"), "abnormality")
+    assert {part: len(data.part(part)) for part in ("train", "validation", "test")} == {
+        "train": 24, "validation": 24, "test": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("synpictrain0|only a question", "fields of image.question.answer"),
+        ("synpictrain0||yes", "fields of image.question.answer"),
+        ("synpictrain0|is it?|#", "no answer between"),
+        ("../../secret|is it?|yes", "leaves the folder"),
+        ("synpictrain0|is this a ct scan?|no", "occurs twice"),
+        ("nowhere|is it?|yes", "1 of 13 image files are missing"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, line, said):
+    root = release(tmp_path)
+    table = root / "train" / "All_QA_Pairs_train.txt"
+    table.write_text(table.read_text() + "\n" + line)
+    with pytest.raises(UserError, match=said):
+        read_vqa_med_2019(root)
+
+
+def test_other_bytes_and_missing_files_are_named(tmp_path):
+    root = release(tmp_path)
+    with pytest.raises(UserError, match=r"set data\.split=val"):
+        read_vqa_med_2019(root, split="test")
+    with pytest.raises(UserError, match="did you mean 'test'"):
+        read_vqa_med_2019(root, split="tets")  # type: ignore[arg-type]
+    table = root / "val" / "All_QA_Pairs_val.txt"
+    table.write_bytes(table.read_bytes() + b"\nsynpicval0|caf\xe9?|yes")
+    with pytest.raises(UserError, match=r"All_QA_Pairs_val\.txt:25: byte 0xe9"):
+        read_vqa_med_2019(root)
+    table.unlink()
+    with pytest.raises(UserError, match="holds no file named All_QA_Pairs_val"):
+        read_vqa_med_2019(root)
+    with pytest.raises(UserError, match="category 'colour' is not known"):
+        read_vqa_med_2019(with_test_file(release(tmp_path / "b"), ["synpict|colour|is it?|yes"]), split="test")
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
+def test_the_real_files(tmp_path):
+    data = read_data(DataConfig(name="vqa-med-2019"), tmp_path)
+    assert len(data.part("train")) + len(data.part("validation")) == 12_792
+    assert len(data.part("test")) == 2_000
+    held_in = [sample for sample in data.samples if sample.part != "test"]
+    kinds = Counter(sample.question_type for sample in held_in)
+    assert kinds == {"modality": 3200, "plane": 3200, "organ": 3200, "abnormality": 3192}
+    assert {len(sample.answers) for sample in data.samples} == {1}
+    questions = Counter(sample.group for sample in held_in)
+    assert sorted(Counter(questions.values()).items()) == [(3, 8), (4, 3192)]
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
+def test_categories_by_wording_are_those_of_the_release():
+    root = Path(os.environ["PRECEPTOR_DATA"]) / "vqa_med_2019"
+    seen = 0
+    for file in root.glob("*/QAPairsByCategory/C*.txt"):
+        category = file.name.split("_")[1].lower()
+        for line in file.read_text("utf-8").splitlines():
+            seen += 1
+            assert category_of(line.split("|")[1]) == category, line
+    assert seen == 14_792
