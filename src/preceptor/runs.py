@@ -22,7 +22,7 @@ from preceptor.methods.mhkd import Lesson
 from preceptor.models.bundle import VqaBundle
 from preceptor.processes import processes
 from preceptor.stage import Classroom, cache_folder, teacher_folders, train_stage
-from preceptor.types import TeacherSource
+from preceptor.task import TeacherSource
 
 log = logging.getLogger("preceptor")
 

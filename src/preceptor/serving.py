@@ -19,7 +19,8 @@ from preceptor.evaluate.protocols import protocol_named
 from preceptor.evaluate.run import evaluate_bundle, write_predictions
 from preceptor.files import write_text
 from preceptor.models.bundle import VqaBundle, student_folder
-from preceptor.types import Batch, Sample
+from preceptor.task import Batch
+from preceptor.types import Sample
 
 
 def evaluate_run(run: Path, overrides: list[str], protocol: str | None, output: Path | None) -> dict[str, Any]:

@@ -30,8 +30,9 @@ from preceptor.methods.mhkd import MhkdTask
 from preceptor.models.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
 from preceptor.models.vision import remember_images
 from preceptor.processes import processes
+from preceptor.task import Task, TeacherSource
 from preceptor.train.loop import Job, fit
-from preceptor.types import Task, TeacherSource, VqaData
+from preceptor.types import VqaData
 
 
 @dataclass

@@ -12,8 +12,8 @@ from preceptor.errors import UserError
 from preceptor.methods.build import ema_teacher
 from preceptor.methods.mhkd import Lesson, MhkdTask, schedule, teacher_forward, token_axes
 from preceptor.models.bundle import VqaBundle, build_bundle, make_tokenizer
+from preceptor.task import Batch
 from preceptor.teachers.source import EnsembleTeacher, OnlineTeacher
-from preceptor.types import Batch
 
 QUESTIONS = ["is there a lesion in the left lung?", "which plane is this?", "what organ is shown?", "ct or mri?"]
 EVERY = {"relation": {"weight": 0.3}, "output": {"weight": 1.0}, "embedding": {"weight": 0.5}}

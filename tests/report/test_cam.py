@@ -11,7 +11,7 @@ from torch import nn
 from preceptor.models.vision import ConvVision, TransformersVision
 from preceptor.models.vqa_transformer import VqaTransformer, VqaTransformerConfig
 from preceptor.report.cam import activation_map, overlay, place, token_grid
-from preceptor.types import Batch
+from preceptor.task import Batch
 from tests.report.conftest import make_bundle, make_data
 
 VISION = {"channels": [4, 6, 8], "blocks": [1, 1, 1], "token_stages": [1, 2]}  # 32 px: 3 global, 4x4 and 2x2 tokens

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preceptor.errors import UserError
+from preceptor.task import Batch, TeacherSignal
 from preceptor.teachers.cache import CachedTeacher, CacheIdentity, verify, write_cache
-from preceptor.types import Batch, TeacherSignal
 from tests.teachers.tiny_teacher import FIXED, TOKEN_AXES, Samples, identity, teacher
 
 

@@ -7,9 +7,9 @@ import hashlib
 import torch
 from torch import nn
 
+from preceptor.task import Batch, TeacherSignal
 from preceptor.teachers.cache import CacheIdentity
 from preceptor.teachers.source import OnlineTeacher
-from preceptor.types import Batch, TeacherSignal
 
 IMAGE_TOKENS, WIDTH, HEADS, CLASSES = 4, 8, 2, 5
 FIXED = 1 + IMAGE_TOKENS

@@ -13,10 +13,10 @@ from torch import nn
 
 from preceptor.config import TrainConfig, differences
 from preceptor.errors import UserError
+from preceptor.task import Batch, LossTerms, Task
 from preceptor.train.average import WeightAverage
 from preceptor.train.guards import NonFiniteError, SkipCounter
 from preceptor.train.loop import Interrupted, Job, fit, make_optimizer
-from preceptor.types import Batch, LossTerms, Task
 
 ROWS = 24
 

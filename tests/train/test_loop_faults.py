@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from preceptor.config import TrainConfig, differences
 from preceptor.errors import UserError
+from preceptor.task import Batch, LossTerms, Task
 from preceptor.train.loop import Job, fit, make_accelerator
 from preceptor.train.trackers import read_metrics
-from preceptor.types import Batch, LossTerms, Task
 
 
 class Mean(Task):

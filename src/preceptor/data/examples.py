@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from preceptor.config import AugmentConfig, DataConfig
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.images import ImageError, content_hash, load_image
-from preceptor.types import Batch, Sample
+from preceptor.task import Batch
+from preceptor.types import Sample
 
 CACHE_BYTES = 2 * 2**30  # decoded, resized images kept in memory per process
 

@@ -15,9 +15,9 @@ from preceptor.models.bundle import VqaBundle
 from preceptor.models.vision import remember_images
 from preceptor.models.vqa_transformer import VqaTransformer
 from preceptor.processes import processes
+from preceptor.task import Batch, TeacherSource
 from preceptor.teachers.cache import CachedTeacher, CacheIdentity, write_cache
 from preceptor.teachers.source import EmaTeacher, EnsembleTeacher, OnlineTeacher
-from preceptor.types import Batch, TeacherSource
 
 if TYPE_CHECKING:
     from preceptor.stage import Classroom

@@ -24,8 +24,9 @@ from preceptor.distill import align, terms
 from preceptor.distill.taps import Taps
 from preceptor.errors import UserError
 from preceptor.models.vqa_transformer import VqaTransformer
+from preceptor.task import Batch, LossTerms, Task, TeacherSignal, TeacherSource
 from preceptor.teachers.source import EmaTeacher
-from preceptor.types import Batch, LossTerms, Prediction, Task, TeacherSignal, TeacherSource
+from preceptor.types import Prediction
 
 
 def schedule(term: TermConfig, progress: float) -> float:

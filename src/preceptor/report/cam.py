@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from preceptor.models.vision import ConvVision
-from preceptor.types import Batch
+from preceptor.task import Batch
 
 OPACITY = 0.65  # of the overlay where the map is 1
 COLOURS = (0.1, 0.88)  # the part of the turbo colour map that stands out from grey; page.css shows the same scale

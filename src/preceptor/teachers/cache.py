@@ -18,6 +18,7 @@ from torch import Tensor
 
 from preceptor.errors import UserError, nearest
 from preceptor.files import sha256
+from preceptor.task import Batch, TeacherSignal, TeacherSource
 from preceptor.teachers.cache_layout import (
     AGAIN,
     FORMAT,
@@ -31,7 +32,6 @@ from preceptor.teachers.cache_layout import (
     without_padding,
 )
 from preceptor.teachers.cache_writer import write_cache
-from preceptor.types import Batch, TeacherSignal, TeacherSource
 
 __all__ = ["CacheIdentity", "CachedTeacher", "VerifyReport", "verify", "write_cache"]
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.types import Batch, TeacherSignal
+from preceptor.task import Batch, TeacherSignal
 
 FORMAT = 2
 MANIFEST = "manifest.json"

@@ -17,6 +17,7 @@ import numpy as np
 
 from preceptor.errors import UserError, nearest
 from preceptor.files import replace_folder, sha256
+from preceptor.task import Batch, TeacherSignal, TeacherSource
 from preceptor.teachers.cache_layout import (
     FORMAT,
     MANIFEST,
@@ -27,7 +28,6 @@ from preceptor.teachers.cache_layout import (
     signal_arrays,
     without_padding,
 )
-from preceptor.types import Batch, TeacherSignal, TeacherSource
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from preceptor.errors import UserError
-from preceptor.types import Batch, TeacherSignal, TeacherSource
+from preceptor.task import Batch, TeacherSignal, TeacherSource
 
 Forward = Callable[[nn.Module, Batch], TeacherSignal]
 """Runs a model on a batch and gathers its logits and tapped features; supplied by the method."""

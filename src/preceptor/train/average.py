@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from preceptor.types import Task
+from preceptor.task import Task
 
 
 class WeightAverage:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from preceptor.errors import UserError
-from preceptor.types import Batch
+from preceptor.task import Batch
 
 
 class NonFiniteError(UserError):

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from preceptor.config import TrainConfig
 from preceptor.errors import UserError
 from preceptor.files import recover, replace_folder
+from preceptor.task import Batch, LossTerms, Task
 from preceptor.train import checkpoint
 from preceptor.train.average import WeightAverage
 from preceptor.train.guards import SkipCounter, offenders, refuse_non_finite
@@ -37,7 +38,6 @@ from preceptor.train.progress import Progress
 from preceptor.train.schedule import factor
 from preceptor.train.stop import Stop, stop_signals
 from preceptor.train.trackers import MetricsFile
-from preceptor.types import Batch, LossTerms, Task
 
 
 class Interrupted(Exception):
