@@ -286,6 +286,45 @@ def compare(
     _say(document, as_json, show)
 
 
+@app.command()
+def audit(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or a table (CSV or JSONL).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[data.KEY=VALUE|against.KEY=VALUE]...", help="Settings of the data.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Second data set: find what both share.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set; default: in PRECEPTOR_DATA.")] = None,
+    against_root: Annotated[Path | None, typer.Option(help="Folder of the second data set.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for audit.json and audit.html.")] = Path("runs/audit"),
+    allow: Annotated[bool, typer.Option("--allow", help="Exit with 0 even where leakage is found.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look for leakage, duplicates, shortcuts and traces of patients; exit 1 where something leaks."""
+    from preceptor.serving import audit_data
+
+    found = audit_data(data, overrides or [], against, root, against_root, output)
+
+    def show(document: dict[str, Any]) -> None:
+        for one in document["data"]:
+            counts = ", ".join(f"{n} {part}" for part, n in one["rows"].items() if n)
+            print(f"{one['name']} {one['split']}: {counts}; {one['images']} images")
+            for note in one["notes"]:
+                print(f"note: {note}")
+        rows = [[f["title"], f"{f['count']} of {f['of']}", f["severity"]] for f in document["findings"]]
+        _table("findings", ["what", "found", "verdict"], rows or [["nothing found", "", ""]])
+        if document["shortcuts"]:
+            rows = [[s["title"], *(_percent(s[key]) for key in ("accuracy", "open", "closed"))]
+                    for s in document["shortcuts"]]  # fmt: skip
+            _table("answers without the image", ["shortcut", "accuracy", "open", "closed"], rows)
+        for note in document["notes"]:
+            print(f"note: {note}")
+        print(f"page: {output / 'audit.html'}")
+
+    _say(found, as_json, show)
+    if found["leaks"] and not allow:
+        raise typer.Exit(1)
+
+
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context, as_json: Json = False) -> None:
     """List the shipped recipes."""

@@ -368,6 +368,19 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     return validate(raw, place)
 
 
+def load_data_config(name: str, root: Path | None, overrides: Iterable[str] = (), section: str = "data") -> DataConfig:
+    """Return the data settings of no recipe: a data set's name, its root, and ``data.key=value`` overrides.
+
+    `section` is what the overrides call `data`. Raises UserError like `load_recipe`, and for keys of other sections.
+    """
+    raw: dict[str, Any] = {"name": name, "data": {"name": name, "root": None if root is None else str(root)}}
+    for override in overrides:
+        if not override.startswith(f"{section}."):
+            raise UserError(f"override {override!r} must look like {section}.key=value")
+        _apply(raw, f"data.{override.removeprefix(f'{section}.')}")
+    return validate(raw, f"data set {name}").data
+
+
 def validate(raw: Mapping[str, Any], place: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)

@@ -234,7 +234,7 @@ def _stretch(values: np.ndarray) -> np.ndarray:
 
 
 def _load_dicom(path: Path, data: bytes, max_pixels: int) -> Image.Image:
-    with _silent_pydicom():
+    with silent_pydicom():
         try:
             dataset = _parse_dicom(path, data)
             _check_dicom(path, dataset, max_pixels)
@@ -251,7 +251,7 @@ _silence = threading.Lock()
 
 
 @contextmanager
-def _silent_pydicom() -> Iterator[None]:
+def silent_pydicom() -> Iterator[None]:
     """Keep pydicom from warning and logging: its messages quote header values.
 
     Warning filters and loggers are global, so that only one thread at a time may be inside.

@@ -1,0 +1,63 @@
+"""One look at every image file: hashes, thumbnail, burned-in text, identifying headers; or why it cannot be read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from preceptor.audit.burned_in import has_text
+from preceptor.audit.headers import identifying_tags
+from preceptor.data.hashes import SIDE, thumbnail
+from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an audit keeps of an image.
+
+    `pixels` is the SHA-256 of the decoded values; of a grey image that is stored in colour, those of its grey values.
+    `broken` says why a file cannot be read, without its path; the rest is then empty.
+    """
+
+    file: str
+    pixels: str
+    thumbnail: np.ndarray
+    text: bool
+    tags: tuple[str, ...]
+    broken: str = ""
+
+
+def look(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Look:
+    """Return what an audit needs to know of one image file; a broken one raises nothing."""
+    try:
+        image = load_image(path, max_bytes=max_bytes, max_pixels=max_pixels)
+        return Look(
+            content_hash(path), _pixel_hash(image), thumbnail(image), has_text(image), identifying_tags(path)
+        )  # fmt: skip
+    except ImageError as error:
+        nothing = np.zeros((SIDE, SIDE), np.uint8)
+        return Look("", "", nothing, False, (), broken=str(error).removeprefix(f"{path}: "))
+
+
+def look_at(
+    paths: Sequence[Path], *, workers: int | None = None, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
+) -> list[Look]:
+    """Return the looks of all files, in their order; decoders release the interpreter lock, so threads help."""
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda path: look(path, max_bytes=max_bytes, max_pixels=max_pixels), paths))
+
+
+def _pixel_hash(image: Image.Image) -> str:
+    values = np.asarray(image)
+    if values.ndim == 3 and (values[..., 0] == values[..., 1]).all() and (values[..., 0] == values[..., 2]).all():
+        values = values[..., 0]
+    digest = hashlib.sha256(str(values.shape).encode())
+    digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
