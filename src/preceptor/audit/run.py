@@ -243,9 +243,7 @@ def _files(found: Audit, looks: Sequence[Look]) -> None:
     reasons = sorted({look.broken.partition(";")[0] for look in looks if look.broken})
     add("broken", "broken", "image files that cannot be read", broken, f"{'; '.join(reasons[:5])}.")
     texts = [n for n, look in enumerate(looks) if look.text]
-    says = (
-        "Lines of small strokes near a border, which may be names or dates: look before you share images."
-    )
+    says = "Lines of small strokes near a border, which may be names or dates: look before you share images."
     add("burned_in_text", "suspicion", "images with burned-in text", texts, says)
     tags = sorted({tag for look in looks for tag in look.tags})
     tagged = [n for n, look in enumerate(looks) if look.tags]
