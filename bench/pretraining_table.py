@@ -7,10 +7,10 @@ r"""Write a table of VQA-Med 2019 (train) and SLAKE (English, train) to pretrain
         'teacher.model.vision.freeze=["embeddings.*", "encoder.blocks.?.*", "encoder.blocks.1[01].*", "encoder.top_*"]'
     preceptor train mhkd-vqa-rad teacher.model.init=runs/pretrained teacher.train.learning_rate=3e-4
 
-Images that look like an image of VQA-RAD are left out, whichever part that image is in: thumbnails of 24 x 24 grey
-pixels, standardised, with a correlation above 0.95. (42 images are the same in both sets as released; sizes and bytes
-differ here, so hashes of files do not find them.) Images are copied at a short side of 160 pixels; 4 %
-of them validate and 2 % test, so that the recipe runs. Needs PRECEPTOR_DATA.
+Images of VQA-RAD are left out, whichever part they are in, as `data.exclude_images_of` would: by perceptual hash. (42
+images are the same in both sets as released; sizes and bytes differ here, so hashes of files do not find them.) Images
+are copied at a short side of 160 pixels; 4 % of them validate and 2 % test, so that the recipe runs. Needs
+PRECEPTOR_DATA.
 """
 
 from __future__ import annotations
@@ -21,17 +21,9 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-SIDE, ALIKE = 24, 0.95
-
-
-def thumbnail(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32).ravel()
-    grey -= grey.mean()
-    return grey / (np.linalg.norm(grey) + 1e-6)
+from preceptor.data.seen import among, hash_images
 
 
 def sources(root: Path):
@@ -50,13 +42,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     root = Path(os.environ["PRECEPTOR_DATA"])
-    known = np.stack([thumbnail(path) for path in sorted((root / "vqa_rad" / "VQA_RAD Image Folder").glob("*.jpg"))])
+    tested = hash_images(sorted((root / "vqa_rad" / "VQA_RAD Image Folder").glob("*.jpg")))
+    left_out = among(hash_images(path for path, *_ in sources(root)), dict(tested.values()))
     (args.output / "images").mkdir(parents=True)
     kept: dict[Path, str | None] = {}
     rows = []
     for number, (path, question, answer, group) in enumerate(sources(root)):
         if path not in kept:
-            alike = float((known @ thumbnail(path)).max()) > ALIKE
+            alike = path in left_out
             kept[path] = None if alike else f"images/{group}.jpg"
             if not alike:
                 with Image.open(path) as image:

@@ -300,7 +300,7 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Look for leakage, duplicates, shortcuts and traces of patients; exit 1 where something leaks."""
-    from preceptor.serving import audit_data
+    from preceptor.audit.run import audit_data
 
     found = audit_data(data, overrides or [], against, root, against_root, output)
 

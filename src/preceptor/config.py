@@ -73,6 +73,9 @@ class DataConfig(Section):
     """Which images validate; apart from `seed`, so that runs over seeds see the same parts."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training groups that is used: learning curves."""
+    exclude_images_of: list[Folder] = []
+    """Before transfer: data sets by name, tables, or folders of images, whose test images (of a folder, all images)
+    are dropped from training and validation here, by perceptual hash."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 112
     max_question_tokens: Annotated[int, Field(ge=4, le=512)] = 24
     minimum_answer_count: Positive = 1

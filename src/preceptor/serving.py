@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from preceptor.config import DataConfig, Recipe, load_data_config, load_recipe
+from preceptor.config import DataConfig, Recipe, load_recipe
 from preceptor.data.check import check_data, check_images
 from preceptor.data.examples import VqaExamples
 from preceptor.data.images import load_image
 from preceptor.data.read import read_data
+from preceptor.data.seen import known_tests, read_seen
 from preceptor.data.table import read_table
 from preceptor.errors import UserError
 from preceptor.evaluate.protocols import protocol_named
@@ -28,6 +29,8 @@ def evaluate_run(run: Path, overrides: list[str], protocol: str | None, output: 
     folder = student_folder(run)
     recipe = load_recipe(str(_stage(folder)), overrides)
     data = read_data(recipe.data, recipe.output_folder / "data", needed=("test",))
+    if ids := known_tests(data, read_seen(folder) or [], None):
+        data.notes.append(f"{len(ids)} of the test images were trained on, in another data set: these scores flatter.")
     bundle = VqaBundle.load(folder)
     only = [protocol_named(data, protocol)] if protocol else None
     results, rows = evaluate_bundle(bundle, data, recipe.data, only=only)
@@ -133,38 +136,6 @@ def check_run(name: str, overrides: list[str]) -> dict[str, Any]:
         "rows": {part: len(data.part(part)) for part in ("train", "validation", "test")},
         "images": len({sample.image for sample in data.samples}), "findings": findings,
     }  # fmt: skip
-
-
-def audit_data(
-    name: str, overrides: list[str], against: str | None, root: Path | None, against_root: Path | None, output: Path
-) -> dict[str, Any]:
-    """Audit a data set, or what two share, into `output`; return what `audit.json` holds.
-
-    A data set is a name or a table. Overrides of the second begin with `against.` instead of `data.`.
-    """
-    from preceptor.audit.run import audit, write_audit
-
-    theirs = [override for override in overrides if override.startswith("against.")]
-    if against is None and (theirs or against_root is not None):
-        given = theirs[0] if theirs else f"--against-root {against_root}"
-        raise UserError(f"{given} is for a second data set; name it with --against")
-    config = _named_data(name, root, [override for override in overrides if override not in theirs], "data")
-    data = read_data(config, output / "data", needed=())
-    other = None
-    if against is not None:
-        second = _named_data(against, against_root, theirs, "against")
-        other = read_data(second, output / "against", needed=())
-    limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
-    return write_audit(audit(data, other, normaliser=config.normaliser, **limits), output)
-
-
-def _named_data(name: str, root: Path | None, overrides: list[str], section: str) -> DataConfig:
-    path = Path(name)
-    if path.suffix in (".csv", ".jsonl") or path.is_dir():
-        if root is not None:
-            raise UserError(f"{name} is a table and says where it lies; leave out the root {root}")
-        return load_data_config("table", path, overrides, section)
-    return load_data_config(name, root, overrides, section)
 
 
 def report_run(run: Path) -> Path:

@@ -12,10 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from preceptor.config import MhkdConfig, Recipe, RunModelConfig, Stage, differences, dump_recipe
+from preceptor.data import seen
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.examples import Preprocessing, VqaExamples
 from preceptor.data.splits import cross_questions
 from preceptor.distill.inherit import inherit_words
+from preceptor.errors import UserError
 from preceptor.evaluate.run import (
     accuracy,
     evaluate_bundle,
@@ -27,7 +29,7 @@ from preceptor.evaluate.run import (
 )
 from preceptor.files import sha256, write_text
 from preceptor.methods.mhkd import MhkdTask
-from preceptor.models.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
+from preceptor.models.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer, student_folder
 from preceptor.models.vision import remember_images
 from preceptor.processes import processes
 from preceptor.task import Task, TeacherSource
@@ -69,6 +71,40 @@ class Classroom:
             allow_downloads=self.recipe.allow_downloads, trust_remote_code=self.recipe.trust_remote_code,
         )  # fmt: skip
 
+    @property
+    def hash_cache(self) -> Path:
+        return self.recipe.output_folder / seen.CACHE
+
+    @property
+    def limits(self) -> dict[str, int]:
+        return {"max_bytes": self.recipe.data.max_image_bytes, "max_pixels": self.recipe.data.max_image_pixels}
+
+    @cached_property
+    def learnt_images(self) -> seen.Source:
+        return seen.learnt_images(self.data, self.hash_cache, **self.limits)
+
+    def refuse_known_tests(self) -> None:
+        """Raise UserError where weights that this recipe starts from or is taught by know images of its test.
+
+        Where a run does not say what it was trained on, that is noted.
+        """
+        for key, run in earlier_runs(self.recipe).items():
+            sources = seen.read_seen(student_folder(run))
+            if sources is None:
+                note = f"Not checked: {key} does not say which images it was trained on, so they may be test images."
+                self.data.notes.append(note)
+                continue
+            if ids := seen.known_tests(self.data, sources, self.hash_cache, **self.limits):
+                total = len({sample.image for sample in self.data.part("test")})
+                listed = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+                mine = self.data.root if self.data.name == "table" else self.data.name
+                mine = f"{mine}/{self.data.split}" if self.data.name == "vqa-med-2019" else mine
+                raise UserError(
+                    f"{key}={run} was trained on {len(ids)} of the {total} test images of {self.data.name} "
+                    f"{self.data.split} (rows {listed}); train it again with data.exclude_images_of=[{mine}], or "
+                    "on this very data set and split"
+                )
+
     def training_examples(self, seed: int, *, crossed: bool = False) -> VqaExamples:
         """Return the training rows; with `crossed`, the recipe's cross questions after them."""
         rows = self.data.part("train")
@@ -85,8 +121,9 @@ class Classroom:
         self, config: RunModelConfig, seed: int, method: MhkdConfig | None, teacher: str | None
     ) -> dict[str, Any]:
         """Return what must not change when a stage is resumed."""
+        # What excluded images change is told by the rows.
         data = self.recipe.data.model_dump(
-            mode="json", exclude={"root", "workers", "max_image_bytes", "max_image_pixels"}
+            mode="json", exclude={"root", "workers", "max_image_bytes", "max_image_pixels", "exclude_images_of"}
         )
         found: dict[str, Any] = {
             "data": {**data, "rows": self.data.fingerprint(), "answers": self.vocabulary.fingerprint()},
@@ -128,6 +165,19 @@ def teacher_folders(recipe: Recipe) -> list[Path]:
         return [Path(run) for run in recipe.method.teaching.runs]
     names = ["teacher", *(f"teacher-{number}" for number in range(2, recipe.teacher.members + 1))]
     return [recipe.output_folder / name for name in names]
+
+
+def earlier_runs(recipe: Recipe) -> dict[str, Path]:
+    """Return the runs of before whose weights this recipe starts from or is taught by, by the key that names them."""
+    stages, found = set(recipe.stages), {}
+    if "teacher" in stages and recipe.teacher.model.init:
+        found["teacher.model.init"] = Path(recipe.teacher.model.init)
+    if stages & {"alone", "distilled"} and recipe.student.model.init:
+        found["student.model.init"] = Path(recipe.student.model.init)
+    if "distilled" in stages:
+        runs = recipe.method.teaching.runs
+        found |= {f"method.teaching.runs[{number}]": Path(run) for number, run in enumerate(runs)}
+    return found
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
@@ -185,9 +235,17 @@ def train_stage(
     def validate(task: Task) -> dict[str, float]:
         return {"score": accuracy(held_out, predict_part(bundle.model, held_out), bundle.vocabulary.normaliser)}
 
+    earlier = [config.model.init] if config.model.init else []
+    if teacher is not None and not ema:
+        earlier += [str(run) for run in teacher_folders(recipe)]
+    with state.main_process_first():
+        known = [seen.read_seen(student_folder(Path(run))) or [] for run in earlier]
+        sources = seen.merge([room.learnt_images, *(source for run in known for source in run)])
+
     def export(task: Task, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         bundle.save(target)
+        seen.write_seen(target, sources)
 
     def start() -> None:
         write_text(folder / "recipe.yaml", dump_recipe(stage_recipe(recipe, name, folder, seed)))
@@ -202,9 +260,9 @@ def train_stage(
     )  # fmt: skip
     progress = fit(task, job, config.train)
     weights = sha256(folder / "student" / "model.safetensors")
-    known = read_results(folder)
-    if known and (known.get("weights_sha256"), known["data"]["sha256"]) == (weights, data.fingerprint()):
-        return known
+    finished = read_results(folder)
+    if finished and (finished.get("weights_sha256"), finished["data"]["sha256"]) == (weights, data.fingerprint()):
+        return finished
     best = VqaBundle.load(folder / "student")
     best.model.to(state.device)
     results, rows = evaluate_bundle(best, data, recipe.data)

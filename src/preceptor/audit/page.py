@@ -171,8 +171,8 @@ def _shortcuts(found: Audit) -> str:
         rows.append(row(escape(s.title), [*cells, s.reads or NONE]))
     drawn = table("Accuracy in\u00a0%", ["shortcut", "all", "open", "closed", "is also told"], rows)
     about = (
-        "A model that sees the image must beat these. Where the look-up on the same image file is far above that on all "
-        "files, the split hands answers over through its images."
+        "A model that sees the image must beat these. Where the look-up on the same image file is far above that on "
+        "all files, the split hands answers over through its images."
     )
     figure = f'<figure class="bars"><dl>{bars}</dl><figcaption>{legend}</figcaption></figure>'
     return f'{figure}<div class="after">{drawn}</div><p class="small">{about}</p>'

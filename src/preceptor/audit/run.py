@@ -13,9 +13,12 @@ from preceptor.audit.images import Look, look_at
 from preceptor.audit.overlap import KINDS, Atlas, Overlap, Place
 from preceptor.audit.rows import RESTATED, Match, asked_in_both, frames_of, restated, shared_groups
 from preceptor.audit.shortcuts import Shortcut, shortcuts
+from preceptor.config import DataConfig, load_data_config
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.hashes import ALIKE_BITS, BITS
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS
+from preceptor.data.read import read_data
+from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.types import Part, Sample, VqaData
 
@@ -73,6 +76,36 @@ class Audit:
             return {side for side, _ in places} if len(self.data) > 1 else set(places)
 
         return [pair for pair in self.atlas.pairs if sides(pair.left) != sides(pair.right)]
+
+
+def audit_data(
+    name: str, overrides: list[str], against: str | None, root: Path | None, against_root: Path | None, output: Path
+) -> dict[str, Any]:
+    """Audit a data set, or what two share, into `output`; return what `audit.json` holds.
+
+    A data set is a name or a table. Overrides of the second begin with `against.` instead of `data.`.
+    """
+    theirs = [override for override in overrides if override.startswith("against.")]
+    if against is None and (theirs or against_root is not None):
+        given = theirs[0] if theirs else f"--against-root {against_root}"
+        raise UserError(f"{given} is for a second data set; name it with --against")
+    config = _named_data(name, root, [override for override in overrides if override not in theirs], "data")
+    data = read_data(config, output / "data", needed=())
+    other = None
+    if against is not None:
+        second = _named_data(against, against_root, theirs, "against")
+        other = read_data(second, output / "against", needed=())
+    limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
+    return write_audit(audit(data, other, normaliser=config.normaliser, **limits), output)
+
+
+def _named_data(name: str, root: Path | None, overrides: list[str], section: str) -> DataConfig:
+    path = Path(name)
+    if path.suffix in (".csv", ".jsonl") or path.is_dir():
+        if root is not None:
+            raise UserError(f"{name} is a table and says where it lies; leave out the root {root}")
+        return load_data_config("table", path, overrides, section)
+    return load_data_config(name, root, overrides, section)
 
 
 def audit(

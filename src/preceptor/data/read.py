@@ -15,6 +15,8 @@ from preceptor.types import Part, VqaData
 FOLDERS = {"vqa-rad": "vqa_rad", "vqa-med-2019": "vqa_med_2019", "slake": "slake", "path-vqa": "path_vqa"}
 """The folder of each data set under PRECEPTOR_DATA."""
 
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
+
 # Which data sets a setting is for, beside what it has to be for the others.
 _ONLY_FOR: dict[str, tuple[tuple[str, ...], object]] = {
     "split": (("vqa-rad", "vqa-med-2019", "slake"), None),
@@ -27,7 +29,7 @@ def read_data(config: DataConfig, scratch: Path, needed: tuple[Part, ...] = ("tr
     """Read the data set of a recipe. What has to be written (phantoms, images out of parquet files) goes to `scratch`.
 
     Raises UserError where a part of `needed` is empty, where the root is missing or is not the data set that its name
-    says, and for a setting that the data set does not know.
+    says, for a setting that the data set does not know, and for an entry of `exclude_images_of` that is nothing.
     """
     for setting, (names, default) in _ONLY_FOR.items():
         if config.name not in names and getattr(config, setting) != default:
@@ -36,6 +38,11 @@ def read_data(config: DataConfig, scratch: Path, needed: tuple[Part, ...] = ("tr
                 f"data.name={config.name}: leave it out"
             )
     data = _read(config, scratch)
+    for entry in config.exclude_images_of:
+        from preceptor.data.seen import CACHE, leave_out
+
+        limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
+        leave_out(data, _images_of(entry, scratch), _public_name(entry), scratch.with_name(CACHE), **limits)
     if config.train_share < 1:
         data.samples = subsample(data.samples, config.train_share, config.split_seed)
         data.notes.append(f"trained on {config.train_share:.0%} of the training groups (data.train_share)")
@@ -87,6 +94,32 @@ def _read(config: DataConfig, scratch: Path) -> VqaData:
         validation_by=config.validation_by,
         seed=seed,
     )
+
+
+def _images_of(entry: str, scratch: Path) -> list[Path]:
+    """Return the test images of a data set or table, or all images of a folder."""
+    name, _, split = entry.replace("_", "-").partition("/")
+    path = Path(entry)
+    if name in FOLDERS:
+        # Of SLAKE the test images of both languages.
+        chosen = {"language": "both", "split": "published"} if name == "slake" else {"split": split or None}
+        data = _read(DataConfig.model_validate({"name": name, **chosen}), scratch.with_name(f"{scratch.name}-{name}"))
+    elif path.suffix in (".csv", ".jsonl"):
+        from preceptor.data.table import read_table
+
+        data = read_table(path)
+    elif path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
+        if not found:
+            raise UserError(f"data.exclude_images_of: the folder {path} holds no image files")
+        return found
+    else:
+        raise UserError(f"data.exclude_images_of: {entry!r} is no data set, table or folder{nearest(entry, FOLDERS)}")
+    return [sample.image for sample in data.part("test")]
+
+
+def _public_name(entry: str) -> str:
+    return entry if entry.partition("/")[0].replace("_", "-") in FOLDERS else Path(entry).name
 
 
 def _known(config: DataConfig, splits: tuple[str, ...]) -> str | None:
