@@ -141,7 +141,7 @@ def _one(found: Audit, normaliser: str) -> None:
     data, atlas = found.data[0], found.atlas
     test: list[Place] = [(0, "test")]
     learnt: list[Place] = [(0, "train"), (0, "validation")]
-    _images(found, atlas.overlap("test", test, "train or validation", learnt), test)
+    _images(found, test, learnt)
     inner = atlas.overlap("validation", [(0, "validation")], "train", [(0, "train")])
     found.overlaps.append(inner)
     if inner.same:
@@ -150,7 +150,7 @@ def _one(found: Audit, normaliser: str) -> None:
             Finding("validation_images", "note", "validation images in training", inner.same, inner.images, says)
         )
     rows = [sample for part in LEARNT for sample in data.part(part)]
-    _rows(found, rows, data.part("test"), normaliser, groups=True)
+    _rows(found, rows, data.part("test"), normaliser)
     _answers(found, data.part("train"), data.part("test"), normaliser, "training")
     found.shortcuts = shortcuts(data, normaliser)
     if found.shortcuts and not any(shortcut.name == "text_model" for shortcut in found.shortcuts):
@@ -167,12 +167,12 @@ def _two(found: Audit, normaliser: str) -> None:
     for side, other in ((0, 1), (1, 0)):
         test: list[Place] = [(side, "test")]
         learnt: list[Place] = [(other, "train"), (other, "validation")]
-        overlap = atlas.overlap(f"{names[side]} test", test, f"{names[other]} train or validation", learnt)
-        _images(found, overlap, test)
+        _images(found, test, learnt)
         rows = [sample for part in LEARNT for sample in found.data[other].part(part)]
         held_out = found.data[side].part("test")
         # Groups of different data sets may have the same names by chance.
-        _rows(found, rows, held_out, normaliser, groups=found.data[0].name == found.data[1].name)
+        groups = found.data[0].name == found.data[1].name
+        _rows(found, rows, held_out, normaliser, f"{names[side]} ", f"{names[other]} ", groups=groups)
         _answers(found, found.data[other].part("train"), held_out, normaliser, names[other], main=side == 0)
     for side, other in ((0, 1), (1, 0)):
         found.overlaps.append(atlas.overlap(names[side], every[side], names[other], every[other]))
@@ -186,8 +186,12 @@ def _two(found: Audit, normaliser: str) -> None:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _images(found: Audit, overlap: Overlap, test: list[Place]) -> None:
+def _images(found: Audit, test: list[Place], learnt: list[Place]) -> None:
+    """Look for the test images of one data set in training and validation of another or of the same."""
+    of, whose = (f"{found.names[places[0][0]]} " if len(found.data) > 1 else "" for places in (test, learnt))
+    overlap = found.atlas.overlap(f"{of}test", test, f"{whose}train or validation", learnt)
     found.overlaps.append(overlap)
+    found.overlaps += [found.atlas.overlap(f"{of}test", test, f"{whose}{place[1]}", [place]) for place in learnt]
     if not overlap.images:
         return
     how = {"file": "the same file", "bytes": "equal bytes", "pixels": "equal pixels", "copy": "a copy in another size "
@@ -200,19 +204,23 @@ def _images(found: Audit, overlap: Overlap, test: list[Place]) -> None:
 
     where = f"{overlap.of} images in {overlap.among}"
     if overlap.same:
-        says = f"{overlap.same} of {overlap.images} {where}: {listed}."
+        parts = ", ".join(f"{o.same} in {o.among}" for o in found.overlaps[-2:] if o.same)
+        says = f"{listed}; {parts}."
         same = {"file", *SAME}
         found.findings.append(Finding("test_images", "leak", where, overlap.same, overlap.images, says, ids(same)))
     if alike := counts["alike"]:
         says = (
-            f"{alike} of {overlap.images} {overlap.of} images look like one in {overlap.among}, but differ in detail: "
-            "adjacent slices of a scan, so the same patient, or altered copies. Look at them."
+            "They look like an image there, but differ in detail: adjacent slices of a scan, so the same patient, or "
+            "altered copies. Look at them."
         )
         title = f"{overlap.of} images alike one in {overlap.among}"
         found.findings.append(Finding("alike_images", "suspicion", title, alike, overlap.images, says, ids({"alike"})))
 
 
-def _rows(found: Audit, learnt: Sequence[Sample], held_out: Sequence[Sample], normaliser: str, *, groups: bool) -> None:
+def _rows(
+    found: Audit, learnt: Sequence[Sample], held_out: Sequence[Sample], normaliser: str, of: str = "", whose: str = "",
+    *, groups: bool = True,
+) -> None:  # fmt: skip
     if not learnt or not held_out:
         return
     classes = found.atlas.classes()
@@ -225,19 +233,19 @@ def _rows(found: Audit, learnt: Sequence[Sample], held_out: Sequence[Sample], no
     known = {sample.id for sample, _ in framed + asked}
     again = [m for m in restated(learnt, held_out, image, normaliser) if m[0].id not in known]
     checks: list[tuple[str, Severity, str, list[Match], str]] = [
-        ("frames", "leak", "test questions whose frame is a training row", framed,
+        ("frames", "leak", f"{of}test questions whose frame is a {whose}training row", framed,
          "The template form of the question is learnt, with the same image and the same answer."),
-        ("questions", "leak", "test questions asked of the same image in training", asked,
+        ("questions", "leak", f"{of}test questions asked of the same image in {whose}training", asked,
          "The same words, letters' case and punctuation aside."),
-        ("restated", "suspicion", "test questions restated in training", again,
+        ("restated", "suspicion", f"{of}test questions restated in {whose}training", again,
          f"Another training row has the image, the answer and at least {RESTATED:.0%} of the words."),
     ]  # fmt: skip
     if groups:
         shared = shared_groups(learnt, held_out)
         number = len({sample.group for sample, _ in shared})
-        of = len({sample.group for sample in held_out})
-        says = f"{number} of {of} groups (patient, case or image, as the data set says) of the test are in training."
-        checks.insert(0, ("groups", "leak", "test questions of groups in training", shared, says))
+        total = len({sample.group for sample in held_out})
+        says = f"{number} of {total} groups (patient, case or image, as the data set says) of the test are in training."
+        checks.insert(0, ("groups", "leak", f"{of}test questions of groups in {whose}training", shared, says))
     for check, severity, title, matches, says in checks:
         if matches:
             ids = tuple(sample.id for sample, _ in matches)
