@@ -17,7 +17,7 @@ from preceptor.config import DataConfig, load_data_config
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.hashes import ALIKE_BITS, BITS
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS
-from preceptor.data.read import read_data
+from preceptor.data.read import FOLDERS, read_data
 from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.types import Part, Sample, VqaData
@@ -101,7 +101,8 @@ def audit_data(
 
 def _named_data(name: str, root: Path | None, overrides: list[str], section: str) -> DataConfig:
     path = Path(name)
-    if path.suffix in (".csv", ".jsonl") or path.is_dir():
+    known = name.replace("_", "-") in (*FOLDERS, "phantom", "table")
+    if path.suffix in (".csv", ".jsonl") or (path.is_dir() and not known):
         if root is not None:
             raise UserError(f"{name} is a table and says where it lies; leave out the root {root}")
         return load_data_config("table", path, overrides, section)
