@@ -51,7 +51,8 @@ def leaking(tmp_path: Path) -> Path:
     rows = [
         row("t0", "0.png", "test"), row("t1", "1.png", "test", answer="spleen"), row("r0", "copy.jpg", "train"),
         row("r1", "2.png", "train", "Which side?", "left"), row("r2", "3.png", "train"),
-        row("r3", "marked.jpg", "train"), row("r4", "broken.png", "train"), {**row("v", "4.png", "validation"), "group": "t1"},
+        row("r3", "marked.jpg", "train"), row("r4", "broken.png", "train"),
+        {**row("v", "4.png", "validation"), "group": "t1"},
     ]  # fmt: skip
     return write_table(folder, rows)
 
