@@ -27,9 +27,10 @@ shan shant shouldn shouldnt wasn wasnt weren werent won wont wouldn wouldnt
 _STOP_WORDS = frozenset(_WORDS.split())
 
 
-def tokens(text: str) -> list[str]:
+@lru_cache(maxsize=100_000)
+def tokens(text: str) -> tuple[str, ...]:
     """Return the words of a text, lower case and without punctuation; Chinese characters one by one."""
-    return _TOKEN.findall(text.lower().translate(_NO_PUNCTUATION))
+    return tuple(_TOKEN.findall(text.lower().translate(_NO_PUNCTUATION)))
 
 
 @cache
@@ -44,9 +45,10 @@ def _stem(word: str) -> str:
     return _stemmer().stemWord(word)
 
 
-def stems(text: str) -> list[str]:
+@lru_cache(maxsize=100_000)
+def stems(text: str) -> tuple[str, ...]:
     """Return `tokens` without English stop words, as Snowball stems."""
-    return [_stem(word) for word in tokens(text) if word not in _STOP_WORDS]
+    return tuple(_stem(word) for word in tokens(text) if word not in _STOP_WORDS)
 
 
 def sentence_bleu(candidate: Sequence[str], reference: Sequence[str], order: int = 4) -> float:
@@ -58,38 +60,42 @@ def sentence_bleu(candidate: Sequence[str], reference: Sequence[str], order: int
     """
     if not candidate or not reference:
         return float(not candidate and not reference)
+    if candidate == reference:
+        return 1.0
+    if set(candidate).isdisjoint(reference):
+        return 0.0
     logarithms = 0.0
     for n in range(1, order + 1):
-        said, wanted = _ngrams(candidate, n), _ngrams(reference, n)
+        said, wanted = _ngrams(tuple(candidate), n), _ngrams(tuple(reference), n)
         matches = sum(min(count, wanted[gram]) for gram, count in said.items())
-        if matches:
-            logarithms += math.log(matches / said.total()) / order
-        elif n == 1:
-            return 0.0
+        if not matches:
+            break  # nor do longer ones
+        logarithms += math.log(matches / (len(candidate) - n + 1)) / order
     brevity = min(0.0, 1 - len(reference) / len(candidate))
     return math.exp(brevity + logarithms)
 
 
-def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+@lru_cache(maxsize=100_000)
+def _ngrams(words: tuple[str, ...], n: int) -> Counter[tuple[str, ...]]:
     return Counter(zip(*(words[i:] for i in range(n)), strict=False))
 
 
-@lru_cache(maxsize=100_000)
 def imageclef_bleu(answer: str, accepted: tuple[str, ...]) -> float:
     """Return BLEU as ImageCLEF's VQA-Med evaluator does: of `stems`, the best over the accepted answers."""
     said = stems(answer)
     return max(sentence_bleu(said, stems(other)) for other in accepted)
 
 
-@lru_cache(maxsize=100_000)
 def token_f1(answer: str, accepted: tuple[str, ...]) -> float:
     """Return the F1 of the two bags of `tokens` (Rajpurkar et al. 2016, 6.1), best over the accepted answers."""
     return max(_f1(tokens(answer), tokens(other)) for other in accepted)
 
 
-def _f1(said: list[str], wanted: list[str]) -> float:
-    if not said or not wanted:
+def _f1(said: tuple[str, ...], wanted: tuple[str, ...]) -> float:
+    if not said or not wanted or said == wanted:
         return float(said == wanted)
+    if set(said).isdisjoint(wanted):
+        return 0.0
     shared = (Counter(said) & Counter(wanted)).total()
     return 2 * shared / (len(said) + len(wanted))
 

@@ -18,6 +18,7 @@ from preceptor.evaluate.vqa import Scores, score
 from preceptor.types import AnswerType, Prediction, Sample, VqaData
 
 References = Literal["data", "file"]
+_NO_IMAGE = Path()
 _FORM = '{"id": ..., "answer": ...}'
 
 
@@ -140,4 +141,4 @@ def _reference(row: dict[str, Any], path: Path, number: int) -> Sample:
     if kind not in ("open", "closed"):
         raise UserError(f"{path}:{number}: answer_type {kind!r} is not known; known: closed, open")
     question_type = str(row.get("question_type") or "")
-    return Sample(row["id"], Path(), "", answers, cast(AnswerType, kind), "", "test", question_type)
+    return Sample(row["id"], _NO_IMAGE, "", answers, cast(AnswerType, kind), "", "test", question_type)
