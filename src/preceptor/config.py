@@ -76,7 +76,7 @@ class DataConfig(Section):
     image_size: Annotated[int, Field(ge=16, le=1024)] = 112
     max_question_tokens: Annotated[int, Field(ge=4, le=512)] = 24
     minimum_answer_count: Positive = 1
-    normaliser: Literal["mevf", "lower"] = "mevf"
+    normaliser: Literal["mevf", "lower", "vqa-v2"] = "mevf"
     augment: AugmentConfig = AugmentConfig()
     broken_images: Literal["raise", "skip"] = "raise"
     skip_limit: Fraction = 0.01
