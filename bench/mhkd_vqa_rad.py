@@ -33,6 +33,7 @@ VARIANTS: dict[str, list[str]] = {
     + [f"method.{term}.weight=0" for term in ("embedding", "hidden", "attention")],
     "words": ["method.inherit_words=true"],
     "cross_words": ["method.teaching.cross_questions=1", "method.inherit_words=true"],
+    "cross3_words": ["method.teaching.cross_questions=3", "method.inherit_words=true"],
     "ema": ["method.teaching.kind=ema", "method.teaching.ema_decay=0.99"],
 }
 

@@ -39,7 +39,10 @@ MEANINGS = {
     "Recipe.resume": (
         "`auto`: go on from the newest valid checkpoint. `never`: delete the stages' earlier results and start afresh."
     ),
-    "DataConfig.name": "Data set: generated `phantom` images, `vqa-rad`, or a `table` of your own.",
+    "DataConfig.name": (
+        "Data set: generated `phantom` images, a `table` of your own, or one of the "
+        "[public data sets](../how-to/datasets.md)."
+    ),
     "DataConfig.validation_fraction": (
         "Share of the training rows that is cut off for validation, by whole groups, where the data set names none."
     ),

@@ -325,6 +325,50 @@ def audit(
         raise typer.Exit(1)
 
 
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="JSONL file: a line has id and answer.")],
+    protocol: Annotated[str, typer.Option(help="Protocol id, such as vqa-rad/clean/451.")],
+    root: Annotated[Path | None, typer.Option(help="Data set; default: its folder under PRECEPTOR_DATA.")] = None,
+    references: Annotated[str, typer.Option(help="What is right: data, or file (the lines hold answers).")] = "data",
+    normaliser: Annotated[str | None, typer.Option(help="mevf, lower or vqa-v2 instead of the protocol's.")] = None,
+    metric: Annotated[str | None, typer.Option(help="accuracy, bleu or soft instead of the protocol's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the scored questions here, as JSONL.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a file of predictions, of any system, under a protocol."""
+    from preceptor.errors import nearest
+    from preceptor.evaluate.rescore import score_file
+
+    for name, value, known in (
+        ("--references", references, ("data", "file")), ("--metric", metric, ("accuracy", "bleu", "soft")),
+        ("--normaliser", normaliser, ("mevf", "lower", "vqa-v2")),
+    ):  # fmt: skip
+        if value is not None and value not in known:
+            raise UserError(f"{name} {value} is not known{nearest(value, known)}")
+    scores, notes = score_file(
+        predictions, protocol, root=root, references=references, normaliser=normaliser, metric=metric  # type: ignore[arg-type]
+    )  # fmt: skip
+    if output is not None:
+        from preceptor.files import write_text
+
+        write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores.rows()))
+    document = {"protocol": protocol, **scores.as_dict(), "notes": notes}
+
+    def show(found: dict[str, Any]) -> None:
+        rows = [["all", _percent(found["accuracy"]), str(found["n"])]]
+        rows += [[kind, _percent(found[kind]), str(found[f"n_{kind}"])] for kind in ("open", "closed")]
+        rows += [[f"  {name}", _percent(kind["accuracy"]), str(kind["n"])]
+                 for name, kind in found["question_types"].items()]  # fmt: skip
+        rows.append(["mean over question types", _percent(found["macro"]), ""])
+        rows += [["token F1", _percent(found["f1"]), ""], ["BLEU (ImageCLEF)", _percent(found["bleu"]), ""]]
+        _table(protocol, ["questions", found["metric"], "n"], rows)
+        for note in notes:
+            print(f"note: {note}")
+
+    _say(document, as_json, show)
+
+
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context, as_json: Json = False) -> None:
     """List the shipped recipes."""

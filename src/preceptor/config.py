@@ -61,8 +61,8 @@ class DataConfig(Section):
     root: Folder | None = None
     """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Without one, phantoms are made."""
     split: str | None = None
-    """VQA-RAD: clean (default), published, no_frames, and hub for its parquet files. VQA-Med 2019: val (default), test.
-    SLAKE: clean (default), published."""
+    """VQA-RAD: clean (default), published, no_frames, and hub for its parquet files (the default where the folder holds
+    these). VQA-Med 2019: val (default), test. SLAKE: clean (default), published."""
     language: Literal["en", "zh", "both"] | None = None
     """SLAKE: the language of the questions; default en."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
@@ -79,7 +79,7 @@ class DataConfig(Section):
     image_size: Annotated[int, Field(ge=16, le=1024)] = 112
     max_question_tokens: Annotated[int, Field(ge=4, le=512)] = 24
     minimum_answer_count: Positive = 1
-    normaliser: Literal["mevf", "lower"] = "mevf"
+    normaliser: Literal["mevf", "lower", "vqa-v2"] = "mevf"
     augment: AugmentConfig = AugmentConfig()
     broken_images: Literal["raise", "skip"] = "raise"
     skip_limit: Fraction = 0.01

@@ -29,7 +29,7 @@ def release(root: Path, train: list[dict], validate: list[dict], test: list[dict
             image = root / "imgs" / entry["img_name"]
             if not image.exists() and ".." not in entry["img_name"]:
                 image.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("L", (8, 8)).save(image)
+                Image.new("L", (8, 8), entry["img_id"]).save(image)
     return root
 
 
@@ -49,7 +49,11 @@ def test_a_language_is_read_alone_and_its_rows_keep_what_protocols_need(tmp_path
     assert (sample.answer_type, sample.question_type, sample.tags["language"]) == ("closed", "Organ", "en")
     assert (data.split, data.leaking) == ("en", False)
     assert "1 training or validation row(s) without an answer" in data.notes[0]
-    assert counts(read_slake(tmp_path, language="zh")) == (2, 1, 1)
+    assert data.notes[1].startswith("1 of the 2 test images are training images in Chinese")
+    chinese = read_slake(tmp_path, language="zh")
+    assert counts(chinese) == (2, 1, 1)
+    assert chinese.notes[0].startswith("1 of the 1 test images are training images in English")
+    assert read_slake(tmp_path, split="published").split == "en"  # nothing is shared within a language
 
 
 def test_both_languages_leave_out_what_the_other_holds_out(tmp_path):
@@ -65,6 +69,24 @@ def test_both_languages_leave_out_what_the_other_holds_out(tmp_path):
     assert leaking.split == "both-published"
 
 
+def test_an_image_under_two_names_is_one_group(tmp_path):
+    root = release(tmp_path, TRAIN, VALIDATE, TEST)
+    copies = {"train": root / "imgs" / "xmlab2" / "source.jpg", "test": root / "imgs" / "xmlab7" / "source.jpg"}
+    copies["test"].write_bytes(copies["train"].read_bytes())
+    data = read_slake(root)
+    # The test row stays, and the training row about the same picture goes.
+    assert counts(data) == (1, 1, 2)
+    assert not data.leaking
+    assert read_slake(root, split="published").leaking
+
+
+def test_text_that_is_not_utf_8_is_named(tmp_path):
+    root = release(tmp_path, TRAIN, VALIDATE, TEST)
+    (root / "train.json").write_bytes(json.dumps(TRAIN).replace("Liver", "Lib\xe9r").encode("latin-1"))
+    with pytest.raises(UserError, match=r"train\.json cannot be read as JSON \('utf-8' codec can't decode byte 0xe9"):
+        read_slake(root)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -73,6 +95,7 @@ def test_both_languages_leave_out_what_the_other_holds_out(tmp_path):
         ({"question": ""}, "the id, the question or the answer is missing"),
         ({"qid": 8}, "qid '8' occurs twice"),
         ({"img_name": "../../a.jpg"}, "leaves the folder"),
+        ({"img_name": "", "img_id": 9}, "image '' is no file name"),
     ],
 )
 def test_a_broken_row_is_named(tmp_path, change, said):
@@ -93,6 +116,10 @@ def test_broken_files_are_named(tmp_path):
     (root / "test.json").write_text(json.dumps([entry]))
     with pytest.raises(UserError, match="entry 1 lacks content_type"):
         read_slake(root)
+    (root / "test.json").write_text(json.dumps(TEST))
+    (root / "imgs" / "xmlab3" / "source.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 5 image files are missing(.|\n)*xmlab3/source.jpg \(test.json, qid 8\)"):
+        read_slake(root)
     (root / "test.json").unlink()
     with pytest.raises(UserError, match=r"lacks test\.json"):
         read_slake(root)
@@ -111,6 +138,19 @@ def test_the_real_files(tmp_path):
         assert not data.leaking
     shared = {s.group for s in english.part("test")} & {s.group for s in chinese.part("train")}
     assert len(shared) == 72
+    assert any(note.startswith("72 of the 96 test images are training images in Chinese") for note in english.notes)
+    assert any(note.startswith("70 of the 96 test images are training images in English") for note in chinese.notes)
+    kinds = {"Modality", "Plane", "Organ", "Abnormality", "Position", "Size", "Color", "Shape", "Quantity", "KG"}
+    assert {s.question_type for s in english.samples} == kinds
+    assert {s.tags["modality"] for s in english.samples} == {"CT", "MRI", "X-Ray"}
     both = read_data(DataConfig(name="slake", language="both"), tmp_path)
     assert not both.leaking
-    assert read_data(DataConfig(name="slake", language="both", split="published"), tmp_path).leaking
+    published = read_data(DataConfig(name="slake", language="both", split="published"), tmp_path)
+    assert published.leaking
+    assert counts(published) == (4_918 + 4_916, 1_053 + 1_046, 1_061 + 1_033)
+    # Whatever is shared between the languages: 72 images one way, 70 the other.
+    trained = {s.group for s in published.part("train")}
+    assert len({s.group for s in published.part("test")} & trained) == 142
+    for part, stricter in (("train", ("validation", "test")), ("validation", ("test",))):
+        held = {s.group for other in stricter for s in both.part(other)}
+        assert not held & {s.group for s in both.part(part)}

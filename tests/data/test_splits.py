@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.data.splits import cross_questions, cut_validation, subsample
+from preceptor.data.splits import cross_questions, cut_validation, group_by_content, subsample
 from preceptor.errors import UserError
 from preceptor.types import Sample
 
@@ -135,3 +135,24 @@ def test_cross_questions_fill_up_and_draw_every_question_alike():
     assert [s.id for s in found] != [s.id for s in samples]
     again = cross_questions(samples[::-1], 3, 0)
     assert {s.id for s in again} == {s.id for s in found}
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=20))
+def test_images_of_the_same_content_are_one_group(tmp_path_factory, drawn):
+    """Against a brute-force closure: rows of one group, or of one content, stand together, and no others do."""
+    folder = tmp_path_factory.mktemp("images")
+    rows = []
+    for number, (group, content) in enumerate(drawn):
+        image = folder / f"{number}.png"
+        image.write_bytes(b"ab"[content % 2 : content % 2 + 1] * (1 + content // 2))
+        rows.append(Sample(str(number), image, "Q?", ("yes",), "closed", f"g{group}", "train"))
+    expected = list(range(len(drawn)))
+    for _ in drawn:
+        for i, (group, content) in enumerate(drawn):
+            for j, other in enumerate(drawn):
+                if group == other[0] or content == other[1]:
+                    expected[i] = expected[j] = min(expected[i], expected[j])
+    found = [sample.group for sample in group_by_content(rows)]
+    for i in range(len(drawn)):
+        for j in range(len(drawn)):
+            assert (found[i] == found[j]) == (expected[i] == expected[j])

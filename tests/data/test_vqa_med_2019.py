@@ -26,7 +26,7 @@ def release(root: Path, *, names: tuple[str, str] = ("train", "val"), images: st
         lines = []
         for number in range(count):
             name = f"synpic{key}{number}"
-            Image.new("L", (8, 8), number * 9).save(root / folder / images / f"{name}.jpg")
+            Image.new("L", (8, 8), number * 9 + (key == "val")).save(root / folder / images / f"{name}.jpg")
             lines += [f"{name}|{pair}" for pair in QUESTIONS.values()]
         (root / folder / f"All_QA_Pairs_{key}.txt").write_text("\n".join(lines), "utf-8")
     return root
@@ -35,7 +35,7 @@ def release(root: Path, *, names: tuple[str, str] = ("train", "val"), images: st
 def with_test_file(root: Path, lines: list[str]) -> Path:
     folder = root / "VQAMed2019Test"
     (folder / "VQAMed2019_Test_Images").mkdir(parents=True)
-    Image.new("L", (8, 8)).save(folder / "VQAMed2019_Test_Images" / "synpict.jpg")
+    Image.new("L", (8, 8), 255).save(folder / "VQAMed2019_Test_Images" / "synpict.jpg")
     (folder / "VQAMed2019_Test_Questions_w_Ref_Answers.txt").write_text("\n".join(lines), "utf-8")
     return root
 
@@ -62,6 +62,59 @@ def test_the_official_folder_names_and_the_test_file_with_alternatives(tmp_path)
     assert (first.answers, first.question_type) == (("a", "b", "c|d"), "abnormality")
     assert {part: len(data.part(part)) for part in ("train", "validation", "test")} == {
         "train": 24, "validation": 24, "test": 2,
+    }  # fmt: skip
+
+
+def test_an_image_under_two_names_is_cut_as_one_and_found_across_parts(tmp_path):
+    root = release(tmp_path)
+    images = root / "train" / "images"
+    for number in (1, 2):
+        (images / f"synpictrain{number}.jpg").write_bytes((images / "synpictrain0.jpg").read_bytes())
+    data = read_vqa_med_2019(root, validation_fraction=0.2)
+    assert {s.group for s in data.samples if s.id.startswith(("synpictrain1-", "synpictrain2-"))} == {"synpictrain0"}
+    assert not data.leaking
+    (root / "val" / "images" / "synpicval3.jpg").write_bytes((images / "synpictrain0.jpg").read_bytes())
+    leaking = read_vqa_med_2019(root)
+    assert leaking.leaking
+    assert any(note.startswith("Leaking split: 1 of 9 groups") for note in leaking.notes)
+
+
+def test_what_a_mac_leaves_in_an_archive_is_passed_over(tmp_path):
+    root = with_test_file(release(tmp_path), ["synpict|plane|which plane?|axial"])
+    (root / "VQAMed2019Test" / "._VQAMed2019_Test_Questions_w_Ref_Answers.txt").write_bytes(b"\x00\x05\x16\x07")
+    assert len(read_vqa_med_2019(root, split="test").part("test")) == 1
+
+
+# Questions and answers of the challenge's overview paper and of the test set's description.
+@pytest.mark.parametrize(
+    ("question", "category"),
+    [
+        ("what is the organ principally shown in this mri?", "organ"),
+        ("in what plane is this mammograph taken?", "plane"),
+        ("is this a t1 weighted, t2 weighted, or flair image?", "modality"),
+        ("what is most alarming about this ultrasound?", "abnormality"),
+        ("what is the primary abnormality in this image?", "abnormality"),
+    ],
+)
+def test_published_examples_of_the_categories(question, category):
+    assert category_of(question) == category
+
+
+def test_published_examples_of_test_lines(tmp_path):
+    lines = [
+        "synpict|abnormality|what is the primary abnormality in this image?|anaplastic oligodendroglioma#multi-cystic "
+        "complex mass",
+        "synpict|plane|what is the plane?|3d reconstruction",
+        "synpict|modality|is \tthis a t1 weighted image?|yes",
+    ]
+    rows = {
+        s.question_type: s
+        for s in read_vqa_med_2019(with_test_file(release(tmp_path), lines), split="test").part("test")
+    }
+    assert rows["abnormality"].answers == ("anaplastic oligodendroglioma", "multi-cystic complex mass")
+    assert rows["modality"].question == "is this a t1 weighted image?"
+    assert {kind: s.answer_type for kind, s in rows.items()} == {
+        "abnormality": "open", "plane": "open", "modality": "closed",
     }  # fmt: skip
 
 
@@ -111,8 +164,19 @@ def test_the_real_files(tmp_path):
     kinds = Counter(sample.question_type for sample in held_in)
     assert kinds == {"modality": 3200, "plane": 3200, "organ": 3200, "abnormality": 3192}
     assert {len(sample.answers) for sample in data.samples} == {1}
-    questions = Counter(sample.group for sample in held_in)
-    assert sorted(Counter(questions.values()).items()) == [(3, 8), (4, 3192)]
+    # One question of each category about every image; eight training images have none about an abnormality.
+    asked: dict[str, list[str]] = {}
+    for sample in data.samples:
+        asked.setdefault(sample.group, []).append(sample.question_type)
+    whole = ["abnormality", "modality", "organ", "plane"]
+    assert Counter(tuple(sorted(kinds)) for kinds in asked.values()) == {tuple(whole): 3692, tuple(whole[1:]): 8}
+    assert {s.group for s in data.part("test")}.isdisjoint(s.group for s in held_in)
+    assert not data.leaking
+    # Yes and no: 1,294 and 202, all of them about modality and abnormality.
+    closed = Counter((s.part == "test", s.question_type) for s in data.samples if s.answer_type == "closed")
+    assert closed == {
+        (False, "modality"): 1184, (False, "abnormality"): 110, (True, "modality"): 179, (True, "abnormality"): 23,
+    }  # fmt: skip
 
 
 @pytest.mark.real_data

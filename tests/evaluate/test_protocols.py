@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from preceptor.errors import UserError
-from preceptor.evaluate.protocols import protocol_named, protocols_for
+from preceptor.evaluate.protocols import protocol_named, protocols_for, settings_for
 from preceptor.types import Sample, VqaData
 
 
@@ -52,3 +52,38 @@ def test_named():
     assert protocol_named(rad, "vqa-rad/clean/freeform308").id == "vqa-rad/clean/freeform308"
     with pytest.raises(UserError, match=r"'vqa-rad/clean/450'; did you mean 'vqa-rad/clean/451'\?"):
         protocol_named(rad, "vqa-rad/clean/450")
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "ids"),
+    [
+        ("vqa-rad", "hub", ["vqa-rad/hub/451"]),
+        ("vqa-med-2019", "test", ["vqa-med-2019/strict", "vqa-med-2019/bleu"]),
+        ("vqa-med-2019", "val", ["vqa-med-2019/val/strict", "vqa-med-2019/val/bleu"]),
+        ("slake", "en", ["slake-en"]),
+        ("slake", "both", ["slake-en", "slake-zh"]),
+        ("slake", "both-published", ["slake-en/published", "slake-zh/published"]),
+        ("path-vqa", "official", ["path-vqa"]),
+    ],
+)
+def test_every_data_set_has_its_own(name, split, ids):
+    protocols = protocols_for(data(name, split))
+    assert [p.id for p in protocols] == ids
+    for protocol in protocols:
+        settings = settings_for(protocol.id)
+        assert settings is not None
+        assert settings["name"] == name
+        if name in ("vqa-rad", "vqa-med-2019"):
+            assert settings["split"] == split
+
+
+def test_slake_scores_the_questions_of_its_language():
+    slake = VqaData("slake", "both", Path("."), [
+        Sample(language, Path("x.jpg"), "q", ("yes",), "closed", "x", "test", tags={"language": language})
+        for language in ("en", "zh")
+    ])  # fmt: skip
+    assert [selected(slake, p) for p in protocols_for(slake)] == [["en"], ["zh"]]
+
+
+def test_ids_of_other_data_name_no_public_data_set():
+    assert [settings_for(id) for id in ("mine/test", "vqa-rad", "slake", "phantom/given")] == [None] * 4

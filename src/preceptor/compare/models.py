@@ -194,6 +194,10 @@ def _rows(folder: Path, protocol: str, scores: dict[str, Any]) -> tuple[Row, ...
     for row, following in pairwise(rows):
         if row["id"] == following["id"]:
             raise UserError(f"{path} holds id {row['id']!r} twice; evaluate the run again")
+    if (metric := look(scores, "metric") or "accuracy") != "accuracy":
+        raise UserError(
+            f"{path} is scored by {metric}, and runs are compared by right and wrong answers; choose another --protocol"
+        )
     n, accuracy = look(scores, "n"), look(scores, "accuracy")
     if not rows or len(rows) != n:
         raise UserError(f"{path} holds {len(rows)} questions, but results.json says {n}; evaluate the run again")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import cast, get_args
 
 from preceptor.config import DataConfig
-from preceptor.data import vqa_rad
-from preceptor.data.splits import subsample
+from preceptor.data import parquet, vqa_rad
+from preceptor.data.splits import note_leaks, subsample
 from preceptor.errors import UserError, nearest
 from preceptor.types import Part, VqaData
 
@@ -76,16 +76,19 @@ def _read(config: DataConfig, scratch: Path) -> VqaData:
         split = _known(config, get_args(slake.Split))
         return slake.read_slake(root, language=config.language or "en", split=cast(slake.Split, split or "clean"))
     if config.name == "path-vqa":
-        return _parquet(config, root, scratch, "official")
+        data = _parquet(config, root, scratch, "official")
+        note_leaks(data)
+        return data
     split = _known(config, (*get_args(vqa_rad.Split), "hub"))
+    if split != "hub" and parquet.holds_parquet(root) and not (root / vqa_rad.TABLE).is_file():
+        if split is not None:
+            raise UserError(f"{root} holds the hub's parquet files, which know no data.split={split}: set it to hub")
+        split = "hub"
     if split == "hub":
         if config.validation_by != "image":
             raise UserError("data.validation_by=question is not for data.split=hub: leave it out")
         data = _parquet(config, root, scratch, "hub")
-        data.notes.append(
-            "The hub's copy of VQA-RAD holds no question frames, so none leaks, and it does not say which of its test "
-            "questions are paraphrases."
-        )
+        vqa_rad.note_hub(data)
         return data
     return vqa_rad.read_vqa_rad(
         root,
@@ -129,9 +132,7 @@ def _known(config: DataConfig, splits: tuple[str, ...]) -> str | None:
 
 
 def _parquet(config: DataConfig, root: Path, scratch: Path, split: str) -> VqaData:
-    from preceptor.data.parquet import read_parquet
-
-    return read_parquet(
+    return parquet.read_parquet(
         root, name=config.name, split=split, scratch=scratch, validation_fraction=config.validation_fraction,
         seed=config.split_seed, max_bytes=config.max_image_bytes,
     )  # fmt: skip

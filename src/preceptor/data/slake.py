@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from preceptor.data.images import require_images, resolve_image
-from preceptor.data.splits import note_leaks
+from preceptor.data.splits import group_by_content, note_leaks
 from preceptor.errors import UserError, nearest
 from preceptor.types import AnswerType, Part, Sample, VqaData
 
@@ -16,6 +17,7 @@ Language = Literal["en", "zh", "both"]
 Split = Literal["clean", "published"]
 FILES: dict[Part, str] = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
 IMAGES = "imgs"
+NAMES = {"en": "English", "zh": "Chinese"}
 ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
 NEEDED = ("qid", "img_id", "img_name", "question", "answer", "q_lang", "answer_type", "content_type")
 
@@ -25,7 +27,8 @@ def read_slake(root: Path, *, language: Language = "en", split: Split | None = N
 
     The parts are the official ones. Within a language they share no image; across the two languages they do, so with
     `language="both"` the split `clean` (the default) leaves out training and validation rows about test images, and
-    training rows about validation images. `published` keeps all rows, and says that it leaks.
+    training rows about validation images. `published` keeps all rows, and says that it leaks. For one language the two
+    are the same; the notes count the test images that are training images in the other one.
 
     An id is the release's `qid`; the group is the image; `question_type` is the content type (Modality, Organ, ...);
     tags: `language`, `location`, `modality`, `base_type` (kvqa: needs knowledge beyond the image).
@@ -40,11 +43,15 @@ def read_slake(root: Path, *, language: Language = "en", split: Split | None = N
     folder = _release_folder(root)
     samples: list[Sample] = []
     places: dict[Path, str] = {}
+    trained: defaultdict[str, set[str]] = defaultdict(set)  # training images of each language
     unanswered = 0
     for part, name in FILES.items():
         for number, row in enumerate(_rows(folder / name), start=1):
             place = f"{folder / name}: entry {number} (qid {row['qid']!r})"
-            if language in ("both", _language(row, place)):
+            spoken = _language(row, place)
+            if part == "train":
+                trained[spoken].add(_cell(row, "img_name"))
+            if language in ("both", spoken):
                 if not _cell(row, "answer") and part != "test":
                     unanswered += 1  # one English training row of the release
                     continue
@@ -60,11 +67,28 @@ def read_slake(root: Path, *, language: Language = "en", split: Split | None = N
     notes = []
     if unanswered:
         notes.append(f"{unanswered} training or validation row(s) without an answer are left out.")
+    if language != "both":
+        _note_other_language(samples, language, trained, notes)
+    samples = group_by_content(samples)
     if split == "clean":
         samples = _drop_shared_images(samples, notes)
-    data = VqaData("slake", language if split == "clean" else f"{language}-published", folder, samples, notes)
+    label = "both-published" if (language, split) == ("both", "published") else language
+    data = VqaData("slake", label, folder, samples, notes)
     note_leaks(data)
     return data
+
+
+def _note_other_language(
+    samples: list[Sample], language: Language, trained: Mapping[str, set[str]], notes: list[str]
+) -> None:
+    """Note how many test images a model has seen that learnt from the other language before."""
+    test = {sample.group for sample in samples if sample.part == "test"}
+    for other in sorted(trained.keys() - {language}):
+        if shared := test & trained[other]:
+            notes.append(
+                f"{len(shared)} of the {len(test)} test images are training images in {NAMES[other]}: a model that "
+                f"was trained on SLAKE in {NAMES[other]} before has seen them."
+            )
 
 
 def _drop_shared_images(samples: list[Sample], notes: list[str]) -> list[Sample]:
@@ -114,8 +138,8 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 def _language(row: dict[str, Any], place: str) -> str:
     language = _cell(row, "q_lang").lower()
-    if language not in ("en", "zh"):
-        raise UserError(f"{place}: q_lang {row['q_lang']!r} is not known; known: en, zh")
+    if language not in NAMES:
+        raise UserError(f"{place}: q_lang {row['q_lang']!r} is not known; known: {', '.join(NAMES)}")
     return language
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from preceptor.data.images import content_hash
 from preceptor.errors import UserError
 from preceptor.types import Part, Sample, VqaData
 
@@ -97,6 +98,35 @@ def cross_questions(samples: Iterable[Sample], number: int, seed: int) -> list[S
                         found.append(replace(question, answers=()))
                         break
     return found
+
+
+def group_by_content(samples: Iterable[Sample]) -> list[Sample]:
+    """Return the rows with one group for all images whose files hold the same bytes, whatever their names.
+
+    Only files that are as long as another one are read.
+
+    Raises:
+        ImageError: a file cannot be read.
+    """
+    samples = list(samples)
+    by_size: defaultdict[int, list[Sample]] = defaultdict(list)
+    for sample in {sample.image: sample for sample in samples}.values():
+        by_size[sample.image.stat().st_size].append(sample)
+    same: dict[str, str] = {}  # a group, and the one that it belongs to
+    for alike in by_size.values():
+        first: dict[str, str] = {}
+        for sample in alike if len(alike) > 1 else []:
+            known = first.setdefault(content_hash(sample.image), sample.group)
+            group, other = _last(same, sample.group), _last(same, known)
+            if group != other:
+                same[group] = other
+    return [replace(s, group=_last(same, s.group)) for s in samples] if same else samples
+
+
+def _last(chain: dict[str, str], name: str) -> str:
+    while name in chain:
+        name = chain[name]
+    return name
 
 
 def note_leaks(data: VqaData) -> None:

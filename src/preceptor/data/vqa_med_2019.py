@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from preceptor.data.answers import inferred_type
 from preceptor.data.images import require_images, resolve_image
-from preceptor.data.splits import cut_validation, note_leaks
+from preceptor.data.splits import cut_validation, group_by_content, note_leaks
 from preceptor.errors import UserError, nearest
 from preceptor.types import Part, Sample, VqaData
 
@@ -47,7 +47,7 @@ def read_vqa_med_2019(
     - `test`: the official parts, scored on the 500 test questions; needs the test file with its answers.
 
     An id is ``<image>-<category>``; `question_type` holds the category; every alternative of an answer is accepted and
-    the first is learnt. Answers of yes or no are closed, the others open.
+    the first is learnt. Answers of yes or no are closed, the others open. The group is the image.
 
     Raises:
         UserError: files are missing, a line is broken, images are missing, or the split is unknown.
@@ -77,7 +77,11 @@ def read_vqa_med_2019(
             f"{root}: {repeated[0]!r} occurs twice: an image has one question of a category; take the files as released"
         )
     require_images(places)
-    notes = ["Categories of training and validation questions are inferred from their wording."]
+    samples = group_by_content(samples)
+    notes = [
+        "Categories of training and validation questions are inferred from their wording.",
+        "Answer types are inferred: yes and no are closed, all others open.",
+    ]
     if split == "val":
         samples = cut_validation(samples, validation_fraction, seed)
         notes.append("Scored on the official validation part; validation is cut from training by image.")
@@ -87,7 +91,9 @@ def read_vqa_med_2019(
 
 
 def _find(root: Path, key: str) -> Path:
-    found = sorted({*root.glob(FILES[key]), *root.glob(f"*/{FILES[key]}"), *root.glob(f"*/*/{FILES[key]}")})
+    places = (FILES[key], f"*/{FILES[key]}", f"*/*/{FILES[key]}")
+    # Archives packed on a Mac hold a "._name" beside a file.
+    found = sorted({path for place in places for path in root.glob(place) if not path.name.startswith(".")})
     if len(found) == 1:
         return found[0]
     state = f"{len(found)} files named" if found else "no file named"
@@ -105,7 +111,10 @@ def _image_folder(table: Path) -> Path:
 
 
 def _text(table: Path) -> str:
-    data = table.read_bytes()
+    try:
+        data = table.read_bytes()
+    except OSError as error:
+        raise UserError(f"{table} cannot be read ({error.strerror}); check its permissions") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,4 +1,7 @@
-"""VQA-RAD in its original release (Lau et al., Scientific Data 2018): every quirk, and three named splits."""
+"""VQA-RAD (Lau et al., Scientific Data 2018) in its original release: every quirk, and three named splits.
+
+`note_hub` judges the copy on the Hugging Face hub, which `data.parquet` reads.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ IMAGES = "VQA_RAD Image Folder"
 # What `phrase_type` says; para(phrased) and free-form questions alike are training rows unless marked as test.
 PARTS: dict[str, Part] = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
 ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
+HUB_ROWS = (1793, 451)
+"""Training and test rows of the copy on the Hugging Face hub."""
 TYPOS = {"PRSE": "PRES", "ATRIB": "ATTRIB"}
 NEEDED = (
     "qid",
@@ -123,6 +128,32 @@ def read_vqa_rad(
     return VqaData("vqa-rad", split, folder, samples, notes, leaking=split == "published" or crossing > 0)
 
 
+def note_hub(data: VqaData) -> None:
+    """Note what is known of the hub's copy of VQA-RAD (`flaviagiammarino/vqa-rad`), and what the rows show of it.
+
+    Its card says: the release's rows without question frames, less three that are repeated in training and one that is
+    a test row too, hence 1,793 and 451. It is judged as the split `no_frames`, whose rows it has: test images shared
+    with training are noted and the split does not count as leaking.
+    """
+    data.notes.append(_note_shared_images(data.samples))
+    data.notes.append(
+        "The hub's copy of VQA-RAD has no question frames, so none leaks, and does not say which test questions are "
+        "paraphrases, so that the 308 free-form ones cannot be scored."
+    )
+    test = [sample for sample in data.samples if sample.part == "test"]
+    counts = (len(data.samples) - len(test), len(test))
+    if counts != HUB_ROWS:
+        data.notes.append("Rows: {:,} and {:,}; the hub's card says {:,} and {:,}.".format(*counts, *HUB_ROWS))
+    asked = {_key(sample) for sample in test}
+    same = sum(sample.part != "test" and _key(sample) in asked for sample in data.samples)
+    if same:
+        data.notes.append(f"{same} training question(s) ask the same of the same image as a test question.")
+    triplets = Counter((*_key(sample), sample.answer.lower()) for sample in data.samples if sample.part != "test")
+    repeated = triplets.total() - len(triplets)
+    if repeated:
+        data.notes.append(f"{repeated} training row(s) repeat image, question and answer of another.")
+
+
 def _cut_questions(samples: list[Sample], fraction: float, seed: int, *, keep_frames: bool) -> list[Sample]:
     """Move whole questions to validation as the release moved its test questions."""
     frames = {sample.id: sample for sample in samples if sample.id.endswith("-frame")}
@@ -221,7 +252,7 @@ def _key(sample: Sample) -> tuple[str, str]:
 
 def _note_shared_images(samples: list[Sample]) -> str:
     test = {sample.group for sample in samples if sample.part == "test"}
-    shared = test & {sample.group for sample in samples if sample.part == "train"}
+    shared = test & {sample.group for sample in samples if sample.part != "test"}
     return (
         f"{len(shared)} of the {len(test)} test images are also training images: the release is divided by question, "
         "not by patient."

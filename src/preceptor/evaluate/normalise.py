@@ -20,17 +20,15 @@ _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 
 
-def mevf(text: str) -> str:
-    """Normalise `text` as MEVF and the works after it do (MMQ, conditional reasoning, PubMedCLIP).
-
-    The steps of the VQA evaluation (Antol et al. 2015, as revised for VQA v2), then two of MEVF (Nguyen et al. 2019):
+def vqa_v2(text: str) -> str:
+    """Normalise `text` as the VQA evaluation does (Antol et al. 2015, as revised for VQA v2).
 
     1. A punctuation mark becomes a space; it is deleted instead if it stands beside a space anywhere in the text, and
        all marks are deleted if the text holds a comma between two digits. Apostrophes and colons stay.
     2. A full stop stays only in front of a digit.
     3. Lower case; number words up to ten become digits and "none" becomes "0"; articles are dropped; a missing
-       apostrophe is put back into contractions; white space becomes single spaces.
-    4. "x ray" becomes "xray". (MEVF's removal of commas has nothing left to do after step 1.)
+       apostrophe is put back into contractions (of theirs, those that are no words of their own without it); white
+       space becomes single spaces.
 
     Unlike theirs, a text of nothing but articles and punctuation is kept in lower case: the choice "A" stays an answer.
     """
@@ -42,7 +40,15 @@ def mevf(text: str) -> str:
         cleaned = cleaned.replace(mark, "" if number or beside_space else " ")
     words = [_DIGITS.get(word, word) for word in _FULL_STOP.sub("", cleaned).lower().split()]
     kept = [_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES]
-    return " ".join(kept).replace("x ray", "xray") or lower(text)
+    return " ".join(kept) or lower(text)
+
+
+def mevf(text: str) -> str:
+    """Normalise `text` as MEVF (Nguyen et al. 2019) and the works after it do: MMQ, conditional reasoning, PubMedCLIP.
+
+    The steps of `vqa_v2`, then "x ray" becomes "xray". (MEVF's removal of commas has nothing left to do by then.)
+    """
+    return vqa_v2(text).replace("x ray", "xray")
 
 
 def lower(text: str) -> str:
@@ -50,4 +56,4 @@ def lower(text: str) -> str:
     return text.lower().strip()
 
 
-NORMALISERS: dict[str, Callable[[str], str]] = {"mevf": mevf, "lower": lower}
+NORMALISERS: dict[str, Callable[[str], str]] = {"mevf": mevf, "lower": lower, "vqa-v2": vqa_v2}

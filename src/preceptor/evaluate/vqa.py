@@ -6,13 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypedDict
 
 import numpy as np
 
 from preceptor.errors import UserError
+from preceptor.evaluate.metrics import imageclef_bleu, token_f1, vqa_soft
 from preceptor.evaluate.normalise import NORMALISERS
-from preceptor.evaluate.protocols import Protocol
+from preceptor.evaluate.protocols import Metric, Protocol
 from preceptor.types import AnswerType, Prediction, Sample
 
 OTHER = "(other)"
@@ -20,20 +22,33 @@ OTHER = "(other)"
 
 
 class Row(TypedDict):
-    """One scored question: a line of the predictions file. `prediction` and `target` are normalised."""
+    """One scored question: a line of the predictions file.
+
+    `answer` and `answers` are what was said and what is accepted, as written, so that anyone can score them otherwise;
+    `prediction` and `target` are normalised. `score` is the protocol's metric in [0, 1]; of the others, `bleu` and `f1`
+    are always there.
+    """
 
     id: str
+    answer: str
+    answers: list[str]
     prediction: str
     probability: float
     target: str
     correct: bool
     answer_type: AnswerType
     question_type: str
+    score: float
+    bleu: float
+    f1: float
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scored questions of one protocol. Accuracies are shares in [0, 1], None where there is no question.
+    """The scored questions of one protocol. Scores are means in [0, 1], None where there is no question.
+
+    `accuracy`, `open`, `closed` and those of the question types are means of the protocol's metric, so shares of
+    right answers unless the metric is another. `macro` is the mean over question types, each weighing the same.
 
     `ceiling` is the share that the answer classes can reach (`AnswerVocabulary.ceiling` of the same samples); `score`
     does not know the classes, so the caller adds it: `dataclasses.replace(scores, ceiling=...)`.
@@ -42,6 +57,7 @@ class Scores:
     protocol: str
     scored: tuple[Row, ...]
     ceiling: float | None = None
+    metric: Metric = "accuracy"
 
     @property
     def accuracy(self) -> float | None:
@@ -57,24 +73,30 @@ class Scores:
 
     def question_types(self) -> dict[str, dict[str, float | int]]:
         """Return ``{question type: {"accuracy": share, "n": count}}``; questions without a type are left out."""
-        by_type: dict[str, list[bool]] = {}
+        by_type: dict[str, list[float]] = {}
         for row in self.scored:
             if row["question_type"]:
-                by_type.setdefault(row["question_type"], []).append(row["correct"])
+                by_type.setdefault(row["question_type"], []).append(row["score"])
         return {name: {"accuracy": sum(hits) / len(hits), "n": len(hits)} for name, hits in sorted(by_type.items())}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the protocol's entry in results.json."""
         kinds = Counter(row["answer_type"] for row in self.scored)
+        types = self.question_types()
+        n = len(self.scored)
         return {
+            "metric": self.metric,
             "accuracy": self.accuracy,
             "open": self.open,
             "closed": self.closed,
-            "n": len(self.scored),
+            "macro": sum(found["accuracy"] for found in types.values()) / len(types) if types else None,
+            "bleu": sum(row["bleu"] for row in self.scored) / n if n else None,
+            "f1": sum(row["f1"] for row in self.scored) / n if n else None,
+            "n": n,
             "n_open": kinds["open"],
             "n_closed": kinds["closed"],
             "ceiling": None if self.ceiling is None or math.isnan(self.ceiling) else self.ceiling,
-            "question_types": self.question_types(),
+            "question_types": types,
         }
 
     def rows(self) -> list[Row]:
@@ -82,8 +104,8 @@ class Scores:
         return list(self.scored)
 
     def _accuracy(self, selected: Callable[[Row], bool]) -> float | None:
-        hits = [row["correct"] for row in self.scored if selected(row)]
-        return sum(hits) / len(hits) if hits else None
+        found = [row["score"] for row in self.scored if selected(row)]
+        return sum(found) / len(found) if found else None
 
 
 def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol: Protocol) -> Scores:
@@ -93,7 +115,7 @@ def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol
     answer that was matched, else the first one. Predictions for other questions are not looked at. Raises UserError
     if a selected question has no prediction, or if an id occurs twice among the predictions or the samples.
     """
-    normalise = NORMALISERS[protocol.normaliser]
+    normalise, metric = lru_cache(maxsize=None)(NORMALISERS[protocol.normaliser]), protocol.metric
     selected = [sample for sample in samples if protocol.select(sample)]
     _refuse_repeated("samples", [sample.id for sample in selected], protocol)
     _refuse_repeated("predictions", [prediction.id for prediction in predictions], protocol)
@@ -109,18 +131,24 @@ def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol
         prediction = by_id[sample.id]
         text = normalise(prediction.answer)
         accepted = [normalise(answer) for answer in sample.answers]
+        bleu = imageclef_bleu(prediction.answer, sample.answers)
         rows.append(
             Row(
                 id=sample.id,
+                answer=prediction.answer,
+                answers=list(sample.answers),
                 prediction=text,
                 probability=prediction.probability,
                 target=text if text in accepted else accepted[0],
                 correct=text in accepted,
                 answer_type=sample.answer_type,
                 question_type=sample.question_type,
+                score={"accuracy": float(text in accepted), "bleu": bleu, "soft": vqa_soft(text, accepted)}[metric],
+                bleu=bleu,
+                f1=token_f1(prediction.answer, sample.answers),
             )
         )
-    return Scores(protocol.id, tuple(rows))
+    return Scores(protocol.id, tuple(rows), metric=metric)
 
 
 def confusion(rows: Sequence[Row], most: int = 12) -> tuple[list[str], np.ndarray]:
