@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from preceptor.audit.burned_in import has_text
 from preceptor.audit.duplicates import COPY_CORRELATION, correlations
 from preceptor.config import DataConfig
-from preceptor.data.hashes import ALIKE_BITS, COPY_BITS, hashes, near, thumbnail
+from preceptor.data.hashes import ALIKE_BITS, COPY_BITS, cosine_transform, hashes, near, thumbnail
 from preceptor.data.images import load_image
 from preceptor.data.read import read_data
 
@@ -66,6 +66,13 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
+def short_hashes(thumbnails_N: np.ndarray) -> np.ndarray:
+    """Return the customary hash of 8 x 8 frequencies, (N, 4) uint64 of which the last three are zero."""
+    low = cosine_transform(thumbnails_N)[:, :8, :8].reshape(len(thumbnails_N), 64)
+    bits = np.packbits(low > np.median(low[:, 1:], axis=1, keepdims=True), axis=1)
+    return np.pad(bits.view(np.uint64), ((0, 0), (0, 3)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=400, help="of how many images copies are made")
@@ -96,6 +103,9 @@ def main() -> None:
     _, _, strange = near(hashes(thumbs["slake"]), hashes(medpix), BITS[-1])
     print(f"different patients, {len(medpix) * len(thumbs['slake'])} pairs: ",
           ", ".join(f"{(strange <= b).sum()} within {b} bits" for b in BITS))  # fmt: skip
+    short = [short_hashes(found) for found in (thumbs["slake"], medpix)]
+    _, _, strange = near(*short, 12)
+    print("the same with 64 bits: ", ", ".join(f"{(strange <= b).sum()} within {b} bits" for b in range(0, 13, 2)))
     left, right, bits = near(hashes(thumbs["slake"]), hashes(thumbs["slake"]), BITS[-1], upper=True)
     print("neighbouring slices of SLAKE: ", ", ".join(f"{(bits <= b).sum()} within {b} bits" for b in BITS))
     close = bits <= ALIKE_BITS

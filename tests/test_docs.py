@@ -109,7 +109,7 @@ def test_command_lines_parse(line: str) -> None:
     context = VERBS[verb].make_context(verb, list(arguments))
     overrides = [text for text in arguments if re.match(r"[a-z_.]+=", text)]
     for override in overrides:
-        key = override.partition("=")[0]
+        key = re.sub("^against[.]", "data.", override.partition("=")[0])
         assert key in KEYS, f"unknown key {key!r}"
     if verb in TAKES_RECIPE and context.params["recipe"] in recipe_names():
         load_recipe(context.params["recipe"], overrides)
