@@ -184,8 +184,8 @@ def _reading() -> str:
         f"copies where the fine detail correlates to {COPY_CORRELATION} or more, else as alike. Resizing down to 128 "
         "pixels, JPEG, brightness and contrast are seen through; cropping, borders, rotation and mirroring are not.",
         "A leak is certain where files, pixels or rows are equal; what counts as a copy is now and then the next slice "
-        "of the same scan. A suspicion wants a look: alike images are mostly adjacent slices; burned-in text is guessed "
-        "from small strokes near the border.",
+        "of the same scan. A suspicion wants a look: alike images are mostly adjacent slices; burned-in text is "
+        "guessed from small strokes near the border.",
         "Nothing found is no proof: patients are only known as far as the data set names groups, and text may hide in "
         "the middle of an image.",
     )

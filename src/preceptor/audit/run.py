@@ -30,7 +30,7 @@ MOST_PAIRS = 10_000  # in audit.json
 
 @dataclass(frozen=True)
 class Finding:
-    """`count` of `of` rows or images. A `leak` makes the audit fail; a `suspicion` wants a look; a `note` says what to know.
+    """`count` of `of` rows or images. A `leak` fails the audit; a `suspicion` wants a look; a `note` says what to know.
 
     `ids` are those of the rows concerned, of an image the first row about it. `matches` are pairs of a held-out row
     and the row that gives it away.
