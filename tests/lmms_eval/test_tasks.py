@@ -18,6 +18,7 @@ from preceptor.lmms_eval.answering import answer_images
 from preceptor.lmms_eval.tasks import doc_to_target, doc_to_text, doc_to_visual, mean, process_results, write_task
 from preceptor.serving import answer_table
 from tests.evaluate.test_rescore import SAID, predictions, table
+from tests.report.conftest import make_bundle, make_data
 
 
 class Loader(yaml.SafeLoader):
@@ -110,7 +111,7 @@ def test_the_entry_point_names_the_model(monkeypatch):
 
 def test_the_answers_are_those_of_predict(tmp_path):
     data = make_data(tmp_path / "data")
-    bundle = make_bundle(data)
+    bundle = make_bundle(data, 16, 0)
     bundle.save(tmp_path / "student")
     samples = data.part("test")
     rows = [{"id": s.id, "image": s.image.name, "question": s.question} for s in samples]
