@@ -16,6 +16,7 @@ from preceptor.evaluate.rescore import score_file
 from preceptor.lmms_eval import manifests
 from preceptor.lmms_eval.answering import answer_images
 from preceptor.lmms_eval.tasks import doc_to_target, doc_to_text, doc_to_visual, mean, process_results, write_task
+from preceptor.models.bundle import VqaBundle
 from preceptor.serving import answer_table
 from tests.evaluate.test_rescore import SAID, predictions, table
 from tests.report.conftest import make_bundle, make_data
@@ -119,5 +120,5 @@ def test_the_answers_are_those_of_predict(tmp_path):
     asked = answer_table(tmp_path / "student", samples[0].image.parent / "ask.jsonl", None, 1)
     expected = {row["id"]: row["answers"][0]["answer"] for row in asked}
     images = [load_image(sample.image) for sample in samples]
-    answers = answer_images(bundle, images, [sample.question for sample in samples])
+    answers = answer_images(VqaBundle.load(tmp_path / "student"), images, [sample.question for sample in samples])
     assert dict(zip([sample.id for sample in samples], answers, strict=True)) == expected
