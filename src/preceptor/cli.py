@@ -85,7 +85,7 @@ def _show_results(results: dict[str, Any]) -> None:
             rows.append([name.replace("_", " "), *(_percent(s[key]) for key in ("accuracy", "open", "closed")), "", ""])
         ceiling = _percent(scores["ceiling"])
         title = f"{protocol} (n = {scores['n']}, answer ceiling {ceiling})"
-        _table(title, ["model", "accuracy", "open", "closed", "parameters", "ms / question"], rows)
+        _table(title, ["model", scores["metric"], "open", "closed", "parameters", "ms / question"], rows)
         for name, value in results.get("comparison", {}).get(protocol, {}).items():
             if isinstance(value, dict):
                 print(f"{name}: {100 * value['difference']:+.1f} points, {value['interval']}: "

@@ -132,13 +132,14 @@ def compare_stages(root: Path, stages: dict[str, dict[str, Any]]) -> dict[str, d
         if "alone" in stages:
             distilled, alone = (
                 np.array(
-                    [row["correct"] for row in sorted(read_predictions(root / name, protocol), key=lambda r: r["id"])]
+                    [row["score"] for row in sorted(read_predictions(root / name, protocol), key=lambda r: r["id"])]
                 )
                 for name in ("distilled", "alone")
             )
             interval = paired_bootstrap(distilled, alone)
             entry["distilled - alone"] = {
-                "difference": interval.mean, "low": interval.low, "high": interval.high, "p": mcnemar(distilled, alone),
+                "difference": interval.mean, "low": interval.low, "high": interval.high,
+                "p": mcnemar(distilled, alone) if scores["metric"] == "accuracy" else None,
                 "n": len(alone), "interval": "95 %, paired bootstrap over questions, one seed",
             }  # fmt: skip
         if "teacher" in stages and stages["teacher"]["protocols"][protocol]["accuracy"]:

@@ -47,10 +47,11 @@ def score_file(
     rows = _read(path)
     predictions = [Prediction(row["id"], _said(row, path, number), _probability(row)) for number, row in rows]
     if references == "file":
-        chosen, notes = _protocol_alone(protocol, normaliser), ["References are those of the file itself."]
+        chosen, notes = protocol_alone(protocol, normaliser), ["References are those of the file itself."]
         samples = [_reference(row, path, number) for number, row in rows]
     else:
-        data = _data(protocol, root)
+        with tempfile.TemporaryDirectory() as scratch:
+            data = read_for(protocol, root, Path(scratch))
         samples, chosen, notes = data.part("test"), protocol_named(data, protocol), list(data.notes)
         known = {sample.id for sample in samples if chosen.select(sample)}
         outside = sum(prediction.id not in known for prediction in predictions)
@@ -71,7 +72,11 @@ def score_file(
     return score(samples, predictions, chosen), notes
 
 
-def _data(protocol: str, root: Path | None) -> VqaData:
+def read_for(protocol: str, root: Path | None, scratch: Path) -> VqaData:
+    """Return the data set that a protocol scores: the public one of its id, or the table at `root`.
+
+    Raises UserError where the id is of no public data set and there is no table, or the data cannot be read.
+    """
     settings: dict[str, Any] | None = settings_for(protocol)
     if settings is None:
         if root is None:
@@ -80,11 +85,10 @@ def _data(protocol: str, root: Path | None) -> VqaData:
                 "answers), or --references file"
             )
         settings = {"name": "table"}
-    with tempfile.TemporaryDirectory() as scratch:
-        return read_data(DataConfig(**settings, root=str(root) if root else None), Path(scratch), needed=("test",))
+    return read_data(DataConfig(**settings, root=str(root) if root else None), scratch, needed=("test",))
 
 
-def _protocol_alone(id: str, normaliser: str | None) -> Protocol:
+def protocol_alone(id: str, normaliser: str | None = None) -> Protocol:
     """Return a protocol for the questions that a file brings along: all of them count."""
     settings = settings_for(id)
     if settings is None:

@@ -57,7 +57,11 @@ def _front(title: str, stage: str, results: dict[str, Any]) -> dict[str, Any]:
     front: dict[str, Any] = {"license": "other", "library_name": "preceptor", "pipeline_tag": task, "tags": tags}
     name, split = look(results, "data", "name"), look(results, "data", "split")
     metrics = [
-        {"type": "accuracy", "name": f"accuracy, {protocol}", "value": round(scores["accuracy"], 4)}
+        {
+            "type": look(scores, "metric") or "accuracy",
+            "name": f"{look(scores, 'metric') or 'accuracy'}, {protocol}",
+            "value": round(scores["accuracy"], 4),
+        }
         for protocol, scores in (results.get("protocols") or {}).items()
         if look(scores, "accuracy") is not None
     ]

@@ -63,21 +63,23 @@ def _protocol(run: RunRecord, protocol: str) -> str:
     n = run.first("protocols", protocol, "n")
     numbers = {kind: run.first("protocols", protocol, f"n_{kind}") for kind in ("open", "closed")}
     kinds = [f"{kind.title()}{_of(number)}" for kind, number in numbers.items()]
-    heads = ["Model", "Overall", "95\u00a0% interval", *kinds, "Parameters", "ms/question"]
+    more = {"macro": "Mean over types", "f1": "Token F1"}
+    heads = ["Model", "Overall", "95\u00a0% interval", *kinds, *more.values(), "Parameters", "ms/question"]
     rows = []
     for stage in run.stages:
         spread = words.interval(stage, protocol)
         within = f"{percent(spread.low, unit=False)} to {percent(spread.high, unit=False)}" if spread else NONE
         latency = look(stage.results, "latency_ms")
-        cells = [percent(stage.score(protocol)), within, *(percent(stage.score(protocol, kind)) for kind in numbers)]
+        cells = [percent(stage.score(protocol)), within]
+        cells += [percent(stage.score(protocol, key)) for key in (*numbers, *more)]
         cells += [words.count(stage.parameters), NONE if latency is None else f"{latency:.1f}"]
         rows.append(row(chip(stage.kind, stage.title), cells))
     for name, scores in (run.first("baselines", protocol) or {}).items():
-        cells = [percent(look(scores, "accuracy")), "", *(percent(look(scores, kind)) for kind in numbers), "", ""]
+        cells = [percent(look(scores, "accuracy")), "", *(percent(look(scores, kind)) for kind in numbers), *[""] * 4]
         rows.append(row(chip("baseline", words.BASELINES.get(name, name)), cells, "baseline"))
     ceiling = run.first("protocols", protocol, "ceiling")
     if ceiling is not None:
-        rows.append(row(chip("ceiling-mark", "Answer ceiling"), [percent(ceiling), *[""] * 5], "baseline"))
+        rows.append(row(chip("ceiling-mark", "Answer ceiling"), [percent(ceiling), *[""] * 7], "baseline"))
     described = run.first("describes", protocol)
     caption = f"<code>{escape(protocol)}</code>{_of(n)}{': ' + escape(described) if described else ''}"
     compared = _compared(run, protocol)

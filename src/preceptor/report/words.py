@@ -57,7 +57,9 @@ def duration(seconds: float | None) -> str:
 
 
 def interval(stage: StageRecord, protocol: str) -> Interval | None:
-    """Return a stage's accuracy with its 95 % interval over questions (Wilson)."""
+    """Return a stage's accuracy with its 95 % interval over questions (Wilson); None where the metric is another."""
+    if look(stage.results, "protocols", protocol, "metric") not in (None, "accuracy"):
+        return None
     accuracy, n = stage.score(protocol), stage.score(protocol, "n")
     return wilson(round(accuracy * n), int(n)) if accuracy is not None and n else None
 
