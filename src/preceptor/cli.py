@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from preceptor.errors import UserError
+from preceptor.terminal import main_process, percent, say, show_results, table
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -45,61 +46,6 @@ def _offline(allow_downloads: bool = False) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _say(document: Any, as_json: bool, show) -> None:
-    if not _main_process():
-        return
-    if as_json:
-        print(json.dumps(document, indent=1, ensure_ascii=False))
-    else:
-        show(document)
-
-
-def _main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
-def _show_results(results: dict[str, Any]) -> None:
-    """Print accuracy, parameters and milliseconds of each stage, with the baselines."""
-    stages = results.get("stages") or {results.get("stage", "model"): results}
-    for protocol, scores in results["protocols"].items():
-        rows = []
-        for name, stage in stages.items():
-            s = stage["protocols"][protocol]
-            rows.append([name, *(_percent(s[key]) for key in ("accuracy", "open", "closed")),
-                         f"{stage['parameters'] / 1e6:.2f} M" if "parameters" in stage else "",
-                         f"{stage['latency_ms']:.1f}" if stage.get("latency_ms") is not None else ""])  # fmt: skip
-        last = list(stages.values())[-1]
-        for name, s in last["baselines"][protocol].items():
-            rows.append([name.replace("_", " "), *(_percent(s[key]) for key in ("accuracy", "open", "closed")), "", ""])
-        ceiling = _percent(scores["ceiling"])
-        title = f"{protocol} (n = {scores['n']}, answer ceiling {ceiling})"
-        _table(title, ["model", scores["metric"], "open", "closed", "parameters", "ms / question"], rows)
-        for name, value in results.get("comparison", {}).get(protocol, {}).items():
-            if isinstance(value, dict):
-                print(f"{name}: {100 * value['difference']:+.1f} points, {value['interval']}: "
-                      f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}")  # fmt: skip
-            else:
-                print(f"{name}: {100 * value:.1f} %")
-    for note in results.get("notes", []):
-        print(f"note: {note}")
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
 def _run(recipe, as_json: bool) -> None:
     _log_to_stderr()
     from preceptor.runs import run_recipe
@@ -107,15 +53,15 @@ def _run(recipe, as_json: bool) -> None:
     results = run_recipe(recipe)
 
     def show(document: dict[str, Any]) -> None:
-        _show_results(document)
+        show_results(document)
         print(f"report: {recipe.output_folder / 'report.html'}")
 
-    _say(results, as_json, show)
+    say(results, as_json, show)
 
 
 def _log_to_stderr() -> None:
     logging.getLogger("preceptor").setLevel(logging.INFO)
-    if _main_process() and not logging.getLogger("preceptor").handlers:
+    if main_process() and not logging.getLogger("preceptor").handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
         logging.getLogger("preceptor").addHandler(handler)
@@ -155,7 +101,7 @@ def evaluate(
     _offline()
     from preceptor.serving import evaluate_run
 
-    _say(evaluate_run(run, overrides or [], protocol, output), as_json, _show_results)
+    say(evaluate_run(run, overrides or [], protocol, output), as_json, show_results)
 
 
 @app.command()
@@ -187,7 +133,7 @@ def predict(
             said = ", ".join(f"{a['answer']} ({a['probability']:.2f})" for a in row["answers"])
             print(f"{row['id']}: {said}" if table is not None else said)
 
-    _say(answers, as_json, show)
+    say(answers, as_json, show)
 
 
 @app.command()
@@ -204,12 +150,12 @@ def cache(recipe: Annotated[str, typer.Argument(help="Recipe or run folder.")],
     report = cache_run(loaded, verify)
 
     def show(document: dict[str, Any]) -> None:
-        _table(document["folder"], ["rows", "checked", "largest difference", "mismatches"],
+        table(document["folder"], ["rows", "checked", "largest difference", "mismatches"],
                [[str(document[key]) for key in ("rows", "checked", "worst", "mismatches")]])  # fmt: skip
         if document["damage"]:
             print(document["damage"])
 
-    _say(report, as_json, show)
+    say(report, as_json, show)
     if report["mismatches"] or report["damage"]:
         raise typer.Exit(1)
 
@@ -236,11 +182,11 @@ def doctor(
                 [f["file"] or ", ".join(f["ids"][:5]), f["reason"], str(len(f["ids"])), f["severity"]]
                 for f in document["findings"]
             ]
-            _table("findings", ["where", "what", "rows", "severity"], rows)
+            table("findings", ["where", "what", "rows", "severity"], rows)
         else:
             print("nothing found")
 
-    _say(report, as_json, show)
+    say(report, as_json, show)
     if any(finding["severity"] == "error" for finding in report["findings"]):
         raise typer.Exit(1)
 
@@ -252,7 +198,7 @@ def report(run: RunFolder, as_json: Json = False) -> None:
     from preceptor.serving import report_run
 
     path = report_run(run)
-    _say({"report": str(path)}, as_json, lambda document: print(document["report"]))
+    say({"report": str(path)}, as_json, lambda document: print(document["report"]))
 
 
 @app.command()
@@ -273,17 +219,17 @@ def compare(
     document = write_comparison(found, output)
 
     def show(_: dict[str, Any]) -> None:
-        _table(f"{found.protocol} (n = {document['n']})", *rows_of_groups(found))
+        table(f"{found.protocol} (n = {document['n']})", *rows_of_groups(found))
         for c in found.contrasts:
             deltas = [(d.category.name, d) for d in (c.overall, *c.parts)]
-            _table(f"{c.title}, over {c.covers}", *rows_of_deltas(deltas))
+            table(f"{c.title}, over {c.covers}", *rows_of_deltas(deltas))
         if found.contrasts:
             print(HOW_MARKED)
         for note in found.notes:
             print(f"note: {note}")
         print(f"page: {output / 'compare.html'}")
 
-    _say(document, as_json, show)
+    say(document, as_json, show)
 
 
 @app.command()
@@ -311,16 +257,16 @@ def audit(
             for note in one["notes"]:
                 print(f"note: {note}")
         rows = [[f["title"], f"{f['count']} of {f['of']}", f["severity"]] for f in document["findings"]]
-        _table("findings", ["what", "found", "verdict"], rows or [["nothing found", "", ""]])
+        table("findings", ["what", "found", "verdict"], rows or [["nothing found", "", ""]])
         if document["shortcuts"]:
-            rows = [[s["title"], *(_percent(s[key]) for key in ("accuracy", "open", "closed"))]
+            rows = [[s["title"], *(percent(s[key]) for key in ("accuracy", "open", "closed"))]
                     for s in document["shortcuts"]]  # fmt: skip
-            _table("answers without the image", ["shortcut", "accuracy", "open", "closed"], rows)
+            table("answers without the image", ["shortcut", "accuracy", "open", "closed"], rows)
         for note in document["notes"]:
             print(f"note: {note}")
         print(f"page: {output / 'audit.html'}")
 
-    _say(found, as_json, show)
+    say(found, as_json, show)
     if found["leaks"] and not allow:
         raise typer.Exit(1)
 
@@ -356,17 +302,17 @@ def score(
     document = {"protocol": protocol, **scores.as_dict(), "notes": notes}
 
     def show(found: dict[str, Any]) -> None:
-        rows = [["all", _percent(found["accuracy"]), str(found["n"])]]
-        rows += [[kind, _percent(found[kind]), str(found[f"n_{kind}"])] for kind in ("open", "closed")]
-        rows += [[f"  {name}", _percent(kind["accuracy"]), str(kind["n"])]
+        rows = [["all", percent(found["accuracy"]), str(found["n"])]]
+        rows += [[kind, percent(found[kind]), str(found[f"n_{kind}"])] for kind in ("open", "closed")]
+        rows += [[f"  {name}", percent(kind["accuracy"]), str(kind["n"])]
                  for name, kind in found["question_types"].items()]  # fmt: skip
-        rows.append(["mean over question types", _percent(found["macro"]), ""])
-        rows += [["token F1", _percent(found["f1"]), ""], ["BLEU (ImageCLEF)", _percent(found["bleu"]), ""]]
-        _table(protocol, ["questions", found["metric"], "n"], rows)
+        rows.append(["mean over question types", percent(found["macro"]), ""])
+        rows += [["token F1", percent(found["f1"]), ""], ["BLEU (ImageCLEF)", percent(found["bleu"]), ""]]
+        table(protocol, ["questions", found["metric"], "n"], rows)
         for note in notes:
             print(f"note: {note}")
 
-    _say(document, as_json, show)
+    say(document, as_json, show)
 
 
 @recipes_app.callback(invoke_without_command=True)
@@ -377,7 +323,7 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
     from preceptor.config import load_recipe, recipe_names
 
     found = {name: load_recipe(name).description for name in recipe_names()}
-    _say(found, as_json, lambda _: _table("recipes", ["name", "what it does"], [[n, d] for n, d in found.items()]))
+    say(found, as_json, lambda _: table("recipes", ["name", "what it does"], [[n, d] for n, d in found.items()]))
 
 
 @recipes_app.command("show")

@@ -1,0 +1,62 @@
+"""What the command line prints: tables for people, or one JSON document for scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+
+def say(document: Any, as_json: bool, show) -> None:
+    if not main_process():
+        return
+    if as_json:
+        print(json.dumps(document, indent=1, ensure_ascii=False))
+    else:
+        show(document)
+
+
+def main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def show_results(results: dict[str, Any]) -> None:
+    """Print accuracy, parameters and milliseconds of each stage, with the baselines."""
+    stages = results.get("stages") or {results.get("stage", "model"): results}
+    for protocol, scores in results["protocols"].items():
+        rows = []
+        for name, stage in stages.items():
+            s = stage["protocols"][protocol]
+            rows.append([name, *(percent(s[key]) for key in ("accuracy", "open", "closed")),
+                         f"{stage['parameters'] / 1e6:.2f} M" if "parameters" in stage else "",
+                         f"{stage['latency_ms']:.1f}" if stage.get("latency_ms") is not None else ""])  # fmt: skip
+        last = list(stages.values())[-1]
+        for name, s in last["baselines"][protocol].items():
+            rows.append([name.replace("_", " "), *(percent(s[key]) for key in ("accuracy", "open", "closed")), "", ""])
+        ceiling = percent(scores["ceiling"])
+        title = f"{protocol} (n = {scores['n']}, answer ceiling {ceiling})"
+        table(title, ["model", scores["metric"], "open", "closed", "parameters", "ms / question"], rows)
+        for name, value in results.get("comparison", {}).get(protocol, {}).items():
+            if isinstance(value, dict):
+                print(f"{name}: {100 * value['difference']:+.1f} points, {value['interval']}: "
+                      f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}")  # fmt: skip
+            else:
+                print(f"{name}: {100 * value:.1f} %")
+    for note in results.get("notes", []):
+        print(f"note: {note}")
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
