@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import group_by_content, note_leaks
+from preceptor.data.texts import read_json_rows
 from preceptor.errors import UserError, nearest
 from preceptor.types import AnswerType, Part, Sample, VqaData
 
@@ -46,7 +46,7 @@ def read_slake(root: Path, *, language: Language = "en", split: Split | None = N
     trained: defaultdict[str, set[str]] = defaultdict(set)  # training images of each language
     unanswered = 0
     for part, name in FILES.items():
-        for number, row in enumerate(_rows(folder / name), start=1):
+        for number, row in enumerate(read_json_rows(folder / name, NEEDED), start=1):
             place = f"{folder / name}: entry {number} (qid {row['qid']!r})"
             spoken = _language(row, place)
             if part == "train":
@@ -119,21 +119,6 @@ def _release_folder(root: Path) -> Path:
     if absent:
         raise UserError(f"{found[0]} lacks {', '.join(absent)}; the SLAKE folder must hold {holds}")
     return found[0]
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    fix = "take the file as released"
-    try:
-        rows = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read as JSON ({error}); {fix}") from error
-    if not isinstance(rows, list):
-        raise UserError(f"{file} is no list of questions; {fix}")
-    for number, row in enumerate(rows, start=1):
-        absent = [name for name in NEEDED if name not in row] if isinstance(row, dict) else list(NEEDED)
-        if absent:
-            raise UserError(f"{file}: entry {number} lacks {', '.join(absent)}; {fix}")
-    return rows
 
 
 def _language(row: dict[str, Any], place: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 from preceptor.data.answers import inferred_type
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import cut_validation, note_leaks
+from preceptor.data.texts import read_text
 from preceptor.errors import UserError, nearest
 from preceptor.types import AnswerType, Part, Sample, VqaData
 
@@ -59,7 +60,7 @@ def read_table(
     root = file.parent
     default_name = root.resolve().name if file.name in FOLDER_NAMES else file.stem
     required = REQUIRED if answered else REQUIRED[:2]
-    rows = list(read_rows(_read_text(file), file, required))
+    rows = list(read_rows(read_text(file, "save the table with the encoding UTF-8"), file, required))
     if not rows:
         raise UserError(f"{file} has no rows; it needs the columns {', '.join(required)}")
 
@@ -98,20 +99,6 @@ def _table_file(path: Path) -> Path:
     if path.suffix.lower() not in _READERS:
         raise UserError(f"{path} is not named as a table; the name must end in {' or '.join(_READERS)}")
     return path
-
-
-def _read_text(file: Path) -> str:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{file}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the table with the encoding UTF-8"
-        ) from error
 
 
 def _csv_rows(text: str, file: Path, required: tuple[str, ...]) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from preceptor.data.answers import inferred_type
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import cut_validation, group_by_content, note_leaks
+from preceptor.data.texts import read_text
 from preceptor.errors import UserError, nearest
 from preceptor.types import Part, Sample, VqaData
 
@@ -66,7 +67,7 @@ def read_vqa_med_2019(
     for key, part in parts.items():
         table = _find(root, key)
         images = _image_folder(table)
-        for line, text in enumerate(_text(table).split("\n"), start=1):
+        for line, text in enumerate(read_text(table).split("\n"), start=1):
             if text.strip():
                 sample = _sample(text.rstrip("\r"), f"{table}:{line}", images, part, key)
                 places.setdefault(sample.image, f"{table.name}:{line}")
@@ -108,20 +109,6 @@ def _image_folder(table: Path) -> Path:
         state = "no folder" if not found else f"{len(found)} folders"
         raise UserError(f"{table.parent} has {state} of images beside {table.name}; one must be named ...images")
     return found[0]
-
-
-def _text(table: Path) -> str:
-    try:
-        data = table.read_bytes()
-    except OSError as error:
-        raise UserError(f"{table} cannot be read ({error.strerror}); check its permissions") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{table}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; take the file as released"
-        ) from error
 
 
 def _sample(text: str, place: str, images: Path, part: Part, key: str) -> Sample:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import string
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import cut_validation
+from preceptor.data.texts import read_json_rows
 from preceptor.errors import UserError, nearest
 from preceptor.types import AnswerType, Part, Sample, VqaData
 
@@ -74,7 +74,7 @@ def read_vqa_rad(
     if split not in get_args(Split):
         raise UserError(f"VQA-RAD split {split!r} is not known{nearest(split, get_args(Split))}")
     folder = _release_folder(root)
-    rows = _read_rows(folder / TABLE)
+    rows = read_json_rows(folder / TABLE, NEEDED)
     samples: list[Sample] = []
     frames: list[Sample] = []
     places: dict[Path, str] = {}
@@ -179,21 +179,6 @@ def _release_folder(root: Path) -> Path:
     if not (found[0] / IMAGES).is_dir():
         raise UserError(f"{found[0]} lacks the folder {IMAGES!r}; the VQA-RAD folder must hold {holds}")
     return found[0]
-
-
-def _read_rows(table: Path) -> list[dict[str, Any]]:
-    fix = "take the file as released"
-    try:
-        rows = json.loads(table.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{table} cannot be read as JSON ({error}); {fix}") from error
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{table} is no list of questions; {fix}")
-    for number, row in enumerate(rows, start=1):
-        absent = [name for name in NEEDED if name not in row] if isinstance(row, dict) else list(NEEDED)
-        if absent:
-            raise UserError(f"{table}: entry {number} lacks {', '.join(absent)}; {fix}")
-    return rows
 
 
 def _sample(row: dict[str, Any], folder: Path) -> Sample:
