@@ -1,13 +1,14 @@
-"""Does distillation help on VQA-RAD? Several seeds of the student alone and taught, at equal budget, with an interval.
+"""Does distillation help? Several seeds of the student alone and taught, at equal budget, with an interval.
 
-    python bench/mhkd_vqa_rad.py --output runs/bench-mhkd --seeds 0 1 2 3 4
-    python bench/mhkd_vqa_rad.py --output runs/bench-mhkd --variant output_only
-    python bench/mhkd_vqa_rad.py --output runs/bench-mhkd --table            # print what has been measured
+    python bench/mhkd_seeds.py --output runs/bench-mhkd --seeds 0 1 2 3 4                       # VQA-RAD, clean split
+    python bench/mhkd_seeds.py --output runs/bench-slake --recipe mhkd-slake-en --teachers 3
+    python bench/mhkd_seeds.py --output runs/bench-mhkd --variant output_only
+    python bench/mhkd_seeds.py --output runs/bench-mhkd --table                                # print what was measured
 
 Teachers are trained once per folder (`--teachers N`; several teach as an ensemble) and shared by all variants and
 seeds; the undistilled students are shared by all variants. A variant is chosen by its validation accuracy, which is
-printed beside the test accuracy; the test questions choose nothing. Needs the original release of VQA-RAD: give
-`--data`, or set PRECEPTOR_DATA. Overrides after `--` go to the recipe.
+printed beside the test accuracy; the test questions choose nothing. The data are those of the recipe: give `--data`, or
+set PRECEPTOR_DATA. Settings of the recipe follow.
 """
 
 from __future__ import annotations
@@ -77,9 +78,7 @@ def table(output: Path) -> None:
     from preceptor.evaluate.statistics import mean_interval, paired_bootstrap_runs
 
     def hits(folder: Path, protocol: str) -> np.ndarray:
-        return np.array(
-            [row["correct"] for row in sorted(read_predictions(folder, protocol), key=lambda row: row["id"])]
-        )
+        return np.array([row["score"] for row in sorted(read_predictions(folder, protocol), key=lambda row: row["id"])])
 
     def results(folder: Path) -> dict:
         return json.loads((folder / "results.json").read_text())
@@ -123,7 +122,7 @@ def table(output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--data", help="folder of VQA-RAD")
+    parser.add_argument("--data", help="folder of the data set")
     parser.add_argument("--recipe", default="mhkd-vqa-rad")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--teachers", type=int, default=1)
