@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -296,9 +295,9 @@ def score(
         predictions, protocol, root=root, references=references, normaliser=normaliser, metric=metric  # type: ignore[arg-type]
     )  # fmt: skip
     if output is not None:
-        from preceptor.files import write_text
+        from preceptor.files import json_lines, write_text
 
-        write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores.rows()))
+        write_text(output, json_lines(scores.rows()))
     document = {"protocol": protocol, **scores.as_dict(), "notes": notes}
 
     def show(found: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from preceptor.data.table import read_table
 from preceptor.errors import UserError
 from preceptor.evaluate.protocols import protocol_named
 from preceptor.evaluate.run import evaluate_bundle, write_predictions
-from preceptor.files import write_text
+from preceptor.files import json_lines, write_text
 from preceptor.models.bundle import VqaBundle, student_folder
 from preceptor.task import Batch
 from preceptor.types import Sample
@@ -79,7 +79,7 @@ def answer_table(run: Path, table: Path, output: Path | None, top: int) -> list[
     lists = [list(range(i, min(i + 64, len(samples)))) for i in range(0, len(samples), 64)]
     rows = [row for batch in examples.loader(lists) for row in _answers(bundle, batch, top)]
     if output is not None:
-        write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(output, json_lines(rows))
     return rows
 
 

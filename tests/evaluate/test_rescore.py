@@ -13,7 +13,7 @@ from preceptor.cli import app
 from preceptor.errors import UserError
 from preceptor.evaluate.protocols import Protocol
 from preceptor.evaluate.rescore import score_file
-from preceptor.evaluate.run import write_predictions
+from preceptor.evaluate.run import read_predictions, write_predictions
 from preceptor.evaluate.vqa import score
 from preceptor.types import Prediction, Sample
 
@@ -48,7 +48,7 @@ def test_a_file_of_another_system_against_a_table(tmp_path):
     more, notes = score_file(predictions(tmp_path, [*SAID, {"id": "9", "answer": ""}]), "mine/given",
                              root=table(tmp_path))  # fmt: skip
     assert more.accuracy == scores.accuracy
-    assert any("1 predictions for questions outside" in note for note in notes)
+    assert "1 predictions for questions outside the protocol are left out: '9' (line 4)." in notes
 
 
 def test_another_normaliser_or_metric_is_noted(tmp_path):
@@ -71,8 +71,11 @@ def test_another_normaliser_or_metric_is_noted(tmp_path):
         ('\n[1]\n', r"said\.jsonl:2: no id"),
         ('{"id": "1", "answer": 4}', "answer is 4; write the answer as a text"),
         ('{"id": "7", "answer": "x"}', "none of its 1 ids is of mine/given, whose first is '1'"),
-        (json.dumps(SAID[0]), "2 of 3 questions have no prediction, the first is '2'"),
-        ("\n".join(json.dumps(row) for row in [*SAID, SAID[0]]), "id '1' occurs 2 times among the predictions"),
+        (json.dumps(SAID[0]), "2 of 3 questions of mine/given have no prediction: '2', '3'; give each a line"),
+        (json.dumps(SAID[0]) + '\n{"id": "x", "answer": ""}', r"no question of it: 'x' \(line 2\)"),
+        ("\n".join(json.dumps(row) for row in [*SAID, SAID[0]]), r"said\.jsonl:4: id '1' is that of line 1 too"),
+        ('{"id": "1", "answer": "yes", "prediction": "no"}', "1: id '1' has both answer and prediction"),
+        ('{"id": "1", "answer": "yes", "prediction": "no", "answers": ["yes"]}', "has both answer and prediction"),
     ],
 )  # fmt: skip
 def test_faults_are_named(tmp_path, rows, said):
@@ -109,7 +112,9 @@ def test_public_protocols_with_the_references_of_the_file(tmp_path, protocol, ex
     assert scores.accuracy == pytest.approx((1 + 0.5**0.25) / 2 if "bleu" in protocol else expected)
 
 
-ANSWERS = st.sampled_from(["Yes", "no", "Left lung.", "left  lung", "The mass", "3", "three", "x-ray", "", "左肺"])
+ANSWERS = st.sampled_from(
+    ["Yes", "no", "Left lung.", "left  lung", "The mass", "3", "three", "x-ray", "", "左肺", "a\u2028b", "a\x85b"]
+)
 
 
 @given(st.lists(st.tuples(ANSWERS, st.lists(ANSWERS.filter(bool), min_size=1, max_size=3)), min_size=1, max_size=9),
@@ -124,6 +129,7 @@ def test_our_own_files_give_the_same_numbers_again(tmp_path_factory, pairs, norm
     scores = score(samples, said, protocol)
     folder = tmp_path_factory.mktemp("own")
     write_predictions(folder, {"own/test": scores.rows()})
+    assert read_predictions(folder, "own/test") == scores.rows()
     again, _ = score_file(
         folder / "predictions" / "own-test.jsonl", "own/test", references="file", normaliser=normaliser, metric=metric
     )

@@ -20,6 +20,9 @@ from preceptor.types import AnswerType, Prediction, Sample, VqaData
 References = Literal["data", "file"]
 _NO_IMAGE = Path()
 _FORM = '{"id": ..., "answer": ...}'
+# Where these stand in a line, an evaluation of ours wrote it, and its `answer` is what was said.
+_OURS = {"answers", "target", "correct", "score"}
+_MOST_LISTED = 5
 
 
 def score_file(
@@ -33,11 +36,11 @@ def score_file(
 ) -> tuple[Scores, list[str]]:
     """Return the scores of a JSONL file of predictions under a protocol, and notes to be shown beside them.
 
-    A line has `id` (the data set's, see `Sample.id`) and `answer`, the text as the system said it (`prediction` where
-    there is no `answer`). What is right comes from the data set of the protocol, read from `root` or PRECEPTOR_DATA; an
-    id of no public data set means the table at `root`. With ``references="file"`` it comes from the lines themselves,
-    which then need `answers` (a list) or `target`, and may have `answer_type` and `question_type`: the files that
-    evaluation writes do.
+    A line has `id` (the data set's, see `Sample.id`) and `answer`, the text as the system said it, or `prediction`; not
+    both, unless the line is one of ours: with many systems `answer` is the right answer then. What is right comes from
+    the data set of the protocol, read from `root` or PRECEPTOR_DATA; an id of no public data set means the table at
+    `root`. With ``references="file"`` it comes from the lines themselves, which then need `answers` (a list) or
+    `target`, and may have `answer_type` and `question_type`: the files that evaluation writes do.
 
     `normaliser` and `metric` replace the protocol's; a note says so, since the number then compares with no other.
 
@@ -53,15 +56,7 @@ def score_file(
         with tempfile.TemporaryDirectory() as scratch:
             data = read_for(protocol, root, Path(scratch))
         samples, chosen, notes = data.part("test"), protocol_named(data, protocol), list(data.notes)
-        known = {sample.id for sample in samples if chosen.select(sample)}
-        outside = sum(prediction.id not in known for prediction in predictions)
-        if outside == len(predictions):
-            raise UserError(
-                f"{path}: none of its {outside} ids is of {protocol}, whose first is {min(known)!r}; ids must be the "
-                "data set's"
-            )
-        if outside:
-            notes.append(f"{outside} predictions for questions outside the protocol are left out.")
+        notes += _check_ids(path, rows, [sample.id for sample in samples if chosen.select(sample)], protocol)
     other = replace(chosen, normaliser=normaliser or chosen.normaliser, metric=metric or chosen.metric)
     for name in ("normaliser", "metric"):
         if getattr(other, name) != getattr(chosen, name):
@@ -107,7 +102,8 @@ def _read(path: Path) -> list[tuple[int, dict[str, Any]]]:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a JSONL file of {_FORM}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file with the encoding UTF-8") from error
-    rows = []
+    rows: list[tuple[int, dict[str, Any]]] = []
+    lines: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -118,13 +114,50 @@ def _read(path: Path) -> list[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict) or not isinstance(row.get("id"), str | int):
             raise UserError(f"{path}:{number}: no id; every line is {_FORM}")
         row["id"] = str(row["id"])
+        if row["id"] in lines:
+            raise UserError(
+                f"{path}:{number}: id {row['id']!r} is that of line {lines[row['id']]} too; keep one prediction for it"
+            )
+        lines[row["id"]] = number
         rows.append((number, row))
     if not rows:
         raise UserError(f"{path} holds no predictions; every line is {_FORM}")
     return rows
 
 
+def _check_ids(path: Path, rows: list[tuple[int, dict[str, Any]]], wanted: list[str], protocol: str) -> list[str]:
+    """Refuse a file that lacks questions of the protocol; return a note on predictions for other questions."""
+    known, given = set(wanted), {row["id"] for _, row in rows}
+    outside = [f"{row['id']!r} (line {number})" for number, row in rows if row["id"] not in known]
+    missing = [repr(id) for id in wanted if id not in given]
+    if outside and len(outside) == len(rows):
+        raise UserError(
+            f"{path}: none of its {len(outside)} ids is of {protocol}, whose first is {min(known)!r}; ids must be the "
+            "data set's"
+        )
+    if missing:
+        others = f"; {len(outside)} ids are of no question of it: {_first(outside)}" if outside else ""
+        raise UserError(
+            f"{path}: {len(missing)} of {len(wanted)} questions of {protocol} have no prediction: {_first(missing)}"
+            f'{others}; give each a line, with the answer "" where the system has none'
+        )
+    return (
+        [f"{len(outside)} predictions for questions outside the protocol are left out: {_first(outside)}."]
+        if outside
+        else []
+    )
+
+
+def _first(items: list[str]) -> str:
+    return ", ".join(items[:_MOST_LISTED]) + (", ..." if len(items) > _MOST_LISTED else "")
+
+
 def _said(row: dict[str, Any], path: Path, number: int) -> str:
+    if "answer" in row and "prediction" in row and not row.keys() >= _OURS:
+        raise UserError(
+            f"{path}:{number}: id {row['id']!r} has both answer and prediction, and one of them may be the right "
+            "answer; keep what the system said as answer, and what is right as answers"
+        )
     said = row.get("answer", row.get("prediction"))
     if not isinstance(said, str):
         raise UserError(f"{path}:{number}: answer is {said!r}; write the answer as a text, empty where there is none")

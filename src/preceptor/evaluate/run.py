@@ -19,7 +19,7 @@ from preceptor.evaluate.baselines import baselines
 from preceptor.evaluate.normalise import NORMALISERS
 from preceptor.evaluate.protocols import Protocol, protocols_for
 from preceptor.evaluate.vqa import Row, score
-from preceptor.files import write_text
+from preceptor.files import json_lines, write_text
 from preceptor.methods.mhkd import predict
 from preceptor.models.bundle import VqaBundle
 from preceptor.models.vqa_transformer import VqaTransformer
@@ -87,8 +87,7 @@ def evaluate_bundle(
 def write_predictions(folder: Path, rows: dict[str, list[Row]]) -> None:
     """Write ``predictions/ID.jsonl`` per protocol, slashes of the id as dashes."""
     for protocol, lines in rows.items():
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl", text)
+        write_text(folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl", json_lines(lines))
 
 
 def read_predictions(folder: Path, protocol: str) -> list[Row]:

@@ -10,7 +10,6 @@ functions below. Answers are scored by the very functions that score ours.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from preceptor.errors import UserError
 from preceptor.evaluate.protocols import protocol_named
 from preceptor.evaluate.rescore import protocol_alone, read_for
 from preceptor.evaluate.vqa import score
-from preceptor.files import write_text
+from preceptor.files import json_lines, write_text
 from preceptor.types import AnswerType, Prediction, Sample
 
 PROMPT = "\nAnswer the question using a single word or phrase."
@@ -51,7 +50,7 @@ def write_task(protocol: str, root: Path | None, folder: Path) -> str:
         for s in data.part("test") if chosen.select(s)
     ]  # fmt: skip
     questions = folder / f"{name}.jsonl"
-    write_text(questions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(questions, json_lines(rows))
     task: dict[str, Any] = {
         "task": name,
         "dataset_path": "json",
