@@ -282,6 +282,8 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score a file of predictions, of any system, under a protocol."""
+    import gc
+
     from preceptor.errors import nearest
     from preceptor.evaluate.rescore import score_file
 
@@ -291,14 +293,18 @@ def score(
     ):  # fmt: skip
         if value is not None and value not in known:
             raise UserError(f"{name} {value} is not known{nearest(value, known)}")
-    scores, notes = score_file(
-        predictions, protocol, root=root, references=references, normaliser=normaliser, metric=metric  # type: ignore[arg-type]
-    )  # fmt: skip
+    gc.disable()  # all that is read stays until the end, and looking through it again and again is a third of the time
+    try:
+        scores, notes = score_file(
+            predictions, protocol, root=root, references=references, normaliser=normaliser, metric=metric  # type: ignore[arg-type]
+        )  # fmt: skip
+        document = {"protocol": protocol, **scores.as_dict(), "notes": notes}
+    finally:
+        gc.enable()
     if output is not None:
         from preceptor.files import json_lines, write_text
 
         write_text(output, json_lines(scores.rows()))
-    document = {"protocol": protocol, **scores.as_dict(), "notes": notes}
 
     def show(found: dict[str, Any]) -> None:
         rows = [["all", percent(found["accuracy"]), str(found["n"])]]
@@ -306,6 +312,7 @@ def score(
         rows += [[f"  {name}", percent(kind["accuracy"]), str(kind["n"])]
                  for name, kind in found["question_types"].items()]  # fmt: skip
         rows.append(["mean over question types", percent(found["macro"]), ""])
+        rows += [[f"BLEU-{n}, pooled", percent(found[f"bleu_{n}"]), ""] for n in range(1, 5)]
         rows += [["token F1", percent(found["f1"]), ""], ["BLEU (ImageCLEF)", percent(found["bleu"]), ""]]
         table(protocol, ["questions", found["metric"], "n"], rows)
         for note in notes:

@@ -40,6 +40,11 @@ def test_accuracies_by_hand():
         # Words in common: both ("X-ray" is one word), none, 2 of 2 and 3, all, none.
         "f1": pytest.approx((1 + 0 + 4 / 5 + 1 + 0) / 5),
         "bleu": found["bleu"],
+        # Together: 5 of 7 words and 2 of 2 pairs; the nearest references have 7 words too.
+        "bleu_1": pytest.approx(5 / 7),
+        "bleu_2": pytest.approx((5 / 7) ** 0.5),
+        "bleu_3": 0.0,
+        "bleu_4": 0.0,
         "open": 2 / 3,
         "closed": 1 / 2,
         "n": 5,

@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from preceptor.config import DataConfig
 from preceptor.data.answers import inferred_type
-from preceptor.data.read import read_data
 from preceptor.errors import UserError, nearest
 from preceptor.evaluate.normalise import NORMALISERS
 from preceptor.evaluate.protocols import Metric, Protocol, protocol_named, protocols_for, settings_for
@@ -72,6 +70,10 @@ def read_for(protocol: str, root: Path | None, scratch: Path) -> VqaData:
 
     Raises UserError where the id is of no public data set and there is no table, or the data cannot be read.
     """
+    # Here, so that a file with its own references is scored without their half second.
+    from preceptor.config import DataConfig
+    from preceptor.data.read import read_data
+
     settings: dict[str, Any] | None = settings_for(protocol)
     if settings is None:
         if root is None:

@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypedDict
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from preceptor.errors import UserError
-from preceptor.evaluate.metrics import imageclef_bleu, token_f1, vqa_soft
+from preceptor.evaluate.metrics import corpus_bleu, imageclef_bleu, token_f1, tokens, vqa_soft
 from preceptor.evaluate.normalise import NORMALISERS
 from preceptor.evaluate.protocols import Metric, Protocol
 from preceptor.types import AnswerType, Prediction, Sample
+
+if TYPE_CHECKING:
+    import numpy as np
 
 OTHER = "(other)"
 """The class of a confusion matrix that gathers the rare answers; no MEVF-normalised answer has brackets."""
@@ -84,6 +85,10 @@ class Scores:
         kinds = Counter(row["answer_type"] for row in self.scored)
         types = self.question_types()
         n = len(self.scored)
+        pooled = corpus_bleu(
+            [tokens(row["answer"]) for row in self.scored],
+            [[tokens(answer) for answer in row["answers"]] for row in self.scored],
+        )
         return {
             "metric": self.metric,
             "accuracy": self.accuracy,
@@ -91,6 +96,7 @@ class Scores:
             "closed": self.closed,
             "macro": sum(found["accuracy"] for found in types.values()) / len(types) if types else None,
             "bleu": sum(row["bleu"] for row in self.scored) / n if n else None,
+            **{f"bleu_{order}": value if n else None for order, value in enumerate(pooled, start=1)},
             "f1": sum(row["f1"] for row in self.scored) / n if n else None,
             "n": n,
             "n_open": kinds["open"],
@@ -131,7 +137,12 @@ def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol
         prediction = by_id[sample.id]
         text = normalise(prediction.answer)
         accepted = [normalise(answer) for answer in sample.answers]
+        correct = text in accepted
         bleu = imageclef_bleu(prediction.answer, sample.answers)
+        if metric == "accuracy":
+            worth = float(correct)
+        else:
+            worth = bleu if metric == "bleu" else vqa_soft(text, accepted)
         rows.append(
             Row(
                 id=sample.id,
@@ -139,11 +150,11 @@ def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol
                 answers=list(sample.answers),
                 prediction=text,
                 probability=prediction.probability,
-                target=text if text in accepted else accepted[0],
-                correct=text in accepted,
+                target=text if correct else accepted[0],
+                correct=correct,
                 answer_type=sample.answer_type,
                 question_type=sample.question_type,
-                score={"accuracy": float(text in accepted), "bleu": bleu, "soft": vqa_soft(text, accepted)}[metric],
+                score=worth,
                 bleu=bleu,
                 f1=token_f1(prediction.answer, sample.answers),
             )
@@ -157,6 +168,8 @@ def confusion(rows: Sequence[Row], most: int = 12) -> tuple[list[str], np.ndarra
     The last label, `OTHER`, gathers every other answer. The matrix is int64 (labels, labels): rows are targets,
     columns predictions. On its last diagonal element lie right and wrong answers alike.
     """
+    import numpy as np  # here, so that `preceptor score` starts without it
+
     counts = Counter(row["target"] for row in rows)
     frequent = sorted(counts, key=lambda answer: (-counts[answer], answer))[:most]
     index = {answer: position for position, answer in enumerate(frequent)}
