@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -81,7 +83,7 @@ def test_unknown_protocols_are_named(tmp_path):
 
 
 def test_the_entry_point_names_the_model(monkeypatch):
-    """lmms-eval cannot be installed here (it needs torchvision), so its manifest class is stood in for."""
+    """lmms-eval brings dozens of packages that nothing else here needs, so its classes are stood in for."""
 
     class ModelManifest:
         def __init__(self, model_id: str, simple_class_path: str) -> None:
@@ -108,6 +110,40 @@ def test_the_entry_point_names_the_model(monkeypatch):
     monkeypatch.delitem(sys.modules, place, raising=False)
     with pytest.raises(UserError, match="holds no trained model"):
         student(run="/nowhere")
+
+
+@pytest.mark.slow
+def test_a_run_through_lmms_eval_gives_the_numbers_of_score(tmp_path):
+    pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
+    data = make_data(tmp_path / "data")
+    make_bundle(data, 16, 0).save(tmp_path / "student")
+    keys = ("id", "question", "answer_type", "question_type")
+    rows = [
+        {**{key: getattr(s, key) for key in keys}, "image": s.image.name, "answer": s.answer, "split": s.part}
+        for s in data.samples
+    ]
+    toy = tmp_path / "data" / "toy.jsonl"
+    toy.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name = write_task("toy/given", toy, tmp_path / "tasks")
+    command = [
+        sys.executable, "-m", "lmms_eval", "--include_path", str(tmp_path / "tasks"), "--tasks", name,
+        "--model", "preceptor", "--model_args", f"run={tmp_path / 'student'}", "--batch_size", "8", "--device", "cpu",
+        "--output_path", str(tmp_path / "out"),
+    ]  # fmt: skip
+    offline = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (results,) = (tmp_path / "out").rglob("*results.json")
+    theirs = json.loads(results.read_text("utf-8"))["results"][name]
+    asked = [{key: row[key] for key in ("id", "image", "question")} for row in rows if row["split"] == "test"]
+    (tmp_path / "data" / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    said = [
+        {"id": row["id"], "answer": row["answers"][0]["answer"]}
+        for row in answer_table(tmp_path / "student", tmp_path / "data" / "ask.jsonl", None, 1)
+    ]
+    ours = score_file(predictions(tmp_path, said), "toy/given", root=toy)[0].as_dict()
+    for metric, key in (("score", "accuracy"), ("open", "open"), ("closed", "closed"), ("bleu", "bleu"), ("f1", "f1")):
+        assert theirs[f"{metric},none"] == pytest.approx(ours[key])
 
 
 def test_the_answers_are_those_of_predict(tmp_path):
