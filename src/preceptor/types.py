@@ -1,4 +1,7 @@
-"""The nouns of data that every room shares: Sample, VqaData, Prediction. Free of torch, so that scoring starts fast."""
+"""The nouns of data that every room shares: questions (Sample, VqaData, Prediction) and volumes (Case, CaseData).
+
+Free of torch, so that scoring starts fast.
+"""
 
 from __future__ import annotations
 
@@ -73,3 +76,59 @@ class Prediction:
     id: str
     answer: str
     probability: float
+
+
+@dataclass(frozen=True)
+class VolumeFile:
+    """A 3-D image: a NIfTI file, or one channel of a 4-D one."""
+
+    path: Path
+    channel: int | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination: the modalities that are there, by name, and its label map where it has one.
+
+    All images and the label map share one voxel grid. `group` names what must not be divided between parts (a patient).
+    """
+
+    id: str
+    images: Mapping[str, VolumeFile]
+    mask: VolumeFile | None
+    group: str
+    part: Part
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class CaseData:
+    """Cases as read, divided into parts.
+
+    `modalities` is the order of the network's inputs; a case may lack some of them, never all. `regions` are what is
+    segmented: the label values that make up each (BraTS: ``{"et": (4,), "tc": (1, 4), "wt": (1, 2, 4)}``); they may
+    overlap. `notes` must be printed beside every result.
+    """
+
+    name: str
+    split: str
+    root: Path
+    modalities: tuple[str, ...]
+    regions: Mapping[str, tuple[int, ...]]
+    cases: list[Case]
+    notes: list[str] = field(default_factory=list)
+    leaking: bool = False
+
+    def part(self, part: Part) -> list[Case]:
+        return [case for case in self.cases if case.part == part]
+
+    def fingerprint(self, part: Part | None = None) -> str:
+        """Return the SHA-256 of ids, groups, parts, file names and regions (not of the files' bytes)."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([self.modalities, {k: list(v) for k, v in self.regions.items()}]).encode())
+        for c in self.cases:
+            if part is None or c.part == part:
+                files = {m: [f.path.name, f.channel] for m, f in sorted(c.images.items())}
+                mask = [c.mask.path.name, c.mask.channel] if c.mask else None
+                digest.update(json.dumps([c.id, c.group, c.part, files, mask], ensure_ascii=False).encode())
+        return digest.hexdigest()
