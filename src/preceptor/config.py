@@ -73,6 +73,11 @@ class DataConfig(Section):
     """Which images validate; apart from `seed`, so that runs over seeds see the same parts."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training groups that is used: learning curves."""
+    unlabelled: list[Folder] = []
+    """Images for which the teacher alone answers, and the distilled student learns its answers: `rest` (what
+    `train_share` leaves out, without its labels), data sets by name (their training questions), tables of questions
+    (answers are not read), or folders of images (asked questions of training rows). Images of this data set's
+    validation and test parts are left out, by perceptual hash. The number of steps stays the same."""
     exclude_images_of: list[Folder] = []
     """Before transfer: data sets by name, tables, or folders of images, whose test images (of a folder, all images)
     are dropped from training and validation here, by perceptual hash."""
@@ -269,8 +274,8 @@ class TeachingConfig(Section):
     """Folder of the cache; default: `teacher-cache` in the output folder."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
     cross_questions: Annotated[int, Field(ge=0, le=20)] = 0
-    """Per training row, this many questions of other rows asked of its image, which the teacher alone answers. The
-    number of steps stays the same: an epoch is one of the labelled rows."""
+    """Per training or unlabelled row, this many questions of other training rows asked of its image, which the teacher
+    alone answers. The number of steps stays the same: an epoch is one of the labelled rows."""
 
 
 class MhkdConfig(Section):

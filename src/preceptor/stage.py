@@ -106,12 +106,13 @@ class Classroom:
                 )
 
     def training_examples(self, seed: int, *, crossed: bool = False) -> VqaExamples:
-        """Return the training rows; with `crossed`, the recipe's cross questions after them."""
+        """Return the training rows; with `crossed`, the unlabelled ones and the recipe's cross questions after them."""
         rows = self.data.part("train")
-        if crossed and self.recipe.method.teaching.cross_questions:
-            rows = rows + cross_questions(
-                rows, self.recipe.method.teaching.cross_questions, self.recipe.data.split_seed
-            )
+        if crossed:
+            every = rows + self.data.part("unlabelled")
+            number = self.recipe.method.teaching.cross_questions
+            rows = [row for row in every if row.question]
+            rows += cross_questions(every, number, self.recipe.data.split_seed)
         return VqaExamples(
             rows, self.tokenizer, self.vocabulary, self.preprocessing, self.recipe.data,
             augmented=True, seed=seed,
@@ -280,6 +281,7 @@ def train_stage(
             "name": data.name, "split": data.split, "sha256": data.fingerprint(),
             "test_sha256": data.fingerprint("test"),
             **{part: len(data.part(part)) for part in ("train", "validation", "test")},
+            **({"unlabelled": len(data.part("unlabelled"))} if teacher is not None and data.part("unlabelled") else {}),
         },
         "training": {
             "steps": progress.step, "best_step": progress.best_step, "kept_step": progress.kept_step,

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 AnswerType = Literal["open", "closed"]
-Part = Literal["train", "validation", "test"]
+Part = Literal["train", "validation", "test", "unlabelled"]
+"""`unlabelled` rows have no answers: a teacher gives them."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image.
+    """One question about one image; of an unlabelled row the question may be empty.
 
     `answers` holds every accepted answer, as written in the data set; the first is the one that is learnt. `group`
     names what must not be divided between parts (an image, a patient). `tags` carries whatever else a protocol selects

@@ -126,6 +126,38 @@ def test_cross_questions_are_new_unanswered_and_of_the_same_organ(sizes, number,
         assert s.part == "train"
 
 
+@given(sizes, sizes, st.integers(0, 3), seeds)
+def test_unlabelled_images_are_asked_questions_of_training_rows(sizes, others, number, seed):
+    samples = [replace(s, question=f"Q{i % 7}?") for i, s in enumerate(make(sizes))]
+    asking = [
+        replace(s, id=f"u{s.id}", group=f"u{s.group}", question="" if i % 2 else "own?", answers=())
+        for i, s in enumerate(make(others, "unlabelled"))
+    ]
+    found = [s for s in cross_questions(samples + asking, number, seed) if s.part == "unlabelled"]
+    by_id = {s.id: s for s in samples + asking}
+    drawn = Counter()
+    for s in found:
+        mine, other = (by_id[name] for name in s.id.split("+"))
+        assert (mine.part, other.part, s.question, s.answers) == ("unlabelled", "train", other.question, ())
+        drawn[mine.id] += 1
+    assert all(drawn[s.id] <= max(number, 0 if s.question else 1) for s in asking)
+    kinds = len({s.question for s in samples})
+    for group in {s.group for s in asking}:
+        mine = [s for s in asking if s.group == group]
+        wanted = sum(max(number, 0 if s.question else 1) for s in mine)
+        assert sum(drawn[s.id] for s in mine) == min(wanted, kinds)  # no question twice of one image
+
+
+def test_the_rest_of_a_share_is_kept_without_its_answers():
+    samples = make([3] * 20) + make([2], "validation", "v")
+    kept = subsample(samples, 0.25, 0, keep_rest=True)
+    assert [s for s in kept if s.part != "unlabelled"] == subsample(samples, 0.25, 0)
+    rest = [s for s in kept if s.part == "unlabelled"]
+    assert {s.id for s in kept} == {s.id for s in samples}
+    assert len(rest) == 45
+    assert all(s.answers == () for s in rest)
+
+
 def test_cross_questions_fill_up_and_draw_every_question_alike():
     samples = [replace(s, question=f"Q{s.id}?") for s in make([4] * 10)]
     found = cross_questions(samples, 3, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -10,7 +11,7 @@ from preceptor.config import DataConfig
 from preceptor.data import parquet, vqa_rad
 from preceptor.data.splits import note_leaks, subsample
 from preceptor.errors import UserError, nearest
-from preceptor.types import Part, VqaData
+from preceptor.types import Part, Sample, VqaData
 
 FOLDERS = {"vqa-rad": "vqa_rad", "vqa-med-2019": "vqa_med_2019", "slake": "slake", "path-vqa": "path_vqa"}
 """The folder of each data set under PRECEPTOR_DATA."""
@@ -43,9 +44,13 @@ def read_data(config: DataConfig, scratch: Path, needed: tuple[Part, ...] = ("tr
 
         limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
         leave_out(data, _images_of(entry, scratch), _public_name(entry), scratch.with_name(CACHE), **limits)
+    keep_rest = "rest" in config.unlabelled
     if config.train_share < 1:
-        data.samples = subsample(data.samples, config.train_share, config.split_seed)
+        data.samples = subsample(data.samples, config.train_share, config.split_seed, keep_rest=keep_rest)
         data.notes.append(f"trained on {config.train_share:.0%} of the training groups (data.train_share)")
+    elif keep_rest:
+        raise UserError("data.unlabelled=[rest] is what data.train_share leaves out, and that is 1: set it below 1")
+    add_unlabelled(data, config, scratch)
     for part in needed:
         if not data.part(part):
             raise UserError(f"{data.name} has no {part} questions; see its split column or data.validation_fraction")
@@ -99,6 +104,59 @@ def _read(config: DataConfig, scratch: Path) -> VqaData:
     )
 
 
+def add_unlabelled(data: VqaData, config: DataConfig, scratch: Path) -> None:
+    """Add the rows of `config.unlabelled` that are not of this data set, less images of its held-out parts."""
+    from preceptor.data.seen import CACHE, among, hash_images
+
+    limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
+    cache = scratch.with_name(CACHE)
+    left_out = 0
+    for entry in (entry for entry in config.unlabelled if entry != "rest"):
+        name = _public_name(entry)
+        rows = _questions_of(entry, scratch)
+        held_out = [sample.image for sample in data.samples if sample.part in ("validation", "test")]
+        theirs = dict(hash_images(held_out, cache, **limits).values())
+        known = among(hash_images([sample.image for sample in rows], cache, **limits), theirs)
+        left_out += len(known)
+        data.samples += [
+            replace(s, id=f"{name}:{s.id}", group=f"{name}:{s.group}", part="unlabelled", answers=(), tags={})
+            for s in rows
+            if s.image not in known
+        ]
+    if added := data.part("unlabelled"):
+        data.notes.append(
+            f"Beside the labelled rows a distilled student saw {len({s.image for s in added}):,} images "
+            f"({sum(bool(s.question) for s in added):,} questions) without labels (data.unlabelled)"
+            + (f"; {left_out} that are validation or test images too were left out." if left_out else ".")
+        )
+
+
+def _questions_of(entry: str, scratch: Path) -> list[Sample]:
+    """Return the training rows of a data set, all rows of a table, or a row without a question for each image file."""
+    name = entry.replace("_", "-").partition("/")[0]
+    path = Path(entry)
+    if name in FOLDERS:
+        chosen = {"name": name, "language": "en"} if name == "slake" else {"name": name}
+        other = _read(DataConfig.model_validate(chosen), scratch.with_name(f"{scratch.name}-{name}"))
+        return other.part("train")
+    if path.suffix in (".csv", ".jsonl"):
+        from preceptor.data.table import read_table
+
+        return read_table(path, answered=False).samples
+    files = _image_files(path, "data.unlabelled", entry, "`rest`, a data set")
+    names = [file.relative_to(path).as_posix() for file in files]
+    return [Sample(n, file, "", (), "open", n, "unlabelled") for n, file in zip(names, files, strict=True)]
+
+
+def _image_files(path: Path, key: str, entry: str, kinds: str) -> list[Path]:
+    if not path.is_dir():
+        raise UserError(f"{key}: {entry!r} is not {kinds}, a table or a folder of images{nearest(entry, FOLDERS)}")
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
+    if not found:
+        raise UserError(f"{key}: the folder {path} holds no image files")
+    return found
+
+
 def _images_of(entry: str, scratch: Path) -> list[Path]:
     """Return the test images of a data set or table, or all images of a folder."""
     name, _, split = entry.replace("_", "-").partition("/")
@@ -111,13 +169,8 @@ def _images_of(entry: str, scratch: Path) -> list[Path]:
         from preceptor.data.table import read_table
 
         data = read_table(path)
-    elif path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
-        if not found:
-            raise UserError(f"data.exclude_images_of: the folder {path} holds no image files")
-        return found
     else:
-        raise UserError(f"data.exclude_images_of: {entry!r} is no data set, table or folder{nearest(entry, FOLDERS)}")
+        return _image_files(path, "data.exclude_images_of", entry, "a data set")
     return [sample.image for sample in data.part("test")]
 
 

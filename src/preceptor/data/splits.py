@@ -43,11 +43,11 @@ def cut_validation(samples: Iterable[Sample], fraction: float, seed: int) -> lis
     return [replace(s, part="validation") if s.part == "train" and s.group in moved else s for s in samples]
 
 
-def subsample(samples: Iterable[Sample], share: float, seed: int) -> list[Sample]:
+def subsample(samples: Iterable[Sample], share: float, seed: int, *, keep_rest: bool = False) -> list[Sample]:
     """Return the rows with only `share` of the training part kept, by whole groups; for learning curves.
 
     A smaller share's rows are among those of every larger share with the same seed. At least one group stays; other
-    parts are untouched.
+    parts are untouched. With `keep_rest` the other training rows stay too, unlabelled.
 
     Raises:
         UserError: `share` is not in (0, 1].
@@ -65,39 +65,55 @@ def subsample(samples: Iterable[Sample], share: float, seed: int) -> list[Sample
             break
         kept.add(group)
         count += sizes[group]
-    return [s for s in samples if s.part != "train" or s.group in kept]
+    rest = [s for s in samples if s.part == "train" and s.group not in kept]
+    found = [s for s in samples if s.part != "train" or s.group in kept]
+    return found + ([replace(s, part="unlabelled", answers=()) for s in rest] if keep_rest else [])
 
 
 def cross_questions(samples: Iterable[Sample], number: int, seed: int) -> list[Sample]:
-    """Return `number` new rows for each training row: its image, with the question of a row about another image.
+    """Return `number` new rows for each training or unlabelled row: its image, with the question of another image's
+    training row.
 
     They have no answer; a teacher gives one. Questions come from images of the same organ where the rows say which
-    (`tags["image_organ"]`), are never asked twice of an image, and never one that the training rows ask of it already.
-    The rows depend on the ids of the training rows and on `seed` alone. Where an image runs out of questions there are
-    fewer.
+    (`tags["image_organ"]`), are never asked twice of an image, and never one that its own rows ask of it already.
+    An unlabelled row without a question is given one at least. The rows depend on the ids of those rows and on `seed`
+    alone. Where an image runs out of questions there are fewer.
     """
+    rows = [sample for sample in samples if sample.part in ("train", "unlabelled")]
+    asked = {(sample.group, sample.question.lower()) for sample in rows}
+    train = [sample for sample in rows if sample.part == "train"]
     pools: dict[str, list[Sample]] = {}
-    asked = set()
-    for sample in samples:
-        if sample.part == "train":
-            pools.setdefault(sample.tags.get("image_organ", ""), []).append(sample)
-            asked.add((sample.group, sample.question.lower()))
+    for sample in train:
+        pools.setdefault(_organ(sample), []).append(sample)
+    askers: dict[str, list[Sample]] = {}
+    for sample in rows:
+        askers.setdefault(_organ(sample), []).append(sample)
     found = []
-    for pool in pools.values():
-        for turn in range(number):
-            by_id = {sample.id: sample for sample in pool}
+    for organ, images in askers.items():
+        by_id = {sample.id: sample for sample in pools.get(organ, train)}
+        images_by_id = {sample.id: sample for sample in images}
+        for turn in range(max([number, *(1 for sample in images if not sample.question)])):
             order = [by_id[name] for name in _ordered(by_id, f"cross:{seed}:{turn}")]
-            for position, sample in enumerate(order):
-                # The first that is new to this image, from a place of its own on: each question is drawn about once.
-                for step in range(1, len(order)):
-                    other = order[(position + step) % len(order)]
+            places = {sample.id: place for place, sample in enumerate(order)}
+            for place, name in enumerate(_ordered(images_by_id, f"cross:{seed}:{turn}")):
+                sample = images_by_id[name]
+                if turn >= number and sample.question:
+                    continue
+                # The first that is new to this image, from a place of its own on: all questions are drawn alike.
+                start = places.get(name, place)
+                for step in range(1, len(order) + 1):
+                    other = order[(start + step) % len(order)]
                     key = (sample.group, other.question.lower())
                     if other.group != sample.group and key not in asked:
                         asked.add(key)
-                        question = replace(other, id=f"{sample.id}+{other.id}", image=sample.image, group=sample.group)
-                        found.append(replace(question, answers=()))
+                        question = replace(other, id=f"{name}+{other.id}", image=sample.image, group=sample.group)
+                        found.append(replace(question, answers=(), part=sample.part))
                         break
     return found
+
+
+def _organ(sample: Sample) -> str:
+    return sample.tags.get("image_organ", "")
 
 
 def group_by_content(samples: Iterable[Sample]) -> list[Sample]:

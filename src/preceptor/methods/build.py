@@ -55,10 +55,13 @@ def cache_identity(room: Classroom, source: TeacherSource, fields: list[str]) ->
     """Return what a cache must have been written from."""
     tokens = hashlib.sha256(room.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     data, crossed = room.recipe.data, room.recipe.method.teaching.cross_questions
+    rows = f"{room.data.name} {room.data.fingerprint('train')}"
+    if room.data.part("unlabelled"):
+        rows += f" and unlabelled {room.data.fingerprint('unlabelled')}"
     return CacheIdentity(
         teacher=source.fingerprint,
         vocabulary=room.vocabulary.fingerprint(),
-        data=f"{room.data.name} {room.data.fingerprint('train')}{f' and {crossed} cross questions' * bool(crossed)}",
+        data=rows + f" and {crossed} cross questions" * bool(crossed),
         split=room.data.split,
         preprocessing={**room.preprocessing.as_dict(), "tokenizer": tokens, "fields": sorted(fields)},
         augmentation=data.augment.model_dump(mode="json") if data.augment.enabled else {"enabled": False},
