@@ -7,13 +7,17 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from preceptor.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    from preceptor.config_volumes import SegmentationRecipe
+
+R = TypeVar("R", bound="OutputFolder")
 Stage = Literal["teacher", "alone", "distilled"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -299,7 +303,16 @@ class ReportConfig(Section):
     latency_questions: Positive = 50
 
 
-class Recipe(Section):
+class OutputFolder(Section):
+    name: str
+    output: Folder = "runs/{name}"
+
+    @property
+    def output_folder(self) -> Path:
+        return Path(self.output.replace("{name}", self.name))
+
+
+class Recipe(OutputFolder):
     name: str
     description: str = ""
     output: Folder = "runs/{name}"
@@ -330,10 +343,6 @@ class Recipe(Section):
             raise ValueError("stages without 'teacher' need method.teaching.runs=[RUN, ...] to learn from")
         return self
 
-    @property
-    def output_folder(self) -> Path:
-        return Path(self.output.replace("{name}", self.name))
-
 
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes."""
@@ -359,11 +368,19 @@ def recipe_text(name: str) -> tuple[str, str]:
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and apply ``key.sub=value`` overrides, whose values are YAML (``true``, ``3``, ``[1, 2]``).
+    """Read a recipe of visual question answering, and apply ``key.sub=value`` overrides, whose values are YAML.
 
     Raises UserError for a file that cannot be read, an unknown key (naming the nearest one) and a value that does not
-    fit, each with its place.
+    fit, each with its place; and for a recipe of another kind.
     """
+    recipe = load_any_recipe(name, overrides)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{name} is a recipe of {recipe.method.name}; this is for recipes of visual question answering")
+    return recipe
+
+
+def load_any_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe | SegmentationRecipe:
+    """Read a recipe of any method, as `load_recipe`; `method.name` says which it is."""
     text, place = recipe_text(name)
     try:
         raw = yaml.safe_load(text)
@@ -373,6 +390,11 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         raise UserError(f"{place} must be a mapping of keys to values, not {type(raw).__name__}")
     for override in overrides:
         _apply(raw, override)
+    method = raw.get("method")
+    if isinstance(method, dict) and method.get("name") == "lckd":
+        from preceptor.config_volumes import SegmentationRecipe
+
+        return validate(raw, place, SegmentationRecipe)
     return validate(raw, place)
 
 
@@ -389,11 +411,11 @@ def load_data_config(name: str, root: Path | None, overrides: Iterable[str] = ()
     return validate(raw, f"data set {name}").data
 
 
-def validate(raw: Mapping[str, Any], place: str) -> Recipe:
+def validate(raw: Mapping[str, Any], place: str, kind: type[R] = Recipe) -> R:  # type: ignore[assignment]
     try:
-        return Recipe.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        raise UserError("; ".join(_sentence(dict(detail), place) for detail in error.errors())) from error
+        raise UserError("; ".join(_sentence(dict(detail), place, kind) for detail in error.errors())) from error
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -414,12 +436,12 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _sentence(detail: dict[str, Any], place: str) -> str:
+def _sentence(detail: dict[str, Any], place: str, kind: type[OutputFolder]) -> str:
     # Where several types fit a key, pydantic adds the one that it tried, such as list[int].
     path = [str(part) for part in detail["loc"] if "[" not in str(part)]
     key = ".".join(path) or "the recipe"
     if detail["type"] == "extra_forbidden":
-        known = [name for name in known_keys() if not key.startswith(f"{name}.")]
+        known = [name for name in known_keys(kind) if not key.startswith(f"{name}.")]
         beside = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         return f"{place} has the unknown key {key!r}{nearest(key, close or beside)}"
@@ -431,9 +453,9 @@ def _sentence(detail: dict[str, Any], place: str) -> str:
     return f"{place}, key {key}: {message}{value}"
 
 
-def known_keys() -> list[str]:
+def known_keys(kind: type[OutputFolder] = Recipe) -> list[str]:
     """Return every dotted key of a recipe."""
-    return list(_keys(Recipe, ""))
+    return list(_keys(kind, ""))
 
 
 def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
@@ -443,7 +465,7 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
             yield from _keys(field.annotation, f"{prefix}{name}.")
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: OutputFolder) -> str:
     """Return the resolved recipe as YAML, enough to run again."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
