@@ -27,7 +27,7 @@ def main() -> None:
     import torch
 
     from preceptor.config import load_recipe
-    from preceptor.evaluate.run import machine, versions
+    from preceptor.evaluate.machine import QUESTIONS, machine, versions
     from preceptor.methods.build import cached_teacher
     from preceptor.methods.mhkd import Lesson, MhkdTask, teacher_forward
     from preceptor.runs import open_classroom
@@ -74,7 +74,7 @@ def main() -> None:
         print(f"{name:11s} {1000 * middle:7.1f} ms a step   ratio {middle / plain:.3f}")
     print(
         json.dumps(
-            {"recipe": args.recipe, "batch": config.batch_size, "bf16": native_bf16(), **machine(), **versions()}
+            {"recipe": args.recipe, "batch": config.batch_size, "bf16": native_bf16(), **machine(), **versions(*QUESTIONS)}
         )
     )
 

@@ -30,9 +30,9 @@ Output = Annotated[Path | None, typer.Option(help="Where to write.")]
 
 def _recipe(name: str, overrides: list[str] | None):
     """Load a recipe, and keep the process off the network unless the recipe asks for it."""
-    from preceptor.config import load_recipe
+    from preceptor.config import load_any_recipe
 
-    recipe = load_recipe(name, overrides or [])
+    recipe = load_any_recipe(name, overrides or [])
     _offline(recipe.allow_downloads)
     return recipe
 
@@ -47,9 +47,16 @@ def _offline(allow_downloads: bool = False) -> None:
 
 def _run(recipe, as_json: bool) -> None:
     _log_to_stderr()
-    from preceptor.runs import run_recipe
+    from preceptor.config import Recipe
 
-    results = run_recipe(recipe)
+    if isinstance(recipe, Recipe):
+        from preceptor.runs import run_recipe
+
+        results = run_recipe(recipe)
+    else:
+        from preceptor.segmentation.run import run_segmentation
+
+        results = run_segmentation(recipe)
 
     def show(document: dict[str, Any]) -> None:
         show_results(document)
@@ -68,13 +75,13 @@ def _log_to_stderr() -> None:
 
 @app.command()
 def demo(
-    method: Annotated[str, typer.Argument(help="mhkd")] = "mhkd", output: Output = None, as_json: Json = False
+    method: Annotated[str, typer.Argument(help="mhkd or lckd")] = "mhkd", output: Output = None, as_json: Json = False
 ) -> None:
-    """Train teacher, student alone and distilled student on generated data, in a few minutes."""
+    """Train with and without distillation on generated data, in a few minutes, and compare."""
     from preceptor.errors import nearest
 
-    if method not in ("mhkd",):
-        raise UserError(f"there is no demo {method!r}{nearest(method, ['mhkd'])}")
+    if method not in ("mhkd", "lckd"):
+        raise UserError(f"there is no demo {method!r}{nearest(method, ['mhkd', 'lckd'])}")
     _run(_recipe(f"{method}-demo", [f"output={output}"] if output else []), as_json)
 
 
@@ -111,10 +118,20 @@ def predict(
     table: Annotated[Path | None, typer.Option(help="CSV or JSONL with image and question.")] = None,
     output: Output = None,
     top: Annotated[int, typer.Option(min=1, help="How many answers to show.")] = 3,
+    case: Annotated[
+        list[Path] | None, typer.Option(help="Case to segment: its folder, a 4-D file, or one --case per file.")
+    ] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="With --case: write them too.")] = False,
+    post: Annotated[bool, typer.Option("--post", help="With --case: apply the recipe's post-processing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Answer a question about an image, or every question of a table."""
+    """Answer a question about an image, or every question of a table; or segment a case."""
     _offline()
+    if case:
+        if image is not None or question is not None or table is not None:
+            raise UserError("predict takes --case, or --image with --question, or --table; not several of them")
+        _segment(run, case, output or Path(), probabilities, post, as_json)
+        return
     from preceptor.serving import answer_image, answer_table
 
     if table is not None and image is None and question is None:
@@ -122,7 +139,7 @@ def predict(
     elif image is not None and question is not None and table is None:
         answers = [answer_image(run, image, question, top)]
     else:
-        raise UserError("predict needs --image FILE with --question TEXT, or --table FILE")
+        raise UserError("predict needs --image FILE with --question TEXT, --table FILE, or --case FOLDER")
 
     def show(rows: list[dict[str, Any]]) -> None:
         if output is not None and table is not None:
@@ -135,6 +152,14 @@ def predict(
     say(answers, as_json, show)
 
 
+def _segment(run: Path, case: list[Path], output: Path, probabilities: bool, post: bool, as_json: bool) -> None:
+    from preceptor.segmentation.predict import segment_case, sentences
+
+    where = case[0] if len(case) == 1 else case
+    found = segment_case(run, where, output, probabilities=probabilities, post=post)
+    say(found, as_json, lambda document: print("\n".join(sentences(document))))
+
+
 @app.command()
 def cache(recipe: Annotated[str, typer.Argument(help="Recipe or run folder.")],
     overrides: Overrides = None,
@@ -142,7 +167,10 @@ def cache(recipe: Annotated[str, typer.Argument(help="Recipe or run folder.")],
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write the teacher's signals of a recipe to its cache, or verify them; exit 1 where they do not agree."""
-    loaded = _recipe(recipe, overrides)
+    from preceptor.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    _offline(loaded.allow_downloads)
     _log_to_stderr()
     from preceptor.serving import cache_run
 
@@ -173,7 +201,8 @@ def doctor(
 
     def show(document: dict[str, Any]) -> None:
         counts = ", ".join(f"{n} {part}" for part, n in document["rows"].items())
-        print(f"{document['name']} {document['split']}: {counts}; {document['images']} images")
+        kind = f"; {document['images']} images" if "images" in document else " cases"
+        print(f"{document['name']} {document['split']}: {counts}{kind}")
         for note in document["notes"]:
             print(f"note: {note}")
         if document["findings"]:
@@ -326,9 +355,9 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
     """List the shipped recipes."""
     if context.invoked_subcommand:
         return
-    from preceptor.config import load_recipe, recipe_names
+    from preceptor.config import load_any_recipe, recipe_names
 
-    found = {name: load_recipe(name).description for name in recipe_names()}
+    found = {name: load_any_recipe(name).description for name in recipe_names()}
     say(found, as_json, lambda _: table("recipes", ["name", "what it does"], [[n, d] for n, d in found.items()]))
 
 

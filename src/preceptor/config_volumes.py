@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from preceptor.config import Folder, Fraction, OutputFolder, Positive, Section, Seed, TermConfig, TrainConfig
 
 Sides = tuple[Positive, Positive, Positive]
+PositiveNumber = Annotated[float, Field(gt=0)]
 
 
 class PhantomCasesConfig(Section):
@@ -42,6 +43,9 @@ class VolumeDataConfig(Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
     split_seed: Seed = 0
+    spacing: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
+    """Voxel size in mm (from feet to head, front to back, side to side) that cases are resampled to; default: their
+    own. Predictions are written on the source's grid."""
     patch_size: Sides = (48, 48, 48)
     """Voxels of a training crop and of a window of inference."""
     intensity: Literal["zscore", "histogram", "percentile"] = "zscore"

@@ -14,13 +14,15 @@ import numpy as np
 from preceptor.config import Recipe, dump_recipe
 from preceptor.data.read import read_data
 from preceptor.errors import UserError
-from preceptor.evaluate.run import read_predictions, versions
+from preceptor.evaluate.machine import QUESTIONS, versions
+from preceptor.evaluate.run import read_predictions
 from preceptor.evaluate.statistics import mcnemar, paired_bootstrap
 from preceptor.files import write_text
 from preceptor.methods.build import cached_teacher, online_teacher
 from preceptor.methods.mhkd import Lesson
 from preceptor.models.bundle import VqaBundle
 from preceptor.processes import processes
+from preceptor.run_folder import logged_to
 from preceptor.stage import Classroom, cache_folder, teacher_folders, train_stage
 from preceptor.task import TeacherSource
 
@@ -54,11 +56,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     root = recipe.output_folder
     state = processes()
     root.mkdir(parents=True, exist_ok=True)
-    logged = logging.FileHandler(root / "log.txt", encoding="utf-8") if state.is_main_process else None
-    if logged:
-        logged.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(logged)
-    try:
+    with logged_to(root / "log.txt", state.is_main_process):
         room = open_classroom(recipe)
         with state.main_process_first():
             room.refuse_known_tests()
@@ -74,7 +72,12 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
         else:
             last = stages[list(stages)[-1]]
             results = {"protocols": last["protocols"], "stages": stages, "comparison": compare_stages(root, stages)}
-            results |= {"seed": recipe.seed, "versions": versions(), "data": last["data"], "notes": last["notes"]}
+            results |= {
+                "seed": recipe.seed,
+                "versions": versions(*QUESTIONS),
+                "data": last["data"],
+                "notes": last["notes"],
+            }
             results |= {key: last[key] for key in ("parameters", "latency_ms")}
         if state.is_main_process:
             from preceptor.report.page import write_report
@@ -84,10 +87,6 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
             write_report(root, data=room.data, recipe=recipe)
         state.wait_for_everyone()
         return results
-    finally:
-        if logged:
-            log.removeHandler(logged)
-            logged.close()
 
 
 def _stages(recipe: Recipe, room: Classroom) -> dict[str, Callable[[Path], dict[str, Any]]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from preceptor.config import DataConfig, Recipe, load_recipe
+from preceptor.config import DataConfig, Recipe, load_any_recipe
+from preceptor.config_volumes import SegmentationRecipe
 from preceptor.data.check import check_data, check_images
 from preceptor.data.examples import VqaExamples
 from preceptor.data.images import load_image
@@ -19,7 +20,8 @@ from preceptor.errors import UserError
 from preceptor.evaluate.protocols import protocol_named
 from preceptor.evaluate.run import evaluate_bundle, write_predictions
 from preceptor.files import json_lines, write_text
-from preceptor.models.bundle import VqaBundle, student_folder
+from preceptor.models.bundle import VqaBundle
+from preceptor.run_folder import student_folder
 from preceptor.task import Batch
 from preceptor.types import Sample
 
@@ -27,7 +29,11 @@ from preceptor.types import Sample
 def evaluate_run(run: Path, overrides: list[str], protocol: str | None, output: Path | None) -> dict[str, Any]:
     """Score a run's model on its own or other data; the predictions go to `output` or beside the model's stage."""
     folder = student_folder(run)
-    recipe = load_recipe(str(_stage(folder)), overrides)
+    recipe = load_any_recipe(str(_stage(folder)), overrides)
+    if isinstance(recipe, SegmentationRecipe):
+        from preceptor.segmentation.serve import evaluate_network
+
+        return evaluate_network(folder, recipe, protocol, output or _stage(folder), whole=output is not None)
     data = read_data(recipe.data, recipe.output_folder / "data", needed=("test",))
     if ids := known_tests(data, read_seen(folder) or [], None):
         data.notes.append(f"{len(ids)} of the test images were trained on, in another data set: these scores flatter.")
@@ -124,7 +130,11 @@ def check_run(name: str, overrides: list[str]) -> dict[str, Any]:
     if path.suffix in (".csv", ".jsonl"):
         data, limits = read_table(path), {}
     else:
-        recipe = load_recipe(name, overrides)
+        recipe = load_any_recipe(name, overrides)
+        if isinstance(recipe, SegmentationRecipe):
+            from preceptor.segmentation.serve import check_recipe
+
+            return check_recipe(recipe)
         data = read_data(recipe.data, recipe.output_folder / "data", needed=())
         limits = {"max_bytes": recipe.data.max_image_bytes, "max_pixels": recipe.data.max_image_pixels}
     findings = [
@@ -144,7 +154,11 @@ def report_run(run: Path) -> Path:
 
     if not (run / "results.json").is_file():
         raise UserError(f"{run} has no results.json; `preceptor train` writes it when a run is finished")
-    recipe = load_recipe(str(run))
+    recipe = load_any_recipe(str(run))
+    if isinstance(recipe, SegmentationRecipe):
+        from preceptor.segmentation.serve import report_segmentation
+
+        return report_segmentation(run, recipe)
     try:
         data = read_data(recipe.data, recipe.output_folder / "data")
     except UserError:

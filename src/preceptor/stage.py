@@ -18,20 +18,20 @@ from preceptor.data.examples import Preprocessing, VqaExamples
 from preceptor.data.splits import cross_questions
 from preceptor.distill.inherit import inherit_words
 from preceptor.errors import UserError
+from preceptor.evaluate.machine import QUESTIONS, machine, versions
 from preceptor.evaluate.run import (
     accuracy,
     evaluate_bundle,
     latency_ms,
-    machine,
     predict_part,
-    versions,
     write_predictions,
 )
 from preceptor.files import sha256, write_text
 from preceptor.methods.mhkd import MhkdTask
-from preceptor.models.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer, student_folder
+from preceptor.models.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
 from preceptor.models.vision import remember_images
 from preceptor.processes import processes
+from preceptor.run_folder import student_folder
 from preceptor.task import Task, TeacherSource
 from preceptor.train.loop import Job, fit
 from preceptor.types import VqaData
@@ -275,7 +275,7 @@ def train_stage(
         "latency": f"model alone, one question at a time, {best.model.dtype}, median".replace("torch.", ""),
         "seed": seed,
         "weights_sha256": weights,
-        "versions": versions(),
+        "versions": versions(*QUESTIONS),
         "machine": machine(),
         "data": {
             "name": data.name, "split": data.split, "sha256": data.fingerprint(),

@@ -33,8 +33,10 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def show_results(results: dict[str, Any]) -> None:
-    """Print accuracy, parameters and milliseconds of each stage, with the baselines."""
+    """Print what each stage of a run reached, with the baselines."""
     stages = results.get("stages") or {results.get("stage", "model"): results}
+    if "regions" in results:
+        return show_segmentation(results, stages)
     for protocol, scores in results["protocols"].items():
         rows = []
         for name, stage in stages.items():
@@ -54,6 +56,32 @@ def show_results(results: dict[str, Any]) -> None:
                       f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}")  # fmt: skip
             else:
                 print(f"{name}: {100 * value:.1f} %")
+    for note in results.get("notes", []):
+        print(f"note: {note}")
+
+
+def show_segmentation(results: dict[str, Any], stages: dict[str, Any]) -> None:
+    """Print the Dice of every subset by region and stage, means, parameters and milliseconds."""
+    regions = results["regions"]
+    for protocol, scores in results["protocols"].items():
+        columns = [f"{stage} {region}" if len(stages) > 1 else region for region in regions for stage in stages]
+        rows = []
+        for subset in [*scores["subsets"], None]:
+            cells = []
+            for region in regions:
+                for stage in stages.values():
+                    own = stage["protocols"][protocol]
+                    cells.append(percent((own["subsets"][subset]["dice"] if subset else own["regions"])[region]))
+            rows.append([subset or f"mean of {len(scores['subsets'])}", *cells])
+        table(f"{protocol}: Dice (n = {scores['n']} cases)", ["modalities", *columns], rows)
+        for name, value in results.get("comparison", {}).get(protocol, {}).items():
+            print(f"{name}: {100 * value['difference']:+.1f} points of mean Dice, {value['interval']}: "
+                  f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}")  # fmt: skip
+    rows = [[name, percent(next(iter(stage["protocols"].values()))["dice"]),
+             f"{stage['parameters'] / 1e6:.2f} M" if "parameters" in stage else "",
+             f"{stage['latency_ms']:.0f}" if stage.get("latency_ms") is not None else ""]
+            for name, stage in stages.items()]  # fmt: skip
+    table("models", ["model", "mean Dice", "parameters", "ms / case"], rows)
     for note in results.get("notes", []):
         print(f"note: {note}")
 

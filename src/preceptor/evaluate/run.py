@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from dataclasses import replace
@@ -114,23 +113,3 @@ def latency_ms(bundle: VqaBundle, data: VqaData, config: DataConfig, questions: 
             times.append(time.perf_counter() - begun)
     timed = times[len(warm_up) :]
     return round(1000 * statistics.median(timed), 3) if timed else None
-
-
-def machine() -> dict[str, Any]:
-    """Return what a reader needs to place a timing, and nothing that names this very machine."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
-        processor = next((value.strip() for key, _, value in lines if key.strip() == "model name"), processor)
-    found: dict[str, Any] = {"processor": processor, "threads": torch.get_num_threads()}
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("preceptor", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "pillow")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -20,6 +20,7 @@ from preceptor.data.examples import Preprocessing
 from preceptor.errors import UserError, nearest
 from preceptor.models import efficientnet_lite
 from preceptor.models.vqa_transformer import VqaTransformer, VqaTransformerConfig
+from preceptor.run_folder import student_folder
 
 LITE = f"package:{efficientnet_lite.PACKAGE}"
 
@@ -91,17 +92,6 @@ def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
         "size": {"height": side, "width": side}, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
         "image_mean": list(preprocessing.mean), "image_std": list(preprocessing.std),
     }  # fmt: skip
-
-
-def student_folder(folder: Path) -> Path:
-    """Return the model folder of a run, a stage or a model folder itself."""
-    for candidate in (folder, folder / "student", folder / "distilled" / "student"):
-        if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
-            return candidate
-    raise UserError(
-        f"{folder} holds no trained model: expected config.json and model.safetensors in it, in {folder}/student or in "
-        f"{folder}/distilled/student"
-    )
 
 
 def find_pretrained(name: str, *, allow_downloads: bool) -> str | None:

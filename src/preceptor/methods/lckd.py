@@ -1,0 +1,172 @@
+"""LCKD: learnable cross-modal knowledge distillation for missing modalities (Wang et al., MICCAI 2023).
+
+Each sample shows a subset of its modalities. A vote on validation cases finds which modality, alone, segments each
+region best; their features teach those of the other modalities:
+
+    segmentation  Dice + BCE of the masks from the modalities shown                        section 2.3, eq. 4
+    cross_modal   |stop(f_t) - f_s| of the bottlenecks, t elected and shown, s shown        section 2.2, eq. 2
+    full/output   T^2 KL of each voxel's probability, from a network that sees everything   (mmFormer's peers; not LCKD)
+    full/features |stop(mean f of the teacher) - mean f of the student|                     (likewise)
+
+What paper and published code leave open or do differently is a setting (docs/paper_index.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from preceptor.config_volumes import LckdConfig
+from preceptor.distill.cross_modal import cross_modal
+from preceptor.distill.segmentation_loss import bce_per_sample, dice_loss_per_sample
+from preceptor.methods.dropping import show
+from preceptor.methods.mhkd import schedule
+from preceptor.models.multimodal_unet import MultimodalUNet, Segmentation
+from preceptor.task import Batch, LossTerms, Task
+from preceptor.teachers.election import Election
+from preceptor.teachers.source import weights_fingerprint
+
+
+class LckdTask(Task):
+    """A network for any subset of modalities, and what it learns from beside the masks."""
+
+    student: MultimodalUNet
+
+    def __init__(
+        self,
+        student: MultimodalUNet,
+        config: LckdConfig,
+        *,
+        distil: bool = True,
+        votes: Callable[[MultimodalUNet], Tensor] | None = None,
+        vote_every: int = 0,
+        full: MultimodalUNet | None = None,
+    ) -> None:
+        """`votes(network)` returns the soft Dice (N, R) of every modality alone on validation cases; it is asked before
+        the first step and after every `vote_every` steps. `full` is the frozen teacher that sees all modalities.
+        Without `distil` the network learns from the masks alone, at the same dropping.
+        """
+        super().__init__()
+        self.student, self.config = student, config
+        self.distil = distil
+        self.progress, self.step = 0.0, 0
+        own = student.config
+        self.election: Election | None = None
+        if distil and config.cross_modal.weight > 0:
+            if votes is None or vote_every < 1:
+                raise ValueError("the election needs votes, and a number of steps between them")
+            self.votes, self.vote_every = votes, vote_every
+            self.election = Election(own.modalities, own.regions)
+            if config.election.initial is not None:
+                self.election.appoint(config.election.initial)
+        # In a list, so that it is no submodule: neither trained nor saved.
+        self._full = [full.eval().requires_grad_(False)] if full is not None else []
+
+    def forward(self, batch: Batch) -> LossTerms:
+        c = self.config
+        shown = show(batch["available"], c.dropping, self.progress)
+        found = self.student(batch["images"], shown)
+        loss = LossTerms()
+        masks = batch["masks"]
+        loss.add("dice", dice_loss_per_sample(found.logits, masks).sum(), c.loss.dice)
+        loss.add("bce", bce_per_sample(found.logits, masks, c.loss.bce_reduction).sum(), c.loss.bce)
+        if self.election is not None:
+            loss.add(
+                "cross_modal", self._cross_modal(found, shown, masks).sum(), schedule(c.cross_modal, self.progress)
+            )
+        if self._full:
+            self._from_full(loss, batch, found, shown)
+        return loss
+
+    def _cross_modal(self, found: Segmentation, shown: Tensor, masks: Tensor) -> Tensor:
+        """Return (B,): mean over the levels that are compared, summed over regions that teach apart."""
+        assert self.election is not None
+        term = self.config.cross_modal
+        levels = found.features if term.levels == "all" else found.features[-1:]
+        teachers = self.election.teachers(self.config.teachers)
+        # Per task, each region's teacher speaks where that region lies.
+        groups: list[tuple[list[int], Tensor | None]] = [(teachers, None)]
+        if self.config.teachers == "per_task":
+            groups = [([teacher], masks[:, region]) for region, teacher in enumerate(teachers)]
+        total = found.logits.new_zeros(len(shown), dtype=torch.float32)
+        for features in levels:
+            for group, region in groups:
+                total = total + cross_modal(
+                    features, shown, group, students=term.students, distance=term.distance, pairs=term.pairs,
+                    normalise=term.normalise, where=None if region is None else _on_grid(region, features.shape[-3:]),
+                ) / len(groups)  # fmt: skip
+        return total / len(levels)
+
+    def _from_full(self, loss: LossTerms, batch: Batch, found: Segmentation, shown: Tensor) -> None:
+        term, weight = self.config.full, schedule(self.config.full, self.progress)
+        with torch.no_grad():
+            theirs = self._full[0](batch["images"], batch["available"])
+        loss.add("full/output", binary_kl(found.logits, theirs.logits, term.temperature).sum(), weight)
+        if term.features > 0:
+            mine = mean_available(found.features[-1], shown)
+            target = mean_available(theirs.features[-1], batch["available"])
+            distance = (mine - target).abs().flatten(1).mean(dim=1)
+            loss.add("full/features", distance.sum(), weight * term.features)
+
+    def units(self, batch: Batch) -> dict[str, int]:
+        return {"samples": len(batch)}
+
+    def on_interval(self, progress: float) -> None:
+        self.progress = progress
+        if self.election is not None and self.election.overall < 0:
+            self._vote(0)
+
+    def after_step(self, step: int) -> None:
+        if self.election is not None and step % self.vote_every == 0:
+            self._vote(step)
+
+    def _vote(self, step: int) -> None:
+        assert self.election is not None
+        training = self.student.training
+        self.student.eval()
+        with torch.inference_mode():
+            scores = self.votes(self.student)
+        self.student.train(training)
+        self.election.vote(step, scores.clone())
+
+    def task_state(self) -> dict[str, Tensor]:
+        return {} if self.election is None else {f"election.{k}": v for k, v in self.election.state().items()}
+
+    def load_task_state(self, state: dict[str, Tensor]) -> None:
+        if self.election is not None:
+            self.election.load({key.removeprefix("election."): value for key, value in state.items()})
+
+    @property
+    def full_fingerprint(self) -> str | None:
+        """SHA-256 of the weights of the teacher that sees all modalities; None without one."""
+        return weights_fingerprint(self._full[0]) if self._full else None
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the votes so far, as `Election.history`."""
+        return [] if self.election is None else self.election.history()
+
+
+def binary_kl(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return (B,): T^2 KL(sigmoid(t/T) || sigmoid(s/T)), the mean over regions and voxels (Hinton et al. 2015).
+
+    The regions overlap, so each voxel holds R distributions over two classes. `logits` (B, R, D, H, W).
+    """
+    s, t = logits.float() / temperature, teacher_logits.float() / temperature
+    p = torch.sigmoid(t)
+    kl = p * (F.logsigmoid(t) - F.logsigmoid(s)) + (1 - p) * (F.logsigmoid(-t) - F.logsigmoid(-s))
+    return temperature**2 * kl.flatten(1).mean(dim=1)
+
+
+def mean_available(features: Tensor, available: Tensor) -> Tensor:
+    """Return (B, C, d, h, w): the mean of features (B, N, C, d, h, w) over the `available` (B, N) modalities."""
+    weight = available.to(torch.float32) / available.sum(dim=1, keepdim=True)
+    return torch.einsum("bncdhw,bn->bcdhw", features.float(), weight)
+
+
+def _on_grid(region: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return (B, d, h, w): 1 where a cell of the feature grid holds any voxel of the region (B, D, H, W)."""
+    return F.adaptive_max_pool3d(region[:, None].float(), size)[:, 0]

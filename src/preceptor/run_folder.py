@@ -1,0 +1,35 @@
+"""A run's folder: its log, and where its model lies."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from preceptor.errors import UserError
+
+
+@contextlib.contextmanager
+def logged_to(path: Path, wanted: bool = True) -> Iterator[None]:
+    """Write what is logged to a file too, appending."""
+    log = logging.getLogger("preceptor")
+    handler = logging.FileHandler(path, encoding="utf-8") if wanted else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def student_folder(folder: Path) -> Path:
+    """Return the model folder of a run, a stage or a model folder itself."""
+    for candidate in (folder, folder / "student", folder / "distilled" / "student"):
+        if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
+            return candidate
+    raise UserError(
+        f"{folder} holds no trained model: expected config.json and model.safetensors in it, in {folder}/student or in "
+        f"{folder}/distilled/student"
+    )

@@ -1,0 +1,1 @@
+"""Segmentation with missing modalities: cases, training, evaluation over every subset, prediction."""

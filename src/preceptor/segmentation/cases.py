@@ -1,0 +1,59 @@
+"""The cases of a recipe, and how a network sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from preceptor.config_volumes import SegmentationRecipe, VolumeDataConfig
+from preceptor.data.brats import read_volumes
+from preceptor.data.phantom_cases import SPLIT, write_phantom_cases
+from preceptor.data.volume_examples import VolumeExamples, VolumeSettings
+from preceptor.errors import UserError
+from preceptor.types import CaseData, Part
+
+
+def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Part, ...] = ("train", "validation", "test")):
+    """Read the cases of a recipe as CaseData. Phantoms are written to `scratch`, or to `config.root`.
+
+    Raises UserError where the root is missing or holds no cases, and where a part of `needed` is empty.
+    """
+    if config.name == "phantom":
+        p = config.phantom
+        root = write_phantom_cases(
+            Path(config.root) if config.root else scratch, train=p.train, validation=p.validation, test=p.test,
+            seed=p.seed, size=p.size, missing=p.missing,
+        )  # fmt: skip
+        data = read_volumes(
+            root, modalities=config.modalities, regions=config.regions, split_file=root / SPLIT, name="phantom"
+        )
+        data.notes.append("Generated volumes: the numbers show that the method works, and nothing about medicine.")
+    elif config.root is None:
+        raise UserError(f"data.name={config.name} needs data.root=FOLDER, the folder of the cases or a table of them")
+    else:
+        data = read_volumes(
+            Path(config.root), modalities=config.modalities, regions=config.regions,
+            split_file=Path(config.split_file) if config.split_file else None, fold=config.fold, folds=config.folds,
+            validation_fraction=config.validation_fraction, test_fraction=config.test_fraction, seed=config.split_seed,
+            name=config.name,
+        )  # fmt: skip
+    for part in needed:
+        if not data.part(part):
+            raise UserError(
+                f"{data.name} has no {part} case; see data.split_file, data.fold, data.validation_fraction and "
+                "data.test_fraction"
+            )
+    return data
+
+
+def settings(config: VolumeDataConfig, *, augmented: bool) -> VolumeSettings:
+    """Return how a case becomes what the network sees."""
+    return VolumeSettings(
+        patch_size=config.patch_size, spacing=config.spacing, intensity=config.intensity,
+        augment=config.augment if augmented else "none", foreground_probability=config.foreground_probability,
+        max_voxels=config.max_voxels, broken=config.broken,
+    )  # fmt: skip
+
+
+def examples(recipe: SegmentationRecipe, data: CaseData, part: Part, seed: int) -> VolumeExamples:
+    """Return the examples of a part; those of training are augmented."""
+    return VolumeExamples(data.part(part), data, settings(recipe.data, augmented=part == "train"), seed=seed)

@@ -1,0 +1,197 @@
+"""One stage of a segmentation recipe: a network trained, chosen by validation, evaluated and written as a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from preceptor.config import differences, dump_recipe
+from preceptor.config_volumes import LckdConfig, SegmentationRecipe, SegmentationStage
+from preceptor.evaluate.machine import VOLUMES, machine, versions
+from preceptor.evaluate.segmentation import DESCRIBES, table
+from preceptor.files import json_lines, sha256, write_text
+from preceptor.methods.lckd import LckdTask
+from preceptor.models.multimodal_unet import MultimodalUNet, MultimodalUNetConfig
+from preceptor.processes import processes
+from preceptor.segmentation.cases import examples
+from preceptor.segmentation.score import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
+from preceptor.task import Task
+from preceptor.train.loop import Job, fit
+from preceptor.types import CaseData
+
+FACTS = "segmentation.json"
+
+
+def build_network(recipe: SegmentationRecipe, data: CaseData, seed: int) -> MultimodalUNet:
+    """Return a new network; its weights depend on `seed` alone. Raises UserError for sizes that do not fit it."""
+    m = recipe.model
+    config = MultimodalUNetConfig(
+        modalities=tuple(data.modalities), regions=tuple(data.regions), net=m.net, encoder=m.encoder,
+        channels=m.channels, fill=m.fill,
+    )  # fmt: skip
+    network = MultimodalUNet(config, seed=seed)
+    network.check_size(recipe.data.patch_size, "data.patch_size")
+    return network
+
+
+def stage_method(recipe: SegmentationRecipe, stage: SegmentationStage) -> LckdConfig:
+    """Return what a stage learns from: the teacher drops nothing, and `alone` is taught by nobody."""
+    method = recipe.method.model_copy(deep=True)
+    if stage != "distilled":
+        method.cross_modal.weight, method.full.weight = 0.0, 0.0
+    if stage == "teacher":
+        method.dropping.kind = "none"
+    return method
+
+
+def train_stage(
+    name: SegmentationStage, folder: Path, recipe: SegmentationRecipe, data: CaseData, full: MultimodalUNet | None
+) -> dict[str, Any]:
+    """Train a network into `folder` (or go on where it was stopped), evaluate it and return its results.
+
+    `full` is the teacher that sees all modalities. A finished stage is read back, not trained again.
+    """
+    state, method = processes(), stage_method(recipe, name)
+    if recipe.resume == "never" and state.is_main_process:
+        for part in ("checkpoints", "student", "predictions"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        for part in ("metrics.jsonl", "results.json", "report.html"):
+            (folder / part).unlink(missing_ok=True)
+    state.wait_for_everyone()
+    train, held_out = (examples(recipe, data, part, recipe.seed) for part in ("train", "validation"))
+    network = build_network(recipe, data, recipe.seed)
+    every = max(1, round(method.election.every * len(train) / recipe.train.batch_size))
+    task = LckdTask(
+        network, method, distil=name == "distilled", votes=lambda student: votes(student, held_out, recipe),
+        vote_every=every, full=full.to(state.device) if full is not None and method.full.weight > 0 else None,
+    )  # fmt: skip
+    promised: dict[str, dict[str, float]] = {}
+
+    def validate(_: Task) -> dict[str, float]:
+        network.eval()
+        promised.clear()
+        promised.update(validation_scores(network, held_out, recipe))
+        network.train()
+        by_region = {
+            region: float(statistics.fmean(scores[region] for scores in promised.values())) for region in data.regions
+        }
+        return {"score": mean_of(promised), **by_region}
+
+    def export(_: Task, target: Path) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        network.save(target)
+        write_text(target / FACTS, json.dumps(facts(recipe, data, promised), indent=1))
+
+    def start() -> None:
+        own = recipe.model_copy(deep=True)
+        own.stages, own.output = (name,), str(folder)
+        write_text(folder / "recipe.yaml", dump_recipe(own))
+
+    job = Job(
+        folder=folder, loader=lambda batches: train.loader(batches, recipe.data.workers), samples=len(train),
+        epoch_samples=len(train), validate=validate, export=export, identity=identity(recipe, data, method, task),
+        differences=differences, seed=recipe.seed, skip_limit=recipe.data.skip_limit, resume=recipe.resume == "auto",
+        title=name, start=start,
+    )  # fmt: skip
+    progress = fit(task, job, recipe.train)
+    weights = sha256(folder / "student" / "model.safetensors")
+    if (folder / "results.json").is_file():
+        finished = json.loads((folder / "results.json").read_text("utf-8"))
+        if (finished.get("weights_sha256"), finished["data"]["sha256"]) == (weights, data.fingerprint()):
+            return finished
+    best = MultimodalUNet.load(folder / "student").to(state.device).eval()
+    results, rows = evaluate(best, recipe, data)
+    results = {"stage": name, **results}
+    results |= {
+        "elections": task.history(),
+        "validation_subsets": json.loads((folder / "student" / FACTS).read_text("utf-8"))["validation"],
+        "parameters": sum(parameter.numel() for parameter in best.parameters()),
+        "latency_ms": latency_ms(best, recipe, data),
+        "latency": "one case with all its modalities, read from memory, float32",
+        "seed": recipe.seed, "weights_sha256": weights, "versions": versions(*VOLUMES), "machine": machine(),
+        "training": {
+            "steps": progress.step, "best_step": progress.best_step, "kept_step": progress.kept_step,
+            "seconds": round(progress.seconds, 1),
+            "samples_per_second": round(progress.step * recipe.train.batch_size / max(1e-9, progress.seconds), 2),
+            "skipped": progress.skipped, "validations": progress.validations,
+        },
+    }  # fmt: skip
+    if state.is_main_process:
+        from preceptor.report.segmentation_card import segmentation_card
+
+        write_rows(folder, rows)
+        worst = next(iter(rows.values()))
+        write_worst(folder / "predictions" / "masks", best, examples(recipe, data, "test", 0), recipe, worst)
+        write_text(folder / "student" / "README.md", segmentation_card(results, recipe))
+        write_text(folder / "results.json", json.dumps(results, indent=1))
+    state.wait_for_everyone()
+    return results
+
+
+def facts(recipe: SegmentationRecipe, data: CaseData, validation: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Return what prediction must know beside the weights: preparation, labels, and what validation promises."""
+    d, e = recipe.data, recipe.evaluation
+    return {
+        "regions": {name: list(values) for name, values in data.regions.items()},
+        "preparation": {"spacing": d.spacing, "intensity": d.intensity, "patch_size": list(d.patch_size)},
+        "inference": e.model_dump(mode="json"),
+        "data": {"name": data.name, "split": data.split, "validation": len(data.part("validation"))},
+        "validation": validation,
+    }
+
+
+def identity(recipe: SegmentationRecipe, data: CaseData, method: LckdConfig, task: LckdTask) -> dict[str, Any]:
+    """Return what must not change when a stage is resumed."""
+    kept = recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_voxels", "split_file"})
+    return json.loads(json.dumps({
+        "data": {**kept, "rows": data.fingerprint()},
+        "seed": recipe.seed,
+        "model": recipe.model.model_dump(mode="json"),
+        "train": recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
+        "method": method.model_dump(mode="json", exclude={"teaching_run"}),
+        "full": task.full_fingerprint,
+    }))  # fmt: skip
+
+
+def evaluate(
+    network: MultimodalUNet, recipe: SegmentationRecipe, data: CaseData
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """Return (results, rows by protocol id) of a network on the test part."""
+    test = examples(recipe, data, "test", 0)
+    found = score_cases(network, test, recipe)
+    rows = {f"{data.name}/{data.split}/{key}": value for key, value in found.items()}
+    results = {
+        "protocols": {id: table(value) for id, value in rows.items()},
+        "describes": {id: DESCRIBES[id.rpartition("/")[2]] for id in rows},
+        "notes": list(data.notes),
+        "modalities": list(data.modalities),
+        "regions": list(data.regions),
+        "data": {
+            "name": data.name, "split": data.split, "sha256": data.fingerprint(),
+            "test_sha256": data.fingerprint("test"),
+            **{part: len(data.part(part)) for part in ("train", "validation", "test")},
+        },
+    }  # fmt: skip
+    return results, rows
+
+
+def write_rows(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Write ``predictions/ID.jsonl`` per protocol: Dice and HD95 of each case, subset and region."""
+    for protocol, lines in rows.items():
+        write_text(folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl", json_lines(lines))
+
+
+def latency_ms(network: MultimodalUNet, recipe: SegmentationRecipe, data: CaseData, repeats: int = 3) -> float:
+    """Return the median milliseconds for a test case with all the modalities that it has."""
+    case = examples(recipe, data, "test", 0).whole(0)
+    only = [tuple(bool(a) for a in case.available)]
+    times = []
+    for _ in range(repeats + 1):
+        begun = time.perf_counter()
+        predict_case(network, case, recipe.evaluation, recipe.data.patch_size, only=only)
+        times.append(time.perf_counter() - begun)
+    return round(1000 * statistics.median(times[1:]), 1)
