@@ -5,7 +5,7 @@ Patches are (N, D, H, W) float32 with a label map (D, H, W) uint8. What is outsi
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -60,12 +60,11 @@ def draw_patch(
 def cut_out(volume: np.ndarray, start: list[int], size: tuple[int, int, int]) -> np.ndarray:
     """Return the box (..., *size) of a volume (..., D, H, W) from `start`, 0 where it reaches beyond the volume."""
     out = np.zeros((*volume.shape[:-3], *size), volume.dtype)
-    source, target = [], []
-    for begin, want, have in zip(start, size, volume.shape[-3:], strict=True):
-        low, high = max(begin, 0), min(begin + want, have)
-        source.append(slice(low, high))
-        target.append(slice(low - begin, high - begin))
-    out[(..., *target)] = volume[(..., *source)]
+    low = [max(begin, 0) for begin in start]
+    high = [min(begin + want, have) for begin, want, have in zip(start, size, volume.shape[-3:], strict=True)]
+    a, b, c = (slice(first, last) for first, last in zip(low, high, strict=True))
+    d, h, w = (slice(first - begin, last - begin) for first, last, begin in zip(low, high, start, strict=True))
+    out[..., d, h, w] = volume[..., a, b, c]
     return out
 
 
@@ -90,8 +89,7 @@ def augment_patch(
     if augment == "none":
         return images, label
     axes = tuple(axis for axis, chosen in enumerate(rng.random(3) < 0.5) if chosen)
-    images = np.flip(images, [axis + 1 for axis in axes]) if axes else images
-    label = np.flip(label, axes) if axes else label
+    images, label = np.flip(images, tuple(axis + 1 for axis in axes)), np.flip(label, axes)
     if augment == "light":
         shape = (len(images), 1, 1, 1)
         gain = 1 + rng.uniform(-GAIN, GAIN, shape).astype(np.float32)
@@ -149,9 +147,11 @@ def _intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     )  # fmt: skip
     seeds = rng.integers(2**31, size=2)
     sigma, gain, spread, power = (rng.uniform(*span) for span in (BLUR, BRIGHTNESS, CONTRAST, GAMMA))
-    x = torch.from_numpy(image)[None]
+    x: Any = torch.from_numpy(image)[None]
+    noisy: Any = RandGaussianNoise(prob=1, std=NOISE)
+    coarse: Any = RandSimulateLowResolution(prob=1, zoom_range=LOW_RESOLUTION)
     if noise:
-        x = RandGaussianNoise(prob=1, std=NOISE).set_random_state(seed=int(seeds[0]))(x)
+        x = noisy.set_random_state(seed=int(seeds[0]))(x)
     if blur:
         x = GaussianSmooth(sigma)(x)
     if brightness:
@@ -160,7 +160,6 @@ def _intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         mean, least, most = x.mean(), x.min(), x.max()
         x = ((x - mean) * spread + mean).clamp(least, most)
     if low:
-        coarse = RandSimulateLowResolution(prob=1, zoom_range=LOW_RESOLUTION)
         x = coarse.set_random_state(seed=int(seeds[1]))(x)
     if gamma:
         x = AdjustContrast(power, retain_stats=True)(x)

@@ -50,7 +50,8 @@ def _check_case(case: Case, data: CaseData, max_voxels: int, hashes: dict[Path, 
         except VolumeError as error:
             say(file.path, str(error))
             continue
-        hashes.setdefault(file.path, "") or hashes.update({file.path: sha256(file.path)})
+        if file.path not in hashes:
+            hashes[file.path] = sha256(file.path)
         content = (hashes[file.path], file.channel)
         if content in names:
             say(file.path, f"{file.path}: the same file as {names[content]} of case {case.id}, here as {name}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -115,8 +114,7 @@ def prepare(case: Case, data: CaseData | None, modalities: Sequence[str], settin
         if name in volumes:
             images[row] = volumes[name][box]
     available = np.array([name in volumes for name in modalities])
-    empty = {name: np.broadcast_to(np.float32(0), loaded.shape) for name in volumes}
-    return Prepared(images, available, loaded.label, box, loaded.shape, replace(loaded, images=empty, label=None))
+    return Prepared(images, available, loaded.label, box, loaded.shape, replace(loaded, images={}, label=None))
 
 
 class VolumeExamples(Dataset):
@@ -219,13 +217,9 @@ def content_of(case: Case, modalities: Sequence[str]) -> str:
     for name, file in files.items():
         if file is not None:
             try:
-                known.setdefault(file.path, "") or known.update({file.path: sha256(file.path)})
+                if file.path not in known:  # of a 4-D file every channel is asked for
+                    known[file.path] = sha256(file.path)
             except OSError as error:
                 raise VolumeError(f"{file.path} cannot be read ({error.strerror}); check the path") from error
             digest.update(f"{name}|{known[file.path]}|{file.channel}\n".encode())
     return digest.hexdigest()
-
-
-def patch_share(settings: VolumeSettings, shape: Sequence[int]) -> float:
-    """Return a patch's share of a volume, at most 1: about how much of a case one epoch sees."""
-    return min(1.0, math.prod(settings.patch_size) / math.prod(shape))

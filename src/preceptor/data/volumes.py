@@ -23,7 +23,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class LoadedVolume:
-    """The volumes of a case: `images` float32 and `label` uint8, all (D, H, W); `spacing` in mm along (D, H, W).
+    """The volumes of a case: `images` float32 and `label` uint8, all of `shape` (D, H, W), voxels of `spacing` mm.
 
     `geometry` is that of the source file; it stays so where the volumes were resampled to another spacing.
     """
@@ -31,13 +31,9 @@ class LoadedVolume:
     id: str
     images: dict[str, np.ndarray]
     label: np.ndarray | None
+    shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     geometry: Geometry
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        d, h, w = next(iter(self.images.values())).shape
-        return d, h, w
 
 
 def load_case(case: Case, data: CaseData | None = None, *, max_voxels: int = MAX_VOXELS) -> LoadedVolume:
@@ -62,7 +58,7 @@ def load_case(case: Case, data: CaseData | None = None, *, max_voxels: int = MAX
         volume, place = reader.volume(case.mask)
         require_same_grid(*first, case.mask, place)
         label = label_map(volume, case.mask, data.regions if data else None)
-    return LoadedVolume(case.id, images, label, first[1].spacing, first[1])
+    return LoadedVolume(case.id, images, label, first[1].canonical_shape, first[1].spacing, first[1])
 
 
 def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:
@@ -135,6 +131,7 @@ def resampled(loaded: LoadedVolume, spacing: Sequence[float]) -> LoadedVolume:
         loaded,
         images={name: resize(image, (d, h, w)) for name, image in smooth.items()},
         label=None if loaded.label is None else resize(loaded.label, (d, h, w)),
+        shape=(d, h, w),
         spacing=(spacing[0], spacing[1], spacing[2]),
     )
 
