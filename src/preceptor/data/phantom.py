@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from preceptor.data.phantom_folder import write_once
 from preceptor.data.phantom_questions import Ledger, ask, make_view
 from preceptor.data.phantom_volume import Region, make_case
 from preceptor.errors import UserError
@@ -23,7 +22,7 @@ from preceptor.errors import UserError
 FORMAT = 2
 """Raised whenever the same arguments give other bytes."""
 VOXELS = 48
-TABLE, MANIFEST = "questions.jsonl", "manifest.json"
+TABLE = "questions.jsonl"
 
 
 def write_phantom(
@@ -41,54 +40,17 @@ def write_phantom(
         "format": FORMAT, "cases": cases, "images_per_case": images_per_case,
         "questions_per_image": questions_per_image, "seed": seed, "image_size": image_size,
     }  # fmt: skip
-    if _is_there(folder, arguments):
-        return folder / TABLE
-    # A name of its own: several processes of one run may write at once, and the first to finish wins.
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    (temporary / "images").mkdir(parents=True)
-    try:
-        _write(temporary, arguments)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not _is_there(folder, arguments):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    write_once(folder, arguments, lambda target: _write(target, arguments), _digest)
     return folder / TABLE
 
 
 def _write(folder: Path, arguments: dict[str, Any]) -> None:
+    (folder / "images").mkdir()
     parts = _parts(arguments["cases"], arguments["seed"])
     ledgers = {part: Ledger() for part in ("train", "validation", "test")}
     rows = [row for i, part in enumerate(parts) for row in _case(folder, i, part, ledgers[part], arguments)]
     (folder / TABLE).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (folder / "README.txt").write_text(_readme(arguments), "utf-8")
-    manifest = {**arguments, "sha256": _digest(folder)}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
-
-
-def _is_there(folder: Path, arguments: dict[str, Any]) -> bool:
-    """Return whether the phantom is in the folder, False where the folder is empty or missing."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        digest = manifest.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError):
-        manifest, digest = None, None
-    if manifest != arguments:
-        raise UserError(
-            f"{folder} holds something other than the phantom that was asked for ({arguments}); give another "
-            "data.root, or remove it"
-        )
-    try:
-        written = _digest(folder)
-    except OSError:
-        written = None
-    if written != digest:
-        raise UserError(f"{folder} holds a phantom that was changed after it was written; remove it to make it anew")
-    return True
 
 
 def _digest(folder: Path) -> str:

@@ -153,8 +153,8 @@ def make_case(
     """
     assert size >= 32, "below 32 voxels a side the small organs vanish"
     rng = np.random.default_rng([seed, index, 0])
-    space = _Space(rng, size)
-    paint = _head if region == "head" else _torso
+    space = Space(rng, size)
+    paint = paint_head if region == "head" else _torso
     tissue, allowed = paint(rng, space)
     label, lesion_index, lesions = _lesions(rng, space, tissue, allowed)
     spacing = (220.0 if region == "head" else 384.0) / size
@@ -191,21 +191,27 @@ def smooth_noise(rng: np.random.Generator, size: int, knots: int) -> np.ndarray:
     return values
 
 
-class _Space:
-    """Warped coordinates in [-1, 1] and the ellipsoids drawn in them."""
+class Space:
+    """Warped coordinates of a cube, `half` either way of `middle`, and the ellipsoids drawn in it."""
 
-    def __init__(self, rng: np.random.Generator, size: int) -> None:
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        size: int,
+        middle: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        half: float = 1.0,
+    ) -> None:
         self.size = size
-        axis = np.linspace(-1, 1, size, dtype=np.float32)
+        axes = [np.linspace(m - half, m + half, size, dtype=np.float32) for m in middle]
         tilt = rng.normal(0, 0.05, 3).astype(np.float32)
         shift = rng.normal(0, 0.025, 3).astype(np.float32)
-        z, y, x = axis[:, None, None], axis[None, :, None], axis[None, None, :]
+        z, y, x = axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None, :]
         warp = [0.022 * smooth_noise(rng, size, 6) for _ in range(3)]
         self.z = z + tilt[0] * y + shift[0] + warp[0]
         self.y = y - tilt[0] * z + tilt[1] * x + shift[1] + warp[1]
         self.x = x - tilt[1] * y + tilt[2] * z + shift[2] + warp[2]
         self.jitter = rng
-        self._axis = axis
+        self._axes = axes
         self._bent = [float(np.abs(a - b).max()) for a, b in ((self.z, z), (self.y, y), (self.x, x))]
 
     def radius(self, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
@@ -223,7 +229,7 @@ class _Space:
         grown = np.asarray(radii) * np.clip(self.jitter.normal(1, 0.07 * spread, 3), 0.8, 1.25)
         # Only the block that the warped ellipsoid can reach is computed: most organs are small.
         reach = [(m - g - b, m + g + b) for m, g, b in zip(moved, grown, self._bent, strict=True)]
-        block = tuple(slice(*np.searchsorted(self._axis, ends)) for ends in reach)
+        block = tuple(slice(*np.searchsorted(axis, ends)) for axis, ends in zip(self._axes, reach, strict=True))
         total = np.zeros((), np.float32)
         for coordinate, middle, extent in zip((self.z, self.y, self.x), moved, grown, strict=True):
             total = total + np.square((coordinate[block] - np.float32(middle)) * np.float32(1 / extent))
@@ -232,7 +238,7 @@ class _Space:
         return mask
 
 
-def _head(rng: np.random.Generator, space: _Space) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def paint_head(rng: np.random.Generator, space: Space) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the tissue map of a head and where lesions may lie."""
     size, x, y, z = space.size, space.x, space.y, space.z
     tissue = np.zeros((size, size, size), np.int8)
@@ -290,7 +296,7 @@ def _head(rng: np.random.Generator, space: _Space) -> tuple[np.ndarray, dict[str
     return tissue, allowed
 
 
-def _torso(rng: np.random.Generator, space: _Space) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _torso(rng: np.random.Generator, space: Space) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the tissue map of a torso and where lesions may lie."""
     size, x, y, z = space.size, space.x, space.y, space.z
     tissue = np.zeros((size, size, size), np.int8)
@@ -368,7 +374,7 @@ _MAY_COVER = {
 
 
 def _lesions(
-    rng: np.random.Generator, space: _Space, tissue: np.ndarray, allowed: dict[str, np.ndarray]
+    rng: np.random.Generator, space: Space, tissue: np.ndarray, allowed: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, tuple[Lesion, ...]]:
     """Place 0 to 3 lesions that do not touch; return label map, lesion numbers and lesions."""
     size = space.size

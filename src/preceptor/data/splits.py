@@ -11,36 +11,44 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from preceptor.data.images import content_hash
 from preceptor.errors import UserError
-from preceptor.types import Part, Sample, VqaData
+from preceptor.types import Case, Part, Sample, VqaData
+
+Row = TypeVar("Row", Sample, Case)
 
 
-def cut_validation(samples: Iterable[Sample], fraction: float, seed: int) -> list[Sample]:
+def cut_validation(samples: Iterable[Row], fraction: float, seed: int) -> list[Row]:
     """Return the rows with whole groups moved from training to validation, about `fraction` of the training rows.
 
-    The share is met to within half of the largest group, except that at least one group is moved and at least one
-    stays (with fewer than two training groups nothing moves). Other parts are untouched, the order is kept.
-
-    Raises:
-        UserError: `fraction` is not between 0 and 1.
+    As `cut`. Raises UserError where `fraction` is not between 0 and 1.
     """
     if not 0 < fraction < 1:
         raise UserError(f"validation fraction {fraction} is not between 0 and 1; 0.1 is usual")
-    samples = list(samples)
-    sizes = Counter(sample.group for sample in samples if sample.part == "train")
+    return cut(samples, "validation", fraction, seed)
+
+
+def cut(rows: Iterable[Row], part: Part, fraction: float, seed: int) -> list[Row]:
+    """Return the rows with whole groups moved from training to `part`, about `fraction` of the training rows.
+
+    The share is met to within half of the largest group, except that at least one group is moved and at least one
+    stays (with fewer than two training groups nothing moves). Other parts are untouched, the order is kept.
+    """
+    rows = list(rows)
+    sizes = Counter(row.group for row in rows if row.part == "train")
     target = fraction * sizes.total()
     moved: set[str] = set()
     count = 0
-    order = _ordered(sizes, f"validation:{seed}")
+    order = ordered(sizes, f"{part}:{seed}")
     for group in order:
         if count + sizes[group] / 2 <= target and len(moved) < len(sizes) - 1:
             moved.add(group)
             count += sizes[group]
     if not moved and len(sizes) > 1:
         moved = {min(order, key=lambda group: sizes[group])}
-    return [replace(s, part="validation") if s.part == "train" and s.group in moved else s for s in samples]
+    return [replace(row, part=part) if row.part == "train" and row.group in moved else row for row in rows]
 
 
 def subsample(samples: Iterable[Sample], share: float, seed: int, *, keep_rest: bool = False) -> list[Sample]:
@@ -60,7 +68,7 @@ def subsample(samples: Iterable[Sample], share: float, seed: int, *, keep_rest: 
     kept: set[str] = set()
     count = 0
     # The shortest run of groups that reaches the target: it grows with the target, hence the nesting.
-    for group in _ordered(sizes, f"share:{seed}"):
+    for group in ordered(sizes, f"share:{seed}"):
         if count >= target:
             break
         kept.add(group)
@@ -93,9 +101,9 @@ def cross_questions(samples: Iterable[Sample], number: int, seed: int) -> list[S
         by_id = {sample.id: sample for sample in pools.get(organ, train)}
         images_by_id = {sample.id: sample for sample in images}
         for turn in range(max([number, *(1 for sample in images if not sample.question)])):
-            order = [by_id[name] for name in _ordered(by_id, f"cross:{seed}:{turn}")]
+            order = [by_id[name] for name in ordered(by_id, f"cross:{seed}:{turn}")]
             places = {sample.id: place for place, sample in enumerate(order)}
-            for place, name in enumerate(_ordered(images_by_id, f"cross:{seed}:{turn}")):
+            for place, name in enumerate(ordered(images_by_id, f"cross:{seed}:{turn}")):
                 sample = images_by_id[name]
                 if turn >= number and sample.question:
                     continue
@@ -162,5 +170,6 @@ def note_leaks(data: VqaData) -> None:
             )
 
 
-def _ordered(groups: Iterable[str], salt: str) -> list[str]:
+def ordered(groups: Iterable[str], salt: str) -> list[str]:
+    """Return names in the order of a hash of salt and name."""
     return sorted(groups, key=lambda group: hashlib.sha256(f"{salt}:{group}".encode()).digest())

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from preceptor.config_volumes import LckdConfig
 from preceptor.distill.cross_modal import cross_modal
-from preceptor.distill.segmentation_loss import bce_per_sample, dice_loss_per_sample
+from preceptor.distill.segmentation_loss import bce_loss, dice_loss
 from preceptor.methods.dropping import show
 from preceptor.methods.mhkd import schedule
 from preceptor.models.multimodal_unet import MultimodalUNet, Segmentation
@@ -72,8 +72,8 @@ class LckdTask(Task):
         found = self.student(batch["images"], shown)
         loss = LossTerms()
         masks = batch["masks"]
-        loss.add("dice", dice_loss_per_sample(found.logits, masks).sum(), c.loss.dice)
-        loss.add("bce", bce_per_sample(found.logits, masks, c.loss.bce_reduction).sum(), c.loss.bce)
+        loss.add("dice", dice_loss(found.logits, masks), c.loss.dice)
+        loss.add("bce", bce_loss(found.logits, masks, c.loss.bce_reduction), c.loss.bce)
         if self.election is not None:
             loss.add(
                 "cross_modal", self._cross_modal(found, shown, masks).sum(), schedule(c.cross_modal, self.progress)
@@ -95,10 +95,12 @@ class LckdTask(Task):
         total = found.logits.new_zeros(len(shown), dtype=torch.float32)
         for features in levels:
             for group, region in groups:
-                total = total + cross_modal(
+                where = None if region is None else _on_grid(region, features.shape[-3:])
+                distance, _ = cross_modal(
                     features, shown, group, students=term.students, distance=term.distance, pairs=term.pairs,
-                    normalise=term.normalise, where=None if region is None else _on_grid(region, features.shape[-3:]),
-                ) / len(groups)  # fmt: skip
+                    normalise=term.normalise, where_Bdhw=where,
+                )  # fmt: skip
+                total = total + distance / len(groups)
         return total / len(levels)
 
     def _from_full(self, loss: LossTerms, batch: Batch, found: Segmentation, shown: Tensor) -> None:

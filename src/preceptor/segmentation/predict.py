@@ -66,8 +66,9 @@ def segment_case(
         files.append(str(target))
     millilitres = float(np.prod(whole.loaded.spacing)) / 1000
     name = subset_name(subset, modalities)
+    missing = [modality for modality, there in zip(modalities, subset, strict=True) if not there]
     return {
-        "case": case.id, "subset": name, "missing": [m for m, there in zip(modalities, subset, strict=True) if not there],
+        "case": case.id, "subset": name, "missing": missing,
         "validation": {"cases": facts["data"]["validation"], "dice": facts["validation"].get(name),
                        "dice_of_all": facts["validation"].get(subset_name((True,) * len(modalities), modalities))},
         "volume_ml": {r: round(float(masks[i].sum()) * millilitres, 2) for i, r in enumerate(regions)},

@@ -1,0 +1,203 @@
+"""A case's volumes in memory, turned to one orientation, and results written back on the source's grid.
+
+Every array is (D, H, W): D from feet to head, H from back to front, W from left to right of the patient, so that
+`volume[z]` is an axial slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from preceptor.data import nifti
+from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
+from preceptor.errors import UserError
+from preceptor.types import Case, CaseData, VolumeFile
+
+TOLERANCE = 1e-3
+"""Largest difference between the elements of two affines of one grid, in mm."""
+
+
+@dataclass(frozen=True)
+class LoadedVolume:
+    """The volumes of a case: `images` float32 and `label` uint8, all of `shape` (D, H, W), voxels of `spacing` mm.
+
+    `geometry` is that of the source file; it stays so where the volumes were resampled to another spacing.
+    """
+
+    id: str
+    images: dict[str, np.ndarray]
+    label: np.ndarray | None
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    geometry: Geometry
+
+
+def load_case(case: Case, data: CaseData | None = None, *, max_voxels: int = MAX_VOXELS) -> LoadedVolume:
+    """Return a case's volumes. `data` says which labels may occur; without it any may.
+
+    Raises:
+        VolumeError: a file is missing, unreadable, too large or not 3-D; holds NaN or one value throughout; lies on
+            another grid than the others; a label map holds fractions or labels of no region.
+    """
+    reader = nifti.Reader(max_voxels)
+    images: dict[str, np.ndarray] = {}
+    first: tuple[VolumeFile, Geometry] | None = None
+    for modality, file in case.images.items():
+        volume, place = reader.volume(file)
+        first = first or (file, place)
+        require_same_grid(*first, file, place)
+        images[modality] = intensities(volume, file)
+    if first is None:
+        raise VolumeError(f"case {case.id} has no image; give at least one modality")
+    label = None
+    if case.mask is not None:
+        volume, place = reader.volume(case.mask)
+        require_same_grid(*first, case.mask, place)
+        label = label_map(volume, case.mask, data.regions if data else None)
+    return LoadedVolume(case.id, images, label, first[1].canonical_shape, first[1].spacing, first[1])
+
+
+def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:
+    """Return a volume as float32; raises VolumeError where all of it has one value."""
+    low, high = float(volume.min()), float(volume.max())
+    if low == high:
+        raise VolumeError(
+            f"{file.path}: every voxel is {low:g}; where the modality was not taken, leave the file out: a missing "
+            "modality needs no file"
+        )
+    if max(abs(low), abs(high)) > np.finfo(np.float32).max:
+        raise VolumeError(f"{file.path}: voxels from {low:g} to {high:g} do not fit float32; rescale the file")
+    return np.ascontiguousarray(volume, np.float32)
+
+
+def label_map(volume: np.ndarray, file: VolumeFile, regions: Mapping[str, Sequence[int]] | None = None) -> np.ndarray:
+    """Return a label map (D, H, W) as uint8; raises VolumeError for fractions and for labels of no region."""
+    found = labels_in(volume)
+    wrong = [value for value in found if value != int(value) or not 0 <= value < 256]
+    if wrong:
+        raise VolumeError(
+            f"{file.path}: {wrong[0]:g} is no label; labels are whole numbers from 0 to 255 (a label map that was "
+            "resampled needs nearest neighbours)"
+        )
+    known = {0} | {value for values in (regions or {}).values() for value in values}
+    unknown = [int(value) for value in found if int(value) not in known]
+    if regions is not None and unknown:
+        raise VolumeError(
+            f"{file.path}: label {', '.join(map(str, unknown))} is in no region; the regions "
+            f"{ {name: list(values) for name, values in regions.items()} } know {sorted(known - {0})}: add it to "
+            "data.regions, or mend the label map"
+        )
+    return np.ascontiguousarray(volume, np.uint8)
+
+
+def labels_in(volume: np.ndarray) -> list[float]:
+    """Return the distinct values of a label map, at most the first 1000."""
+    if volume.dtype == np.uint8:
+        return [float(value) for value in np.flatnonzero(np.bincount(volume.reshape(-1), minlength=256))]
+    return [float(value) for value in np.unique(volume)[:1000]]
+
+
+def require_same_grid(file: VolumeFile, place: Geometry, other: VolumeFile, its: Geometry) -> None:
+    """Raise VolumeError where two files' voxels differ in number or place (however they are stored)."""
+    if place.canonical_shape != its.canonical_shape:
+        ours, theirs = (" x ".join(map(str, p.shape)) for p in (place, its))
+        raise VolumeError(f"{other.path}: {theirs} voxels where {file.path.name} has {ours}; resample both to one grid")
+    gap = float(np.abs(place.canonical_affine - its.canonical_affine).max())
+    if gap > TOLERANCE:
+        raise VolumeError(
+            f"{other.path}: its voxels lie elsewhere than those of {file.path.name} (the affines differ by up to "
+            f"{gap:.3g} mm); register them, or mend the header that is wrong"
+        )
+
+
+def resampled(loaded: LoadedVolume, spacing: Sequence[float]) -> LoadedVolume:
+    """Return the volumes at another voxel size (mm along D, H, W): images linearly, labels by nearest neighbour.
+
+    Finer structure than the new voxels can hold is smoothed away first (Gaussian, half the excess of the factor).
+    """
+    from scipy.ndimage import gaussian_filter
+
+    if len(spacing) != 3 or not all(0 < side < np.inf for side in spacing):
+        raise UserError(f"spacing {list(spacing)} is not three sizes in mm; give such as [1, 1, 1]")
+    factors = [new / old for new, old in zip(spacing, loaded.spacing, strict=True)]
+    d, h, w = (max(2, round(side / factor)) for side, factor in zip(loaded.shape, factors, strict=True))
+    sigma = [max(0.0, (factor - 1) / 2) for factor in factors]
+    smooth = {name: gaussian_filter(image, sigma, mode="nearest") for name, image in loaded.images.items()}
+    return replace(
+        loaded,
+        images={name: resize(image, (d, h, w)) for name, image in smooth.items()},
+        label=None if loaded.label is None else resize(loaded.label, (d, h, w)),
+        shape=(d, h, w),
+        spacing=(spacing[0], spacing[1], spacing[2]),
+    )
+
+
+def resize(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return (..., d, h, w) at another number of voxels: floats linearly, whole numbers by nearest neighbour."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    if volume.shape[-3:] == shape:
+        return volume
+    lead = volume.shape[:-3]
+    flat = torch.from_numpy(np.ascontiguousarray(volume)).reshape(1, -1, *volume.shape[-3:])
+    if volume.dtype.kind == "f":
+        out = interpolate(flat, shape, mode="trilinear", align_corners=False)
+    else:
+        out = interpolate(flat.float(), shape, mode="nearest-exact").to(flat.dtype)
+    return out.reshape(*lead, *shape).numpy()
+
+
+def to_regions(label: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """Return the regions' masks (R, D, H, W) bool of a label map (D, H, W) of whole numbers from 0 to 255."""
+    table = np.zeros((len(regions), 256), bool)
+    for row, values in zip(table, regions.values(), strict=True):
+        row[list(values)] = True
+    return table[:, label.astype(np.uint8)]
+
+
+def to_labels(masks: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """Return the label map (D, H, W) uint8 of region masks (R, D, H, W) bool, which need not be consistent.
+
+    Regions are written widest first, each as the label that none of the narrower ones holds (BraTS: wt 2, tc 1, et 4);
+    then every voxel whose regions are just those of one label has that label. For labels that the regions tell apart
+    it is the inverse of `to_regions`; of labels that they do not the smallest is written.
+    """
+    names = list(regions)
+    values = [set(regions[name]) for name in names]
+    label = np.zeros(masks.shape[1:], np.uint8)
+    for row in sorted(range(len(names)), key=lambda row: -len(values[row])):
+        narrower = set().union(*(other for other in values if len(other) < len(values[row])))
+        label[masks[row].astype(bool)] = min(values[row] - narrower or values[row])
+    for value in sorted(set().union(*values), reverse=True):
+        fits = np.ones(label.shape, bool)
+        for row in range(len(names)):
+            fits &= masks[row].astype(bool) == (value in values[row])
+        label[fits] = value
+    return label
+
+
+def save_mask(path: Path, label: np.ndarray, loaded: LoadedVolume) -> None:
+    """Write a label map (D, H, W) as uint8 with the source's grid and orientation.
+
+    A label map of the resampled volume is put back on the source's grid by nearest neighbour. Raises UserError for a
+    path that is not named as NIfTI.
+    """
+    assert 0 <= label.min() <= label.max() < 256, "labels are 0 to 255"
+    nifti.write(path, _restored(label.astype(np.uint8), loaded), loaded.geometry)
+
+
+def save_probabilities(path: Path, probabilities: np.ndarray, loaded: LoadedVolume) -> None:
+    """Write probabilities (R, D, H, W) as one float32 file with the source's grid: (X, Y, Z, R), regions in order."""
+    restored = _restored(probabilities.astype(np.float32), loaded)
+    nifti.write(path, np.moveaxis(restored, 0, -1), loaded.geometry)
+
+
+def _restored(volume: np.ndarray, loaded: LoadedVolume) -> np.ndarray:
+    shape = loaded.geometry.canonical_shape
+    assert volume.shape[-3:] in (shape, loaded.shape), f"{volume.shape} is not on the grid of {loaded.id}"
+    return resize(volume, shape)
