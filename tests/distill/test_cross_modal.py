@@ -95,3 +95,31 @@ def test_absent_features_are_not_looked_at(rows, teachers, seed):
     assert counts.tolist() == [
         sum(row >> t & 1 for t in teachers) * sum(row >> s & 1 for s in range(N) if s not in teachers) for row in rows
     ]
+
+
+@pytest.mark.parametrize("distance", ["l1", "mse", "cosine"])
+def test_where_a_region_lies(distance):
+    f = draw()
+    options = {"students": "all", "distance": distance, "pairs": "sum"}
+    plain, plain_counts = cross_modal(f, AVAILABLE, [1], **options)
+    ones, counts = cross_modal(f, AVAILABLE, [1], **options, where_Bdhw=torch.ones(B, 2, 3, 2))
+    assert torch.allclose(plain, ones)
+    assert counts.tolist() == plain_counts.tolist()
+    where = torch.zeros(B, 2, 3, 2)
+    where[0, 1, 2, 0] = where[1, 0, 0, 1] = 1  # one voxel each; none in the others
+    got, counts = cross_modal(f, AVAILABLE, [1], **options, where_Bdhw=where)
+    single = f[:1, :, :, 1:2, 2:3, 0:1]
+    assert torch.allclose(got[:1], cross_modal(single, AVAILABLE[:1], [1], **options)[0])
+    single = f[1:2, :, :, 0:1, 0:1, 1:2]
+    assert torch.allclose(got[1:2], cross_modal(single, AVAILABLE[1:2], [1], **options)[0])
+    assert got[2:].tolist() == [0, 0]
+    assert counts.tolist() == [3, 1, 0, 0]
+
+
+def test_gradients_with_a_region():
+    f = draw()[:2].requires_grad_()
+    where = torch.rand(2, 2, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    # Smooth distances: the absolute value has no derivative at 0.
+    assert gradcheck(
+        lambda x: cross_modal(x, AVAILABLE[:2], [1], distance="mse", students="others", where_Bdhw=where)[0], f
+    )

@@ -24,6 +24,7 @@ def cross_modal(
     distance: Distance = "l1",
     normalise: bool = False,
     pairs: Literal["sum", "mean"] = "sum",
+    where_Bdhw: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (losses (B,), number of pairs (B,)): per sample the distances of available students to available teachers.
 
@@ -39,6 +40,8 @@ def cross_modal(
     `distance` per pair: ``l1`` (published) and ``mse`` are means over channels and voxels, ``cosine`` is the mean over
     voxels of 1 - cos across channels. `normalise` first brings every voxel to mean 0 and variance 1 across channels, so
     that making all features small is no way to a small distance; the published code does not.
+    `where_Bdhw`, weights of at least 0, takes the means over voxels where it says; a sample without any such voxel has
+    no pair.
     Half precisions are computed in float32; float64 stays.
     """
     n = features_BNCdhw.shape[1]
@@ -54,12 +57,14 @@ def cross_modal(
     learns = torch.ones(n, dtype=torch.bool, device=f.device)
     if students == "others":
         learns[elected] = False
+    weight_BV = None if where_Bdhw is None else where_Bdhw.flatten(1).to(f.dtype)
+    speaks = available_BN if weight_BV is None else available_BN & (weight_BV.sum(dim=1, keepdim=True) > 0)
     losses, counts = f.new_zeros(len(f)), torch.zeros(len(f), dtype=torch.long, device=f.device)
     for t in elected:
         eligible = learns.clone()
         eligible[t] = False
-        pairs_BN = available_BN & available_BN[:, t : t + 1] & eligible
-        values_BN = _distance(f, f[:, t : t + 1].detach(), distance)
+        pairs_BN = available_BN & speaks[:, t : t + 1] & eligible
+        values_BN = _mean(_distance(f, f[:, t : t + 1].detach(), distance), weight_BV)
         losses = losses + torch.where(pairs_BN, values_BN, values_BN.new_zeros(())).sum(dim=1)
         counts = counts + pairs_BN.sum(dim=1)
     if pairs == "mean":
@@ -68,7 +73,16 @@ def cross_modal(
 
 
 def _distance(f_BNVC: Tensor, teacher_B1VC: Tensor, distance: Distance) -> Tensor:
+    """Return (B, N, V): the distance in each voxel."""
     if distance == "cosine":
-        return (1 - F.cosine_similarity(f_BNVC, teacher_B1VC, dim=-1, eps=1e-8)).mean(dim=-1)
+        return 1 - F.cosine_similarity(f_BNVC, teacher_B1VC, dim=-1, eps=1e-8)
     difference = f_BNVC - teacher_B1VC
-    return (difference.abs() if distance == "l1" else difference.square()).mean(dim=(-2, -1))
+    return (difference.abs() if distance == "l1" else difference.square()).mean(dim=-1)
+
+
+def _mean(values_BNV: Tensor, weight_BV: Tensor | None) -> Tensor:
+    """Return (B, N): the mean over voxels, weighted; 0 where all weights are."""
+    if weight_BV is None:
+        return values_BNV.mean(dim=-1)
+    total_B1 = weight_BV.sum(dim=1, keepdim=True)
+    return torch.einsum("bnv,bv->bn", values_BNV, weight_BV) / total_B1.clamp(min=torch.finfo(total_B1.dtype).tiny)

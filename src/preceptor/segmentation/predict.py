@@ -15,7 +15,7 @@ from preceptor.data.brats import find_case
 from preceptor.data.volume_examples import VolumeExamples, VolumeSettings
 from preceptor.data.volumes import save_mask, save_probabilities, to_labels
 from preceptor.errors import UserError
-from preceptor.evaluate.subsets import subset_name
+from preceptor.evaluate.subsets import name as subset_name
 from preceptor.models.multimodal_unet import MultimodalUNet
 from preceptor.run_folder import student_folder
 from preceptor.segmentation.score import THRESHOLD, post_processed, predict_case

@@ -16,7 +16,8 @@ from preceptor.data.volumes import save_mask, to_labels
 from preceptor.distill.segmentation_loss import soft_dice
 from preceptor.evaluate.segmentation import clean, dice, hd95
 from preceptor.evaluate.sliding import predict_subsets
-from preceptor.evaluate.subsets import Subset, subset_name, subsets
+from preceptor.evaluate.subsets import Subset, subsets
+from preceptor.evaluate.subsets import name as subset_name
 from preceptor.models.multimodal_unet import MultimodalUNet
 from preceptor.teachers.election import mean_scores
 
@@ -40,7 +41,7 @@ def predict_case(
     images = case.images[(slice(None), *case.box)].to(device)
     with torch.inference_mode():
         return predict_subsets(
-            network, images, case.available.to(device), window=window,
+            network, images, case.available.tolist(), window,
             overlap=config.overlap if overlap is None else overlap, mode=config.mode, subsets=only,
         )  # fmt: skip
 
