@@ -28,10 +28,25 @@ student: *model
 report: {questions: 2, latency_questions: 2}
 """
 
+LCKD = """
+name: tiny-lckd
+stages: [alone, distilled]
+data:
+  name: phantom
+  patch_size: [16, 16, 16]
+  phantom: {train: 6, validation: 2, test: 1, size: 32, seed: 1, missing: 0.2}
+model: {channels: [4, 4, 8]}
+train: {epochs: 5, batch_size: 2, learning_rate: 2.0e-3, average: 0.9, evaluate_every: 2, checkpoint_every: 0.4,
+        log_every: 1, precision: fp32}
+method: {name: lckd, teachers: per_task, cross_modal: {levels: all}, election: {every: 1, cases: 2}}
+evaluation: {overlap: 0, validation_overlap: 0}
+report: {cases: 1}
+"""
 
-def write_recipe(folder: Path) -> Path:
+
+def write_recipe(folder: Path, text: str = RECIPE) -> Path:
     path = folder / "tiny.yaml"
-    path.write_text(RECIPE)
+    path.write_text(text)
     return path
 
 
