@@ -20,13 +20,15 @@ def main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def table(title: str, columns: list[str], rows: list[list[str]], *, wide: bool = False) -> None:
+    """Print a table; of a `wide` one the columns have no lines between them, and the first is never wrapped."""
+    from rich.box import HEAVY_HEAD, SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD if wide else HEAVY_HEAD)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=wide and i == 0)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
@@ -64,16 +66,17 @@ def show_segmentation(results: dict[str, Any], stages: dict[str, Any]) -> None:
     """Print the Dice of every subset by region and stage, means, parameters and milliseconds."""
     regions = results["regions"]
     for protocol, scores in results["protocols"].items():
-        columns = [f"{stage} {region}" if len(stages) > 1 else region for region in regions for stage in stages]
+        columns = [f"{region}\n{stage}" if len(stages) > 1 else region for region in regions for stage in stages]
         rows = []
-        for subset in [*scores["subsets"], None]:
+        shown = scores["subsets"] if protocol == next(iter(results["protocols"])) else []  # of the others the means
+        for subset in [*shown, None]:
             cells = []
             for region in regions:
                 for stage in stages.values():
                     own = stage["protocols"][protocol]
                     cells.append(percent((own["subsets"][subset]["dice"] if subset else own["regions"])[region]))
             rows.append([subset or f"mean of {len(scores['subsets'])}", *cells])
-        table(f"{protocol}: Dice (n = {scores['n']} cases)", ["modalities", *columns], rows)
+        table(f"{protocol}: Dice (n = {scores['n']} cases)", ["modalities", *columns], rows, wide=True)
         for name, value in results.get("comparison", {}).get(protocol, {}).items():
             print(f"{name}: {100 * value['difference']:+.1f} points of mean Dice, {value['interval']}: "
                   f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}")  # fmt: skip

@@ -26,6 +26,7 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Part, ...]
         data = read_volumes(
             root, modalities=config.modalities, regions=config.regions, split_file=root / SPLIT, name="phantom"
         )
+        data.split = "made"
         data.notes.append("Generated volumes: the numbers show that the method works, and nothing about medicine.")
     elif config.root is None:
         raise UserError(f"data.name={config.name} needs data.root=FOLDER, the folder of the cases or a table of them")
