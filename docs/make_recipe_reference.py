@@ -1,4 +1,4 @@
-"""Write docs/reference/recipe.md from the pydantic models of `preceptor.config`.
+"""Write docs/reference/recipe.md and recipe-lckd.md from the pydantic models of `preceptor.config*`.
 
     python docs/make_recipe_reference.py
 
@@ -18,9 +18,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from preceptor import config
+from preceptor import config, config_volumes
 
 PAGE = Path(__file__).parent / "reference" / "recipe.md"
+LCKD_PAGE = PAGE.with_name("recipe-lckd.md")
 
 MEANINGS = {
     "Recipe.name": "Name of the recipe; it may be used as `{name}` in `output`.",
@@ -140,6 +141,29 @@ SECTIONS = [
     ("report", "Report", ""),
 ]
 
+LCKD_HEAD = """\
+# Recipe reference: LCKD
+
+Every key of a recipe of segmentation, one whose `method.name` is `lckd`. How recipes and overrides are written is said in
+[Recipe reference](recipe.md). This page is made by `python docs/make_recipe_reference.py`; do not edit it by hand.
+"""
+
+LCKD_SECTIONS = [
+    ("", "Top level", ""),
+    ("data", "Data", "See [Train on volumes](../how-to/volumes.md)."),
+    ("data.phantom", "Generated data", "For `data.name=phantom`."),
+    ("model", "Network", ""),
+    ("train", "Training", ""),
+    ("method", "Method", "See [LCKD](../explanation/lckd.md)."),
+    ("method.cross_modal", "Distillation between modalities", ""),
+    ("method.full", "A teacher that sees all modalities", ""),
+    ("method.dropping", "Dropped modalities", ""),
+    ("method.election", "Election", ""),
+    ("method.loss", "Segmentation loss", ""),
+    ("evaluation", "Evaluation", ""),
+    ("report", "Report", ""),
+]
+
 
 def is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
@@ -173,6 +197,10 @@ def kind(annotation: Any, limits: list[Any] | None = None) -> str:
         return kind(annotation.__origin__, inner)
     if get_origin(annotation) is list:
         return f"list of {kind(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "mapping of names to " + kind(get_args(annotation)[1])
+    if get_origin(annotation) is tuple and Ellipsis in get_args(annotation):
+        return f"list of {kind(get_args(annotation)[0])}"
     if get_origin(annotation) is tuple:
         return f"[{', '.join(kind(part) for part in get_args(annotation))}]"
     words = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
@@ -189,7 +217,7 @@ def shown(value: Any) -> str:
     """Return a default as YAML would write it."""
     if value is None or isinstance(value, bool):
         return f"`{'null' if value is None else str(value).lower()}`"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"`[{', '.join(str(item) for item in value)}]`"
     return f"`{value}`" if value != "" else "empty"
 
@@ -197,9 +225,27 @@ def shown(value: Any) -> str:
 def make_page() -> str:
     """Return the page. Asserts that every key has its place and that teacher and student share their defaults."""
     defaults = config.Recipe(name="x")
-    placed: list[str] = []
-    parts = [HEAD]
-    for prefix, title, about in SECTIONS:
+    text, placed = _tables(defaults, SECTIONS)
+    assert defaults.teacher.model == defaults.student.model, "teacher.model and student.model have one table"
+    assert defaults.teacher.train == defaults.student.train, "teacher.train and student.train have one table"
+    twins = [key.replace("student.", "teacher.", 1) for key in placed if key.startswith("student.")]
+    missing = {key for key, *_ in leaves(config.Recipe)} - {*placed, *twins}
+    assert not missing, f"keys without a section: {sorted(missing)}"
+    return HEAD + text
+
+
+def make_lckd_page() -> str:
+    """Return the page of segmentation recipes. Asserts that every key has its place."""
+    text, placed = _tables(config_volumes.SegmentationRecipe(name="x"), LCKD_SECTIONS)
+    missing = {key for key, *_ in leaves(config_volumes.SegmentationRecipe)} - set(placed)
+    assert not missing, f"keys without a section: {sorted(missing)}"
+    return LCKD_HEAD + text
+
+
+def _tables(defaults: BaseModel, sections: list[tuple[str, str, str]]) -> tuple[str, list[str]]:
+    """Return (the tables of the sections, their keys)."""
+    parts, placed = [], []
+    for prefix, title, about in sections:
         model, values = _at(prefix, defaults)
         parts.append(f"\n## {title}\n\n{about}\n" if about else f"\n## {title}\n")
         parts.append("\n| key | type | default | meaning |\n|---|---|---|---|\n")
@@ -212,15 +258,10 @@ def make_page() -> str:
             default = "required" if required else shown(getattr(values, name))
             row = [f"`{key}`", kind(field.annotation, field.metadata), default, meaning(model, name, field)]
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n")
-    assert defaults.teacher.model == defaults.student.model, "teacher.model and student.model have one table"
-    assert defaults.teacher.train == defaults.student.train, "teacher.train and student.train have one table"
-    twins = [key.replace("student.", "teacher.", 1) for key in placed if key.startswith("student.")]
-    missing = {key for key, *_ in leaves(config.Recipe)} - {*placed, *twins}
-    assert not missing, f"keys without a section: {sorted(missing)}"
-    return "".join(parts)
+    return "".join(parts), placed
 
 
-def _at(prefix: str, defaults: config.Recipe) -> tuple[type[BaseModel], BaseModel]:
+def _at(prefix: str, defaults: BaseModel) -> tuple[type[BaseModel], BaseModel]:
     """Return the class of a section, and its values in a recipe of defaults."""
     values: BaseModel = defaults
     for name in filter(None, prefix.split(".")):
@@ -230,3 +271,4 @@ def _at(prefix: str, defaults: config.Recipe) -> tuple[type[BaseModel], BaseMode
 
 if __name__ == "__main__":
     PAGE.write_text(make_page(), "utf-8")
+    LCKD_PAGE.write_text(make_lckd_page(), "utf-8")

@@ -16,13 +16,17 @@ class PhantomCasesConfig(Section):
     """Generated heads with lesions, one NIfTI file per contrast."""
 
     train: Positive = 60
+    """Cases to train on."""
     validation: Positive = 20
+    """Cases that choose the network, and vote."""
     test: Positive = 40
+    """Cases that it is scored on."""
     size: Annotated[int, Field(ge=24, le=256)] = 48
     """Side of the volumes in voxels."""
     missing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the images that no case file has: examinations that never had all contrasts."""
     seed: Seed = 0
+    """The same seed gives the same volumes."""
 
 
 class VolumeDataConfig(Section):
@@ -31,6 +35,7 @@ class VolumeDataConfig(Section):
     and regions as released. volumes: a table of paths, or `{case}_{modality}.nii.gz`, with `modalities` and `regions`
     of your own."""
     root: Folder | None = None
+    """Folder of the cases, or a table of their files."""
     modalities: tuple[str, ...] = ("flair", "t1", "t1ce", "t2")
     """The network's inputs, in this order. A case may lack some."""
     regions: dict[str, tuple[int, ...]] | None = None
@@ -40,9 +45,13 @@ class VolumeDataConfig(Section):
     fold: Annotated[int, Field(ge=0)] | None = None
     """With `folds`: which fold is the test part."""
     folds: Annotated[int, Field(ge=2)] = 5
+    """Folds that the patients are divided into."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of all cases, by patient, where no split gives a validation part."""
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    """Share of all cases, by patient, where no split or fold gives a test part."""
     split_seed: Seed = 0
+    """Which patients validate and test; apart from `seed`."""
     spacing: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
     """Voxel size in mm (from feet to head, front to back, side to side) that cases are resampled to; default: their
     own. Predictions are written on the source's grid."""
@@ -52,12 +61,17 @@ class VolumeDataConfig(Section):
     """zscore: inside the foreground. histogram: clipped at the last bin of 50 voxels first, as the published code does.
     percentile: clipped to the 0.5th and 99.5th percentile first."""
     augment: Literal["none", "light", "full"] = "light"
+    """none; light: flips, brightness and contrast; full: turns, scale, noise, blur and more, as the published code."""
     foreground_probability: Fraction = 0.5
     """Share of the crops centred on a voxel of a region."""
     broken: Literal["raise", "skip"] = "raise"
+    """raise: a broken case ends the training with its name. skip: it is left out and counted."""
     skip_limit: Fraction = 0.01
+    """With `broken: skip`, the largest share of the training cases that may be skipped."""
     max_voxels: Positive = 512**3
+    """A larger volume is refused before it is decoded."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that read ahead."""
     phantom: PhantomCasesConfig = PhantomCasesConfig()
 
 
@@ -65,6 +79,7 @@ class UNetConfig(Section):
     net: Literal["compact", "reference"] = "compact"
     """compact: residual U-Net levels. reference: the published network (3-D ResNet-50 with ASPP, 43.66 M)."""
     encoder: Literal["shared", "separate"] = "shared"
+    """One encoder for all modalities (published code), or one for each (published figure)."""
     channels: tuple[Positive, ...] = (16, 32, 64, 128)
     """Of `compact`: one per level, three to five."""
     fill: Literal["all_levels", "bottleneck"] = "all_levels"
@@ -98,7 +113,9 @@ class CrossModalTerm(TermConfig):
 
     weight: Annotated[float, Field(ge=0)] = 0.1
     distance: Literal["l1", "mse", "cosine"] = "l1"
+    """Mean over channels and voxels; cosine: over voxels, of 1 - cos across channels."""
     levels: Literal["bottleneck", "all"] = "bottleneck"
+    """Which features are compared: the deepest (published), or those of every level."""
     students: Literal["others", "all"] = "others"
     """Who learns: the modalities that are not elected, or every available one, other teachers too (published)."""
     pairs: Literal["mean", "sum"] = "mean"
@@ -112,13 +129,16 @@ class FullTeacherTerm(TermConfig):
 
     weight: Annotated[float, Field(ge=0)] = 0.0
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Temperature T of both probabilities; the term is scaled by T squared."""
     features: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the distance between both networks' fused bottleneck features, relative to the output's."""
 
 
 class SegmentationLoss(Section):
     dice: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the soft Dice loss."""
     bce: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the binary cross-entropy."""
     bce_reduction: Literal["mean", "sum"] = "mean"
     """Over the regions."""
 
@@ -127,6 +147,7 @@ class LckdConfig(Section):
     """LCKD (Wang et al., MICCAI 2023): modalities that segment best on their own teach the others."""
 
     name: Literal["lckd"] = "lckd"
+    """The method; this word makes a recipe one of segmentation."""
     teachers: Literal["single", "multi", "per_task"] = "multi"
     """single: the modality that is best over all regions (LCKD-s). multi: the best of each region, all of them teaching
     everywhere (LCKD-m). per_task: the best of each region, teaching where that region lies."""
@@ -141,8 +162,11 @@ class LckdConfig(Section):
 
 class EvaluationConfig(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a window's side that the next one repeats, in tests and predictions."""
     mode: Literal["constant", "gaussian"] = "gaussian"
+    """How overlapping windows count: alike, or more in their middle."""
     validation_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """The same in validation and elections."""
     minimum_component: Fraction = 0.1
     """Post-processing: components smaller than this share of the largest are dropped ..."""
     minimum_component_voxels: Annotated[int, Field(ge=0)] = 2000
@@ -161,13 +185,19 @@ SegmentationStage = Literal["teacher", "alone", "distilled"]
 
 class SegmentationRecipe(OutputFolder):
     name: str
+    """Name of the recipe; it may be used as `{name}` in `output`."""
     description: str = ""
+    """One line, shown by `preceptor recipes` and at the head of the report."""
     output: Folder = "runs/{name}"
+    """Run folder. Started again on the same folder, a run goes on where it stopped."""
     seed: Seed = 0
+    """Seed of the initial weights, the order of cases, patches and dropped modalities."""
     stages: tuple[SegmentationStage, ...] = ("alone", "distilled")
     """teacher: all modalities, nothing dropped; for `method.full`. alone: no distillation. distilled: with it."""
     resume: Literal["auto", "never"] = "auto"
+    """`auto`: go on from the newest valid checkpoint. `never`: delete the stages' earlier results and start afresh."""
     allow_downloads: bool = False
+    """Nothing is downloaded for segmentation; the key is there for all recipes."""
     data: VolumeDataConfig = VolumeDataConfig()
     method: LckdConfig = LckdConfig()
     model: UNetConfig = UNetConfig()
