@@ -74,7 +74,13 @@ def main() -> None:
         print(f"{name:11s} {1000 * middle:7.1f} ms a step   ratio {middle / plain:.3f}")
     print(
         json.dumps(
-            {"recipe": args.recipe, "batch": config.batch_size, "bf16": native_bf16(), **machine(), **versions(*QUESTIONS)}
+            {
+                "recipe": args.recipe,
+                "batch": config.batch_size,
+                "bf16": native_bf16(),
+                **machine(),
+                **versions(*QUESTIONS),
+            }
         )
     )
 
