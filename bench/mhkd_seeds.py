@@ -37,7 +37,8 @@ VARIANTS: dict[str, list[str]] = {
     "cross3_words": ["method.teaching.cross_questions=3", "method.inherit_words=true"],
     "rest_words": ["data.unlabelled=[rest]", "method.teaching.cross_questions=1", "method.inherit_words=true"],
     "rest_only_words": ["data.unlabelled=[rest]", "method.inherit_words=true"],
-    "unlabelled_words": ["method.teaching.cross_questions=1", "method.inherit_words=true"],  # with data.unlabelled=[...]
+    # With data.unlabelled=[...] among the settings.
+    "unlabelled_words": ["method.teaching.cross_questions=1", "method.inherit_words=true"],
     "ema": ["method.teaching.kind=ema", "method.teaching.ema_decay=0.99"],
 }
 
