@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
+import struct
+import tempfile
+import warnings
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -161,6 +165,30 @@ def test_files_that_cannot_be_used(tmp_path, what, message):
     with pytest.raises(VolumeError, match=message) as caught:
         load_case(broken(tmp_path, what))
     assert "bad.nii" in str(caught.value)
+
+
+# (offset, width, number) of dim, datatype, pixdim, vox_offset, scl_slope, units, codes, quaternions, sform, extension.
+FIELDS = [(40, 2, 8), (70, 2, 2), (76, 4, 8), (108, 4, 1), (112, 4, 2), (123, 1, 1), (252, 2, 2), (256, 4, 6),
+          (280, 4, 12), (348, 1, 4)]  # fmt: skip
+PLACES = [(start + i * width, width) for start, width, number in FIELDS for i in range(number)]
+ODD = st.sampled_from([b"\0" * 4, b"\xff" * 4, *(struct.pack("<f", value) for value in (np.nan, np.inf, -1, 1e30))])
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.sampled_from(PLACES), ODD | st.binary(min_size=4, max_size=4)), min_size=1, max_size=3))
+def test_a_damaged_header_never_raises_anything_else(changes):
+    """Whatever stands in the header: the file loads and its results can be read again, or it is a VolumeError."""
+    data = bytearray(nibabel.Nifti1Image(head(0), LPS).to_bytes())
+    for (place, width), value in changes:
+        data[place : place + width] = value[:width]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.nii"
+        path.write_bytes(data)
+        with warnings.catch_warnings(), contextlib.suppress(VolumeError):
+            warnings.simplefilter("ignore")
+            loaded = load_case(Case("c", {"t1": VolumeFile(path)}, None, "c", "test"), max_voxels=10**6)
+            save_mask(Path(folder) / "b.nii", np.zeros(loaded.shape, np.uint8), loaded)
+            load_case(Case("c", {"t1": VolumeFile(path)}, VolumeFile(Path(folder) / "b.nii"), "c", "test"))
 
 
 def test_small_differences_of_affines_and_other_orders_of_voxels_pass(tmp_path):
