@@ -166,6 +166,16 @@ def test_labels_that_are_not_brats_need_regions(tmp_path):
             read_volumes(tmp_path, regions=wrong)
 
 
+def test_a_broken_label_map_does_not_hide_the_labels_of_the_others(tmp_path):
+    for i in range(3):
+        write_case(tmp_path / f"c{i}", f"c{i}", i)
+    for i in range(3):
+        assert i == 2 or read_volumes(tmp_path).regions == brats_regions(4)
+        (tmp_path / f"c{i}" / f"c{i}_seg.nii.gz").write_text("x")
+    with pytest.raises(UserError, match="c0_seg"):
+        read_volumes(tmp_path)
+
+
 def test_nothing_to_read(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_volumes(tmp_path / "none")
