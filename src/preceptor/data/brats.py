@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from preceptor.data import nifti
 from preceptor.data.layouts import LIST, Found, channel_names, find_decathlon, find_files, patient_of, read_list
 from preceptor.data.modalities import MASK, Endings, checked, checked_regions, plain, regions_of, stem
+from preceptor.data.nifti import VolumeError
 from preceptor.data.volume_splits import apply_split, cut_fold, cut_parts, require_whole_patients
 from preceptor.data.volume_table import find_table, table_in
-from preceptor.data.volumes import label_map, labels_in
+from preceptor.data.volumes import label_map
 from preceptor.errors import UserError
 from preceptor.types import Case, CaseData, VolumeFile
 
@@ -103,11 +106,16 @@ def _regions(found: Found, cases: Sequence[Case]) -> dict[str, tuple[int, ...]]:
     step = max(1, len(cases) // LOOKED_AT)
     looked_at = cases[::step][:LOOKED_AT]
     seen: set[int] = set()
+    broken: list[VolumeError] = []
     for case in looked_at:
         assert case.mask is not None
-        volume, _ = nifti.Reader().volume(case.mask)
-        label_map(volume, case.mask)
-        seen |= {int(value) for value in labels_in(volume)}
+        try:
+            volume, _ = nifti.Reader().volume(case.mask)
+            seen |= {int(value) for value in np.unique(label_map(volume, case.mask))}
+        except VolumeError as error:  # it stops a training later, and doctor lists it among the others
+            broken.append(error)
+    if len(broken) == len(looked_at):
+        raise broken[0]
     regions, sentence = regions_of(seen, f"{len(looked_at)} of {len(cases)} label maps")
     found.notes.append(sentence)
     return regions

@@ -19,6 +19,7 @@ from preceptor.types import VolumeFile
 
 MAX_VOXELS = 512**3
 _MAX_OFFSET = 64 * 2**20  # bytes of header extensions
+_MAX_MM = 1e5  # of an affine's elements: no scanner is 100 m long
 _COPY_AGAIN = "copy the file again from its source"
 
 
@@ -113,13 +114,18 @@ def geometry(path: Path, image: Any) -> Geometry:
     """Return where the voxels are; raises VolumeError where the affine is no map from voxels to space."""
     affine = np.asarray(image.affine, np.float64)
     x, y, z = (int(side) for side in image.shape[:3])
-    scale = np.prod(np.linalg.norm(affine[:3, :3], axis=0)) if np.isfinite(affine).all() else 0.0
+    sane = np.isfinite(affine).all() and np.abs(affine).max() < _MAX_MM
+    scale = np.prod(np.linalg.norm(affine[:3, :3], axis=0)) if sane else 0.0
     if scale == 0 or abs(np.linalg.det(affine[:3, :3])) < 1e-4 * scale:
         raise VolumeError(
             f"{path}: its affine {affine[:3].tolist()} does not span space; mend the header's sform or qform"
         )
     header = image.header
-    return Geometry((x, y, z), affine, int(header["sform_code"]), int(header["qform_code"]), header.get_xyzt_units()[0])
+    try:
+        units = header.get_xyzt_units()[0]
+    except KeyError:  # a code that NIfTI does not know
+        units = "unknown"
+    return Geometry((x, y, z), affine, int(header["sform_code"]), int(header["qform_code"]), units)
 
 
 def volume_shape(path: Path, shape: tuple[int, ...], channel: int | None) -> tuple[int, int, int]:
@@ -177,7 +183,7 @@ def _decode(path: Path, image: Any) -> np.ndarray:
     try:
         with np.errstate(all="ignore"):
             voxels = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, MemoryError) as error:
         raise VolumeError(f"{path}: truncated or broken file ({_short(error)}); {_COPY_AGAIN}") from error
     return voxels
 

@@ -30,11 +30,12 @@ def cut_validation(samples: Iterable[Row], fraction: float, seed: int) -> list[R
     return cut(samples, "validation", fraction, seed)
 
 
-def cut(rows: Iterable[Row], part: Part, fraction: float, seed: int) -> list[Row]:
+def cut(rows: Iterable[Row], part: Part, fraction: float, seed: int, *, leave: int = 1) -> list[Row]:
     """Return the rows with whole groups moved from training to `part`, about `fraction` of the training rows.
 
-    The share is met to within half of the largest group, except that at least one group is moved and at least one
-    stays (with fewer than two training groups nothing moves). Other parts are untouched, the order is kept.
+    The share is met to within half of the largest group, except that at least one group is moved and at least `leave`
+    stay, if need be one (with fewer than two training groups nothing moves). Other parts are untouched, the order is
+    kept.
     """
     rows = list(rows)
     sizes = Counter(row.group for row in rows if row.part == "train")
@@ -43,7 +44,7 @@ def cut(rows: Iterable[Row], part: Part, fraction: float, seed: int) -> list[Row
     count = 0
     order = ordered(sizes, f"{part}:{seed}")
     for group in order:
-        if count + sizes[group] / 2 <= target and len(moved) < len(sizes) - 1:
+        if count + sizes[group] / 2 <= target and len(moved) < len(sizes) - leave:
             moved.add(group)
             count += sizes[group]
     if not moved and len(sizes) > 1:

@@ -31,7 +31,7 @@ def cut_parts(cases: Sequence[Case], validation: float, test: float, seed: int) 
         )
     found = list(cases)
     if test:
-        found = cut(found, "test", test, seed)
+        found = cut(found, "test", test, seed, leave=2 if validation else 1)
     return cut(found, "validation", validation / (1 - test), seed) if validation else found
 
 
