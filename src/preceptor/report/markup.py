@@ -40,6 +40,16 @@ def row(head: str, cells: Iterable[str], kind: str = "", *, wide: bool = False) 
     return f'{opening}<th scope="row">{head}</th>{"".join([*most, last])}</tr>'
 
 
+def banner(sentences: Iterable[str], leak: tuple[str, str] | None = None) -> str:
+    """Return what must be read before the numbers, each sentence once; `leak` is a warning and what it means."""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in dict.fromkeys(sentences))
+    if leak:
+        warning, meaning = (escape(part) for part in leak)
+        shown = f"<p><strong>{warning}</strong> {meaning}</p><ul>{items}</ul>"
+        return f'<aside class="banner leak" aria-label="Warning">{shown}</aside>'
+    return f'<aside class="banner" aria-label="Notes"><ul>{items}</ul></aside>' if items else ""
+
+
 def document(title: str, header: str, before: str, sections: Iterable[tuple[str, str, str]], *, style: str = "") -> str:
     """Return a page that needs nothing but itself.
 

@@ -10,8 +10,8 @@ from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.report import scores, words
 from preceptor.report.contents import RunRecord, read_run
-from preceptor.report.markup import chip, document, escape
-from preceptor.report.record import record
+from preceptor.report.markup import banner, chip, document, escape
+from preceptor.report.record import heading, record
 from preceptor.report.samples import Question, Shown, questions
 from preceptor.report.training import training
 from preceptor.report.words import NONE, percent
@@ -50,7 +50,7 @@ def render(run: RunRecord, data: VqaData | None, recipe: Recipe | None, shown: l
         ("questions", "Questions", _questions(run, shown)),
         ("record", "Record", record(run, recipe)),
     ]
-    return document(f"{title} · Preceptor report", _header(run, title, recipe), _notes(run, data), sections)
+    return document(f"{title} · Preceptor report", heading(run, title, recipe), _notes(run, data), sections)
 
 
 def _saved_recipe(run: Path) -> Recipe | None:
@@ -71,22 +71,9 @@ def _find_data(recipe: Recipe, run: Path) -> VqaData | None:
         return None
 
 
-def _header(run: RunRecord, title: str, recipe: Recipe | None) -> str:
-    sizes = run.first("data") or {}
-    facts = [" / ".join(escape(sizes[key]) for key in ("name", "split") if sizes.get(key))]
-    counted = [part for part in ("train", "validation", "test") if sizes.get(part)]
-    facts += [f"{sizes[part]:,} {part}".replace(",", words.SPACE) for part in counted]
-    described = f'<p class="described">{escape(recipe.description)}</p>' if recipe and recipe.description else ""
-    return f'<h1>{escape(title)}</h1>{described}<p class="facts">{" · ".join(fact for fact in facts if fact)}</p>'
-
-
 def _notes(run: RunRecord, data: VqaData | None) -> str:
-    sentences = list(dict.fromkeys([*run.notes, *(data.notes if data else []), *words.warnings(run, data)]))
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    if words.leaks(run, data):
-        banner = "<strong>Leaking split: these scores flatter.</strong> Answers of test questions occur in training."
-        return f'<aside class="banner leak" aria-label="Warning"><p>{banner}</p><ul>{items}</ul></aside>'
-    return f'<aside class="banner" aria-label="Notes"><ul>{items}</ul></aside>' if items else ""
+    sentences = [*run.notes, *(data.notes if data else []), *words.warnings(run, data)]
+    return banner(sentences, words.LEAKING if words.leaks(run, data) else None)
 
 
 # --- questions --------------------------------------------------------------------------------------------------------

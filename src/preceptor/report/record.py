@@ -15,6 +15,17 @@ from preceptor.report.markup import escape
 HIDDEN = "(local path, not shown)"
 
 
+def heading(run: RunRecord, title: str, recipe: OutputFolder | None, unit: str = "") -> str:
+    """Return the title of a page over what the data are; `unit` is what its parts are counts of."""
+    sizes = run.first("data") or {}
+    facts = [" / ".join(escape(sizes[key]) for key in ("name", "split") if sizes.get(key))]
+    counted = [part for part in ("train", "validation", "test") if sizes.get(part)]
+    facts += [f"{sizes[part]:,} {part}{unit}".replace(",", words.SPACE) for part in counted]
+    about = getattr(recipe, "description", "")
+    described = f'<p class="described">{escape(about)}</p>' if about else ""
+    return f'<h1>{escape(title)}</h1>{described}<p class="facts">{" · ".join(fact for fact in facts if fact)}</p>'
+
+
 def record(
     run: RunRecord, recipe: OutputFolder | None, rows: str = "rows", more: Mapping[str, Any] | None = None
 ) -> str:
@@ -53,7 +64,7 @@ def without_paths(value: Any, key: str = "") -> Any:
         return {name: without_paths(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
         return [without_paths(inner, key) for inner in value]
-    names_path = key in ("output", "root", "cache", "runs", "init")
+    names_path = key in ("output", "root", "cache", "runs", "init", "split_file", "teaching_run")
     if isinstance(value, str) and (names_path or value.startswith((".", "/", "~", "\\")) or value[1:3] == ":\\"):
         return HIDDEN
     return value
