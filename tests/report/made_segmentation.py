@@ -67,26 +67,21 @@ def make_cases(
     return CaseData("phantom", "by-file", folder, tuple(modalities), regions, cases)
 
 
-def scored_rows(
-    rng: np.random.Generator,
-    subsets: Sequence[str],
-    regions: Sequence[str],
-    total: int,
-    share: float,
-    ids: Sequence[str],
-) -> list[dict]:
+def scored_rows(seed: int, data: CaseData, share: float) -> list[dict]:
     """Return a row per case, combination and region, better with more modalities and a larger `share`."""
+    rng, own = np.random.default_rng(7), np.random.default_rng(seed)
+    subsets, total = all_subsets(data.modalities), len(data.modalities)
     worth = {name: rng.uniform(0.5, 1) for name in subsets if "+" not in name}
     rows = []
-    for id in ids:
+    for case in data.cases:
         easy = rng.normal(0, 0.05)
         for subset in subsets:
             parts = subset.split("+")
             level = share * max(worth[part] for part in parts) + 0.2 * len(parts) / total
-            for place, region in enumerate(regions):
-                dice = float(np.clip(level + easy + 0.07 * (place - 1) + rng.normal(0, 0.05), 0, 1))
+            for place, region in enumerate(data.regions):
+                dice = float(np.clip(level + easy + 0.07 * (place - 1) + own.normal(0, 0.05), 0, 1))
                 hd95 = float(60 * (1 - dice)) if dice > 0.1 else None
-                rows.append({"id": id, "subset": subset, "region": region, "dice": dice, "hd95": hd95})
+                rows.append({"id": case.id, "subset": subset, "region": region, "dice": dice, "hd95": hd95})
     return rows
 
 
@@ -134,9 +129,8 @@ def make_stage(
 ) -> dict:
     rng = np.random.default_rng(seed)
     modalities, regions = data.modalities, list(data.regions)
-    subsets, ids = all_subsets(modalities), [case.id for case in data.cases]
     base = f"{data.name}/{data.split}/A"
-    rows = {base: scored_rows(np.random.default_rng(7), subsets, regions, len(modalities), SHARES.get(name, 0.6), ids)}
+    rows = {base: scored_rows(seed, data, SHARES.get(name, 0.6))}
     rows[f"{base}-post"] = [row | {"dice": min(1.0, row["dice"] + 0.013)} for row in rows[base]]
     (folder / "predictions").mkdir(parents=True)
     for protocol, lines in rows.items():
@@ -180,9 +174,10 @@ def make_stage(
 def by_case(folder: Path, protocol: str, regions: Sequence[str]) -> np.ndarray:
     rows = [json.loads(s) for s in (folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl").open()]
     ids = dict.fromkeys(row["id"] for row in rows)
-    return np.array([
-        [np.mean([r["dice"] for r in rows if (r["id"], r["region"]) == (id, region)]) for region in regions] for id in ids
-    ])  # fmt: skip
+    held = {(id, region): [] for id in ids for region in regions}
+    for row in rows:
+        held[row["id"], row["region"]].append(row["dice"])
+    return np.array([[np.mean(held[id, region]) for region in regions] for id in ids])
 
 
 def make_segmentation(

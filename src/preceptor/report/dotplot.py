@@ -39,10 +39,10 @@ def dot_plot(title: str, rows: Sequence[tuple[str, Sequence[Dot]]], *, x_title: 
     parts = _axis([tick / 100 for tick in shown], across, height, x_title, _signed)
     spoken = []
     for number, (name, dots) in enumerate(rows):
-        middle = TOP + DOT_ROW * (number + 0.5)
-        parts.append(f'<text class="label" x="{LEFT - 8}" y="{middle + 4}" text-anchor="end">{_short(name)}</text>')
+        centre = TOP + DOT_ROW * (number + 0.5)
+        parts.append(f'<text class="label" x="{LEFT - 8}" y="{centre + 4}" text-anchor="end">{_short(name)}</text>')
         for place, dot in enumerate(dots):
-            y = round(middle + 8 * (place - (len(dots) - 1) / 2), 1)
+            y = round(centre + 8 * (place - (len(dots) - 1) / 2), 1)
             kind = escape(dot.kind)
             if dot.low is not None and dot.high is not None:
                 low, high = across(dot.low), across(dot.high)
@@ -83,13 +83,14 @@ def strip_plot(title: str, strips: Sequence[Strip], *, kind: str, other: str, x_
     parts = _axis([0, 0.25, 0.5, 0.75, 1], across, height, x_title, lambda share: f"{100 * share:.0f}")
     spoken, size = [], sum(strips[0].on)
     for number, strip in enumerate(strips):
-        top, y = TOP + STRIP_ROW * number, TOP + STRIP_ROW * (number + 0.5)
+        top = TOP + STRIP_ROW * number
+        y = top + STRIP_ROW / 2
         if sum(strip.on) > size:
             parts.append(f'<line class="grid" x1="2" x2="{WIDTH - RIGHT}" y1="{top}" y2="{top}"/>')
         size = sum(strip.on)
         for place, there in enumerate(strip.on):
-            x = 6 + 9 * place
-            parts.append(f'<circle class="dot {"on" if there else "off"}" cx="{x}" cy="{y}" r="3"/>')
+            kept = "on" if there else "off"
+            parts.append(f'<circle class="dot {kept}" cx="{6 + 9 * place}" cy="{y}" r="3"/>')
         low, first, median, third, high = quartiles(strip.values)
         parts.append(f'<line class="range {kind}" x1="{across(low)}" x2="{across(high)}" y1="{y}" y2="{y}"/>')
         width = round(max(across(third) - across(first), 1), 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,50 +79,36 @@ def heat_table(caption: str, subject: Subject, columns: Sequence[Column], unit: 
     if not columns:
         return ""
     scale = Scale.over(columns, unit)
-    against = next((column for column in columns if column.kind == "alone"), None)
     subsets = in_order((subset for column in columns for subset in column.table), subject.modalities)
     rows, size = [], 0
     for subset in subsets:
         larger = ' class="larger"' if size and len(subset) > size else ""
         size = len(subset)
-        cells = _cells(
-            subject,
-            columns,
-            against,
-            scale,
-            lambda table, key, subset=subset: table[subset].get(key) if subset in table else None,
-        )
-        rows.append(f"<tr{larger}>{_dots(subset, subject)}{cells}</tr>")
-    title = f"Mean of {len(subsets)}"
-    cells = _cells(subject, columns, against, scale, lambda table, key: column_mean(table, key))
-    foot = f'<tfoot><tr><th scope="row">{title}</th>{cells}</tr></tfoot>'
+        held = [column.table.get(subset, {}) for column in columns]
+        rows.append(f"<tr{larger}>{_dots(subset, subject)}{_cells(subject, columns, held, scale)}</tr>")
+    means = [{key: column_mean(column.table, key) for key in subject.columns} for column in columns]
     head = f"<caption><span>{caption} {scale.legend()}</span></caption><thead>{_heads(subject, columns)}</thead>"
-    table = (
-        f'<table class="heat" style="--n:{len(subject.modalities)}">{head}<tbody>{"".join(rows)}</tbody>{foot}</table>'
-    )
+    last = f'<tr><th scope="row">Mean of {len(subsets)}</th>{_cells(subject, columns, means, scale)}</tr>'
+    body = f"<tbody>{''.join(rows)}</tbody><tfoot>{last}</tfoot>"
+    table = f'<table class="heat" style="--n:{len(subject.modalities)}">{head}{body}</table>'
     return scrolling(table, "Scores by combination of modalities")
 
 
 def _heads(subject: Subject, columns: Sequence[Column]) -> str:
     tall = " tall" if any(len(name_of(modality)) >= TALL for modality in subject.modalities) else ""
     names = "".join(f"<span>{escape(name_of(modality))}</span>" for modality in subject.modalities)
-    spread = "" if len(columns) == 1 else ' rowspan="2"'
+    spread = ' rowspan="2"' if len(columns) > 1 else ""
     first = f'<th scope="col"{spread}><span class="dots{tall}">{names}</span></th>'
+    group = f'scope="colgroup" colspan="{len(columns)}"' if len(columns) > 1 else 'scope="col"'
+    groups = "".join(f'<th {group} class="first">{escape(name_of(key))}</th>' for key in subject.columns)
     if len(columns) == 1:
-        return (
-            f"<tr>{first}"
-            + "".join(f'<th scope="col" class="first">{escape(name_of(key))}</th>' for key in subject.columns)
-            + "</tr>"
-        )
-    groups = "".join(
-        f'<th scope="colgroup" class="first" colspan="{len(columns)}">{escape(name_of(key))}</th>'
-        for key in subject.columns
-    )
+        return f"<tr>{first}{groups}</tr>"
+    kinds = ["stage first", *["stage"] * (len(columns) - 1)]
     stages = "".join(
-        f'<th scope="col"{"" if place else " class=first"}>{chip(column.kind, column.title)}</th>'
+        f'<th scope="col" class="{kind}">{chip(column.kind, column.title)}</th>'
         for _ in subject.columns
-        for place, column in enumerate(columns)
-    ).replace("class=first", 'class="first"')
+        for kind, column in zip(kinds, columns, strict=True)
+    )
     return f"<tr>{first}{groups}</tr><tr>{stages}</tr>"
 
 
@@ -136,22 +122,20 @@ def _dots(subset: Subset, subject: Subject) -> str:
 
 
 def _cells(
-    subject: Subject,
-    columns: Sequence[Column],
-    against: Column | None,
-    scale: Scale,
-    value_of: Callable[[Table, str], float | None],
+    subject: Subject, columns: Sequence[Column], held: Sequence[Mapping[str, float | None]], scale: Scale
 ) -> str:
+    """Return the cells of a row, of which `held` are the scores by region, per column."""
+    kinds = [column.kind for column in columns]
+    against = held[kinds.index("alone")] if "alone" in kinds else {}
     cells = []
     for key in subject.columns:
-        for place, column in enumerate(columns):
+        for place, (kind, scores) in enumerate(zip(kinds, held, strict=True)):
+            value, other = scores.get(key), against.get(key) if kind == "distilled" else None
             first = " first" if place == 0 else ""
-            value = value_of(column.table, key)
             if value is None:
                 cells.append(f'<td class="none{first}">{NONE}</td>')
                 continue
             text, worse = scale.show(value), ""
-            other = value_of(against.table, key) if against and column.kind == "distilled" else None
             if other is not None:
                 worse = " worse" if scale.worse(value - other) else ""
                 text = f"<b>{text}</b><small>{scale.difference(value - other)}</small>"

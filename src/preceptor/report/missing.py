@@ -9,7 +9,6 @@ from preceptor.report.combinations import (
     MEAN,
     Subject,
     Table,
-    column_mean,
     gain,
     in_order,
     name_of,
@@ -41,15 +40,16 @@ def missing(run: RunRecord, subject: Subject) -> str:
     if not curves:
         return ""
     stages = [stage for stage, _ in tables]
+    row = "charts four" if len(subject.columns) == 4 else "charts"
     spread = "Lines are the mean over the combinations of a size, bars reach from the worst of them to the best."
-    found = f'<p class="small">{spread}</p>{legend(stages)}<div class="charts">{curves}</div>'
+    found = f'<p class="small">{spread}</p>{legend(stages)}<div class="{row}">{curves}</div>'
     gains = "".join(_gains(tables, subject, column) for column in subject.columns)
     if gains:
         found += (
             "<h3>What each modality adds</h3>"
             '<p class="small">Mean Dice of combinations with the modality less that of the same combinations without '
             "it: what is lost, on average, where it is missing and another is there.</p>"
-            f'{legend(stages, "chip")}<div class="charts">{gains}</div>'
+            f'{legend(stages, "chip")}<div class="{row}">{gains}</div>'
         )
     return found
 
@@ -124,10 +124,3 @@ def _by_row(stage: StageRecord, protocol: str, subject: Subject) -> dict[tuple[t
         if subset and value is not None and row.get("region") in subject.regions:
             found.setdefault((subset, row["region"]), []).append(value)
     return found
-
-
-def sizes(table: Table, column: str) -> dict[int, float]:
-    """Return the mean of a column by the number of modalities."""
-    found = {len(subset) for subset in table}
-    means = {size: column_mean(table, column, [s for s in table if len(s) == size]) for size in sorted(found)}
-    return {size: value for size, value in means.items() if value is not None}

@@ -132,19 +132,28 @@ def _draw(
         images[image] = planes.windowed(volume.voxels)
     if not images:
         return []
-    predicted = [mask for by_region in said.values() for mask in by_region.values()]
-    box = planes.content_box(np.max(list(images.values()), axis=0), [whole, *predicted])
-    at = planes.centre(whole if whole.any() else np.any(predicted, axis=0))
+    predicted = np.any([mask for by_region in said.values() for mask in by_region.values()], axis=0)
+    box = planes.content_box(np.max(list(images.values()), axis=0), whole | predicted)
+    at = planes.centre(whole if whole.any() else predicted)
     found = []
     for subset, by_region in said.items():
         image = _image(case, subset, subject)
         shown = DrawnSubset(subset, scores.get(subset, {}), image)
-        shapes = _shapes("reference", reference, subject) + _shapes("predicted", by_region, subject)
+        shapes = _shapes("reference", _apart(reference), subject) + _shapes("predicted", by_region, subject)
         for plane in planes.PLANES:
             spoken = f"{plane} plane of case {case.id}, segmented from {named(subset)}: Dice {_numbers(shown, subject)}"
             svg, aspect = planes.drawn(images[image], shapes, plane, at, box, label.spacing, spoken)
             shown.pictures.append((plane, svg, aspect))
         found.append(shown)
+    return found
+
+
+def _apart(masks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return every region without the smaller ones, so that tints do not mix."""
+    found: dict[str, np.ndarray] = {}
+    for region in sorted(masks, key=lambda region: int(masks[region].sum())):
+        taken = np.any(list(found.values()), axis=0) if found else False
+        found[region] = masks[region] & ~np.asarray(taken)
     return found
 
 
@@ -171,10 +180,11 @@ def cases_section(run: RunRecord, subject: Subject, drawn: Sequence[DrawnCase]) 
     )
     about = (
         f"The worst cases of \u201c{escape(run.focus.title)}\u201d by mean Dice over all combinations, from all "
-        "modalities down to fewer. Tinted areas with a broken edge are the reference, solid lines what the network "
-        "said. Planes go through the centre of the reference. Radiological convention: the patient\u2019s right (R) is "
-        "on the left of axial and coronal planes, the face on the left of sagittal ones (A). The image is one that the "
-        "network was given, black and white at its 1st and 99.5th percentile."
+        "modalities down to fewer. Tinted areas are the reference, each voxel in the colour of its smallest region; "
+        "solid lines are what the network said. Planes go through the centre of the reference. Radiological "
+        "convention: the patient\u2019s right (R) is on the left of axial and coronal planes; sagittal planes have the "
+        "face on the left (A). The image is one that the network was given, black and white at its 1st and 99.5th "
+        "percentile."
     )
     return f'<p class="small">{about}</p><ul class="legend">{keys}</ul>' + "".join(
         _case(case, subject) for case in drawn
@@ -184,7 +194,7 @@ def cases_section(run: RunRecord, subject: Subject, drawn: Sequence[DrawnCase]) 
 def _case(case: DrawnCase, subject: Subject) -> str:
     facts = f'<p class="facts">Mean Dice over all combinations: <b>{percent(case.dice)}</b></p>'
     figures = "".join(_subset(shown, subject) for shown in case.subsets)
-    head = f"<h3>Case {escape(case.id)}</h3>{facts if case.dice is not None else ''}"
+    head = f"<h3>{escape(case.id)}</h3>{facts if case.dice is not None else ''}"
     return f'<article class="question">{head}<div class="views">{figures}</div></article>'
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,7 @@ from preceptor.errors import UserError
 
 LONGEST_SIDE = 256  # pixels of a plane
 WINDOW = (1.0, 99.5)  # percentiles of the foreground that are black and white
+DARK, LIT_SHARE, MARGIN = 48, 0.01, 2  # what is cut off around the body: grey level, share of a plane, voxels
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 """The axis that each plane cuts."""
 
@@ -55,7 +57,7 @@ def read_volume(path: Path, channel: int | None = None, *, max_voxels: int) -> V
     import nibabel
 
     try:
-        source = nibabel.load(path)
+        source: Any = nibabel.load(path)
         shape = source.shape if channel is None else source.shape[:3]
         if len(shape) != 3 or int(np.prod(shape, dtype=object)) > max_voxels or min(shape) < 2:
             raise UserError(f"{path}: {source.shape} voxels are no volume of at most {max_voxels}; see data.max_voxels")
@@ -78,17 +80,14 @@ def windowed(volume: np.ndarray) -> np.ndarray:
     return np.round(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
 
 
-def content_box(grey: np.ndarray, masks: Sequence[np.ndarray]) -> Box:
-    """Return the box that holds what is not black, and the masks, with a margin of two voxels."""
-    held = grey > 16
-    for mask in masks:
-        held = held | mask
-    if not held.any():
-        held = np.ones_like(held)
-    box = []
-    for axis in range(3):
-        (at,) = np.nonzero(held.any(axis=tuple(other for other in range(3) if other != axis)))
-        box.append(slice(max(0, int(at[0]) - 2), min(held.shape[axis], int(at[-1]) + 3)))
+def content_box(grey: np.ndarray, mask: np.ndarray) -> Box:
+    """Return the box that holds the body (planes where enough is not dark) and the mask, with a margin."""
+    lit, box = grey > DARK, []
+    for axis, side in enumerate(grey.shape):
+        others = tuple(other for other in range(3) if other != axis)
+        (at,) = np.nonzero((lit.mean(axis=others) > LIT_SHARE) | mask.any(axis=others))
+        low, high = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, side)
+        box.append(slice(max(0, low - MARGIN), min(side, high + MARGIN)))
     return box[0], box[1], box[2]
 
 

@@ -151,10 +151,14 @@ def _summary(run: RunRecord, subject: Subject) -> str:
         rows.append(row(chip(stage.kind, stage.title), cells))
     if not rows:
         return ""
-    heads = ["Model", *(_full_name(region) for region in subject.regions)]
+    heads = ["Model", *(name_of(region) for region in subject.regions)]
     heads += ["One modality", "All modalities"] if several else []
     heads += ["Parameters", "ms/case"] if costs else []
-    caption = f"Dice in %, the mean over combinations{' (of one modality: and over regions)' if several else ''}"
+    caption = "Dice in %, the mean over combinations" + (
+        ", with one and with all modalities over regions" if several else ""
+    )
+    if explained := [f"{name_of(region)}: {LONG[region]}" for region in subject.regions if region in LONG]:
+        caption += f". {'; '.join(explained)}."
     timing = run.first("latency")
     about = f'<p class="small">Milliseconds per case: {escape(timing)}.</p>' if timing and costs else ""
     return table(caption, heads, rows) + about
@@ -163,10 +167,6 @@ def _summary(run: RunRecord, subject: Subject) -> str:
 def _region(stage: StageRecord, scores: Table, region: str, subject: Subject) -> float | None:
     given = number(look(stage.results, "protocols", subject.protocol or "", "regions", region))
     return given if given is not None else column_mean(scores, region)
-
-
-def _full_name(region: str) -> str:
-    return f"{name_of(region)}, {LONG[region]}" if region in LONG else name_of(region)
 
 
 # --- every combination ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from preceptor.report.combinations import (
     table_of,
 )
 from preceptor.report.contents import RunRecord, StageRecord, look
-from preceptor.report.words import SPACE, difference, percent, points
+from preceptor.report.words import difference, percent, points
 from preceptor.types import CaseData
 
 TITLES = {"teacher": "Teacher", "alone": "Undistilled", "distilled": "Distilled"}
@@ -106,4 +106,3 @@ def warnings(run: RunRecord, data: CaseData | None) -> list[str]:
 
 
 LEAKING = ("Leaking split: these scores flatter.", "Patients of test cases occur in training.")
-UNITS = f"milliseconds{SPACE}per{SPACE}case"
