@@ -24,6 +24,7 @@ class StageRecord:
     results: dict[str, Any]
     metrics: list[dict[str, Any]] = field(default_factory=list)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    titles: Mapping[str, str] = field(default_factory=lambda: TITLES)
 
     @property
     def kind(self) -> str:
@@ -32,7 +33,7 @@ class StageRecord:
 
     @property
     def title(self) -> str:
-        title = TITLES.get(self.kind, self.name)
+        title = self.titles.get(self.kind, self.name)
         return title if self.kind == self.name else f"{title} {self.name.removeprefix('teacher-')}"
 
     def score(self, protocol: str, key: str = "accuracy") -> float | None:
@@ -80,8 +81,8 @@ class RunRecord:
         return list(found)
 
 
-def read_run(folder: Path) -> RunRecord:
-    """Read a run folder of one stage or of several.
+def read_run(folder: Path, titles: Mapping[str, str] = TITLES) -> RunRecord:
+    """Read a run folder of one stage or of several; `titles` are what its stages are called.
 
     Raises UserError where there is no results.json at all, or one that is not JSON.
     """
@@ -91,9 +92,9 @@ def read_run(folder: Path) -> RunRecord:
     if not root and not names:
         raise UserError(f"{folder} is no run folder: it holds no results.json; give the output folder of a training")
     if names:
-        stages = [_stage(name, folder / name, look(listed, name) or {}) for name in sorted(names, key=_rank)]
+        stages = [_stage(name, folder / name, look(listed, name) or {}, titles) for name in sorted(names, key=_rank)]
     else:
-        stages = [_stage(look(root, "stage") or "student", folder, root)]
+        stages = [_stage(look(root, "stage") or "student", folder, root, titles)]
     return RunRecord(folder, stages, root)
 
 
@@ -112,7 +113,7 @@ def _rank(name: str) -> tuple[int, int, str]:
     return known, int(number) if number.isdecimal() else 1, name
 
 
-def _stage(name: str, folder: Path, listed: dict[str, Any]) -> StageRecord:
+def _stage(name: str, folder: Path, listed: dict[str, Any], titles: Mapping[str, str]) -> StageRecord:
     results = _results(folder / "results.json") or listed
     metrics = folder / "metrics.jsonl"
     rows = {}
@@ -120,7 +121,7 @@ def _stage(name: str, folder: Path, listed: dict[str, Any]) -> StageRecord:
         path = folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
         if path.is_file():
             rows[protocol] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return StageRecord(name, folder, results, read_metrics(metrics) if metrics.is_file() else [], rows)
+    return StageRecord(name, folder, results, read_metrics(metrics) if metrics.is_file() else [], rows, titles)
 
 
 def _results(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 36
+NAMED_RIGHT, NAME_HEIGHT, NAME_LETTERS = 58, 13, 8  # where curves are named at their ends
 POINTS = 160  # per line; more are averaged in runs
 
 
@@ -16,7 +17,8 @@ POINTS = 160  # per line; more are averaged in runs
 class Line:
     """One curve: `kind` is its class in the style sheet, `points` (x, y); `marked` is the x of a point to ring.
 
-    `spreads`, where given, are the (low, high) of each point's interval; every point is then ringed.
+    `spreads`, where given, are the (low, high) of each point's interval; every point is then ringed. `rings` are the x
+    of further points to ring.
     """
 
     title: str
@@ -24,13 +26,17 @@ class Line:
     points: list[tuple[float, float]]
     marked: float | None = None
     spreads: list[tuple[float, float]] = field(default_factory=list)
+    rings: tuple[float, ...] = ()
 
 
-def line_chart(title: str, lines: Sequence[Line], *, x_title: str, percent: bool = False) -> str:
+def line_chart(
+    title: str, lines: Sequence[Line], *, x_title: str, percent: bool = False, counts: bool = False, named: bool = False
+) -> str:
     """Return an SVG of curves over a common x axis; points that are not finite leave a gap in nothing but the average.
 
-    `percent` labels shares in [0, 1] as percentages. The description for screen readers gives each curve's first and
-    last value. Returns "" where there is no finite point.
+    `percent` labels shares in [0, 1] as percentages; `counts` draws whole x with room around the first and the last;
+    `named` writes each curve's title at its end. The description for screen readers gives each curve's first and last
+    value. Returns "" where there is no finite point.
     """
     lines = [line if line.spreads else replace(line, points=_thin(line.points)) for line in lines]
     lines = [line for line in lines if line.points]
@@ -41,23 +47,27 @@ def line_chart(title: str, lines: Sequence[Line], *, x_title: str, percent: bool
     ys += [y for line in lines for spread in line.spreads for y in spread]
     x_ticks, y_ticks = ticks(0, max(xs), 4), ticks(*_range(ys, percent), 5)
     x_low, x_high = 0.0, max(max(xs), 1e-9)
+    if counts:
+        x_ticks = [float(x) for x in range(math.ceil(min(xs)), math.floor(max(xs)) + 1)]
+        x_low, x_high = min(xs) - 0.4, max(xs) + 0.4
     y_low, y_high = y_ticks[0], y_ticks[-1]
+    right = NAMED_RIGHT if named else RIGHT
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - right)
         return round(across, 1), round(TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
 
     show = _percent if percent else _number
     parts = []
     for y in y_ticks:
         _, down = place(0, y)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}"/>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - right}" y1="{down}" y2="{down}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{down + 3.5}" text-anchor="end">{show(y)}</text>')
     for x in (x for x in x_ticks if x <= x_high):
         across, _ = place(x, y_low)
         down = HEIGHT - BOTTOM + 15
         parts.append(f'<text class="tick" x="{across}" y="{down}" text-anchor="middle">{_number(x)}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    middle = (LEFT + WIDTH - right) / 2
     parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_title)}</text>')
     for number, line in enumerate(lines):
         # Intervals at the same x are drawn side by side.
@@ -71,11 +81,30 @@ def line_chart(title: str, lines: Sequence[Line], *, x_title: str, percent: bool
                 f'<line class="spread {escape(line.kind)}" x1="{across}" x2="{across}" y1="{bottom}" y2="{top}"/>'
             )
         for (across, down), (x, _) in zip(placed, line.points, strict=True):
-            if x == line.marked or line.spreads:
+            if x == line.marked or x in line.rings or line.spreads:
                 parts.append(f'<circle class="mark {escape(line.kind)}" cx="{across}" cy="{down}" r="4"/>')
+    if named:
+        parts += _names(lines, [place(*line.points[-1]) for line in lines])
     spoken = "; ".join(f"{line.title}: from {show(line.points[0][1])} to {show(line.points[-1][1])}" for line in lines)
     described = escape(f"{title}. {spoken}.")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">{"".join(parts)}</svg>'
+
+
+def _names(lines: Sequence[Line], ends: Sequence[tuple[float, float]]) -> list[str]:
+    """Return the titles of curves beside their last points, moved apart where they would overlap."""
+    parts, last = [], -math.inf
+    order = sorted(range(len(lines)), key=lambda number: ends[number][1])
+    for place, number in enumerate(order):
+        lowest = HEIGHT - BOTTOM + 4 - NAME_HEIGHT * (len(order) - 1 - place)
+        down = max(last + NAME_HEIGHT, min(ends[number][1] + 4, lowest))
+        title = lines[number].title
+        shown = title if len(title) <= NAME_LETTERS else title[: NAME_LETTERS - 1] + "…"
+        parts.append(
+            f'<text class="end {escape(lines[number].kind)}" x="{round(ends[number][0] + 7, 1)}" '
+            f'y="{round(down, 1)}">{escape(shown)}</text>'
+        )
+        last = down
+    return parts
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

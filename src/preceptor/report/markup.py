@@ -15,6 +15,11 @@ def escape(value: Any) -> str:
     return html.escape(str(value), quote=True)
 
 
+def stylesheet(name: str) -> str:
+    """Return a style sheet of this folder."""
+    return (resources.files("preceptor.report") / name).read_text("utf-8")
+
+
 def chip(kind: str, title: str) -> str:
     """Return a text after a square of the colour of `kind`."""
     return f'<i class="chip {escape(kind)}"></i>{escape(title)}'
@@ -40,6 +45,16 @@ def row(head: str, cells: Iterable[str], kind: str = "", *, wide: bool = False) 
     return f'{opening}<th scope="row">{head}</th>{"".join([*most, last])}</tr>'
 
 
+def banner(sentences: Iterable[str], leak: tuple[str, str] | None = None) -> str:
+    """Return what must be read before the numbers, each sentence once; `leak` is a warning and what it means."""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in dict.fromkeys(sentences))
+    if leak:
+        warning, meaning = (escape(part) for part in leak)
+        shown = f"<p><strong>{warning}</strong> {meaning}</p><ul>{items}</ul>"
+        return f'<aside class="banner leak" aria-label="Warning">{shown}</aside>'
+    return f'<aside class="banner" aria-label="Notes"><ul>{items}</ul></aside>' if items else ""
+
+
 def document(title: str, header: str, before: str, sections: Iterable[tuple[str, str, str]], *, style: str = "") -> str:
     """Return a page that needs nothing but itself.
 
@@ -49,7 +64,7 @@ def document(title: str, header: str, before: str, sections: Iterable[tuple[str,
     shown = [section for section in sections if section[2]]
     links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in shown)
     body = "".join(f'<section id="{name}"><h2>{heading}</h2>{content}</section>' for name, heading, content in shown)
-    css = (resources.files("preceptor.report") / "page.css").read_text("utf-8") + style
+    css = stylesheet("page.css") + style
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'

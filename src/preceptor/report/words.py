@@ -7,7 +7,7 @@ from typing import Any
 
 from preceptor.evaluate.statistics import Interval, wilson
 from preceptor.report.contents import RunRecord, StageRecord, look
-from preceptor.types import VqaData
+from preceptor.types import CaseData, VqaData
 
 NONE = "\u2013"
 SPACE = "\u00a0"
@@ -18,6 +18,7 @@ BASELINES = {
     "look_up": "Most similar training question",
     "look_up_same_image": "Most similar training question on the same image",
 }
+LEAKING = ("Leaking split: these scores flatter.", "Answers of test questions occur in training.")
 
 
 def percent(share: float | None, *, unit: bool = True) -> str:
@@ -105,8 +106,11 @@ def _versus_alone(run: RunRecord, protocol: str) -> list[str]:
     return found
 
 
-def difference(entry: dict[str, Any] | None) -> str:
-    """Return the paired difference of distilled and undistilled student as a sentence, with what follows from it."""
+def difference(entry: dict[str, Any] | None, over: str = "questions") -> str:
+    """Return the paired difference of distilled and undistilled student as a sentence, with what follows from it.
+
+    `over` is what the interval is over.
+    """
     low, high = look(entry, "low"), look(entry, "high")
     if entry is None or low is None or high is None:
         return ""
@@ -116,7 +120,7 @@ def difference(entry: dict[str, Any] | None) -> str:
         verdict = "distillation hurt"
     else:
         verdict = "not distinguishable from 0"
-    spread = f"95{SPACE}% interval {points(low)} to {points(high)} over questions, this seed alone"
+    spread = f"95{SPACE}% interval {points(low)} to {points(high)} over {over}, this seed alone"
     return f"The difference is {points(entry.get('difference'))} points, {spread}: {verdict}."
 
 
@@ -142,7 +146,7 @@ def warnings(run: RunRecord, data: VqaData | None) -> list[str]:
     return found
 
 
-def leaks(run: RunRecord, data: VqaData | None) -> bool:
+def leaks(run: RunRecord, data: VqaData | CaseData | None) -> bool:
     """Return whether test rows share frames, images or patients with training rows."""
     if data is not None and data.leaking:
         return True
