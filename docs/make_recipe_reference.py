@@ -144,8 +144,8 @@ SECTIONS = [
 LCKD_HEAD = """\
 # Recipe reference: LCKD
 
-Every key of a recipe of segmentation, one whose `method.name` is `lckd`. How recipes and overrides are written is said in
-[Recipe reference](recipe.md). This page is made by `python docs/make_recipe_reference.py`; do not edit it by hand.
+Every key of a recipe of segmentation, one whose `method.name` is `lckd`. How recipes and overrides are written is said
+in [Recipe reference](recipe.md). This page is made by `python docs/make_recipe_reference.py`; do not edit it by hand.
 """
 
 LCKD_SECTIONS = [
