@@ -70,7 +70,9 @@ def _one_modality(table: Table, subject: Subject) -> list[str]:
     average = sum(single.values()) / len(single)
     span = f", from {percent(single[low], unit=False)} ({named(low)}) to {percent(single[high])} ({named(high)})"
     together = look(table.get(tuple(subject.modalities)), column)
-    whole = f"; all {len(subject.modalities)} together give {percent(together)}" if together is not None else ""
+    count = len(subject.modalities)
+    every_one = "both" if count == 2 else f"all {count}"
+    whole = f"; {every_one} together give {percent(together)}" if together is not None else ""
     return [f"One modality alone gives {percent(average)} on average{span if len(single) > 1 else ''}{whole}."]
 
 
