@@ -46,7 +46,9 @@ def headline(run: RunRecord, subject: Subject) -> list[str]:
     if before is not None:
         found.append(f"The same network without distillation reaches {percent(before)}.")
         entry = look(run.results, "comparison", protocol, "distilled - alone")
-        found.append(difference(entry, "cases") or f"The difference is {points(overall - before)} points.")
+        known = all(number(look(entry, key)) is not None for key in ("difference", "low", "high"))
+        sentence = difference(entry, "cases") if known else f"The difference is {points(overall - before)} points."
+        found.append(sentence)
     found += _one_modality(table, subject)
     return found
 
