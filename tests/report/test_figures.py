@@ -83,3 +83,17 @@ def test_intervals_are_drawn_in_full_and_side_by_side():
     assert all(TOP <= float(node[end]) <= HEIGHT - BOTTOM for node in drawn for end in ("y1", "y2"))
     assert float(drawn[2]["x1"]) - float(drawn[0]["x1"]) == pytest.approx(4)
     assert svg.count("<circle") == 4
+
+
+def test_counts_keep_room_and_names_do_not_overlap():
+    lines = [Line(f"modality {i}", f"m{i}", [(1, 0.5), (2, 0.6 + i / 1000)], rings=(2,)) for i in range(4)]
+    svg = line_chart("t", lines, x_title="n", percent=True, counts=True, named=True)
+    root = ET.fromstring(svg)
+    texts = list(root.iter("text"))
+    assert [t.text for t in texts if t.attrib.get("text-anchor") == "middle"] == ["1", "2", "n"]
+    ends = sorted(float(t.attrib["y"]) for t in texts if t.attrib["class"].startswith("end"))
+    assert len(ends) == 4
+    assert all(below - above >= 13 - 1e-6 for above, below in pairwise(ends))
+    assert ends[-1] <= HEIGHT - BOTTOM + 4 + 1e-6
+    assert len(list(root.iter("circle"))) == 4
+    assert min(x for line in polylines(svg) for x, _ in line) > LEFT

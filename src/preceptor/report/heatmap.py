@@ -14,7 +14,7 @@ from preceptor.report.words import NONE, percent, points
 LEVELS = 9
 """Colours of the scale: h0 is the worst score of a table, h8 the best."""
 
-TALL = 6  # letters of a modality's name from which on the names stand upright
+TALL, MANY = 6, 5  # letters of a modality's name, number of modalities, from which on the names stand upright
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,14 @@ def heat_table(caption: str, subject: Subject, columns: Sequence[Column], unit: 
     head = f"<caption><span>{caption} {scale.legend()}</span></caption><thead>{_heads(subject, columns)}</thead>"
     last = f'<tr><th scope="row">Mean of {len(subsets)}</th>{_cells(subject, columns, means, scale)}</tr>'
     body = f"<tbody>{''.join(rows)}</tbody><tfoot>{last}</tfoot>"
-    table = f'<table class="heat" style="--n:{len(subject.modalities)}">{head}{body}</table>'
+    kind = "heat many" if len(subject.modalities) >= MANY else "heat"
+    table = f'<table class="{kind}" style="--n:{len(subject.modalities)}">{head}{body}</table>'
     return scrolling(table, "Scores by combination of modalities")
 
 
 def _heads(subject: Subject, columns: Sequence[Column]) -> str:
-    tall = " tall" if any(len(name_of(modality)) >= TALL for modality in subject.modalities) else ""
+    long = any(len(name_of(modality)) >= TALL for modality in subject.modalities)
+    tall = " tall" if long or len(subject.modalities) >= MANY else ""
     names = "".join(f"<span>{escape(name_of(modality))}</span>" for modality in subject.modalities)
     spread = ' rowspan="2"' if len(columns) > 1 else ""
     first = f'<th scope="col"{spread}><span class="dots{tall}">{names}</span></th>'

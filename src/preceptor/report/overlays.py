@@ -212,4 +212,4 @@ def _subset(shown: DrawnSubset, subject: Subject) -> str:
 
 def _numbers(shown: DrawnSubset, subject: Subject) -> str:
     scored = [(name_of(region), shown.dice.get(region)) for region in subject.regions]
-    return " \u00b7 ".join(f"{name} {percent(value, unit=False)}" for name, value in scored if value is not None)
+    return " \u00b7 ".join(f"{name}\u00a0{percent(value, unit=False)}" for name, value in scored if value is not None)

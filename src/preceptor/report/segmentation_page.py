@@ -107,7 +107,8 @@ def _bars(run: RunRecord, subject: Subject) -> str:
     )
     if not bars or subject.protocol is None:
         return ""
-    about = f"Mean Dice over combinations and regions. Protocol <code>{escape(subject.protocol)}</code>."
+    over = "combinations and regions" if len(subject.regions) > 1 else "combinations"
+    about = f"Mean Dice over {over}. Protocol <code>{escape(subject.protocol)}</code>."
     left = f'<figure class="bars"><dl>{bars}</dl><figcaption>{about}</figcaption></figure>'
     plot = _differences(run, subject)
     return f'<div class="beside">{left}<div class="charts">{plot}</div></div>' if plot else left

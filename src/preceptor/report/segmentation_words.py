@@ -46,7 +46,9 @@ def headline(run: RunRecord, subject: Subject) -> list[str]:
     if before is not None:
         found.append(f"The same network without distillation reaches {percent(before)}.")
         entry = look(run.results, "comparison", protocol, "distilled - alone")
-        found.append(difference(entry, "cases") or f"The difference is {points(overall - before)} points.")
+        known = all(number(look(entry, key)) is not None for key in ("difference", "low", "high"))
+        sentence = difference(entry, "cases") if known else f"The difference is {points(overall - before)} points."
+        found.append(sentence)
     found += _one_modality(table, subject)
     return found
 
@@ -70,7 +72,9 @@ def _one_modality(table: Table, subject: Subject) -> list[str]:
     average = sum(single.values()) / len(single)
     span = f", from {percent(single[low], unit=False)} ({named(low)}) to {percent(single[high])} ({named(high)})"
     together = look(table.get(tuple(subject.modalities)), column)
-    whole = f"; all {len(subject.modalities)} together give {percent(together)}" if together is not None else ""
+    count = len(subject.modalities)
+    every_one = "both" if count == 2 else f"all {count}"
+    whole = f"; {every_one} together give {percent(together)}" if together is not None else ""
     return [f"One modality alone gives {percent(average)} on average{span if len(single) > 1 else ''}{whole}."]
 
 
