@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from preceptor.errors import UserError
 from preceptor.models.multimodal_unet import MultimodalUNet, MultimodalUNetConfig, fill_with_mean
 from preceptor.models.reference_unet import Aspp
-from preceptor.models.unet_layers import InstanceNorm, Join, StandardisedConv
+from preceptor.models.unet_layers import InstanceNorm, Join, StandardisedConv, initialise
 
 MODALITIES, REGIONS = ("flair", "t1", "t1ce", "t2"), ("et", "wt", "tc")
 MIXED = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [1, 0, 0, 0], [1, 1, 0, 1]]).bool()
@@ -56,10 +56,12 @@ def naive(model: MultimodalUNet, x_NDHW: torch.Tensor, available: list[bool]) ->
             maps = [x if there else mean for x, there in zip(maps, available, strict=True)]
         weight = join.weight
         if join.standardise:
-            rows = [(row - row.mean()) / (row.var() + 1e-12).sqrt() for row in weight]
-            weight = torch.stack(rows)
+            weight = torch.stack([(row - row.mean()) / (row.var() + 1e-12).sqrt() for row in weight])
         x = torch.cat(maps)[None]
-        joined.append(F.conv3d(x, weight) if join.kind == "pointwise" else F.conv_transpose3d(x, weight, stride=2))
+        if join.kind == "pointwise":
+            joined.append(F.conv3d(x, weight[..., None, None, None]))
+        else:
+            joined.append(F.conv_transpose3d(x, weight, stride=2))
     return model.decoder.finish(joined, size)
 
 
@@ -156,14 +158,18 @@ def test_the_zero_image_without_its_stem():
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(got, want, strict=True))
 
 
-def test_the_global_branch_is_a_constant_with_a_gradient_for_its_shift():
+def test_the_global_branch_changes_nothing():
+    """It is a constant for each channel, which the normalisation after the merging convolution takes away."""
     aspp = Aspp(4)
-    for part in aspp.modules():
-        if isinstance(part, InstanceNorm):
-            torch.nn.init.normal_(part.bias)
-    aspp(torch.randn(2, 4, 3, 3, 3)).sum().backward()
-    assert aspp.whole.norm.bias.grad.abs().max() > 0
+    initialise(aspp)
+    x, signs = torch.randn(2, 2, 4, 3, 3, 3)
+    before = aspp(x)
+    (before * signs).sum().backward()
     assert aspp.whole.conv.weight.grad.abs().max() == 0
+    assert aspp.whole.norm.bias.grad.abs().max() < 1e-5
+    assert aspp.branches[0].norm.bias.grad.abs().max() > 1e-2
+    torch.nn.init.normal_(aspp.whole.norm.bias)
+    assert torch.allclose(aspp(x), before, atol=1e-5)
 
 
 def test_standardised_weights():
@@ -195,10 +201,14 @@ def test_a_join_is_the_sum_of_its_parts(kind: str, standardise: bool):
     torch.nn.init.normal_(join.weight)
     x = torch.randn(1, 3, 4, 2, 3, 4)
     want = join(x)[0]
-    parts = join.parts(x[0])
-    assert parts.shape[:3] == (3, 3, 5)
-    assert torch.allclose(sum(parts[m, m] for m in range(3)), want, atol=1e-5)
-    assert torch.allclose(join.own(x[0]).sum(0), want, atol=1e-5)
+    own = join.mixed(x[0], torch.eye(3)[:, None])
+    assert own.shape == (3, 1, *want.shape)
+    assert torch.allclose(own.sum(0)[0], want, atol=1e-5)
+    alike = join(x[:, :1].expand(-1, 3, -1, -1, -1, -1) * torch.tensor([1, 0.5, -2]).view(3, 1, 1, 1, 1))[0]
+    mixes = torch.tensor([[1, 0.5, -2], [0, 0, 0]])
+    assert torch.allclose(
+        join.mixed(x[0, :1], mixes[None])[0], torch.stack([alike, torch.zeros_like(alike)]), atol=1e-5
+    )
 
 
 def test_fill_with_mean_by_hand():

@@ -15,11 +15,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from preceptor.models.unet_layers import InstanceNorm, Join, activate
+from preceptor.models.unet_layers import InstanceNorm, Join, Pointwise, activate, add
 
 
-def _conv(inside: int, outside: int, kernel: int = 3, stride: int = 1) -> nn.Conv3d:
-    return nn.Conv3d(inside, outside, kernel, stride, kernel // 2, bias=False)
+def _conv(inside: int, outside: int, stride: int = 1) -> nn.Conv3d:
+    return nn.Conv3d(inside, outside, 3, stride, 1, bias=False)
 
 
 class _Unit(nn.Module):
@@ -29,11 +29,11 @@ class _Unit(nn.Module):
         super().__init__()
         self.first, self.norm1 = _conv(inside, outside, stride=stride), InstanceNorm(outside)
         self.second, self.norm2 = _conv(outside, outside), InstanceNorm(outside)
-        self.shortcut = _conv(inside, outside, 1, stride)
+        self.shortcut = Pointwise(inside, outside, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = activate(self.norm1(self.first(x)))
-        return activate(self.norm2(self.second(y)) + self.shortcut(x))
+        return activate(add(self.norm2(self.second(y)), self.shortcut(x)))
 
 
 class CompactEncoder(nn.Module):
@@ -72,13 +72,23 @@ class CompactDecoder(nn.Module):
         self.ups = nn.ModuleList([nn.ConvTranspose3d(deep, shallow, 2, 2, bias=False) for shallow, deep in pairs])
         self.convs = nn.ModuleList([_conv(c, c) for c in channels[:-1]])
         self.conv_norms = nn.ModuleList([InstanceNorm(c) for c in channels[:-1]])
-        self.head = nn.Conv3d(channels[0], regions, 1)
+        self.head = Pointwise(channels[0], regions, bias=True)
 
     def finish(self, joined: list[Tensor], size: tuple[int, int, int]) -> Tensor:
-        """Return (B, R, D, H, W) logits; `joined` holds (B, C, d, h, w) of each join and may be overwritten."""
-        x = activate(self.norms[-1](joined[-1]))
-        for level in reversed(range(len(self.convs))):
-            x = self.ups[level](x) + activate(self.norms[level](joined[level]))
-            x = activate(self.conv_norms[level](self.convs[level](x)) + x)
+        """Return (B, R, D, H, W) logits; `joined` holds (B, C, d, h, w) of each join."""
+        x = self.start(joined[-1])
+        for level in reversed(range(len(joined) - 1)):
+            x = self.step(level, x, joined[level])
+        return self.end(x, size)
+
+    def start(self, joined: Tensor) -> Tensor:
+        return activate(self.norms[-1](joined))
+
+    def step(self, level: int, x: Tensor, joined: Tensor) -> Tensor:
+        """Return the map of a level, from that of the next deeper one and the join's output."""
+        x = add(activate(self.norms[level](joined)), self.ups[level](x))
+        return activate(add(self.conv_norms[level](self.convs[level](x)), x))
+
+    def end(self, x: Tensor, size: tuple[int, int, int]) -> Tensor:
         assert x.shape[2:] == size, f"{tuple(x.shape[2:])} voxels, not {size}"
         return self.head(x)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preceptor.models.unet_layers import InstanceNorm, Join, StandardisedConv, activate
+from preceptor.models.unet_layers import InstanceNorm, Join, Pointwise, StandardisedConv, activate, add
 
 STRIDES = (16, 32, 32)
 SKIPS = (64, 256, 512, 1024)
@@ -31,7 +31,11 @@ _BLOCKS, _PLANES, _EXPANSION = (3, 4, 6, 3), (64, 128, 256, 320), 4
 class _ConvNorm(nn.Module):
     def __init__(self, inside: int, outside: int, kernel: int, stride=1, dilation: int = 1) -> None:
         super().__init__()
-        self.conv = StandardisedConv(inside, outside, kernel, stride, dilation)
+        self.conv: nn.Module
+        if kernel == 1:
+            self.conv = Pointwise(inside, outside, stride, standardise=True)
+        else:
+            self.conv = StandardisedConv(inside, outside, kernel, stride, dilation)
         self.norm = InstanceNorm(outside)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +53,7 @@ class _Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = activate(self.spatial(activate(self.reduce(x))))
-        return activate(self.expand(y) + self.shortcut(x))
+        return activate(add(self.expand(y), self.shortcut(x)))
 
 
 class _Basic(nn.Module):
@@ -58,11 +62,15 @@ class _Basic(nn.Module):
         self.first, self.second = _ConvNorm(channels, channels, 3), _ConvNorm(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return activate(self.second(activate(self.first(x))) + x)
+        return activate(add(self.second(activate(self.first(x))), x))
 
 
 class Aspp(nn.Module):
-    """Atrous spatial pyramid pooling (Chen et al. 2018) with a global branch, `channels` in and out."""
+    """Atrous spatial pyramid pooling (Chen et al. 2018) with a global branch, `channels` in and out.
+
+    The global branch is there as published, for the same weights; it has no influence. Normalising its map of one voxel
+    leaves a constant per channel, and the normalisation after `merge` takes away what a constant adds to its input.
+    """
 
     def __init__(self, channels: int = BOTTLENECK, dilations: tuple[int, ...] = (2, 4, 8)) -> None:
         super().__init__()
@@ -135,13 +143,23 @@ class ReferenceDecoder(nn.Module):
             [nn.ConvTranspose3d(deep, shallow, 2, 2, bias=False) for shallow, deep in pairwise(_DECODER)]
         )
         self.blocks = nn.ModuleList([_Basic(channels) for channels in _DECODER])
-        self.head = StandardisedConv(_DECODER[0], regions, 1)
+        self.head = Pointwise(_DECODER[0], regions, standardise=True)
 
     def finish(self, joined: list[Tensor], size: tuple[int, int, int]) -> Tensor:
-        """Return (B, R, D, H, W) logits; `joined` holds (B, C, d, h, w) of each join and may be overwritten."""
-        x = joined[-1]
-        for level in reversed(range(len(_DECODER))):
-            if level < len(_DECODER) - 1:
-                x = self.ups[level](x)
-            x = self.blocks[level](x + activate(self.norms[level](joined[level])))
+        """Return (B, R, D, H, W) logits; `joined` holds (B, C, d, h, w) of each join."""
+        x = self.start(joined[-1])
+        for level in reversed(range(len(joined) - 1)):
+            x = self.step(level, x, joined[level])
+        return self.end(x, size)
+
+    def start(self, joined: Tensor) -> Tensor:
+        return joined
+
+    def step(self, level: int, x: Tensor, joined: Tensor) -> Tensor:
+        """Return the map of a level, from that of the next deeper one and the join's output."""
+        if level < len(self.ups):
+            x = self.ups[level](x)
+        return self.blocks[level](add(activate(self.norms[level](joined)), x))
+
+    def end(self, x: Tensor, size: tuple[int, int, int]) -> Tensor:
         return F.interpolate(self.head(x), size=size, mode="trilinear", align_corners=False)

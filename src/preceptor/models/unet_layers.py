@@ -19,6 +19,11 @@ def activate(x: Tensor) -> Tensor:
     return F.leaky_relu(x, SLOPE, inplace=not torch.is_grad_enabled())
 
 
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Return x + y; without gradients in x itself, as memory that is new costs more than the sum."""
+    return x + y if torch.is_grad_enabled() or x.dtype != y.dtype else x.add_(y)
+
+
 class InstanceNorm(nn.Module):
     """Affine instance normalisation: each channel of each map to mean 0 and variance 1, then scale and shift.
 
@@ -43,24 +48,42 @@ def standardised(weight: Tensor) -> Tensor:
 
     The first axis is the filters'. The variance is the unbiased one; the published LCKD code adds 1e-12 to it.
     """
-    axes = tuple(range(1, weight.dim()))
-    variance, mean = torch.var_mean(weight, axes, keepdim=True)
-    return (weight - mean) / torch.sqrt(variance + 1e-12)
+    rows = weight.flatten(1)
+    centred = rows - rows.mean(dim=1, keepdim=True)
+    # torch.var takes ten times as long on a CPU as the rest of this function.
+    variance = torch.linalg.vector_norm(centred, dim=1, keepdim=True).square() / (rows.shape[1] - 1)
+    return (centred / torch.sqrt(variance + 1e-12)).view_as(weight)
+
+
+def pointwise(x_MCDHW: Tensor, weight_OC: Tensor) -> Tensor:
+    """Return the 1x1x1 convolution (M, O, D, H, W), as a matrix product: torch's convolution copies its input first."""
+    return torch.matmul(weight_OC, x_MCDHW.flatten(2)).unflatten(2, x_MCDHW.shape[2:])
+
+
+class Pointwise(nn.Module):
+    """A 1x1x1 convolution, with a bias or with standardised weights; `stride` skips voxels."""
+
+    def __init__(
+        self, inside: int, outside: int, stride: int = 1, *, bias: bool = False, standardise: bool = False
+    ) -> None:
+        super().__init__()
+        self.stride, self.standardise = stride, standardise
+        self.weight = nn.Parameter(torch.empty(outside, inside))
+        self.bias = nn.Parameter(torch.zeros(outside)) if bias else None
+
+    def forward(self, x_MCDHW: Tensor) -> Tensor:
+        x, s = x_MCDHW, self.stride
+        y = pointwise(x[:, :, ::s, ::s, ::s], standardised(self.weight) if self.standardise else self.weight)
+        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1, 1)
 
 
 class StandardisedConv(nn.Conv3d):
     """A convolution without bias whose weights are standardised in each forward pass."""
 
     def __init__(
-        self,
-        inside: int,
-        outside: int,
-        kernel: int,
-        stride: int | tuple[int, int, int] = 1,
-        dilation: int = 1,
+        self, inside: int, outside: int, kernel: int, stride: int | tuple[int, int, int] = 1, dilation: int = 1
     ) -> None:
-        padding = dilation * (kernel - 1) // 2
-        super().__init__(inside, outside, kernel, stride, padding, dilation, bias=False)
+        super().__init__(inside, outside, kernel, stride, dilation * (kernel - 1) // 2, dilation, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, standardised(self.weight), None)
@@ -69,8 +92,10 @@ class StandardisedConv(nn.Conv3d):
 class Join(nn.Module):
     """A linear map of the concatenated features of N modalities: 1x1x1 convolution or 2x2x2 transposed one, no bias.
 
-    Being linear over the concatenation, it is a sum of one map per modality. `parts` and `own` give its terms, so that
-    the features of a modality pass through it once, whatever subset they are then part of.
+    Being linear over the concatenation, it is a sum of one map per modality. `mixed` gives its terms, so that the
+    features of a modality pass through it once, whatever subset they are then part of.
+
+    `weight` is (outside, N * inside), or (N * inside, outside, 2, 2, 2) as torch's transposed convolution has it.
     """
 
     def __init__(
@@ -83,55 +108,47 @@ class Join(nn.Module):
         standardise: bool = False,
     ) -> None:
         super().__init__()
-        self.modalities, self.inside, self.outside, self.kind = modalities, inside, outside, kind
-        self.standardise = standardise
-        shape = (
-            (outside, modalities * inside, 1, 1, 1) if kind == "pointwise" else (modalities * inside, outside, 2, 2, 2)
-        )
-        self.weight = nn.Parameter(torch.empty(shape))
-
-    def _apply_weight(self, x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-        if self.kind == "pointwise":
-            return F.conv3d(x, weight, groups=groups)
-        return F.conv_transpose3d(x, weight, stride=2, groups=groups)
-
-    def _blocks(self) -> Tensor:
-        """Return the weights with the modality as an axis: (outside, N, inside, ...) or (N, inside, outside, ...)."""
-        weight = standardised(self.weight) if self.standardise else self.weight
-        if self.kind == "pointwise":
-            return weight.view(self.outside, self.modalities, self.inside, 1, 1, 1)
-        return weight.view(self.modalities, self.inside, self.outside, 2, 2, 2)
+        self.modalities, self.inside, self.outside = modalities, inside, outside
+        self.kind, self.standardise = kind, standardise
+        both = modalities * inside
+        self.weight = nn.Parameter(torch.empty((outside, both) if kind == "pointwise" else (both, outside, 2, 2, 2)))
 
     def forward(self, x_BNCdhw: Tensor) -> Tensor:
         """Return (B, outside, ...), the map of the concatenation of (B, N, C, d, h, w)."""
-        weight = standardised(self.weight) if self.standardise else self.weight
-        return self._apply_weight(x_BNCdhw.flatten(1, 2), weight)
+        x = x_BNCdhw.flatten(1, 2)
+        return pointwise(x, self._ready_weight()) if self.kind == "pointwise" else self._up(x, self.weight)
 
-    def parts(self, x_MCdhw: Tensor) -> Tensor:
-        """Return (M, N, outside, ...): what each of the N blocks makes of each of M maps, as if in its place."""
-        blocks = self._blocks()
+    def mixed(self, x_MCdhw: Tensor, mixes_MQN: Tensor) -> Tensor:
+        """Return (M, Q, outside, ...): of each map, for each of its Q mixes, the sum over the N blocks, times the mix's
+        coefficients, of what they make of it. A unit vector gives the part that the map has in that modality's place.
+        """
+        q = mixes_MQN.shape[1]
         if self.kind == "pointwise":
-            weight = blocks.transpose(0, 1).flatten(0, 1)
-        else:
-            weight = blocks.transpose(0, 1).flatten(1, 2)
-        out = self._apply_weight(x_MCdhw, weight)
-        return out.view(len(x_MCdhw), self.modalities, self.outside, *out.shape[2:])
+            weights_MOC = self.mixed_weights(mixes_MQN).flatten(1, 2)
+            out = torch.bmm(weights_MOC, x_MCdhw.flatten(2))
+            return out.view(len(x_MCdhw), q, self.outside, *x_MCdhw.shape[2:])
+        blocks = self.weight.view(self.modalities, self.inside, self.outside, 2, 2, 2)
+        weights = torch.tensordot(mixes_MQN, blocks, dims=1).transpose(1, 2).flatten(2, 3)
+        out = torch.cat([self._up(x[None], weight) for x, weight in zip(x_MCdhw, weights, strict=True)])
+        return out.view(len(x_MCdhw), q, self.outside, *out.shape[2:])
 
-    def own(self, x_NCdhw: Tensor) -> Tensor:
-        """Return (N, outside, ...): what each block makes of its own modality's map."""
-        blocks = self._blocks()
-        if self.kind == "pointwise":
-            blocks = blocks.transpose(0, 1)
-        return torch.cat([self._apply_weight(x[None], w) for x, w in zip(x_NCdhw, blocks, strict=True)])
+    def mixed_weights(self, mixes_MQN: Tensor) -> Tensor:
+        """Return (M, Q, outside, inside), the matrices by which `mixed` multiplies; of a pointwise join."""
+        blocks = self._ready_weight().view(self.outside, self.modalities, self.inside).transpose(0, 1)
+        return torch.tensordot(mixes_MQN, blocks, dims=1)
+
+    def _ready_weight(self) -> Tensor:
+        return standardised(self.weight) if self.standardise else self.weight
+
+    @staticmethod
+    def _up(x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv_transpose3d(x, weight, stride=2)
 
 
 def initialise(module: nn.Module) -> None:
     """Draw every convolution below `module` from Kaiming's normal distribution, fan out (He et al. 2015)."""
     for part in module.modules():
-        if isinstance(part, (nn.Conv3d, Join)):
-            nn.init.kaiming_normal_(part.weight, a=SLOPE, mode="fan_out", nonlinearity="leaky_relu")
-        elif isinstance(part, nn.ConvTranspose3d):
-            # The weight's first axis is the input: what torch calls its fan in is the fan out.
-            nn.init.kaiming_normal_(part.weight, a=SLOPE, mode="fan_in", nonlinearity="leaky_relu")
-        if isinstance(part, (nn.Conv3d, nn.ConvTranspose3d)) and part.bias is not None:
-            nn.init.zeros_(part.bias)
+        if isinstance(part, (nn.Conv3d, nn.ConvTranspose3d, Pointwise, Join)):
+            up = isinstance(part, nn.ConvTranspose3d) or (isinstance(part, Join) and part.kind == "up")
+            # A transposed convolution's first axis is the input: what torch calls its fan in is the fan out.
+            nn.init.kaiming_normal_(part.weight, SLOPE, "fan_in" if up else "fan_out", "leaky_relu")
