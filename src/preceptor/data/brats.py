@@ -51,12 +51,12 @@ def read_volumes(
     found = _found(root, chosen)
     cases = _usable(found, root)
     known = checked_regions(regions) if regions is not None else _regions(found, cases)
-    split_by = f"fold {fold} of {folds}" if fold is not None else "by patient"
+    split_by = f"fold-{fold}-of-{folds}" if fold is not None else "by-patient"
     given = split_file or (root if found.split_given else None)
     if given is not None and fold is not None:
         raise UserError(f"fold={fold} and the split of {given} exclude each other; leave one of them out")
     if split_file is not None:
-        cases, split_by = apply_split(cases, split_file, found.notes), split_file.name
+        cases, split_by = apply_split(cases, split_file, found.notes), split_file.stem
     elif found.split_given:
         split_by = "given"
     elif fold is not None:
