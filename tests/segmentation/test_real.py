@@ -14,7 +14,10 @@ from preceptor.segmentation.predict import segment_case
 from preceptor.segmentation.run import run_segmentation
 from tests.segmentation.conftest import recipe
 
-pytestmark = [pytest.mark.real_data, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.real_data, pytest.mark.slow,
+    pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set"),
+]  # fmt: skip
 
 
 def test_real_cases_train_and_predict(tmp_path: Path) -> None:

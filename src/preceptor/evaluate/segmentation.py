@@ -55,7 +55,8 @@ def clean(
     """Return masks (R, D, H, W) bool without what is too small to be believed.
 
     Of each region, components (26 neighbours) under ``min(voxels, share * the largest)`` voxels are dropped (published
-    code); an ``et`` of fewer than `et_minimum` voxels altogether is none, and stays in the regions around it.
+    code); an ``et`` of fewer than `et_minimum` voxels altogether is none, and its voxels are ``tc`` (published code,
+    and the second ET column of protocol A).
     """
     from scipy.ndimage import label
 
@@ -66,8 +67,12 @@ def clean(
             sizes = np.bincount(marked.ravel())
             sizes[0] = 0
             found[r] = (sizes >= min(voxels, share * sizes.max()))[marked] & masks[r]
-        if region == "et" and 0 < np.count_nonzero(found[r]) < et_minimum:
-            found[r] = False
+    if "et" in regions:
+        et = found[list(regions).index("et")]
+        if 0 < np.count_nonzero(et) < et_minimum:
+            if "tc" in regions:
+                found[list(regions).index("tc")] |= et
+            et[...] = False
     return found
 
 
