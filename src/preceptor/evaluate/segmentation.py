@@ -61,7 +61,7 @@ def clean(
     from scipy.ndimage import label
 
     found = masks.copy()
-    for r, region in enumerate(regions):
+    for r in range(len(regions)):
         marked, count = label(masks[r], structure=np.ones((3, 3, 3)))
         if count > 1:
             sizes = np.bincount(marked.ravel())
