@@ -163,38 +163,34 @@ class MultimodalUNet(nn.Module):
         Raises UserError for sides that are no multiples of `stride` and for a row without any modality.
         """
         self._check(images_BNDHW, available_BN)
-        features = self.encode_available(images_BNDHW, available_BN)
-        logits = self.decode(features, available_BN, cast(Size, tuple(images_BNDHW.shape[2:])))
+        with_zero = self.config.fill == "bottleneck" and not bool(available_BN.all())
+        features, zeros = self._encode(images_BNDHW, available_BN, with_zero)
+        logits = self.decode(features, available_BN, cast(Size, tuple(images_BNDHW.shape[2:])), zeros)
         return Segmentation(logits, features, available_BN)
 
     def encode_available(self, images_BNDHW: Tensor, available_BN: Tensor) -> list[Tensor]:
         """Return per level (B, N, C, d, h, w): features where there is an image, zeros elsewhere."""
-        b, n = available_BN.shape
-        flat = images_BNDHW.flatten(0, 1)[:, None]
-        if len(self.encoders) == 1:
-            index = available_BN.flatten().nonzero()[:, 0]
-            levels = self.encoders[0](flat if len(index) == b * n else flat[index])
-        else:
-            rows = [available_BN[:, m].nonzero()[:, 0] * n + m for m in range(n)]
-            index = torch.cat(rows)
-            each = [self.encode(flat[row], m) for m, row in enumerate(rows) if len(row)]
-            levels = [torch.cat(maps) for maps in zip(*each, strict=True)]
-        if len(self.encoders) > 1 or len(index) < b * n:
-            levels = [x.new_zeros(b * n, *x.shape[1:]).index_copy(0, index, x) for x in levels]
-        return [x.view(b, n, *x.shape[1:]) for x in levels]
+        return self._encode(images_BNDHW, available_BN, with_zero=False)[0]
 
-    def decode(self, features: Sequence[Tensor], available_BN: Tensor, size: Size) -> Tensor:
-        """Return logits (B, R, D, H, W) of features as in `Segmentation`; `size` is (D, H, W)."""
-        filled = self.fill(features, available_BN, size)
+    def decode(
+        self, features: Sequence[Tensor], available_BN: Tensor, size: Size, zeros: list[Tensor] | None = None
+    ) -> Tensor:
+        """Return logits (B, R, D, H, W) of features as in `Segmentation`; `size` is (D, H, W).
+
+        `zeros` are the `zero_skips`, where they are at hand; they are computed if needed.
+        """
+        filled = self.fill(features, available_BN, size, zeros)
         return self.decoder.finish([join(x) for join, x in zip(self.decoder.joins, filled, strict=True)], size)
 
-    def fill(self, features: Sequence[Tensor], available_BN: Tensor, size: Size) -> list[Tensor]:
+    def fill(
+        self, features: Sequence[Tensor], available_BN: Tensor, size: Size, zeros: list[Tensor] | None = None
+    ) -> list[Tensor]:
         """Return the features with what stands for the missing modalities (`MultimodalUNetConfig.fill`)."""
         if available_BN.all():
             return list(features)
         if self.config.fill == "all_levels":
             return [fill_with_mean(x, available_BN) for x in features]
-        zeros = self.zero_skips(size, ~available_BN.all(dim=0))
+        zeros = zeros or self.zero_skips(size, ~available_BN.all(dim=0))
         there = available_BN[:, :, None, None, None, None]
         skips = [torch.where(there, x, zero.to(x.dtype)) for x, zero in zip(features, zeros, strict=False)]
         return [*skips, fill_with_mean(features[-1], available_BN)]
@@ -207,12 +203,37 @@ class MultimodalUNet(nn.Module):
         """
         if len(self.encoders) == 1:
             return self._encoder(0).zero_skips(size)
-        each: list[list[Tensor] | None] = [
-            self._encoder(m).zero_skips(size) if wanted else None for m, wanted in enumerate(wanted_N.tolist())
-        ]
-        some = next(skips for skips in each if skips is not None)
-        nothing = [torch.zeros_like(x) for x in some]
-        return [torch.cat(maps) for maps in zip(*(skips or nothing for skips in each), strict=True)]
+        return _stack([self._encoder(m).zero_skips(size) if w else None for m, w in enumerate(wanted_N.tolist())])
+
+    def _encode(
+        self, images_BNDHW: Tensor, available_BN: Tensor, with_zero: bool
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Return the features, and with `with_zero` what `zero_skips` returns, from the same pass.
+
+        One more image costs less than a pass of its own, which would standardise all weights and add up their gradients
+        a second time.
+        """
+        b, n = available_BN.shape
+        flat = images_BNDHW.flatten(0, 1)[:, None]
+        if len(self.encoders) == 1:
+            rows = [available_BN.flatten().nonzero()[:, 0]]
+        else:
+            rows = [available_BN[:, m].nonzero()[:, 0] * n + m for m in range(n)]
+        found: list[list[Tensor]] = []
+        zeros: list[list[Tensor] | None] = []
+        for m, row in enumerate(rows):
+            zero = with_zero and len(row) < b * n // len(rows)
+            if not len(row):
+                zeros.append(self._encoder(m).zero_skips(cast(Size, tuple(images_BNDHW.shape[2:]))) if zero else None)
+                continue
+            maps = self._encoder(m)(flat if len(row) == b * n else flat[row], with_zero=zero)
+            zeros.append([x[-1:] for x in maps[:-1]] if zero else None)
+            found.append([x[: len(row)] for x in maps])
+        index = torch.cat(rows)
+        levels = [torch.cat(maps) if len(maps) > 1 else maps[0] for maps in zip(*found, strict=True)]
+        if len(rows) > 1 or len(index) < b * n:
+            levels = [x.new_zeros(b * n, *x.shape[1:]).index_copy(0, index, x) for x in levels]
+        return [x.view(b, n, *x.shape[1:]) for x in levels], _stack(zeros) if with_zero else None
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
@@ -268,6 +289,13 @@ def fill_with_mean(features_BNCdhw: Tensor, available_BN: Tensor) -> Tensor:
     there = available_BN[:, :, None, None, None, None]
     count = there.sum(dim=1, keepdim=True).to(features_BNCdhw.dtype)
     return torch.where(there, features_BNCdhw, features_BNCdhw.sum(dim=1, keepdim=True) / count)
+
+
+def _stack(each: list[list[Tensor] | None]) -> list[Tensor]:
+    """Return per level the maps of all, zeros for None."""
+    some = next(maps for maps in each if maps is not None)
+    nothing = [torch.zeros_like(x) for x in some]
+    return [torch.cat(maps) for maps in zip(*(maps or nothing for maps in each), strict=True)]
 
 
 def _by(size: Sequence[int]) -> str:
