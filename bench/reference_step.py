@@ -32,7 +32,7 @@ def main() -> None:
     import torch
 
     from preceptor.distill.segmentation_loss import bce_loss, dice_loss
-    from preceptor.evaluate.run import machine, versions
+    from preceptor.evaluate.machine import VOLUMES, machine, versions
     from preceptor.models.multimodal_unet import MultimodalUNet, MultimodalUNetConfig, fill_with_mean
 
     torch.set_num_threads(1)
@@ -89,7 +89,7 @@ def main() -> None:
         f"all encoded {statistics.mean(slow):.2f} s, what is there {statistics.mean(fast):.2f} s a step; "
         f"losses differ by at most {worst:.1e}"
     )
-    print(json.dumps({"crop": args.crop, "batch": args.batch, "threads": 1, **machine(), **versions()}))
+    print(json.dumps({"crop": args.crop, "batch": args.batch, "threads": 1, **machine(), **versions(*VOLUMES)}))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
 
     import torch
 
-    from preceptor.evaluate.run import machine, versions
+    from preceptor.evaluate.machine import VOLUMES, machine, versions
     from preceptor.evaluate.subset_decoder import SubsetDecoder
     from preceptor.evaluate.subsets import Subset, subsets
     from preceptor.models.multimodal_unet import MultimodalUNet, MultimodalUNetConfig, Size, fill_with_mean
@@ -80,7 +80,7 @@ def main() -> None:
                 f"({min(ratios):.2f} to {max(ratios):.2f})   largest difference {worst:.1e}",
                 flush=True,
             )
-    print(json.dumps({"repeats": args.repeats, "threads": 1, **machine(), **versions()}))
+    print(json.dumps({"repeats": args.repeats, "threads": 1, **machine(), **versions(*VOLUMES)}))
 
 
 if __name__ == "__main__":
