@@ -42,7 +42,7 @@ def read_med_grit(
         for number, record in enumerate(_records(file)):
             place = f"{file}, record {number}"
             name, turns = _turns(record, place)
-            mended = [tuple(apply_policy(text, boxes, place, faults) for text in turn) for turn in turns]
+            mended = [[apply_policy(text, boxes, place, faults) for text in turn] for turn in turns]
             if any(text is None for turn in mended for text in turn):
                 dropped += 1
                 continue
@@ -92,11 +92,10 @@ def _turns(record: Any, place: str) -> tuple[str, list[list[str]]]:
     if Path(record["id"]).is_absolute() or ".." in Path(record["id"]).parts:
         raise UserError(f"{place}: id {record['id']!r} leads out of the folder of images")
     turns = record.get("conversations")
-    good = isinstance(turns, list) and turns
-    for turn in turns if good else []:
-        good = (
-            good and isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) and t.strip() for t in turn)
-        )
-    if not good:
+    if not isinstance(turns, list) or not turns or not all(_is_turn(turn) for turn in turns):
         raise UserError(f"{place}: 'conversations' must be a list of pairs [question, answer], no text empty")
     return record["id"], turns
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) and t.strip() for t in turn)
