@@ -9,6 +9,7 @@ import pytest
 
 from preceptor.data.boxes import find_boxes, problems
 from preceptor.data.med_grit import modality_of, read_med_grit, task_of
+from preceptor.data.sharegpt import read_sharegpt
 from preceptor.data.slake_grounding import CHINESE, read_slake_grounding
 from preceptor.errors import UserError
 from tests.data import test_slake
@@ -107,3 +108,74 @@ def test_a_broken_detection_file_is_named(tmp_path):
     (image.parent / "detection.json").write_text('[{"Liver": [1, 2, 3]}]')
     with pytest.raises(UserError, match=r"detection\.json is broken"):
         read_slake_grounding(root)
+
+
+def write_turns(folder: Path, records: list, name: str = "mine.json") -> Path:
+    for record in records:
+        images = record.get("images", []) if isinstance(record, dict) else []
+        for image in images if isinstance(images, list) else []:
+            (folder / Path(image).name).write_bytes(b"x")
+    file = folder / name
+    lines = "\n".join(json.dumps(record) for record in records)
+    file.write_text(lines if name.endswith("l") else json.dumps(records))
+    return file
+
+
+def turns(number: int, **more) -> dict:
+    return {
+        "conversations": [
+            {"from": "human", "value": f"<image>\nWhere is it, {number}?"},
+            {"from": "gpt", "value": "<|box_start|>(1,2),(3,4)<|box_end|>"},
+        ],
+        "images": [f"ct_{number}.png"],
+        **more,
+    }
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine.jsonl"])
+def test_sharegpt_divides_by_image(tmp_path, name):
+    records = [turns(n % 20, id=f"r{n}") for n in range(60)]
+    data = read_sharegpt(write_turns(tmp_path, records, name))
+    assert data.dialogues[0].turns == (("Where is it, 0?", "<|box_start|>(1,2),(3,4)<|box_end|>"),)
+    assert {(d.task, d.modality) for d in data.dialogues} == {("vg", "ct")}
+    parts = {d.group: {e.part for e in data.dialogues if e.group == d.group} for d in data.dialogues}
+    assert all(len(found) == 1 for found in parts.values())
+    assert [len(data.part(part)) for part in ("train", "validation", "test")] == [48, 6, 6]
+
+
+def test_messages_systems_and_given_splits(tmp_path):
+    record = {
+        "messages": [
+            {"role": "system", "content": "You are a radiologist."},
+            {"role": "user", "content": "<image>Normal?"},
+            {"role": "assistant", "content": "Yes"},
+            {"role": "user", "content": "Sure?"},
+            {"role": "assistant", "content": "Yes."},
+        ],
+        "split": "val",
+        "task": "mia",
+        "modality": "mr",
+    }
+    (dialogue,) = read_sharegpt(write_turns(tmp_path, [record])).dialogues
+    assert dialogue.turns == (("You are a radiologist.\nNormal?", "Yes"), ("Sure?", "Yes."))
+    assert (dialogue.part, dialogue.modality, dialogue.images) == ("validation", "mr", ())
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({}, "'conversations' or 'messages'"),
+        ({"conversations": [{"from": "gpt", "value": "x"}]}, "take turns"),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "has no answer"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, "is no turn"),
+        (turns(0, task="vqa"), "task 'vqa' is not known"),
+        (turns(0, split="trian"), "did you mean 'train'"),
+        ({**turns(0), "images": ["../x.png"]}, "stay"),
+        ({**turns(0), "images": 3}, "list of file names"),
+        ("text", "instead of a JSON object"),
+    ],
+)
+def test_broken_sharegpt(tmp_path, record, said):
+    good = turns(1, split="test") if isinstance(record, dict) and "split" in record else turns(1)
+    with pytest.raises(UserError, match=f"record 1: .*{said}"):
+        read_sharegpt(write_turns(tmp_path, [good, record]))
