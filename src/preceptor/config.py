@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from preceptor.config_volumes import SegmentationRecipe
 
 R = TypeVar("R", bound="OutputFolder")
+METHODS = ("mhkd", "lckd")
 Stage = Literal["teacher", "alone", "distilled"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -391,7 +392,10 @@ def load_any_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe | Segmen
     for override in overrides:
         _apply(raw, override)
     method = raw.get("method")
-    if isinstance(method, dict) and method.get("name") == "lckd":
+    name = method.get("name", "mhkd") if isinstance(method, dict) else "mhkd"
+    if name not in METHODS:
+        raise UserError(f"{place}, key method.name: {name!r} is not known{nearest(str(name), METHODS)}")
+    if name == "lckd":
         from preceptor.config_volumes import SegmentationRecipe
 
         return validate(raw, place, SegmentationRecipe)
