@@ -107,7 +107,8 @@ class CorrectionBuffer:
         failed = sum(failures.values())
         entry = {
             "round": len(self.rounds), "asked": asked, "failed": failed,
-            "failure_rate": failed / asked if asked else 0.0, "reasons": dict(failures), "corrected": corrected, "size": len(self),
+            "failure_rate": failed / asked if asked else 0.0, "reasons": dict(failures),
+            "corrected": corrected, "size": len(self),
         }  # fmt: skip
         self.rounds.append(entry)
         return entry
