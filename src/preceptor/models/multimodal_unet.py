@@ -26,7 +26,7 @@ from preceptor.files import write_text
 from preceptor.models import reference_unet
 from preceptor.models.compact_unet import CompactDecoder, CompactEncoder
 from preceptor.models.reference_unet import ReferenceDecoder, ReferenceEncoder
-from preceptor.models.unet_layers import initialise
+from preceptor.models.unet_layers import Join, initialise
 
 MODEL_TYPE = "preceptor-multimodal-unet"
 _COMPACT = (16, 32, 64, 128)
@@ -179,21 +179,23 @@ class MultimodalUNet(nn.Module):
 
         `zeros` are the `zero_skips`, where they are at hand; they are computed if needed.
         """
-        filled = self.fill(features, available_BN, size, zeros)
-        return self.decoder.finish([join(x) for join, x in zip(self.decoder.joins, filled, strict=True)], size)
-
-    def fill(
-        self, features: Sequence[Tensor], available_BN: Tensor, size: Size, zeros: list[Tensor] | None = None
-    ) -> list[Tensor]:
-        """Return the features with what stands for the missing modalities (`MultimodalUNetConfig.fill`)."""
+        joins: list[Join] = list(self.decoder.joins)  # type: ignore[arg-type]
         if available_BN.all():
-            return list(features)
+            joined = [join(x) for join, x in zip(joins, features, strict=True)]
+            return self.decoder.finish(joined, size)
+        joined = [joins[-1](fill_with_mean(features[-1], available_BN))]
         if self.config.fill == "all_levels":
-            return [fill_with_mean(x, available_BN) for x in features]
-        zeros = zeros or self.zero_skips(size, ~available_BN.all(dim=0))
-        there = available_BN[:, :, None, None, None, None]
-        skips = [torch.where(there, x, zero.to(x.dtype)) for x, zero in zip(features, zeros, strict=False)]
-        return [*skips, fill_with_mean(features[-1], available_BN)]
+            mixes_BNN = mean_mixes(available_BN)
+            skips = [join.by_mixes(x, mixes_BNN) for join, x in zip(joins, features[:-1], strict=False)]
+        else:
+            zeros = zeros or self.zero_skips(size, ~available_BN.all(dim=0))
+            parts = [join.of_alike(x) for join, x in zip(joins, zeros, strict=False)]
+            # What is absent is zero and adds nothing; in its place the zero image's part.
+            skips = [
+                join(x) + torch.tensordot((~available_BN).to(part.dtype), part, dims=1)
+                for join, x, part in zip(joins, features, parts, strict=False)
+            ]
+        return self.decoder.finish([*skips, *joined], size)
 
     def zero_skips(self, size: Size, wanted_N: Tensor) -> list[Tensor]:
         """Return per skip level (N, C, d, h, w), or (1, C, d, h, w) for a shared encoder, the features of a zero image.
@@ -282,6 +284,17 @@ class MultimodalUNet(nn.Module):
         lacking = (~available_BN.any(dim=1)).nonzero()[:, 0].tolist()
         if lacking:
             raise UserError(f"row {lacking[0]} of the batch has no modality at all; leave such cases out")
+
+
+def mean_mixes(available_BN: Tensor) -> Tensor:
+    """Return (B, N, N) float: how often W_m x_j is in the join of a sample that is filled in by the mean, at (b, j, m).
+
+    The join is ``sum_m W_m y_m`` with y_m = x_m for m in S and the mean of x over S for m outside, that is
+    ``sum_{j in S} (W_j + sum_{m not in S} W_m / |S|) x_j``.
+    """
+    there = available_BN.float()
+    own = torch.diag_embed(there)
+    return own + there[:, :, None] * (1 - there)[:, None, :] / there.sum(dim=1)[:, None, None]
 
 
 def fill_with_mean(features_BNCdhw: Tensor, available_BN: Tensor) -> Tensor:
