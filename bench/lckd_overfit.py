@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key.sub=value for the recipe")
     args = parser.parse_args()
 
-    from preceptor.config import load_any_recipe
     from preceptor.config_volumes import SegmentationRecipe
     from preceptor.data.brats import find_case
+    from preceptor.recipe_text import load_any_recipe
     from preceptor.segmentation.predict import segment_case
     from preceptor.segmentation.stage import train_stage
     from preceptor.types import CaseData

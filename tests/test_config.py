@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from preceptor.config import (
-    Recipe,
+from preceptor.config import Recipe
+from preceptor.errors import UserError
+from preceptor.recipe_text import (
     differences,
     dump_recipe,
     known_keys,
@@ -14,7 +15,6 @@ from preceptor.config import (
     recipe_text,
     validate,
 )
-from preceptor.errors import UserError
 
 
 @pytest.mark.parametrize("name", recipe_names())

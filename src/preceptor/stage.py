@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from preceptor.config import MhkdConfig, Recipe, RunModelConfig, Stage, differences, dump_recipe
+from preceptor.config import MhkdConfig, Recipe, RunModelConfig, Stage
 from preceptor.data import seen
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.examples import Preprocessing, VqaExamples
@@ -31,6 +31,7 @@ from preceptor.methods.mhkd import MhkdTask
 from preceptor.models.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
 from preceptor.models.vision import remember_images
 from preceptor.processes import processes
+from preceptor.recipe_text import differences, dump_recipe
 from preceptor.run_folder import start_afresh, student_folder
 from preceptor.task import Task, TeacherSource
 from preceptor.train.loop import Job, fit

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from preceptor.config import differences, dump_recipe
 from preceptor.config_volumes import LckdConfig, SegmentationRecipe, SegmentationStage
 from preceptor.evaluate.machine import VOLUMES, machine, versions
 from preceptor.evaluate.segmentation import DESCRIBES, table
@@ -17,6 +16,7 @@ from preceptor.files import json_lines, sha256, write_text
 from preceptor.methods.lckd import LckdTask
 from preceptor.models.multimodal_unet import MultimodalUNet, MultimodalUNetConfig
 from preceptor.processes import processes
+from preceptor.recipe_text import differences, dump_recipe
 from preceptor.run_folder import start_afresh
 from preceptor.segmentation.cases import examples
 from preceptor.segmentation.score import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
