@@ -22,7 +22,7 @@ import time
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--crop", default="48,64,64", help="sides in voxels")
+    parser.add_argument("--crop", default="48,96,96", help="sides in voxels")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--modalities", type=int, nargs="+", default=[1, 2, 3], help="sizes of the subsets, in turn")
     parser.add_argument("--repeats", type=int, default=3, help="subsets of each size")

@@ -91,12 +91,12 @@ class SubsetDecoder:
         self.of_zeros: list[JoinedOnce] = []
         absent = [m for m in range(len(available_N)) if not all(s[m] for s in subsets)]
         if published and absent:
-            # The features of the zero image are those of every crop.
-            n = len(available_N)
-            mixes = own_mixes(absent, subsets, there=False)
-            zeros = model.zero_skips(size, torch.tensor([m in absent for m in range(n)]))
+            # The features of the zero image are those of every crop. A shared encoder's are one map for all modalities.
+            zeros = model.zero_skips(size, torch.tensor([m in absent for m in range(len(available_N))]))
+            shared = model.config.encoder == "shared"
+            mixes = ~torch.tensor(subsets)[:, None] if shared else own_mixes(absent, subsets, there=False)
             self.of_zeros = [
-                JoinedOnce(join, mixes).see(x.expand(n, -1, -1, -1, -1)[absent])
+                JoinedOnce(join, mixes.float()).see(x if shared else x[absent])
                 for join, x in zip(joins, zeros, strict=False)
             ]
 
