@@ -61,10 +61,22 @@ def subsample(samples: Iterable[Sample], share: float, seed: int, *, keep_rest: 
     Raises:
         UserError: `share` is not in (0, 1].
     """
+    samples = list(samples)
+    kept = groups_of_share(samples, share, seed)
+    rest = [s for s in samples if s.part == "train" and s.group not in kept]
+    found = [s for s in samples if s.part != "train" or s.group in kept]
+    return found + ([replace(s, part="unlabelled", answers=()) for s in rest] if keep_rest else [])
+
+
+def groups_of_share(rows: Iterable[Row], share: float, seed: int) -> set[str]:
+    """Return the training groups that hold about `share` of the training rows, as `subsample` keeps them.
+
+    Raises:
+        UserError: `share` is not in (0, 1].
+    """
     if not 0 < share <= 1:
         raise UserError(f"training share {share} is not in (0, 1]; 1 keeps everything")
-    samples = list(samples)
-    sizes = Counter(sample.group for sample in samples if sample.part == "train")
+    sizes = Counter(row.group for row in rows if row.part == "train")
     target = share * sizes.total()
     kept: set[str] = set()
     count = 0
@@ -74,9 +86,7 @@ def subsample(samples: Iterable[Sample], share: float, seed: int, *, keep_rest: 
             break
         kept.add(group)
         count += sizes[group]
-    rest = [s for s in samples if s.part == "train" and s.group not in kept]
-    found = [s for s in samples if s.part != "train" or s.group in kept]
-    return found + ([replace(s, part="unlabelled", answers=()) for s in rest] if keep_rest else [])
+    return kept
 
 
 def cross_questions(samples: Iterable[Sample], number: int, seed: int) -> list[Sample]:

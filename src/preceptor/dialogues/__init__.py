@@ -1,0 +1,1 @@
+"""Grounded vision-language models from recipe to report: ClinKD's stages."""
