@@ -26,10 +26,10 @@ def main() -> None:
 
     import torch
 
-    from preceptor.config import load_recipe
     from preceptor.evaluate.machine import QUESTIONS, machine, versions
     from preceptor.methods.build import cached_teacher
     from preceptor.methods.mhkd import Lesson, MhkdTask, teacher_forward
+    from preceptor.recipe_text import load_recipe
     from preceptor.runs import open_classroom
     from preceptor.teachers.source import OnlineTeacher
     from preceptor.train.loop import make_optimizer, native_bf16

@@ -20,10 +20,11 @@ CASES = {
     "ms_patient19": {"lesion": (1,)},
 }
 SETTINGS = [
-    "data.name=brats", "data.intensity=percentile", "data.patch_size=[64, 64, 64]", "data.augment=none",
+    "data.name=brats", "data.intensity=percentile", "data.patch_size=[48, 48, 48]", "data.augment=none",
     "data.foreground_probability=0.9", "model.channels=[16, 32, 64]", "train.batch_size=2",
-    "train.learning_rate=2e-3", "train.select=last", "train.epochs=1600", "train.evaluate_every=1600",
-    "train.checkpoint_every=200", "evaluation.overlap=0.25", "evaluation.validation_overlap=0", "report.cases=1",
+    "train.learning_rate=2e-3", "train.select=last", "method.dropping.start=0.7", "train.epochs=1600",
+    "train.evaluate_every=1600", "train.checkpoint_every=200", "evaluation.overlap=0.25",
+    "evaluation.validation_overlap=0", "report.cases=1",
 ]  # fmt: skip
 
 
@@ -35,9 +36,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key.sub=value for the recipe")
     args = parser.parse_args()
 
-    from preceptor.config import load_any_recipe
     from preceptor.config_volumes import SegmentationRecipe
     from preceptor.data.brats import find_case
+    from preceptor.recipe_text import load_any_recipe
     from preceptor.segmentation.predict import segment_case
     from preceptor.segmentation.stage import train_stage
     from preceptor.types import CaseData

@@ -44,8 +44,8 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def run(output: Path, variants: list[str], seeds: list[int], overrides: list[str]) -> None:
-    from preceptor.config import load_any_recipe
     from preceptor.config_volumes import SegmentationRecipe
+    from preceptor.recipe_text import load_any_recipe
     from preceptor.segmentation.run import run_segmentation
 
     def train(folder: Path, seed: int, stage: str, settings: list[str]) -> None:

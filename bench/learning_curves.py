@@ -28,8 +28,8 @@ def train(
     recipe: str, output: Path, shares: Sequence[float], seeds: Sequence[int], stages: Sequence[str], settings: list[str]
 ) -> list[Path]:
     """Train what is not finished yet; return the run folders."""
-    from preceptor.config import differences, load_recipe
     from preceptor.errors import UserError
+    from preceptor.recipe_text import differences, load_recipe
     from preceptor.runs import run_recipe
 
     recipes = []

@@ -48,7 +48,7 @@ def stage_folder(output: Path, name: str, seed: int) -> Path:
 
 
 def run(output: Path, args: argparse.Namespace) -> None:
-    from preceptor.config import load_recipe
+    from preceptor.recipe_text import load_recipe
     from preceptor.runs import run_recipe
 
     common = [f"data.root={args.data}"] if args.data else []

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from preceptor.config import load_recipe
+    from preceptor.recipe_text import load_recipe
     from preceptor.runs import run_recipe
 
     rows = []

@@ -3,25 +3,26 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from preceptor.config import (
-    Recipe,
+from preceptor.config import Recipe
+from preceptor.errors import UserError
+from preceptor.recipe_text import (
     differences,
     dump_recipe,
     known_keys,
+    load_any_recipe,
     load_recipe,
     recipe_names,
     recipe_text,
     validate,
 )
-from preceptor.errors import UserError
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_load_and_come_back(name):
-    recipe = load_recipe(name)
+    recipe = load_any_recipe(name)
     assert recipe.name == name
     assert recipe.description
-    again = validate(yaml.safe_load(dump_recipe(recipe)), "again")
+    again = validate(yaml.safe_load(dump_recipe(recipe)), "again", type(recipe))
     assert again == recipe
     assert "#" in recipe_text(name)[0]
 
@@ -139,3 +140,24 @@ def test_differences_are_listed_by_leaf():
 
 def test_known_keys_reach_the_leaves():
     assert {"student.train.epochs", "method.hidden.layers", "data.phantom.cases"} <= set(known_keys())
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("method.cross_modal.wieght=1", "did you mean 'method.cross_modal.weight'"),
+        ("stages=[alone, alone]", "each once"),
+        ("data.modalities=[t1, t1]", "each once"),
+        ("method.election.initial=ct", "not among data.modalities"),
+        ("method.full.weight=1", "needs the stage 'teacher'"),
+        ("method.name=lckdd", "did you mean 'lckd'"),
+    ],
+)
+def test_wrong_segmentation_recipes(override, said):
+    with pytest.raises(UserError, match=said):
+        load_any_recipe("lckd-demo", [override])
+
+
+def test_a_segmentation_recipe_is_refused_where_questions_are_asked():
+    with pytest.raises(UserError, match="recipe of lckd"):
+        load_recipe("lckd-demo")

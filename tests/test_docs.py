@@ -13,9 +13,9 @@ import pytest
 import typer
 
 from preceptor.cli import app
-from preceptor.config import known_keys, load_any_recipe, recipe_names
 from preceptor.config_volumes import SegmentationRecipe
 from preceptor.errors import UserError
+from preceptor.recipe_text import known_keys, load_any_recipe, recipe_names
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

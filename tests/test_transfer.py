@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.config import Recipe, load_recipe
+from preceptor.config import Recipe
 from preceptor.data.seen import SEEN, read_seen
 from preceptor.errors import UserError
+from preceptor.recipe_text import load_recipe
 from preceptor.runs import run_recipe
 from preceptor.serving import evaluate_run
 from tests.audit.made import picture, row, write_table

@@ -30,7 +30,7 @@ Output = Annotated[Path | None, typer.Option(help="Where to write.")]
 
 def _recipe(name: str, overrides: list[str] | None):
     """Load a recipe, and keep the process off the network unless the recipe asks for it."""
-    from preceptor.config import load_any_recipe
+    from preceptor.recipe_text import load_any_recipe
 
     recipe = load_any_recipe(name, overrides or [])
     _offline(recipe.allow_downloads)
@@ -167,7 +167,7 @@ def cache(recipe: Annotated[str, typer.Argument(help="Recipe or run folder.")],
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write the teacher's signals of a recipe to its cache, or verify them; exit 1 where they do not agree."""
-    from preceptor.config import load_recipe
+    from preceptor.recipe_text import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     _offline(loaded.allow_downloads)
@@ -355,7 +355,7 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
     """List the shipped recipes."""
     if context.invoked_subcommand:
         return
-    from preceptor.config import load_any_recipe, recipe_names
+    from preceptor.recipe_text import load_any_recipe, recipe_names
 
     found = {name: load_any_recipe(name).description for name in recipe_names()}
     say(found, as_json, lambda _: table("recipes", ["name", "what it does"], [[n, d] for n, d in found.items()]))
@@ -364,7 +364,7 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
 @recipes_app.command("show")
 def show_recipe(name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")]) -> None:
     """Print a recipe with its comments."""
-    from preceptor.config import recipe_text
+    from preceptor.recipe_text import recipe_text
 
     print(recipe_text(name)[0], end="")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,14 @@ def logged_to(path: Path, wanted: bool = True) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+def start_afresh(folder: Path) -> None:
+    """Remove what earlier trainings left in the folder of a stage."""
+    for part in ("checkpoints", "student", "predictions"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    for part in ("metrics.jsonl", "results.json", "report.html"):
+        (folder / part).unlink(missing_ok=True)
 
 
 def student_folder(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.config import Recipe, dump_recipe
+from preceptor.config import Recipe
 from preceptor.data.read import read_data
 from preceptor.errors import UserError
 from preceptor.evaluate.machine import QUESTIONS, versions
@@ -22,6 +22,7 @@ from preceptor.methods.build import cached_teacher, online_teacher
 from preceptor.methods.mhkd import Lesson
 from preceptor.models.bundle import VqaBundle
 from preceptor.processes import processes
+from preceptor.recipe_text import dump_recipe
 from preceptor.run_folder import logged_to
 from preceptor.stage import Classroom, cache_folder, teacher_folders, train_stage
 from preceptor.task import TeacherSource

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from preceptor.config import DataConfig, Recipe, load_any_recipe
+from preceptor.config import DataConfig, Recipe
 from preceptor.config_volumes import SegmentationRecipe
 from preceptor.data.check import check_data, check_images
 from preceptor.data.examples import VqaExamples
@@ -21,6 +21,7 @@ from preceptor.evaluate.protocols import protocol_named
 from preceptor.evaluate.run import evaluate_bundle, write_predictions
 from preceptor.files import json_lines, write_text
 from preceptor.models.bundle import VqaBundle
+from preceptor.recipe_text import load_any_recipe
 from preceptor.run_folder import student_folder
 from preceptor.task import Batch
 from preceptor.types import Sample

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from preceptor.config import MhkdConfig, Recipe, RunModelConfig, Stage, differences, dump_recipe
+from preceptor.config import MhkdConfig, Recipe, RunModelConfig, Stage
 from preceptor.data import seen
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.examples import Preprocessing, VqaExamples
@@ -31,7 +31,8 @@ from preceptor.methods.mhkd import MhkdTask
 from preceptor.models.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
 from preceptor.models.vision import remember_images
 from preceptor.processes import processes
-from preceptor.run_folder import student_folder
+from preceptor.recipe_text import differences, dump_recipe
+from preceptor.run_folder import start_afresh, student_folder
 from preceptor.task import Task, TeacherSource
 from preceptor.train.loop import Job, fit
 from preceptor.types import VqaData
@@ -212,10 +213,7 @@ def train_stage(
     recipe, data = room.recipe, room.data
     state = processes()
     if recipe.resume == "never" and state.is_main_process:
-        for part in ("checkpoints", "student", "predictions"):
-            shutil.rmtree(folder / part, ignore_errors=True)
-        for part in ("metrics.jsonl", "results.json", "report.html"):
-            (folder / part).unlink(missing_ok=True)
+        start_afresh(folder)
     state.wait_for_everyone()
     bundle = room.bundle(config, seed)
     if words is not None:
@@ -283,12 +281,7 @@ def train_stage(
             **{part: len(data.part(part)) for part in ("train", "validation", "test")},
             **({"unlabelled": len(data.part("unlabelled"))} if teacher is not None and data.part("unlabelled") else {}),
         },
-        "training": {
-            "steps": progress.step, "best_step": progress.best_step, "kept_step": progress.kept_step,
-            "seconds": round(progress.seconds, 1),
-            "samples_per_second": round(progress.step * config.train.batch_size / max(1e-9, progress.seconds), 1),
-            "skipped": progress.skipped, "validations": progress.validations,
-        },
+        "training": progress.summary(config.train.batch_size),
     }  # fmt: skip
     if state.is_main_process:
         write_predictions(folder, rows)

@@ -133,3 +133,50 @@ class CaseData:
                 mask = [c.mask.path.name, c.mask.channel] if c.mask else None
                 digest.update(json.dumps([c.id, c.group, c.part, files, mask], ensure_ascii=False).encode())
         return digest.hexdigest()
+
+
+GroundingTask = Literal["vg", "roc", "rc", "mia"]
+"""Med-GRIT-270k's four: visual grounding, referring object classification, referring captioning, image analysis."""
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Questions and answers about images, in their order; boxes are written in the texts (`data.boxes`).
+
+    `modality` is one of the eight of Med-GRIT-270k (ct, mr, x, pet, endoscopy, dermoscopy, fundus, ultrasound) or
+    another word, by which scores are divided. `group` names what must not be divided between parts.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    turns: tuple[tuple[str, str], ...]
+    task: GroundingTask
+    modality: str
+    group: str
+    part: Part
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class DialogueData:
+    """Dialogues as read, divided into parts; `faults` counts the faults of boxes that were met."""
+
+    name: str
+    split: str
+    root: Path
+    dialogues: list[Dialogue]
+    faults: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    leaking: bool = False
+
+    def part(self, part: Part) -> list[Dialogue]:
+        return [dialogue for dialogue in self.dialogues if dialogue.part == part]
+
+    def fingerprint(self, part: Part | None = None) -> str:
+        """Return the SHA-256 of ids, image names, turns, tasks, groups and parts."""
+        digest = hashlib.sha256()
+        for d in self.dialogues:
+            if part is None or d.part == part:
+                row = [d.id, [image.name for image in d.images], d.turns, d.task, d.modality, d.group, d.part]
+                digest.update(json.dumps(row, ensure_ascii=False).encode())
+        return digest.hexdigest()

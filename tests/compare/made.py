@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.config import dump_recipe, validate
+from preceptor.recipe_text import dump_recipe, validate
 
 PROTOCOL = "toy/test"
 TYPES = ("modality", "organ", "plane", "presence")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.config import load_recipe
 from preceptor.data.read import read_data
 from preceptor.errors import UserError
+from preceptor.recipe_text import load_recipe
 from preceptor.runs import run_recipe
 from tests.audit.made import picture, row, write_table
 from tests.fault.tiny import write_recipe

@@ -123,6 +123,7 @@ def test_a_case_that_lacks_modalities(encoder, fill):
         want = naive(model, images, subset, (8, 12, 16), 0.5, "constant", "probabilities")
         assert torch.allclose(probabilities, want, rtol=0, atol=1e-5)
     singles = [s for s in subsets(4) if sum(s) == 1]
+    assert predict_subsets(model, nothing, have, (8, 12, 16), subsets=[ALL]) == {}
     few = predict_subsets(model, nothing, have, (8, 12, 16), subsets=[*singles, ALL])
     assert list(few) == singles[::2]
     assert all(torch.allclose(few[s], got[s], rtol=0, atol=1e-5) for s in few)

@@ -10,21 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preceptor.config import (
-    ConvVisionConfig,
-    ModelConfig,
-    Recipe,
-    ScratchTextConfig,
-    TextConfig,
-    VisionConfig,
-    dump_recipe,
-)
+from preceptor.config import ConvVisionConfig, ModelConfig, Recipe, ScratchTextConfig, TextConfig, VisionConfig
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.examples import Preprocessing
 from preceptor.evaluate.protocols import protocols_for
 from preceptor.evaluate.statistics import mcnemar, paired_bootstrap
 from preceptor.evaluate.vqa import score
 from preceptor.models.bundle import VqaBundle, build_bundle, make_tokenizer
+from preceptor.recipe_text import dump_recipe
 from preceptor.types import Prediction, Sample, VqaData
 
 HOSTILE = "<script>alert('x')</script> & \"is\" there a <b>mass</b>?"

@@ -11,9 +11,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from preceptor.config import dump_recipe
 from preceptor.config_volumes import SegmentationRecipe
 from preceptor.evaluate.statistics import paired_bootstrap
+from preceptor.recipe_text import dump_recipe
 from preceptor.types import Case, CaseData, VolumeFile
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")

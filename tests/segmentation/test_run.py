@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from preceptor.evaluate.subsets import name as subset_name
 
 from preceptor.errors import UserError
+from preceptor.evaluate.subsets import name as subset_name
 from preceptor.models.multimodal_unet import MultimodalUNet
 from preceptor.segmentation.cases import examples, read_cases
 from preceptor.segmentation.run import by_case, run_segmentation

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from preceptor.config import TrainConfig, differences
+from preceptor.config import TrainConfig
 from preceptor.errors import UserError
+from preceptor.recipe_text import differences
 from preceptor.task import Batch, LossTerms, Task
 from preceptor.train.average import WeightAverage
 from preceptor.train.guards import NonFiniteError, SkipCounter

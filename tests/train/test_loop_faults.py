@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from preceptor.config import TrainConfig, differences
+from preceptor.config import TrainConfig
 from preceptor.errors import UserError
+from preceptor.recipe_text import differences
 from preceptor.task import Batch, LossTerms, Task
 from preceptor.train.loop import Job, fit, make_accelerator
 from preceptor.train.trackers import read_metrics

@@ -13,13 +13,14 @@ from preceptor.audit.images import Look, look_at
 from preceptor.audit.overlap import KINDS, Atlas, Overlap, Place
 from preceptor.audit.rows import RESTATED, Match, asked_in_both, frames_of, restated, shared_groups
 from preceptor.audit.shortcuts import Shortcut, shortcuts
-from preceptor.config import DataConfig, load_data_config
+from preceptor.config import DataConfig
 from preceptor.data.answers import AnswerVocabulary
 from preceptor.data.hashes import ALIKE_BITS, BITS
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS
 from preceptor.data.read import FOLDERS, read_data
 from preceptor.errors import UserError
 from preceptor.files import write_text
+from preceptor.recipe_text import load_data_config
 from preceptor.types import Part, Sample, VqaData
 
 Severity = Literal["leak", "broken", "suspicion", "note"]

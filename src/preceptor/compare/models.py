@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.config import load_recipe
 from preceptor.errors import UserError, nearest
 from preceptor.evaluate.vqa import Row
+from preceptor.recipe_text import load_recipe
 from preceptor.report.contents import look
 
 FIELDS = {"id": str, "target": str, "prediction": str, "correct": bool, "answer_type": str, "question_type": str}

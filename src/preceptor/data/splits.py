@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from preceptor.data.images import content_hash
 from preceptor.errors import UserError
-from preceptor.types import Case, Part, Sample, VqaData
+from preceptor.types import Case, Dialogue, Part, Sample, VqaData
 
-Row = TypeVar("Row", Sample, Case)
+Row = TypeVar("Row", Sample, Case, Dialogue)
 
 
 def cut_validation(samples: Iterable[Row], fraction: float, seed: int) -> list[Row]:

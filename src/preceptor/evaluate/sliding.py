@@ -55,8 +55,9 @@ def predict_subsets(
     if not any(available_N):
         raise UserError("the volume has no modality at all; leave such cases out")
     wanted = within(all_subsets(len(available_N)) if subsets is None else subsets, available_N)
-    for subset in wanted:
-        assert any(subset), "a subset without modalities"
+    assert all(any(subset) for subset in wanted), "a subset without modalities"
+    if not wanted:
+        return {}
     volume = images_NDHW[list(available_N)]
     before = [max(0, (w - side) // 2) for w, side in zip(window, volume.shape[1:], strict=True)]
     after = [max(0, w - side - b) for w, side, b in zip(window, volume.shape[1:], before, strict=True)]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from preceptor.evaluate.subsets import Subset
-from preceptor.models.multimodal_unet import MultimodalUNet, Size
+from preceptor.models.multimodal_unet import MultimodalUNet, Size, mean_mixes
 from preceptor.models.unet_layers import Join
 
 _ELEMENTS_AT_ONCE = 2**22
@@ -27,24 +27,8 @@ _PRODUCTS_PER_PART = 33
 """Multiplications that cost as much on a CPU as reading one number of a part from memory."""
 
 
-def mean_mixes(sources: Sequence[int], subsets: Sequence[Subset]) -> Tensor:
-    """Return (S, n, N): how often W_m x_j is in the join of a subset that is filled in by the mean, j = sources[i].
-
-    The join is ``sum_m W_m y_m`` with y_m = x_m for m in S and the mean of x over S for m outside, that is
-    ``sum_{j in S} (W_j + sum_{m not in S} W_m / |S|) x_j``.
-    """
-    rows = [[[_share(s, j, m) for m in range(len(s))] for j in sources] for s in subsets]
-    return torch.tensor(rows)
-
-
-def _share(subset: Subset, j: int, m: int) -> float:
-    if not subset[j]:
-        return 0.0
-    return float(m == j) if subset[m] else 1 / sum(subset)
-
-
 def own_mixes(sources: Sequence[int], subsets: Sequence[Subset], *, there: bool) -> Tensor:
-    """Return (S, n, N) as `mean_mixes`, with W_j x_j alone, in the subsets that hold j (`there`) or that do not."""
+    """Return (S, n, N) as `mean_mixes` does: W_j x_j alone, in the subsets that hold j (`there`) or that do not."""
     rows = [[[float(m == j and s[j] == there) for m in range(len(s))] for j in sources] for s in subsets]
     return torch.tensor(rows)
 
@@ -100,19 +84,19 @@ class SubsetDecoder:
         self.model, self.size, self.count = model, size, len(subsets)
         self.sources = [m for m, there in enumerate(available_N) if there]
         joins: list[Join] = list(model.decoder.joins)  # type: ignore[arg-type]
-        by_mean = mean_mixes(self.sources, subsets)
+        by_mean = mean_mixes(torch.tensor(subsets))[:, self.sources]
         published = model.config.fill == "bottleneck"
         skips = own_mixes(self.sources, subsets, there=True) if published else by_mean
         self.joined = [JoinedOnce(join, skips) for join in joins[:-1]] + [JoinedOnce(joins[-1], by_mean)]
         self.of_zeros: list[JoinedOnce] = []
         absent = [m for m in range(len(available_N)) if not all(s[m] for s in subsets)]
         if published and absent:
-            # The features of the zero image are those of every crop.
-            n = len(available_N)
-            mixes = own_mixes(absent, subsets, there=False)
-            zeros = model.zero_skips(size, torch.tensor([m in absent for m in range(n)]))
+            # The features of the zero image are those of every crop. A shared encoder's are one map for all modalities.
+            zeros = model.zero_skips(size, torch.tensor([m in absent for m in range(len(available_N))]))
+            shared = model.config.encoder == "shared"
+            mixes = ~torch.tensor(subsets)[:, None] if shared else own_mixes(absent, subsets, there=False)
             self.of_zeros = [
-                JoinedOnce(join, mixes).see(x.expand(n, -1, -1, -1, -1)[absent])
+                JoinedOnce(join, mixes.float()).see(x if shared else x[absent])
                 for join, x in zip(joins, zeros, strict=False)
             ]
 

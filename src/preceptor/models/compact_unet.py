@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from preceptor.models.unet_layers import InstanceNorm, Join, Pointwise, activate, add
@@ -46,19 +47,24 @@ class CompactEncoder(nn.Module):
             [_Unit(c, d, 2 if level else 1) for level, (c, d) in enumerate(zip(before, channels, strict=True))]
         )
 
-    def forward(self, images_M1DHW: Tensor) -> list[Tensor]:
-        return self._run(images_M1DHW, len(self.levels))
+    def forward(self, images_M1DHW: Tensor, with_zero: bool = False) -> list[Tensor]:
+        """Return the features of each image; with `with_zero` the skips, not the bottleneck, have one more map at the
+        end, that of an image of zeros."""
+        x = images_M1DHW
+        skips = self._skips(torch.cat([x, x.new_zeros(1, *x.shape[1:])]) if with_zero else x)
+        return [*skips, self.levels[-1](skips[-1][: len(images_M1DHW)])]
 
     def zero_skips(self, size: tuple[int, int, int]) -> list[Tensor]:
         """Return the skips (1, C, d, h, w) of an image of zeros with `size` voxels; its bottleneck is not needed."""
-        return self._run(next(self.parameters()).new_zeros(1, 1, *size), len(self.levels) - 1)
+        # Two alike: for a single small map torch takes a slow convolution, which also rounds differently.
+        return [x[:1] for x in self._skips(next(self.parameters()).new_zeros(2, 1, *size))]
 
-    def _run(self, x: Tensor, levels: int) -> list[Tensor]:
-        maps = []
-        for level in list(self.levels)[:levels]:
+    def _skips(self, x: Tensor) -> list[Tensor]:
+        skips = []
+        for level in list(self.levels)[:-1]:
             x = level(x)
-            maps.append(x)
-        return maps
+            skips.append(x)
+        return skips
 
 
 class CompactDecoder(nn.Module):

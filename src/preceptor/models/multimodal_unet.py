@@ -26,7 +26,7 @@ from preceptor.files import write_text
 from preceptor.models import reference_unet
 from preceptor.models.compact_unet import CompactDecoder, CompactEncoder
 from preceptor.models.reference_unet import ReferenceDecoder, ReferenceEncoder
-from preceptor.models.unet_layers import initialise
+from preceptor.models.unet_layers import Join, initialise
 
 MODEL_TYPE = "preceptor-multimodal-unet"
 _COMPACT = (16, 32, 64, 128)
@@ -163,41 +163,39 @@ class MultimodalUNet(nn.Module):
         Raises UserError for sides that are no multiples of `stride` and for a row without any modality.
         """
         self._check(images_BNDHW, available_BN)
-        features = self.encode_available(images_BNDHW, available_BN)
-        logits = self.decode(features, available_BN, cast(Size, tuple(images_BNDHW.shape[2:])))
+        with_zero = self.config.fill == "bottleneck" and not bool(available_BN.all())
+        features, zeros = self._encode(images_BNDHW, available_BN, with_zero)
+        logits = self.decode(features, available_BN, cast(Size, tuple(images_BNDHW.shape[2:])), zeros)
         return Segmentation(logits, features, available_BN)
 
     def encode_available(self, images_BNDHW: Tensor, available_BN: Tensor) -> list[Tensor]:
         """Return per level (B, N, C, d, h, w): features where there is an image, zeros elsewhere."""
-        b, n = available_BN.shape
-        flat = images_BNDHW.flatten(0, 1)[:, None]
-        if len(self.encoders) == 1:
-            index = available_BN.flatten().nonzero()[:, 0]
-            levels = self.encoders[0](flat if len(index) == b * n else flat[index])
-        else:
-            rows = [available_BN[:, m].nonzero()[:, 0] * n + m for m in range(n)]
-            index = torch.cat(rows)
-            each = [self.encode(flat[row], m) for m, row in enumerate(rows) if len(row)]
-            levels = [torch.cat(maps) for maps in zip(*each, strict=True)]
-        if len(self.encoders) > 1 or len(index) < b * n:
-            levels = [x.new_zeros(b * n, *x.shape[1:]).index_copy(0, index, x) for x in levels]
-        return [x.view(b, n, *x.shape[1:]) for x in levels]
+        return self._encode(images_BNDHW, available_BN, with_zero=False)[0]
 
-    def decode(self, features: Sequence[Tensor], available_BN: Tensor, size: Size) -> Tensor:
-        """Return logits (B, R, D, H, W) of features as in `Segmentation`; `size` is (D, H, W)."""
-        filled = self.fill(features, available_BN, size)
-        return self.decoder.finish([join(x) for join, x in zip(self.decoder.joins, filled, strict=True)], size)
+    def decode(
+        self, features: Sequence[Tensor], available_BN: Tensor, size: Size, zeros: list[Tensor] | None = None
+    ) -> Tensor:
+        """Return logits (B, R, D, H, W) of features as in `Segmentation`; `size` is (D, H, W).
 
-    def fill(self, features: Sequence[Tensor], available_BN: Tensor, size: Size) -> list[Tensor]:
-        """Return the features with what stands for the missing modalities (`MultimodalUNetConfig.fill`)."""
+        `zeros` are the `zero_skips`, where they are at hand; they are computed if needed.
+        """
+        joins: list[Join] = list(self.decoder.joins)  # type: ignore[arg-type]
         if available_BN.all():
-            return list(features)
+            joined = [join(x) for join, x in zip(joins, features, strict=True)]
+            return self.decoder.finish(joined, size)
+        joined = [joins[-1](fill_with_mean(features[-1], available_BN))]
         if self.config.fill == "all_levels":
-            return [fill_with_mean(x, available_BN) for x in features]
-        zeros = self.zero_skips(size, ~available_BN.all(dim=0))
-        there = available_BN[:, :, None, None, None, None]
-        skips = [torch.where(there, x, zero.to(x.dtype)) for x, zero in zip(features, zeros, strict=False)]
-        return [*skips, fill_with_mean(features[-1], available_BN)]
+            mixes_BNN = mean_mixes(available_BN)
+            skips = [join.by_mixes(x, mixes_BNN) for join, x in zip(joins, features[:-1], strict=False)]
+        else:
+            zeros = zeros or self.zero_skips(size, ~available_BN.all(dim=0))
+            parts = [join.of_alike(x) for join, x in zip(joins, zeros, strict=False)]
+            # What is absent is zero and adds nothing; in its place the zero image's part.
+            skips = [
+                join(x) + torch.tensordot((~available_BN).to(part.dtype), part, dims=1)
+                for join, x, part in zip(joins, features, parts, strict=False)
+            ]
+        return self.decoder.finish([*skips, *joined], size)
 
     def zero_skips(self, size: Size, wanted_N: Tensor) -> list[Tensor]:
         """Return per skip level (N, C, d, h, w), or (1, C, d, h, w) for a shared encoder, the features of a zero image.
@@ -207,12 +205,37 @@ class MultimodalUNet(nn.Module):
         """
         if len(self.encoders) == 1:
             return self._encoder(0).zero_skips(size)
-        each: list[list[Tensor] | None] = [
-            self._encoder(m).zero_skips(size) if wanted else None for m, wanted in enumerate(wanted_N.tolist())
-        ]
-        some = next(skips for skips in each if skips is not None)
-        nothing = [torch.zeros_like(x) for x in some]
-        return [torch.cat(maps) for maps in zip(*(skips or nothing for skips in each), strict=True)]
+        return _stack([self._encoder(m).zero_skips(size) if w else None for m, w in enumerate(wanted_N.tolist())])
+
+    def _encode(
+        self, images_BNDHW: Tensor, available_BN: Tensor, with_zero: bool
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Return the features, and with `with_zero` what `zero_skips` returns, from the same pass.
+
+        One more image costs less than a pass of its own, which would standardise all weights and add up their gradients
+        a second time.
+        """
+        b, n = available_BN.shape
+        flat = images_BNDHW.flatten(0, 1)[:, None]
+        if len(self.encoders) == 1:
+            rows = [available_BN.flatten().nonzero()[:, 0]]
+        else:
+            rows = [available_BN[:, m].nonzero()[:, 0] * n + m for m in range(n)]
+        found: list[list[Tensor]] = []
+        zeros: list[list[Tensor] | None] = []
+        for m, row in enumerate(rows):
+            zero = with_zero and len(row) < b * n // len(rows)
+            if not len(row):
+                zeros.append(self._encoder(m).zero_skips(cast(Size, tuple(images_BNDHW.shape[2:]))) if zero else None)
+                continue
+            maps = self._encoder(m)(flat if len(row) == b * n else flat[row], with_zero=zero)
+            zeros.append([x[-1:] for x in maps[:-1]] if zero else None)
+            found.append([x[: len(row)] for x in maps])
+        index = torch.cat(rows)
+        levels = [torch.cat(maps) if len(maps) > 1 else maps[0] for maps in zip(*found, strict=True)]
+        if len(rows) > 1 or len(index) < b * n:
+            levels = [x.new_zeros(b * n, *x.shape[1:]).index_copy(0, index, x) for x in levels]
+        return [x.view(b, n, *x.shape[1:]) for x in levels], _stack(zeros) if with_zero else None
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
@@ -263,11 +286,29 @@ class MultimodalUNet(nn.Module):
             raise UserError(f"row {lacking[0]} of the batch has no modality at all; leave such cases out")
 
 
+def mean_mixes(available_BN: Tensor) -> Tensor:
+    """Return (B, N, N) float: how often W_m x_j is in the join of a sample that is filled in by the mean, at (b, j, m).
+
+    The join is ``sum_m W_m y_m`` with y_m = x_m for m in S and the mean of x over S for m outside, that is
+    ``sum_{j in S} (W_j + sum_{m not in S} W_m / |S|) x_j``.
+    """
+    there = available_BN.float()
+    own = torch.diag_embed(there)
+    return own + there[:, :, None] * (1 - there)[:, None, :] / there.sum(dim=1)[:, None, None]
+
+
 def fill_with_mean(features_BNCdhw: Tensor, available_BN: Tensor) -> Tensor:
     """Return the features, the mean of the available ones in place of each absent one. Absent features must be zero."""
     there = available_BN[:, :, None, None, None, None]
     count = there.sum(dim=1, keepdim=True).to(features_BNCdhw.dtype)
     return torch.where(there, features_BNCdhw, features_BNCdhw.sum(dim=1, keepdim=True) / count)
+
+
+def _stack(each: list[list[Tensor] | None]) -> list[Tensor]:
+    """Return per level the maps of all, zeros for None."""
+    some = next(maps for maps in each if maps is not None)
+    nothing = [torch.zeros_like(x) for x in some]
+    return [torch.cat(maps) for maps in zip(*(maps or nothing for maps in each), strict=True)]
 
 
 def _by(size: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ sum.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -106,19 +107,24 @@ class ReferenceEncoder(nn.Module):
         self.reduce = _ConvNorm(inside, BOTTLENECK, 1)
         self.aspp = Aspp()
 
-    def forward(self, images_M1DHW: Tensor) -> list[Tensor]:
-        skips = self._skips(activate(self.stem(images_M1DHW)))
-        deep = self.stages[3](skips[-1])
+    def forward(self, images_M1DHW: Tensor, with_zero: bool = False) -> list[Tensor]:
+        """Return the features of each image; with `with_zero` the skips, not the bottleneck, have one more map at the
+        end, that of an image of zeros."""
+        x = activate(self.stem(images_M1DHW))
+        skips = self._skips(torch.cat([x, self._zero_stem(x.shape[2:]).to(x.dtype)]) if with_zero else x)
+        deep = self.stages[3](skips[-1][: len(images_M1DHW)])
         return [*skips, self.aspp(activate(self.reduce(deep)))]
 
     def zero_skips(self, size: tuple[int, int, int]) -> list[Tensor]:
-        """Return the skips (1, C, d, h, w) of an image of zeros with `size` voxels; its bottleneck is not needed.
-
-        The stem has no bias, so its output is the normalisation's shift everywhere and is not computed.
-        """
+        """Return the skips (1, C, d, h, w) of an image of zeros with `size` voxels; its bottleneck is not needed."""
         depth, height, width = size
-        shift = self.stem.norm.bias.view(1, -1, 1, 1, 1)
-        return self._skips(activate(shift.expand(-1, -1, depth, (height + 1) // 2, (width + 1) // 2).clone()))
+        stem = self._zero_stem((depth, (height + 1) // 2, (width + 1) // 2))
+        # Two alike: for a single small map torch takes a slow convolution, which also rounds differently.
+        return [x[:1] for x in self._skips(stem.expand(2, -1, -1, -1, -1))]
+
+    def _zero_stem(self, size: Sequence[int]) -> Tensor:
+        """The stem has no bias: of zeros it makes zeros, of which the normalisation leaves its shift."""
+        return activate(self.stem.norm.bias.view(1, -1, 1, 1, 1).expand(-1, -1, *size).clone())
 
     def _skips(self, x: Tensor) -> list[Tensor]:
         skips = [x]

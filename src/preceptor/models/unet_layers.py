@@ -57,7 +57,8 @@ def standardised(weight: Tensor) -> Tensor:
 
 def pointwise(x_MCDHW: Tensor, weight_OC: Tensor) -> Tensor:
     """Return the 1x1x1 convolution (M, O, D, H, W), as a matrix product: torch's convolution copies its input first."""
-    return torch.matmul(weight_OC, x_MCDHW.flatten(2)).unflatten(2, x_MCDHW.shape[2:])
+    # Not matmul, which would fold the maps into one matrix and copy them for it.
+    return torch.bmm(weight_OC.expand(len(x_MCDHW), -1, -1), x_MCDHW.flatten(2)).unflatten(2, x_MCDHW.shape[2:])
 
 
 class Pointwise(nn.Module):
@@ -117,6 +118,19 @@ class Join(nn.Module):
         """Return (B, outside, ...), the map of the concatenation of (B, N, C, d, h, w)."""
         x = x_BNCdhw.flatten(1, 2)
         return pointwise(x, self._ready_weight()) if self.kind == "pointwise" else self._up(x, self.weight)
+
+    def by_mixes(self, x_BNCdhw: Tensor, mixes_BNN: Tensor) -> Tensor:
+        """Return (B, outside, ...): the sum of W_m x_j times ``mixes[b, j, m]``; of a pointwise join.
+
+        For filling in by a mean, without the copy of the features that is filled in.
+        """
+        weights_BOC = self.mixed_weights(mixes_BNN.to(self.weight.dtype)).transpose(1, 2).flatten(2)
+        return torch.matmul(weights_BOC, x_BNCdhw.flatten(1, 2).flatten(2)).unflatten(2, x_BNCdhw.shape[3:])
+
+    def of_alike(self, x_MCdhw: Tensor) -> Tensor:
+        """Return (N, outside, ...): what each block makes of its modality's map, or of the one map there is."""
+        units_NN = torch.eye(self.modalities, device=x_MCdhw.device, dtype=self.weight.dtype)
+        return self.mixed(x_MCdhw, units_NN[None] if len(x_MCdhw) == 1 else units_NN[:, None]).flatten(0, 1)
 
     def mixed(self, x_MCdhw: Tensor, mixes_MQN: Tensor) -> Tensor:
         """Return (M, Q, outside, ...): of each map, for each of its Q mixes, the sum over the N blocks, times the mix's

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from preceptor.config import Recipe, load_recipe
+from preceptor.config import Recipe
 from preceptor.errors import UserError
 from preceptor.files import write_text
+from preceptor.recipe_text import load_recipe
 from preceptor.report import scores, words
 from preceptor.report.contents import RunRecord, read_run
 from preceptor.report.markup import banner, chip, document, escape

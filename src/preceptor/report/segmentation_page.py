@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from preceptor.config import load_any_recipe
 from preceptor.config_volumes import SegmentationRecipe
 from preceptor.errors import UserError
 from preceptor.files import write_text
+from preceptor.recipe_text import load_any_recipe
 from preceptor.report import segmentation_words as words
 from preceptor.report.combinations import (
     LONG,

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.config import dump_recipe
 from preceptor.config_volumes import SegmentationRecipe
 from preceptor.errors import UserError
 from preceptor.evaluate.machine import VOLUMES, versions
@@ -17,6 +16,7 @@ from preceptor.evaluate.statistics import paired_bootstrap
 from preceptor.files import write_text
 from preceptor.models.multimodal_unet import MultimodalUNet
 from preceptor.processes import processes
+from preceptor.recipe_text import dump_recipe
 from preceptor.run_folder import logged_to, student_folder
 from preceptor.segmentation.cases import read_cases
 from preceptor.segmentation.stage import train_stage

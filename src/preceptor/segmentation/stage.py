@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from preceptor.config import differences, dump_recipe
 from preceptor.config_volumes import LckdConfig, SegmentationRecipe, SegmentationStage
 from preceptor.evaluate.machine import VOLUMES, machine, versions
 from preceptor.evaluate.segmentation import DESCRIBES, table
@@ -17,6 +16,8 @@ from preceptor.files import json_lines, sha256, write_text
 from preceptor.methods.lckd import LckdTask
 from preceptor.models.multimodal_unet import MultimodalUNet, MultimodalUNetConfig
 from preceptor.processes import processes
+from preceptor.recipe_text import differences, dump_recipe
+from preceptor.run_folder import start_afresh
 from preceptor.segmentation.cases import examples
 from preceptor.segmentation.score import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
 from preceptor.task import Task
@@ -57,10 +58,7 @@ def train_stage(
     """
     state, method = processes(), stage_method(recipe, name)
     if recipe.resume == "never" and state.is_main_process:
-        for part in ("checkpoints", "student", "predictions"):
-            shutil.rmtree(folder / part, ignore_errors=True)
-        for part in ("metrics.jsonl", "results.json", "report.html"):
-            (folder / part).unlink(missing_ok=True)
+        start_afresh(folder)
     state.wait_for_everyone()
     train, held_out = (examples(recipe, data, part, recipe.seed) for part in ("train", "validation"))
     network = build_network(recipe, data, recipe.seed)
@@ -113,12 +111,7 @@ def train_stage(
         "latency_ms": latency_ms(best, recipe, data),
         "latency": "one case with all its modalities, read from memory, float32",
         "seed": recipe.seed, "weights_sha256": weights, "versions": versions(*VOLUMES), "machine": machine(),
-        "training": {
-            "steps": progress.step, "best_step": progress.best_step, "kept_step": progress.kept_step,
-            "seconds": round(progress.seconds, 1),
-            "samples_per_second": round(progress.step * recipe.train.batch_size / max(1e-9, progress.seconds), 2),
-            "skipped": progress.skipped, "validations": progress.validations,
-        },
+        "training": progress.summary(recipe.train.batch_size),
     }  # fmt: skip
     if state.is_main_process:
         from preceptor.report.segmentation_card import segmentation_card

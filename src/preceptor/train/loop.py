@@ -58,6 +58,15 @@ class Progressed:
     finished: bool = False
     seconds: float = 0.0
 
+    def summary(self, batch_size: int) -> dict[str, Any]:
+        """Return what results.json says of a training."""
+        return {
+            "steps": self.step, "best_step": self.best_step, "kept_step": self.kept_step,
+            "seconds": round(self.seconds, 1),
+            "samples_per_second": round(self.step * batch_size / max(1e-9, self.seconds), 2),
+            "skipped": self.skipped, "validations": self.validations,
+        }  # fmt: skip
+
 
 @dataclass
 class Job:

@@ -1,0 +1,144 @@
+"""SLAKE's boxes and questions as the four tasks of grounded VQA: a real set that may be passed on.
+
+SLAKE marks organs and findings by ``detection.json``, a list of ``{name: [x, y, width, height]}`` in pixels. From each
+box come a question of visual grounding, of naming and of description, from each question one of image analysis, by
+fixed templates; the same files give the same dialogues. Boxes are written in thousandths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from preceptor.data.boxes import Box, Style, from_pixels, mend, problems, write_box, write_reference
+from preceptor.data.slake import Language, read_slake
+from preceptor.data.texts import AS_RELEASED, read_text
+from preceptor.errors import UserError
+from preceptor.types import Dialogue, DialogueData, Sample
+
+BOXES = "detection.json"
+MODALITIES = {"ct": "ct", "mri": "mr", "x-ray": "x"}
+CHINESE = {
+    "Brain Edema": "脑水肿", "Liver": "肝脏", "Brain Non-enhancing Tumor": "脑非增强肿瘤",
+    "Brain Enhancing Tumor": "脑增强肿瘤", "Small Bowel": "小肠", "Spinal Cord": "脊髓", "Colon": "结肠",
+    "Liver Cancer": "肝癌", "Spleen": "脾脏", "Left Kidney": "左肾", "Right Kidney": "右肾", "Right Lung": "右肺",
+    "Left Lung": "左肺", "Cardiomegaly": "心脏肥大", "Atelectasis": "肺不张", "Pneumonia": "肺炎", "Nodule": "结节",
+    "Rectum": "直肠", "Esophagus": "食道", "Mass": "肿块", "Heart": "心脏", "Bladder": "膀胱", "Effusion": "积液",
+    "Lung Cancer": "肺癌", "Left Mandible": "左下颌骨", "Pneumothorax": "气胸", "Right Mandible": "右下颌骨",
+    "Duodenum": "十二指肠", "Right Femoral Head": "右股骨头", "Left Femoral Head": "左股骨头", "Brain Stem": "脑干",
+    "Infiltrate": "浸润", "Stomach": "胃", "Left Parotid": "左腮腺", "Right Parotid": "右腮腺",
+    "Right Temporal Lobe": "右颞叶", "Larynx": "喉", "Left Temporal Lobe": "左颞叶", "Trachea": "气管", "Tooth": "牙齿",
+    "Left Eye": "左眼", "Right Eye": "右眼", "Left Ear": "左耳", "Right Ear": "右耳",
+}  # fmt: skip
+FINDINGS = {
+    "Brain Edema", "Brain Non-enhancing Tumor", "Brain Enhancing Tumor", "Liver Cancer", "Cardiomegaly", "Atelectasis",
+    "Pneumonia", "Nodule", "Mass", "Effusion", "Lung Cancer", "Pneumothorax", "Infiltrate",
+}  # fmt: skip
+_ASK = {
+    "en": ("Where is {name}? Answer with boxes.", "What is in the region {box}? Answer with its name.",
+           "Describe the region {box}."),
+    "zh": ("{name}在哪里？请用方框回答。", "区域{box}里是什么？请回答名称。", "请描述区域{box}。"),
+}  # fmt: skip
+_SAY = {
+    "en": ("{kind} in the {place} part of this {modality} image of the {location}: {name}.", "an organ", "a finding"),
+    "zh": ("这张{location}的{modality}图像的{place}部分，{kind}：{name}。", "器官", "异常"),
+}
+_PLACES = {
+    "en": (("upper left", "upper middle", "upper right"), ("middle left", "central", "middle right"),
+           ("lower left", "lower middle", "lower right")),
+    "zh": (("左上", "上中", "右上"), ("左中", "中央", "右中"), ("左下", "下中", "右下")),
+}  # fmt: skip
+
+
+def read_slake_grounding(root: Path, *, language: Language = "en", style: Style = "qwen") -> DialogueData:
+    """Read SLAKE and return its dialogues; the parts are those of `read_slake`, which images never leave.
+
+    Sides in descriptions are those of the picture, not of the patient. Boxes outside the image are cut to it and
+    counted in `faults`; one of which nothing is left is left out. In Chinese the names are translated (`CHINESE`).
+
+    Raises:
+        UserError: as `read_slake`, and for a broken detection.json, with its place.
+    """
+    questions = read_slake(root, language=language)
+    faults: Counter[str] = Counter()
+    dialogues: list[Dialogue] = []
+    by_image: defaultdict[Path, list[Sample]] = defaultdict(list)
+    for sample in questions.samples:
+        by_image[sample.image].append(sample)
+    for image, samples in by_image.items():
+        found = _boxes(image, faults)
+        for spoken in dict.fromkeys(sample.tags["language"] for sample in samples):
+            first = next(sample for sample in samples if sample.tags["language"] == spoken)
+            dialogues += _from_boxes(first, found, spoken, style)
+        for sample in samples:
+            turns = ((sample.question, sample.answer),)
+            dialogues.append(_dialogue(sample, f"mia-{sample.id}", turns, "mia"))
+    data = DialogueData("slake-grounding", questions.split, questions.root, dialogues, dict(faults))
+    data.notes = [*questions.notes, "Grounding questions are made from SLAKE's boxes by templates."]
+    data.leaking = questions.leaking
+    return data
+
+
+def _from_boxes(sample: Sample, found: dict[str, list[Box]], spoken: str, style: Style) -> list[Dialogue]:
+    made = []
+    image = sample.image.parent.name
+    where, what, describe = _ASK[spoken]
+    for name, boxes in found.items():
+        said = CHINESE.get(name, name) if spoken == "zh" else name.lower()
+        marked = write_reference(said, style=style)
+        answer = marked + "".join(write_box(box, style) for box in boxes)
+        key = hashlib.sha256(f"{image}|{name}|{spoken}".encode()).hexdigest()[:8]
+        made.append(_dialogue(sample, f"vg-{image}-{key}", ((where.format(name=marked), answer),), "vg"))
+        for number, box in enumerate(boxes):
+            written = write_box(box, style)
+            made.append(_dialogue(sample, f"roc-{image}-{key}-{number}", ((what.format(box=written), said),), "roc"))
+            text = _description(name, said, box, sample, spoken)
+            made.append(_dialogue(sample, f"rc-{image}-{key}-{number}", ((describe.format(box=written), text),), "rc"))
+    return made
+
+
+def _description(name: str, said: str, box: Box, sample: Sample, spoken: str) -> str:
+    sentence, organ, finding = _SAY[spoken]
+    row, column = (min(2, int((low + high) / 2 * 3 / 1000)) for low, high in ((box[1], box[3]), (box[0], box[2])))
+    kind = finding if name in FINDINGS else organ
+    text = sentence.format(
+        kind=kind, place=_PLACES[spoken][row][column], modality=sample.tags["modality"],
+        location=sample.tags["location"].replace("_", " ").lower(), name=said,
+    )  # fmt: skip
+    return text[0].upper() + text[1:]
+
+
+def _dialogue(sample: Sample, id: str, turns: tuple[tuple[str, str], ...], task: Any) -> Dialogue:
+    modality = sample.tags["modality"].lower()
+    return Dialogue(
+        f"{id}-{sample.tags['language']}", (sample.image,), turns, task, MODALITIES.get(modality, modality),
+        sample.group, sample.part, {"language": sample.tags["language"]},
+    )  # fmt: skip
+
+
+def _boxes(image: Path, faults: Counter[str]) -> dict[str, list[Box]]:
+    """Return the boxes of an image by name, in thousandths; none where it has no detection.json."""
+    import json
+
+    file = image.with_name(BOXES)
+    if not file.is_file():
+        return {}
+    try:
+        rows = json.loads(read_text(file))
+        with Image.open(image) as opened:
+            width, height = opened.size
+        found: dict[str, list[Box]] = {}
+        for row in rows:
+            for name, (x, y, w, h) in row.items():
+                box = from_pixels((x, y, x + w, y + h), width, height)
+                faults.update(wrong := problems(box))
+                good = mend(box) if wrong else box
+                if good is not None:
+                    found.setdefault(str(name), []).append(good)
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"{file} is broken ({error}); {AS_RELEASED}") from error
+    return found
