@@ -316,11 +316,11 @@ def test_guidance_changes_the_answer_and_leaves_with_its_block(family: str, vlm_
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_loss_trains_the_table(family: str, checkpointing: bool, vlm_folder: Callable):
-    """Against finite differences of the logits; a modality that no image has gets nothing."""
+    """Against finite differences of the logits; a modality that no image has learns nothing."""
     model = load(vlm_folder, family)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "self_attn" in name:
+            if "self_attn" in name and "norm" not in name:
                 weight *= 8  # so that attention of random weights depends on positions at all
     if checkpointing:
         model.gradient_checkpointing_enable()
@@ -337,16 +337,18 @@ def test_the_loss_trains_the_table(family: str, checkpointing: bool, vlm_folder:
         value().backward()
         slope = guidance.table.grad
         assert slope is not None
-        assert (slope[[0, 2]].abs() > 1e-5).all(), slope
+        assert (slope[0].abs() > 1e-5).all(), slope
+        assert slope[2, 0].abs() > 1e-5
+        assert (slope[2, 1:] == 0).all()  # its image is one token: there is nothing to step over
         assert (slope[[1, 3, 4, 5, 6, 7]] == 0).all()
         for row, column in ((0, 0), (0, 1), (0, 2), (2, 0)):
             with torch.no_grad():
                 values = []
-                for step in (1e-2, -1e-2):
+                for step in (2e-3, -2e-3):
                     guidance.table[row, column] += step
                     values.append(value().item())
                     guidance.table[row, column] -= step
-            assert slope[row, column].item() == pytest.approx((values[0] - values[1]) / 2e-2, rel=0.05, abs=2e-3)
+            assert slope[row, column].item() == pytest.approx((values[0] - values[1]) / 4e-3, rel=0.05, abs=2e-3)
     assert not any("table" in name for name, _ in model.named_parameters())
 
 
