@@ -47,16 +47,18 @@ def _offline(allow_downloads: bool = False) -> None:
 
 def _run(recipe, as_json: bool) -> None:
     _log_to_stderr()
-    from preceptor.config import Recipe
-
-    if isinstance(recipe, Recipe):
+    if recipe.method.name == "mhkd":
         from preceptor.runs import run_recipe
 
         results = run_recipe(recipe)
-    else:
+    elif recipe.method.name == "lckd":
         from preceptor.segmentation.run import run_segmentation
 
         results = run_segmentation(recipe)
+    else:
+        from preceptor.dialogues.run import run_vlm
+
+        results = run_vlm(recipe)
 
     def show(document: dict[str, Any]) -> None:
         show_results(document)
@@ -75,13 +77,14 @@ def _log_to_stderr() -> None:
 
 @app.command()
 def demo(
-    method: Annotated[str, typer.Argument(help="mhkd or lckd")] = "mhkd", output: Output = None, as_json: Json = False
+    method: Annotated[str, typer.Argument(help="mhkd, lckd or clinkd")] = "mhkd", output: Output = None, as_json: Json = False
 ) -> None:
     """Train with and without distillation on generated data, in a few minutes, and compare."""
+    from preceptor.config import METHODS
     from preceptor.errors import nearest
 
-    if method not in ("mhkd", "lckd"):
-        raise UserError(f"there is no demo {method!r}{nearest(method, ['mhkd', 'lckd'])}")
+    if method not in METHODS:
+        raise UserError(f"there is no demo {method!r}{nearest(method, METHODS)}")
     _run(_recipe(f"{method}-demo", [f"output={output}"] if output else []), as_json)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-METHODS = ("mhkd", "lckd")
+METHODS = ("mhkd", "lckd", "clinkd")
 Stage = Literal["teacher", "alone", "distilled"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from preceptor.config import METHODS, DataConfig, OutputFolder, Recipe
+from preceptor.config_vlm import VlmRecipe
 from preceptor.config_volumes import SegmentationRecipe
 from preceptor.errors import UserError, nearest
 
@@ -53,7 +54,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     return recipe
 
 
-def load_any_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe | SegmentationRecipe:
+def load_any_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe | SegmentationRecipe | VlmRecipe:
     """Read a recipe of any method, as `load_recipe`; `method.name` says which it is."""
     text, place = recipe_text(name)
     try:
@@ -70,6 +71,8 @@ def load_any_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe | Segmen
         raise UserError(f"{place}, key method.name: {name!r} is not known{nearest(str(name), METHODS)}")
     if name == "lckd":
         return validate(raw, place, SegmentationRecipe)
+    if name == "clinkd":
+        return validate(raw, place, VlmRecipe)
     return validate(raw, place)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from preceptor.config import DataConfig, Recipe
+from preceptor.config_vlm import VlmRecipe
 from preceptor.config_volumes import SegmentationRecipe
 from preceptor.data.check import check_data, check_images
 from preceptor.data.examples import VqaExamples
@@ -35,6 +36,10 @@ def evaluate_run(run: Path, overrides: list[str], protocol: str | None, output: 
         from preceptor.segmentation.serve import evaluate_network
 
         return evaluate_network(folder, recipe, protocol, output or _stage(folder), whole=output is not None)
+    if isinstance(recipe, VlmRecipe):
+        from preceptor.dialogues.serve import evaluate_vlm
+
+        return evaluate_vlm(folder, recipe, protocol, output or _stage(folder), whole=output is not None)
     data = read_data(recipe.data, recipe.output_folder / "data", needed=("test",))
     if ids := known_tests(data, read_seen(folder) or [], None):
         data.notes.append(f"{len(ids)} of the test images were trained on, in another data set: these scores flatter.")
@@ -136,6 +141,10 @@ def check_run(name: str, overrides: list[str]) -> dict[str, Any]:
             from preceptor.segmentation.serve import check_recipe
 
             return check_recipe(recipe)
+        if isinstance(recipe, VlmRecipe):
+            from preceptor.dialogues.serve import check_dialogues
+
+            return check_dialogues(recipe)
         data = read_data(recipe.data, recipe.output_folder / "data", needed=())
         limits = {"max_bytes": recipe.data.max_image_bytes, "max_pixels": recipe.data.max_image_pixels}
     findings = [
@@ -160,6 +169,10 @@ def report_run(run: Path) -> Path:
         from preceptor.segmentation.serve import report_segmentation
 
         return report_segmentation(run, recipe)
+    if isinstance(recipe, VlmRecipe):
+        from preceptor.dialogues.serve import report_dialogues
+
+        return report_dialogues(run, recipe)
     try:
         data = read_data(recipe.data, recipe.output_folder / "data")
     except UserError:

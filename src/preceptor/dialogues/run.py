@@ -1,0 +1,118 @@
+"""A ClinKD recipe from start to report: teacher, its pseudo-labels, the student with each part of the method added."""
+
+from __future__ import annotations
+
+import json
+import logging
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from preceptor.config_vlm import VlmRecipe, VlmStage
+from preceptor.dialogues.examples import Lesson
+from preceptor.dialogues.read import read_recipe_dialogues
+from preceptor.dialogues.stage import Part, Seminar, asker, finish_stage, stage_method, train_part
+from preceptor.dialogues.teaching import load_teacher, pseudo_lessons, summary, word_teacher
+from preceptor.evaluate.dialogues import compare
+from preceptor.evaluate.machine import QUESTIONS, versions
+from preceptor.files import write_text
+from preceptor.processes import processes
+from preceptor.recipe_text import dump_recipe
+from preceptor.run_folder import logged_to, start_afresh
+
+log = logging.getLogger("preceptor")
+
+
+def run_vlm(recipe: VlmRecipe) -> dict[str, Any]:
+    """Run the stages of a recipe, each resumable, and write results and report; return the results.
+
+    A recipe of one stage writes straight into its output folder, one of several a folder per stage. What a teacher
+    says, and the part of the training that learns it, is done once for all stages that need it.
+    """
+    root, state = recipe.output_folder, processes()
+    root.mkdir(parents=True, exist_ok=True)
+    with logged_to(root / "log.txt", state.is_main_process):
+        with state.main_process_first():
+            data = read_recipe_dialogues(recipe.data, root / "data")
+        for note in data.notes:
+            log.info(note)
+        room = Seminar(recipe, data)
+        several = len(recipe.stages) > 1
+        stages: dict[str, dict[str, Any]] = {}
+        for name in recipe.stages:
+            log.info("stage %s", name)
+            stages[name] = run_stage(name, root / name if several else root, room)
+        results = stages[recipe.stages[-1]]
+        if several:
+            last = results
+            results = {"protocols": last["protocols"], "stages": stages, "comparison": compare_stages(root, stages)}
+            results |= {"seed": recipe.seed, "versions": versions(*QUESTIONS)}
+            results |= {key: last[key] for key in ("data", "notes", "parameters", "latency_ms")}
+        if state.is_main_process:
+            from preceptor.report.grounding_page import write_grounding_report
+
+            write_text(root / "recipe.yaml", dump_recipe(recipe))
+            write_text(root / "results.json", json.dumps(results, indent=1))
+            write_grounding_report(root, data=data, recipe=recipe)
+        state.wait_for_everyone()
+        return results
+
+
+def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
+    """Train and evaluate one stage: what it adds comes from `stage_method`."""
+    recipe, state = room.recipe, processes()
+    if recipe.resume == "never" and state.is_main_process:
+        start_afresh(folder)
+    state.wait_for_everyone()
+    method = stage_method(recipe, name)
+    config = recipe.teacher if name == "teacher" else recipe.student
+    with state.main_process_first():
+        source = room.source(config.model, "teacher" if name == "teacher" else "student")
+    share, reflection = method.pseudo_labels.share, method.reflection
+    corrects = reflection.rounds > 0 and reflection.corrector == "teacher"
+    asked = share > 0 and (method.pseudo_labels.store is None or method.pseudo_labels.logits != "none")
+    teacher = load_teacher(room) if corrects or asked else None
+    taught = None
+    if share > 0:
+        lessons = pseudo_lessons(room, teacher)
+        taught = summary(lessons, method.pseudo_labels, teacher)
+        # Once for all stages: it does not depend on what they add to it.
+        prior = stage_method(recipe, "distilled")
+        words = word_teacher(teacher, prior.pseudo_labels) if teacher is not None else None
+        part = Part("prior", recipe.output_folder / "prior", source, lessons, share, prior=True, teacher=words)
+        train_part(part, room, config, prior)
+        source = str(part.folder / "student")
+    corrector = asker(teacher, reflection.max_new_tokens, recipe.answers.batch_size) if teacher is not None else None
+    rows = [Lesson(row) for row in room.data.part("train")]
+    part = Part(name, folder, source, rows, 1 - share, corrector=corrector)
+    vlm, task, progress = train_part(part, room, config, method)
+    results = finish_stage(name, folder, room, vlm, task, progress, selective=name == recipe.stages[-1])
+    if taught is not None:
+        results["pseudo_labels"] = taught
+        if state.is_main_process:
+            write_text(folder / "results.json", json.dumps(results, indent=1))
+    return results
+
+
+def compare_stages(root: Path, stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return per protocol the paired differences of each student to `supervised` and to the one before."""
+    students = [name for name in stages if name != "teacher"]
+    pairs = [(name, "supervised") for name in students if "supervised" in students and name != "supervised"]
+    pairs += [(later, earlier) for earlier, later in pairwise(students) if (later, earlier) not in pairs]
+    found: dict[str, dict[str, Any]] = {}
+    for protocol in stages[students[-1]]["protocols"] if students else []:
+        rows = {name: read_rows(root / name, protocol) for name in students}
+        found[protocol] = {f"{a} - {b}": compare(rows[a], rows[b], protocol.rpartition("/")[2]) for a, b in pairs}
+        chosen = stages[students[-1]].get("selection")
+        if chosen:
+            last = students[-1]
+            selected = read_rows(root / last, f"{protocol}/selected")
+            kind = protocol.rpartition("/")[2]
+            found[protocol][f"{last} selected - {last}"] = compare(selected, rows[last], kind)
+    return found
+
+
+def read_rows(folder: Path, protocol: str) -> list[dict[str, Any]]:
+    """Return the answers that a stage wrote."""
+    path = folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
