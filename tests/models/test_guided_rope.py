@@ -399,6 +399,11 @@ def place(guidance: Guidance, grid: Any = ((1, 2, 6),), family: str = "qwen2_vl"
     positions(configuration(family), guidance, ids, torch.tensor(grid), **more)
 
 
+def test_clip_needs_no_probabilities_where_there_is_no_image():
+    ids = torch.tensor([[TEXT, TEXT]])
+    assert positions(configuration("qwen2_vl"), Guidance("clip"), ids)[0][0].tolist() == [[0, 1]]
+
+
 def test_images_side_by_side_are_one_apart():
     ids = torch.tensor([[TEXT] + [IMAGE] * 3 + [TEXT]])
     found, _ = positions(configuration("qwen2_vl"), Guidance(gap=5), ids, torch.tensor([[1, 2, 4], [1, 2, 2]]))

@@ -107,6 +107,8 @@ class Guidance(nn.Module):
         """
         if self.kind != "clip":
             return self.table[:1].expand(images, 3)
+        if probabilities_N8 is None and images == 0:
+            return self.table[:0]
         if probabilities_N8 is None:
             raise UserError("guidance clip needs the modality probabilities of every image; give probabilities")
         given = torch.as_tensor(probabilities_N8).detach().to(self.table)
@@ -220,14 +222,14 @@ def _sequence(types: list[int], supply: dict[int, Any], device: torch.device) ->
         while left > 0:
             grid, interval_3 = next(supply[kind], (None, None))
             name = "image" if kind == 1 else "video"
-            if grid is None:
+            if grid is None or interval_3 is None:
                 raise UserError(f"there are more {name} placeholders in the text than {name}s; give one for each")
             frames, rows, columns, tick = grid
             left -= frames * rows * columns
             if left < 0:
                 raise UserError(
                     f"{left + frames * rows * columns} {name} placeholder tokens stand where the {name} has "
-                    f"{frames} x {rows} x {columns} after merging; write one for each merged patch (prepare does)"
+                    f"{frames} x {rows} x {columns} after merging; write one for each of these"
                 )
             gap, row_step, column_step = interval_3.to(last).unbind()
             start = last + (gap if before == 0 else 1)
@@ -285,7 +287,7 @@ def attach(model: nn.Module, guidance: Guidance, probabilities: Tensor | None = 
     Raises UserError where the model is none of `FAMILIES` or has guidance already.
     """
     for inner in model.modules():
-        if hasattr(type(inner), "get_rope_index") and inner.config.model_type in FAMILIES:  # type: ignore[union-attr]
+        if hasattr(type(inner), "get_rope_index") and inner.config.model_type in FAMILIES:  # type: ignore
             if "get_rope_index" in inner.__dict__:
                 raise UserError("the model has guided positions already; remove those first")
             return Attached(inner, guidance, probabilities)

@@ -123,7 +123,7 @@ def train_tokenizer(corpus: Iterable[str], vocabulary_size: int = 2000) -> Any:
     learnt = json.loads(learner.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=learnt["vocab"],
-        merges=[tuple(pair) for pair in learnt["merges"]],
+        merges=[tuple(pair) for pair in learnt["merges"]],  # type: ignore[misc]
         eos_token="<|im_end|>",
         extra_special_tokens=list(SPECIAL_TOKENS[1:]),
     )
