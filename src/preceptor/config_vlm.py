@@ -17,9 +17,9 @@ class DialogueDataConfig(Section):
     """phantom-grounding: generated slices with boxes. slake-grounding: SLAKE's boxes and questions as the four tasks.
     med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL."""
     root: Folder | None = None
-    """Folder of the data set; the JSON or JSONL file, for `med-grit` and `sharegpt`."""
+    """Folder of the data set (of `med-grit` with train.json and test.json); of `sharegpt` the JSON or JSONL file."""
     images: Folder | None = None
-    """Folder that image names are relative to, for `med-grit` and `sharegpt`; default: that of `root`."""
+    """Folder that image names are relative to; default: `images` in `root` (`med-grit`), the file's own (`sharegpt`)."""
     language: Literal["en", "zh", "both"] = "en"
     """Of `slake-grounding`."""
     boxes: Literal["refuse", "repair", "drop"] = "refuse"
@@ -34,6 +34,10 @@ class DialogueDataConfig(Section):
     """At most so many dialogues of each task are tested, drawn by `split_seed`; default: all."""
     validation_rows: Positive | None = None
     """The same of validation."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of the training rows, by image, that validates where a file names no validation part."""
+    test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """The same of the test part."""
     split_seed: Seed = 0
     """Which groups and rows are drawn; apart from `seed`."""
     max_image_bytes: Positive = 64 * 2**20

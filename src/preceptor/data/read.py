@@ -207,11 +207,11 @@ def _phantom(config: DataConfig, scratch: Path) -> VqaData:
 
 
 def _root(config: DataConfig) -> Path:
-    if config.root is not None:
-        return Path(config.root)
-    folder = FOLDERS[config.name]
+    return Path(config.root) if config.root is not None else shared_folder(config.name, FOLDERS[config.name])
+
+
+def shared_folder(name: str, folder: str) -> Path:
+    """Return where a data set's folder lies under PRECEPTOR_DATA. Raises UserError where that is not set."""
     if shared := os.environ.get("PRECEPTOR_DATA"):
         return Path(shared) / folder
-    raise UserError(
-        f"data.name={config.name} needs data.root=FOLDER, or PRECEPTOR_DATA set to the folder above {folder}/"
-    )
+    raise UserError(f"data.name={name} needs data.root=FOLDER, or PRECEPTOR_DATA set to the folder above {folder}/")

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.config_vlm import DialogueDataConfig
-from preceptor.data.read import FOLDERS
-from preceptor.data.read_dialogues import read_dialogues
-from preceptor.data.splits import groups_of_share, ordered
+from preceptor.data.read import FOLDERS, shared_folder
+from preceptor.data.splits import cut, groups_of_share, ordered
 from preceptor.errors import UserError
 from preceptor.types import Dialogue, DialogueData, Part
 
 
-def read_recipe_dialogues(config: DialogueDataConfig, scratch: Path) -> DialogueData:
-    """Return the dialogues of a recipe, each of one turn: a later turn's question stands after the turns before it.
+def read_recipe_dialogues(
+    config: DialogueDataConfig, scratch: Path, needed: tuple[Part, ...] = ("train", "validation", "test")
+) -> DialogueData:
+    """Return the dialogues of a recipe. Phantoms are made in `scratch`.
 
-    Phantoms are made in `scratch`. Raises UserError as the readers do, and where a part is empty.
+    Raises UserError as the readers do, and where a part of `needed` is empty.
     """
-    data = read_dialogues(config, scratch)
+    data = _read(config, scratch)
     rows = [row for row in data.dialogues if row.task in config.tasks]
     if config.train_share < 1:
         kept = groups_of_share(rows, config.train_share, config.split_seed)
@@ -33,9 +34,51 @@ def read_recipe_dialogues(config: DialogueDataConfig, scratch: Path) -> Dialogue
     for part, most in (("test", config.test_rows), ("validation", config.validation_rows)):
         rows = _at_most(rows, part, most, config.split_seed)
     data.dialogues = rows
-    for part in ("train", "validation", "test"):
+    for part in needed:
         if not data.part(part):
-            raise UserError(f"{data.name} has no {part} dialogues of {', '.join(config.tasks)}; see its split, data.tasks")
+            tasks = ", ".join(config.tasks)
+            raise UserError(f"{data.name} has no {part} dialogues of {tasks}; see its split, or data.tasks")
+    return data
+
+
+def _read(config: DialogueDataConfig, scratch: Path) -> DialogueData:
+    if config.name == "phantom-grounding":
+        from preceptor.data.phantom_grounding import read_phantom_grounding
+
+        return read_phantom_grounding(Path(config.root) if config.root else scratch, config.phantom)
+    root = Path(config.root) if config.root else None
+    if config.name == "slake-grounding":
+        from preceptor.data.slake_grounding import read_slake_grounding
+
+        return read_slake_grounding(root or shared_folder(config.name, FOLDERS["slake"]), language=config.language)
+    images = Path(config.images) if config.images else None
+    if config.name == "med-grit":
+        return _med_grit(config, root, images)
+    if root is None:
+        raise UserError("data.name=sharegpt needs data.root=FILE, the JSON or JSONL of the dialogues")
+    from preceptor.data.sharegpt import read_sharegpt
+
+    return read_sharegpt(
+        root, images, boxes=config.boxes, validation_fraction=config.validation_fraction,
+        test_fraction=config.test_fraction, seed=config.split_seed,
+    )  # fmt: skip
+
+
+def _med_grit(config: DialogueDataConfig, root: Path | None, images: Path | None) -> DialogueData:
+    """Read ``train.json``, ``test.json`` and, where there is one, ``validation.json`` or ``val.json`` of a folder."""
+    from preceptor.data.med_grit import read_med_grit
+
+    if root is None or not (root / "train.json").is_file():
+        raise UserError(f"data.name=med-grit needs data.root=FOLDER with train.json and test.json; data.root is {root}")
+    names: dict[Part, tuple[str, ...]] = {
+        "train": ("train.json",), "validation": ("validation.json", "val.json"), "test": ("test.json",),
+    }  # fmt: skip
+    files = {part: root / name for part, known in names.items() for name in known if (root / name).is_file()}
+    data = read_med_grit(files, images or root / "images", boxes=config.boxes)
+    for part, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
+        if part not in files:
+            data.dialogues = cut(data.dialogues, part, fraction, config.split_seed)
+            data.notes.append(f"There is no {part}.json: {fraction:.0%} of the training images are its {part} part.")
     return data
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from preceptor.config_vlm import ClinkdConfig
-from preceptor.distill.chunked_kl import chunked_cross_entropy
+from preceptor.distill.chunked_kl import HiddenTeacher, TopKTeacher, chunked_cross_entropy, distillation_loss
 from preceptor.distill.curriculum import Curriculum
-from preceptor.models.grounded_vlm import AnswerStates, GroundedVlm
+from preceptor.models.grounded_vlm import GroundedVlm
 from preceptor.task import Batch, LossTerms, Task
 from preceptor.teachers.reflection import Correction, CorrectionBuffer
 from preceptor.train.order import mix_seed
@@ -34,11 +34,8 @@ class WordTeacher(Protocol):
         """SHA-256 that changes whenever the teacher's weights do."""
         ...
 
-    def losses(
-        self, batch: Batch, states: AnswerStates, words: Tensor, weights: Tensor, config: ClinkdConfig
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ((alpha KL + CE) / (1 + alpha), CE, KL) of the student's `states`, each a sum over tokens times
-        `weights` (T,); a gradient flows from the first alone. `words` (V, D) makes logits of states."""
+    def words(self, batch: Batch) -> HiddenTeacher | TopKTeacher:
+        """Return what it says at the T answer tokens of a batch, in the order of `GroundedVlm.hidden`."""
         ...
 
 
@@ -85,12 +82,18 @@ class ClinkdTask(Task):
             words = self.student.lm_head_weight
             weights = self._weights(part)[states.rows]
             if self._teacher is not None and name == "answers":
-                total, answers, kl = self._teacher.losses(part, states, words, weights, self.config)
-                loss.add("distilled", total, 1.0, "tokens")
-                loss.add("answers", answers.detach(), 0.0, "tokens")
-                loss.add("teacher", kl.detach(), 0.0, "tokens")
+                c = self.config.pseudo_labels
+                both = distillation_loss(
+                    states.hidden, words, states.targets, self._teacher.words(part), alpha=c.alpha,
+                    temperature=c.temperature, t_squared=c.t_squared, weights_T=weights,
+                )  # fmt: skip
+                loss.add("distilled", both.loss, 1.0, "tokens")
+                # For the log: their gradient is in the sum.
+                loss.add("answers", both.cross_entropy, 0.0, "tokens")
+                loss.add("teacher", both.kl, 0.0, "tokens")
             else:
-                loss.add(name, chunked_cross_entropy(states.hidden, words, states.targets, weights), 1.0, "tokens")
+                alone = chunked_cross_entropy(states.hidden, words, states.targets, weights_T=weights)
+                loss.add(name, alone, 1.0, "tokens")
         return loss
 
     def units(self, batch: Batch) -> dict[str, int]:

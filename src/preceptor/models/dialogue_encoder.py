@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,9 @@ from preceptor.types import Dialogue
 
 MARKS = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
 """The special tokens that belong to a text: those of names and boxes."""
+
+CACHE_BYTES = 2**30
+"""Of the images that an encoder keeps as the model takes them, in each process."""
 
 IGNORED = -100
 """The label of tokens that are not learnt, as everywhere in transformers."""
@@ -77,6 +81,8 @@ class DialogueEncoder:
         self.tokenizer, self.image_processor, self.image_token_id = tokenizer, image_processor, image_token_id
         self.cut_off, self.modality_rows = cut_off, modality_rows
         self.max_image_bytes, self.max_image_pixels = max_image_bytes, max_image_pixels
+        self._read: dict[tuple[Path, ...], tuple[Tensor, Tensor]] = {}
+        self._bytes = 0
         self._ends = tuple(token for token in tokenizer.all_special_tokens if token not in MARKS)
         self._end_ids = frozenset(tokenizer.convert_tokens_to_ids(list(self._ends)))
 
@@ -193,6 +199,8 @@ class DialogueEncoder:
     def _images(self, dialogue: Dialogue) -> tuple[Tensor | None, Tensor | None]:
         if not dialogue.images:
             return None, None
+        if dialogue.images in self._read:
+            return self._read[dialogue.images]
         limits = {"max_bytes": self.max_image_bytes, "max_pixels": self.max_image_pixels}
         images = [load_image(path, **limits).convert("RGB") for path in dialogue.images]
         for path, image in zip(dialogue.images, images, strict=True):
@@ -200,7 +208,12 @@ class DialogueEncoder:
                 raise UserError(f"{path}: {image.width} x {image.height} pixels is too long and thin for the model's "
                                 "image processor (at most 200 to 1); crop it")  # fmt: skip
         found = self.image_processor(images=images, return_tensors="pt")
-        return found["image_grid_thw"], found["pixel_values"]
+        grids, pixels = found["image_grid_thw"], found["pixel_values"]
+        # Several dialogues are about one image, and come again every epoch.
+        if self._bytes + pixels.nbytes <= CACHE_BYTES:
+            self._read[dialogue.images] = (grids, pixels)
+            self._bytes += pixels.nbytes
+        return grids, pixels
 
     def _misplaced(self, dialogue: Dialogue) -> UserError:
         return UserError(

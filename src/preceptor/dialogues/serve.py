@@ -1,0 +1,103 @@
+"""What the verbs beside `train` do with a grounded vision-language model: evaluate, answer, check, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from preceptor.config_vlm import VlmRecipe
+from preceptor.data.boxes import find_boxes
+from preceptor.data.images import ImageError, load_image
+from preceptor.dialogues.answer import answer_greedily
+from preceptor.dialogues.read import describe_dialogues, read_recipe_dialogues
+from preceptor.dialogues.stage import PROTOCOLS
+from preceptor.errors import UserError, nearest
+from preceptor.evaluate.dialogues import DESCRIBES, score_rows
+from preceptor.files import json_lines, write_text
+from preceptor.models.grounded_vlm import GroundedVlm
+from preceptor.types import Dialogue
+
+
+def evaluate_vlm(
+    folder: Path, recipe: VlmRecipe, protocol: str | None, target: Path, *, whole: bool
+) -> dict[str, Any]:
+    """Score a model on the test part of its own or other data; with `whole`, write results.json to `target` too.
+
+    Raises UserError for an unknown protocol.
+    """
+    data = read_recipe_dialogues(recipe.data, recipe.output_folder / "data")
+    ids = {f"{data.name}/{data.split}/{name}": name for name in PROTOCOLS}
+    if protocol is not None:
+        if protocol not in ids:
+            raise UserError(f"protocol {protocol!r} is not known{nearest(protocol, ids)}")
+        ids = {protocol: ids[protocol]}
+    config = recipe.student.model
+    vlm = GroundedVlm.load(folder, max_pixels=config.max_pixels, cut_off=config.cut_off).eval()
+    rows, seconds = answer_greedily(vlm, data.part("test"), recipe.answers)
+    results = {
+        "stage": folder.parent.name, "protocols": {id: score_rows(rows, name) for id, name in ids.items()},
+        "describes": {id: DESCRIBES[name] for id, name in ids.items()}, "data": describe_dialogues(data),
+        "notes": list(data.notes), "latency_ms": round(1000 * seconds, 1),
+        "parameters": sum(parameter.numel() for parameter in vlm.base.parameters()),
+    }  # fmt: skip
+    for id in ids:
+        write_text(target / "predictions" / f"{id.replace('/', '-')}.jsonl", json_lines(rows))
+    if whole:
+        write_text(target / "results.json", json.dumps(results, indent=1))
+    return results
+
+
+def holds_vlm(folder: Path) -> bool:
+    """Return whether a model folder holds a vision-language model."""
+    from preceptor.models.guided_rope import FAMILIES
+
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    return config.get("model_type") in FAMILIES
+
+
+def answer_with_boxes(folder: Path, image: Path, question: str) -> dict[str, Any]:
+    """Return a model's answer to a question about an image file, with the boxes in it in thousandths."""
+    if not question.strip():
+        raise UserError("--question is empty")
+    load_image(image)  # a broken file is named before the model is loaded
+    vlm = GroundedVlm.load(folder).eval()
+    dialogue = Dialogue("question", (image,), ((question, ""),), "mia", "", "", "test")
+    (answers,) = vlm.generate([dialogue], max_new_tokens=128, sureness=True)
+    boxes = [found.box for found in find_boxes(answers[0].text) if found.box is not None]
+    return {"id": "question", "answer": answers[0].text, "boxes": boxes, "confidence": answers[0].confidence}
+
+
+def check_dialogues(recipe: VlmRecipe) -> dict[str, Any]:
+    """Return what `doctor` finds in the dialogues of a recipe: broken images, and faults of boxes."""
+    data = read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=())
+    users: dict[Path, list[str]] = {}
+    for row in data.dialogues:
+        for image in row.images:
+            users.setdefault(image, []).append(row.id)
+    limits = {"max_bytes": recipe.data.max_image_bytes, "max_pixels": recipe.data.max_image_pixels}
+    findings = []
+    for image, ids in users.items():
+        try:
+            load_image(image, **limits)
+        except ImageError as error:
+            findings.append({"severity": "error", "ids": ids, "file": image.name, "reason": str(error)})
+    for fault, count in data.faults.items():
+        reason = f"{count} boxes are {fault}; data.boxes={recipe.data.boxes} says what is done about them"
+        findings.append({"severity": "warning", "ids": [], "file": "", "reason": reason})
+    return {
+        "name": data.name, "split": data.split, "notes": data.notes,
+        "rows": {part: len(data.part(part)) for part in ("train", "validation", "test")},
+        "images": len(users), "findings": findings,
+    }  # fmt: skip
+
+
+def report_dialogues(run: Path, recipe: VlmRecipe) -> Path:
+    """Write a run's report page from what lies in its folder."""
+    from preceptor.report.grounding_page import write_grounding_report
+
+    try:
+        data = read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=())
+    except UserError:
+        data = None  # the page is then written without pictures
+    return write_grounding_report(run, data=data, recipe=recipe)
