@@ -45,6 +45,8 @@ class DialogueDataConfig(Section):
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that read ahead."""
     phantom: PhantomConfig = PhantomConfig()
+    phantom_size: Annotated[int, Field(ge=28, le=1024)] = 112
+    """Side of generated images in pixels."""
 
     @model_validator(mode="before")
     @classmethod

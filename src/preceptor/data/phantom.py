@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from preceptor.data.phantom_folder import write_once
-from preceptor.data.phantom_questions import Ledger, ask, make_view
+from preceptor.data.phantom_questions import ABNORMALITIES, Ledger, ask, make_view
 from preceptor.data.phantom_volume import Region, make_case
 from preceptor.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same arguments give other bytes."""
 VOXELS = 48
 TABLE = "questions.jsonl"
@@ -31,7 +31,8 @@ def write_phantom(
     """Write the data set into `folder` and return its table; one that is there already is used again.
 
     The same arguments give the same bytes. About 70, 15 and 15 % of the cases train, validate and test; a case is never
-    divided. Columns beside those of `table.py`: `boxes`, ``{name: [x0, y0, x1, y1]}`` in pixels, ends exclusive.
+    divided. Columns beside those of `table.py`: `boxes`, ``{name: [x0, y0, x1, y1]}`` in pixels, ends exclusive; `findings`,
+    what its lesions are called, by their name there; `modality` and `region` of the image.
     Raises UserError where the folder holds something else or a damaged phantom, or there are fewer than 3 cases.
     """
     if cases < 3:
@@ -88,12 +89,13 @@ def _case(folder: Path, number: int, part: str, ledger: Ledger, arguments: dict[
             key: [math.floor(x0 * scale), math.floor(y0 * scale), math.ceil(x1 * scale), math.ceil(y1 * scale)]
             for key, (x0, y0, x1, y1) in view.boxes().items()
         }
+        findings = {f"lesion {lesion.index}": ABNORMALITIES[lesion.organ] for lesion in view.visible_lesions()}
         for k, asked in enumerate(ask(view, rng, arguments["questions_per_image"], ledger)):
             rows.append(
                 {
                     "id": f"{case.id}-{i}-{k}", "image": name, "question": asked.question, "answer": asked.answer,
                     "answer_type": asked.answer_type, "group": case.id, "split": part, "question_type": asked.kind,
-                    "boxes": boxes,
+                    "boxes": boxes, "findings": findings, "modality": view.modality, "region": region,
                 }
             )  # fmt: skip
     return rows

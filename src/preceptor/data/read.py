@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
-from preceptor.config import DataConfig
+from preceptor.config import DataConfig, PhantomConfig
 from preceptor.data import parquet, vqa_rad
 from preceptor.data.splits import note_leaks, subsample
 from preceptor.errors import UserError, nearest
@@ -192,18 +192,22 @@ def _parquet(config: DataConfig, root: Path, scratch: Path, split: str) -> VqaDa
 
 
 def _phantom(config: DataConfig, scratch: Path) -> VqaData:
-    from preceptor.data.phantom import write_phantom
     from preceptor.data.table import read_table
 
-    p = config.phantom
-    table = write_phantom(
-        Path(config.root) if config.root else scratch,
-        cases=p.cases, questions_per_image=p.questions_per_image, images_per_case=p.images_per_case, seed=p.seed,
-        image_size=config.image_size,
-    )  # fmt: skip
+    table = made_phantom(config.phantom, Path(config.root) if config.root else scratch, config.image_size)
     data = read_table(table, name="phantom")
     data.notes.append("Generated images: the numbers show that the method works, and nothing about medicine.")
     return data
+
+
+def made_phantom(config: PhantomConfig, folder: Path, image_size: int) -> Path:
+    """Return the table of generated images and questions in a folder, made there if it is not yet."""
+    from preceptor.data.phantom import write_phantom
+
+    return write_phantom(
+        folder, cases=config.cases, questions_per_image=config.questions_per_image,
+        images_per_case=config.images_per_case, seed=config.seed, image_size=image_size,
+    )  # fmt: skip
 
 
 def _root(config: DataConfig) -> Path:

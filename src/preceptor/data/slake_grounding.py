@@ -7,14 +7,13 @@ fixed templates; the same files give the same dialogues. Boxes are written in th
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from preceptor.data.boxes import Box, Style, from_pixels, mend, problems, write_box, write_reference
+from preceptor.data.boxes import Box, Style, from_pixels, mend, problems
+from preceptor.data.grounding_questions import Marked, Picture, ask_about_boxes
 from preceptor.data.slake import Language, read_slake
 from preceptor.data.texts import AS_RELEASED, read_text
 from preceptor.errors import UserError
@@ -38,20 +37,6 @@ FINDINGS = {
     "Brain Edema", "Brain Non-enhancing Tumor", "Brain Enhancing Tumor", "Liver Cancer", "Cardiomegaly", "Atelectasis",
     "Pneumonia", "Nodule", "Mass", "Effusion", "Lung Cancer", "Pneumothorax", "Infiltrate",
 }  # fmt: skip
-_ASK = {
-    "en": ("Where is {name}? Answer with boxes.", "What is in the region {box}? Answer with its name.",
-           "Describe the region {box}."),
-    "zh": ("{name}在哪里？请用方框回答。", "区域{box}里是什么？请回答名称。", "请描述区域{box}。"),
-}  # fmt: skip
-_SAY = {
-    "en": ("{kind} in the {place} part of this {modality} image of the {location}: {name}.", "an organ", "a finding"),
-    "zh": ("这张{location}的{modality}图像的{place}部分，{kind}：{name}。", "器官", "异常"),
-}
-_PLACES = {
-    "en": (("upper left", "upper middle", "upper right"), ("middle left", "central", "middle right"),
-           ("lower left", "lower middle", "lower right")),
-    "zh": (("左上", "上中", "右上"), ("左中", "中央", "右中"), ("左下", "下中", "右下")),
-}  # fmt: skip
 
 
 def read_slake_grounding(root: Path, *, language: Language = "en", style: Style = "qwen") -> DialogueData:
@@ -73,50 +58,22 @@ def read_slake_grounding(root: Path, *, language: Language = "en", style: Style 
         found = _boxes(image, faults)
         for spoken in dict.fromkeys(sample.tags["language"] for sample in samples):
             first = next(sample for sample in samples if sample.tags["language"] == spoken)
-            dialogues += _from_boxes(first, found, spoken, style)
+            names = {name: CHINESE.get(name, name) if spoken == "zh" else name.lower() for name in found}
+            marked = [Marked(names[name], tuple(boxes), name in FINDINGS) for name, boxes in found.items()]
+            dialogues += ask_about_boxes(_picture(first), marked, style)
         for sample in samples:
-            turns = ((sample.question, sample.answer),)
-            dialogues.append(_dialogue(sample, f"mia-{sample.id}", turns, "mia"))
+            dialogues.append(_picture(sample).dialogue(f"mia-{sample.id}", sample.question, sample.answer, "mia"))
     data = DialogueData("slake-grounding", questions.split, questions.root, dialogues, dict(faults))
     data.notes = [*questions.notes, "Grounding questions are made from SLAKE's boxes by templates."]
     data.leaking = questions.leaking
     return data
 
 
-def _from_boxes(sample: Sample, found: dict[str, list[Box]], spoken: str, style: Style) -> list[Dialogue]:
-    made = []
-    image = sample.image.parent.name
-    where, what, describe = _ASK[spoken]
-    for name, boxes in found.items():
-        said = CHINESE.get(name, name) if spoken == "zh" else name.lower()
-        marked = write_reference(said, style=style)
-        answer = marked + "".join(write_box(box, style) for box in boxes)
-        key = hashlib.sha256(f"{image}|{name}|{spoken}".encode()).hexdigest()[:8]
-        made.append(_dialogue(sample, f"vg-{image}-{key}", ((where.format(name=marked), answer),), "vg"))
-        for number, box in enumerate(boxes):
-            written = write_box(box, style)
-            made.append(_dialogue(sample, f"roc-{image}-{key}-{number}", ((what.format(box=written), said),), "roc"))
-            text = _description(name, said, box, sample, spoken)
-            made.append(_dialogue(sample, f"rc-{image}-{key}-{number}", ((describe.format(box=written), text),), "rc"))
-    return made
-
-
-def _description(name: str, said: str, box: Box, sample: Sample, spoken: str) -> str:
-    sentence, organ, finding = _SAY[spoken]
-    row, column = (min(2, int((low + high) / 2 * 3 / 1000)) for low, high in ((box[1], box[3]), (box[0], box[2])))
-    kind = finding if name in FINDINGS else organ
-    text = sentence.format(
-        kind=kind, place=_PLACES[spoken][row][column], modality=sample.tags["modality"],
-        location=sample.tags["location"].replace("_", " ").lower(), name=said,
-    )  # fmt: skip
-    return text[0].upper() + text[1:]
-
-
-def _dialogue(sample: Sample, id: str, turns: tuple[tuple[str, str], ...], task: Any) -> Dialogue:
+def _picture(sample: Sample) -> Picture:
     modality = sample.tags["modality"].lower()
-    return Dialogue(
-        f"{id}-{sample.tags['language']}", (sample.image,), turns, task, MODALITIES.get(modality, modality),
-        sample.group, sample.part, {"language": sample.tags["language"]},
+    return Picture(
+        sample.image, sample.image.parent.name, sample.group, sample.part, MODALITIES.get(modality, modality),
+        sample.tags["modality"], sample.tags["location"].replace("_", " ").lower(), sample.tags["language"],
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.config_vlm import DialogueDataConfig
-from preceptor.data.read import FOLDERS, shared_folder
+from preceptor.data.read import FOLDERS, made_phantom, shared_folder
 from preceptor.data.splits import cut, groups_of_share, ordered
 from preceptor.errors import UserError
 from preceptor.types import Dialogue, DialogueData, Part
@@ -45,7 +45,8 @@ def _read(config: DialogueDataConfig, scratch: Path) -> DialogueData:
     if config.name == "phantom-grounding":
         from preceptor.data.phantom_grounding import read_phantom_grounding
 
-        return read_phantom_grounding(Path(config.root) if config.root else scratch, config.phantom)
+        folder = Path(config.root) if config.root else scratch
+        return read_phantom_grounding(made_phantom(config.phantom, folder, config.phantom_size))
     root = Path(config.root) if config.root else None
     if config.name == "slake-grounding":
         from preceptor.data.slake_grounding import read_slake_grounding
