@@ -77,7 +77,9 @@ def _log_to_stderr() -> None:
 
 @app.command()
 def demo(
-    method: Annotated[str, typer.Argument(help="mhkd, lckd or clinkd")] = "mhkd", output: Output = None, as_json: Json = False
+    method: Annotated[str, typer.Argument(help="mhkd, lckd or clinkd")] = "mhkd",
+    output: Output = None,
+    as_json: Json = False,
 ) -> None:
     """Train with and without distillation on generated data, in a few minutes, and compare."""
     from preceptor.config import METHODS

@@ -17,9 +17,9 @@ class DialogueDataConfig(Section):
     """phantom-grounding: generated slices with boxes. slake-grounding: SLAKE's boxes and questions as the four tasks.
     med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL."""
     root: Folder | None = None
-    """Folder of the data set (of `med-grit` with train.json and test.json); of `sharegpt` the JSON or JSONL file."""
+    """Folder of the data set (`med-grit`: with train.json and test.json); of `sharegpt` the JSON or JSONL file."""
     images: Folder | None = None
-    """Folder that image names are relative to; default: `images` in `root` (`med-grit`), the file's own (`sharegpt`)."""
+    """Folder that image names are relative to; default: `images` in `root`, or the file's own."""
     language: Literal["en", "zh", "both"] = "en"
     """Of `slake-grounding`."""
     boxes: Literal["refuse", "repair", "drop"] = "refuse"
@@ -104,7 +104,7 @@ class GuidanceConfig(Section):
     """Alpha: from one row of an image to the next."""
     column_step: PositiveNumber = 1.0
     """Alpha: from one column to the next."""
-    table: dict[str, tuple[PositiveNumber, PositiveNumber, PositiveNumber]] = {}
+    table: dict[str, tuple[PositiveNumber, PositiveNumber, PositiveNumber]] = Field(default_factory=dict)
     """Of `clip`: (gap, row_step, column_step) by modality (ct, mr, x, pet, endoscopy, dermoscopy, fundus, ultrasound);
     others take the three above."""
     learnable: bool = False

@@ -39,6 +39,8 @@ def show_results(results: dict[str, Any]) -> None:
     stages = results.get("stages") or {results.get("stage", "model"): results}
     if "regions" in results:
         return show_segmentation(results, stages)
+    if any("tasks" in scores for scores in results["protocols"].values()):
+        return show_grounding(results, stages)
     for protocol, scores in results["protocols"].items():
         rows = []
         for name, stage in stages.items():
@@ -86,6 +88,33 @@ def show_segmentation(results: dict[str, Any], stages: dict[str, Any]) -> None:
             for name, stage in stages.items()]  # fmt: skip
     table("models", ["model", "mean Dice", "parameters", "ms / case"], rows)
     for note in results.get("notes", []):
+        print(f"note: {note}")
+
+
+def show_grounding(results: dict[str, Any], stages: dict[str, Any]) -> None:
+    """Print each task's score by stage, with what each part of the method adds."""
+    from preceptor.evaluate.dialogues import MAIN
+
+    for protocol, scores in results["protocols"].items():
+        rows = []
+        for name, stage in stages.items():
+            chosen = stage.get("selection", {}).get("protocols", {}).get(protocol)
+            for title, own, seconds in (
+                (name, stage["protocols"][protocol], stage.get("latency_ms")),
+                (f"{name}, chosen", chosen, 1000 * stage.get("selection", {}).get("seconds_per_answer", 0)),
+            ):  # fmt: skip
+                if own is not None:
+                    cells = [percent(own["mean"].get(task, {}).get(metric)) for task, metric in MAIN.items()]
+                    cells += [f"{stage['parameters'] / 1e6:.2f} M", "" if seconds is None else f"{seconds:.0f}"]
+                    rows.append([title, *cells])
+        heads = ["model", "recall@0.5", "ROC accuracy", "RC ROUGE-L", "mBMR", "parameters", "ms / answer"]
+        table(f"{protocol} (n = {scores['n']})", heads, rows)
+        for pair, tasks in results.get("comparison", {}).get(protocol, {}).items():
+            said = ", ".join(f"{t} {100 * d['difference']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
+                             for t, d in tasks.items())  # fmt: skip
+            print(f"{pair}: {said}")
+    notes = [*results.get("notes", []), *(note for s in results["protocols"].values() for note in s["notes"])]
+    for note in dict.fromkeys(notes):
         print(f"note: {note}")
 
 

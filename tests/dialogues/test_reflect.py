@@ -49,7 +49,9 @@ def test_a_round_finds_what_is_wrong_and_why():
     ((rows, candidates, temperature, _),) = asked
     assert (candidates, temperature) == (2, 0.7)
     shown = next(r for r in rows if r.id == "d1").turns[-1]
-    assert WRONG in shown[0] and RIGHT in shown[0] and shown[1] == ""
+    assert WRONG in shown[0]
+    assert RIGHT in shown[0]
+    assert shown[1] == ""
 
 
 def test_where_no_sample_is_right_the_truth_is_learnt():

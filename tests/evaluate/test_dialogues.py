@@ -58,7 +58,8 @@ def test_without_java_nothing_is_put_in_its_place(monkeypatch):
     monkeypatch.setattr(dialogues, "require_captions", missing)
     found = score_rows(ROWS, "birdeval")
     assert found["notes"] == ["caption scores need Java"]
-    assert found["tasks"]["mia"]["mbmr"] is None and found["mean"]["mia"]["meteor"] is None
+    assert found["tasks"]["mia"]["mbmr"] is None
+    assert found["mean"]["mia"]["meteor"] is None
     assert found["tasks"]["vg"]["recall"] == pytest.approx(2 / 3)
 
 

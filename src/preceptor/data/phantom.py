@@ -31,8 +31,8 @@ def write_phantom(
     """Write the data set into `folder` and return its table; one that is there already is used again.
 
     The same arguments give the same bytes. About 70, 15 and 15 % of the cases train, validate and test; a case is never
-    divided. Columns beside those of `table.py`: `boxes`, ``{name: [x0, y0, x1, y1]}`` in pixels, ends exclusive; `findings`,
-    what its lesions are called, by their name there; `modality` and `region` of the image.
+    divided. Columns beside those of `table.py`: `boxes`, ``{name: [x0, y0, x1, y1]}`` in pixels, ends exclusive;
+    `findings`, what its lesions are called, by their name there; `modality` and `region` of the image.
     Raises UserError where the folder holds something else or a damaged phantom, or there are fewer than 3 cases.
     """
     if cases < 3:

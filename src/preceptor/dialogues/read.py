@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from preceptor.config_vlm import DialogueDataConfig
 from preceptor.data.read import FOLDERS, made_phantom, shared_folder
@@ -31,8 +31,8 @@ def read_recipe_dialogues(
         if config.unlabelled == "rest":
             rows += [replace(row, part="unlabelled", turns=without_answer(row.turns)) for row in rest]
             data.notes.append(f"Beside them {len(rest):,} dialogues without their answers (data.unlabelled).")
-    for part, most in (("test", config.test_rows), ("validation", config.validation_rows)):
-        rows = _at_most(rows, part, most, config.split_seed)
+    rows = _at_most(rows, "test", config.test_rows, config.split_seed)
+    rows = _at_most(rows, "validation", config.validation_rows, config.split_seed)
     data.dialogues = rows
     for part in needed:
         if not data.part(part):
@@ -70,13 +70,14 @@ def _med_grit(config: DialogueDataConfig, root: Path | None, images: Path | None
     from preceptor.data.med_grit import read_med_grit
 
     if root is None or not (root / "train.json").is_file():
-        raise UserError(f"data.name=med-grit needs data.root=FOLDER with train.json and test.json; data.root is {root}")
+        raise UserError(f"data.name=med-grit needs data.root=FOLDER with train.json and test.json, not {root}")
     names: dict[Part, tuple[str, ...]] = {
         "train": ("train.json",), "validation": ("validation.json", "val.json"), "test": ("test.json",),
     }  # fmt: skip
     files = {part: root / name for part, known in names.items() for name in known if (root / name).is_file()}
     data = read_med_grit(files, images or root / "images", boxes=config.boxes)
-    for part, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
+    fractions: dict[Part, float] = {"test": config.test_fraction, "validation": config.validation_fraction}
+    for part, fraction in fractions.items():
         if part not in files:
             data.dialogues = cut(data.dialogues, part, fraction, config.split_seed)
             data.notes.append(f"There is no {part}.json: {fraction:.0%} of the training images are its {part} part.")
@@ -92,14 +93,16 @@ def _at_most(rows: list[Dialogue], part: Part, most: int | None, seed: int) -> l
     """Return the rows with at most so many of each task in `part`, chosen by a hash of their ids."""
     if most is None:
         return rows
-    left = {id for task in {row.task for row in rows}
-            for id in ordered((r.id for r in rows if r.part == part and r.task == task), f"rows:{seed}")[most:]}  # fmt: skip
+    left: set[str] = set()
+    for task in {row.task for row in rows}:
+        own = [row.id for row in rows if row.part == part and row.task == task]
+        left.update(ordered(own, f"rows:{seed}")[most:])
     return [row for row in rows if row.part != part or row.id not in left]
 
 
 def describe_dialogues(data: DialogueData) -> dict[str, Any]:
     """Return what results say of the data: names, fingerprints, numbers by part, task and modality, faults of boxes."""
-    parts = ("train", "validation", "test", "unlabelled")
+    parts: tuple[Part, ...] = get_args(Part)
     found: dict[str, Any] = {
         "name": data.name, "split": data.split, "sha256": data.fingerprint(), "test_sha256": data.fingerprint("test"),
         **{part: len(data.part(part)) for part in parts if data.part(part)}, "faults": dict(data.faults),

@@ -258,7 +258,7 @@ def finish_stage(
         by_id = {row.id: row for row in data.part("train")}
         examples = [asdict(c) | {"truth": by_id[c.id].turns[-1][1]} for c in kept]
         results["reflection"] = {"rounds": task.buffer.rounds, "examples": examples}
-    written = {id: rows for id in ids}
+    written = dict.fromkeys(ids, rows)
     if selective and recipe.method.selection.candidates > 1:
         chosen, slower = answer_selectively(
             vlm, test, recipe.answers, recipe.method.selection, room.similarity, recipe.seed
@@ -270,8 +270,11 @@ def finish_stage(
         }  # fmt: skip
         written |= {f"{id}/selected": chosen for id in ids}
     if processes().is_main_process:
+        from preceptor.report.grounding_card import grounding_card
+
         for id, lines in written.items():
             write_text(folder / "predictions" / f"{id.replace('/', '-')}.jsonl", json_lines(lines))
+        write_text(folder / "student" / "README.md", grounding_card(results, recipe))
         write_text(folder / "results.json", json.dumps(results, indent=1))
     processes().wait_for_everyone()
     return results

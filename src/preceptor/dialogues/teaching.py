@@ -78,10 +78,13 @@ def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
         ]
         write_text(file, json_lines([identity, *known]))
     lessons = [
-        Lesson(replace(row, turns=(*row.turns[:-1], (row.turns[-1][0], said["answer"]))), True, said["confidence"], said["margin"])
+        Lesson(
+            replace(row, turns=(*row.turns[:-1], (row.turns[-1][0], said["answer"]))), last=True,
+            confidence=said["confidence"], margin=said["margin"],
+        )
         for row, said in zip(rows, known, strict=True)
         if said["answer"] and said["ended"]
-    ]
+    ]  # fmt: skip
     if not lessons:
         raise UserError(
             f"none of the teacher's {len(rows):,} answers ended within method.pseudo_labels.max_new_tokens="

@@ -118,7 +118,7 @@ def row_score(row: Row, protocol: str) -> float | None:
 
 
 def compare(rows: Sequence[Row], others: Sequence[Row], protocol: str) -> dict[str, dict[str, Any]]:
-    """Return by task the mean of `row_score` of `rows` less that of `others`, with its 95 % interval (paired bootstrap).
+    """Return by task the mean of `row_score` of `rows` less that of `others`, with a 95 % interval (paired bootstrap).
 
     Raises ValueError where both are not answers to the same questions.
     """

@@ -11,7 +11,7 @@ from typing import Any
 from preceptor.errors import UserError
 from preceptor.train.trackers import read_metrics
 
-ORDER = ("teacher", "alone", "distilled")
+ORDER = ("teacher", "alone", "supervised", "guided", "distilled", "clinkd")
 TITLES = {"teacher": "Teacher", "alone": "Student, undistilled", "distilled": "Student, distilled"}
 
 
