@@ -208,7 +208,7 @@ def pseudo_labels(run: RunRecord) -> str:
     sure = line_chart("Pseudo-labels by how sure the teacher was", lines, x_title="mean over an answer's tokens")
     curve = [Line("entered", "distilled", [(x, y) for x, y in entry["entered"]])]
     entered = line_chart(
-        "Share of the pseudo-labels that had entered", curve, x_title="share of the time with pseudo-labels", percent=True
+        "Share of the pseudo-labels that had entered", curve, x_title="share of the prior", percent=True
     )
     about = (
         f"<p>{entry['rows']:,} answers of the teacher were learnt from, before the answers of the data. Confidence is "
