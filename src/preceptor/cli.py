@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from preceptor.cli_teach import teach
 from preceptor.errors import UserError
 from preceptor.terminal import main_process, percent, say, show_results, table
 
@@ -185,6 +186,9 @@ def cache(recipe: Annotated[str, typer.Argument(help="Recipe or run folder.")],
     say(report, as_json, show)
     if report["mismatches"] or report["damage"]:
         raise typer.Exit(1)
+
+
+app.command()(teach)
 
 
 @app.command()
