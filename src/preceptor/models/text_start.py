@@ -39,7 +39,7 @@ def read_language_model(source: str | Path, family: str) -> tuple[Any, Any]:
     gguf: dict[str, Any] = {"gguf_file": place.name} if place.suffix == ".gguf" else {}
     folder = place.parent if gguf else place
     if gguf and importlib.util.find_spec("gguf") is None:
-        raise UserError(f"{source} is a GGUF file, which needs the package gguf; pip install gguf")
+        raise UserError(f"{source} is a GGUF file, which needs the package gguf; pip install 'preceptor[gguf]'")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, **gguf}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
