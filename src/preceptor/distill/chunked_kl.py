@@ -219,7 +219,8 @@ def _divergence(
             teacher_CV = (hidden_TE[rows] @ weight_WE[:shared].T).to(logits_CV.dtype).div_(temperature)
             teacher_CV -= teacher_CV.logsumexp(dim=-1, keepdim=True)
             p_CV = teacher_CV.exp()
-            kl_C = torch.bmm(p_CV.unsqueeze(1), teacher_CV.sub_(student_CV).unsqueeze(2)).flatten()
+            # Not as a product of matrices, which sums 150,000 numbers one after the other.
+            kl_C = teacher_CV.sub_(student_CV).mul_(p_CV).sum(dim=-1)
             student_CV.exp_().sub_(p_CV).div_(temperature)
             logits_CV[:, shared:] = 0
             return kl_C, logits_CV
