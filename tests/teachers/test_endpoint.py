@@ -215,6 +215,25 @@ def messages(asked_for: list[Prompt], url: str) -> list[Any]:
     return [who._messages(prompt) for prompt in asked_for]
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"error": {"message": "at most 4096\ntokens"}}, "with 400 (at most 4096 tokens); see to"),
+        ({"detail": "pinned"}, "with 400 (pinned); see to"),
+        ({"error": "no"}, "with 400 (no); see to"),
+        ({"error": {"message": "a key sk-secret-123 of"}}, "with 400; see to"),
+        ({"error": {"message": ["x"]}}, "with 400; see to"),
+        ([1], "with 400; see to"),
+    ],
+    ids=str,
+)
+def test_the_last_failure_is_told_in_the_servers_words(tmp_path, monkeypatch, body, said):
+    monkeypatch.setenv("PRECEPTOR_API_KEY", "sk-secret-123")
+    with serving(lambda number, asked: (400, {}, json.dumps(body))) as asked, pytest.raises(UserError) as error:
+        teacher(asked, max_failures=1).answer(prompts(tmp_path, 1, 1), set(), lambda labels: None)
+    assert said in str(error.value)
+
+
 def test_a_server_that_is_not_there(tmp_path):
     with serving() as asked:
         url = asked.url

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import logging
 import random
 import re
@@ -151,12 +152,25 @@ class ChatClient:
             self._in_a_row += 1
             if self._in_a_row >= self.settings.max_failures:
                 raise UserError(
-                    f"{self.url}: {self._in_a_row} requests in a row have failed, the last since {error}; see to the "
-                    "server, then run the same command again: what is answered is kept"
+                    f"{self.url}: {self._in_a_row} requests in a row have failed, the last since {error}"
+                    f"{self._said(error.body)}; see to the server, then run the same command again: what is answered "
+                    "is kept"
                 ) from None
             raise
         self._in_a_row = 0
         return found
+
+    def _said(self, body: str) -> str:
+        """Return the beginning of the server's own explanation, for the user's eyes alone."""
+        try:
+            found = json.loads(body)
+            error = found.get("error", found)
+            text = error if isinstance(error, str) else error.get("message", error.get("detail"))
+        except (ValueError, AttributeError):
+            return ""
+        if not isinstance(text, str) or not text.strip() or (self._key and self._key in text):
+            return ""
+        return f" ({' '.join(text.split())[:200]})"
 
     async def _known_fields(self, body: Mapping[str, Any], optional: Mapping[str, Any]) -> dict[str, Any]:
         while True:
