@@ -38,11 +38,9 @@ def main() -> None:
     from preceptor.evaluate.machine import machine
     from preceptor.models.grounded_vlm import GroundedVlm
     from preceptor.models.new_vlm import new_vlm
-    from preceptor.teachers.local_vlm import preprocessing, vlm_fingerprint
     from preceptor.teachers.pseudo_labels import ContentHashes
-    from preceptor.teachers.topk_cache import TopKCache, TopKIdentity, answers_key
+    from preceptor.teachers.topk_cache import TopKCache, answers_key, topk_identity
     from preceptor.teachers.topk_writer import write_topk_cache
-    from preceptor.teachers.vocabulary import tokenizer_fingerprint
     from preceptor.types import Dialogue
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,10 +61,7 @@ def main() -> None:
                 model.base.resize_token_embeddings(args.words, mean_resizing=False)
         teacher = models.pop("teacher").requires_grad_(False).eval()
         words = len(teacher.lm_head_weight)
-        identity = TopKIdentity(
-            vlm_fingerprint(teacher), tokenizer_fingerprint(teacher.encoder.tokenizer), words, args.k, 0.5, "float16",
-            preprocessing(teacher), "bench",
-        )  # fmt: skip
+        identity = topk_identity(teacher, teacher.encoder.tokenizer, words, "bench", k=args.k)
         hashes = ContentHashes()
         begun = time.perf_counter()
         write_topk_cache(root / "cache", teacher, rows, identity, hashes)

@@ -19,11 +19,18 @@ from hypothesis import strategies as st
 from preceptor.distill.chunked_kl import chunked_kl, topk_kl
 from preceptor.errors import UserError
 from preceptor.models.grounded_vlm import GroundedVlm
-from preceptor.teachers.local_vlm import preprocessing, vlm_fingerprint
+from preceptor.models.new_vlm import train_tokenizer
 from preceptor.teachers.pseudo_labels import ContentHashes
-from preceptor.teachers.topk_cache import TopKCache, TopKIdentity, answers_key, teacher_rows, top_k, verify
+from preceptor.teachers.topk_cache import (
+    TopKCache,
+    TopKIdentity,
+    answers_key,
+    teacher_rows,
+    top_k,
+    topk_identity,
+    verify,
+)
 from preceptor.teachers.topk_writer import write_topk_cache
-from preceptor.teachers.vocabulary import tokenizer_fingerprint
 from preceptor.types import Dialogue
 from tests.teachers.asked_data import data, image
 from tests.teachers.speaking_vlm import speaking_vlm
@@ -40,12 +47,8 @@ def vlm(folder) -> GroundedVlm:
 
 
 def identity(vlm: GroundedVlm, **changes) -> TopKIdentity:
-    own = {
-        "teacher": vlm_fingerprint(vlm), "tokenizer": tokenizer_fingerprint(vlm.encoder.tokenizer),
-        "words": len(vlm.lm_head_weight), "k": 8, "temperature": 0.5, "dtype": "float16",
-        "preprocessing": preprocessing(vlm), "data": "d" * 64,
-    }  # fmt: skip
-    return TopKIdentity(**{**own, **changes})
+    own = topk_identity(vlm, vlm.encoder.tokenizer, len(vlm.lm_head_weight), "d" * 64, k=8)
+    return replace(own, **changes)
 
 
 def dialogues(folder: Path, images: int = 3) -> list[Dialogue]:
@@ -126,6 +129,12 @@ def test_words_and_tail_against_plain_sums(k, extra, seed, temperature, chunk):
     assert torch.allclose(logs.exp(), ordered[:, :k], rtol=1e-9, atol=0)
     assert torch.allclose(p.gather(1, ids), ordered[:, :k], rtol=1e-9, atol=0)
     assert torch.allclose(tail.exp(), ordered[:, k:].sum(1), rtol=1e-9, atol=0)
+
+
+def test_a_student_of_other_words_has_no_cache(vlm):
+    other = train_tokenizer(["quite another text about a kidney and a spleen of a dog"] * 4, 300)
+    with pytest.raises(UserError, match="student and teacher have different vocabularies"):
+        topk_identity(vlm, other, len(other), "d")
 
 
 def test_no_tokens_and_too_many_words():

@@ -85,6 +85,31 @@ class TopKIdentity:
         return dict(vars(self))
 
 
+def topk_identity(
+    teacher: GroundedVlm,
+    tokenizer: Any,
+    words: int,
+    data: str,
+    *,
+    k: int = 32,
+    temperature: float = 0.5,
+    dtype: Literal["float16", "float32"] = "float16",
+) -> TopKIdentity:
+    """Return the identity of a cache of `teacher` for a student with `tokenizer` and `words` logits.
+
+    `data` is the fingerprint of the rows. Raises UserError where the two do not speak of the same words
+    (`vocabulary.same_vocabulary`).
+    """
+    from preceptor.teachers.local_vlm import preprocessing, vlm_fingerprint
+    from preceptor.teachers.vocabulary import same_vocabulary, tokenizer_fingerprint
+
+    same_vocabulary(tokenizer, teacher.encoder.tokenizer, words, len(teacher.lm_head_weight))
+    return TopKIdentity(
+        vlm_fingerprint(teacher), tokenizer_fingerprint(tokenizer), words, k, temperature, dtype,
+        preprocessing(teacher), data,
+    )  # fmt: skip
+
+
 class TopKRow(NamedTuple):
     """The words of one dialogue's T answer tokens: ids and logs (T, K), tails and targets (T,)."""
 
