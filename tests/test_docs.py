@@ -160,7 +160,7 @@ def test_recipe_reference_is_up_to_date() -> None:
 
 def test_command_reference_has_every_verb_and_option() -> None:
     page = (DOCS / "reference" / "command-line.md").read_text("utf-8")
-    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^## ([\w-]+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
     assert set(sections) - {"Planned"} == set(VERBS)
     for verb, command in VERBS.items():
         options = [text for parameter in command.params for text in parameter.opts if text.startswith("--")]

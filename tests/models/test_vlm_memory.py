@@ -48,7 +48,7 @@ def test_a_whole_estimate_by_hand():
     assert found["weights"] == found["gradients"] == 2 * count
     assert found["optimizer"] == 4 * count
     assert found["teacher"] == pytest.approx(2 * 8.29e9, rel=3e-3)
-    assert found["logits"] == 5 * 128 * 151936 * 4 + 151936 * 1536 * 4
+    assert found["logits"] == (5 * 128 * 4 + 8 * 128 * 2 + 1536 * 4) * 151936
     layer = 2 * (4 * 1536 + 5 * 1536 + 4 * 8960) + 8 * 1536
     assert found["activations"] == 2048 * (28 * 2 * 1536 + layer + 6 * 1536)
     assert found["total"] == sum(value for name, value in found.items() if name != "total")

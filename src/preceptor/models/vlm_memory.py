@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from preceptor.distill.chunked_kl import CHUNK
+from preceptor.distill.chunked_kl import CHUNK, HELD
 from preceptor.errors import UserError, nearest
 from preceptor.models.grounded_vlm import ADAPTED, LoraSettings, Training
 
@@ -74,8 +74,8 @@ def memory_estimate(
       inputs in float32, ``4 (5 D + A + I)``, instead of ``c (2 D + A + I)``. With `checkpointing`: c D a layer, and one
       layer in full. After the last layer ``(4 + c) D``. Of the vision tower, where it learns, for each patch
       ``c (12 D + 5 I)`` a layer.
-    - `logits`: of the chunked losses, five tables of `chunk` tokens in float32, and where the output weights learn in
-      a half precision the float32 sum of their gradient.
+    - `logits`: of the chunked losses, five tables of `chunk` tokens in float32, and in a half precision one of `HELD`
+      chunks and, where the output weights learn, the float32 sum of their gradient.
     - `teacher`: a second model's weights, in the type computed in.
 
     The activations are an estimate, held to within a quarter of what is measured; framework and fragmentation take
@@ -110,7 +110,8 @@ def memory_estimate(
         "gradients": counts.trained * learnt,
         "optimizer": counts.trained * learnt * _STATES[optimizer],
         "activations": kept,
-        "logits": 5 * chunk * text.vocab_size * 4 + (counts.head * 4 if computed < 4 else 0),
+        "logits": 5 * chunk * text.vocab_size * 4
+        + (HELD * chunk * text.vocab_size * computed + counts.head * 4 if computed < 4 else 0),
         "teacher": parameter_counts(teacher).total * computed if teacher is not None else 0,
     }
     return parts | {"total": sum(parts.values())}
