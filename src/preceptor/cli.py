@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from preceptor.cli_teach import teach
 from preceptor.errors import UserError
 from preceptor.terminal import main_process, percent, say, show_results, table
 
@@ -192,6 +193,9 @@ def cache(recipe: Annotated[str, typer.Argument(help="Recipe or run folder.")],
         raise typer.Exit(1)
 
 
+app.command()(teach)
+
+
 @app.command()
 def doctor(
     recipe: Annotated[str, typer.Argument(help="Recipe, run folder, or a table of your own (CSV or JSONL).")],
@@ -353,6 +357,37 @@ def score(
             print(f"note: {note}")
 
     say(document, as_json, show)
+
+
+@app.command("new-vlm")
+def new_vlm(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write the model.")],
+    corpus: Annotated[
+        list[Path] | None, typer.Option(help="Texts for the tokenizer: .txt, or .json or .jsonl dialogues; repeat it.")
+    ] = None,
+    family: Annotated[str, typer.Option(help="qwen2_vl, qwen2_5_vl or qwen3_vl.")] = "qwen2_vl",
+    size: Annotated[str, typer.Option(help="tiny or small.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    vocabulary_size: Annotated[int, typer.Option(help="Most byte pairs of the tokenizer.")] = 2000,
+    max_pixels: Annotated[int, typer.Option(min=28 * 28, help="Larger images are made smaller.")] = 224 * 224,
+    language_model: Annotated[
+        str | None, typer.Option(help="Language model to start from: a folder, a GGUF file, or package:NAME/PATH.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a small vision-language model of the Qwen-VL family to train: random, or on a small language model."""
+    _offline()
+    from preceptor.models.new_vlm import corpus_texts, count_parameters
+    from preceptor.models.new_vlm import new_vlm as write_model
+
+    if bool(corpus) == bool(language_model):
+        raise UserError("new-vlm takes either --corpus FILE, to learn a tokenizer from, or --language-model DIR")
+    write_model(
+        folder, corpus_texts(corpus or []) if corpus else [], family, size, seed=seed,  # type: ignore[arg-type]
+        vocabulary_size=vocabulary_size, max_pixels=max_pixels, language_model=language_model,
+    )  # fmt: skip
+    document = {"folder": str(folder), "family": family, "parameters": count_parameters(folder), "seed": seed}
+    say(document, as_json, lambda d: print(f"{d['family']} of {d['parameters']:,} parameters: {d['folder']}"))
 
 
 @recipes_app.callback(invoke_without_command=True)

@@ -119,7 +119,9 @@ def test_float32_agrees_to_1e_4_at_a_real_width():
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_bfloat16_is_as_near_to_float64_as_the_plain_way(autocast: bool):
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_bfloat16_is_as_near_to_float64_as_the_plain_way(autocast: bool, chunk: int):
+    """With chunks of 1 the gradients of eight are held, and three are left over."""
     exact = case(1)
     want = slopes(plain(exact, 0.5, 0.5, False)["loss"], exact)
     dtype = torch.float32 if autocast else torch.bfloat16
@@ -128,7 +130,8 @@ def test_bfloat16_is_as_near_to_float64_as_the_plain_way(autocast: bool):
     x["weight"].requires_grad_()
     teacher = HiddenTeacher(x["teacher_hidden"], x["teacher_weight"])
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = distillation_loss(x["hidden"], x["weight"], x["targets"], teacher, weights_T=x["weights"], chunk=4).loss
+        more: dict[str, Any] = {"weights_T": x["weights"], "chunk": chunk}
+        loss = distillation_loss(x["hidden"], x["weight"], x["targets"], teacher, **more).loss
         theirs = plain(x, 0.5, 0.5, False)["loss"]
     assert loss.dtype == torch.float32
     for mine, other, true in zip(slopes(loss, x), slopes(theirs, x), want, strict=True):

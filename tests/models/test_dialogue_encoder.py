@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from preceptor.errors import UserError
 from preceptor.models.dialogue_encoder import IGNORED, DialogueEncoder, LongDialogue
+from preceptor.models.modality_clip import of_dialogue
 from preceptor.models.new_vlm import CHAT_TEMPLATE, train_tokenizer
 from preceptor.types import Dialogue
 from tests.models.conftest import CORPUS
@@ -205,6 +208,30 @@ def test_a_row_longer_than_the_cut_off_is_refused_whole(tokenizer: Any, pictures
     with pytest.raises(LongDialogue, match=f"has {length} tokens, 7 of them of its images") as caught:
         encoder(tokenizer, cut_off=length - 1).encode(row)
     assert caught.value.tokens == length
+
+
+def test_an_encoder_works_in_a_loaders_process(tokenizer: Any, pictures: list[Path]):
+    coder = encoder(tokenizer, modality_rows=of_dialogue)
+    rows = [dialogue(*TURNS[:1], images=(path,)) for path in pictures]
+    loader = DataLoader(rows, batch_size=3, num_workers=1, collate_fn=Encode(coder))  # type: ignore[arg-type]
+    (batch,) = loader
+    want = coder.collate([coder.encode(row) for row in rows])
+    assert batch.keys() == want.keys()
+    assert all(torch.equal(batch[name], value) for name, value in want.items())
+    assert batch["modalities"].tolist() == [[1, 0, 0, 0, 0, 0, 0, 0]] * 3
+    coder.cut_off = 5
+    with pytest.raises(LongDialogue, match="more than the cut-off of 5"):
+        list(DataLoader(rows, num_workers=1, collate_fn=Encode(coder)))  # type: ignore[arg-type]
+
+
+class Encode:
+    """As a function of the module would be: it must survive pickling."""
+
+    def __init__(self, coder: DialogueEncoder) -> None:
+        self.coder = pickle.loads(pickle.dumps(coder))
+
+    def __call__(self, rows: list[Dialogue]) -> dict[str, Any]:
+        return self.coder.collate([self.coder.encode(row) for row in rows])
 
 
 def test_a_text_keeps_its_boxes_and_loses_its_structure(tokenizer: Any):

@@ -134,6 +134,21 @@ def test_candidates_of_rows_with_several_images_are_the_rows_own(vlm_folder: Cal
     assert [[a.tokens for a in row] for row in cold] == [[row[0].tokens] * 3 for row in greedy]
 
 
+def test_the_checkpoints_own_decoding_does_not_enter(vlm_folder: Callable, dialogues: list[Dialogue]):
+    """Qwen2-VL's says repetition_penalty 1.05, top_k 1, top_p 0.001, temperature 0.1: samples would be greedy."""
+    from transformers import GenerationConfig
+
+    vlm = GroundedVlm.load(vlm_folder("qwen2_vl"))
+    options: list[dict[str, Any]] = [{}, {"candidates": 3, "temperature": 1.0, "seed": 1}]
+    before = [vlm.generate(dialogues, max_new_tokens=8, **more) for more in options]
+    own = vlm.base.generation_config
+    vlm.base.generation_config = GenerationConfig(
+        eos_token_id=own.eos_token_id, do_sample=True, repetition_penalty=5.0, top_k=1, top_p=0.001, temperature=0.1
+    )
+    assert [vlm.generate(dialogues, max_new_tokens=8, **more) for more in options] == before
+    assert len({answer.tokens for answer in before[1][0]}) == 3
+
+
 def test_a_seed_gives_the_same_samples_and_leaves_torchs_own_alone(vlm_folder: Callable, dialogues: list[Dialogue]):
     vlm = GroundedVlm.load(vlm_folder("qwen2_vl"))
     state = torch.random.get_rng_state()

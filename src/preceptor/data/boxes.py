@@ -73,6 +73,23 @@ def restyle(text: str, style: Style) -> str:
     return text
 
 
+def without_boxes(text: str) -> str:
+    """Return a text without its boxes, marked or bare, and without the marks of names."""
+    text = _CORNERS.sub("", _MARKED.sub("", text))
+    for marks in _MARKS.values():
+        for mark in marks:
+            text = text.replace(mark, "")
+    return " ".join(text.split())
+
+
+def mark_boxes(text: str, style: Style = "qwen") -> str:
+    """Return a text with the boxes that stand bare in it marked: a server may leave marks out as special tokens."""
+    if _MARKED.search(text):
+        return text
+    *_, before, after = _MARKS[style]
+    return _CORNERS.sub(lambda match: f"{before}{match[0].strip()}{after}", text)
+
+
 def from_pixels(box: Sequence[float], width: int, height: int) -> Box:
     """Return corners (x0, y0, x1, y1) in pixels of an image as thousandths."""
     x0, y0, x1, y1 = box

@@ -27,9 +27,12 @@ MARK = "<image>"
 
 def read_sharegpt(
     file: Path, images: Path | None = None, *, boxes: Policy = "refuse", validation_fraction: float = 0.1,
-    test_fraction: float = 0.1, seed: int = 0,
+    test_fraction: float = 0.1, seed: int = 0, answered: bool = True,
 ) -> DialogueData:  # fmt: skip
     """Read a file of dialogues; image paths are relative to `images`, by default the file's folder.
+
+    Every question must have an answer, unless `answered` is false: a record one of whose questions has none, two
+    questions one after the other among them, is then of the part `unlabelled`, with an empty text for the answer.
 
     Parts are those of `split`; without any, images are divided by their group (`group`, or the first image), by
     fractions of all rows. `task` and `modality` follow from the boxes and the first image's name where they are not
@@ -40,11 +43,11 @@ def read_sharegpt(
     """  # fmt: skip
     root = images or file.parent
     faults: Counter[str] = Counter()
-    rows: list[tuple[Dialogue, bool]] = []
+    rows: list[tuple[Dialogue, bool | None]] = []
     places: dict[Path, str] = {}
     dropped = 0
     for place, record in _records(file):
-        turns = _turns(record, place)
+        turns = _turns(record, place, answered)
         mended = [[apply_policy(text, boxes, place, faults) for text in turn] for turn in turns]
         if any(text is None for turn in mended for text in turn):
             dropped += 1
@@ -61,18 +64,22 @@ def read_sharegpt(
         if split is not None and str(split) not in PARTS:
             raise UserError(f"{place}: split {split!r} is not known{nearest(str(split), PARTS)}")
         part: Part = PARTS[str(split)] if split is not None else "train"
+        labelled = all(answer for _, answer in kept)
+        if not labelled:
+            part = "unlabelled"
         group = str(record.get("group") or first or record.get("id") or place)
         id = str(record.get("id") or f"row-{len(rows) + dropped + 1}")
         modality = str(record.get("modality") or modality_of(first))
-        rows.append((Dialogue(id, paths, kept, task, modality, group, part), split is not None))
+        rows.append((Dialogue(id, paths, kept, task, modality, group, part), split is not None if labelled else None))
     require_images(places)
-    if any(given for _, given in rows) and not all(given for _, given in rows):
+    splits = {given for _, given in rows if given is not None}
+    if len(splits) > 1:
         raise UserError(f"{file}: some records have a split and others do not; give it to all or to none")
     repeated = [id for id, count in Counter(d.id for d, _ in rows).items() if count > 1]
     if repeated:
         raise UserError(f"{file}: id {repeated[0]!r} is given to several records; make ids unique")
     dialogues = [dialogue for dialogue, _ in rows]
-    given = bool(rows) and rows[0][1]
+    given = True in splits
     if not given:
         dialogues = cut(dialogues, "test", test_fraction, seed, leave=2)
         dialogues = cut(dialogues, "validation", validation_fraction, seed)
@@ -107,8 +114,10 @@ def _records(file: Path) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def _turns(record: dict[str, Any], place: str) -> list[list[str]]:
-    """Return the pairs of question and answer; what a system says goes before the first question."""
+def _turns(record: dict[str, Any], place: str, answered: bool) -> list[list[str]]:
+    """Return the pairs of question and answer; what a system says goes before the first question.
+
+    Unless they must be `answered`, an answer may be missing, and is then empty."""
     entries = record.get("conversations", record.get("messages"))
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{place}: it needs 'conversations' or 'messages', a list that is not empty")
@@ -126,6 +135,9 @@ def _turns(record: dict[str, Any], place: str) -> list[list[str]]:
         text = said.replace(MARK, "").strip()
         if role == "system":
             system = f"{text}\n" if text else ""
+        elif role == "question" and waiting is not None and text and not answered:
+            turns.append([waiting, ""])
+            waiting = text
         elif (role == "question") == (waiting is not None) or not text:
             raise UserError(f"{place}: questions and answers must take turns, beginning with a question, none empty")
         elif role == "question":
@@ -133,7 +145,9 @@ def _turns(record: dict[str, Any], place: str) -> list[list[str]]:
         else:
             turns.append([str(waiting), text])
             waiting = None
-    if waiting is not None or not turns:
+    if waiting is not None and not answered:
+        turns.append([waiting, ""])
+    elif waiting is not None or not turns:
         raise UserError(f"{place}: the last question has no answer")
     return turns
 

@@ -26,6 +26,9 @@ from preceptor.errors import UserError
 CHUNK = 128
 """Tokens at a time: 78 MB for each table of 151,936 words in float32, of which four are held."""
 
+HELD = 8
+"""Chunks whose gradients to half-precision logits are held, to be multiplied at once."""
+
 # Of float32 logits (C, V), which it may overwrite, and their rows: (KL, cross-entropy) sums and the loss's gradient.
 _Slope = Callable[[Tensor, slice], tuple[Tensor, Tensor, Tensor]]
 
@@ -219,7 +222,8 @@ def _divergence(
             teacher_CV = (hidden_TE[rows] @ weight_WE[:shared].T).to(logits_CV.dtype).div_(temperature)
             teacher_CV -= teacher_CV.logsumexp(dim=-1, keepdim=True)
             p_CV = teacher_CV.exp()
-            kl_C = torch.bmm(p_CV.unsqueeze(1), teacher_CV.sub_(student_CV).unsqueeze(2)).flatten()
+            # Not as a product of matrices, which sums 150,000 numbers one after the other.
+            kl_C = teacher_CV.sub_(student_CV).mul_(p_CV).sum(dim=-1)
             student_CV.exp_().sub_(p_CV).div_(temperature)
             logits_CV[:, shared:] = 0
             return kl_C, logits_CV
@@ -296,33 +300,40 @@ def _accumulate(
     hidden_TD: Tensor, weight_VD: Tensor, slope: _Slope, chunk: int, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Return the sums of KL and of cross-entropy, and the gradients that are wanted."""
-    wide, kind = _wide(weight_VD), hidden_TD.device.type
+    tokens, words, dtype = hidden_TD.shape[0], weight_VD.shape[0], weight_VD.dtype
+    wide, kind = torch.float64 if dtype == torch.float64 else torch.float32, hidden_TD.device.type
     grad_hidden = torch.zeros_like(hidden_TD) if wanted[0] else None
     grad_weight = torch.zeros_like(weight_VD, dtype=wide) if wanted[1] else None
+    # The product of half precisions is a table of its own, to be added to a float32 one: worth it for several chunks
+    # at once, whose slopes are held for it.
+    half = dtype != wide
+    held_HV = weight_VD.new_empty(min(HELD * chunk, tokens), words) if half and any(wanted) else None
+    held = 0
     sums = torch.zeros(2, dtype=wide, device=hidden_TD.device)
     off = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
     with off:
-        for start in range(0, hidden_TD.shape[0], chunk):
-            rows = slice(start, start + chunk)
+        for start in range(0, tokens, chunk):
+            rows = slice(start, min(start + chunk, tokens))
             kl, entropy, slope_CV = slope((hidden_TD[rows] @ weight_VD.T).to(wide), rows)
             sums += torch.stack([kl, entropy])
-            narrow_CV = slope_CV.to(weight_VD.dtype)
+            if held_HV is not None:
+                slope_CV = held_HV[held : held + len(slope_CV)].copy_(slope_CV)
             if grad_hidden is not None:
-                torch.mm(narrow_CV, weight_VD, out=grad_hidden[rows])
-            if grad_weight is not None:
-                _add_product(grad_weight, narrow_CV, hidden_TD[rows])
+                torch.mm(slope_CV, weight_VD, out=grad_hidden[rows])
+            if grad_weight is None:
+                continue
+            if held_HV is None:
+                grad_weight.addmm_(slope_CV.T, hidden_TD[rows])
+                continue
+            held += len(slope_CV)
+            if held == len(held_HV) or rows.stop == tokens:
+                _add_product(grad_weight, held_HV[:held], hidden_TD[rows.stop - held : rows.stop])
+                held = 0
     kl, entropy = sums.unbind()
-    return kl.clone(), entropy.clone(), [grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype)]
+    return kl.clone(), entropy.clone(), [grad_hidden, None if grad_weight is None else grad_weight.to(dtype)]
 
 
-def _add_product(total_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor, words: int = 16384) -> None:
-    """Add ``slope.T @ hidden`` to `total`, half precisions in parts: their product is a table of its own."""
-    if total_VD.dtype == slope_CV.dtype:
-        total_VD.addmm_(slope_CV.T, hidden_CD)
-        return
+def _add_product(total_VD: Tensor, slope_HV: Tensor, hidden_HD: Tensor, words: int = 16384) -> None:
+    """Add ``slope.T @ hidden`` of a half precision to a float32 `total`, a part of the words after the other."""
     for start in range(0, total_VD.shape[0], words):
-        total_VD[start : start + words] += slope_CV[:, start : start + words].T @ hidden_CD
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+        total_VD[start : start + words] += slope_HV[:, start : start + words].T @ hidden_HD

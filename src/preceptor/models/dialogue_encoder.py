@@ -33,9 +33,12 @@ ModalityRows = Callable[[Dialogue], Tensor]
 
 
 class LongDialogue(UserError):
-    """A dialogue of more tokens than the cut-off, of which nothing is cut: catch it to leave the row out and count."""
+    """A dialogue of more tokens than the cut-off, of which nothing is cut: catch it to leave the row out and count.
 
-    def __init__(self, message: str, tokens: int) -> None:
+    `tokens` says how many; it is 0 where the error came out of a loader's process, which passes on the message alone.
+    """
+
+    def __init__(self, message: str, tokens: int = 0) -> None:
         super().__init__(message)
         self.tokens = tokens
 

@@ -231,10 +231,11 @@ class GroundedVlm(nn.Module):
         from transformers import GenerationConfig
 
         end = self._end_ids()
+        # What is not said here comes from the checkpoint, and Qwen's penalise repetition and cut to the likeliest word.
         config = GenerationConfig(
             max_new_tokens=max_new_tokens, do_sample=temperature > 0, num_return_sequences=candidates,
-            eos_token_id=sorted(end), pad_token_id=self._pad_id(), top_k=0, top_p=1.0, repetition_penalty=1.0,
-            **({"temperature": temperature} if temperature > 0 else {}),
+            eos_token_id=sorted(end), pad_token_id=self._pad_id(), repetition_penalty=1.0,
+            **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
         )  # fmt: skip
         device, was_training = self.lm_head_weight.device, self.training
         found: list[list[Answer]] = []

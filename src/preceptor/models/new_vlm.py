@@ -1,4 +1,5 @@
-"""A small Qwen-VL model with random weights and a tokenizer of its own, as an ordinary Hugging Face folder.
+"""A new small Qwen-VL model as an ordinary Hugging Face folder: random weights and a tokenizer of its own, or the
+language of a small language model with a vision tower from scratch.
 
 For students, demos and tests where no pretrained model is to be had.
 """
@@ -6,6 +7,7 @@ For students, demos and tests where no pretrained model is to be had.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -54,8 +56,13 @@ def new_vlm(
     seed: int = 0,
     vocabulary_size: int = 2000,
     max_pixels: int = 224 * 224,
+    language_model: str | Path | None = None,
 ) -> Path:
     """Write a new model to `folder`: configuration, weights from `seed`, tokenizer of the corpus, image processor.
+
+    With a `language_model` its weights are the text tower's and its tokenizer, with the special tokens of images and
+    boxes, is the model's: logits on text are its own (`models.text_start`). The corpus is then not read, and `size` is
+    the vision tower's alone.
 
     `tiny` has about 2 million parameters, `small` about 14 million, with a vocabulary of 2,000. The folder loads with
     transformers' `AutoModelForImageTextToText`, `AutoTokenizer` and `AutoImageProcessor` alone.
@@ -66,9 +73,11 @@ def new_vlm(
         family: qwen2_vl, qwen2_5_vl or qwen3_vl.
         vocabulary_size: the most byte pairs, besides the special tokens; at least 256.
         max_pixels: images are shrunk to at most as many.
+        language_model: a folder or GGUF file, or ``package:NAME/PATH``; see `text_start.read_language_model`.
 
     Raises:
-        UserError: for an unknown family or size, too small a vocabulary, or a folder that holds a model.
+        UserError: for an unknown family or size, too small a vocabulary, a folder that holds a model, or a language
+            model that does not fit.
     """
     if family not in FAMILIES:
         raise UserError(f"model family {family!r} is not known{nearest(str(family), FAMILIES)}")
@@ -79,11 +88,22 @@ def new_vlm(
         raise UserError(f"{folder} holds a model already; give a new folder")
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
-    tokenizer = train_tokenizer(corpus, vocabulary_size)
-    config = _configuration(family, size, tokenizer)
+    from preceptor.models.text_start import copy_text_weights, extend_tokenizer, read_language_model, text_settings
+
+    known = None
+    if language_model is None:
+        tokenizer = train_tokenizer(corpus, vocabulary_size)
+        text, tied = _text_settings(size, tokenizer), True
+    else:
+        known, tokenizer = read_language_model(language_model, family)
+        tokenizer = extend_tokenizer(tokenizer, SPECIAL_TOKENS, CHAT_TEMPLATE)
+        text, tied = text_settings(known.config, len(tokenizer), family), known.config.tie_word_embeddings
+    config = _configuration(family, size, tokenizer, text, tied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        if known is not None:
+            copy_text_weights(known, model)
     stop, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     model.generation_config = GenerationConfig(eos_token_id=[stop, pad], pad_token_id=pad)
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,21 +151,26 @@ def train_tokenizer(corpus: Iterable[str], vocabulary_size: int = 2000) -> Any:
     return tokenizer
 
 
-def _configuration(family: Family, size: str, tokenizer: Any) -> Any:
-    from transformers import AutoConfig
-
-    width, inner, layers, heads, key_heads, v_width, v_inner, v_layers, v_heads = SIZES[size]
+def _text_settings(size: str, tokenizer: Any) -> dict[str, Any]:
+    width, inner, layers, heads, key_heads, *_ = SIZES[size]
     half = width // heads // 2
     third = half // 3
-    stop, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    text: dict[str, Any] = {
+    return {
         "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": key_heads, "max_position_embeddings": 4096,
         "rope_parameters": {
             "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [half - 2 * third, third, third],
         },
-        "bos_token_id": None, "eos_token_id": stop, "pad_token_id": pad,
     }  # fmt: skip
+
+
+def _configuration(family: Family, size: str, tokenizer: Any, text: dict[str, Any], tied: bool) -> Any:
+    from transformers import AutoConfig
+
+    v_width, v_inner, v_layers, v_heads = SIZES[size][5:]
+    stop, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    text = text | {"bos_token_id": None, "eos_token_id": stop, "pad_token_id": pad}
+    width = text["hidden_size"]
     vision: dict[str, Any] = {
         "depth": v_layers,
         "num_heads": v_heads,
@@ -160,7 +185,8 @@ def _configuration(family: Family, size: str, tokenizer: Any) -> Any:
             "window_size": 112, "fullatt_block_indexes": [v_layers - 1],
         }  # fmt: skip
     else:
-        text |= {"head_dim": width // heads, "rope_parameters": text["rope_parameters"] | {"mrope_interleaved": True}}
+        rope = text["rope_parameters"] | {"mrope_interleaved": True}
+        text |= {"head_dim": text.get("head_dim", width // text["num_attention_heads"]), "rope_parameters": rope}
         vision |= {
             "hidden_size": v_width, "out_hidden_size": width, "intermediate_size": v_inner, "patch_size": 16,
             "num_position_embeddings": 256, "deepstack_visual_indexes": [0],
@@ -170,4 +196,38 @@ def _configuration(family: Family, size: str, tokenizer: Any) -> Any:
         "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
     }  # fmt: skip
     tokens = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
-    return AutoConfig.for_model(family, text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens)
+    return AutoConfig.for_model(family, text_config=text, vision_config=vision, tie_word_embeddings=tied, **tokens)
+
+
+def corpus_texts(files: Iterable[Path]) -> list[str]:
+    """Return what a tokenizer learns from: lines of .txt files, questions and answers of .json and .jsonl dialogues.
+
+    Of dialogues only those of the training part (`data.sharegpt`). Raises UserError for another kind of file, or
+    nothing in them.
+    """
+    from preceptor.data.sharegpt import read_sharegpt
+    from preceptor.data.texts import read_text
+
+    texts: list[str] = []
+    for file in files:
+        if file.suffix.lower() in (".json", ".jsonl"):
+            turns = [turn for dialogue in read_sharegpt(file).part("train") for turn in dialogue.turns]
+            texts += [text for turn in turns for text in turn]
+        elif file.suffix.lower() == ".txt":
+            texts += read_text(file, "write it in UTF-8").splitlines()
+        else:
+            raise UserError(f"{file} is no corpus; give .txt files, a text on each line, or .json or .jsonl dialogues")
+    if not any(text.strip() for text in texts):
+        raise UserError("the corpus holds no text, from which the tokenizer would learn; give --corpus FILE")
+    return texts
+
+
+def count_parameters(folder: Path) -> int:
+    """Return how many numbers the safetensors files of a folder hold; tied weights, stored once, count once."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            total += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    return total

@@ -57,12 +57,17 @@ class CacheIdentity:
 
     def differences(self, other: CacheIdentity) -> list[str]:
         """Return a line per value that differs: this identity's, as the cached one, then the other's, as wanted."""
-        cached, wanted = _flatten(asdict(self)), _flatten(asdict(other))
-        return [
-            f"{name}: cached {_short(cached.get(name, 'nothing'))}, wanted {_short(wanted.get(name, 'nothing'))}"
-            for name in cached | wanted
-            if name not in cached or name not in wanted or cached[name] != wanted[name]
-        ]
+        return differences(asdict(self), asdict(other))
+
+
+def differences(cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return a line per value that differs between two settings, names of nested ones joined by dots."""
+    cached, wanted = _flatten(cached), _flatten(wanted)
+    return [
+        f"{name}: cached {_short(cached.get(name, 'nothing'))}, wanted {_short(wanted.get(name, 'nothing'))}"
+        for name in cached | wanted
+        if name not in cached or name not in wanted or cached[name] != wanted[name]
+    ]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
