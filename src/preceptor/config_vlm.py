@@ -19,11 +19,11 @@ class DialogueDataConfig(Section):
     root: Folder | None = None
     """Folder of the data set (`med-grit`: with train.json and test.json); of `sharegpt` the JSON or JSONL file."""
     images: Folder | None = None
-    """Folder that image names are relative to; default: `images` in `root`, or the file's own."""
+    """Folder that image names are relative to; default: that of `root`."""
     language: Literal["en", "zh", "both"] = "en"
     """Of `slake-grounding`."""
     boxes: Literal["refuse", "repair", "drop"] = "refuse"
-    """What is done about a faulty box in a file of dialogues: stop, mend it where it can be, or leave its record out."""
+    """What is done about a faulty box in a file: stop, mend it where it can be, or leave its record out."""
     tasks: tuple[Literal["vg", "roc", "rc", "mia"], ...] = ("vg", "roc", "rc", "mia")
     """Visual grounding, referring object classification, referring captioning, medical image analysis."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from preceptor.data.images import content_hash
 from preceptor.models.dialogue_encoder import IGNORED, DialogueEncoder, EncodedDialogue
 from preceptor.task import Batch
+from preceptor.teachers.pseudo_labels import ContentHashes
+from preceptor.teachers.topk_cache import answers_key
 from preceptor.types import Dialogue
 
 
@@ -31,19 +31,10 @@ class DialogueExamples(Dataset):
 
     def __init__(self, lessons: Sequence[Lesson], encoder: DialogueEncoder) -> None:
         self.lessons, self.encoder = list(lessons), encoder
-        self._hashes: dict[str, str] = {}
+        self._hashes = ContentHashes()
 
     def __len__(self) -> int:
         return len(self.lessons)
-
-    def key(self, dialogue: Dialogue) -> str:
-        """Return the content key of a dialogue: the bytes of its images, and its turns."""
-        for image in dialogue.images:
-            if str(image) not in self._hashes:
-                self._hashes[str(image)] = content_hash(image)
-        parts = [self._hashes[str(image)] for image in dialogue.images]
-        parts += [text for turn in dialogue.turns for text in turn]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Lesson, str, EncodedDialogue]:
         return self.read(self.lessons[item[0] if isinstance(item, tuple) else item])
@@ -53,7 +44,7 @@ class DialogueExamples(Dataset):
         row = self.encoder.encode(lesson.dialogue)
         if lesson.last:
             row = replace(row, labels=last_answer(row.labels))
-        return lesson, self.key(lesson.dialogue), row
+        return lesson, answers_key(lesson.dialogue, self._hashes), row
 
     def collate(self, rows: Sequence[tuple[Lesson, str, EncodedDialogue]]) -> Batch:
         """Return the batch of rows, padded to the longest; beside the encoder's tensors `images` (B,), the number of

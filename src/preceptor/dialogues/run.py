@@ -78,7 +78,9 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
         taught = summary(lessons, method.pseudo_labels, teacher)
         # Once for all stages: it does not depend on what they add to it.
         prior = stage_method(recipe, "distilled")
-        words = word_teacher(teacher, prior.pseudo_labels) if teacher is not None else None
+        words = None
+        if teacher is not None:
+            words = word_teacher(room, teacher, room.load(source, config.model, None, recipe.seed), lessons)
         part = Part("prior", recipe.output_folder / "prior", source, lessons, share, prior=True, teacher=words)
         train_part(part, room, config, prior)
         source = str(part.folder / "student")

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from preceptor.config_vlm import PseudoLabelConfig
 from preceptor.dialogues.examples import Lesson
 from preceptor.dialogues.stage import Seminar
-from preceptor.distill.chunked_kl import HiddenTeacher
+from preceptor.distill.chunked_kl import HiddenTeacher, TopKTeacher
 from preceptor.distill.curriculum import Curriculum
 from preceptor.errors import UserError
-from preceptor.files import json_lines, write_text
 from preceptor.methods.clinkd import WordTeacher
 from preceptor.models.grounded_vlm import GroundedVlm
 from preceptor.processes import processes
 from preceptor.run_folder import student_folder
 from preceptor.task import Batch
-from preceptor.teachers.source import weights_fingerprint
+from preceptor.teachers.local_vlm import LocalTeacher, vlm_fingerprint
+from preceptor.teachers.pseudo_labels import ContentHashes, PseudoLabels, teach
+from preceptor.teachers.topk_cache import TopKCache, TopKIdentity, answers_key, topk_identity
+from preceptor.teachers.topk_writer import write_topk_cache
+from preceptor.teachers.vocabulary import same_vocabulary
+from preceptor.types import Dialogue
+
+STORE, CACHE = "pseudo-labels", "teacher-cache"
 
 
 def load_teacher(room: Seminar) -> GroundedVlm:
@@ -38,6 +43,95 @@ def load_teacher(room: Seminar) -> GroundedVlm:
     return vlm.to(processes().device).requires_grad_(False).eval()
 
 
+def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
+    """Return the teacher's answers to the training questions and to those without an answer, as lessons.
+
+    They are those of `method.pseudo_labels.store`; without one `teacher` is asked, and its answers are kept in the
+    output folder. Raises UserError as `PseudoLabels.open`, and where answers are not known to be sure or not.
+    """
+    recipe, data = room.recipe, room.data
+    config = recipe.method.pseudo_labels
+    folder = Path(config.store) if config.store else recipe.output_folder / STORE
+    if not config.store:
+        assert teacher is not None
+        local = LocalTeacher(teacher, max_tokens=config.max_new_tokens, batch_size=recipe.answers.batch_size)
+        with processes().main_process_first():
+            teach(folder, data, [*data.part("train"), *data.part("unlabelled")], local)
+    labels = PseudoLabels.open(folder, data)
+    if (note := labels.note()) not in data.notes:
+        data.notes.append(note)
+    confidence, margin = labels.sureness()
+    return [
+        Lesson(row.dialogue, confidence=float(c), margin=float(m))
+        for row, c, m in zip(labels.labelled, confidence, margin, strict=True)
+    ]
+
+
+class OnlineWords:
+    """The teacher's hidden states, computed with every batch."""
+
+    def __init__(self, teacher: GroundedVlm, student: GroundedVlm) -> None:
+        """Raises UserError where the two do not speak of the same words."""
+        same_vocabulary(
+            student.encoder.tokenizer, teacher.encoder.tokenizer, len(student.lm_head_weight),
+            len(teacher.lm_head_weight),
+        )  # fmt: skip
+        self.teacher = teacher
+        self.fingerprint = vlm_fingerprint(teacher)
+
+    def words(self, batch: Batch, targets_T: Tensor) -> HiddenTeacher:
+        with torch.no_grad():
+            states = self.teacher.eval()(batch.tensors)
+        return HiddenTeacher(states.hidden, self.teacher.lm_head_weight)
+
+
+class CachedWords:
+    """The teacher's likeliest words, read from a cache."""
+
+    def __init__(self, cache: TopKCache) -> None:
+        self.cache = cache
+        self.fingerprint = cache.identity.teacher
+
+    def words(self, batch: Batch, targets_T: Tensor) -> TopKTeacher:
+        return self.cache.gather(batch.keys, targets_T)
+
+
+def word_teacher(
+    room: Seminar, teacher: GroundedVlm, student: GroundedVlm, lessons: Sequence[Lesson]
+) -> WordTeacher | None:
+    """Return where the teacher's words come from; None with `logits: none`. A cache is written where there is none.
+
+    Raises UserError where teacher and student do not speak of the same words: only pseudo-labels are then possible.
+    """
+    config = room.recipe.method.pseudo_labels
+    if config.logits == "none":
+        return None
+    if config.logits == "online":
+        return OnlineWords(teacher, student)
+    dialogues = [lesson.dialogue for lesson in lessons]
+    words = len(student.lm_head_weight)
+    identity = topk_identity(
+        teacher, student.encoder.tokenizer, words, room.data.fingerprint(), k=min(config.top_k, words),
+        temperature=config.temperature, dtype="float32",
+    )  # fmt: skip
+    folder, hashes = room.recipe.output_folder / CACHE, ContentHashes()
+    with processes().main_process_first():
+        if not _holds(folder, identity, dialogues, hashes):
+            write_topk_cache(folder, teacher, dialogues, identity, hashes, batch_size=room.recipe.answers.batch_size)
+    return CachedWords(TopKCache.open(folder, identity))
+
+
+def _holds(folder: Path, identity: TopKIdentity, dialogues: Sequence[Dialogue], hashes: ContentHashes) -> bool:
+    """Return whether a whole cache of these dialogues is there. One of another teacher is written anew."""
+    try:
+        cache = TopKCache.open(folder, identity)
+        for dialogue in dialogues:
+            cache.row(answers_key(dialogue, hashes))
+    except UserError:
+        return False
+    return True
+
+
 def summary(lessons: Sequence[Lesson], config: PseudoLabelConfig, teacher: GroundedVlm | None) -> dict[str, Any]:
     """Return what results say of pseudo-labels: how sure the teacher was, and how many had entered by when."""
     confidence, margin = (torch.tensor([getattr(row, name) for row in lessons]) for name in ("confidence", "margin"))
@@ -46,67 +140,8 @@ def summary(lessons: Sequence[Lesson], config: PseudoLabelConfig, teacher: Groun
     steps = [i / 10 for i in range(11)]
     return {
         "rows": len(lessons),
-        "teacher": weights_fingerprint(teacher.base) if teacher is not None else str(config.store),
+        "teacher": vlm_fingerprint(teacher) if teacher is not None else str(config.store),
         "confidence": torch.histc(confidence, 20, 0, 1).int().tolist(),
         "margin": torch.histc(margin, 20, 0, 1).int().tolist(),
         "entered": [[at, float((curriculum.weights(confidence, margin, at) > 0).float().mean())] for at in steps],
     }  # fmt: skip
-
-
-def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
-    """Return the teacher's answers to the training questions and to those without an answer, as lessons.
-
-    They are read from `method.pseudo_labels.store`, or asked of `teacher` and kept in the output folder.
-    """
-    recipe = room.recipe
-    rows = [*room.data.part("train"), *room.data.part("unlabelled")]
-    assert teacher is not None
-    identity = {"teacher": weights_fingerprint(teacher.base), "tokens": recipe.method.pseudo_labels.max_new_tokens,
-                "rows": [room.data.fingerprint("train"), room.data.fingerprint("unlabelled")]}  # fmt: skip
-    file = recipe.output_folder / "pseudo-labels.jsonl"
-    known: list[dict[str, Any]] = []
-    if file.is_file():
-        first, *known = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-        known = known if first == identity else []
-    if not known:
-        found = teacher.generate(
-            rows, max_new_tokens=recipe.method.pseudo_labels.max_new_tokens, sureness=True,
-            batch_size=recipe.answers.batch_size,
-        )  # fmt: skip
-        known = [
-            {"answer": a.text, "confidence": a.confidence, "margin": a.margin, "ended": a.ended} for (a,) in found
-        ]
-        write_text(file, json_lines([identity, *known]))
-    lessons = [
-        Lesson(
-            replace(row, turns=(*row.turns[:-1], (row.turns[-1][0], said["answer"]))), last=True,
-            confidence=said["confidence"], margin=said["margin"],
-        )
-        for row, said in zip(rows, known, strict=True)
-        if said["answer"] and said["ended"]
-    ]  # fmt: skip
-    if not lessons:
-        raise UserError(
-            f"none of the teacher's {len(rows):,} answers ended within method.pseudo_labels.max_new_tokens="
-            f"{recipe.method.pseudo_labels.max_new_tokens}; train it longer, or raise that"
-        )
-    return lessons
-
-
-class OnlineWords:
-    """The teacher's hidden states, computed with every batch."""
-
-    def __init__(self, teacher: GroundedVlm) -> None:
-        self.teacher = teacher
-        self.fingerprint = weights_fingerprint(teacher.base)
-
-    def words(self, batch: Batch) -> HiddenTeacher:
-        with torch.no_grad():
-            self.teacher.eval()
-            states = self.teacher(batch.tensors)
-        return HiddenTeacher(states.hidden, self.teacher.lm_head_weight)
-
-
-def word_teacher(teacher: GroundedVlm, config: PseudoLabelConfig) -> WordTeacher | None:
-    """Return where the teacher's words come from; None with `logits: none`."""
-    return None if config.logits == "none" else OnlineWords(teacher)

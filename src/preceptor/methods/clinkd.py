@@ -34,8 +34,8 @@ class WordTeacher(Protocol):
         """SHA-256 that changes whenever the teacher's weights do."""
         ...
 
-    def words(self, batch: Batch) -> HiddenTeacher | TopKTeacher:
-        """Return what it says at the T answer tokens of a batch, in the order of `GroundedVlm.hidden`."""
+    def words(self, batch: Batch, targets_T: Tensor) -> HiddenTeacher | TopKTeacher:
+        """Return what it says at the answer tokens of a batch, which are `targets_T`, in their order."""
         ...
 
 
@@ -84,8 +84,8 @@ class ClinkdTask(Task):
             if self._teacher is not None and name == "answers":
                 c = self.config.pseudo_labels
                 both = distillation_loss(
-                    states.hidden, words, states.targets, self._teacher.words(part), alpha=c.alpha,
-                    temperature=c.temperature, t_squared=c.t_squared, weights_T=weights,
+                    states.hidden, words, states.targets, self._teacher.words(part, states.targets),
+                    alpha=c.alpha, temperature=c.temperature, t_squared=c.t_squared, weights_T=weights,
                 )  # fmt: skip
                 loss.add("distilled", both.loss, 1.0, "tokens")
                 # For the log: their gradient is in the sum.

@@ -60,7 +60,8 @@ def _data(results: dict[str, Any]) -> str:
 
 def _scores(results: dict[str, Any]) -> str:
     heads = "| protocol | recall@0.5 | naming accuracy | describing, ROUGE-L | mBMR |"
-    lines = ["In percent, the mean over modalities. Test dialogues chose nothing.", "", heads, "|---|---:|---:|---:|---:|"]
+    about = "In percent, the mean over modalities. Test dialogues chose nothing."
+    lines = [about, "", heads, "|---|---:|---:|---:|---:|"]
     for protocol, scores in results["protocols"].items():
         cells = [percent(scores["mean"].get(task, {}).get(metric), unit=False) for task, metric in MAIN.items()]
         lines.append(f"| `{_text(protocol)}` | {' | '.join(cells)} |")
