@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 KILLS = 5  # for each variant
 VARIANTS = {
     "lckd": ["data.workers=2"],  # across elections
+    "clinkd": ["data.workers=0"],  # across pseudo-labels and rounds of reflection
     "plain": [],
     "workers": ["data.workers=2"],
     "accumulation": ["teacher.train.accumulation=3"],
@@ -36,9 +37,9 @@ def weights(root: Path) -> dict[str, str]:
 
 def scenario(folder: Path, variant: str) -> None:
     """Runs in a process of its own, which forks the runs that are killed."""
-    from tests.fault.tiny import LCKD, RECIPE, fork_cli, wait, write_recipe
+    from tests.fault.tiny import CLINKD, LCKD, RECIPE, fork_cli, wait, write_recipe
 
-    recipe = str(write_recipe(folder, LCKD if variant == "lckd" else RECIPE))
+    recipe = str(write_recipe(folder, {"lckd": LCKD, "clinkd": CLINKD}.get(variant, RECIPE)))
     whole, cut, log = folder / "whole", folder / "cut", folder / "log.txt"
 
     def start(output: Path) -> int:
@@ -94,7 +95,7 @@ def test_killed_and_restarted_is_byte_equal(tmp_path, variant):
         # Imported before the forks, so that a restart costs no time.
         "import torch; torch.set_num_threads(1)\n"
         "import preceptor.runs, preceptor.report.page, preceptor.report.card, transformers\n"
-        "import preceptor.segmentation.run\n"
+        "import preceptor.segmentation.run, preceptor.dialogues.run\n"
         "from pathlib import Path\n"
         "from tests.fault.test_kill import scenario\n"
         f"scenario(Path({str(tmp_path)!r}), {variant!r})"

@@ -43,6 +43,35 @@ evaluation: {overlap: 0, validation_overlap: 0}
 report: {cases: 1}
 """
 
+CLINKD = """
+name: tiny-clinkd
+stages: [teacher, clinkd]
+data:
+  name: phantom-grounding
+  tasks: [roc, mia]
+  train_share: 0.5
+  unlabelled: rest
+  test_rows: 2
+  validation_rows: 4
+  phantom: {cases: 8, images_per_case: 2, questions_per_image: 3, seed: 1}
+  phantom_size: 56
+teacher: &run
+  model: {max_pixels: 3136, new: {vocabulary_size: 300}}
+  train: &train {epochs: 10, batch_size: 8, learning_rate: 3.0e-3, evaluate_every: 5, checkpoint_every: 1, log_every: 1,
+                 select: last, precision: fp32, pretrained_scale: 1.0}
+student:
+  <<: *run
+  train: {<<: *train, epochs: 8, average: 0.9}
+method:
+  name: clinkd
+  guidance: {kind: clip, gap: 1.5, learnable: true}
+  pseudo_labels: {share: 0.4, max_new_tokens: 8, top_k: 16}
+  reflection: {rounds: 3, rows: 6, candidates: 2, ratio: 0.3, buffer: 8, max_new_tokens: 8}
+  selection: {candidates: 2}
+answers: {batch_size: 8, max_new_tokens: 8}
+report: {pictures: 1}
+"""
+
 
 def write_recipe(folder: Path, text: str = RECIPE) -> Path:
     path = folder / "tiny.yaml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from preceptor.config_vlm import VlmRecipe, VlmStage
 from preceptor.dialogues.examples import Lesson
 from preceptor.dialogues.read import read_recipe_dialogues
 from preceptor.dialogues.stage import Part, Seminar, asker, finish_stage, stage_method, train_part
-from preceptor.dialogues.teaching import load_teacher, pseudo_lessons, summary, word_teacher
+from preceptor.dialogues.teaching import CACHE, STORE, load_teacher, pseudo_lessons, summary, word_teacher
 from preceptor.evaluate.dialogues import compare
 from preceptor.evaluate.machine import QUESTIONS, versions
 from preceptor.files import write_text
@@ -21,6 +22,8 @@ from preceptor.recipe_text import dump_recipe
 from preceptor.run_folder import logged_to, start_afresh
 
 log = logging.getLogger("preceptor")
+PRIOR = "prior"
+"""Folder of the part of the training that learns what the teacher says."""
 
 
 def run_vlm(recipe: VlmRecipe) -> dict[str, Any]:
@@ -37,6 +40,10 @@ def run_vlm(recipe: VlmRecipe) -> dict[str, Any]:
         for note in data.notes:
             log.info(note)
         room = Seminar(recipe, data)
+        if recipe.resume == "never" and state.is_main_process:
+            for name in (STORE, CACHE, PRIOR, "new-teacher", "new-student"):
+                shutil.rmtree(root / name, ignore_errors=True)
+        state.wait_for_everyone()
         several = len(recipe.stages) > 1
         stages: dict[str, dict[str, Any]] = {}
         for name in recipe.stages:
@@ -81,7 +88,7 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
         words = None
         if teacher is not None:
             words = word_teacher(room, teacher, room.load(source, config.model, None, recipe.seed), lessons)
-        part = Part("prior", recipe.output_folder / "prior", source, lessons, share, prior=True, teacher=words)
+        part = Part(PRIOR, recipe.output_folder / PRIOR, source, lessons, share, prior=True, teacher=words)
         train_part(part, room, config, prior)
         source = str(part.folder / "student")
     corrector = asker(teacher, reflection.max_new_tokens, recipe.answers.batch_size) if teacher is not None else None

@@ -1,0 +1,141 @@
+"""A ClinKD recipe from start to report, on tiny generated images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from preceptor.config_vlm import VlmRecipe
+from preceptor.dialogues.read import read_recipe_dialogues
+from preceptor.dialogues.run import run_vlm
+from preceptor.dialogues.serve import answer_with_boxes, check_dialogues, evaluate_vlm
+from preceptor.errors import UserError
+from preceptor.models.grounded_vlm import GroundedVlm
+from tests.fault.tiny import CLINKD
+
+pytestmark = pytest.mark.slow
+
+
+def recipe(root: Path, **changes) -> VlmRecipe:
+    raw = yaml.safe_load(CLINKD)
+    raw |= {"output": str(root / "run"), "stages": ["teacher", "supervised", "guided", "distilled", "clinkd"]}
+    raw["data"] |= {"root": str(root / "phantom"), **changes.pop("data", {})}
+    raw["data"]["tasks"] = ["vg", "roc", "rc", "mia"]
+    raw["method"] |= changes.pop("method", {})
+    return VlmRecipe.model_validate(raw | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("clinkd")
+    run_vlm(recipe(root))
+    torch.set_num_threads(threads)
+    return root
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_the_run_folder(trained):
+    run = trained / "run"
+    stages = ("teacher", "supervised", "guided", "distilled", "clinkd")
+    for stage in stages:
+        for file in ("recipe.yaml", "metrics.jsonl", "results.json", "student/config.json", "student/model.safetensors",
+                     "student/guidance.json", "student/README.md", "student/tokenizer.json"):  # fmt: skip
+            assert (run / stage / file).is_file(), f"{stage}/{file}"
+    over = results(run)
+    assert list(over["stages"]) == list(stages)
+    assert set(over["protocols"]) == {"phantom-grounding/given/birdeval", "phantom-grounding/given/strict"}
+    pairs = set(over["comparison"]["phantom-grounding/given/strict"])
+    assert {"guided - supervised", "distilled - guided", "clinkd - distilled", "clinkd selected - clinkd"} <= pairs
+    page = (run / "report.html").read_text()
+    for part in ("Reflection", "Pseudo-labels", "Selective generation", "By modality", "Boxes"):
+        assert f"<h2>{part}</h2>" in page
+    assert str(trained) not in page
+
+
+def test_each_stage_adds_its_part(trained):
+    run = trained / "run"
+    kinds = {s: json.loads((run / s / "student" / "guidance.json").read_text())["kind"] for s in ("teacher", "supervised", "guided", "clinkd")}  # fmt: skip  # noqa: E501
+    assert kinds == {"teacher": "none", "supervised": "none", "guided": "clip", "clinkd": "clip"}
+    told = {s: set(results(run / s)) & {"pseudo_labels", "reflection", "selection"} for s in kinds | {"distilled": ""}}
+    assert told == {"teacher": set(), "supervised": set(), "guided": set(), "distilled": {"pseudo_labels"},
+                    "clinkd": {"pseudo_labels", "reflection", "selection"}}  # fmt: skip
+    rounds = results(run / "clinkd")["reflection"]["rounds"]
+    assert [entry["round"] for entry in rounds] == [0, 1, 2]
+    assert all(entry["asked"] == 6 for entry in rounds)
+    lines = [json.loads(line) for line in (run / "clinkd" / "metrics.jsonl").read_text().splitlines()]
+    assert any("corrections" in line for line in lines)
+    prior = [json.loads(line) for line in (run / "prior" / "metrics.jsonl").read_text().splitlines()]
+    assert any("teacher" in line for line in prior)
+
+
+def test_every_student_takes_the_same_number_of_steps(trained):
+    run = trained / "run"
+    steps = {stage: results(run / stage)["training"]["steps"] for stage in ("supervised", "guided", "distilled", "clinkd")}
+    prior = [json.loads(line)["step"] for line in (run / "prior" / "metrics.jsonl").read_text().splitlines()][-1]
+    assert steps["supervised"] == steps["guided"]
+    assert steps["distilled"] == steps["clinkd"]
+    assert abs(steps["distilled"] + prior - steps["supervised"]) <= 1
+
+
+def test_what_was_learnt_by_whom(trained):
+    data = read_recipe_dialogues(recipe(trained).data, trained / "phantom")
+    unlabelled = data.part("unlabelled")
+    assert unlabelled
+    assert all(row.turns[-1][1] == "" for row in unlabelled)
+    assert not {row.group for row in unlabelled} & {row.group for row in data.part("train")}
+    assert results(trained / "run" / "distilled")["pseudo_labels"]["rows"] <= len(unlabelled) + len(data.part("train"))
+
+
+def test_a_finished_run_is_read_back(trained):
+    before = (trained / "run" / "clinkd" / "results.json").stat().st_mtime_ns
+    again = run_vlm(recipe(trained))
+    assert (trained / "run" / "clinkd" / "results.json").stat().st_mtime_ns == before
+    assert again["protocols"] == results(trained / "run")["protocols"]
+
+
+def test_a_changed_recipe_is_refused(trained):
+    with pytest.raises(UserError, match=r"another recipe .*method\.guidance\.gap: 1\.5 -> 3"):
+        run_vlm(recipe(trained, method={"guidance": {"kind": "clip", "gap": 3.0, "learnable": True}}))
+
+
+def test_the_verbs(trained):
+    folder = trained / "run" / "clinkd" / "student"
+    found = evaluate_vlm(folder, recipe(trained), "phantom-grounding/given/strict", trained / "again", whole=True)
+    old = results(trained / "run" / "clinkd")["protocols"]["phantom-grounding/given/strict"]
+    assert found["protocols"]["phantom-grounding/given/strict"]["tasks"]["roc"] == old["tasks"]["roc"]
+    with pytest.raises(UserError, match=r"did you mean 'phantom-grounding/given/strict'"):
+        evaluate_vlm(folder, recipe(trained), "phantom-grounding/given/strikt", trained / "again", whole=False)
+    image = next((trained / "phantom" / "images").iterdir())
+    said = answer_with_boxes(folder, image, "what imaging modality is this?")
+    assert set(said) == {"id", "answer", "boxes", "confidence"}
+    assert check_dialogues(recipe(trained))["findings"] == []
+    image.write_bytes(image.read_bytes()[:100])
+    broken = check_dialogues(recipe(trained))["findings"]
+    assert len(broken) == 1
+    assert broken[0]["severity"] == "error"
+
+
+def test_the_student_is_an_ordinary_checkpoint(trained):
+    from transformers import AutoModelForImageTextToText
+
+    folder = trained / "run" / "clinkd" / "student"
+    theirs = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+    ours = GroundedVlm.load(folder).base.state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
+def test_recipes_that_do_not_fit_together(tmp_path):
+    with pytest.raises(ValueError, match="need a teacher"):
+        recipe(tmp_path, stages=["supervised", "clinkd"])
+    with pytest.raises(ValueError, match="nothing is left out"):
+        recipe(tmp_path, data={"train_share": 1.0})
