@@ -36,6 +36,11 @@ VARIANTS: dict[str, list[str]] = {
         "method.teachers=per_task", "method.cross_modal.weight=1", "method.cross_modal.normalise=true",
         "method.cross_modal.levels=all",
     ],
+    "projected": ["method.teachers=multi", "method.cross_modal.weight=1", "method.cross_modal.projector=true"],
+    "projected_all": [
+        "method.teachers=multi", "method.cross_modal.weight=1", "method.cross_modal.projector=true",
+        "method.cross_modal.levels=all",
+    ],
     "late": ["method.teachers=multi", "method.cross_modal.start=0.3", "method.cross_modal.ramp=0.2"],
     "full": ["method.cross_modal.weight=0", "method.full.weight=1"],
     "full_features": ["method.cross_modal.weight=0", "method.full.weight=1", "method.full.features=0.1"],
