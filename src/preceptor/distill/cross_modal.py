@@ -42,7 +42,7 @@ def cross_modal(
     voxels of 1 - cos across channels. `normalise` first brings every voxel to mean 0 and variance 1 across channels, so
     that making all features small is no way to a small distance; the published code does not.
     `projected_BNCdhw`, where given, are the features that students are compared by: each modality's through a map of
-    its own (FitNets, Romero et al. 2015). A student then need not look like its teacher, but must hold what tells of it.
+    its own (FitNets, Romero et al. 2015). A student then need not look like its teacher, but hold what tells of it.
     `where_Bdhw`, weights of at least 0, takes the means over voxels where it says; a sample without any such voxel has
     no pair.
     Half precisions are computed in float32; float64 stays.
