@@ -18,7 +18,8 @@ from pathlib import Path
 
 COMMON = [
     "data.phantom.train=60", "data.phantom.validation=20", "data.phantom.test=40", "data.phantom.size=32",
-    "evaluation.overlap=0", "evaluation.validation_overlap=0",
+    "evaluation.overlap=0", "evaluation.validation_overlap=0", "train.epochs=40", "train.evaluate_every=20",
+    "method.election.every=5",
 ]  # fmt: skip
 VARIANTS: dict[str, list[str]] = {
     "alone": [],
