@@ -18,7 +18,8 @@ from pathlib import Path
 
 COMMON = [
     "data.phantom.train=60", "data.phantom.validation=20", "data.phantom.test=40", "data.phantom.size=32",
-    "evaluation.overlap=0", "evaluation.validation_overlap=0",
+    "evaluation.overlap=0", "evaluation.validation_overlap=0", "train.epochs=40", "train.evaluate_every=20",
+    "method.election.every=5",
 ]  # fmt: skip
 VARIANTS: dict[str, list[str]] = {
     "alone": [],
@@ -34,6 +35,11 @@ VARIANTS: dict[str, list[str]] = {
     ],
     "per_task_normalised_all": [
         "method.teachers=per_task", "method.cross_modal.weight=1", "method.cross_modal.normalise=true",
+        "method.cross_modal.levels=all",
+    ],
+    "projected": ["method.teachers=multi", "method.cross_modal.weight=1", "method.cross_modal.projector=true"],
+    "projected_all": [
+        "method.teachers=multi", "method.cross_modal.weight=1", "method.cross_modal.projector=true",
         "method.cross_modal.levels=all",
     ],
     "late": ["method.teachers=multi", "method.cross_modal.start=0.3", "method.cross_modal.ramp=0.2"],

@@ -122,6 +122,9 @@ class CrossModalTerm(TermConfig):
     """Over pairs of teacher and student: their mean, or their sum (published)."""
     normalise: bool = False
     """Compare features of zero mean and unit variance over channels: their scale is then no matter."""
+    projector: bool = False
+    """Compare each student through a linear map of its own, trained with it and left out of what is saved: it need not
+    become its teacher, but hold what tells of it."""
 
 
 class FullTeacherTerm(TermConfig):

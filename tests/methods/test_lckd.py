@@ -70,6 +70,28 @@ def test_the_elected_teach(kind, teachers, levels):
     assert loss.weights["cross_modal"] == 0.3
 
 
+@pytest.mark.parametrize("levels", ["bottleneck", "all"])
+def test_students_may_be_compared_through_a_map_of_their_own(levels):
+    student = network()
+    plain, projecting = (
+        task(student, cross_modal={"levels": levels, "projector": projector}) for projector in (False, True)
+    )
+    names = [name for name, _ in projecting.named_parameters() if name.startswith("projectors")]
+    assert len(names) == 2 * 4 * (3 if levels == "all" else 1)
+    assert not any("projectors" in name for name in student.state_dict())
+    for t in (plain, projecting):
+        t.on_interval(0.0)
+    assert not torch.allclose(projecting(batch()).sums["cross_modal"], plain(batch()).sums["cross_modal"])
+    for linear in projecting.projectors.maps.values():
+        torch.nn.init.eye_(linear.weight)
+    loss = projecting(batch()).sums["cross_modal"]
+    assert torch.allclose(loss, plain(batch()).sums["cross_modal"])
+    loss.backward()
+    # Elected are flair and t1ce: the maps of the two that learn alone get a gradient.
+    taught = {name for name, linear in projecting.projectors.maps.items() if linear.weight.grad is not None and linear.weight.grad.abs().sum() > 0}  # fmt: skip  # noqa: E501
+    assert {name.split()[1] for name in taught} == {"t1", "t2"}
+
+
 def test_per_task_each_teacher_speaks_where_its_region_lies():
     student = network()
     t = task(student, teachers="per_task", cross_modal={"students": "others"})

@@ -25,6 +25,7 @@ def cross_modal(
     normalise: bool = False,
     pairs: Literal["sum", "mean"] = "sum",
     where_Bdhw: Tensor | None = None,
+    projected_BNCdhw: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (losses (B,), number of pairs (B,)): per sample the distances of available students to available teachers.
 
@@ -40,6 +41,8 @@ def cross_modal(
     `distance` per pair: ``l1`` (published) and ``mse`` are means over channels and voxels, ``cosine`` is the mean over
     voxels of 1 - cos across channels. `normalise` first brings every voxel to mean 0 and variance 1 across channels, so
     that making all features small is no way to a small distance; the published code does not.
+    `projected_BNCdhw`, where given, are the features that students are compared by: each modality's through a map of
+    its own (FitNets, Romero et al. 2015). A student then need not look like its teacher, but hold what tells of it.
     `where_Bdhw`, weights of at least 0, takes the means over voxels where it says; a sample without any such voxel has
     no pair.
     Half precisions are computed in float32; float64 stays.
@@ -47,13 +50,16 @@ def cross_modal(
     n = features_BNCdhw.shape[1]
     elected = sorted(set(teachers))
     assert all(0 <= t < n for t in elected), f"teachers {list(teachers)} of {n} modalities"
-    there = available_BN[:, :, None, None, None, None]
-    # Before any arithmetic: 0 times the gradient of something infinite is not 0.
-    f = torch.where(there, features_BNCdhw, features_BNCdhw.new_zeros(()))
-    f = f.flatten(3).movedim(2, -1)
-    f = f if f.dtype == torch.float64 else f.float()
-    if normalise:
-        f = F.layer_norm(f, f.shape[-1:])
+
+    def prepared(features: Tensor) -> Tensor:
+        # Before any arithmetic: 0 times the gradient of something infinite is not 0.
+        there = available_BN[:, :, None, None, None, None]
+        x = torch.where(there, features, features.new_zeros(())).flatten(3).movedim(2, -1)
+        x = x if x.dtype == torch.float64 else x.float()
+        return F.layer_norm(x, x.shape[-1:]) if normalise else x
+
+    f = prepared(features_BNCdhw)
+    learning = f if projected_BNCdhw is None else prepared(projected_BNCdhw)
     learns = torch.ones(n, dtype=torch.bool, device=f.device)
     if students == "others":
         learns[elected] = False
@@ -64,7 +70,7 @@ def cross_modal(
         eligible = learns.clone()
         eligible[t] = False
         pairs_BN = available_BN & speaks[:, t : t + 1] & eligible
-        values_BN = _mean(_distance(f, f[:, t : t + 1].detach(), distance), weight_BV)
+        values_BN = _mean(_distance(learning, f[:, t : t + 1].detach(), distance), weight_BV)
         losses = losses + torch.where(pairs_BN, values_BN, values_BN.new_zeros(())).sum(dim=1)
         counts = counts + pairs_BN.sum(dim=1)
     if pairs == "mean":

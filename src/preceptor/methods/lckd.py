@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from preceptor.config_volumes import LckdConfig
+from preceptor.distill.align import Projectors
 from preceptor.distill.cross_modal import cross_modal
 from preceptor.distill.segmentation_loss import bce_loss, dice_loss
 from preceptor.methods.dropping import show
@@ -63,6 +64,10 @@ class LckdTask(Task):
             self.election = Election(own.modalities, own.regions)
             if config.election.initial is not None:
                 self.election.appoint(config.election.initial)
+            if config.cross_modal.projector:
+                levels = range(len(own.widths)) if config.cross_modal.levels == "all" else [len(own.widths) - 1]
+                widths = {f"{level} {m}": (own.widths[level],) * 2 for level in levels for m in own.modalities}
+                self.projectors = Projectors(widths)
         # In a list, so that it is no submodule: neither trained nor saved.
         self._full = [full.eval().requires_grad_(False)] if full is not None else []
 
@@ -86,22 +91,30 @@ class LckdTask(Task):
         """Return (B,): mean over the levels that are compared, summed over regions that teach apart."""
         assert self.election is not None
         term = self.config.cross_modal
-        levels = found.features if term.levels == "all" else found.features[-1:]
+        levels = range(len(found.features)) if term.levels == "all" else [len(found.features) - 1]
         teachers = self.election.teachers(self.config.teachers)
         # Per task, each region's teacher speaks where that region lies.
         groups: list[tuple[list[int], Tensor | None]] = [(teachers, None)]
         if self.config.teachers == "per_task":
             groups = [([teacher], masks[:, region]) for region, teacher in enumerate(teachers)]
         total = found.logits.new_zeros(len(shown), dtype=torch.float32)
-        for features in levels:
+        for level in levels:
+            features = found.features[level]
+            projected = self._projected(level, features) if term.projector else None
             for group, region in groups:
                 where = None if region is None else _on_grid(region, features.shape[-3:])
                 distance, _ = cross_modal(
                     features, shown, group, students=term.students, distance=term.distance, pairs=term.pairs,
-                    normalise=term.normalise, where_Bdhw=where,
+                    normalise=term.normalise, where_Bdhw=where, projected_BNCdhw=projected,
                 )  # fmt: skip
                 total = total + distance / len(groups)
         return total / len(levels)
+
+    def _projected(self, level: int, features_BNCdhw: Tensor) -> Tensor:
+        last = features_BNCdhw.movedim(2, -1)
+        names = self.student.config.modalities
+        found = [self.projectors(f"{level} {name}", last[:, i]) for i, name in enumerate(names)]
+        return torch.stack(found, dim=1).movedim(-1, 2)
 
     def _from_full(self, loss: LossTerms, batch: Batch, found: Segmentation, shown: Tensor) -> None:
         term, weight = self.config.full, schedule(self.config.full, self.progress)

@@ -71,6 +71,11 @@ class MultimodalUNetConfig:
                 f"channels {list(self.channels)} are for net=compact; net=reference has its own, leave them"
             )
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the features of each level, shallow to deep."""
+        return self.channels if self.net == "compact" else (*reference_unet.SKIPS, reference_unet.BOTTLENECK)
+
     def to_dict(self) -> dict[str, Any]:
         """Return a dictionary that JSON can hold."""
         fields = dataclasses.asdict(self)
