@@ -1,4 +1,4 @@
-"""Write docs/reference/recipe.md and recipe-lckd.md from the pydantic models of `preceptor.config*`.
+"""Write docs/reference/recipe.md, recipe-lckd.md and recipe-clinkd.md from the pydantic models of `preceptor.config*`.
 
     python docs/make_recipe_reference.py
 
@@ -18,10 +18,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from preceptor import config, config_volumes
+from preceptor import config, config_vlm, config_volumes
 
 PAGE = Path(__file__).parent / "reference" / "recipe.md"
 LCKD_PAGE = PAGE.with_name("recipe-lckd.md")
+CLINKD_PAGE = PAGE.with_name("recipe-clinkd.md")
 
 MEANINGS = {
     "Recipe.name": "Name of the recipe; it may be used as `{name}` in `output`.",
@@ -164,6 +165,32 @@ LCKD_SECTIONS = [
     ("report", "Report", ""),
 ]
 
+CLINKD_HEAD = """\
+# Recipe reference: ClinKD
+
+Every key of a recipe of a grounded vision-language model, one whose `method.name` is `clinkd`. How recipes and
+overrides are written is said in [Recipe reference](recipe.md). This page is made by
+`python docs/make_recipe_reference.py`; do not edit it by hand.
+"""
+
+CLINKD_SECTIONS = [
+    ("", "Top level", ""),
+    ("data", "Data", ""),
+    ("data.phantom", "Generated data", "For `data.name=phantom-grounding`."),
+    ("student.model", "Models", "`teacher.model` has the same keys with the same defaults."),
+    ("student.model.new", "A new model", "The same under `teacher.model.new`."),
+    ("student.model.lora", "Adapters", "For `student.model.training=lora`; the same under `teacher.model.lora`."),
+    ("student.train", "Training", "`teacher.train` has the same keys with the same defaults."),
+    ("method", "Method", "See [ClinKD](../explanation/clinkd.md)."),
+    ("method.guidance", "Guided positions", ""),
+    ("method.pseudo_labels", "Pseudo-labels", "See [Have a teacher answer](../how-to/teach.md)."),
+    ("method.pseudo_labels.curriculum", "Curriculum", ""),
+    ("method.reflection", "Reflection", ""),
+    ("method.selection", "Selective generation", ""),
+    ("answers", "Answers", ""),
+    ("report", "Report", ""),
+]
+
 
 def is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
@@ -242,6 +269,17 @@ def make_lckd_page() -> str:
     return LCKD_HEAD + text
 
 
+def make_clinkd_page() -> str:
+    """Return the page of vision-language recipes. Asserts that every key has its place."""
+    defaults = config_vlm.VlmRecipe(name="x", stages=("supervised",))
+    text, placed = _tables(defaults, CLINKD_SECTIONS)
+    assert defaults.teacher == defaults.student, "teacher and student have one table"
+    twins = [key.replace("student.", "teacher.", 1) for key in placed if key.startswith("student.")]
+    missing = {key for key, *_ in leaves(config_vlm.VlmRecipe)} - {*placed, *twins}
+    assert not missing, f"keys without a section: {sorted(missing)}"
+    return CLINKD_HEAD + text
+
+
 def _tables(defaults: BaseModel, sections: list[tuple[str, str, str]]) -> tuple[str, list[str]]:
     """Return (the tables of the sections, their keys)."""
     parts, placed = [], []
@@ -272,3 +310,4 @@ def _at(prefix: str, defaults: BaseModel) -> tuple[type[BaseModel], BaseModel]:
 if __name__ == "__main__":
     PAGE.write_text(make_page(), "utf-8")
     LCKD_PAGE.write_text(make_lckd_page(), "utf-8")
+    CLINKD_PAGE.write_text(make_clinkd_page(), "utf-8")

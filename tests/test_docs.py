@@ -147,7 +147,8 @@ def test_recipe_reference_is_up_to_date() -> None:
     spec.loader.exec_module(script)
     page = script.PAGE.read_text("utf-8")
     assert page == script.make_page(), "run python docs/make_recipe_reference.py"
-    assert script.LCKD_PAGE.read_text("utf-8") == script.make_lckd_page(), "run python docs/make_recipe_reference.py"
+    for page, made in (("LCKD_PAGE", script.make_lckd_page()), ("CLINKD_PAGE", script.make_clinkd_page())):
+        assert getattr(script, page).read_text("utf-8") == made, "run python docs/make_recipe_reference.py"
     leaves = list(script.leaves(script.config.Recipe))
     for key, *_ in leaves:
         twin = key.replace("teacher.", "student.", 1) if key.startswith(("teacher.model.", "teacher.train.")) else key

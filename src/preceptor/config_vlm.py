@@ -41,7 +41,9 @@ class DialogueDataConfig(Section):
     split_seed: Seed = 0
     """Which groups and rows are drawn; apart from `seed`."""
     max_image_bytes: Positive = 64 * 2**20
+    """A larger image file is refused before it is decoded."""
     max_image_pixels: Positive = 64_000_000
+    """An image of more pixels is refused before it is decoded."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that read ahead."""
     phantom: PhantomConfig = PhantomConfig()
@@ -60,16 +62,22 @@ class NewVlmConfig(Section):
     """A small model with random weights; its tokenizer is learnt from the training texts."""
 
     family: Family = "qwen2_vl"
+    """Of its layers."""
     size: Literal["tiny", "small"] = "tiny"
+    """About 1.5 and 14 million parameters."""
     vocabulary_size: Annotated[int, Field(ge=256)] = 2000
+    """Most byte pairs that are learnt, besides the special tokens."""
     language_model: Folder | None = None
     """A causal language model whose weights the text tower starts from, with its own tokenizer."""
 
 
 class LoraConfig(Section):
     rank: Positive = 16
+    """Rank of the adapters' product."""
     alpha: PositiveNumber = 32
+    """The product is scaled by alpha over rank."""
     dropout: Fraction = 0.05
+    """Before the adapters."""
 
 
 class VlmConfig(Section):
@@ -146,6 +154,7 @@ class PseudoLabelConfig(Section):
     """Whether the divergence is scaled by the temperature squared; the published code does not."""
     curriculum: CurriculumConfig = CurriculumConfig()
     max_new_tokens: Positive = 64
+    """Of an answer; one that has not ended by then is left out."""
 
 
 class ReflectionConfig(Section):
@@ -164,6 +173,7 @@ class ReflectionConfig(Section):
     candidates: Positive = 4
     """Corrections that are sampled; the best is kept."""
     temperature: PositiveNumber = 0.7
+    """Of the sampled corrections."""
     tau: Fraction = 0.5
     """An answer whose similarity to the truth is less fails ..."""
     overlap: Fraction = 0.5
@@ -171,6 +181,7 @@ class ReflectionConfig(Section):
     form: Literal["two_turns", "plain"] = "two_turns"
     """How a correction is learnt: after the wrong answer and a request to look again, or as the answer."""
     max_new_tokens: Positive = 64
+    """Of an answer and of a correction."""
 
 
 class SelectionConfig(Section):
@@ -179,6 +190,7 @@ class SelectionConfig(Section):
     candidates: Positive = 5
     """1: plain decoding."""
     temperature: PositiveNumber = 0.7
+    """Of the sampled answers."""
     box_weight: Fraction = 0.5
     """Part of the boxes' overlap in the similarity of two answers; the rest is the text's."""
 
@@ -201,7 +213,9 @@ class ClinkdConfig(Section):
 
 class AnswerConfig(Section):
     batch_size: Positive = 32
+    """Dialogues that are answered at a time."""
     max_new_tokens: Positive = 64
+    """Of an answer."""
 
 
 class GroundingReport(Section):

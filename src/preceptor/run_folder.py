@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from preceptor.errors import UserError
+
+FINAL = ("clinkd", "distilled")
+"""The stages whose model a recipe of several stages is about, the first that is there."""
 
 
 @contextlib.contextmanager
@@ -35,10 +39,17 @@ def start_afresh(folder: Path) -> None:
 
 def student_folder(folder: Path) -> Path:
     """Return the model folder of a run, a stage or a model folder itself."""
-    for candidate in (folder, folder / "student", folder / "distilled" / "student"):
+    for candidate in (folder, folder / "student", *(folder / stage / "student" for stage in FINAL)):
         if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
             return candidate
     raise UserError(
         f"{folder} holds no trained model: expected config.json and model.safetensors in it, in {folder}/student or in "
-        f"{folder}/distilled/student"
+        f"{folder}/{FINAL[-1]}/student"
     )
+
+
+def holds_vlm(folder: Path) -> bool:
+    """Return whether a model folder holds a vision-language model."""
+    from preceptor.models.guided_rope import FAMILIES
+
+    return json.loads((folder / "config.json").read_text("utf-8")).get("model_type") in FAMILIES

@@ -23,7 +23,7 @@ from preceptor.evaluate.run import evaluate_bundle, write_predictions
 from preceptor.files import json_lines, write_text
 from preceptor.models.bundle import VqaBundle
 from preceptor.recipe_text import load_any_recipe
-from preceptor.run_folder import student_folder
+from preceptor.run_folder import holds_vlm, student_folder
 from preceptor.task import Batch
 from preceptor.types import Sample
 
@@ -73,10 +73,15 @@ def _answers(bundle: VqaBundle, batch: Batch, top: int) -> list[dict[str, Any]]:
 
 
 def answer_image(run: Path, image: Path, question: str, top: int) -> dict[str, Any]:
-    """Return the `top` answers to a question about an image file."""
+    """Return the `top` answers to a question about an image file; of a vision-language model its one answer."""
     if not question.strip():
         raise UserError("--question is empty")
     load_image(image)  # a broken file is named before the model is loaded
+    folder = student_folder(run)
+    if holds_vlm(folder):
+        from preceptor.dialogues.serve import answer_with_boxes
+
+        return answer_with_boxes(folder, image, question)
     bundle = VqaBundle.load(run)
     sample = Sample("question", image, question, ("",), "open", "", "test")
     examples = VqaExamples([sample], bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, DataConfig())

@@ -79,7 +79,8 @@ def test_each_stage_adds_its_part(trained):
 
 def test_every_student_takes_the_same_number_of_steps(trained):
     run = trained / "run"
-    steps = {stage: results(run / stage)["training"]["steps"] for stage in ("supervised", "guided", "distilled", "clinkd")}
+    students = ("supervised", "guided", "distilled", "clinkd")
+    steps = {stage: results(run / stage)["training"]["steps"] for stage in students}
     prior = [json.loads(line)["step"] for line in (run / "prior" / "metrics.jsonl").read_text().splitlines()][-1]
     assert steps["supervised"] == steps["guided"]
     assert steps["distilled"] == steps["clinkd"]
@@ -116,7 +117,8 @@ def test_the_verbs(trained):
         evaluate_vlm(folder, recipe(trained), "phantom-grounding/given/strikt", trained / "again", whole=False)
     image = next((trained / "phantom" / "images").iterdir())
     said = answer_with_boxes(folder, image, "what imaging modality is this?")
-    assert set(said) == {"id", "answer", "boxes", "confidence"}
+    assert said["answers"][0]["answer"]
+    assert 0 < said["answers"][0]["probability"] <= 1
     assert check_dialogues(recipe(trained))["findings"] == []
     image.write_bytes(image.read_bytes()[:100])
     broken = check_dialogues(recipe(trained))["findings"]

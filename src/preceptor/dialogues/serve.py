@@ -48,24 +48,17 @@ def evaluate_vlm(
     return results
 
 
-def holds_vlm(folder: Path) -> bool:
-    """Return whether a model folder holds a vision-language model."""
-    from preceptor.models.guided_rope import FAMILIES
-
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    return config.get("model_type") in FAMILIES
-
-
 def answer_with_boxes(folder: Path, image: Path, question: str) -> dict[str, Any]:
-    """Return a model's answer to a question about an image file, with the boxes in it in thousandths."""
-    if not question.strip():
-        raise UserError("--question is empty")
-    load_image(image)  # a broken file is named before the model is loaded
+    """Return a model's answer to a question about an image file, with the boxes in it in thousandths.
+
+    Its `probability` is the mean one of its tokens.
+    """
     vlm = GroundedVlm.load(folder).eval()
     dialogue = Dialogue("question", (image,), ((question, ""),), "mia", "", "", "test")
     (answers,) = vlm.generate([dialogue], max_new_tokens=128, sureness=True)
     boxes = [found.box for found in find_boxes(answers[0].text) if found.box is not None]
-    return {"id": "question", "answer": answers[0].text, "boxes": boxes, "confidence": answers[0].confidence}
+    said = {"answer": answers[0].text, "probability": answers[0].confidence}
+    return {"id": "question", "answers": [said], "boxes": boxes}
 
 
 def check_dialogues(recipe: VlmRecipe) -> dict[str, Any]:
