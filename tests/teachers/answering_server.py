@@ -94,7 +94,7 @@ def serving(
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
             elif what == "hang":
-                ended.wait(30)
+                ended.wait(300)
                 self.close_connection = True
             elif what == "half":
                 text = json.dumps(answer(body)).encode()

@@ -128,19 +128,19 @@ def test_killed_at_any_moment_it_ends_as_if_undisturbed(tmp_path):
     file = file_of(tmp_path, 60)
     with serving() as asked:
         process = start(file, asked.url, tmp_path / "whole")
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
     with serving(delay=0.1) as asked:
         for point in (1, 17, 35, 50):
             process = start(file, asked.url, tmp_path / "cut")
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while len(lines(tmp_path / "cut")) < point:
                 assert time.monotonic() < deadline
                 assert process.poll() is None
                 time.sleep(0.01)
             process.kill()
-            assert process.wait(60) == -signal.SIGKILL
+            assert process.wait(300) == -signal.SIGKILL
             assert len(lines(tmp_path / "cut")) < 60
-        assert start(file, asked.url, tmp_path / "cut").wait(60) == 0
+        assert start(file, asked.url, tmp_path / "cut").wait(300) == 0
         # Asked anew is only what was under way: at most eight at a time, four times.
         assert 60 <= len(asked.bodies) <= 60 + 4 * 8
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
@@ -151,13 +151,13 @@ def test_interrupted_it_keeps_what_it_has(tmp_path):
     file = file_of(tmp_path, 30)
     with serving(lambda number, body: "hang" if number >= 12 else None) as asked:
         process = start(file, asked.url, tmp_path / "store")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(asked.bodies) < 13 or len(lines(tmp_path / "store")) < 12:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        # The server would hang for another half a minute.
-        assert process.wait(15) == 130
+        # The server would hang for another five minutes.
+        assert process.wait(120) == 130
     assert process.stderr is not None
     said = process.stderr.read()
     assert "interrupted; what is answered is kept" in said

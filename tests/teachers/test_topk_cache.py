@@ -292,14 +292,14 @@ def test_killed_at_any_moment_it_ends_byte_equal(folder, vlm, tmp_path):
     partial = tmp_path / ".cut.partial"
     for point in (1, 9, 20):
         process = subprocess.Popen(command, env=environment)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(list(partial.glob("block-*"))) < point:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.001)
         process.kill()
-        assert process.wait(60) == -signal.SIGKILL
+        assert process.wait(300) == -signal.SIGKILL
         assert not (tmp_path / "cut").exists()
-    assert subprocess.run(command, env=environment, timeout=120).returncode == 0
+    assert subprocess.run(command, env=environment, timeout=600).returncode == 0
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
     assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["rows"] == 25
