@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,5 @@ def test_lessons(form):
     assert taught.turns == (
         (("question 1?", WRONG), (AGAIN, RIGHT)) if form == "two_turns" else (("question 1?", RIGHT),)
     )
+    silent = replace(correction, wrong=" ")
+    assert lesson(ROWS[1], silent, form).turns == (("question 1?", RIGHT),)

@@ -14,6 +14,7 @@ from preceptor.dialogues.read import read_recipe_dialogues
 from preceptor.dialogues.run import run_vlm
 from preceptor.dialogues.serve import answer_with_boxes, check_dialogues, evaluate_vlm
 from preceptor.errors import UserError
+from preceptor.evaluate import dialogues
 from preceptor.models.grounded_vlm import GroundedVlm
 from tests.fault.tiny import CLINKD
 
@@ -29,8 +30,20 @@ def recipe(root: Path, **changes) -> VlmRecipe:
     return VlmRecipe.model_validate(raw | changes)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_java():
+    """Texts are scored by Java programs, each of which takes seconds to start; test_dialogues has them."""
+
+    def missing() -> None:
+        raise UserError("caption scores need Java")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dialogues, "require_captions", missing)
+        yield
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
+def trained(tmp_path_factory, without_java) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("clinkd")

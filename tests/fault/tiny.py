@@ -48,7 +48,7 @@ name: tiny-clinkd
 stages: [teacher, clinkd]
 data:
   name: phantom-grounding
-  tasks: [roc, mia]
+  tasks: [roc]
   train_share: 0.5
   unlabelled: rest
   test_rows: 2

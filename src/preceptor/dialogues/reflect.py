@@ -77,10 +77,14 @@ def explain(row: Dialogue, wrong: str) -> str:
 
 
 def lesson(row: Dialogue, correction: Correction, form: str) -> Dialogue:
-    """Return the dialogue that teaches a correction; its last answer alone is learnt."""
+    """Return the dialogue that teaches a correction; its last answer alone is learnt.
+
+    Where nothing was answered there is nothing to look at again, and the correction is learnt as the answer.
+    """
     question = row.turns[-1][0]
     taught = (question, correction.wrong), (AGAIN, correction.corrected)
-    turns = taught if form == "two_turns" else ((question, correction.corrected),)
+    said = form == "two_turns" and correction.wrong.strip()
+    turns = taught if said else ((question, correction.corrected),)
     return replace(row, turns=(*row.turns[:-1], *turns))
 
 

@@ -95,12 +95,7 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
     rows = [Lesson(row) for row in room.data.part("train")]
     part = Part(name, folder, source, rows, 1 - share, corrector=corrector)
     vlm, task, progress = train_part(part, room, config, method)
-    results = finish_stage(name, folder, room, vlm, task, progress, selective=name == recipe.stages[-1])
-    if taught is not None:
-        results["pseudo_labels"] = taught
-        if state.is_main_process:
-            write_text(folder / "results.json", json.dumps(results, indent=1))
-    return results
+    return finish_stage(name, folder, room, vlm, task, progress, selective=name == recipe.stages[-1], taught=taught)
 
 
 def compare_stages(root: Path, stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -222,11 +222,12 @@ def identity(
 
 def finish_stage(
     name: VlmStage, folder: Path, room: Seminar, vlm: GroundedVlm, task: ClinkdTask, progress: Progressed, *,
-    selective: bool,
+    selective: bool, taught: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Answer the test part with the model that was kept, score it, write the run folder and return its results.
 
-    With `selective` several answers are sampled too, and the choice among them is scored beside.
+    With `selective` several answers are sampled too, and the choice among them is scored beside. `taught` is what
+    results say of pseudo-labels.
     """
     recipe, data = room.recipe, room.data
     config = recipe.teacher if name == "teacher" else recipe.student
@@ -253,6 +254,8 @@ def finish_stage(
         "provenance": {"guidance": vlm.guidance.settings(), "training": config.model.training},
         "training": progress.summary(config.train.batch_size),
     }  # fmt: skip
+    if taught is not None:
+        results["pseudo_labels"] = taught
     if task.buffer.rounds:
         kept = task.buffer.corrections[-20:]
         by_id = {row.id: row for row in data.part("train")}

@@ -6,6 +6,7 @@ A row is what a predictions file holds: ``id, task, modality, question, target, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, get_args
 
 import numpy as np
@@ -103,9 +104,14 @@ def _f1(row: Row) -> float:
 def _captions(rows: Sequence[Row], possible: bool) -> dict[str, float | None]:
     if not possible:
         return dict.fromkeys((*METRICS, "mbmr"))
-    ids = [f"{i}" for i in range(len(rows))]
-    references = {id: [row["target"]] for id, row in zip(ids, rows, strict=True)}
-    return dict(caption_scores(references, {id: row["prediction"] for id, row in zip(ids, rows, strict=True)}))
+    return dict(_scored_texts(tuple((row["target"], row["prediction"]) for row in rows)))
+
+
+@lru_cache(maxsize=256)
+def _scored_texts(pairs: tuple[tuple[str, str], ...]) -> dict[str, float]:
+    """Return the scores of (target, prediction) pairs; kept, as both protocols ask for the same, and Java is slow."""
+    references = {f"{i}": [target] for i, (target, _) in enumerate(pairs)}
+    return caption_scores(references, {f"{i}": prediction for i, (_, prediction) in enumerate(pairs)})
 
 
 def row_score(row: Row, protocol: str) -> float | None:
