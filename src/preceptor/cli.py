@@ -124,6 +124,7 @@ def predict(
     table: Annotated[Path | None, typer.Option(help="CSV or JSONL with image and question.")] = None,
     output: Output = None,
     top: Annotated[int, typer.Option(min=1, help="How many answers to show.")] = 3,
+    modality: Annotated[str, typer.Option(help="With --image: ct, mr, x, ..., where a model needs it.")] = "",
     case: Annotated[
         list[Path] | None, typer.Option(help="Case to segment: its folder, a 4-D file, or one --case per file.")
     ] = None,
@@ -143,7 +144,7 @@ def predict(
     if table is not None and image is None and question is None:
         answers = answer_table(run, table, output, top)
     elif image is not None and question is not None and table is None:
-        answers = [answer_image(run, image, question, top)]
+        answers = [answer_image(run, image, question, top, modality)]
     else:
         raise UserError("predict needs --image FILE with --question TEXT, --table FILE, or --case FOLDER")
 

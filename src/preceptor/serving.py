@@ -72,8 +72,9 @@ def _answers(bundle: VqaBundle, batch: Batch, top: int) -> list[dict[str, Any]]:
     return rows
 
 
-def answer_image(run: Path, image: Path, question: str, top: int) -> dict[str, Any]:
-    """Return the `top` answers to a question about an image file; of a vision-language model its one answer."""
+def answer_image(run: Path, image: Path, question: str, top: int, modality: str = "") -> dict[str, Any]:
+    """Return the `top` answers to a question about an image file; of a vision-language model its one answer, for which
+    some need to know the image's `modality`."""
     if not question.strip():
         raise UserError("--question is empty")
     load_image(image)  # a broken file is named before the model is loaded
@@ -81,7 +82,7 @@ def answer_image(run: Path, image: Path, question: str, top: int) -> dict[str, A
     if holds_vlm(folder):
         from preceptor.dialogues.serve import answer_with_boxes
 
-        return answer_with_boxes(folder, image, question)
+        return answer_with_boxes(folder, image, question, modality)
     bundle = VqaBundle.load(run)
     sample = Sample("question", image, question, ("",), "open", "", "test")
     examples = VqaExamples([sample], bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, DataConfig())

@@ -128,15 +128,31 @@ def test_the_verbs(trained):
     assert found["protocols"]["phantom-grounding/given/strict"]["tasks"]["roc"] == old["tasks"]["roc"]
     with pytest.raises(UserError, match=r"did you mean 'phantom-grounding/given/strict'"):
         evaluate_vlm(folder, recipe(trained), "phantom-grounding/given/strikt", trained / "again", whole=False)
-    image = next((trained / "phantom" / "images").iterdir())
-    said = answer_with_boxes(folder, image, "what imaging modality is this?")
+    image = min((trained / "phantom" / "images").iterdir())
+    with pytest.raises(UserError, match="give --modality, one of ct, mr"):
+        answer_with_boxes(folder, image, "what imaging modality is this?")
+    said = answer_with_boxes(folder, image, "what imaging modality is this?", "mr")
     assert said["answers"][0]["answer"]
     assert 0 < said["answers"][0]["probability"] <= 1
     assert check_dialogues(recipe(trained))["findings"] == []
-    image.write_bytes(image.read_bytes()[:100])
-    broken = check_dialogues(recipe(trained))["findings"]
-    assert len(broken) == 1
-    assert broken[0]["severity"] == "error"
+
+
+def test_doctor_lists_broken_images_and_faulty_boxes(tmp_path, trained):
+    images = sorted((trained / "phantom" / "images").iterdir())[:2]
+    (tmp_path / "good.png").write_bytes(images[0].read_bytes())
+    (tmp_path / "cut.png").write_bytes(images[1].read_bytes()[:100])
+    box = "<|box_start|>(900,0),(100,50)<|box_end|>"
+    rows = [
+        {"id": name, "image": f"{name}.png", "conversations": [
+            {"from": "human", "value": "Where is it?"}, {"from": "gpt", "value": answer}]}
+        for name, answer in (("good", box), ("cut", "nowhere"))
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = recipe(trained, data={"name": "sharegpt", "root": str(tmp_path / "rows.jsonl"), "boxes": "repair"})
+    found = {f["severity"]: f for f in check_dialogues(config)["findings"]}
+    assert found["error"]["file"] == "cut.png"
+    assert found["error"]["ids"] == ["cut"]
+    assert "1 boxes are swapped corners" in found["warning"]["reason"]
 
 
 def test_the_student_is_an_ordinary_checkpoint(trained):

@@ -16,6 +16,7 @@ from preceptor.errors import UserError, nearest
 from preceptor.evaluate.dialogues import DESCRIBES, score_rows
 from preceptor.files import json_lines, write_text
 from preceptor.models.grounded_vlm import GroundedVlm
+from preceptor.models.guided_rope import MODALITIES
 from preceptor.types import Dialogue
 
 
@@ -48,13 +49,19 @@ def evaluate_vlm(
     return results
 
 
-def answer_with_boxes(folder: Path, image: Path, question: str) -> dict[str, Any]:
+def answer_with_boxes(folder: Path, image: Path, question: str, modality: str = "") -> dict[str, Any]:
     """Return a model's answer to a question about an image file, with the boxes in it in thousandths.
 
-    Its `probability` is the mean one of its tokens.
+    Its `probability` is the mean one of its tokens. `modality` is Med-GRIT's word for the image, which a model needs
+    whose positions it guides. Raises UserError where that is not known.
     """
     vlm = GroundedVlm.load(folder).eval()
-    dialogue = Dialogue("question", (image,), ((question, ""),), "mia", "", "", "test")
+    if vlm.guidance.kind == "clip" and modality not in MODALITIES:
+        raise UserError(
+            f"this model counts positions by an image's modality, and it is {modality!r}; give --modality, one of "
+            f"{', '.join(MODALITIES)}"
+        )
+    dialogue = Dialogue("question", (image,), ((question, ""),), "mia", modality, "", "test")
     (answers,) = vlm.generate([dialogue], max_new_tokens=128, sureness=True)
     boxes = [found.box for found in find_boxes(answers[0].text) if found.box is not None]
     said = {"answer": answers[0].text, "probability": answers[0].confidence}

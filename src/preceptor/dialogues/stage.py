@@ -25,8 +25,10 @@ from preceptor.evaluate.machine import QUESTIONS, machine, versions
 from preceptor.evaluate.selection import Similarity
 from preceptor.files import json_lines, sha256, write_text
 from preceptor.methods.clinkd import ClinkdTask, WordTeacher
+from preceptor.models.dialogue_encoder import ModalityRows
 from preceptor.models.grounded_vlm import GroundedVlm, LoraSettings
 from preceptor.models.guided_rope import MODALITIES, Guidance
+from preceptor.models.modality_clip import ModalityClip, modality_probabilities
 from preceptor.models.sentences import choose_similarity
 from preceptor.processes import processes
 from preceptor.recipe_text import differences, dump_recipe
@@ -49,6 +51,19 @@ class Seminar:
     @cached_property
     def similarity(self) -> Similarity:
         return choose_similarity(self.recipe.method.similarity, allow_downloads=self.recipe.allow_downloads)
+
+    @cached_property
+    def modality_rows(self) -> ModalityRows | None:
+        """What says which modality an image is, where a CLIP-like model is named; else the data set's own word."""
+        scorer = self.recipe.method.guidance.scorer
+        if self.recipe.method.guidance.kind != "clip" or scorer is None:
+            return None
+        clip = ModalityClip.load(scorer, allow_downloads=self.recipe.allow_downloads)
+        paths = list(dict.fromkeys(image for row in self.data.dialogues for image in row.images))
+        with processes().main_process_first():
+            found = modality_probabilities(paths, clip, file=self.recipe.output_folder / "modalities.json")
+        known = dict(zip(paths, found, strict=True))
+        return lambda dialogue: torch.stack([known[image] for image in dialogue.images])
 
     def source(self, config: VlmConfig, name: str) -> str:
         """Return the checkpoint that a model starts from; a new one is made in the output folder where none is named.
@@ -76,7 +91,7 @@ class Seminar:
             vlm = GroundedVlm.load(
                 source, training=config.training, guidance=guidance, max_pixels=config.max_pixels,
                 lora=LoraSettings(config.lora.rank, config.lora.alpha, config.lora.dropout), cut_off=config.cut_off,
-                dtype=torch.float32, allow_downloads=self.recipe.allow_downloads,
+                dtype=torch.float32, allow_downloads=self.recipe.allow_downloads, modality_rows=self.modality_rows,
             )  # fmt: skip
         if config.gradient_checkpointing:
             vlm.checkpoint_activations()
@@ -170,7 +185,10 @@ def train_part(
         resume=recipe.resume == "auto", title=part.name, start=start,
     )  # fmt: skip
     progress = fit(task, job, train)
-    kept = GroundedVlm.load(part.folder / "student", max_pixels=config.model.max_pixels, cut_off=config.model.cut_off)
+    kept = GroundedVlm.load(
+        part.folder / "student", max_pixels=config.model.max_pixels, cut_off=config.model.cut_off,
+        modality_rows=room.modality_rows,
+    )  # fmt: skip
     return kept.to(processes().device), task, progress
 
 
