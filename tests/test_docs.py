@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from preceptor.cli import app
+from preceptor.config_vlm import VlmRecipe
 from preceptor.config_volumes import SegmentationRecipe
 from preceptor.errors import UserError
 from preceptor.recipe_text import known_keys, load_any_recipe, recipe_names
@@ -20,7 +21,7 @@ from preceptor.recipe_text import known_keys, load_any_recipe, recipe_names
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
-KEYS = {*known_keys(), *known_keys(SegmentationRecipe)}
+KEYS = {*known_keys(), *known_keys(SegmentationRecipe), *known_keys(VlmRecipe)}
 VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 TAKES_RECIPE = ("train", "cache", "doctor")
 
@@ -147,8 +148,8 @@ def test_recipe_reference_is_up_to_date() -> None:
     spec.loader.exec_module(script)
     page = script.PAGE.read_text("utf-8")
     assert page == script.make_page(), "run python docs/make_recipe_reference.py"
-    for page, made in (("LCKD_PAGE", script.make_lckd_page()), ("CLINKD_PAGE", script.make_clinkd_page())):
-        assert getattr(script, page).read_text("utf-8") == made, "run python docs/make_recipe_reference.py"
+    for other, made in (("LCKD_PAGE", script.make_lckd_page()), ("CLINKD_PAGE", script.make_clinkd_page())):
+        assert getattr(script, other).read_text("utf-8") == made, "run python docs/make_recipe_reference.py"
     leaves = list(script.leaves(script.config.Recipe))
     for key, *_ in leaves:
         twin = key.replace("teacher.", "student.", 1) if key.startswith(("teacher.model.", "teacher.train.")) else key

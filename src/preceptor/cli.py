@@ -69,11 +69,16 @@ def _run(recipe, as_json: bool) -> None:
 
 
 def _log_to_stderr() -> None:
-    logging.getLogger("preceptor").setLevel(logging.INFO)
-    if main_process() and not logging.getLogger("preceptor").handlers:
+    log = logging.getLogger("preceptor")
+    log.setLevel(logging.INFO)
+    for handler in log.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stderr)  # in a process that calls main again, it may be another one
+            return
+    if main_process():
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
-        logging.getLogger("preceptor").addHandler(handler)
+        log.addHandler(handler)
 
 
 @app.command()

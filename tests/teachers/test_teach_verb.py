@@ -116,7 +116,14 @@ def start(file: Path, url: str, output: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "preceptor", "teach", file, "--endpoint", url, "--model", "m", "--output", output,
                "--yes", "--temperature", "0.5", "--candidates", "2"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=_hears_interrupts
+    )
+
+
+def _hears_interrupts() -> None:
+    """A shell starts its background jobs, and so whatever runs the tests, deaf to SIGINT; children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def lines(output: Path) -> list[str]:

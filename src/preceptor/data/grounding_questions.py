@@ -30,7 +30,6 @@ _PLACES = {
 }  # fmt: skip
 
 
-
 @dataclass(frozen=True)
 class Picture:
     """An image that is asked about. `key` stands for it in ids; `modality` is Med-GRIT's word, `shown_as` the one that

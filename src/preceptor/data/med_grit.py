@@ -60,6 +60,25 @@ def read_med_grit(
     return data
 
 
+PARTS: dict[Part, tuple[str, ...]] = {
+    "train": ("train.json",), "validation": ("validation.json", "val.json"), "test": ("test.json",),
+}  # fmt: skip
+"""What the file of each part may be called."""
+
+
+def read_med_grit_folder(root: Path, images: Path | None = None, *, boxes: Policy = "refuse") -> DialogueData:
+    """Read the parts that a folder holds (`PARTS`); images lie in `images`, by default in images/ or beside the files.
+
+    Raises UserError where the folder holds none of them, and as `read_med_grit`.
+    """
+    there = {part: root / name for part, names in PARTS.items() for name in names if (root / name).is_file()}
+    if not there:
+        raise UserError(f"{root} holds no train.json, validation.json or test.json; name the files of Med-GRIT so")
+    if images is None:
+        images = root / "images" if (root / "images").is_dir() else root
+    return read_med_grit(there, images, boxes=boxes)
+
+
 def task_of(turns: Sequence[tuple[str, str]]) -> GroundingTask:
     """Return the task of a dialogue: vg where an answer holds boxes; else roc or rc where a question does, by the
     length of the answer; else mia."""

@@ -13,7 +13,10 @@ from preceptor.data.splits import note_leaks, subsample
 from preceptor.errors import UserError, nearest
 from preceptor.types import Part, Sample, VqaData
 
-FOLDERS = {"vqa-rad": "vqa_rad", "vqa-med-2019": "vqa_med_2019", "slake": "slake", "path-vqa": "path_vqa"}
+FOLDERS = {
+    "vqa-rad": "vqa_rad", "vqa-med-2019": "vqa_med_2019", "slake": "slake", "path-vqa": "path_vqa",
+    "slake-grounding": "slake", "med-grit": "med_grit",
+}  # fmt: skip
 """The folder of each data set under PRECEPTOR_DATA."""
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
@@ -218,4 +221,7 @@ def shared_folder(name: str, folder: str) -> Path:
     """Return where a data set's folder lies under PRECEPTOR_DATA. Raises UserError where that is not set."""
     if shared := os.environ.get("PRECEPTOR_DATA"):
         return Path(shared) / folder
-    raise UserError(f"data.name={name} needs data.root=FOLDER, or PRECEPTOR_DATA set to the folder above {folder}/")
+    raise UserError(
+        f"{name} needs its folder, as data.root=FOLDER in a recipe or --root FOLDER, or PRECEPTOR_DATA set to the "
+        f"folder above {folder}/"
+    )

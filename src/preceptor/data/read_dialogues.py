@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
 
 from preceptor.data.boxes import Policy
-from preceptor.data.med_grit import modality_of, read_med_grit
-from preceptor.data.read import IMAGE_ENDINGS
+from preceptor.data.med_grit import modality_of, read_med_grit_folder
+from preceptor.data.read import FOLDERS, IMAGE_ENDINGS, shared_folder
 from preceptor.data.sharegpt import read_sharegpt
 from preceptor.data.slake_grounding import read_slake_grounding
 from preceptor.errors import UserError, nearest
-from preceptor.types import Dialogue, DialogueData, Part
-
-FOLDERS = {"slake-grounding": "slake", "med-grit": "med_grit"}
-"""The folder of each data set under PRECEPTOR_DATA."""
+from preceptor.types import Dialogue, DialogueData
 
 
 def read_dialogues(
@@ -41,7 +36,7 @@ def read_dialogues(
     """
     path = Path(name)
     if name in READERS:
-        return READERS[name](root or _shared(name), boxes)
+        return READERS[name](root or shared_folder(name, FOLDERS[name]), boxes)
     if path.suffix.lower() in (".json", ".jsonl"):
         if not path.is_file():
             raise UserError(f"there is no file {path}; give a .json or .jsonl file of dialogues")
@@ -56,21 +51,10 @@ def _slake(root: Path, boxes: Policy) -> DialogueData:
 
 
 def _med_grit(root: Path, boxes: Policy) -> DialogueData:
-    parts: dict[Part, Path] = {part: root / f"{part}.json" for part in get_args(Part) if part != "unlabelled"}
-    there = {part: file for part, file in parts.items() if file.is_file()}
-    if not there:
-        raise UserError(f"{root} holds no train.json, validation.json or test.json; name the files of Med-GRIT so")
-    images = root / "images"
-    return read_med_grit(there, images if images.is_dir() else root, boxes=boxes)
+    return read_med_grit_folder(root, boxes=boxes)
 
 
 READERS: dict[str, Callable[[Path, Policy], DialogueData]] = {"slake-grounding": _slake, "med-grit": _med_grit}
-
-
-def _shared(name: str) -> Path:
-    if shared := os.environ.get("PRECEPTOR_DATA"):
-        return Path(shared) / FOLDERS[name]
-    raise UserError(f"{name} needs --root FOLDER, or PRECEPTOR_DATA set to the folder above {FOLDERS[name]}/")
 
 
 def _read_images(folder: Path, questions: Sequence[str]) -> DialogueData:

@@ -51,10 +51,15 @@ def _read(config: DialogueDataConfig, scratch: Path) -> DialogueData:
     if config.name == "slake-grounding":
         from preceptor.data.slake_grounding import read_slake_grounding
 
-        return read_slake_grounding(root or shared_folder(config.name, FOLDERS["slake"]), language=config.language)
+        return read_slake_grounding(
+            root or shared_folder(config.name, FOLDERS["slake-grounding"]), language=config.language
+        )
     images = Path(config.images) if config.images else None
     if config.name == "med-grit":
-        return _med_grit(config, root, images)
+        from preceptor.data.med_grit import read_med_grit_folder
+
+        root = root or shared_folder(config.name, FOLDERS["med-grit"])
+        return _parted(read_med_grit_folder(root, images, boxes=config.boxes), config)
     if root is None:
         raise UserError("data.name=sharegpt needs data.root=FILE, the JSON or JSONL of the dialogues")
     from preceptor.data.sharegpt import read_sharegpt
@@ -65,20 +70,11 @@ def _read(config: DialogueDataConfig, scratch: Path) -> DialogueData:
     )  # fmt: skip
 
 
-def _med_grit(config: DialogueDataConfig, root: Path | None, images: Path | None) -> DialogueData:
-    """Read ``train.json``, ``test.json`` and, where there is one, ``validation.json`` or ``val.json`` of a folder."""
-    from preceptor.data.med_grit import read_med_grit
-
-    if root is None or not (root / "train.json").is_file():
-        raise UserError(f"data.name=med-grit needs data.root=FOLDER with train.json and test.json, not {root}")
-    names: dict[Part, tuple[str, ...]] = {
-        "train": ("train.json",), "validation": ("validation.json", "val.json"), "test": ("test.json",),
-    }  # fmt: skip
-    files = {part: root / name for part, known in names.items() for name in known if (root / name).is_file()}
-    data = read_med_grit(files, images or root / "images", boxes=config.boxes)
+def _parted(data: DialogueData, config: DialogueDataConfig) -> DialogueData:
+    """Return Med-GRIT with the parts that its folder has no file of, cut from the training images."""
     fractions: dict[Part, float] = {"test": config.test_fraction, "validation": config.validation_fraction}
     for part, fraction in fractions.items():
-        if part not in files:
+        if not data.part(part):
             data.dialogues = cut(data.dialogues, part, fraction, config.split_seed)
             data.notes.append(f"There is no {part}.json: {fraction:.0%} of the training images are its {part} part.")
     return data

@@ -20,9 +20,7 @@ from preceptor.models.guided_rope import MODALITIES
 from preceptor.types import Dialogue
 
 
-def evaluate_vlm(
-    folder: Path, recipe: VlmRecipe, protocol: str | None, target: Path, *, whole: bool
-) -> dict[str, Any]:
+def evaluate_vlm(folder: Path, recipe: VlmRecipe, protocol: str | None, target: Path, *, whole: bool) -> dict[str, Any]:
     """Score a model on the test part of its own or other data; with `whole`, write results.json to `target` too.
 
     Raises UserError for an unknown protocol.

@@ -330,7 +330,10 @@ def _trained(model: Any, training: Training, lora: LoraSettings) -> Any:
         model.model.visual.requires_grad_(False)
     if training != "lora":
         return model
-    from peft import LoraConfig, get_peft_model
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UserError("training=lora needs peft: pip install 'preceptor[lora]'; or take frozen_vision") from None
 
     return get_peft_model(
         model,

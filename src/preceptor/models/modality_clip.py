@@ -45,8 +45,8 @@ def by_name(modality: str, images: int = 1) -> Tensor:
             f"modality {modality!r} has no row in the guidance table{nearest(modality, MODALITIES)}; name it so in the "
             "data, or let a CLIP model say (method.guidance.scorer)"
         )
-    return torch.nn.functional.one_hot(torch.tensor(MODALITIES.index(modality)), len(MODALITIES)).float().repeat(
-        images, 1
+    return (
+        torch.nn.functional.one_hot(torch.tensor(MODALITIES.index(modality)), len(MODALITIES)).float().repeat(images, 1)
     )
 
 

@@ -1,5 +1,4 @@
-"""The report of a grounded vision-language run: what each part of the method adds, on one page that needs nothing else.
-"""
+"""The report of a grounded vision-language run: what each part of the method adds, on one page."""
 
 from __future__ import annotations
 

@@ -240,4 +240,3 @@ def _label(line: bytes) -> Label | None:
         return Label(**{**row, **lists})
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-

@@ -93,5 +93,3 @@ def run(
         "with_confidence": len(known), "mean_confidence": sum(known) / len(known) if known else None,
         "notes": lesson.notes,
     }  # fmt: skip
-
-
