@@ -71,10 +71,8 @@ def _run(recipe, as_json: bool) -> None:
 def _log_to_stderr() -> None:
     log = logging.getLogger("preceptor")
     log.setLevel(logging.INFO)
-    for handler in log.handlers:
-        if type(handler) is logging.StreamHandler:
-            handler.setStream(sys.stderr)  # in a process that calls main again, it may be another one
-            return
+    for before in [handler for handler in log.handlers if type(handler) is logging.StreamHandler]:
+        log.removeHandler(before)  # stderr may be another one where a process calls main again
     if main_process():
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))

@@ -87,7 +87,7 @@ def test_named_sets(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"holds no train\.json"):
         read_dialogues("med-grit", tmp_path)
     monkeypatch.delenv("PRECEPTOR_DATA")
-    with pytest.raises(UserError, match="slake-grounding needs --root FOLDER, or PRECEPTOR_DATA"):
+    with pytest.raises(UserError, match=r"slake-grounding needs its folder, .* --root FOLDER, or PRECEPTOR_DATA"):
         read_dialogues("slake-grounding")
     with pytest.raises(UserError, match="did you mean 'med-grit'"):
         read_dialogues("med-grid")
