@@ -45,6 +45,7 @@ VARIANTS: dict[str, list[str]] = {
     "late": ["method.teachers=multi", "method.cross_modal.start=0.3", "method.cross_modal.ramp=0.2"],
     "full": ["method.cross_modal.weight=0", "method.full.weight=1"],
     "full_features": ["method.cross_modal.weight=0", "method.full.weight=1", "method.full.features=0.1"],
+    "full_unlabelled": ["method.cross_modal.weight=0", "method.full.weight=1", "data.unlabelled=rest"],
     "multi_and_full": ["method.teachers=multi", "method.full.weight=1"],
 }  # fmt: skip
 

@@ -52,6 +52,11 @@ class VolumeDataConfig(Section):
     """Share of all cases, by patient, where no split or fold gives a test part."""
     split_seed: Seed = 0
     """Which patients validate and test; apart from `seed`."""
+    train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training cases, by patient, whose masks are used."""
+    unlabelled: Literal["none", "rest"] = "none"
+    """rest: what `train_share` leaves out is there without its masks, and so are training cases that have none. What
+    the teacher of `method.full` segments from all modalities stands in for them, for a network that sees a subset."""
     spacing: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
     """Voxel size in mm (from feet to head, front to back, side to side) that cases are resampled to; default: their
     own. Predictions are written on the source's grid."""
@@ -220,4 +225,6 @@ class SegmentationRecipe(OutputFolder):
         needs = "distilled" in self.stages and "teacher" not in self.stages and self.method.full.weight > 0
         if needs and not self.method.teaching_run:
             raise ValueError("method.full needs the stage 'teacher' before 'distilled', or method.teaching_run=RUN")
+        if self.data.unlabelled == "rest" and "distilled" in self.stages and self.method.full.weight == 0:
+            raise ValueError("data.unlabelled=rest needs method.full.weight above 0: its teacher segments these cases")
         return self

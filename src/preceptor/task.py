@@ -21,7 +21,7 @@ class Batch:
     `tensors` are what the task computes with (for VQA: `pixels` (B, 3, h, w) float, `input_ids` (B, L) int64,
     `attention_mask` (B, L) int64, `labels` (B,) int64 with -100 for an answer outside the classes; for volumes:
     `images` (B, N, D, H, W) float, zero where a modality is missing, `available` (B, N) bool, `masks` (B, R, D, H, W)
-    float, one channel per region). `ids` are data set
+    float, one channel per region, `labelled` (B,) bool, False where the masks are unknown and 0). `ids` are data set
     ids, for error messages and predictions. `keys` are content keys, one per sample: a hash of the image file's bytes,
     the question and the augmentation view; a cached teacher is addressed by them, never by position. `skipped` are the
     ids of rows that were drawn and left out because their image is broken.

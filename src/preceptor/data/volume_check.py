@@ -42,7 +42,7 @@ def _check_case(case: Case, data: CaseData, max_voxels: int, hashes: dict[Path, 
     files = [*case.images.items(), *([("mask", case.mask)] if case.mask else [])]
     if not case.images:
         say(None, f"case {case.id} has no image; give at least one modality")
-    if case.mask is None:
+    if case.mask is None and case.part != "unlabelled":
         say(None, f"case {case.id} has no label map; only a case with one can be trained on or scored")
     for name, file in files:
         try:

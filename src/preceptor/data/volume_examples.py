@@ -161,16 +161,20 @@ class VolumeExamples(Dataset):
             if settings.broken == "raise":
                 raise
             return self.cases[index].id
-        if case.label is None:
-            raise VolumeError(f"case {self.cases[index].id} has no label map; only cases with one can be trained on")
+        label = case.label
+        if label is None:
+            own = self.cases[index]
+            if own.part != "unlabelled":
+                raise VolumeError(f"case {own.id} has no label map; only cases with one can be trained on")
+            label = np.zeros(case.shape, np.uint8)
         rng = np.random.default_rng([self.seed, int(key[:15], 16), epoch])
         size = draw_size(settings.patch_size, settings.augment, rng)
         probability = settings.foreground_probability
-        images, label = draw_patch(case.images, case.label[case.box], size, rng, foreground_probability=probability)
-        images, label = resize(images, settings.patch_size), resize(label, settings.patch_size)
-        images, label = augment_patch(images, label, case.available, settings.augment, rng)
+        images, patch = draw_patch(case.images, label[case.box], size, rng, foreground_probability=probability)
+        images, patch = resize(images, settings.patch_size), resize(patch, settings.patch_size)
+        images, patch = augment_patch(images, patch, case.available, settings.augment, rng)
         return {"id": self.cases[index].id, "key": key, "images": images, "available": case.available,
-                "masks": to_regions(label, self.regions)}  # fmt: skip
+                "masks": to_regions(patch, self.regions), "labelled": np.array(case.label is not None)}  # fmt: skip
 
     def whole(self, index: int) -> WholeCase:
         """Return the whole case, not augmented, for evaluation. Raises VolumeError whatever the policy."""
@@ -189,6 +193,7 @@ class VolumeExamples(Dataset):
             "images": ((len(self.modalities), *size), torch.float32),
             "available": ((len(self.modalities),), torch.bool),
             "masks": ((len(self.regions), *size), torch.float32),
+            "labelled": ((), torch.bool),
         }
         tensors = {
             name: torch.from_numpy(np.stack([row[name] for row in rows])).to(kind)

@@ -76,16 +76,26 @@ class LckdTask(Task):
         shown = show(batch["available"], c.dropping, self.progress)
         found = self.student(batch["images"], shown)
         loss = LossTerms()
-        masks = batch["masks"]
+        masks, theirs = batch["masks"], self._theirs(batch)
+        if theirs is not None:  # stands in for the masks of cases that have none
+            known = batch["labelled"][:, None, None, None, None]
+            masks = torch.where(known, masks, (theirs.logits > 0).to(masks.dtype))
         loss.add("dice", dice_loss(found.logits, masks), c.loss.dice)
         loss.add("bce", bce_loss(found.logits, masks, c.loss.bce_reduction), c.loss.bce)
         if self.election is not None:
             loss.add(
                 "cross_modal", self._cross_modal(found, shown, masks).sum(), schedule(c.cross_modal, self.progress)
             )
-        if self._full:
-            self._from_full(loss, batch, found, shown)
+        if theirs is not None:
+            self._from_full(loss, batch, found, shown, theirs)
         return loss
+
+    def _theirs(self, batch: Batch) -> Segmentation | None:
+        """Return what the teacher that sees all modalities segments; None without one."""
+        if not self._full:
+            return None
+        with torch.no_grad():
+            return self._full[0](batch["images"], batch["available"])
 
     def _cross_modal(self, found: Segmentation, shown: Tensor, masks: Tensor) -> Tensor:
         """Return (B,): mean over the levels that are compared, summed over regions that teach apart."""
@@ -116,10 +126,10 @@ class LckdTask(Task):
         found = [self.projectors(f"{level} {name}", last[:, i]) for i, name in enumerate(names)]
         return torch.stack(found, dim=1).movedim(-1, 2)
 
-    def _from_full(self, loss: LossTerms, batch: Batch, found: Segmentation, shown: Tensor) -> None:
+    def _from_full(
+        self, loss: LossTerms, batch: Batch, found: Segmentation, shown: Tensor, theirs: Segmentation
+    ) -> None:
         term, weight = self.config.full, schedule(self.config.full, self.progress)
-        with torch.no_grad():
-            theirs = self._full[0](batch["images"], batch["available"])
         loss.add("full/output", binary_kl(found.logits, theirs.logits, term.temperature).sum(), weight)
         if term.features > 0:
             mine = mean_available(found.features[-1], shown)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from preceptor.config_volumes import SegmentationRecipe, VolumeDataConfig
 from preceptor.data.brats import read_volumes
 from preceptor.data.phantom_cases import SPLIT, write_phantom_cases
+from preceptor.data.splits import groups_of_share
 from preceptor.data.volume_examples import VolumeExamples, VolumeSettings
 from preceptor.errors import UserError
-from preceptor.types import CaseData, Part
+from preceptor.types import Case, CaseData, Part
 
 
 def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Part, ...] = ("train", "validation", "test")):
@@ -37,6 +39,7 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Part, ...]
             validation_fraction=config.validation_fraction, test_fraction=config.test_fraction, seed=config.split_seed,
             name=config.name,
         )  # fmt: skip
+    _thin(data, config)
     for part in needed:
         if not data.part(part):
             raise UserError(
@@ -44,6 +47,28 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Part, ...]
                 "data.test_fraction"
             )
     return data
+
+
+def _thin(data: CaseData, config: VolumeDataConfig) -> None:
+    """Leave `data` the masks of `config.train_share` of the training cases, and take in cases without masks."""
+    kept = groups_of_share(data.cases, config.train_share, config.split_seed)
+    if config.train_share < 1:
+        data.notes.append(f"trained on {config.train_share:.0%} of the training cases (data.train_share)")
+    cases: list[Case] = []
+    for case in data.cases:
+        masked = case.group in kept and (case.mask is not None or config.unlabelled == "none")
+        if case.part != "train" or masked:
+            cases.append(case)
+        elif config.unlabelled == "rest":
+            cases.append(replace(case, part="unlabelled", mask=None))
+    data.cases = cases
+    if config.unlabelled == "rest":
+        number = len(data.part("unlabelled"))
+        if not number:
+            raise UserError(
+                "data.unlabelled=rest finds no case: all have masks, and data.train_share is 1; set it below 1"
+            )
+        data.notes.append(f"Beside them {number} cases without masks (data.unlabelled).")
 
 
 def settings(config: VolumeDataConfig, *, augmented: bool) -> VolumeSettings:
@@ -55,6 +80,9 @@ def settings(config: VolumeDataConfig, *, augmented: bool) -> VolumeSettings:
     )  # fmt: skip
 
 
-def examples(recipe: SegmentationRecipe, data: CaseData, part: Part, seed: int) -> VolumeExamples:
-    """Return the examples of a part; those of training are augmented."""
-    return VolumeExamples(data.part(part), data, settings(recipe.data, augmented=part == "train"), seed=seed)
+def examples(
+    recipe: SegmentationRecipe, data: CaseData, part: Part, seed: int, *, unlabelled: bool = False
+) -> VolumeExamples:
+    """Return the examples of a part; those of training are augmented. With `unlabelled` its cases follow."""
+    cases = data.part(part) + (data.part("unlabelled") if unlabelled else [])
+    return VolumeExamples(cases, data, settings(recipe.data, augmented=part == "train"), seed=seed)

@@ -60,9 +60,10 @@ def train_stage(
     if recipe.resume == "never" and state.is_main_process:
         start_afresh(folder)
     state.wait_for_everyone()
-    train, held_out = (examples(recipe, data, part, recipe.seed) for part in ("train", "validation"))
+    labelled, held_out = len(data.part("train")), examples(recipe, data, "validation", recipe.seed)
+    train = examples(recipe, data, "train", recipe.seed, unlabelled=name == "distilled")
     network = build_network(recipe, data, recipe.seed)
-    every = max(1, round(method.election.every * len(train) / recipe.train.batch_size))
+    every = max(1, round(method.election.every * labelled / recipe.train.batch_size))
     task = LckdTask(
         network, method, distil=name == "distilled", votes=lambda student: votes(student, held_out, recipe),
         vote_every=every, full=full.to(state.device) if full is not None and method.full.weight > 0 else None,
@@ -91,7 +92,7 @@ def train_stage(
 
     job = Job(
         folder=folder, loader=lambda batches: train.loader(batches, recipe.data.workers), samples=len(train),
-        epoch_samples=len(train), validate=validate, export=export, identity=identity(recipe, data, method, task),
+        epoch_samples=labelled, validate=validate, export=export, identity=identity(recipe, data, method, task),
         differences=differences, seed=recipe.seed, skip_limit=recipe.data.skip_limit, resume=recipe.resume == "auto",
         title=name, start=start,
     )  # fmt: skip
@@ -167,6 +168,7 @@ def evaluate(
             "name": data.name, "split": data.split, "sha256": data.fingerprint(),
             "test_sha256": data.fingerprint("test"),
             **{part: len(data.part(part)) for part in ("train", "validation", "test")},
+            **({"unlabelled": len(data.part("unlabelled"))} if data.part("unlabelled") else {}),
         },
     }  # fmt: skip
     return results, rows
