@@ -8,6 +8,7 @@ from torch.distributions import Bernoulli, kl_divergence
 
 from preceptor.config_volumes import LckdConfig
 from preceptor.distill.cross_modal import cross_modal
+from preceptor.distill.segmentation_loss import bce_loss, dice_loss
 from preceptor.methods.lckd import LckdTask, binary_kl, mean_available
 from preceptor.models.multimodal_unet import MultimodalUNet, MultimodalUNetConfig
 from preceptor.task import Batch
@@ -27,7 +28,8 @@ def batch(rows: int = 2, seed: int = 0) -> Batch:
     masks = (torch.rand(rows, 3, 16, 16, 16, generator=g) < 0.2).float()
     images = torch.randn(rows, 4, 16, 16, 16, generator=g) * available[:, :, None, None, None]
     names = [f"case{i}" for i in range(rows)]
-    return Batch({"images": images, "available": available, "masks": masks}, names, names)
+    labelled = torch.ones(rows, dtype=torch.bool)
+    return Batch({"images": images, "available": available, "masks": masks, "labelled": labelled}, names, names)
 
 
 SCORES = torch.tensor([[0.1, 0.2, 0.9], [0.0, 0.0, 0.1], [0.8, 0.7, 0.3], [0.1, 0.3, 0.8]])
@@ -151,6 +153,28 @@ def test_a_full_teacher_is_not_trained_and_teaches_nothing_to_its_equal():
     with torch.no_grad():
         next(full.parameters()).add_(1)
     assert t.full_fingerprint != before
+
+
+def test_what_the_full_teacher_segments_stands_in_for_masks_that_are_unknown():
+    student, full = network(), network(seed=1).eval()
+    config = LckdConfig.model_validate(
+        {"name": "lckd", "dropping": ALL, "cross_modal": {"weight": 0}, "full": {"weight": 1.0}}
+    )
+    b = batch()
+    known = b["masks"].clone()
+    b.tensors["labelled"] = torch.tensor([True, False])
+    b.tensors["masks"][1] = 0
+    student.eval()
+    with torch.no_grad():
+        found = student(b["images"], b["available"]).logits
+        theirs = full(b["images"], b["available"]).logits
+        loss = LckdTask(student, config, full=full)(b)
+    hard = (theirs[1:] > 0).float()
+    assert 0 < float(hard.mean()) < 1
+    for name, of in (("dice", dice_loss), ("bce", bce_loss)):
+        expected = of(found[:1], known[:1]) + of(found[1:], hard)
+        torch.testing.assert_close(loss.sums[name], expected)
+    torch.testing.assert_close(loss.sums["full/output"], binary_kl(found, theirs, 2.0).sum())
 
 
 def test_binary_kl_is_that_of_bernoulli_variables():

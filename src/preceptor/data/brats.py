@@ -34,6 +34,7 @@ def read_volumes(
     test_fraction: float = 0.2,
     seed: int = 0,
     name: str = "brats",
+    unlabelled: bool = False,
 ) -> CaseData:
     """Read the cases of a folder or a table, and divide them into parts.
 
@@ -41,6 +42,7 @@ def read_volumes(
     some of them. `regions` are label values by name (default: those of BraTS or of dataset.json). Parts come from
     `split_file`, else from the table's split column, else from `fold` of `folds` (the fold is the test part), else
     they are cut by patient; fractions are of all cases. A split without a validation part has one cut from training.
+    Cases without a label map are left out; with `unlabelled` those of the training part are there as part `unlabelled`.
 
     Raises:
         UserError: nothing is found, a setting does not fit, or a patient is in two parts.
@@ -49,8 +51,8 @@ def read_volumes(
     if not root.exists():
         raise UserError(f"data.root={root} does not exist; give the folder of the cases, or a table of them")
     found = _found(root, chosen)
-    cases = _usable(found, root)
-    known = checked_regions(regions) if regions is not None else _regions(found, cases)
+    cases = _usable(found, root, unlabelled)
+    known = checked_regions(regions) if regions is not None else _regions(found, [c for c in cases if c.mask])
     split_by = f"fold-{fold}-of-{folds}" if fold is not None else "by-patient"
     given = split_file or (root if found.split_given else None)
     if given is not None and fold is not None:
@@ -70,6 +72,7 @@ def read_volumes(
             found.notes.append(
                 f"{given.name} has no validation part: {validation_fraction:.0%} of training is cut off."
             )
+    cases = _told_apart(cases, found.notes)
     lacking = sum(len(case.images) < len(found.modalities) for case in cases)
     if lacking:
         found.notes.append(f"{lacking} of {len(cases)} cases lack one or more of {', '.join(found.modalities)}.")
@@ -84,15 +87,26 @@ def _found(root: Path, modalities: tuple[str, ...] | None) -> Found:
     return find_files(root, modalities)
 
 
-def _usable(found: Found, root: Path) -> list[Case]:
-    """Return the cases that have a label map, each with its modalities in order."""
+def _told_apart(cases: list[Case], notes: list[str]) -> list[Case]:
+    """Return the cases with training cases that have no label map as part `unlabelled`; held out they are of no use."""
+    found = [replace(c, part="unlabelled") if c.mask is None and c.part == "train" else c for c in cases]
+    kept = [case for case in found if case.mask is not None or case.part == "unlabelled"]
+    if len(kept) < len(found):
+        notes.append(f"{len(found) - len(kept)} validation or test cases without a label map are left out.")
+    return kept
+
+
+def _usable(found: Found, root: Path, unlabelled: bool) -> list[Case]:
+    """Return the cases, each with its modalities in order; without `unlabelled` only those that have a label map."""
     labelled = [case for case in found.cases if case.mask is not None]
     if not labelled:
         raise UserError(
             f"{root}: none of {len(found.cases)} cases has a label map; name it CASE_seg.nii.gz, or give a table with "
             "the column mask"
         )
-    if len(labelled) < len(found.cases):
+    if unlabelled:
+        labelled = found.cases
+    elif len(labelled) < len(found.cases):
         found.notes.append(f"{len(found.cases) - len(labelled)} cases without a label map are left out.")
     return [
         replace(case, images={name: case.images[name] for name in found.modalities if name in case.images})

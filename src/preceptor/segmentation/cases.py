@@ -37,7 +37,7 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Part, ...]
             Path(config.root), modalities=config.modalities, regions=config.regions,
             split_file=Path(config.split_file) if config.split_file else None, fold=config.fold, folds=config.folds,
             validation_fraction=config.validation_fraction, test_fraction=config.test_fraction, seed=config.split_seed,
-            name=config.name,
+            name=config.name, unlabelled=config.unlabelled == "rest",
         )  # fmt: skip
     _thin(data, config)
     for part in needed:
@@ -56,8 +56,7 @@ def _thin(data: CaseData, config: VolumeDataConfig) -> None:
         data.notes.append(f"trained on {config.train_share:.0%} of the training cases (data.train_share)")
     cases: list[Case] = []
     for case in data.cases:
-        masked = case.group in kept and (case.mask is not None or config.unlabelled == "none")
-        if case.part != "train" or masked:
+        if case.part != "train" or case.group in kept:
             cases.append(case)
         elif config.unlabelled == "rest":
             cases.append(replace(case, part="unlabelled", mask=None))
