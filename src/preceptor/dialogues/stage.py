@@ -80,7 +80,7 @@ class Seminar:
             new = config.new
             new_vlm(
                 folder, corpus(self.data), family=new.family, size=new.size, seed=self.recipe.seed,
-                vocabulary_size=new.vocabulary_size, max_pixels=config.max_pixels,
+                vocabulary_size=new.vocabulary_size, max_pixels=config.max_pixels, language_model=new.language_model,
             )  # fmt: skip
         return str(folder)
 
