@@ -20,7 +20,8 @@ CASES = {
     "ms_patient19": {"lesion": (1,)},
 }
 SETTINGS = [
-    "data.name=brats", "data.intensity=percentile", "data.patch_size=[32, 32, 32]", "data.augment=none",
+    "data.name=brats", "data.train_share=1", "data.unlabelled=none",
+    "data.intensity=percentile", "data.patch_size=[32, 32, 32]", "data.augment=none",
     "data.foreground_probability=0.5", "model.channels=[16, 32, 64]", "train.batch_size=2",
     "train.learning_rate=2e-3", "train.select=last", "method.dropping.start=0.6", "method.dropping.ramp=0.8",
     "train.epochs=5000", "train.evaluate_every=5000", "train.checkpoint_every=500", "evaluation.overlap=0.25",

@@ -149,7 +149,7 @@ def test_known_keys_reach_the_leaves():
         ("stages=[alone, alone]", "each once"),
         ("data.modalities=[t1, t1]", "each once"),
         ("method.election.initial=ct", "not among data.modalities"),
-        ("method.full.weight=1", "needs the stage 'teacher'"),
+        ("stages=[distilled]", "needs the stage 'teacher'"),
         ("method.name=lckdd", "did you mean 'lckd'"),
     ],
 )

@@ -8,7 +8,7 @@ from preceptor.recipe_text import load_any_recipe
 from preceptor.segmentation.cases import examples, read_cases
 
 SMALL = ["data.phantom.train=5", "data.phantom.validation=2", "data.phantom.test=2", "data.phantom.size=32",
-         "data.patch_size=[16, 16, 16]"]  # fmt: skip
+         "data.patch_size=[16, 16, 16]", "data.train_share=1", "data.unlabelled=none"]  # fmt: skip
 
 
 def recipe(*overrides: str) -> SegmentationRecipe:
@@ -20,7 +20,7 @@ def recipe(*overrides: str) -> SegmentationRecipe:
 def test_what_the_share_leaves_out_is_there_without_its_masks(tmp_path):
     whole = read_cases(recipe().data, tmp_path)
     thin = read_cases(recipe("data.train_share=0.4").data, tmp_path)
-    rest = recipe("data.train_share=0.4", "data.unlabelled=rest", "method.full.weight=1", "stages=[teacher, distilled]")
+    rest = recipe("data.train_share=0.4", "data.unlabelled=rest")
     both = read_cases(rest.data, tmp_path)
     assert len(whole.part("train")) == 5
     assert len(thin.part("train")) == len(both.part("train")) == 2
@@ -47,7 +47,7 @@ def test_cases_that_never_had_masks_are_taken_in_or_refused(tmp_path):
     plain = recipe(*here)
     with pytest.raises(UserError, match=f"case '{first.id}' is not in the data"):
         read_cases(plain.data, tmp_path)
-    rest = recipe(*here, "data.unlabelled=rest", "method.full.weight=1", "stages=[teacher, distilled]")
+    rest = recipe(*here, "data.unlabelled=rest")
     data = read_cases(rest.data, tmp_path)
     assert [case.id for case in data.part("unlabelled")] == [first.id]
     assert len(data.part("train")) == 4
@@ -55,7 +55,7 @@ def test_cases_that_never_had_masks_are_taken_in_or_refused(tmp_path):
 
 def test_unlabelled_needs_a_teacher_and_cases(tmp_path):
     with pytest.raises(UserError, match=r"method\.full\.weight above 0"):
-        recipe("data.train_share=0.4", "data.unlabelled=rest")
-    rest = recipe("data.unlabelled=rest", "method.full.weight=1", "stages=[teacher, distilled]")
+        recipe("data.train_share=0.4", "data.unlabelled=rest", "method.full.weight=0")
+    rest = recipe("data.unlabelled=rest")
     with pytest.raises(UserError, match=r"set it below 1"):
         read_cases(rest.data, tmp_path)
