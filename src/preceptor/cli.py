@@ -413,6 +413,14 @@ def show_recipe(name: Annotated[str, typer.Argument(help="Name of a shipped reci
     print(recipe_text(name)[0], end="")
 
 
+@recipes_app.command("accelerate")
+def accelerate_configuration(name: Annotated[str, typer.Argument(help="fsdp2 or fsdp2-zero2.")]) -> None:
+    """Print the place of a shipped configuration, for `accelerate launch --config_file`."""
+    from preceptor.recipe_text import accelerate_file
+
+    print(accelerate_file(name))
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
     try:

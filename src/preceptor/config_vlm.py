@@ -78,6 +78,8 @@ class LoraConfig(Section):
     """The product is scaled by alpha over rank."""
     dropout: Fraction = 0.05
     """Before the adapters."""
+    base: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the weights that the adapters stand beside are held, and saved; adapters learn in float32."""
 
 
 class VlmConfig(Section):
@@ -209,6 +211,8 @@ class ClinkdConfig(Section):
     they share."""
     teaching_run: Folder | None = None
     """A trained run, or a checkpoint, that teaches instead of this recipe's teacher stage."""
+    teacher_offload: Literal["none", "cpu"] = "none"
+    """cpu: the teacher's weights rest in the CPU's memory and are on the GPU only while it answers or is read from."""
 
 
 class AnswerConfig(Section):

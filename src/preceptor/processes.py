@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import TypeVar
+
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=2)
+"""How long a process waits for another: while the first one has a teacher answer a data set, the rest do."""
 
 
 def processes() -> PartialState:
@@ -12,4 +21,12 @@ def processes() -> PartialState:
     Every room asks here: a first `PartialState()` without `cpu` would leave the processes of a launcher on a CPU each
     to itself, all writing the same folder.
     """
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+
+
+def agreed(value: T) -> T:
+    """Return the first process's `value` on every process. What each reads of a folder, or counts in floating point,
+    may differ from what the first one did, and then they would no longer do the same."""
+    if processes().num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]

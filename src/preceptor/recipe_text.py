@@ -25,6 +25,15 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+def accelerate_file(name: str) -> Path:
+    """Return the place of a shipped configuration for `accelerate launch`; raise UserError where there is none."""
+    folder = Path(str(resources.files("preceptor") / "recipes" / "accelerate"))
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"there is no accelerate configuration {name!r}{nearest(name, names)}")
+    return folder / f"{name}.yaml"
+
+
 def recipe_text(name: str) -> tuple[str, str]:
     """Return (text, place) of a recipe: a shipped name or the path of a YAML file."""
     if name in recipe_names():

@@ -12,8 +12,17 @@ from typing import Any
 from preceptor.config_vlm import VlmRecipe, VlmStage
 from preceptor.dialogues.examples import Lesson
 from preceptor.dialogues.read import read_recipe_dialogues
-from preceptor.dialogues.stage import Part, Seminar, asker, finish_stage, stage_method, train_part
-from preceptor.dialogues.teaching import CACHE, STORE, load_teacher, pseudo_lessons, summary, word_teacher
+from preceptor.dialogues.stage import Part, Seminar, finish_stage, stage_method, train_part
+from preceptor.dialogues.teaching import (
+    CACHE,
+    STORE,
+    OnlineWords,
+    corrector,
+    load_teacher,
+    pseudo_lessons,
+    summary,
+    word_teacher,
+)
 from preceptor.evaluate.dialogues import compare
 from preceptor.evaluate.machine import QUESTIONS, versions
 from preceptor.files import write_text
@@ -80,6 +89,7 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
     asked = share > 0 and (method.pseudo_labels.store is None or method.pseudo_labels.logits != "none")
     teacher = load_teacher(room) if corrects or asked else None
     taught = None
+    beside = teacher.config if teacher is not None and recipe.method.teacher_offload == "none" else None
     if share > 0:
         lessons = pseudo_lessons(room, teacher)
         taught = summary(lessons, method.pseudo_labels, teacher)
@@ -88,12 +98,16 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
         words = None
         if teacher is not None:
             words = word_teacher(room, teacher, room.load(source, config.model, None, recipe.seed), lessons)
-        part = Part(PRIOR, recipe.output_folder / PRIOR, source, lessons, share, prior=True, teacher=words)
+        online = isinstance(words, OnlineWords) and teacher is not None
+        part = Part(
+            PRIOR, recipe.output_folder / PRIOR, source, lessons, share, prior=True, teacher=words,
+            beside=teacher.config if online else beside,
+        )  # fmt: skip
         train_part(part, room, config, prior)
         source = str(part.folder / "student")
-    corrector = asker(teacher, reflection.max_new_tokens, recipe.answers.batch_size) if teacher is not None else None
+    corrects_by = corrector(room, teacher) if teacher is not None else None
     rows = [Lesson(row) for row in room.data.part("train")]
-    part = Part(name, folder, source, rows, 1 - share, corrector=corrector)
+    part = Part(name, folder, source, rows, 1 - share, corrector=corrects_by, beside=beside)
     vlm, task, progress = train_part(part, room, config, method)
     return finish_stage(name, folder, room, vlm, task, progress, selective=name == recipe.stages[-1], taught=taught)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ from preceptor.config_vlm import VlmRecipe
 from preceptor.data.boxes import find_boxes
 from preceptor.data.images import ImageError, load_image
 from preceptor.dialogues.answer import answer_greedily
+from preceptor.dialogues.memory import available, described, expected, sentence, warning
 from preceptor.dialogues.read import describe_dialogues, read_recipe_dialogues
-from preceptor.dialogues.stage import PROTOCOLS
+from preceptor.dialogues.stage import PROTOCOLS, Seminar
 from preceptor.errors import UserError, nearest
 from preceptor.evaluate.dialogues import DESCRIBES, score_rows
 from preceptor.files import json_lines, write_text
 from preceptor.models.grounded_vlm import GroundedVlm
 from preceptor.models.guided_rope import MODALITIES
-from preceptor.types import Dialogue
+from preceptor.run_folder import student_folder
+from preceptor.types import Dialogue, DialogueData
 
 
 def evaluate_vlm(folder: Path, recipe: VlmRecipe, protocol: str | None, target: Path, *, whole: bool) -> dict[str, Any]:
@@ -83,11 +86,44 @@ def check_dialogues(recipe: VlmRecipe) -> dict[str, Any]:
     for fault, count in data.faults.items():
         reason = f"{count} boxes are {fault}; data.boxes={recipe.data.boxes} says what is done about them"
         findings.append({"severity": "warning", "ids": [], "file": "", "reason": reason})
+    memory = []
+    if data.part("train") and not any(finding["severity"] == "error" for finding in findings):
+        memory, doubts = check_memory(recipe, data)
+        findings += [{"severity": "warning", "ids": [], "file": "", "reason": reason} for reason in doubts]
     return {
-        "name": data.name, "split": data.split, "notes": data.notes,
+        "name": data.name, "split": data.split, "notes": [*data.notes, *memory],
         "rows": {part: len(data.part(part)) for part in ("train", "validation", "test")},
         "images": len(users), "findings": findings,
     }  # fmt: skip
+
+
+def check_memory(recipe: VlmRecipe, data: DialogueData) -> tuple[list[str], list[str]]:
+    """Return how much memory each model's training takes of a device, and what is wrong with that."""
+    said, doubts, teacher = [], [], None
+    taught = {"distilled", "clinkd"} & set(recipe.stages)
+    stays = recipe.method.teacher_offload == "none" or recipe.method.pseudo_labels.logits == "online"
+    with tempfile.TemporaryDirectory() as scratch:
+        room = Seminar(recipe.model_copy(update={"output": scratch}), data)
+        for role, config in (("teacher", recipe.teacher), ("student", recipe.student)):
+            run = recipe.method.teaching_run if role == "teacher" else None
+            if role == "teacher" and "teacher" not in recipe.stages and not (run and taught):
+                continue
+            try:
+                source = str(student_folder(Path(run))) if run and Path(run).is_dir() else run
+                source = source or room.source(config.model, role)
+                model, encoder = described(config.model, source, recipe.allow_downloads)
+                if role == "student" or "teacher" in recipe.stages:
+                    beside = teacher if taught and stays else None
+                    rows = data.part("train")
+                    parts, there = expected(recipe, config, model, encoder, rows, beside), available()
+                    said.append(sentence(f"memory to train the {role}", parts, there))
+                    doubt = warning(f"training the {role}", parts, there, config, recipe)
+                    doubts += [doubt] if doubt else []
+            except UserError as error:
+                doubts.append(f"the memory that the {role} takes is not estimated: {error}")
+                continue
+            teacher = model if role == "teacher" else teacher
+    return said, doubts
 
 
 def report_dialogues(run: Path, recipe: VlmRecipe) -> Path:

@@ -17,6 +17,7 @@ import torch
 from preceptor.config_vlm import STAGE_ADDS, ClinkdConfig, VlmConfig, VlmRecipe, VlmRunConfig, VlmStage
 from preceptor.dialogues.answer import answer_greedily, answer_selectively
 from preceptor.dialogues.examples import DialogueExamples, Lesson
+from preceptor.dialogues.memory import announce
 from preceptor.dialogues.read import describe_dialogues
 from preceptor.dialogues.reflect import Ask, Reflector, lesson
 from preceptor.distill.chunked_kl import chunked_cross_entropy
@@ -30,7 +31,7 @@ from preceptor.models.grounded_vlm import GroundedVlm, LoraSettings
 from preceptor.models.guided_rope import MODALITIES, Guidance
 from preceptor.models.modality_clip import ModalityClip, modality_probabilities
 from preceptor.models.sentences import choose_similarity
-from preceptor.processes import processes
+from preceptor.processes import agreed, processes
 from preceptor.recipe_text import differences, dump_recipe
 from preceptor.task import Task
 from preceptor.teachers.reflection import Correction
@@ -39,6 +40,8 @@ from preceptor.train.loop import Job, Progressed, fit
 from preceptor.types import Dialogue, DialogueData
 
 PROTOCOLS = ("birdeval", "strict")
+LEFT_OUT: Any = {"teaching_run": True, "teacher_offload": True, "pseudo_labels": {"store"}}
+"""Settings of the method that change nothing in what is learnt, or are known by a fingerprint."""
 
 
 @dataclass
@@ -86,12 +89,14 @@ class Seminar:
 
     def load(self, source: str, config: VlmConfig, guidance: Guidance | None, seed: int) -> GroundedVlm:
         """Return a model to train. New adapters are drawn from `seed`."""
+        half = config.training == "lora" and config.lora.base == "bfloat16"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             vlm = GroundedVlm.load(
                 source, training=config.training, guidance=guidance, max_pixels=config.max_pixels,
                 lora=LoraSettings(config.lora.rank, config.lora.alpha, config.lora.dropout), cut_off=config.cut_off,
-                dtype=torch.float32, allow_downloads=self.recipe.allow_downloads, modality_rows=self.modality_rows,
+                dtype=torch.bfloat16 if half else torch.float32, allow_downloads=self.recipe.allow_downloads,
+                modality_rows=self.modality_rows,
             )  # fmt: skip
         if config.gradient_checkpointing:
             vlm.checkpoint_activations()
@@ -138,6 +143,8 @@ class Part:
     prior: bool = False
     teacher: WordTeacher | None = None
     corrector: Ask | None = None
+    beside: Any = None
+    """Configuration of a teacher that is on the device while the part is trained."""
 
 
 def train_part(
@@ -178,6 +185,7 @@ def train_part(
     def start() -> None:
         write_text(part.folder / "recipe.yaml", dump_recipe(recipe))
 
+    announce(part.name, recipe, config, vlm.config, vlm.encoder, [one.dialogue for one in part.lessons], part.beside)
     job = Job(
         folder=part.folder, loader=lambda batches: examples.loader(batches, recipe.data.workers),
         samples=len(examples), epoch_samples=len(data.part("train")), validate=validate, export=export,
@@ -233,7 +241,7 @@ def identity(
         "start": sha256(weights) if weights.is_file() else part.source,
         "train": config.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
         "share": part.share,
-        "method": method.model_dump(mode="json", exclude={"teaching_run": True, "pseudo_labels": {"store"}}),
+        "method": method.model_dump(mode="json", exclude=LEFT_OUT),
         "teacher": part.teacher.fingerprint if part.teacher else None,
     }))  # fmt: skip
 
@@ -250,10 +258,11 @@ def finish_stage(
     recipe, data = room.recipe, room.data
     config = recipe.teacher if name == "teacher" else recipe.student
     weights = weights_fingerprint(vlm.base)
-    if (folder / "results.json").is_file():
-        finished = json.loads((folder / "results.json").read_text("utf-8"))
-        if (finished.get("weights_sha256"), finished["data"]["sha256"]) == (weights, data.fingerprint()):
-            return finished
+    file = folder / "results.json"
+    finished = agreed(json.loads(file.read_text("utf-8")) if file.is_file() else None)
+    found = (weights, data.fingerprint())
+    if finished is not None and (finished.get("weights_sha256"), finished["data"]["sha256"]) == found:
+        return finished
     vlm.eval()
     test = data.part("test")
     rows, seconds = answer_greedily(vlm, test, recipe.answers)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from preceptor.config_vlm import PseudoLabelConfig
 from preceptor.dialogues.examples import Lesson
-from preceptor.dialogues.stage import Seminar
+from preceptor.dialogues.reflect import Ask
+from preceptor.dialogues.stage import Seminar, asker
 from preceptor.distill.chunked_kl import HiddenTeacher, TopKTeacher
 from preceptor.distill.curriculum import Curriculum
 from preceptor.errors import UserError
@@ -31,7 +33,10 @@ STORE, CACHE = "pseudo-labels", "teacher-cache"
 
 
 def load_teacher(room: Seminar) -> GroundedVlm:
-    """Return the frozen teacher: `method.teaching_run`, or the stage `teacher` of this recipe."""
+    """Return the frozen teacher: `method.teaching_run`, or the stage `teacher` of this recipe.
+
+    With `method.teacher_offload=cpu` it is on the CPU; `at_work` has it on the device.
+    """
     recipe = room.recipe
     run = recipe.method.teaching_run
     folder = str(student_folder(Path(run))) if run and Path(run).is_dir() else run
@@ -40,7 +45,36 @@ def load_teacher(room: Seminar) -> GroundedVlm:
     vlm = GroundedVlm.load(
         source, max_pixels=config.max_pixels, cut_off=config.cut_off, allow_downloads=recipe.allow_downloads
     )
-    return vlm.to(processes().device).requires_grad_(False).eval()
+    vlm.requires_grad_(False).eval()
+    return vlm if recipe.method.teacher_offload == "cpu" else vlm.to(processes().device)
+
+
+@contextlib.contextmanager
+def at_work(teacher: GroundedVlm, offload: str) -> Iterator[None]:
+    """Have a teacher on the device that computes; with `offload` cpu it was not there, and leaves it again."""
+    if offload == "none":
+        yield
+        return
+    device = processes().device
+    teacher.to(device)
+    try:
+        yield
+    finally:
+        teacher.to("cpu")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # else what it took stays this process's, and the training's peak lies above it
+
+
+def corrector(room: Seminar, teacher: GroundedVlm) -> Ask:
+    """Return what writes corrections in rounds of reflection."""
+    recipe = room.recipe
+    ask = asker(teacher, recipe.method.reflection.max_new_tokens, recipe.answers.batch_size)
+
+    def working(rows: Sequence[Dialogue], candidates: int, temperature: float, seed: int) -> list[list[str]]:
+        with at_work(teacher, recipe.method.teacher_offload):
+            return ask(rows, candidates, temperature, seed)
+
+    return working
 
 
 def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
@@ -55,8 +89,11 @@ def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
     if not config.store:
         assert teacher is not None
         local = LocalTeacher(teacher, max_tokens=config.max_new_tokens, batch_size=recipe.answers.batch_size)
-        with processes().main_process_first():
-            teach(folder, data, [*data.part("train"), *data.part("unlabelled")], local)
+        # The others would each want to write it, and ask again what could not be answered.
+        if processes().is_main_process:
+            with at_work(teacher, recipe.method.teacher_offload):
+                teach(folder, data, [*data.part("train"), *data.part("unlabelled")], local)
+        processes().wait_for_everyone()
     labels = PseudoLabels.open(folder, data)
     if (note := labels.note()) not in data.notes:
         data.notes.append(note)
@@ -70,19 +107,20 @@ def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
 class OnlineWords:
     """The teacher's hidden states, computed with every batch."""
 
-    def __init__(self, teacher: GroundedVlm, student: GroundedVlm) -> None:
-        """Raises UserError where the two do not speak of the same words."""
+    def __init__(self, teacher: GroundedVlm, student: GroundedVlm, offload: str = "none") -> None:
+        """`offload` is `method.teacher_offload`. Raises UserError where the two do not speak of the same words."""
         same_vocabulary(
             student.encoder.tokenizer, teacher.encoder.tokenizer, len(student.lm_head_weight),
             len(teacher.lm_head_weight),
         )  # fmt: skip
-        self.teacher = teacher
+        self.teacher, self.offload = teacher, offload
         self.fingerprint = vlm_fingerprint(teacher)
 
     def words(self, batch: Batch, targets_T: Tensor) -> HiddenTeacher:
-        with torch.no_grad():
+        with torch.no_grad(), at_work(self.teacher, self.offload):
             states = self.teacher.eval()(batch.tensors)
-        return HiddenTeacher(states.hidden, self.teacher.lm_head_weight)
+            # A tensor of its own: a parameter goes to the CPU with its module.
+            return HiddenTeacher(states.hidden, self.teacher.lm_head_weight.detach())
 
 
 class CachedWords:
@@ -107,7 +145,7 @@ def word_teacher(
     if config.logits == "none":
         return None
     if config.logits == "online":
-        return OnlineWords(teacher, student)
+        return OnlineWords(teacher, student, room.recipe.method.teacher_offload)
     dialogues = [lesson.dialogue for lesson in lessons]
     words = len(student.lm_head_weight)
     identity = topk_identity(
@@ -117,7 +155,10 @@ def word_teacher(
     folder, hashes = room.recipe.output_folder / CACHE, ContentHashes()
     with processes().main_process_first():
         if not _holds(folder, identity, dialogues, hashes):
-            write_topk_cache(folder, teacher, dialogues, identity, hashes, batch_size=room.recipe.answers.batch_size)
+            with at_work(teacher, room.recipe.method.teacher_offload):
+                write_topk_cache(
+                    folder, teacher, dialogues, identity, hashes, batch_size=room.recipe.answers.batch_size
+                )
     return CachedWords(TopKCache.open(folder, identity))
 
 

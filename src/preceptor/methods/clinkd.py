@@ -21,9 +21,11 @@ from preceptor.config_vlm import ClinkdConfig
 from preceptor.distill.chunked_kl import HiddenTeacher, TopKTeacher, chunked_cross_entropy, distillation_loss
 from preceptor.distill.curriculum import Curriculum
 from preceptor.models.grounded_vlm import GroundedVlm
+from preceptor.processes import agreed
 from preceptor.task import Batch, LossTerms, Task
 from preceptor.teachers.reflection import Correction, CorrectionBuffer
 from preceptor.train.order import mix_seed
+from preceptor.train.shard import gathered
 
 
 class WordTeacher(Protocol):
@@ -132,7 +134,9 @@ class ClinkdTask(Task):
         while len(self.buffer.rounds) < rounds and progress >= (len(self.buffer.rounds) + 1) / (rounds + 1):
             assert self._reflect is not None
             training = self.student.training
-            self._reflect(len(self.buffer.rounds), self.buffer)
+            with gathered(self):
+                self._reflect(len(self.buffer.rounds), self.buffer)
+            self.buffer = CorrectionBuffer.restore(agreed(self.buffer.state()))
             self.student.train(training)
 
     def task_state(self) -> dict[str, Tensor]:

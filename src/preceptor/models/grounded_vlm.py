@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from preceptor.errors import UserError, nearest
 from preceptor.models.bundle import find_pretrained, no_bars
@@ -191,14 +192,32 @@ class GroundedVlm(nn.Module):
             probabilities=batch.get("modalities"),
             mm_token_type_ids=batch["mm_token_type_ids"],
         )
+        blank = None
+        if not images and any(isinstance(module, FSDPModule) for module in self.base.model.visual.modules()):
+            blank = self._blank_image(places.device)  # where an image would come: the order is the processes' too
         call = {**inputs, **images, "position_ids": places, "use_cache": False}
         if self.guidance.learnable:  # whose gradient passes through the rotation only while attached
             with attach(self.base, self.guidance):
                 states = self.base.model(**call).last_hidden_state
         else:
             states = self.base.model(**call).last_hidden_state
+        if blank is not None:
+            states = states + 0 * blank.to(states.dtype)
         answers = batch["labels"][:, 1:] != IGNORED
         return AnswerStates(states[:, :-1][answers], batch["labels"][:, 1:][answers], answers.nonzero()[:, 0])
+
+    def _blank_image(self, device: torch.device) -> Tensor:
+        """Return a number out of the vision tower. Where it is sharded, every process must run it in every batch: one
+        that has no image would leave the others waiting for its part of the weights."""
+        vision = self.config.vision_config
+        patches = vision.spatial_merge_size**2
+        numbers = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.zeros(patches, numbers, device=device)
+        grid = torch.tensor([[1, vision.spatial_merge_size, vision.spatial_merge_size]], device=device)
+        seen = self.base.model.visual(pixels, grid_thw=grid)
+        # All of its parameters, or processes would sum the gradients of different ones.
+        parts = [seen.pooler_output, *(getattr(seen, "deepstack_features", None) or [])]
+        return torch.stack([part.float().sum() for part in parts]).sum()
 
     @torch.inference_mode()
     def generate(
@@ -302,7 +321,7 @@ class GroundedVlm(nn.Module):
         if adapter:
             self.model.save_pretrained(folder)
         else:
-            self.base.save_pretrained(folder, state_dict=_merged(self.base) if adapted else None)
+            self.base.save_pretrained(folder, state_dict=_merged(self.base) if adapted else _weights(self.base))
         self.encoder.tokenizer.save_pretrained(folder)
         self.encoder.image_processor.save_pretrained(folder)
         for file in self._kept:
@@ -341,11 +360,16 @@ def _trained(model: Any, training: Training, lora: LoraSettings) -> Any:
     )
 
 
+def _weights(base: Any) -> dict[str, Tensor]:
+    """Return the weights by name, tied ones under each: `state_dict`, which would share gathered ones out again."""
+    return {name: value.detach() for name, value in base.named_parameters(remove_duplicate=False)}
+
+
 def _merged(base: Any) -> dict[str, Tensor]:
     """Return the weights of a model with adapters as those of one without: base weights plus the adapters' product."""
     from peft.tuners.lora import LoraLayer
 
-    state = {name: value for name, value in base.state_dict().items() if "lora_" not in name}
+    state = {name: value for name, value in _weights(base).items() if "lora_" not in name}
     for name, layer in base.named_modules():
         if isinstance(layer, LoraLayer):
             weight = f"{name}.base_layer.weight"

@@ -58,8 +58,9 @@ def memory_estimate(
     checkpointing: bool = False,
     teacher: Any = None,
     chunk: int = CHUNK,
+    shares: int = 1,
 ) -> dict[str, int]:
-    """Return bytes by part, for one device that holds everything, and their sum as `total`.
+    """Return bytes by part on one device, and what is needed at once as `total`.
 
     With N parameters of which n learn, b bytes a number of `dtype`, c of the type computed in:
 
@@ -76,7 +77,11 @@ def memory_estimate(
       ``c (12 D + 5 I)`` a layer.
     - `logits`: of the chunked losses, five tables of `chunk` tokens in float32, and in a half precision one of `HELD`
       chunks and, where the output weights learn, the float32 sum of their gradient.
-    - `teacher`: a second model's weights, in the type computed in.
+    - `teacher`: a second model's weights, in the type that its configuration names, else in that computed in.
+    - With `shares` processes that share out the student (FSDP2): weights, gradients and states over their number, and
+      `gathered`, the whole weights N b. These are there while the model validates, answers or is saved, when nothing
+      is kept for a backward pass: of the two the larger counts in `total`. While it trains, of the sharded layers one
+      is gathered at a time, which is left out.
 
     The activations are an estimate, held to within a quarter of what is measured; framework and fragmentation take
     their share above. `tokens` are those of a batch with its padding, `patches` those of its images before merging
@@ -105,16 +110,24 @@ def memory_estimate(
         wide = getattr(vision, "embed_dim", None) or vision.hidden_size
         inner = getattr(vision, "intermediate_size", None) or int(wide * vision.mlp_ratio)
         kept += _layers(patches, computed * (12 * wide + 5 * inner), computed * wide, vision.depth, checkpointing)
+    held = base * size + (counts.total - base) * 4
+    copies = base * computed if autocast and computed < size else 0
     parts = {
-        "weights": base * size + (counts.total - base) * 4 + (base * computed if autocast else 0),
-        "gradients": counts.trained * learnt,
-        "optimizer": counts.trained * learnt * _STATES[optimizer],
+        "weights": held // shares + copies,
+        "gradients": counts.trained * learnt // shares,
+        "optimizer": counts.trained * learnt * _STATES[optimizer] // shares,
         "activations": kept,
         "logits": 5 * chunk * text.vocab_size * 4
         + (HELD * chunk * text.vocab_size * computed + counts.head * 4 if computed < 4 else 0),
-        "teacher": parameter_counts(teacher).total * computed if teacher is not None else 0,
+        "teacher": parameter_counts(teacher).total * (getattr(teacher, "dtype", None) or autocast or dtype).itemsize
+        if teacher is not None
+        else 0,
     }
-    return parts | {"total": sum(parts.values())}
+    total = sum(parts.values())
+    if shares > 1:
+        parts["gathered"] = held
+        total += max(0, held - parts["activations"] - parts["logits"])
+    return parts | {"total": total}
 
 
 def _layers(tokens: int, layer: int, state: int, layers: int, checkpointing: bool) -> int:

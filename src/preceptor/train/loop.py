@@ -36,6 +36,7 @@ from preceptor.train.guards import SkipCounter, offenders, refuse_non_finite
 from preceptor.train.order import StepBatches, mix_seed
 from preceptor.train.progress import Progress
 from preceptor.train.schedule import factor
+from preceptor.train.shard import gathered, is_sharded, shard, shard_settings, share_out, whole
 from preceptor.train.stop import Stop, stop_signals
 from preceptor.train.trackers import MetricsFile
 
@@ -154,7 +155,10 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
 
     Raises UserError for a recipe that changed since the checkpoint, NonFiniteError, Interrupted after a saved stop.
     """
+    settings = shard_settings()
     accelerator = make_accelerator(config, job.folder)
+    if settings is not None and accelerator.num_processes > 1:
+        shard(task, settings, accelerator)
     steps = max(1, round(config.epochs * job.epoch_samples / config.batch_size))
     per_epoch = job.epoch_samples / config.batch_size
     evaluate_every = max(1, round(config.evaluate_every * per_epoch))
@@ -173,7 +177,7 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
     if state.finished:
         return state
     # `prepare` would draw from its own sampler; ours already gives each process its share.
-    model = accelerator.prepare_model(task)
+    model = task if is_sharded(task) else accelerator.prepare_model(task)
     average.to(accelerator.device)
     optimizer = accelerator.prepare_optimizer(optimizer)
     try:
@@ -196,10 +200,14 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
         if accelerator.num_processes > 1:  # each has seen its own share of the rows
             skips.ids.update(gather_object(sorted(skips.ids)))
         state.skipped, state.seconds = sorted(skips.ids), time.monotonic() - begun
-        if accelerator.is_main_process:
+        tensors = {}
+        if accelerator.is_main_process or is_sharded(task):
             tensors = {"task": task.state_dict() | {f"state:{k}": v for k, v in task.task_state().items()},
                        "optimizer": checkpoint.optimizer_tensors(optimizer.optimizer, names),
                        "average": average.values}  # fmt: skip
+        if is_sharded(task):
+            tensors = {name: whole(group, accelerator.is_main_process) for name, group in tensors.items()}
+        if accelerator.is_main_process:
             body = {"progress": asdict(state), "identity": job.identity}
             checkpoint.save(root, state.step, tensors, body, config.keep_checkpoints)
         accelerator.wait_for_everyone()
@@ -230,7 +238,7 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
                     accelerator.log({k: v for k, v in line.items() if k != "step"}, step=state.step)
             progress.advance(state.step)
             if state.step % evaluate_every == 0 or state.step == steps:
-                with average.applied():
+                with average.applied(), gathered(task):
                     last = state.step == steps if config.select == "last" else None
                     _validate(task, job, state, student, accelerator, metrics, progress, last)
                 state.finished = state.step == steps or bool(config.patience and state.worse >= config.patience)
@@ -266,6 +274,7 @@ def _step(model, task, group, accelerator, optimizer, parameters, config, job, s
     window.step_done(counts)
     limit = config.clip_norm if config.clip_norm is not None else math.inf
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    norm = whole({"norm": norm}, keep=True)["norm"]
     # The one synchronisation of a step, and the price of never taking a broken one.
     if not bool(torch.isfinite(norm + accelerator.reduce(loss_sum))):
         guilty = gather_object(offenders(group, lambda one: task(one).total(counts)))
@@ -357,10 +366,13 @@ def _resume(task, optimizer, names, average, root: Path, job: Job, accelerator: 
             "another output=DIR, or start afresh with resume=never"
         )
     extra = {name: value for name, value in tensors["task"].items() if name.startswith("state:")}
-    task.load_state_dict({name: value for name, value in tensors["task"].items() if name not in extra})
+    weights = {name: value for name, value in tensors["task"].items() if name not in extra}
+    task.load_state_dict(share_out(weights, task.state_dict()))
     task.load_task_state({name.removeprefix("state:"): value for name, value in extra.items()})
-    checkpoint.load_optimizer(optimizer, names, tensors["optimizer"])
-    average.load(tensors["average"])
+    parameters = dict(task.named_parameters())
+    moments = {path: parameters[path.rpartition("/")[0]] for path, t in tensors["optimizer"].items() if t.dim()}
+    checkpoint.load_optimizer(optimizer, names, share_out(tensors["optimizer"], moments))
+    average.load(share_out(tensors["average"], parameters))
     return Progressed(**body["progress"])
 
 

@@ -1,0 +1,80 @@
+"""Two processes with a sharded task, of which one has a batch without images: gradients against one process's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
+from PIL import Image
+
+from preceptor.config_vlm import ClinkdConfig
+from preceptor.dialogues.examples import DialogueExamples, Lesson
+from preceptor.methods.clinkd import ClinkdTask
+from preceptor.models.grounded_vlm import GroundedVlm, LoraSettings
+from preceptor.models.new_vlm import new_vlm
+from preceptor.processes import processes
+from preceptor.task import Batch
+from preceptor.train.shard import gathered, shard, whole
+from preceptor.types import Dialogue
+
+TEXTS = ["Where is the liver?", "It is at <|box_start|>(120,345),(567,890)<|box_end|>", "What is it?", "An MR."]
+
+
+def main(folder: Path, family: str, training: str) -> None:
+    state = processes()
+    assert state.num_processes == 2
+    with state.main_process_first():
+        if state.is_main_process:
+            new_vlm(folder / "vlm", TEXTS * 3, family=family, max_pixels=56 * 56)  # type: ignore[arg-type]
+            pixels = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "a.png")
+    rows = [
+        Dialogue("a", (folder / "a.png",), ((TEXTS[0], TEXTS[1]),), "vg", "ct", "g", "train"),
+        Dialogue("b", (), ((TEXTS[2], TEXTS[3]),), "mia", "mr", "h", "train"),
+    ]
+
+    def task() -> ClinkdTask:
+        torch.manual_seed(0)
+        vlm = GroundedVlm.load(folder / "vlm", training=training, lora=LoraSettings(4, 8, 0.0))  # type: ignore[arg-type]
+        return ClinkdTask(vlm.train(), ClinkdConfig())
+
+    alone, shared = task(), task()
+    examples = DialogueExamples([], alone.student.encoder)
+    batches: list[Batch] = [examples.collate([examples.read(Lesson(row))]) for row in rows]
+    for batch in batches:
+        alone(batch).total({"tokens": 2.0}).backward()  # a mean over two processes halves the sum
+    accelerator = Accelerator(cpu=True)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    shard(shared, plugin, accelerator)
+    parts = sum(p.to_local().numel() for p in shared.parameters())  # type: ignore[operator]
+    total = sum(p.numel() for p in alone.parameters())
+    assert 0.4 * total < parts < 0.6 * total, (parts, total)
+    shared(batches[state.process_index]).total({"tokens": 1.0}).backward()
+    gradients = {name: p.grad for name, p in shared.named_parameters() if p.grad is not None}
+    found = whole(gradients, keep=True)
+    checked = 0
+    for name, p in alone.named_parameters():
+        if p.grad is None:
+            assert name not in found or not found[name].any(), name
+            continue
+        worst = (found[name] - p.grad).abs().max()
+        assert worst <= 1e-5 + 1e-4 * p.grad.abs().max(), (name, worst)
+        checked += 1
+    assert checked > 10
+    with gathered(shared):
+        want = alone.student.generate(rows, max_new_tokens=4)
+        assert [a[0].tokens for a in shared.student.generate(rows, max_new_tokens=4)] == [a[0].tokens for a in want]
+    # The layers are shared out again, and the next step is like the first.
+    shared.zero_grad()
+    shared(batches[state.process_index]).total({"tokens": 1.0}).backward()
+    again = whole({name: p.grad for name, p in shared.named_parameters() if p.grad is not None}, keep=True)
+    assert all(torch.allclose(again[name], value, atol=1e-6) for name, value in found.items())
+    print("the same", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])

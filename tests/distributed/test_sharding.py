@@ -1,0 +1,137 @@
+"""ClinKD in two gloo processes: every process knows the same, and FSDP2 learns, keeps and goes on as DDP does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.test_two_processes import ENVIRONMENT
+from tests.fault.tiny import CLINKD, write_recipe
+
+HERE = Path(__file__).parent
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+SETTINGS = ["method.pseudo_labels.curriculum.begin=0.05", "student.model.gradient_checkpointing=true"]
+# Of sums in another order; Adam makes more of them where a gradient is small.
+CLOSE = {"abs": 2e-3, "rel": 2e-3}
+
+
+def command(folder: Path, name: str, *settings: str) -> list[str]:
+    watched = folder / f"{name}-watched"
+    watched.mkdir(exist_ok=True)
+    places = [f"output={folder / name}", f"data.root={folder / 'phantom'}"]
+    recipe = str(write_recipe(folder, CLINKD))
+    return [*TWO, str(HERE / "watched.py"), str(watched), "train", recipe, *places, *SETTINGS, *settings]
+
+
+def finish(arguments: list[str], **more: str) -> str:
+    environment = ENVIRONMENT | {"PYTHONPATH": str(HERE.parents[1])} | more
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=800, env=environment)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout + done.stderr
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    finish(command(folder, "ddp"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fsdp(ddp) -> Path:
+    said = finish(command(ddp, "fsdp", *taught_by(ddp)), **FSDP2)
+    assert "gathered" in said, "the memory of a sharded training"
+    return ddp
+
+
+def taught_by(folder: Path) -> list[str]:
+    return ["stages=[clinkd]", f"method.teaching_run={folder / 'ddp' / 'teacher'}"]
+
+
+def check_rounds(watched: Path) -> None:
+    for number in range(3):
+        first, second = (json.loads((watched / f"round-{number}-of-{rank}.json").read_text()) for rank in (0, 1))
+        assert first == second
+    assert first["corrections"]
+
+
+@pytest.mark.slow
+def test_labels_are_written_once_and_corrections_are_the_same_in_both(ddp):
+    watched = ddp / "ddp-watched"
+    labels = (watched / "labels-of-0.txt").read_text().splitlines()
+    assert len(labels) == len(set(labels)) > 20
+    assert not (watched / "labels-of-1.txt").exists()
+    check_rounds(watched)
+    assert any("corrections" in line for line in lines(ddp / "ddp" / "clinkd"))
+    assert any(line.get("teacher") for line in lines(ddp / "ddp" / "prior"))
+
+
+@pytest.mark.slow
+def test_fsdp2_learns_what_ddp_learns(fsdp):
+    for ours, theirs in (("fsdp/prior", "ddp/prior"), ("fsdp", "ddp/clinkd")):
+        got, want = lines(fsdp / ours), lines(fsdp / theirs)
+        assert len(got) == len(want) > 5
+        for one, other in zip(got, want, strict=True):
+            assert one.keys() == other.keys()
+            for key in one.keys() - {"samples/s"}:
+                assert one[key] == pytest.approx(other[key], **CLOSE), f"{ours} step {one['step']}: {key}"
+    check_rounds(fsdp / "fsdp-watched")
+
+
+@pytest.mark.slow
+def test_what_fsdp2_exports_is_an_ordinary_checkpoint_and_ddps(fsdp):
+    from transformers import AutoModelForImageTextToText
+
+    found = AutoModelForImageTextToText.from_pretrained(fsdp / "fsdp" / "student").state_dict()
+    want = AutoModelForImageTextToText.from_pretrained(fsdp / "ddp" / "clinkd" / "student").state_dict()
+    assert found.keys() == want.keys()
+    for name, value in want.items():
+        assert found[name].dtype == value.dtype
+        assert torch.allclose(found[name], value, atol=1e-3), name
+    start = load_file(fsdp / "fsdp" / "prior" / "student" / "model.safetensors")
+    moved = load_file(fsdp / "fsdp" / "student" / "model.safetensors")
+    learnt = max(float((moved[name] - start[name]).abs().max()) for name in start)
+    assert learnt > 5e-3, "more than the two may differ by"
+
+
+@pytest.mark.slow
+def test_a_killed_fsdp2_run_ends_with_the_same_weights(fsdp):
+    arguments = command(fsdp, "cut", *taught_by(fsdp))
+    environment = ENVIRONMENT | {"PYTHONPATH": str(HERE.parents[1])} | FSDP2
+    launched = subprocess.Popen(
+        arguments, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = fsdp / "cut" / "metrics.jsonl"
+    while launched.poll() is None and not (metrics.exists() and '"step": 6,' in metrics.read_text()):
+        time.sleep(0.02)
+    assert launched.poll() is None, "it ended before it was killed"
+    os.killpg(launched.pid, signal.SIGKILL)  # after a round of reflection
+    launched.wait()
+    assert list((fsdp / "cut" / "checkpoints").glob("step-*"))
+    finish(arguments, **FSDP2)
+    for file in ("student/model.safetensors", "prior/student/model.safetensors"):
+        assert (fsdp / "cut" / file).read_bytes() == (fsdp / "fsdp" / file).read_bytes(), file
+    assert (fsdp / "cut" / "student" / "guidance.json").read_text() == (
+        fsdp / "fsdp" / "student" / "guidance.json"
+    ).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "training"), [("qwen2_vl", "full"), ("qwen3_vl", "full"), ("qwen2_vl", "lora")])
+def test_a_process_without_images_does_not_hold_the_others_up(tmp_path, family, training):
+    arguments = [*TWO, str(HERE / "sharded_step.py"), str(tmp_path), family, training]
+    assert finish(arguments).count("the same") == 2
