@@ -5,7 +5,7 @@ import pytest
 from preceptor.data.boxes import write_box, write_reference
 from preceptor.errors import UserError
 from preceptor.evaluate import dialogues
-from preceptor.evaluate.captions import caption_scores
+from preceptor.evaluate.captions import METRICS, caption_scores
 from preceptor.evaluate.dialogues import compare, row_score, score_rows
 
 A, B, C = (100, 100, 300, 300), (500, 500, 700, 900), (0, 0, 50, 50)
@@ -28,7 +28,15 @@ ROWS = [
 ]
 
 
-def test_by_hand():
+@pytest.fixture
+def without_java(monkeypatch):
+    def missing() -> None:
+        raise UserError("caption scores need Java")
+
+    monkeypatch.setattr(dialogues, "require_captions", missing)
+
+
+def test_by_hand(without_java):
     bird, strict = (score_rows(ROWS, protocol) for protocol in ("birdeval", "strict"))
     assert bird["n"] == 8
     assert bird["tasks"]["vg"]["recall"] == pytest.approx(2 / 3)
@@ -51,11 +59,28 @@ def test_texts_are_scored_by_pycocoevalcap():
     assert found["notes"] == []
 
 
-def test_without_java_nothing_is_put_in_its_place(monkeypatch):
-    def missing() -> None:
-        raise UserError("caption scores need Java")
+def test_one_call_scores_all_texts_of_both_protocols(monkeypatch):
+    calls = []
 
-    monkeypatch.setattr(dialogues, "require_captions", missing)
+    def counted(groups):
+        calls.append(groups)
+        return [dict.fromkeys((*METRICS, "mbmr"), float(len(references))) for references, _ in groups]
+
+    monkeypatch.setattr(dialogues, "require_captions", lambda: None)
+    monkeypatch.setattr(dialogues, "caption_scores_by_group", counted)
+    dialogues._scored_texts.cache_clear()
+    try:
+        found = [score_rows(ROWS, protocol) for protocol in ("birdeval", "strict")]
+    finally:
+        dialogues._scored_texts.cache_clear()
+    assert len(calls) == 1
+    # All and ct have the same descriptions; all, ct and mr different questions.
+    assert [len(references) for references, _ in calls[0]] == [1, 2, 1, 1]
+    assert [scores["tasks"]["mia"]["mbmr"] for scores in found] == [2, 2]
+    assert found[0]["modalities"]["mr"]["mia"]["mbmr"] == 1
+
+
+def test_without_java_nothing_is_put_in_its_place(without_java):
     found = score_rows(ROWS, "birdeval")
     assert found["notes"] == ["caption scores need Java"]
     assert found["tasks"]["mia"]["mbmr"] is None

@@ -13,7 +13,7 @@ import numpy as np
 
 from preceptor.data.boxes import restyle
 from preceptor.errors import UserError, nearest
-from preceptor.evaluate.captions import METRICS, caption_scores, require_captions
+from preceptor.evaluate.captions import METRICS, caption_scores_by_group, require_captions
 from preceptor.evaluate.grounding import (
     bird_boxes,
     bird_named,
@@ -59,10 +59,12 @@ def score_rows(rows: Sequence[Row], protocol: str) -> dict[str, Any]:
     except UserError as error:
         captions = False
         notes.append(str(error))
-    found: dict[str, Any] = {"n": len(rows), "tasks": _by_task(rows, protocol, captions), "modalities": {}, "mean": {}}
-    for modality in sorted({row["modality"] for row in rows}):
-        own = [row for row in rows if row["modality"] == modality]
-        found["modalities"][modality] = _by_task(own, protocol, captions)
+    names = sorted({row["modality"] for row in rows})
+    by_modality = {name: [row for row in rows if row["modality"] == name] for name in names}
+    texts = _text_scores([rows, *by_modality.values()]) if captions else {}
+    found: dict[str, Any] = {"n": len(rows), "tasks": _by_task(rows, protocol, texts), "modalities": {}, "mean": {}}
+    for name, own in by_modality.items():
+        found["modalities"][name] = _by_task(own, protocol, texts)
     for task, scores in found["tasks"].items():
         there = [by[task] for by in found["modalities"].values() if task in by]
         found["mean"][task] = {
@@ -71,7 +73,10 @@ def score_rows(rows: Sequence[Row], protocol: str) -> dict[str, Any]:
     return found | {"notes": notes}
 
 
-def _by_task(rows: Sequence[Row], protocol: str, captions: bool) -> dict[str, dict[str, Any]]:
+Pairs = tuple[tuple[str, str], ...]
+
+
+def _by_task(rows: Sequence[Row], protocol: str, texts: Mapping[Pairs, Mapping[str, float]]) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["task"] not in get_args(GroundingTask):
@@ -85,7 +90,8 @@ def _by_task(rows: Sequence[Row], protocol: str, captions: bool) -> dict[str, di
         elif task == "roc":
             found[task] = {"accuracy": float(np.mean([_named(row, protocol) for row in own])), "n": len(own)}
         else:
-            found[task] = {**_captions(own, captions), "f1": float(np.mean([_f1(row) for row in own])), "n": len(own)}
+            captions = texts.get(_pairs(own), dict.fromkeys((*METRICS, "mbmr")))
+            found[task] = {**captions, "f1": float(np.mean([_f1(row) for row in own])), "n": len(own)}
     return found
 
 
@@ -101,17 +107,26 @@ def _f1(row: Row) -> float:
     return token_f1(row["prediction"], (row["target"],))
 
 
-def _captions(rows: Sequence[Row], possible: bool) -> dict[str, float | None]:
-    if not possible:
-        return dict.fromkeys((*METRICS, "mbmr"))
-    return dict(_scored_texts(tuple((row["target"], row["prediction"]) for row in rows)))
+def _pairs(rows: Sequence[Row]) -> Pairs:
+    return tuple((row["target"], row["prediction"]) for row in rows)
 
 
-@lru_cache(maxsize=256)
-def _scored_texts(pairs: tuple[tuple[str, str], ...]) -> dict[str, float]:
-    """Return the scores of (target, prediction) pairs; kept, as both protocols ask for the same, and Java is slow."""
-    references = {f"{i}": [target] for i, (target, _) in enumerate(pairs)}
-    return caption_scores(references, {f"{i}": prediction for i, (_, prediction) in enumerate(pairs)})
+def _text_scores(groups: Sequence[Sequence[Row]]) -> dict[Pairs, dict[str, float]]:
+    """Return the caption scores of the texts of each group of rows, by task."""
+    tasks = ([row for row in rows if row["task"] == task] for rows in groups for task in ("rc", "mia"))
+    distinct = tuple(dict.fromkeys(_pairs(own) for own in tasks if own))
+    return dict(zip(distinct, _scored_texts(distinct), strict=True))
+
+
+@lru_cache(maxsize=4)
+def _scored_texts(groups: tuple[Pairs, ...]) -> list[dict[str, float]]:
+    """Return the scores of groups of (target, prediction): kept, as both protocols ask for the same."""
+    if not groups:
+        return []
+    return caption_scores_by_group([
+        ({f"{i}": [target] for i, (target, _) in enumerate(pairs)}, {f"{i}": said for i, (_, said) in enumerate(pairs)})
+        for pairs in groups
+    ])  # fmt: skip
 
 
 def row_score(row: Row, protocol: str) -> float | None:
