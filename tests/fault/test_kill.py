@@ -100,7 +100,7 @@ def test_killed_and_restarted_is_byte_equal(tmp_path, variant):
         "from tests.fault.test_kill import scenario\n"
         f"scenario(Path({str(tmp_path)!r}), {variant!r})"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parents[1] / 'src'}"}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -98,10 +98,9 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
         words = None
         if teacher is not None:
             words = word_teacher(room, teacher, room.load(source, config.model, None, recipe.seed), lessons)
-        online = isinstance(words, OnlineWords) and teacher is not None
         part = Part(
             PRIOR, recipe.output_folder / PRIOR, source, lessons, share, prior=True, teacher=words,
-            beside=teacher.config if online else beside,
+            beside=words.teacher.config if isinstance(words, OnlineWords) else beside,
         )  # fmt: skip
         train_part(part, room, config, prior)
         source = str(part.folder / "student")

@@ -86,7 +86,7 @@ def check_dialogues(recipe: VlmRecipe) -> dict[str, Any]:
     for fault, count in data.faults.items():
         reason = f"{count} boxes are {fault}; data.boxes={recipe.data.boxes} says what is done about them"
         findings.append({"severity": "warning", "ids": [], "file": "", "reason": reason})
-    memory = []
+    memory: list[str] = []
     if data.part("train") and not any(finding["severity"] == "error" for finding in findings):
         memory, doubts = check_memory(recipe, data)
         findings += [{"severity": "warning", "ids": [], "file": "", "reason": reason} for reason in doubts]
@@ -99,7 +99,9 @@ def check_dialogues(recipe: VlmRecipe) -> dict[str, Any]:
 
 def check_memory(recipe: VlmRecipe, data: DialogueData) -> tuple[list[str], list[str]]:
     """Return how much memory each model's training takes of a device, and what is wrong with that."""
-    said, doubts, teacher = [], [], None
+    teacher: Any = None
+    said: list[str] = []
+    doubts: list[str] = []
     taught = {"distilled", "clinkd"} & set(recipe.stages)
     stays = recipe.method.teacher_offload == "none" or recipe.method.pseudo_labels.logits == "online"
     with tempfile.TemporaryDirectory() as scratch:
