@@ -47,8 +47,8 @@ def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
     """Return the teacher's answers to the training questions and to those without an answer, as lessons.
 
     They are those of `method.pseudo_labels.store`; without one `teacher` is asked, and its answers are kept in the
-    output folder. Raises UserError as `PseudoLabels.open`, where answers are not known to be sure or not, and where none
-    is left to learn from.
+    output folder. Raises UserError as `PseudoLabels.open`, where answers are not known to be sure or not, and where
+    none is left to learn from.
     """
     recipe, data = room.recipe, room.data
     config = recipe.method.pseudo_labels
