@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -175,3 +177,28 @@ def test_a_file_of_ones_own(tmp_path, capsys, form):
     assert code == 0, err
     stored = json.loads((run / "results.json").read_text())["protocols"]
     assert json.loads(out)["protocols"]["mine/by-group/birdeval"] == stored["mine/by-group/birdeval"]
+
+
+def test_the_how_to_page_runs_as_written(tmp_path, capsys, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "grounding.md").read_text("utf-8")
+    example = json.loads(re.findall(r"```json\n(.*?)\n```", page)[0])
+    records = []
+    for n in range(20):
+        name = "ab"[n] if n < 2 else str(n)
+        box = picture(tmp_path / "images" / f"{name}.png", n)
+        turns = example["conversations"]
+        said = turns[1] | {"value": SWAPPED if n == 1 else turns[1]["value"] if n == 0 else written(box)}
+        records.append(example | {"id": f"{name}-1", "image": f"images/{name}.png", "group": f"patient-{name}",
+                                  "conversations": [turns[0], said]})  # fmt: skip
+    assert records[0] == example
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    assert [line.split()[1] for line in lines] == ["doctor", "train", "predict", "predict", "predict", "score"]
+    for line in lines:
+        code, out, err = call(capsys, *shlex.split(line)[1:])
+        assert code == (1 if "doctor" in line else 0), f"{line}: {err}"
+        if "doctor" in line:
+            assert "mine.jsonl:2" in out
+    assert (tmp_path / "runs" / "mine" / "report.html").is_file()
+    assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 20
