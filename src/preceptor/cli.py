@@ -12,7 +12,7 @@ import typer
 
 from preceptor.cli_teach import teach
 from preceptor.errors import UserError
-from preceptor.terminal import main_process, percent, say, show_results, table
+from preceptor.terminal import main_process, percent, say, show_cached_words, show_results, table
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -122,12 +122,12 @@ def evaluate(
 @app.command()
 def predict(
     run: RunFolder,
-    image: Annotated[Path | None, typer.Option(help="Image file: PNG, JPEG or DICOM.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image file: PNG, JPEG or DICOM; or a folder of them.")] = None,
     question: Annotated[str | None, typer.Option(help="Question about the image.")] = None,
     table: Annotated[Path | None, typer.Option(help="CSV or JSONL with image and question.")] = None,
     output: Output = None,
     top: Annotated[int, typer.Option(min=1, help="How many answers to show.")] = 3,
-    modality: Annotated[str, typer.Option(help="With --image: ct, mr, x, ..., where a model needs it.")] = "",
+    modality: Annotated[str, typer.Option(help="Of the images: ct, mr, x, ..., where a model needs it.")] = "",
     case: Annotated[
         list[Path] | None, typer.Option(help="Case to segment: its folder, a 4-D file, or one --case per file.")
     ] = None,
@@ -142,22 +142,25 @@ def predict(
             raise UserError("predict takes --case, or --image with --question, or --table; not several of them")
         _segment(run, case, output or Path(), probabilities, post, as_json)
         return
+    from preceptor.files import json_lines, write_text
     from preceptor.serving import answer_image, answer_table
 
     if table is not None and image is None and question is None:
-        answers = answer_table(run, table, output, top)
+        answers = answer_table(run, table, output, top, modality)
     elif image is not None and question is not None and table is None:
-        answers = [answer_image(run, image, question, top, modality)]
+        answers = answer_image(run, image, question, top, modality)
+        if output is not None:
+            write_text(output, json_lines(answers))
     else:
         raise UserError("predict needs --image FILE with --question TEXT, --table FILE, or --case FOLDER")
 
     def show(rows: list[dict[str, Any]]) -> None:
-        if output is not None and table is not None:
+        if output is not None:
             print(f"{len(rows)} answers: {output}")
             return
         for row in rows:
             said = ", ".join(f"{a['answer']} ({a['probability']:.2f})" for a in row["answers"])
-            print(f"{row['id']}: {said}" if table is not None else said)
+            print(said if image is not None and image.is_file() else f"{row['id']}: {said}")
 
     say(answers, as_json, show)
 
@@ -177,18 +180,25 @@ def cache(recipe: Annotated[str, typer.Argument(help="Recipe or run folder.")],
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write the teacher's signals of a recipe to its cache, or verify them; exit 1 where they do not agree."""
-    from preceptor.recipe_text import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [])
-    _offline(loaded.allow_downloads)
+    loaded = _recipe(recipe, overrides)
     _log_to_stderr()
-    from preceptor.serving import cache_run
+    if loaded.method.name == "clinkd":
+        from preceptor.dialogues.cache import cache_words
 
-    report = cache_run(loaded, verify)
+        report = cache_words(loaded, verify)
+    elif loaded.method.name == "lckd":
+        raise UserError("an lckd recipe has no teacher to cache: its teachers are modalities of the network it trains")
+    else:
+        from preceptor.serving import cache_run
+
+        report = cache_run(loaded, verify)
 
     def show(document: dict[str, Any]) -> None:
-        table(document["folder"], ["rows", "checked", "largest difference", "mismatches"],
-               [[str(document[key]) for key in ("rows", "checked", "worst", "mismatches")]])  # fmt: skip
+        if "labels" in document:
+            show_cached_words(document)
+        else:
+            table(document["folder"], ["rows", "checked", "largest difference", "mismatches"],
+                  [[str(document[key]) for key in ("rows", "checked", "worst", "mismatches")]])  # fmt: skip
         if document["damage"]:
             print(document["damage"])
 
@@ -314,8 +324,8 @@ def audit(
 
 @app.command()
 def score(
-    predictions: Annotated[Path, typer.Argument(help="JSONL file: a line has id and answer.")],
-    protocol: Annotated[str, typer.Option(help="Protocol id, such as vqa-rad/clean/451.")],
+    predictions: Annotated[Path, typer.Argument(help="JSONL file: a line has id and answer; or a dialogue's row.")],
+    protocol: Annotated[str, typer.Option(help="Protocol id, such as vqa-rad/clean/451, med-grit/given/birdeval.")],
     root: Annotated[Path | None, typer.Option(help="Data set; default: its folder under PRECEPTOR_DATA.")] = None,
     references: Annotated[str, typer.Option(help="What is right: data, or file (the lines hold answers).")] = "data",
     normaliser: Annotated[str | None, typer.Option(help="mevf, lower or vqa-v2 instead of the protocol's.")] = None,
@@ -328,6 +338,8 @@ def score(
 
     from preceptor.errors import nearest
     from preceptor.evaluate.rescore import score_file
+    from preceptor.evaluate.rescore_dialogues import score_dialogue_file, scores_dialogues
+    from preceptor.files import json_lines, write_text
 
     for name, value, known in (
         ("--references", references, ("data", "file")), ("--metric", metric, ("accuracy", "bleu", "soft")),
@@ -335,6 +347,15 @@ def score(
     ):  # fmt: skip
         if value is not None and value not in known:
             raise UserError(f"{name} {value} is not known{nearest(value, known)}")
+    if scores_dialogues(protocol):
+        for name, given in (("--root", root), ("--normaliser", normaliser), ("--metric", metric)):
+            if given is not None:
+                raise UserError(f"{name} says nothing of {protocol}: its answers are scored against the file's own")
+        results, scored = score_dialogue_file(predictions, protocol)
+        if output is not None:
+            write_text(output, json_lines(scored))
+        say(results, as_json, show_results)
+        return
     gc.disable()  # all that is read stays until the end, and looking through it again and again is a third of the time
     try:
         scores, notes = score_file(
@@ -344,8 +365,6 @@ def score(
     finally:
         gc.enable()
     if output is not None:
-        from preceptor.files import json_lines, write_text
-
         write_text(output, json_lines(scores.rows()))
 
     def show(found: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from preceptor.models.bundle import VqaBundle
 from preceptor.recipe_text import load_any_recipe
 from preceptor.run_folder import holds_vlm, student_folder
 from preceptor.task import Batch
-from preceptor.types import Sample
+from preceptor.types import Dialogue, Sample
 
 
 def evaluate_run(run: Path, overrides: list[str], protocol: str | None, output: Path | None) -> dict[str, Any]:
@@ -72,30 +72,45 @@ def _answers(bundle: VqaBundle, batch: Batch, top: int) -> list[dict[str, Any]]:
     return rows
 
 
-def answer_image(run: Path, image: Path, question: str, top: int, modality: str = "") -> dict[str, Any]:
+def answer_image(run: Path, image: Path, question: str, top: int, modality: str = "") -> list[dict[str, Any]]:
     """Return the `top` answers to a question about an image file; of a vision-language model its one answer, for which
-    some need to know the image's `modality`."""
+    some need to know the image's `modality`, and about each image where `image` is a folder."""
     if not question.strip():
         raise UserError("--question is empty")
-    load_image(image)  # a broken file is named before the model is loaded
+    folder = student_folder(run)
+    if holds_vlm(folder):
+        from preceptor.data.read_dialogues import read_images
+        from preceptor.dialogues.serve import answer_with_boxes
+
+        if image.is_dir():
+            return answer_with_boxes(folder, read_images(image, [question]).dialogues, modality)
+        load_image(image)  # a broken file is named before the model is loaded
+        asked = Dialogue("question", (image,), ((question, ""),), "mia", modality, "", "test")
+        return answer_with_boxes(folder, [asked], modality)
+    load_image(image)
+    bundle = VqaBundle.load(run)
+    sample = Sample("question", image, question, ("",), "open", "", "test")
+    examples = VqaExamples([sample], bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, DataConfig())
+    return _answers(bundle, next(iter(examples.loader([[0]]))), top)
+
+
+def answer_table(
+    run: Path, table: Path, output: Path | None, top: int, modality: str = ""
+) -> list[dict[str, Any]]:
+    """Answer every question of a table, whatever its part; written as JSON lines to `output` if given."""
     folder = student_folder(run)
     if holds_vlm(folder):
         from preceptor.dialogues.serve import answer_with_boxes
 
-        return answer_with_boxes(folder, image, question, modality)
-    bundle = VqaBundle.load(run)
-    sample = Sample("question", image, question, ("",), "open", "", "test")
-    examples = VqaExamples([sample], bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, DataConfig())
-    return _answers(bundle, next(iter(examples.loader([[0]]))), top)[0]
-
-
-def answer_table(run: Path, table: Path, output: Path | None, top: int) -> list[dict[str, Any]]:
-    """Answer every question of a table, whatever its part; written as JSON lines to `output` if given."""
-    bundle = VqaBundle.load(run)
-    samples = read_table(table, answered=False).samples
-    examples = VqaExamples(samples, bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, DataConfig())
-    lists = [list(range(i, min(i + 64, len(samples)))) for i in range(0, len(samples), 64)]
-    rows = [row for batch in examples.loader(lists) for row in _answers(bundle, batch, top)]
+        samples = read_table(table, answered=False).samples
+        asked = [Dialogue(s.id, (s.image,), ((s.question, ""),), "mia", modality, s.group, "test") for s in samples]
+        rows = answer_with_boxes(folder, asked, modality)
+    else:
+        bundle = VqaBundle.load(run)
+        samples = read_table(table, answered=False).samples
+        examples = VqaExamples(samples, bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, DataConfig())
+        lists = [list(range(i, min(i + 64, len(samples)))) for i in range(0, len(samples), 64)]
+        rows = [row for batch in examples.loader(lists) for row in _answers(bundle, batch, top)]
     if output is not None:
         write_text(output, json_lines(rows))
     return rows

@@ -105,7 +105,8 @@ def show_grounding(results: dict[str, Any], stages: dict[str, Any]) -> None:
             ):  # fmt: skip
                 if own is not None:
                     cells = [percent(own["mean"].get(task, {}).get(metric)) for task, metric in MAIN.items()]
-                    cells += [f"{stage['parameters'] / 1e6:.2f} M", "" if seconds is None else f"{seconds:.0f}"]
+                    size = f"{stage['parameters'] / 1e6:.2f} M" if "parameters" in stage else ""
+                    cells += [size, "" if seconds is None else f"{seconds:.0f}"]
                     rows.append([title, *cells])
         heads = ["model", "recall@0.5", "ROC accuracy", "RC ROUGE-L", "mBMR", "parameters", "ms / answer"]
         table(f"{protocol} (n = {scores['n']})", heads, rows)
@@ -116,6 +117,21 @@ def show_grounding(results: dict[str, Any], stages: dict[str, Any]) -> None:
     notes = [*results.get("notes", []), *(note for s in results["protocols"].values() for note in s["notes"])]
     for note in dict.fromkeys(notes):
         print(f"note: {note}")
+
+
+def show_cached_words(report: dict[str, Any]) -> None:
+    """Print what is stored of a ClinKD recipe's teacher: its answers, and its words at their tokens."""
+    labels, words = report["labels"], report["words"]
+    said = ", ".join(f"{n} {reason}" for reason, n in labels.get("left_out", {}).items())
+    coverage = f"{percent(labels.get('coverage'))} % of the dialogues{f' (left out: {said})' if said else ''}"
+    rows = [["pseudo-labels", labels["folder"], str(labels.get("rows", "-")), coverage]]
+    if words is not None:
+        tokens = f"{words['tokens']:,} tokens, {words['k']} words each" if "tokens" in words else "-"
+        rows.append(["cached words", words["folder"], str(words.get("rows", "-")), tokens])
+    table(f"teacher {str(report['teacher'])[:12]}", ["what", "folder", "rows", "holds"], rows)
+    if report["checked"]:
+        print(f"{report['checked']} dialogues computed again: largest difference of probabilities "
+              f"{report['worst']:.2g}, {len(report['mismatches'])} differ")  # fmt: skip
 
 
 def percent(value: float | None) -> str:

@@ -159,7 +159,7 @@ class Dialogue:
 
 @dataclass
 class DialogueData:
-    """Dialogues as read, divided into parts; `faults` counts the faults of boxes that were met."""
+    """Dialogues as read, divided into parts; `faults` counts the faults of boxes, `faulty` lists where they are."""
 
     name: str
     split: str
@@ -168,6 +168,7 @@ class DialogueData:
     faults: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     leaking: bool = False
+    faulty: list[str] = field(default_factory=list)
 
     def part(self, part: Part) -> list[Dialogue]:
         return [dialogue for dialogue in self.dialogues if dialogue.part == part]

@@ -12,10 +12,12 @@ import yaml
 from preceptor.config_vlm import VlmRecipe
 from preceptor.dialogues.read import read_recipe_dialogues
 from preceptor.dialogues.run import run_vlm
-from preceptor.dialogues.serve import answer_with_boxes, check_dialogues, evaluate_vlm
+from preceptor.dialogues.serve import check_dialogues, evaluate_vlm
 from preceptor.errors import UserError
 from preceptor.evaluate import dialogues
+from preceptor.evaluate.rescore_dialogues import score_dialogue_file
 from preceptor.models.grounded_vlm import GroundedVlm
+from preceptor.serving import answer_image
 from tests.fault.tiny import CLINKD
 
 pytestmark = pytest.mark.slow
@@ -74,6 +76,15 @@ def test_the_run_folder(trained):
     assert str(trained) not in page
 
 
+@pytest.mark.parametrize("protocol", ["birdeval", "strict"])
+def test_predictions_are_scored_again_as_they_were(trained, protocol):
+    id = f"phantom-grounding/given/{protocol}"
+    for stage in ("teacher", "supervised", "clinkd"):
+        file = trained / "run" / stage / "predictions" / f"{id.replace('/', '-')}.jsonl"
+        found = score_dialogue_file(file, id)[0]
+        assert json.loads(json.dumps(found["protocols"])) == {id: results(trained / "run" / stage)["protocols"][id]}
+
+
 def test_each_stage_adds_its_part(trained):
     run = trained / "run"
     kinds = {s: json.loads((run / s / "student" / "guidance.json").read_text())["kind"] for s in ("teacher", "supervised", "guided", "clinkd")}  # fmt: skip  # noqa: E501
@@ -130,8 +141,8 @@ def test_the_verbs(trained):
         evaluate_vlm(folder, recipe(trained), "phantom-grounding/given/strikt", trained / "again", whole=False)
     image = min((trained / "phantom" / "images").iterdir())
     with pytest.raises(UserError, match="give --modality, one of ct, mr"):
-        answer_with_boxes(folder, image, "what imaging modality is this?")
-    said = answer_with_boxes(folder, image, "what imaging modality is this?", "mr")
+        answer_image(folder, image, "what imaging modality is this?", 1)
+    (said,) = answer_image(folder, image, "what imaging modality is this?", 1, "mr")
     assert said["answers"][0]["answer"]
     assert 0 < said["answers"][0]["probability"] <= 1
     assert check_dialogues(recipe(trained))["findings"] == []

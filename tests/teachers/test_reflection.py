@@ -41,6 +41,7 @@ def test_the_best_correction():
     text, found = best_correction(said, TRUTH, alike)
     assert text == said[1]
     assert found.boxes == pytest.approx(0.9)
+    assert best_correction(said, TRUTH, alike, overlap=0.95) is None, "what would fail in a round is no correction"
     assert best_correction(["nothing", "no"], TRUTH, alike) is None
     assert best_correction([], TRUTH, alike) is None
 

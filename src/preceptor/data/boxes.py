@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from preceptor.errors import UserError, nearest
@@ -151,6 +152,23 @@ def apply_policy(text: str, policy: Policy, place: str, counts: Counter[str]) ->
 
     found = _MARKED.sub(one, text)
     return found if good else None
+
+
+def apply_to_turns(
+    turns: Sequence[Sequence[str]], policy: Policy, place: str, counts: Counter[str], faulty: list[str]
+) -> tuple[tuple[str, str], ...] | None:
+    """Return `apply_policy` of all texts of a dialogue's turns; None where it is to be dropped.
+
+    Where there is a fault, ``PLACE: FAULTS`` is added to `faulty`, the place without its folder.
+    """
+    own: Counter[str] = Counter()
+    mended = [[apply_policy(text, policy, place, own) for text in turn] for turn in turns]
+    counts.update(own)
+    if own:
+        faulty.append(f"{Path(place).name}: {', '.join(own)}")
+    if any(text is None for turn in mended for text in turn):
+        return None
+    return tuple((str(question), str(answer)) for question, answer in mended)
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.boxes import Policy, apply_policy, find_boxes
+from preceptor.data.boxes import Policy, apply_to_turns, find_boxes
 from preceptor.data.images import require_images
 from preceptor.data.texts import read_text
 from preceptor.errors import UserError
@@ -35,6 +35,7 @@ def read_med_grit(
         UserError: a file, record or box that is wrong, with its place.
     """
     faults: Counter[str] = Counter()
+    faulty: list[str] = []
     dialogues: list[Dialogue] = []
     places: dict[Path, str] = {}
     dropped = 0
@@ -42,17 +43,16 @@ def read_med_grit(
         for number, record in enumerate(_records(file)):
             place = f"{file}, record {number}"
             name, turns = _turns(record, place)
-            mended = [[apply_policy(text, boxes, place, faults) for text in turn] for turn in turns]
-            if any(text is None for turn in mended for text in turn):
+            kept = apply_to_turns(turns, boxes, place, faults, faulty)
+            if kept is None:
                 dropped += 1
                 continue
             image = images / f"{name}.png"
             places.setdefault(image, place)
-            kept = tuple((str(question), str(answer)) for question, answer in mended)
             dialogues.append(Dialogue(f"{part}-{number}", (image,), kept, task_of(kept), modality_of(name), name, part))
     if require:
         require_images(places)
-    data = DialogueData("med-grit", "given", images, dialogues, dict(faults))
+    data = DialogueData("med-grit", "given", images, dialogues, dict(faults), faulty=faulty)
     if dropped:
         data.notes.append(
             f"{dropped} of {dropped + len(dialogues)} records with faulty boxes were left out ({dict(faults)})."

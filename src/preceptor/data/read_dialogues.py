@@ -42,7 +42,7 @@ def read_dialogues(
             raise UserError(f"there is no file {path}; give a .json or .jsonl file of dialogues")
         return read_sharegpt(path, root, boxes=boxes, answered=False)
     if path.is_dir():
-        return _read_images(path, questions)
+        return read_images(path, questions)
     raise UserError(f"{name!r} is no data set, .json or .jsonl file, or folder of images{nearest(name, READERS)}")
 
 
@@ -57,7 +57,11 @@ def _med_grit(root: Path, boxes: Policy) -> DialogueData:
 READERS: dict[str, Callable[[Path, Policy], DialogueData]] = {"slake-grounding": _slake, "med-grit": _med_grit}
 
 
-def _read_images(folder: Path, questions: Sequence[str]) -> DialogueData:
+def read_images(folder: Path, questions: Sequence[str]) -> DialogueData:
+    """Read the images of a folder, and of folders in it, as dialogues that ask the questions about each; ids are names.
+
+    Raises UserError where there is no question or no image.
+    """
     if not questions:
         raise UserError(f"{folder} is a folder of images: say what to ask about each, with --question TEXT")
     found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
-from preceptor.data.boxes import Policy, apply_policy
+from preceptor.data.boxes import Policy, apply_to_turns
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.med_grit import modality_of, task_of
 from preceptor.data.splits import cut
@@ -43,16 +43,16 @@ def read_sharegpt(
     """  # fmt: skip
     root = images or file.parent
     faults: Counter[str] = Counter()
+    faulty: list[str] = []
     rows: list[tuple[Dialogue, bool | None]] = []
     places: dict[Path, str] = {}
     dropped = 0
     for place, record in _records(file):
         turns = _turns(record, place, answered)
-        mended = [[apply_policy(text, boxes, place, faults) for text in turn] for turn in turns]
-        if any(text is None for turn in mended for text in turn):
+        kept = apply_to_turns(turns, boxes, place, faults, faulty)
+        if kept is None:
             dropped += 1
             continue
-        kept = tuple((str(question), str(answer)) for question, answer in mended)
         paths = tuple(resolve_image(root, name, place) for name in _images(record, place))
         for path in paths:
             places.setdefault(path, place)
@@ -83,7 +83,7 @@ def read_sharegpt(
     if not given:
         dialogues = cut(dialogues, "test", test_fraction, seed, leave=2)
         dialogues = cut(dialogues, "validation", validation_fraction, seed)
-    data = DialogueData(file.stem, "given" if given else "by-group", root, dialogues, dict(faults))
+    data = DialogueData(file.stem, "given" if given else "by-group", root, dialogues, dict(faults), faulty=faulty)
     if dropped:
         data.notes.append(f"{dropped} records with faulty boxes were left out ({dict(faults)}).")
     return data

@@ -13,6 +13,9 @@ from preceptor.data.splits import cut, groups_of_share, ordered
 from preceptor.errors import UserError
 from preceptor.types import Dialogue, DialogueData, Part
 
+MOST_LISTED = 20
+"""Of the places of faulty boxes."""
+
 
 def read_recipe_dialogues(
     config: DialogueDataConfig, scratch: Path, needed: tuple[Part, ...] = ("train", "validation", "test")
@@ -27,7 +30,7 @@ def read_recipe_dialogues(
         kept = groups_of_share(rows, config.train_share, config.split_seed)
         rest = [row for row in rows if row.part == "train" and row.group not in kept]
         rows = [row for row in rows if row.part != "train" or row.group in kept]
-        data.notes.append(f"trained on {config.train_share:.0%} of the training groups (data.train_share)")
+        data.notes.append(f"Trained on {config.train_share:.0%} of the training groups (data.train_share).")
         if config.unlabelled == "rest":
             rows += [replace(row, part="unlabelled", turns=without_answer(row.turns)) for row in rest]
             data.notes.append(f"Beside them {len(rest):,} dialogues without their answers (data.unlabelled).")
@@ -102,6 +105,7 @@ def describe_dialogues(data: DialogueData) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": data.name, "split": data.split, "sha256": data.fingerprint(), "test_sha256": data.fingerprint("test"),
         **{part: len(data.part(part)) for part in parts if data.part(part)}, "faults": dict(data.faults),
+        "faulty": data.faulty[:MOST_LISTED],
     }  # fmt: skip
     for name, of in (("tasks", lambda row: row.task), ("modalities", lambda row: row.modality)):
         kinds = sorted({of(row) for row in data.dialogues})

@@ -62,7 +62,7 @@ class Reflector:
         by_sample = 0
         for (row, answer, reason), candidates in zip(wrong, sampled, strict=True):
             question, truth = row.turns[-1]
-            best = best_correction(candidates, truth, alike)
+            best = best_correction(candidates, truth, alike, tau=self.config.tau, overlap=self.config.overlap)
             by_sample += best is not None
             corrected = best[0] if best is not None else truth
             buffer.add(Correction(row.id, question, answer, corrected, reason, number))

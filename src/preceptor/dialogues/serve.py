@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from preceptor.data.boxes import find_boxes
 from preceptor.data.images import ImageError, load_image
 from preceptor.dialogues.answer import answer_greedily
 from preceptor.dialogues.memory import available, described, expected, sentence, warning
-from preceptor.dialogues.read import describe_dialogues, read_recipe_dialogues
+from preceptor.dialogues.read import MOST_LISTED, describe_dialogues, read_recipe_dialogues
 from preceptor.dialogues.stage import PROTOCOLS, Seminar
 from preceptor.errors import UserError, nearest
 from preceptor.evaluate.dialogues import DESCRIBES, score_rows
@@ -50,34 +52,44 @@ def evaluate_vlm(folder: Path, recipe: VlmRecipe, protocol: str | None, target: 
     return results
 
 
-def answer_with_boxes(folder: Path, image: Path, question: str, modality: str = "") -> dict[str, Any]:
-    """Return a model's answer to a question about an image file, with the boxes in it in thousandths.
+def answer_with_boxes(folder: Path, asked: Sequence[Dialogue], modality: str = "") -> list[dict[str, Any]]:
+    """Return a model's answer to the last question of each dialogue, with the boxes in it in thousandths.
 
-    Its `probability` is the mean one of its tokens. `modality` is Med-GRIT's word for the image, which a model needs
-    whose positions it guides. Raises UserError where that is not known.
+    A `probability` is the mean one of an answer's tokens. `modality` is Med-GRIT's word for the images, which a model
+    needs whose positions it guides; by default each dialogue's own. Raises UserError where that is not known.
     """
     vlm = GroundedVlm.load(folder).eval()
-    if vlm.guidance.kind == "clip" and modality not in MODALITIES:
+    rows = [replace(row, modality=modality or row.modality) for row in asked]
+    unknown = {row.modality: row.id for row in rows if row.modality not in MODALITIES}
+    if vlm.guidance.kind == "clip" and unknown:
+        word, id = next(iter(unknown.items()))
         raise UserError(
-            f"this model counts positions by an image's modality, and it is {modality!r}; give --modality, one of "
-            f"{', '.join(MODALITIES)}"
+            f"this model counts positions by an image's modality, and that of {id} is {word!r}; give --modality, "
+            f"one of {', '.join(MODALITIES)}"
         )
-    dialogue = Dialogue("question", (image,), ((question, ""),), "mia", modality, "", "test")
-    (answers,) = vlm.generate([dialogue], max_new_tokens=128, sureness=True)
-    boxes = [found.box for found in find_boxes(answers[0].text) if found.box is not None]
-    said = {"answer": answers[0].text, "probability": answers[0].confidence}
-    return {"id": "question", "answers": [said], "boxes": boxes}
+    found = vlm.generate(rows, max_new_tokens=128, sureness=True, batch_size=8)
+    return [
+        {"id": row.id, "answers": [{"answer": answers[0].text, "probability": answers[0].confidence}],
+         "boxes": [found.box for found in find_boxes(answers[0].text) if found.box is not None]}
+        for row, answers in zip(rows, found, strict=True)
+    ]  # fmt: skip
 
 
 def check_dialogues(recipe: VlmRecipe) -> dict[str, Any]:
-    """Return what `doctor` finds in the dialogues of a recipe: broken images, and faults of boxes."""
-    data = read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=())
+    """Return what `doctor` finds in the dialogues of a recipe: broken images, and all faulty boxes."""
+    refused = recipe.data.boxes == "refuse"
+    config = recipe.data.model_copy(update={"boxes": "repair"}) if refused else recipe.data
+    data = read_recipe_dialogues(config, recipe.output_folder / "data", needed=())
     users: dict[Path, list[str]] = {}
     for row in data.dialogues:
         for image in row.images:
             users.setdefault(image, []).append(row.id)
     limits = {"max_bytes": recipe.data.max_image_bytes, "max_pixels": recipe.data.max_image_pixels}
-    findings = []
+    severity = "error" if refused else "warning"
+    findings = [
+        {"severity": severity, "ids": [], "file": place, "reason": f"box: {what}"}
+        for place, _, what in (line.rpartition(": ") for line in data.faulty[:MOST_LISTED])
+    ]
     for image, ids in users.items():
         try:
             load_image(image, **limits)

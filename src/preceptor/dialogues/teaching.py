@@ -81,7 +81,8 @@ def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
     """Return the teacher's answers to the training questions and to those without an answer, as lessons.
 
     They are those of `method.pseudo_labels.store`; without one `teacher` is asked, and its answers are kept in the
-    output folder. Raises UserError as `PseudoLabels.open`, and where answers are not known to be sure or not.
+    output folder. Raises UserError as `PseudoLabels.open`, where answers are not known to be sure or not, and where
+    none is left to learn from.
     """
     recipe, data = room.recipe, room.data
     config = recipe.method.pseudo_labels
@@ -97,6 +98,12 @@ def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
     labels = PseudoLabels.open(folder, data)
     if (note := labels.note()) not in data.notes:
         data.notes.append(note)
+    if not labels.labelled:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(labels.left_out.items()))
+        raise UserError(
+            f"no answer of the teacher can be learnt from ({reasons}): train it longer, raise "
+            "method.pseudo_labels.max_new_tokens, or do without (method.pseudo_labels.share=0)"
+        )
     confidence, margin = labels.sureness()
     return [
         Lesson(row.dialogue, confidence=float(c), margin=float(m))
@@ -134,6 +141,15 @@ class CachedWords:
         return self.cache.gather(batch.keys, targets_T)
 
 
+def words_identity(room: Seminar, teacher: GroundedVlm, student: GroundedVlm) -> TopKIdentity:
+    """Return what a recipe's cache of words is written for. Raises UserError as `topk_identity`."""
+    config, words = room.recipe.method.pseudo_labels, len(student.lm_head_weight)
+    return topk_identity(
+        teacher, student.encoder.tokenizer, words, room.data.fingerprint(), k=min(config.top_k, words),
+        temperature=config.temperature, dtype="float32",
+    )  # fmt: skip
+
+
 def word_teacher(
     room: Seminar, teacher: GroundedVlm, student: GroundedVlm, lessons: Sequence[Lesson]
 ) -> WordTeacher | None:
@@ -147,11 +163,7 @@ def word_teacher(
     if config.logits == "online":
         return OnlineWords(teacher, student, room.recipe.method.teacher_offload)
     dialogues = [lesson.dialogue for lesson in lessons]
-    words = len(student.lm_head_weight)
-    identity = topk_identity(
-        teacher, student.encoder.tokenizer, words, room.data.fingerprint(), k=min(config.top_k, words),
-        temperature=config.temperature, dtype="float32",
-    )  # fmt: skip
+    identity = words_identity(room, teacher, student)
     folder, hashes = room.recipe.output_folder / CACHE, ContentHashes()
     with processes().main_process_first():
         if not _holds(folder, identity, dialogues, hashes):

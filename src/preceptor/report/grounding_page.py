@@ -291,5 +291,7 @@ def data_section(run: RunRecord) -> str:
     faults = run.first("data", "faults")
     if faults:
         listed = ", ".join(f"{fault}: {n}" for fault, n in faults.items())
-        found += f'<p class="small">Boxes with faults: {escape(listed)}.</p>'
+        where = run.first("data", "faulty") or []
+        shown = f" The first of them: {escape('; '.join(where))}." if where else ""
+        found += f'<p class="small">Boxes with faults: {escape(listed)}.{shown}</p>'
     return found

@@ -187,6 +187,19 @@ def read_labels(folder: Path) -> Iterator[Label]:
         yield from _read(file, last=number == len(shards) - 1)[0]
 
 
+def broken_lines(folder: Path) -> list[str]:
+    """Return the places, ``labels-00000.jsonl:7``, of lines that are damaged or unfinished.
+
+    Raises UserError where a whole file is missing between others.
+    """
+    return [
+        f"{file.name}:{number}"
+        for file in _shards(Path(folder))
+        for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1)
+        if _label(line) is None
+    ]
+
+
 def _name(shard: int) -> str:
     return f"labels-{shard:05d}.jsonl"
 

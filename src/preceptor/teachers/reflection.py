@@ -51,9 +51,11 @@ def judge(answer: str, truth: str, alike: Alike, *, tau: float = 0.5, overlap: f
     return Judgement(similarity, agreed, reason)
 
 
-def best_correction(candidates: Sequence[str], truth: str, alike: Alike) -> tuple[str, Judgement] | None:
+def best_correction(
+    candidates: Sequence[str], truth: str, alike: Alike, *, tau: float = 0.5, overlap: float = 0.5
+) -> tuple[str, Judgement] | None:
     """Return the correction most like the truth, with its judgement; of equals the first; None where all fail."""
-    judged = [(text, judge(text, truth, alike)) for text in candidates]
+    judged = [(text, judge(text, truth, alike, tau=tau, overlap=overlap)) for text in candidates]
     good = [(text, found) for text, found in judged if found.reason is None]
     return max(good, key=lambda pair: pair[1].score) if good else None
 
