@@ -108,8 +108,8 @@ def show_grounding(results: dict[str, Any], stages: dict[str, Any]) -> None:
                     size = f"{stage['parameters'] / 1e6:.2f} M" if "parameters" in stage else ""
                     cells += [size, "" if seconds is None else f"{seconds:.0f}"]
                     rows.append([title, *cells])
-        heads = ["model", "recall@0.5", "ROC accuracy", "RC ROUGE-L", "mBMR", "parameters", "ms / answer"]
-        table(f"{protocol} (n = {scores['n']})", heads, rows)
+        heads = ["model", "recall@0.5", "ROC accuracy", "RC ROUGE-L", "mBMR", "weights", "ms / answer"]
+        table(f"{protocol} (n = {scores['n']})", heads, rows, wide=True)
         for pair, tasks in results.get("comparison", {}).get(protocol, {}).items():
             said = ", ".join(f"{t} {100 * d['difference']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
                              for t, d in tasks.items())  # fmt: skip

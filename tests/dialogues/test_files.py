@@ -202,3 +202,12 @@ def test_the_how_to_page_runs_as_written(tmp_path, capsys, monkeypatch):
             assert "mine.jsonl:2" in out
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
     assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 20
+
+
+@pytest.mark.parametrize("key", ["student.model.source", "teacher.model.source", "method.teaching_run"])
+def test_a_checkpoint_that_is_not_there_is_said_before_any_training(tmp_path, capsys, key):
+    run = tmp_path / "run"
+    code, _, err = call(capsys, "train", recipe(tmp_path), f"{key}={tmp_path / 'nowhere'}", f"output={run}")
+    assert code == 2
+    assert f"error: {key}: {tmp_path / 'nowhere'} is neither a folder with a config.json" in err
+    assert not (run / "teacher").exists()

@@ -23,6 +23,7 @@ from preceptor.dialogues.teaching import (
     summary,
     word_teacher,
 )
+from preceptor.errors import UserError
 from preceptor.evaluate.dialogues import compare
 from preceptor.evaluate.machine import QUESTIONS, versions
 from preceptor.files import write_text
@@ -48,6 +49,7 @@ def run_vlm(recipe: VlmRecipe) -> dict[str, Any]:
             data = read_recipe_dialogues(recipe.data, root / "data")
         for note in data.notes:
             log.info(note)
+        require_checkpoints(recipe)
         room = Seminar(recipe, data)
         if recipe.resume == "never" and state.is_main_process:
             for name in (STORE, CACHE, PRIOR, "new-teacher", "new-student"):
@@ -72,6 +74,23 @@ def run_vlm(recipe: VlmRecipe) -> dict[str, Any]:
             write_grounding_report(root, data=data, recipe=recipe)
         state.wait_for_everyone()
         return results
+
+
+def require_checkpoints(recipe: VlmRecipe) -> None:
+    """Raise UserError where a checkpoint that a later stage begins with is not there: before hours of training."""
+    from preceptor.models.bundle import find_pretrained
+
+    named = {"student.model.source": recipe.student.model.source, "method.teaching_run": recipe.method.teaching_run}
+    if "teacher" in recipe.stages:
+        named["teacher.model.source"] = recipe.teacher.model.source
+    for key, source in named.items():
+        if source is None or (key == "method.teaching_run" and Path(source).is_dir()):
+            continue
+        if find_pretrained(source, allow_downloads=recipe.allow_downloads) is None:
+            raise UserError(
+                f"{key}: {source} is neither a folder with a config.json nor in the local hub cache; give the folder "
+                "of a Qwen-VL checkpoint, or set allow_downloads=true"
+            )
 
 
 def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def read_for(protocol: str, root: Path | None, scratch: Path) -> VqaData:
         if root is None:
             raise UserError(
                 f"protocol {protocol!r} is of no public data set; give --root TABLE (a CSV or JSONL file with the "
-                "answers), or --references file"
+                "answers), or --references file; of answered dialogues the id ends in /birdeval or /strict"
             )
         settings = {"name": "table"}
     return read_data(DataConfig(**settings, root=str(root) if root else None), scratch, needed=("test",))
