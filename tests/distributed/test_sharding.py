@@ -18,14 +18,14 @@ from tests.distributed.test_two_processes import ENVIRONMENT
 from tests.fault.tiny import CLINKD, write_recipe
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.timeout(3600)
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 SETTINGS = [
     "method.pseudo_labels.curriculum.begin=0.05", "student.model.gradient_checkpointing=true", "data.test_rows=1",
     "method.selection.candidates=1", "teacher.train.evaluate_every=10", "teacher.train.checkpoint_every=10",
 ]  # fmt: skip
-# Of sums in another order; Adam makes more of them where a gradient is small.
-CLOSE = {"abs": 2e-3, "rel": 2e-3}
+CLOSE = {"abs": 1e-4, "rel": 1e-4}  # sums in another order
 
 
 def command(folder: Path, name: str, *settings: str) -> list[str]:
@@ -37,7 +37,7 @@ def command(folder: Path, name: str, *settings: str) -> list[str]:
 
 
 def finish(arguments: list[str], **more: str) -> str:
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=800, env=ENVIRONMENT | more)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=1500, env=ENVIRONMENT | more)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout + done.stderr
 
@@ -90,7 +90,8 @@ def test_fsdp2_learns_what_ddp_learns(fsdp):
         for one, other in zip(got, want, strict=True):
             assert one.keys() == other.keys()
             for key in one.keys() - {"samples/s"}:
-                assert one[key] == pytest.approx(other[key], **CLOSE), f"{ours} step {one['step']}: {key}"
+                near = CLOSE | ({"rel": 1e-3} if key == "grad_norm" else {})
+                assert one[key] == pytest.approx(other[key], **near), f"{ours} step {one['step']}: {key}"
     check_rounds(fsdp / "fsdp-watched")
 
 
@@ -103,7 +104,7 @@ def test_what_fsdp2_exports_is_an_ordinary_checkpoint_and_ddps(fsdp):
     assert found.keys() == want.keys()
     for name, value in want.items():
         assert found[name].dtype == value.dtype
-        assert torch.allclose(found[name], value, atol=1e-3), name
+        assert torch.allclose(found[name], value, atol=3e-4), name
     start = load_file(fsdp / "fsdp" / "prior" / "student" / "model.safetensors")
     moved = load_file(fsdp / "fsdp" / "student" / "model.safetensors")
     learnt = max(float((moved[name] - start[name]).abs().max()) for name in start)
@@ -114,15 +115,15 @@ def test_what_fsdp2_exports_is_an_ordinary_checkpoint_and_ddps(fsdp):
 def test_a_killed_fsdp2_run_ends_with_the_same_weights(fsdp):
     arguments = command(fsdp, "cut", *taught_by(fsdp))
     environment = ENVIRONMENT | FSDP2
-    launched = subprocess.Popen(
-        arguments, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    launched = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = fsdp / "cut" / "metrics.jsonl"
     while launched.poll() is None and not (metrics.exists() and '"step": 6,' in metrics.read_text()):
         time.sleep(0.02)
     assert launched.poll() is None, "it ended before it was killed"
-    os.killpg(launched.pid, signal.SIGKILL)  # after a round of reflection
+    launched.kill()  # after a round of reflection
     launched.wait()
+    for rank in (0, 1):  # a killed launcher leaves its workers
+        os.kill(int((fsdp / "cut-watched" / f"pid-of-{rank}").read_text()), signal.SIGKILL)
     assert list((fsdp / "cut" / "checkpoints").glob("step-*"))
     finish(arguments, **FSDP2)
     for file in ("student/model.safetensors", "prior/student/model.safetensors"):

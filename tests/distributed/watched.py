@@ -1,4 +1,4 @@
-"""The command line, with what each process knew after every round of reflection written to a folder of the test."""
+"""The command line, which writes to a folder of the test what each process knew after every round of reflection, and its id."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from preceptor.teachers.label_store import LabelStore
 
 def watch(folder: Path) -> None:
     rank = os.environ["RANK"]
+    (folder / f"pid-of-{rank}").write_text(str(os.getpid()))
     on_interval, append = ClinkdTask.on_interval, LabelStore.append
 
     def watched(self: ClinkdTask, progress: float) -> None:
