@@ -1,4 +1,4 @@
-"""The command line, which writes to a folder of the test what each process knew after every round of reflection, and its id."""
+"""The command line, which writes to a folder what each process knew after every round of reflection, and its id."""
 
 from __future__ import annotations
 
