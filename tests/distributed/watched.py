@@ -1,4 +1,4 @@
-"""The command line, which writes to a folder what each process knew after every round of reflection, and its id."""
+"""The command line; to a folder of the test goes what each process knew after every round of reflection."""
 
 from __future__ import annotations
 
