@@ -94,9 +94,7 @@ def answer_image(run: Path, image: Path, question: str, top: int, modality: str 
     return _answers(bundle, next(iter(examples.loader([[0]]))), top)
 
 
-def answer_table(
-    run: Path, table: Path, output: Path | None, top: int, modality: str = ""
-) -> list[dict[str, Any]]:
+def answer_table(run: Path, table: Path, output: Path | None, top: int, modality: str = "") -> list[dict[str, Any]]:
     """Answer every question of a table, whatever its part; written as JSON lines to `output` if given."""
     folder = student_folder(run)
     if holds_vlm(folder):

@@ -26,7 +26,8 @@ def table(title: str, columns: list[str], rows: list[list[str]], *, wide: bool =
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD if wide else HEAVY_HEAD)
+    box, padding = (SIMPLE_HEAD, (0, 1, 0, 0)) if wide else (HEAVY_HEAD, (0, 1))
+    table = Table(title=title, title_justify="left", box=box, padding=padding)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=wide and i == 0)
     for row in rows:
@@ -68,7 +69,10 @@ def show_segmentation(results: dict[str, Any], stages: dict[str, Any]) -> None:
     """Print the Dice of every subset by region and stage, means, parameters and milliseconds."""
     regions = results["regions"]
     for protocol, scores in results["protocols"].items():
-        columns = [f"{region}\n{stage}" if len(stages) > 1 else region for region in regions for stage in stages]
+        # Three stages and three regions fit 80 characters as long as the stages' names are said above.
+        heads = {stage: stage if len(stages) == 2 else f"{i}" for i, stage in enumerate(stages, 1)}
+        columns = [f"{region}\n{heads[stage]}" if len(stages) > 1 else region for region in regions for stage in stages]
+        legend = "; " + ", ".join(f"{i} {stage}" for i, stage in enumerate(stages, 1)) if len(stages) > 2 else ""
         rows = []
         shown = scores["subsets"] if protocol == next(iter(results["protocols"])) else []  # of the others the means
         for subset in [*shown, None]:
@@ -78,7 +82,7 @@ def show_segmentation(results: dict[str, Any], stages: dict[str, Any]) -> None:
                     own = stage["protocols"][protocol]
                     cells.append(percent((own["subsets"][subset]["dice"] if subset else own["regions"])[region]))
             rows.append([subset or f"mean of {len(scores['subsets'])}", *cells])
-        table(f"{protocol}: Dice (n = {scores['n']} cases)", ["modalities", *columns], rows, wide=True)
+        table(f"{protocol}: Dice (n = {scores['n']} cases){legend}", ["modalities", *columns], rows, wide=True)
         for name, value in results.get("comparison", {}).get(protocol, {}).items():
             print(f"{name}: {100 * value['difference']:+.1f} points of mean Dice, {value['interval']}: "
                   f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}")  # fmt: skip

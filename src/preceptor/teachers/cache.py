@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from preceptor.errors import UserError, nearest
-from preceptor.files import sha256
 from preceptor.task import Batch, TeacherSignal, TeacherSource
 from preceptor.teachers.cache_layout import (
     AGAIN,
@@ -26,6 +25,7 @@ from preceptor.teachers.cache_layout import (
     MANIFEST,
     CacheIdentity,
     Field,
+    damaged_files,
     key_bytes,
     question_mask,
     signal_arrays,
@@ -98,15 +98,7 @@ class CachedTeacher:
 
     def _check_files(self, hashed: Iterable[str]) -> None:
         """Compare the files' sizes, and the SHA-256 of those in `hashed`, with the manifest."""
-        damaged = []
-        for name, wanted in self.files.items():
-            path = self.folder / name
-            if Path(name).name != name or not path.is_file():
-                damaged.append(f"{name} is missing")
-            elif path.stat().st_size != wanted["bytes"]:
-                damaged.append(f"{name} has {path.stat().st_size} bytes instead of {wanted['bytes']}")
-            elif name in hashed and sha256(path) != wanted["sha256"]:
-                damaged.append(f"{name} has another SHA-256 than when it was written")
+        damaged = damaged_files(self.folder, self.files, hashed)
         if damaged:
             raise UserError(f"The teacher cache {self.folder} is damaged: {'; '.join(damaged)}. To mend: {AGAIN}.")
 

@@ -22,10 +22,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from preceptor.files import sha256
 from preceptor.task import Batch, TeacherSignal
 
 FORMAT = 2
@@ -125,6 +127,23 @@ def without_padding(array: np.ndarray, token_axes: Sequence[int], question_BQ: n
         shape[axis] = array.shape[axis]
         array = np.where(np.concatenate([fixed, question_BQ], axis=1).reshape(shape), array, array.dtype.type(0))
     return array
+
+
+def damaged_files(folder: Path, files: Mapping[str, Mapping[str, Any]], hashed: Iterable[str]) -> list[str]:
+    """Return a phrase per file that is missing or has another size than `files` (of a manifest) says.
+
+    Those named in `hashed` are read as well, and their SHA-256 compared.
+    """
+    damaged, hashed = [], set(hashed)
+    for name, wanted in files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            damaged.append(f"{name} is missing")
+        elif path.stat().st_size != wanted["bytes"]:
+            damaged.append(f"{name} has {path.stat().st_size} bytes instead of {wanted['bytes']}")
+        elif name in hashed and sha256(path) != wanted["sha256"]:
+            damaged.append(f"{name} has another SHA-256 than when it was written")
+    return damaged
 
 
 def key_bytes(keys: Sequence[str]) -> np.ndarray:

@@ -31,8 +31,7 @@ import torch
 from torch import Tensor
 
 from preceptor.errors import UserError
-from preceptor.files import sha256
-from preceptor.teachers.cache_layout import MANIFEST, differences, key_bytes
+from preceptor.teachers.cache_layout import MANIFEST, damaged_files, differences, key_bytes
 
 if TYPE_CHECKING:
     from preceptor.distill.chunked_kl import TopKTeacher
@@ -216,15 +215,7 @@ class TopKCache:
         return self.rows
 
     def _check_files(self, hashed: Iterable[str]) -> None:
-        damaged = []
-        for name, wanted in self.files.items():
-            path = self.folder / name
-            if Path(name).name != name or not path.is_file():
-                damaged.append(f"{name} is missing")
-            elif path.stat().st_size != wanted["bytes"]:
-                damaged.append(f"{name} has {path.stat().st_size} bytes instead of {wanted['bytes']}")
-            elif name in hashed and sha256(path) != wanted["sha256"]:
-                damaged.append(f"{name} has another SHA-256 than when it was written")
+        damaged = damaged_files(self.folder, self.files, hashed)
         if damaged:
             raise UserError(f"the cache {self.folder} is damaged: {'; '.join(damaged)}; {AGAIN}")
 
