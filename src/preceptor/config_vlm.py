@@ -30,6 +30,9 @@ class DialogueDataConfig(Section):
     """Share of the training groups whose answers are used."""
     unlabelled: Literal["none", "rest"] = "none"
     """rest: what `train_share` leaves out is there without its answers: a teacher's pseudo-labels alone teach it."""
+    teacher_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training groups that the stage `teacher` alone learns from, as a strong model has learnt elsewhere:
+    the students have none of them, neither with answers nor without. 0: it learns from what the students do."""
     test_rows: Positive | None = None
     """At most so many dialogues of each task are tested, drawn by `split_seed`; default: all."""
     validation_rows: Positive | None = None
@@ -274,6 +277,9 @@ class VlmRecipe(OutputFolder):
                 "the stages 'distilled' and 'clinkd' need a teacher: the stage 'teacher' before them, "
                 "method.teaching_run=RUN, or method.pseudo_labels.store=FOLDER with logits=none and corrector=student"
             )
-        if self.data.unlabelled == "rest" and self.data.train_share == 1:
+        train, apart = self.data.train_share, self.data.teacher_share
+        if train + apart > 1:
+            raise ValueError(f"data.train_share {train} and data.teacher_share {apart} are together above 1: lower one")
+        if self.data.unlabelled == "rest" and train + apart == 1:
             raise ValueError("data.unlabelled=rest needs data.train_share below 1: nothing is left out")
         return self

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 AnswerType = Literal["open", "closed"]
-Part = Literal["train", "validation", "test", "unlabelled"]
-"""`unlabelled` rows have no answers: a teacher gives them."""
+Part = Literal["train", "validation", "test", "unlabelled", "teacher"]
+"""`unlabelled` rows have no answers: a teacher gives them. From those of `teacher` it alone has learnt."""
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,24 @@ def test_what_was_learnt_by_whom(trained):
     assert results(trained / "run" / "distilled")["pseudo_labels"]["rows"] <= len(unlabelled) + len(data.part("train"))
 
 
+def test_a_teacher_that_learnt_elsewhere(trained, tmp_path):
+    shares = {"root": str(trained / "phantom"), "train_share": 0.25, "teacher_share": 0.5}
+    config = recipe(tmp_path, data=shares, stages=["teacher"])
+    data = read_recipe_dialogues(config.data, tmp_path)
+    train, apart, rest = ({row.group for row in data.part(part)} for part in ("train", "teacher", "unlabelled"))
+    assert train
+    assert not (train & apart) | (train & rest) | (apart & rest)
+    assert len(apart) > len(train)
+    # The students' rows are those that a recipe without the share has.
+    alone = read_recipe_dialogues(recipe(tmp_path, data=shares | {"teacher_share": 0.0}).data, tmp_path)
+    assert {row.group for row in alone.part("train")} == train
+    assert {row.group for row in alone.part("unlabelled")} == apart | rest
+    run_vlm(config)
+    training = config.teacher.train
+    steps = results(Path(config.output_folder))["training"]["steps"]
+    assert steps == round(training.epochs * len(data.part("teacher")) / training.batch_size)
+
+
 def test_a_finished_run_is_read_back(trained):
     before = (trained / "run" / "clinkd" / "results.json").stat().st_mtime_ns
     again = run_vlm(recipe(trained))
@@ -181,3 +199,5 @@ def test_recipes_that_do_not_fit_together(tmp_path):
         recipe(tmp_path, stages=["supervised", "clinkd"])
     with pytest.raises(ValueError, match="nothing is left out"):
         recipe(tmp_path, data={"train_share": 1.0})
+    with pytest.raises(ValueError, match=r"train_share 0.5 and data.teacher_share 0.7 are together above 1"):
+        recipe(tmp_path, data={"teacher_share": 0.7})

@@ -28,9 +28,14 @@ def read_recipe_dialogues(
     rows = [row for row in data.dialogues if row.task in config.tasks]
     if config.train_share < 1:
         kept = groups_of_share(rows, config.train_share, config.split_seed)
-        rest = [row for row in rows if row.part == "train" and row.group not in kept]
-        rows = [row for row in rows if row.part != "train" or row.group in kept]
+        taken = groups_of_share(rows, config.train_share + config.teacher_share, config.split_seed)  # kept are in it
+        train = [row for row in rows if row.part == "train"]
+        rest = [row for row in train if row.group not in taken]
+        apart = [replace(row, part="teacher") for row in train if row.group in taken - kept]
+        rows = [row for row in rows if row.part != "train" or row.group in kept] + apart
         data.notes.append(f"Trained on {config.train_share:.0%} of the training groups (data.train_share).")
+        if apart:
+            data.notes.append(f"The teacher learnt from {len(apart):,} other dialogues (data.teacher_share).")
         if config.unlabelled == "rest":
             rows += [replace(row, part="unlabelled", turns=without_answer(row.turns)) for row in rest]
             data.notes.append(f"Beside them {len(rest):,} dialogues without their answers (data.unlabelled).")

@@ -108,6 +108,7 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
     asked = share > 0 and (method.pseudo_labels.store is None or method.pseudo_labels.logits != "none")
     teacher = load_teacher(room) if corrects or asked else None
     taught = None
+    epoch = len(room.data.part("train"))
     beside = teacher.config if teacher is not None and recipe.method.teacher_offload == "none" else None
     if share > 0:
         lessons = pseudo_lessons(room, teacher)
@@ -118,14 +119,15 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
         if teacher is not None:
             words = word_teacher(room, teacher, room.load(source, config.model, None, recipe.seed), lessons)
         part = Part(
-            PRIOR, recipe.output_folder / PRIOR, source, lessons, share, prior=True, teacher=words,
+            PRIOR, recipe.output_folder / PRIOR, source, lessons, share, epoch, prior=True, teacher=words,
             beside=words.teacher.config if isinstance(words, OnlineWords) else beside,
         )  # fmt: skip
         train_part(part, room, config, prior)
         source = str(part.folder / "student")
     corrects_by = corrector(room, teacher) if teacher is not None else None
-    rows = [Lesson(row) for row in room.data.part("train")]
-    part = Part(name, folder, source, rows, 1 - share, corrector=corrects_by, beside=beside)
+    apart = room.data.part("teacher") if name == "teacher" else []
+    rows = [Lesson(row) for row in apart or room.data.part("train")]
+    part = Part(name, folder, source, rows, 1 - share, len(apart) or epoch, corrector=corrects_by, beside=beside)
     vlm, task, progress = train_part(part, room, config, method)
     return finish_stage(name, folder, room, vlm, task, progress, selective=name == recipe.stages[-1], taught=taught)
 

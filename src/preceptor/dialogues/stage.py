@@ -104,8 +104,8 @@ class Seminar:
 
 
 def corpus(data: DialogueData) -> list[str]:
-    """Return the texts of the training part, in their order: what new words are learnt from."""
-    return [text for row in data.dialogues if row.part == "train" for turn in row.turns for text in turn]
+    """Return the texts of the training parts, in their order: what new words are learnt from."""
+    return [text for row in data.dialogues if row.part in ("train", "teacher") for turn in row.turns for text in turn]
 
 
 def guidance_of(config: ClinkdConfig) -> Guidance:
@@ -140,6 +140,8 @@ class Part:
     source: str
     lessons: Sequence[Lesson]
     share: float
+    epoch: int
+    """Dialogues that an epoch is: for all students as many as have answers, whatever a part draws from."""
     prior: bool = False
     teacher: WordTeacher | None = None
     corrector: Ask | None = None
@@ -188,7 +190,7 @@ def train_part(
     announce(part.name, recipe, config, vlm.config, vlm.encoder, [one.dialogue for one in part.lessons], part.beside)
     job = Job(
         folder=part.folder, loader=lambda batches: examples.loader(batches, recipe.data.workers),
-        samples=len(examples), epoch_samples=len(data.part("train")), validate=validate, export=export,
+        samples=len(examples), epoch_samples=part.epoch, validate=validate, export=export,
         identity=identity(recipe, part, config, method, examples), differences=differences, seed=recipe.seed,
         resume=recipe.resume == "auto", title=part.name, start=start,
     )  # fmt: skip
