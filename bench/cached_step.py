@@ -32,8 +32,8 @@ def main() -> None:
     from preceptor.recipe_text import load_recipe
     from preceptor.runs import open_classroom
     from preceptor.teachers.source import OnlineTeacher
-    from preceptor.train.loop import make_optimizer, native_bf16
     from preceptor.train.order import StepBatches
+    from preceptor.train.setup import make_optimizer, native_bf16
 
     with tempfile.TemporaryDirectory() as scratch:
         recipe = load_recipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import TypeVar
 
@@ -10,6 +11,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 T = TypeVar("T")
+
+DEEPSPEED = "PRECEPTOR_USE_DEEPSPEED"
+"""Variable that says whether the launcher asked for DeepSpeed."""
 
 PATIENCE = timedelta(days=2)
 """How long a process waits for another: while the first one has a teacher answer a data set, the rest do."""
@@ -21,6 +25,9 @@ def processes() -> PartialState:
     Every room asks here: a first `PartialState()` without `cpu` would leave the processes of a launcher on a CPU each
     to itself, all writing the same folder.
     """
+    if asked := os.environ.pop("ACCELERATE_USE_DEEPSPEED", None):
+        # Else accelerate hands the training to DeepSpeed, but on GPUs alone: `train.zero` does it everywhere.
+        os.environ[DEEPSPEED] = asked
     return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 

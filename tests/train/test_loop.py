@@ -17,7 +17,8 @@ from preceptor.recipe_text import differences
 from preceptor.task import Batch, LossTerms, Task
 from preceptor.train.average import WeightAverage
 from preceptor.train.guards import NonFiniteError, SkipCounter
-from preceptor.train.loop import Interrupted, Job, fit, make_optimizer
+from preceptor.train.loop import Interrupted, Job, fit
+from preceptor.train.setup import make_optimizer
 
 ROWS = 24
 

@@ -19,7 +19,8 @@ from preceptor.config import TrainConfig
 from preceptor.errors import UserError
 from preceptor.recipe_text import differences
 from preceptor.task import Batch, LossTerms, Task
-from preceptor.train.loop import Job, fit, make_accelerator
+from preceptor.train.loop import Job, fit
+from preceptor.train.setup import make_accelerator
 from preceptor.train.trackers import read_metrics
 
 

@@ -18,7 +18,7 @@ from preceptor.models.grounded_vlm import LoraSettings
 from preceptor.models.vlm_checkpoint import load_image_processor, load_tokenizer, read_part, shrink_images
 from preceptor.models.vlm_memory import memory_estimate
 from preceptor.processes import processes
-from preceptor.train.loop import native_bf16
+from preceptor.train.setup import native_bf16
 from preceptor.train.shard import shard_settings
 from preceptor.types import Dialogue
 

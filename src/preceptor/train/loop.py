@@ -8,7 +8,6 @@ and a few numbers, and ends byte-equal to one that was never stopped.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import math
 import re
@@ -22,8 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from preceptor.config import TrainConfig
@@ -36,9 +34,11 @@ from preceptor.train.guards import SkipCounter, offenders, refuse_non_finite
 from preceptor.train.order import StepBatches, mix_seed
 from preceptor.train.progress import Progress
 from preceptor.train.schedule import factor
+from preceptor.train.setup import make_accelerator, make_optimizer
 from preceptor.train.shard import gathered, is_sharded, shard, shard_settings, share_out, whole
 from preceptor.train.stop import Stop, stop_signals
 from preceptor.train.trackers import MetricsFile
+from preceptor.train.zero import ZeroModel, zero_asked
 
 
 class Interrupted(Exception):
@@ -96,66 +96,12 @@ class Job:
     """Called on the main process once it is sure that the run may go on in its folder."""
 
 
-def native_bf16() -> bool:
-    """Return whether this machine computes in bf16: a GPU that does, or a CPU with AVX-512 BF16 or AMX."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and native_bf16())
-    # Terms that a schedule keeps at weight 0 leave projectors without a gradient.
-    missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"train.trackers names {', '.join(missing)}, which is not installed: pip install {' '.join(missing)}"
-        )
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    # It is shared by the whole process, and refuses a second stage of another precision.
-    AcceleratorState._reset_state()
-    return Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="bf16" if bf16 else "no",
-        kwargs_handlers=handlers,
-        log_with=list(config.trackers) or None,
-        project_dir=str(folder),
-    )
-
-
-def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimizer, list[str]]:
-    """Return the optimiser over everything that trains, and the parameters' names in its order.
-
-    Weights that came pretrained take `pretrained_scale` of the learning rate. Only the weights of linear maps,
-    convolutions and embeddings decay: not biases, norms, positions and other single parameters.
-    """
-    kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-    decaying = {id(module.weight) for module in task.modules() if isinstance(module, kinds)}
-    pretrained: set[str] = getattr(task, "pretrained_parameters", set())
-    groups: dict[tuple[float, float], list[tuple[str, torch.nn.Parameter]]] = {}
-    for name, parameter in task.named_parameters():
-        scale = config.pretrained_scale if name in pretrained else 1.0
-        if scale == 0:
-            parameter.requires_grad_(False)
-        if parameter.requires_grad:
-            decay = config.weight_decay if id(parameter) in decaying else 0.0
-            groups.setdefault((scale, decay), []).append((name, parameter))
-    settings = [
-        {"params": [p for _, p in group], "lr": config.learning_rate * scale, "scale": scale, "weight_decay": decay}
-        for (scale, decay), group in groups.items()
-    ]
-    names = [name for group in groups.values() for name, _ in group]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.99, nesterov=True), names
-    return torch.optim.AdamW(settings, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True), names
-
-
 def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
     """Train `task` and leave the model that `config.select` names in ``job.folder / "student"``.
 
     Raises UserError for a recipe that changed since the checkpoint, NonFiniteError, Interrupted after a saved stop.
     """
-    settings = shard_settings()
+    settings, zero = shard_settings(), zero_asked(config)
     accelerator = make_accelerator(config, job.folder)
     if settings is not None and accelerator.num_processes > 1:
         shard(task, settings, accelerator)
@@ -177,9 +123,13 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
     if state.finished:
         return state
     # `prepare` would draw from its own sampler; ours already gives each process its share.
-    model = task if is_sharded(task) else accelerator.prepare_model(task)
+    model: Any
+    if zero and accelerator.num_processes > 1:
+        model = ZeroModel(task, optimizer, names, config, accelerator)
+    else:
+        model = task if is_sharded(task) else accelerator.prepare_model(task)
     average.to(accelerator.device)
-    optimizer = accelerator.prepare_optimizer(optimizer)
+    optimizer = model.optimizer if isinstance(model, ZeroModel) else accelerator.prepare_optimizer(optimizer)
     try:
         batches = StepBatches(
             job.samples, batch_size=config.batch_size, accumulation=config.accumulation, steps=steps,
@@ -201,9 +151,13 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
             skips.ids.update(gather_object(sorted(skips.ids)))
         state.skipped, state.seconds = sorted(skips.ids), time.monotonic() - begun
         tensors = {}
+        if isinstance(model, ZeroModel):  # all processes must ask
+            moments = model.optimizer_tensors()
+        else:
+            moments = checkpoint.optimizer_tensors(optimizer.optimizer, names)
         if accelerator.is_main_process or is_sharded(task):
             tensors = {"task": task.state_dict() | {f"state:{k}": v for k, v in task.task_state().items()},
-                       "optimizer": checkpoint.optimizer_tensors(optimizer.optimizer, names),
+                       "optimizer": moments,
                        "average": average.values}  # fmt: skip
         if is_sharded(task):
             tensors = {name: whole(group, accelerator.is_main_process) for name, group in tensors.items()}
@@ -270,18 +224,26 @@ def _step(model, task, group, accelerator, optimizer, parameters, config, job, s
             loss_sum += loss.detach()
             window.add(terms, counts)
             # DDP averages gradients over processes, our counts are already global.
-            accelerator.backward(loss * accelerator.num_processes)
+            scaled = loss * accelerator.num_processes
+            if isinstance(model, ZeroModel):
+                model.backward(scaled, last)
+            else:
+                accelerator.backward(scaled)
     window.step_done(counts)
-    limit = config.clip_norm if config.clip_norm is not None else math.inf
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-    norm = whole({"norm": norm}, keep=True)["norm"]
+    if isinstance(model, ZeroModel):
+        norm = model.step()
+    else:
+        limit = config.clip_norm if config.clip_norm is not None else math.inf
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        norm = whole({"norm": norm}, keep=True)["norm"]
     # The one synchronisation of a step, and the price of never taking a broken one.
     if not bool(torch.isfinite(norm + accelerator.reduce(loss_sum))):
         guilty = gather_object(offenders(group, lambda one: task(one).total(counts)))
         everyone = gather_object([name for batch in group for name in batch.ids])
         refuse_non_finite(step, float(loss_sum), float(norm), guilty, everyone)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    if not isinstance(model, ZeroModel):
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return norm
 
 

@@ -28,13 +28,8 @@ from preceptor.errors import UserError
 def shard_settings() -> FullyShardedDataParallelPlugin | None:
     """Return the settings of FSDP that `accelerate launch` was given; None where it was given none.
 
-    Raises UserError for DeepSpeed, FSDP1, and settings of FSDP2 that are not taken up here.
+    Raises UserError for FSDP1, and settings of FSDP2 that are not taken up here.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise UserError(
-            "the accelerate configuration asks for DeepSpeed, which does not train here: take fsdp2.yaml, whose "
-            "fsdp_reshard_after_forward true shares out what ZeRO-3 does, and false what ZeRO-2 does"
-        )
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
     version = os.environ.get("FSDP_VERSION", "1")
@@ -69,14 +64,18 @@ def shard(task: nn.Module, plugin: FullyShardedDataParallelPlugin, accelerator: 
             f"fsdp_transformer_layer_cls_to_wrap names {', '.join(sorted(named))}, of which the model has none; leave "
             f"it out to take {', '.join(sorted(own)) or 'no layer'}"
         )
-    if accelerator.mixed_precision == "bf16":
-        # What `Accelerator.prepare_model` does to a model that it wraps.
-        task.forward = torch.autocast(device.type, torch.bfloat16)(task.forward)  # type: ignore[method-assign]
+    computed_in_bf16(task, accelerator)
     mesh = init_device_mesh(device.type, (accelerator.num_processes,))
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward)
     fully_shard(task, mesh=mesh, reshard_after_forward=False)
     task.layers_reshard = plugin.reshard_after_forward  # type: ignore[assignment]
+
+
+def computed_in_bf16(task: nn.Module, accelerator: Accelerator) -> None:
+    """Do what `Accelerator.prepare_model` does to a model that it wraps, where bf16 is asked for."""
+    if accelerator.mixed_precision == "bf16":
+        task.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(task.forward)  # type: ignore[method-assign]
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -1,0 +1,69 @@
+"""What a training is set up with: the accelerator of its precision, and the optimiser with its groups."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from preceptor.config import TrainConfig
+from preceptor.errors import UserError
+from preceptor.task import Task
+
+
+def native_bf16() -> bool:
+    """Return whether this machine computes in bf16: a GPU that does, or a CPU with AVX-512 BF16 or AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and native_bf16())
+    # Terms that a schedule keeps at weight 0 leave projectors without a gradient.
+    missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"train.trackers names {', '.join(missing)}, which is not installed: pip install {' '.join(missing)}"
+        )
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    # It is shared by the whole process, and refuses a second stage of another precision.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="bf16" if bf16 else "no",
+        kwargs_handlers=handlers,
+        log_with=list(config.trackers) or None,
+        project_dir=str(folder),
+    )
+
+
+def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimizer, list[str]]:
+    """Return the optimiser over everything that trains, and the parameters' names in its order.
+
+    Weights that came pretrained take `pretrained_scale` of the learning rate. Only the weights of linear maps,
+    convolutions and embeddings decay: not biases, norms, positions and other single parameters.
+    """
+    kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    decaying = {id(module.weight) for module in task.modules() if isinstance(module, kinds)}
+    pretrained: set[str] = getattr(task, "pretrained_parameters", set())
+    groups: dict[tuple[float, float], list[tuple[str, torch.nn.Parameter]]] = {}
+    for name, parameter in task.named_parameters():
+        scale = config.pretrained_scale if name in pretrained else 1.0
+        if scale == 0:
+            parameter.requires_grad_(False)
+        if parameter.requires_grad:
+            decay = config.weight_decay if id(parameter) in decaying else 0.0
+            groups.setdefault((scale, decay), []).append((name, parameter))
+    settings = [
+        {"params": [p for _, p in group], "lr": config.learning_rate * scale, "scale": scale, "weight_decay": decay}
+        for (scale, decay), group in groups.items()
+    ]
+    names = [name for group in groups.values() for name, _ in group]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.99, nesterov=True), names
+    return torch.optim.AdamW(settings, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True), names
