@@ -444,6 +444,8 @@ def accelerate_configuration(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    # transformers imports DeepSpeed where it is installed, which would say on stdout that there is no GPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
         app(standalone_mode=True)
     except UserError as error:
