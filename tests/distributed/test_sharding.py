@@ -65,7 +65,9 @@ def fsdp(ddp) -> Path:
 @pytest.fixture(scope="module")
 def zero(ddp) -> Path:
     pytest.importorskip("deepspeed")
-    finish(command(ddp, "zero", *taught_by(ddp)), **ZERO)
+    kernels = ddp / "kernels"
+    finish(command(ddp, "zero", *taught_by(ddp)), **ZERO, TORCH_EXTENSIONS_DIR=str(kernels))
+    assert not kernels.exists(), "compiled, behind a lock that outlives a killed run"
     return ddp
 
 

@@ -64,10 +64,12 @@ class ZeroModel:
         accelerator: Accelerator,
     ) -> None:  # fmt: skip
         """Take over an optimiser, with what it has of moments; `names` are the parameters' in the groups' order."""
-        import deepspeed
+        import deepspeed.ops
         from deepspeed.utils import logger, safe_set_full_optimizer_state
 
         logger.setLevel("WARNING")
+        # On CPUs it would compile a kernel that inference alone uses, behind a lock that a killed run leaves for ever.
+        deepspeed.ops.__compatible_ops__ = {}
         self.task, self.names = task, list(names)
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         kept = [optimizer.state.pop(parameter, {}) for parameter in self.parameters]
