@@ -95,6 +95,11 @@ def table(output: Path) -> None:
             "| model | seeds | validation | accuracy (95 % interval over seeds) | open | closed | minus alone (95 %) |"
         )
         print("|---|---|---|---|---|---|---|")
+        blind = first["baselines"][protocol]
+        for name in ("majority", "question_only", "look_up"):
+            cells = (f"{100 * blind[name][key]:.1f}" for key in ("accuracy", "open", "closed"))
+            print(f"| without the image: {name} | | | {' | '.join(cells)} | |")
+        print(f"| ceiling of the training answers | | | {100 * first['protocols'][protocol]['ceiling']:.1f} | | | |")
         for folder in sorted(output.glob("teacher-*")):
             r = results(folder)
             s = r["protocols"][protocol]
@@ -120,7 +125,23 @@ def table(output: Path) -> None:
                 delta = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
             print(f"| {name} ({rs[0]['parameters'] / 1e6:.1f} M) | {len(seeds)} | {100 * best:.1f} | {accuracy} | "
                   f"{100 * mean['open']:.1f} | {100 * mean['closed']:.1f} | {delta} |")  # fmt: skip
+        by_question_type(output, protocol, names)
     print(f"\n{first['versions']}\n{first['machine']}")
+
+
+def by_question_type(output: Path, protocol: str, names: list[str]) -> None:
+    """Print the mean accuracy of each model, over teachers or seeds, by type of question: the dozen most asked."""
+    patterns = {"teacher": "teacher-*", "alone": "alone-seed*"} | {name: f"{name}-seed*" for name in names}
+    types = {
+        name: [json.loads(path.read_text())["protocols"][protocol]["question_types"] for path in found]
+        for name, pattern in patterns.items()
+        if (found := sorted(output.glob(f"{pattern}/results.json")))
+    }
+    counts = {kind: scores["n"] for kind, scores in next(iter(types.values()))[0].items()}
+    print("\n| question type | n | " + " | ".join(types) + " |\n|---|---|" + "---|" * len(types))
+    for kind in sorted(counts, key=lambda kind: -counts[kind])[:12]:
+        means = (100 * sum(run[kind]["accuracy"] for run in runs) / len(runs) for runs in types.values())
+        print(f"| {kind} | {counts[kind]} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
 
 
 def main() -> None:
