@@ -11,6 +11,7 @@ from preceptor.config import DataConfig
 from preceptor.data.read import read_data
 from preceptor.data.vqa_med_2019 import category_of, read_vqa_med_2019
 from preceptor.errors import UserError
+from preceptor.evaluate.protocols import protocols_for
 
 QUESTIONS = {
     "modality": "is this a ct scan?|no",
@@ -177,6 +178,8 @@ def test_the_real_files(tmp_path):
     assert closed == {
         (False, "modality"): 1184, (False, "abnormality"): 110, (True, "modality"): 179, (True, "abnormality"): 23,
     }  # fmt: skip
+    (types,) = {tuple(sorted(Counter(map(p.category, data.part("test"))).items())) for p in protocols_for(data)}
+    assert dict(types) == {"modality": 321, "plane": 500, "organ": 500, "abnormality": 477, "yes/no": 202}
 
 
 @pytest.mark.real_data

@@ -4,7 +4,8 @@ import pytest
 
 from preceptor.errors import UserError
 from preceptor.evaluate.protocols import protocol_named, protocols_for, settings_for
-from preceptor.types import Sample, VqaData
+from preceptor.evaluate.vqa import score
+from preceptor.types import Prediction, Sample, VqaData
 
 
 def sample(id, part, phrase_type=""):
@@ -83,6 +84,20 @@ def test_slake_scores_the_questions_of_its_language():
         for language in ("en", "zh")
     ])  # fmt: skip
     assert [selected(slake, p) for p in protocols_for(slake)] == [["en"], ["zh"]]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_vqa_med_counts_yes_and_no_apart_as_its_published_tables_do(split):
+    kinds = [("open", "modality"), ("closed", "modality"), ("open", "plane"), ("closed", "abnormality")]
+    med = VqaData("vqa-med-2019", split, Path("."), [
+        Sample(str(n), Path("x.jpg"), "q", ("no",), kind, "x", "test", category)
+        for n, (kind, category) in enumerate(kinds)
+    ])  # fmt: skip
+    said = [Prediction(sample.id, "no", 1.0) for sample in med.samples[:3]] + [Prediction("3", "yes", 1.0)]
+    for protocol in protocols_for(med):
+        types = score(med.samples, said, protocol).question_types()
+        assert {name: found["n"] for name, found in types.items()} == {"modality": 1, "plane": 1, "yes/no": 2}
+        assert types["yes/no"]["accuracy"] == 0.5
 
 
 def test_ids_of_other_data_name_no_public_data_set():

@@ -12,12 +12,21 @@ from preceptor.types import Sample, VqaData
 Metric = Literal["accuracy", "bleu", "soft"]
 
 
+def _type(sample: Sample) -> str:
+    return sample.question_type
+
+
+def _type_or_yes_no(sample: Sample) -> str:
+    return "yes/no" if sample.answer_type == "closed" else sample.question_type
+
+
 @dataclass(frozen=True)
 class Protocol:
     """`select` says which samples are scored, `normaliser` (a key of `NORMALISERS`) how answers are compared.
 
     `metric` is what the protocol's number is the mean of, per question: exact sameness, ImageCLEF's BLEU, or the VQA
-    score of several annotators' votes. `describes` is one sentence for tables and reports.
+    score of several annotators' votes. `category` says under which type of question a sample counts. `describes` is one
+    sentence for tables and reports.
     """
 
     id: str
@@ -25,6 +34,7 @@ class Protocol:
     select: Callable[[Sample], bool]
     describes: str
     metric: Metric = "accuracy"
+    category: Callable[[Sample], str] = _type
 
 
 def _test(sample: Sample) -> bool:
@@ -44,7 +54,8 @@ def protocols_for(data: VqaData) -> list[Protocol]:
 
     VQA-RAD has two customs: all 451 test questions (conditional reasoning, MMBERT, M3AE, MUMC, MHKD-MVQA) and the 308
     of them asked in free form, without the 143 paraphrases (MEVF, MMQ, VQAMix). VQA-Med 2019 has strict accuracy and
-    BLEU; scored on the official validation part their ids say `val`.
+    BLEU; scored on the official validation part their ids say `val`. Its types of question are those of published
+    tables (CGMVQA, MMBERT): questions of yes and no, which the files have under modality and abnormality, stand apart.
     """
     label = "; the split leaks test rows into training" if data.leaking else ""
     if data.name == "vqa-rad":
@@ -63,8 +74,8 @@ def protocols_for(data: VqaData) -> list[Protocol]:
         about = f"all {part} questions, lower case, any of the alternatives counts{label}"
         bleu = f"all {part} questions, BLEU as ImageCLEF computes it, the best alternative counts{label}"
         return [
-            Protocol(f"{prefix}/strict", "lower", _test, about),
-            Protocol(f"{prefix}/bleu", "lower", _test, bleu, metric="bleu"),
+            Protocol(f"{prefix}/strict", "lower", _test, about, category=_type_or_yes_no),
+            Protocol(f"{prefix}/bleu", "lower", _test, bleu, metric="bleu", category=_type_or_yes_no),
         ]
     if data.name == "slake":
         language, _, published = data.split.partition("-")

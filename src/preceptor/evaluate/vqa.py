@@ -153,7 +153,7 @@ def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol
                 target=text if correct else accepted[0],
                 correct=correct,
                 answer_type=sample.answer_type,
-                question_type=sample.question_type,
+                question_type=protocol.category(sample),
                 score=worth,
                 bleu=bleu,
                 f1=token_f1(prediction.answer, sample.answers),
