@@ -1,14 +1,16 @@
 """Does distillation help? Several seeds of the student alone and taught, at equal budget, with an interval.
 
     python bench/mhkd_seeds.py --output runs/bench-mhkd --seeds 0 1 2 3 4                       # VQA-RAD, clean split
-    python bench/mhkd_seeds.py --output runs/bench-slake --recipe mhkd-slake-en --teachers 3
+    python bench/mhkd_seeds.py --output runs/bench-slake --recipe mhkd-slake-en
+    python bench/mhkd_seeds.py --output runs/bench-med --recipe mhkd-vqa-med-2019 \\
+        student.train.epochs=4 student.train.evaluate_every=4
     python bench/mhkd_seeds.py --output runs/bench-mhkd --variant output_only
     python bench/mhkd_seeds.py --output runs/bench-mhkd --table                                # print what was measured
 
 Teachers are trained once per folder (`--teachers N`; several teach as an ensemble) and shared by all variants and
 seeds; the undistilled students are shared by all variants. A variant is chosen by its validation accuracy, which is
 printed beside the test accuracy; the test questions choose nothing. The data are those of the recipe: give `--data`, or
-set PRECEPTOR_DATA. Settings of the recipe follow.
+set PRECEPTOR_DATA. Settings of the recipe follow, not straight after `--seeds` or `--only`: these take all that follows.
 """
 
 from __future__ import annotations
