@@ -10,7 +10,7 @@
 Teachers are trained once per folder (`--teachers N`; several teach as an ensemble) and shared by all variants and
 seeds; the undistilled students are shared by all variants. A variant is chosen by its validation accuracy, which is
 printed beside the test accuracy; the test questions choose nothing. The data are those of the recipe: give `--data`, or
-set PRECEPTOR_DATA. Settings of the recipe follow, not straight after `--seeds` or `--only`: these take all that follows.
+set PRECEPTOR_DATA. Settings of the recipe follow, but not straight after `--seeds` or `--only`, which would take them.
 """
 
 from __future__ import annotations
