@@ -89,6 +89,10 @@ def table(output: Path) -> None:
     def results(folder: Path) -> dict:
         return json.loads((folder / "results.json").read_text())
 
+    def validated(result: dict) -> float:
+        training = result["training"]
+        return next(v["score"] for v in training["validations"] if v["step"] == training["kept_step"])
+
     names = sorted({p.parent.name.rsplit("-seed", 1)[0] for p in output.glob("*-seed*/results.json")} - {"alone"})
     first = results(next(iter(sorted(output.glob("teacher-*")))))
     for protocol in first["protocols"]:
@@ -105,8 +109,8 @@ def table(output: Path) -> None:
         for folder in sorted(output.glob("teacher-*")):
             r = results(folder)
             s = r["protocols"][protocol]
-            best = max(v["score"] for v in r["training"]["validations"])
-            print(f"| {folder.name} ({r['parameters'] / 1e6:.1f} M) | 1 | {100 * best:.1f} | {100 * s['accuracy']:.1f} "
+            kept = validated(r)
+            print(f"| {folder.name} ({r['parameters'] / 1e6:.1f} M) | 1 | {100 * kept:.1f} | {100 * s['accuracy']:.1f} "
                   f"| {100 * s['open']:.1f} | {100 * s['closed']:.1f} | |")  # fmt: skip
         for name in ["alone", *names]:
             seeds = sorted(int(p.parent.name.rsplit("-seed", 1)[1]) for p in output.glob(f"{name}-seed*/results.json"))
@@ -115,7 +119,7 @@ def table(output: Path) -> None:
             rs = [results(stage_folder(output, name, seed)) for seed in seeds]
             scores = [r["protocols"][protocol] for r in rs]
             mean = {key: float(np.mean([s[key] for s in scores])) for key in ("accuracy", "open", "closed")}
-            best = float(np.mean([max(v["score"] for v in r["training"]["validations"]) for r in rs]))
+            kept = float(np.mean([validated(r) for r in rs]))
             over = mean_interval([s["accuracy"] for s in scores]) if len(seeds) > 1 else None
             accuracy = f"{100 * mean['accuracy']:.1f}"
             accuracy += f" ({100 * over.low:.1f} to {100 * over.high:.1f})" if over else ""
@@ -125,7 +129,7 @@ def table(output: Path) -> None:
                 a, b = (np.stack([hits(stage_folder(output, n, s), protocol) for s in both]) for n in (name, "alone"))
                 d = paired_bootstrap_runs(a, b)
                 delta = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
-            print(f"| {name} ({rs[0]['parameters'] / 1e6:.1f} M) | {len(seeds)} | {100 * best:.1f} | {accuracy} | "
+            print(f"| {name} ({rs[0]['parameters'] / 1e6:.1f} M) | {len(seeds)} | {100 * kept:.1f} | {accuracy} | "
                   f"{100 * mean['open']:.1f} | {100 * mean['closed']:.1f} | {delta} |")  # fmt: skip
         by_question_type(output, protocol, names)
     print(f"\n{first['versions']}\n{first['machine']}")
