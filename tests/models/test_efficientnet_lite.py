@@ -94,7 +94,13 @@ def test_remembered_images_are_computed_once_and_do_not_depend_on_their_company(
     assert calls == [1, 1, 1]
     again = vision(x[[5, 2, 3, 1, 4]])
     assert calls == [1] * 6
-    assert torch.equal(again[[1, 3]], first[[3, 1]])
+    # Not to the bit between batches: a product with four rows may round otherwise than one with five.
+    assert torch.allclose(again[[1, 3]], first[[3, 1]], atol=1e-4)
+    # But a batch is the same to the bit whether some of its images, or none, were known before: as after a resume.
+    resumed = build(freeze=["*"]).model
+    remember_images(resumed.train())
+    assert torch.equal(resumed.vision(x[[5, 2, 3, 1, 4]]), again)
+    assert len(calls) == 6
     assert torch.allclose(torch.cat([first[[0, 1, 3]], again[[2, 4, 0]]]), want, atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):  # another precision is another number
         vision(x[:1])
