@@ -15,7 +15,7 @@ from preceptor.audit.duplicates import find_pairs
 from preceptor.audit.images import look_at
 from preceptor.audit.run import audit, write_audit
 from preceptor.config import DataConfig
-from preceptor.data.read import read_data
+from preceptor.vqa.data import read_data
 
 SETS = ("vqa-rad", "vqa-med-2019", "slake")
 

@@ -22,9 +22,9 @@ from PIL import Image, ImageOps
 from preceptor.audit.burned_in import has_text
 from preceptor.audit.duplicates import COPY_CORRELATION, correlations
 from preceptor.config import DataConfig
-from preceptor.data.hashes import ALIKE_BITS, COPY_BITS, cosine_transform, hashes, near, thumbnail
 from preceptor.data.images import load_image
-from preceptor.data.read import read_data
+from preceptor.data.phash import ALIKE_BITS, COPY_BITS, cosine_transform, hashes, near, thumbnail
+from preceptor.vqa.data import read_data
 
 BITS = (8, 12, 16, 20, 24, 32, 40, 48, 56, 64)
 CORRELATIONS = (0.95, 0.96, 0.97, 0.975, 0.98, 0.985)
@@ -101,8 +101,10 @@ def main() -> None:
 
     medpix = np.concatenate([thumbs["vqa-rad"], thumbs["vqa-med-2019"]])
     _, _, strange = near(hashes(thumbs["slake"]), hashes(medpix), BITS[-1])
-    print(f"different patients, {len(medpix) * len(thumbs['slake'])} pairs: ",
-          ", ".join(f"{(strange <= b).sum()} within {b} bits" for b in BITS))  # fmt: skip
+    print(
+        f"different patients, {len(medpix) * len(thumbs['slake'])} pairs: ",
+        ", ".join(f"{(strange <= b).sum()} within {b} bits" for b in BITS),
+    )
     short = [short_hashes(found) for found in (thumbs["slake"], medpix)]
     _, _, strange = near(*short, 12)
     print("the same with 64 bits: ", ", ".join(f"{(strange <= b).sum()} within {b} bits" for b in range(0, 13, 2)))
@@ -110,8 +112,10 @@ def main() -> None:
     print("neighbouring slices of SLAKE: ", ", ".join(f"{(bits <= b).sum()} within {b} bits" for b in BITS))
     close = bits <= ALIKE_BITS
     alike = correlations(thumbs["slake"], left[close], right[close])
-    print(f"of the {close.sum()} within {ALIKE_BITS} bits: ",
-          ", ".join(f"{(alike >= c).sum()} correlate to {c}" for c in CORRELATIONS))  # fmt: skip
+    print(
+        f"of the {close.sum()} within {ALIKE_BITS} bits: ",
+        ", ".join(f"{(alike >= c).sum()} correlate to {c}" for c in CORRELATIONS),
+    )
     print(f"threshold where there are only hashes: {COPY_BITS} bits")
 
     text = {name: [has_text(load_image(path)) for path in found] for name, found in paths.items()}

@@ -26,21 +26,29 @@ def main() -> None:
 
     import torch
 
-    from preceptor.evaluate.machine import QUESTIONS, machine, versions
-    from preceptor.methods.build import cached_teacher
-    from preceptor.methods.mhkd import Lesson, MhkdTask, teacher_forward
-    from preceptor.recipe_text import load_recipe
-    from preceptor.runs import open_classroom
-    from preceptor.teachers.source import OnlineTeacher
-    from preceptor.train.order import StepBatches
-    from preceptor.train.setup import make_optimizer, native_bf16
+    from preceptor.environment import QUESTIONS, machine, versions
+    from preceptor.recipe import load_recipe
+    from preceptor.teachers.online import OnlineTeacher
+    from preceptor.training.sampler import StepBatches
+    from preceptor.training.setup import make_optimizer, native_bf16
+    from preceptor.vqa.mhkd import Lesson, MhkdTask, teacher_forward
+    from preceptor.vqa.run import open_classroom
+    from preceptor.vqa.teachers import cached_teacher
 
     with tempfile.TemporaryDirectory() as scratch:
         recipe = load_recipe(
             args.recipe,
-            [f"output={scratch}", "data.name=phantom", "data.root=null", "data.split=null", "data.augment.views=1",
-             "data.phantom.cases=60", "data.phantom.images_per_case=3", "data.phantom.questions_per_image=5"],
-        )  # fmt: skip
+            [
+                f"output={scratch}",
+                "data.name=phantom",
+                "data.root=null",
+                "data.split=null",
+                "data.augment.views=1",
+                "data.phantom.cases=60",
+                "data.phantom.images_per_case=3",
+                "data.phantom.questions_per_image=5",
+            ],
+        )
         room = open_classroom(recipe)
         teacher = room.bundle(recipe.teacher, 1)
         paths = Lesson(recipe.method, recipe.student.model.layers, teacher.model.config.layers).teacher_paths

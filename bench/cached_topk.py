@@ -34,14 +34,14 @@ def main() -> None:
     import torch
     from PIL import Image
 
+    from preceptor.data.types import Dialogue
     from preceptor.distill.chunked_kl import HiddenTeacher, chunked_cross_entropy, distillation_loss
-    from preceptor.evaluate.machine import machine
-    from preceptor.models.grounded_vlm import GroundedVlm
-    from preceptor.models.new_vlm import new_vlm
-    from preceptor.teachers.pseudo_labels import ContentHashes
-    from preceptor.teachers.topk_cache import TopKCache, answers_key, topk_identity
-    from preceptor.teachers.topk_writer import write_topk_cache
-    from preceptor.types import Dialogue
+    from preceptor.environment import machine
+    from preceptor.grounding.model import GroundedVlm
+    from preceptor.grounding.new_vlm import new_vlm
+    from preceptor.grounding.pseudo_labels import ContentHashes
+    from preceptor.grounding.topk_cache import TopKCache, answers_key, topk_identity
+    from preceptor.grounding.topk_writer import write_topk_cache
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -102,11 +102,21 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in zip(values, plain, strict=True))
         print(f"{name:11s} {1000 * statistics.median(values):8.1f} ms a step   ratio {ratio:.3f}")
     print(f"reading the cache {1000 * statistics.median(reading):.2f} ms a step; written in {written:.1f} s")
-    print(json.dumps({
-        "words": words, "k": args.k, "batch": args.batch, "steps": args.steps, "size": args.size,
-        "tokens": tokens, "bytes_per_1000_tokens": round(1000 * size / tokens), "threads": torch.get_num_threads(),
-        **machine(),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "words": words,
+                "k": args.k,
+                "batch": args.batch,
+                "steps": args.steps,
+                "size": args.size,
+                "tokens": tokens,
+                "bytes_per_1000_tokens": round(1000 * size / tokens),
+                "threads": torch.get_num_threads(),
+                **machine(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

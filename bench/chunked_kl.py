@@ -53,13 +53,19 @@ def main() -> None:
     memory = {way: max(row["bytes"] for row in rows) for way, rows in found.items()}
     above = {way: memory[way] - found[way][0]["gradients"] for way in found}
     seconds = {way: statistics.median(row["seconds"] for row in rows) for way, rows in found.items()}
-    print(f"{args.tokens} tokens x {args.words} words, width {args.width}, {args.dtype}, "
-          f"{found['plain'][0]['threads']} threads, {args.repeats} runs of each")  # fmt: skip
+    print(
+        f"{args.tokens} tokens x {args.words} words, width {args.width}, {args.dtype}, "
+        f"{found['plain'][0]['threads']} threads, {args.repeats} runs of each"
+    )
     for way in found:
-        print(f"{way:8} {memory[way] / 2**30:6.2f} GiB, {above[way] / 2**30:.2f} above; {seconds[way]:.1f} s; "
-              f"loss {found[way][0]['loss']:.6f}")  # fmt: skip
-    print(f"memory: plain / chunked = {memory['plain'] / memory['chunked']:.1f}, "
-          f"above {above['plain'] / above['chunked']:.1f}")  # fmt: skip
+        print(
+            f"{way:8} {memory[way] / 2**30:6.2f} GiB, {above[way] / 2**30:.2f} above; {seconds[way]:.1f} s; "
+            f"loss {found[way][0]['loss']:.6f}"
+        )
+    print(
+        f"memory: plain / chunked = {memory['plain'] / memory['chunked']:.1f}, "
+        f"above {above['plain'] / above['chunked']:.1f}"
+    )
     print(f"time:   chunked / plain = {seconds['chunked'] / seconds['plain']:.2f}")
     for name, value in distance.items():
         print(f"gradient to {name}: largest difference {value:.1e} of its largest value")

@@ -20,9 +20,9 @@ SHOWN = {"vg": "recall", "roc": "accuracy", "rc": "mbmr", "mia": "mbmr"}
 
 
 def run(output: Path, args: argparse.Namespace) -> None:
-    from preceptor.config_vlm import VlmRecipe
-    from preceptor.dialogues.run import run_vlm
-    from preceptor.recipe_text import load_any_recipe
+    from preceptor.grounding.config import VlmRecipe
+    from preceptor.grounding.run import run_vlm
+    from preceptor.recipe import load_any_recipe
 
     for seed in args.seeds:
         settings = [
@@ -39,9 +39,9 @@ def table(output: Path, protocol: str) -> None:
     """Print by stage the four tasks' scores, and per-dialogue differences to `supervised` and to the stage before."""
     import numpy as np
 
-    from preceptor.dialogues.run import read_rows
-    from preceptor.evaluate.dialogues import row_score
-    from preceptor.evaluate.statistics import mean_interval, paired_bootstrap_runs
+    from preceptor.grounding.metrics import row_score
+    from preceptor.grounding.run import read_rows
+    from preceptor.statistics import mean_interval, paired_bootstrap_runs
 
     folders = [path.parent for path in sorted(output.glob("seed*/results.json"))]
     runs = [json.loads((folder / "results.json").read_text("utf-8")) for folder in folders]

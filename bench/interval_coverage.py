@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 
-from preceptor.evaluate.statistics import crossed_test, paired_bootstrap_runs
+from preceptor.statistics import crossed_test, paired_bootstrap_runs
 
 CASES = [
     (450, 2, 0.05),

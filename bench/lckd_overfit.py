@@ -20,13 +20,26 @@ CASES = {
     "ms_patient19": {"lesion": (1,)},
 }
 SETTINGS = [
-    "data.name=brats", "data.train_share=1", "data.unlabelled=none",
-    "data.intensity=percentile", "data.patch_size=[32, 32, 32]", "data.augment=none",
-    "data.foreground_probability=0.5", "model.channels=[16, 32, 64]", "train.batch_size=2",
-    "train.learning_rate=2e-3", "train.select=last", "method.dropping.start=0.6", "method.dropping.ramp=0.8",
-    "train.epochs=5000", "train.evaluate_every=5000", "train.checkpoint_every=500", "evaluation.overlap=0.25",
-    "evaluation.validation_overlap=0", "report.cases=1",
-]  # fmt: skip
+    "data.name=brats",
+    "data.train_share=1",
+    "data.unlabelled=none",
+    "data.intensity=percentile",
+    "data.patch_size=[32, 32, 32]",
+    "data.augment=none",
+    "data.foreground_probability=0.5",
+    "model.channels=[16, 32, 64]",
+    "train.batch_size=2",
+    "train.learning_rate=2e-3",
+    "train.select=last",
+    "method.dropping.start=0.6",
+    "method.dropping.ramp=0.8",
+    "train.epochs=5000",
+    "train.evaluate_every=5000",
+    "train.checkpoint_every=500",
+    "evaluation.overlap=0.25",
+    "evaluation.validation_overlap=0",
+    "report.cases=1",
+]
 
 
 def main() -> None:
@@ -37,16 +50,18 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key.sub=value for the recipe")
     args = parser.parse_args()
 
-    from preceptor.config_volumes import SegmentationRecipe
-    from preceptor.data.brats import find_case
-    from preceptor.recipe_text import load_any_recipe
+    from preceptor.data.segmentation.cases import find_case
+    from preceptor.data.types import CaseData
+    from preceptor.recipe import load_any_recipe
+    from preceptor.segmentation.config import SegmentationRecipe
     from preceptor.segmentation.predict import segment_case
     from preceptor.segmentation.stage import train_stage
-    from preceptor.types import CaseData
 
     for name in args.case:
         folder = args.output / name
-        recipe = load_any_recipe("lckd-demo", [*SETTINGS, f"data.root={args.data}", f"output={folder}", *args.overrides])  # fmt: skip  # noqa: E501
+        recipe = load_any_recipe(
+            "lckd-demo", [*SETTINGS, f"data.root={args.data}", f"output={folder}", *args.overrides]
+        )
         assert isinstance(recipe, SegmentationRecipe)
         case = find_case(args.data / name, recipe.data.modalities)
         # By hand: a split with one case in every part is refused everywhere else.

@@ -18,10 +18,19 @@ import os
 from pathlib import Path
 
 COMMON = [
-    "data.phantom.train=60", "data.phantom.validation=20", "data.phantom.test=40", "data.phantom.size=32",
-    "evaluation.overlap=0", "evaluation.validation_overlap=0", "train.epochs=40", "train.evaluate_every=20",
-    "method.election.every=5", "method.full.weight=0", "data.train_share=1", "data.unlabelled=none",
-]  # fmt: skip
+    "data.phantom.train=60",
+    "data.phantom.validation=20",
+    "data.phantom.test=40",
+    "data.phantom.size=32",
+    "evaluation.overlap=0",
+    "evaluation.validation_overlap=0",
+    "train.epochs=40",
+    "train.evaluate_every=20",
+    "method.election.every=5",
+    "method.full.weight=0",
+    "data.train_share=1",
+    "data.unlabelled=none",
+]
 SCARCE = ["data.train_share=0.2", "train.epochs=200", "train.evaluate_every=100", "method.election.every=25"]
 WHERE_ALL = ["alone", "single", "multi", "per_task", "full"]
 WHERE_SCARCE = ["alone", "full", "full_unlabelled", "multi_and_full_unlabelled"]
@@ -34,16 +43,22 @@ VARIANTS: dict[str, list[str]] = {
     "strong": ["method.teachers=multi", "method.cross_modal.weight=1"],
     "normalised": ["method.teachers=multi", "method.cross_modal.weight=1", "method.cross_modal.normalise=true"],
     "normalised_all": [
-        "method.teachers=multi", "method.cross_modal.weight=1", "method.cross_modal.normalise=true",
+        "method.teachers=multi",
+        "method.cross_modal.weight=1",
+        "method.cross_modal.normalise=true",
         "method.cross_modal.levels=all",
     ],
     "per_task_normalised_all": [
-        "method.teachers=per_task", "method.cross_modal.weight=1", "method.cross_modal.normalise=true",
+        "method.teachers=per_task",
+        "method.cross_modal.weight=1",
+        "method.cross_modal.normalise=true",
         "method.cross_modal.levels=all",
     ],
     "projected": ["method.teachers=multi", "method.cross_modal.weight=1", "method.cross_modal.projector=true"],
     "projected_all": [
-        "method.teachers=multi", "method.cross_modal.weight=1", "method.cross_modal.projector=true",
+        "method.teachers=multi",
+        "method.cross_modal.weight=1",
+        "method.cross_modal.projector=true",
         "method.cross_modal.levels=all",
     ],
     "late": ["method.teachers=multi", "method.cross_modal.start=0.3", "method.cross_modal.ramp=0.2"],
@@ -52,12 +67,12 @@ VARIANTS: dict[str, list[str]] = {
     "full_unlabelled": ["method.cross_modal.weight=0", "method.full.weight=1", "data.unlabelled=rest"],
     "multi_and_full": ["method.teachers=multi", "method.full.weight=1"],
     "multi_and_full_unlabelled": ["method.teachers=multi", "method.full.weight=1", "data.unlabelled=rest"],
-}  # fmt: skip
+}
 
 
 def run(output: Path, variants: list[str], seeds: list[int], overrides: list[str]) -> None:
-    from preceptor.config_volumes import SegmentationRecipe
-    from preceptor.recipe_text import load_any_recipe
+    from preceptor.recipe import load_any_recipe
+    from preceptor.segmentation.config import SegmentationRecipe
     from preceptor.segmentation.run import run_segmentation
 
     def train(folder: Path, seed: int, stage: str, settings: list[str]) -> None:
@@ -82,8 +97,8 @@ def table(output: Path) -> None:
     """Print every variant against `alone` with the same seeds: Dice, the mean over a case's 15 subsets."""
     import numpy as np
 
-    from preceptor.evaluate.statistics import mean_interval, paired_bootstrap_runs
     from preceptor.segmentation.run import by_case
+    from preceptor.statistics import mean_interval, paired_bootstrap_runs
 
     found: dict[str, dict[int, Path]] = {}
     for path in sorted(output.glob("*-seed*/results.json")):
@@ -102,7 +117,9 @@ def table(output: Path) -> None:
         f"| variant | seeds | validation | {' | '.join([*regions, 'mean'])} | minus alone: {', '.join(regions)}, mean |"
     )
     print(f"|---|---|---|{'---|' * (len(regions) + 2)}")
-    for name in sorted(found, key=lambda name: (name not in VARIANTS, list(VARIANTS).index(name) if name in VARIANTS else 0)):  # fmt: skip  # noqa: E501
+    for name in sorted(
+        found, key=lambda name: (name not in VARIANTS, list(VARIANTS).index(name) if name in VARIANTS else 0)
+    ):
         folders = found[name]
         scores = np.stack([dice(folder) for folder in folders.values()])
         validation = []
@@ -112,7 +129,10 @@ def table(output: Path) -> None:
         cells = []
         for i in range(len(regions) + 1):
             over = mean_interval([float(seed[:, i].mean()) for seed in scores]) if len(scores) > 1 else None
-            cells.append(f"{100 * scores[..., i].mean():.1f}" + (f" ({100 * over.low:.1f} to {100 * over.high:.1f})" if over else ""))  # fmt: skip  # noqa: E501
+            cells.append(
+                f"{100 * scores[..., i].mean():.1f}"
+                + (f" ({100 * over.low:.1f} to {100 * over.high:.1f})" if over else "")
+            )
         both = [seed for seed in folders if seed in found["alone"]]
         deltas = ""
         if name not in ("alone", "teacher") and both:

@@ -29,8 +29,8 @@ def train(
 ) -> list[Path]:
     """Train what is not finished yet; return the run folders."""
     from preceptor.errors import UserError
-    from preceptor.recipe_text import differences, load_recipe
-    from preceptor.runs import run_recipe
+    from preceptor.recipe import differences, load_recipe
+    from preceptor.vqa.run import run_recipe
 
     recipes = []
     # Every share once before the next seed, so that a curve is there early. All are read before the first is trained:

@@ -50,8 +50,8 @@ def stage_folder(output: Path, name: str, seed: int) -> Path:
 
 
 def run(output: Path, args: argparse.Namespace) -> None:
-    from preceptor.recipe_text import load_recipe
-    from preceptor.runs import run_recipe
+    from preceptor.recipe import load_recipe
+    from preceptor.vqa.run import run_recipe
 
     common = [f"data.root={args.data}"] if args.data else []
     common += args.overrides
@@ -80,8 +80,8 @@ def table(output: Path) -> None:
     """Print every variant measured in `output` against the undistilled students of the same seeds."""
     import numpy as np
 
-    from preceptor.evaluate.run import read_predictions
-    from preceptor.evaluate.statistics import mean_interval, paired_bootstrap_runs
+    from preceptor.statistics import mean_interval, paired_bootstrap_runs
+    from preceptor.vqa.evaluate import read_predictions
 
     def hits(folder: Path, protocol: str) -> np.ndarray:
         return np.array([row["score"] for row in sorted(read_predictions(folder, protocol), key=lambda row: row["id"])])
@@ -110,8 +110,10 @@ def table(output: Path) -> None:
             r = results(folder)
             s = r["protocols"][protocol]
             kept = validated(r)
-            print(f"| {folder.name} ({r['parameters'] / 1e6:.1f} M) | 1 | {100 * kept:.1f} | {100 * s['accuracy']:.1f} "
-                  f"| {100 * s['open']:.1f} | {100 * s['closed']:.1f} | |")  # fmt: skip
+            print(
+                f"| {folder.name} ({r['parameters'] / 1e6:.1f} M) | 1 | {100 * kept:.1f} | {100 * s['accuracy']:.1f} "
+                f"| {100 * s['open']:.1f} | {100 * s['closed']:.1f} | |"
+            )
         for name in ["alone", *names]:
             seeds = sorted(int(p.parent.name.rsplit("-seed", 1)[1]) for p in output.glob(f"{name}-seed*/results.json"))
             if not seeds:
@@ -129,8 +131,10 @@ def table(output: Path) -> None:
                 a, b = (np.stack([hits(stage_folder(output, n, s), protocol) for s in both]) for n in (name, "alone"))
                 d = paired_bootstrap_runs(a, b)
                 delta = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
-            print(f"| {name} ({rs[0]['parameters'] / 1e6:.1f} M) | {len(seeds)} | {100 * kept:.1f} | {accuracy} | "
-                  f"{100 * mean['open']:.1f} | {100 * mean['closed']:.1f} | {delta} |")  # fmt: skip
+            print(
+                f"| {name} ({rs[0]['parameters'] / 1e6:.1f} M) | {len(seeds)} | {100 * kept:.1f} | {accuracy} | "
+                f"{100 * mean['open']:.1f} | {100 * mean['closed']:.1f} | {delta} |"
+            )
         by_question_type(output, protocol, names)
     print(f"\n{first['versions']}\n{first['machine']}")
 
@@ -158,8 +162,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--teachers", type=int, default=1)
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="recipe")
-    parser.add_argument("--only", choices=["alone", "distilled"], nargs="+", default=["alone", "distilled"],
-                        help="train these alone: two processes can share the work")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        choices=["alone", "distilled"],
+        nargs="+",
+        default=["alone", "distilled"],
+        help="train these alone: two processes can share the work",
+    )
     parser.add_argument("--table", action="store_true", help="print what has been measured, and train nothing")
     parser.add_argument("overrides", nargs="*", help="key.sub=value for the recipe")
     args = parser.parse_args()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from preceptor.data.seen import among, hash_images
+from preceptor.data.provenance import among, hash_images
 
 
 def sources(root: Path):
@@ -59,8 +59,16 @@ def main() -> None:
         if kept[path] and question.strip() and answer.strip():
             share = int(hashlib.sha256(group.encode()).hexdigest()[:4], 16) / 2**16
             part = "validation" if share < 0.04 else "test" if share < 0.06 else "train"
-            rows.append({"id": f"{group}-{number}", "image": kept[path], "question": question, "answer": answer,
-                         "group": group, "split": part})  # fmt: skip
+            rows.append(
+                {
+                    "id": f"{group}-{number}",
+                    "image": kept[path],
+                    "question": question,
+                    "answer": answer,
+                    "group": group,
+                    "split": part,
+                }
+            )
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (args.output / "questions.jsonl").write_text(text, "utf-8")
     dropped = sum(target is None for target in kept.values())

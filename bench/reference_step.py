@@ -31,9 +31,9 @@ def main() -> None:
 
     import torch
 
-    from preceptor.distill.segmentation_loss import bce_loss, dice_loss
-    from preceptor.evaluate.machine import VOLUMES, machine, versions
-    from preceptor.models.multimodal_unet import MultimodalUNet, MultimodalUNetConfig, fill_with_mean
+    from preceptor.environment import VOLUMES, machine, versions
+    from preceptor.segmentation.losses import bce_loss, dice_loss
+    from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig, fill_with_mean
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -30,8 +30,12 @@ def main() -> None:
         path = Path(folder) / "said.jsonl"
         with path.open("w") as file:
             for number in range(args.rows):
-                row = {"id": str(number), "answer": rng.choice(texts), "answers": [rng.choice(texts)],
-                       "question_type": rng.choice("abcd")}  # fmt: skip
+                row = {
+                    "id": str(number),
+                    "answer": rng.choice(texts),
+                    "answers": [rng.choice(texts)],
+                    "question_type": rng.choice("abcd"),
+                }
                 file.write(json.dumps(row) + "\n")
         command = [
             sys.executable,

@@ -29,10 +29,10 @@ def main() -> None:
 
     import torch
 
-    from preceptor.evaluate.machine import VOLUMES, machine, versions
-    from preceptor.evaluate.subset_decoder import SubsetDecoder
-    from preceptor.evaluate.subsets import Subset, subsets
-    from preceptor.models.multimodal_unet import MultimodalUNet, MultimodalUNetConfig, Size, fill_with_mean
+    from preceptor.environment import VOLUMES, machine, versions
+    from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig, Size, fill_with_mean
+    from preceptor.segmentation.subset_decoder import SubsetDecoder
+    from preceptor.segmentation.subsets import Subset, subsets
 
     torch.set_num_threads(1)
     everything = torch.ones(1, 4, dtype=torch.bool)

@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from preceptor.recipe_text import load_recipe
-    from preceptor.runs import run_recipe
+    from preceptor.recipe import load_recipe
+    from preceptor.vqa.run import run_recipe
 
     rows = []
     for seed in args.seeds:

@@ -18,7 +18,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from preceptor import config, config_vlm, config_volumes
+from preceptor import config
+from preceptor.grounding import config as config_vlm
+from preceptor.segmentation import config as config_volumes
 
 PAGE = Path(__file__).parent / "reference" / "recipe.md"
 LCKD_PAGE = PAGE.with_name("recipe-lckd.md")

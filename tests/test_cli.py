@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from preceptor import cli
+from preceptor.cli import app as cli
 from tests.fault.tiny import write_recipe
 
 QUICK = [
-    "stages=[teacher,alone,distilled]", "teacher.train.epochs=2", "student.train.epochs=2", "data.augment.views=2",
+    "stages=[teacher,alone,distilled]",
+    "teacher.train.epochs=2",
+    "student.train.epochs=2",
+    "data.augment.views=2",
     "method.teaching.kind=cached",
-]  # fmt: skip
+]
 
 
 def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
@@ -49,8 +52,16 @@ def test_a_run_folder_holds_what_the_contract_says(run: Path):
     for name in ("recipe.yaml", "results.json", "report.html", "log.txt"):
         assert (run / name).is_file(), name
     for stage in ("teacher", "alone", "distilled"):
-        for name in ("recipe.yaml", "metrics.jsonl", "results.json", "student/config.json", "student/model.safetensors",
-                     "student/README.md", "student/tokenizer.json", "student/preprocessor_config.json"):  # fmt: skip
+        for name in (
+            "recipe.yaml",
+            "metrics.jsonl",
+            "results.json",
+            "student/config.json",
+            "student/model.safetensors",
+            "student/README.md",
+            "student/tokenizer.json",
+            "student/preprocessor_config.json",
+        ):
             assert (run / stage / name).is_file(), name
         results = json.loads((run / stage / "results.json").read_text())
         assert {"protocols", "parameters", "latency_ms", "seed", "versions", "data"} <= results.keys()
@@ -240,9 +251,16 @@ def test_recipes_are_listed_and_shown(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train", "nonsense"], ["demo", "lckdd"], ["train", "mhkd-demo", "data.nmae=x"], ["report", "/nonexistent"],
-     ["trian"], ["train", "mhkd-vqa-rad", "data.root=/nonexistent"], ["evaluate", "/nonexistent"]],
-)  # fmt: skip
+    [
+        ["train", "nonsense"],
+        ["demo", "lckdd"],
+        ["train", "mhkd-demo", "data.nmae=x"],
+        ["report", "/nonexistent"],
+        ["trian"],
+        ["train", "mhkd-vqa-rad", "data.root=/nonexistent"],
+        ["evaluate", "/nonexistent"],
+    ],
+)
 def test_mistakes_exit_2_without_a_traceback(arguments, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     code, out, err = call(capsys, monkeypatch, *arguments)
@@ -253,8 +271,8 @@ def test_mistakes_exit_2_without_a_traceback(arguments, capsys, monkeypatch, tmp
 
 def test_help_needs_no_torch():
     program = (
-        "import sys, preceptor.cli\n"
-        "try:\n    sys.argv = ['preceptor', '--help']; preceptor.cli.main()\nexcept SystemExit: pass\n"
+        "import sys, preceptor.cli.app\n"
+        "try:\n    sys.argv = ['preceptor', '--help']; preceptor.cli.app.main()\nexcept SystemExit: pass\n"
         "print([m for m in ('torch', 'transformers', 'matplotlib', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -5,7 +5,7 @@ import yaml
 
 from preceptor.config import Recipe
 from preceptor.errors import UserError
-from preceptor.recipe_text import (
+from preceptor.recipe import (
     differences,
     dump_recipe,
     known_keys,
@@ -30,9 +30,16 @@ def test_shipped_recipes_load_and_come_back(name):
 def test_overrides_are_yaml_and_nested():
     recipe = load_recipe(
         "mhkd-demo",
-        ["student.train.learning_rate=1e-4", "data.root=null", "method.hidden.layers=[[0, 2]]",
-         "data.augment.enabled=false", "student.train.clip_norm=null", "data.name=vqa_rad", "output=somewhere"],
-    )  # fmt: skip
+        [
+            "student.train.learning_rate=1e-4",
+            "data.root=null",
+            "method.hidden.layers=[[0, 2]]",
+            "data.augment.enabled=false",
+            "student.train.clip_norm=null",
+            "data.name=vqa_rad",
+            "output=somewhere",
+        ],
+    )
     assert recipe.student.train.learning_rate == 1e-4
     assert recipe.method.hidden.layers == [(0, 2)]
     assert not recipe.data.augment.enabled
@@ -77,9 +84,14 @@ def test_mistakes_name_the_key_and_the_fix(override, message):
 
 @pytest.mark.parametrize(
     ("text", "folder"),
-    [("runs/{name}-2", "runs/mhkd-demo-2"), ("runs/{nmae}", "runs/{nmae}"), ("2024", "2024"), ("1e5", "1e5"),
-     ("{", "{")],
-)  # fmt: skip
+    [
+        ("runs/{name}-2", "runs/mhkd-demo-2"),
+        ("runs/{nmae}", "runs/{nmae}"),
+        ("2024", "2024"),
+        ("1e5", "1e5"),
+        ("{", "{"),
+    ],
+)
 def test_any_name_of_a_folder_is_taken_as_it_is(text, folder):
     recipe = yaml.safe_load(recipe_text("mhkd-demo")[0])
     assert str(validate({**recipe, "output": text}, "x").output_folder) == folder

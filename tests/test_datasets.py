@@ -8,25 +8,45 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_read import MADE
-from tests.data.test_vqa_med_2019 import with_test_file
+from tests.data.vqa.test_vqa_med_2019 import with_test_file
 from tests.test_cli import call
+from tests.vqa.test_data import MADE
 
 TINY = [
-    "data.image_size=16", "data.augment.views=1", "method.teaching.kind=online", "report.questions=2",
+    "data.image_size=16",
+    "data.augment.views=1",
+    "method.teaching.kind=online",
+    "report.questions=2",
     "report.latency_questions=1",
-    *(f"{model}.model.{key}" for model in ("teacher", "student") for key in (
-        "vision.pretrained=[]", "vision.conv.channels=[8]", "vision.conv.blocks=[1]", "vision.conv.token_stages=[0]",
-        "text.pretrained=[]", "text.scratch.embedding=8", "text.scratch.width=8", "text.scratch.layers=1",
-        "text.scratch.heads=1", "width=8", "layers=1", "heads=1",
-    )),
+    *(
+        f"{model}.model.{key}"
+        for model in ("teacher", "student")
+        for key in (
+            "vision.pretrained=[]",
+            "vision.conv.channels=[8]",
+            "vision.conv.blocks=[1]",
+            "vision.conv.token_stages=[0]",
+            "text.pretrained=[]",
+            "text.scratch.embedding=8",
+            "text.scratch.width=8",
+            "text.scratch.layers=1",
+            "text.scratch.heads=1",
+            "width=8",
+            "layers=1",
+            "heads=1",
+        )
+    ),
     *(f"{model}.train.{key}" for model in ("teacher", "student") for key in ("epochs=1", "batch_size=4")),
-]  # fmt: skip
+]
 
 
 def vqa_med_with_test(root: Path) -> Path:
-    lines = ["synpict|modality|is this a ct scan?|no", "synpict|plane|which plane is it?|axial#transverse",
-             "synpict|organ|what organ is this?|lung", "synpict|abnormality|what is abnormal?|mass"]  # fmt: skip
+    lines = [
+        "synpict|modality|is this a ct scan?|no",
+        "synpict|plane|which plane is it?|axial#transverse",
+        "synpict|organ|what organ is this?|lung",
+        "synpict|abnormality|what is abnormal?|mass",
+    ]
     return with_test_file(MADE["mhkd-vqa-med-2019"](root), lines)
 
 

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 import pytest
 import typer
 
-from preceptor.cli import app
-from preceptor.config_vlm import VlmRecipe
-from preceptor.config_volumes import SegmentationRecipe
+from preceptor.cli.app import app
 from preceptor.errors import UserError
-from preceptor.recipe_text import known_keys, load_any_recipe, recipe_names
+from preceptor.grounding.config import VlmRecipe
+from preceptor.recipe import known_keys, load_any_recipe, recipe_names
+from preceptor.segmentation.config import SegmentationRecipe
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from preceptor.config import Recipe
-from preceptor.data.seen import SEEN, read_seen
+from preceptor.data.provenance import SEEN, read_seen
 from preceptor.errors import UserError
-from preceptor.recipe_text import load_recipe
-from preceptor.runs import run_recipe
-from preceptor.serving import evaluate_run
+from preceptor.recipe import load_recipe
+from preceptor.vqa.run import run_recipe
+from preceptor.vqa.serve import evaluate_run
 from tests.audit.made import picture, row, write_table
 from tests.fault.tiny import write_recipe
 

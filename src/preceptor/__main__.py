@@ -1,3 +1,3 @@
-from preceptor.cli import main
+from preceptor.cli.app import main
 
 main()

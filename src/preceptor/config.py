@@ -18,9 +18,12 @@ Folder = Annotated[str, AfterValidator(os.path.expanduser)]  # in `key=~/folder`
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
         coerce_numbers_to_str=True,
-    )  # fmt: skip
+    )
 
 
 class AugmentConfig(Section):

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from preceptor.types import Prediction
+from preceptor.data.types import Prediction
 
 
 @dataclass

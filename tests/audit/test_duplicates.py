@@ -11,8 +11,8 @@ from scipy.fft import dctn, idctn
 from preceptor.audit.duplicates import COARSE, Pair, correlations, find_pairs
 from preceptor.audit.images import look, look_at
 from preceptor.audit.overlap import Atlas
-from preceptor.data.hashes import thumbnail
-from preceptor.types import Part, Sample, VqaData
+from preceptor.data.phash import thumbnail
+from preceptor.data.types import Part, Sample, VqaData
 from tests.audit.made import picture
 
 
@@ -36,9 +36,14 @@ def test_every_kind_of_duplicate_is_found_once_by_its_surest_proof(tmp_path: Pat
     pairs = find_pairs(look_at([*paths, tmp_path / "h.png"], workers=2))
     kinds = {(pair.left, pair.right): pair.kind for pair in pairs}
     assert kinds == {
-        (0, 1): "bytes", (0, 2): "pixels", (1, 2): "pixels", (0, 3): "copy", (1, 3): "copy", (2, 3): "copy",
+        (0, 1): "bytes",
+        (0, 2): "pixels",
+        (1, 2): "pixels",
+        (0, 3): "copy",
+        (1, 3): "copy",
+        (2, 3): "copy",
         (5, 6): "pixels",
-    }  # fmt: skip
+    }
     assert len(pairs) == len(kinds)
     assert [pair.kind for pair in pairs] == ["bytes", "pixels", "pixels", "pixels", "copy", "copy", "copy"]
 
@@ -93,15 +98,23 @@ def data(*samples: Sample) -> VqaData:
 
 def test_overlap_counts_each_image_once_by_its_surest_kind() -> None:
     one = data(
-        sample("1", "a", "test"), sample("2", "a", "train"), sample("3", "b", "test"), sample("4", "c", "train"),
-        sample("5", "d", "train"), sample("6", "e", "test"), sample("7", "f", "validation"), sample("8", "g", "test"),
-    )  # fmt: skip
+        sample("1", "a", "test"),
+        sample("2", "a", "train"),
+        sample("3", "b", "test"),
+        sample("4", "c", "train"),
+        sample("5", "d", "train"),
+        sample("6", "e", "test"),
+        sample("7", "f", "validation"),
+        sample("8", "g", "test"),
+    )
     atlas = Atlas.of([one])
     number = {path.name: n for path, n in atlas.numbers.items()}
     atlas.pairs = [
-        Pair(number["b"], number["c"], "copy", 2, 0.99), Pair(number["b"], number["d"], "alike", 22, 0.9),
-        Pair(number["e"], number["f"], "alike", 30, 0.8), Pair(number["c"], number["d"], "copy", 3, 0.98),
-    ]  # fmt: skip
+        Pair(number["b"], number["c"], "copy", 2, 0.99),
+        Pair(number["b"], number["d"], "alike", 22, 0.9),
+        Pair(number["e"], number["f"], "alike", 30, 0.8),
+        Pair(number["c"], number["d"], "copy", 3, 0.98),
+    ]
     overlap = atlas.overlap("test", [(0, "test")], "learnt", [(0, "train"), (0, "validation")])
     assert overlap.images == 4
     assert overlap.same == 2

@@ -6,7 +6,7 @@ import pytest
 
 from preceptor.audit.rows import Match, asked_in_both, frames_of, restated, shared_groups
 from preceptor.audit.shortcuts import TITLES, shortcuts
-from preceptor.types import Part, Sample, VqaData
+from preceptor.data.types import Part, Sample, VqaData
 
 
 def sample(id: str, part: Part, question: str, answer: str = "yes", image: str = "a", group: str = "") -> Sample:

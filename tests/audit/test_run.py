@@ -13,12 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from preceptor.audit.run import Audit, as_document, audit, audit_data
-from preceptor.cli import app
+from preceptor.cli.app import app
 from preceptor.config import DataConfig
-from preceptor.data.read import read_data
-from preceptor.data.table import read_table
+from preceptor.data.types import VqaData
+from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
-from preceptor.types import VqaData
+from preceptor.vqa.data import read_data
 from tests.audit.made import picture, row, write_table
 
 
@@ -49,11 +49,15 @@ def leaking(tmp_path: Path) -> Path:
     marked.save(folder / "marked.jpg", exif=exif, quality=95)
     (folder / "broken.png").write_bytes((folder / "4.png").read_bytes()[:300])
     rows = [
-        row("t0", "0.png", "test"), row("t1", "1.png", "test", answer="spleen"), row("r0", "copy.jpg", "train"),
-        row("r1", "2.png", "train", "Which side?", "left"), row("r2", "3.png", "train"),
-        row("r3", "marked.jpg", "train"), row("r4", "broken.png", "train"),
+        row("t0", "0.png", "test"),
+        row("t1", "1.png", "test", answer="spleen"),
+        row("r0", "copy.jpg", "train"),
+        row("r1", "2.png", "train", "Which side?", "left"),
+        row("r2", "3.png", "train"),
+        row("r3", "marked.jpg", "train"),
+        row("r4", "broken.png", "train"),
         {**row("v", "4.png", "validation"), "group": "t1"},
-    ]  # fmt: skip
+    ]
     return write_table(folder, rows)
 
 
@@ -72,9 +76,14 @@ def test_everything_planted_is_found(leaking: Path) -> None:
     found = audit(read_table(leaking))
     assert found.leaks
     assert counts(found) == {
-        "test_images": (1, 2), "groups": (1, 2), "questions": (1, 2), "unseen_answers": (1, 2), "broken": (1, 8),
-        "burned_in_text": (1, 8), "identifying_tags": (1, 8),
-    }  # fmt: skip
+        "test_images": (1, 2),
+        "groups": (1, 2),
+        "questions": (1, 2),
+        "unseen_answers": (1, 2),
+        "broken": (1, 8),
+        "burned_in_text": (1, 8),
+        "identifying_tags": (1, 8),
+    }
     ids = {finding.check: finding.ids for finding in found.findings}
     assert ids["test_images"] == ids["questions"] == ("t0",)
     assert ids["groups"] == ids["unseen_answers"] == ("t1",)

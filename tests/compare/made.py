@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.recipe_text import dump_recipe, validate
+from preceptor.recipe import dump_recipe, validate
 
 PROTOCOL = "toy/test"
 TYPES = ("modality", "organ", "plane", "presence")
@@ -36,23 +36,38 @@ def write_stage(
     share = recipe.get("data", {}).get("train_share", 1.0)
     rows = [
         {
-            "id": f"q{i}", "prediction": "yes" if hit else "no", "probability": 0.5, "target": "yes",
-            "correct": bool(hit), "answer_type": "closed" if i % 2 else "open", "question_type": TYPES[i % 4],
+            "id": f"q{i}",
+            "prediction": "yes" if hit else "no",
+            "probability": 0.5,
+            "target": "yes",
+            "correct": bool(hit),
+            "answer_type": "closed" if i % 2 else "open",
+            "question_type": TYPES[i % 4],
         }
         for i, hit in enumerate(hits)
-    ]  # fmt: skip
+    ]
     kinds = {kind: [row["correct"] for row in rows if row["answer_type"] == kind] for kind in ("open", "closed")}
     scores = {
-        "accuracy": float(np.mean([row["correct"] for row in rows])), "n": len(rows),
+        "accuracy": float(np.mean([row["correct"] for row in rows])),
+        "n": len(rows),
         **{kind: float(np.mean(found)) if found else None for kind, found in kinds.items()},
-    }  # fmt: skip
+    }
     document = {
-        "stage": stage, "seed": seed, "protocols": {PROTOCOL: scores}, "notes": ["A toy."], "parameters": 4_700_000,
+        "stage": stage,
+        "seed": seed,
+        "protocols": {PROTOCOL: scores},
+        "notes": ["A toy."],
+        "parameters": 4_700_000,
         "describes": {PROTOCOL: "all test questions"},
         "weights_sha256": hashlib.sha256(str(folder).encode()).hexdigest(),
-        "data": {"name": "toy", "split": "", "sha256": f"rows at {share}", "test_sha256": "t" * 64,
-                 "train": round(1000 * share)},
-    } | results  # fmt: skip
+        "data": {
+            "name": "toy",
+            "split": "",
+            "sha256": f"rows at {share}",
+            "test_sha256": "t" * 64,
+            "train": round(1000 * share),
+        },
+    } | results
     (folder / "predictions").mkdir(parents=True)
     (folder / "recipe.yaml").write_text(dump_recipe(validate(recipe, "toy")), "utf-8")
     lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from preceptor.compare.deltas import MOST_QUESTION_TYPES, adjust, categories, contrast, score_group
 from preceptor.compare.groups import Group
 from preceptor.compare.models import TrainedModel
-from preceptor.evaluate.statistics import mcnemar, paired_bootstrap, wilson
-from preceptor.evaluate.vqa import Row
+from preceptor.statistics import mcnemar, paired_bootstrap, wilson
+from preceptor.vqa.metrics import Row
 
 FEW = 200
 
@@ -24,10 +24,17 @@ def make_group(name: str, hits: np.ndarray, seeds: list[int] | None = None, type
     models = []
     for seed, row in zip(seeds or range(len(hits)), hits, strict=True):
         rows = tuple(
-            Row(id=f"{i:04}", prediction="", probability=0.5, target="", correct=bool(hit),
-                answer_type="closed" if i % 2 else "open", question_type=f"type {i % types}")
+            Row(
+                id=f"{i:04}",
+                prediction="",
+                probability=0.5,
+                target="",
+                correct=bool(hit),
+                answer_type="closed" if i % 2 else "open",
+                question_type=f"type {i % types}",
+            )
             for i, hit in enumerate(row)
-        )  # fmt: skip
+        )
         models.append(TrainedModel(Path(name), Path(name), "alone", name, seed, 1.0, {}, {"stage": ""}, "toy", rows))
     return Group(name, name, "alone", 0, 1.0, {}, tuple(models))
 

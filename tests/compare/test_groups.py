@@ -23,9 +23,11 @@ def output_weight(weight: float) -> dict[str, Any]:
 
 def test_seed_output_caches_and_teachers_make_no_difference(tmp_path: Path):
     settings = {
-        "data": {"root": "/data/here", "workers": 3}, "report": {"questions": 3}, "allow_downloads": True,
+        "data": {"root": "/data/here", "workers": 3},
+        "report": {"questions": 3},
+        "allow_downloads": True,
         "method": {"teaching": {"cache": "/scratch/cache"}},
-    }  # fmt: skip
+    }
     (group,) = groups_of(
         write_stage(tmp_path / "b", hits(20, 0.5), seed=3, settings=settings),
         write_stage(tmp_path / "a", hits(20, 0.6), seed=1),
@@ -68,9 +70,13 @@ def test_settings_of_the_method_do_not_divide_students_that_learn_alone(tmp_path
             for i, settings in enumerate(({}, output_weight(5)))
         ]
         assert len(groups_of(*runs)) == 1
-    other = write_stage(tmp_path / "other", hits(20, 0.5), stage="alone", seed=2, settings={
-        "teacher": {"model": {"text": {"layers": 3}}}
-    })  # fmt: skip
+    other = write_stage(
+        tmp_path / "other",
+        hits(20, 0.5),
+        stage="alone",
+        seed=2,
+        settings={"teacher": {"model": {"text": {"layers": 3}}}},
+    )
     assert len(groups_of(tmp_path / "alone-0", other)) == 2  # it shares the teacher's tokens
 
 
@@ -78,8 +84,9 @@ def test_another_number_of_teachers_is_another_group(tmp_path: Path):
     teachers = {"method": {"teaching": {"runs": ["runs/a", "runs/b"]}}}
     runs = write_stage(tmp_path / "1", hits(20, 0.5)), write_stage(tmp_path / "2", hits(20, 0.5), settings=teachers)
     assert [group.differs for group in groups_of(*runs)] == [
-        {"method.teaching.teachers": 1}, {"method.teaching.teachers": 2}
-    ]  # fmt: skip
+        {"method.teaching.teachers": 1},
+        {"method.teaching.teachers": 2},
+    ]
 
 
 def test_many_differences_are_named_by_the_recipe(tmp_path: Path):
@@ -103,10 +110,13 @@ def test_no_path_is_part_of_a_name(tmp_path: Path):
 
 def shares(tmp_path: Path, stages: tuple[str, ...] = ("alone", "distilled")) -> list[Path]:
     return [
-        write_run(tmp_path / f"{share}", {stage: hits(20, share) for stage in stages},
-                  settings={"data": {"train_share": share}})
+        write_run(
+            tmp_path / f"{share}",
+            {stage: hits(20, share) for stage in stages},
+            settings={"data": {"train_share": share}},
+        )
         for share in (1.0, 0.1, 0.5)
-    ]  # fmt: skip
+    ]
 
 
 def test_shares_divide_groups_but_not_methods(tmp_path: Path):
@@ -146,8 +156,11 @@ def test_choosing_a_baseline(tmp_path: Path):
 
 def test_short_names_stay_apart():
     assert short_names(["a.b.c", "x.b.c", "data.share", "name"]) == {
-        "a.b.c": "a.b.c", "x.b.c": "x.b.c", "data.share": "data.share", "name": "name"
-    }  # fmt: skip
+        "a.b.c": "a.b.c",
+        "x.b.c": "x.b.c",
+        "data.share": "data.share",
+        "name": "name",
+    }
     assert short_names(["method.output.weight"]) == {"method.output.weight": "output.weight"}
 
 

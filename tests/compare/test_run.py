@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preceptor import cli
+from preceptor.cli import app as cli
 from preceptor.compare.page import render
 from preceptor.compare.run import Comparison, as_dict, compare_runs, write_comparison
 from preceptor.compare.words import headline
 from preceptor.report.markup import POLICY
 from tests.compare.made import PROTOCOL, hits, write_run, write_stage
-from tests.report.test_page import Page
+from tests.vqa.test_report import Page
 
 HOSTILE = '<script>alert("x")</script> $\\frac'
 
@@ -32,10 +32,12 @@ def make_runs(root: Path, shares: Sequence[float] = (1.0,), seeds: int = 3) -> l
             distilled = alone | hits(300, 0.25, 100 + seed)
             runs.append(
                 write_run(
-                    root / f"run-{share}-{seed}", {"alone": alone, "distilled": distilled}, seed=seed,
+                    root / f"run-{share}-{seed}",
+                    {"alone": alone, "distilled": distilled},
+                    seed=seed,
                     settings={"data": {"train_share": share}},
                 )
-            )  # fmt: skip
+            )
     return runs
 
 
@@ -59,8 +61,13 @@ def test_a_comparison_of_three_seeds(tmp_path: Path):
     assert [pair["seed"] for pair in difference["per_seed"]] == [0, 1, 2]
     assert all(pair["p_mcnemar"] < 0.001 for pair in difference["per_seed"])
     assert {part["category"] for part in difference["categories"]} == {
-        "open", "closed", "modality", "organ", "plane", "presence"
-    }  # fmt: skip
+        "open",
+        "closed",
+        "modality",
+        "organ",
+        "plane",
+        "presence",
+    }
     # never a bare difference
     for part in (difference, *difference["categories"]):
         assert part["low"] <= part["difference"] <= part["high"]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preceptor.data.splits import cross_questions, cut_validation, group_by_content, subsample
+from preceptor.data.types import Sample
 from preceptor.errors import UserError
-from preceptor.types import Sample
 
 
 def make(sizes: list[int], part: str = "train", prefix: str = "g") -> list[Sample]:

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from preceptor.data.brats import read_volumes
 from preceptor.data.nifti import VolumeError
+from preceptor.data.segmentation.cases import read_volumes
+from preceptor.data.types import Case, CaseData, VolumeFile
 from preceptor.data.volumes import (
     load_case,
     resampled,
@@ -27,7 +28,6 @@ from preceptor.data.volumes import (
     to_regions,
 )
 from preceptor.errors import UserError
-from preceptor.types import Case, CaseData, VolumeFile
 from tests.data.volume_files import LPS, REGIONS, head, lesion, save
 
 OBLIQUE = np.array([[0.0, 1.9, 0.3, 7], [-1.0, 0.1, 0, 5], [0.05, 0.2, 3.0, -9], [0, 0, 0, 1]])
@@ -151,16 +151,26 @@ def broken(tmp_path: Path, what: str) -> Case:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("missing", "does not exist"), ("nan", "1 voxels are NaN"), ("inf", "1 voxels are NaN or infinite"),
+        ("missing", "does not exist"),
+        ("nan", "1 voxels are NaN"),
+        ("inf", "1 voxels are NaN or infinite"),
         ("constant", "every voxel is 0; .*leave the file out"),
-        ("shape", "11 x 14 x 10 voxels where good.nii.gz has 12"), ("moved", "differ by up to 0.01 mm"),
-        ("flipped header", "lie elsewhere"), ("2-D", "12 x 14 voxels are no volume"),
-        ("one slice", "12 x 14 x 1 voxels are no volume"), ("4-D", "4-D where a 3-D image is expected"),
-        ("colours", "are no intensities"), ("complex", "are no intensities"), ("flat", "does not span space"),
-        ("truncated", "truncated or broken"), ("truncated header", "no readable NIfTI"), ("text", "no readable NIfTI"),
-        ("empty", "no readable NIfTI"), ("truncated .nii", "truncated or broken"),
+        ("shape", "11 x 14 x 10 voxels where good.nii.gz has 12"),
+        ("moved", "differ by up to 0.01 mm"),
+        ("flipped header", "lie elsewhere"),
+        ("2-D", "12 x 14 voxels are no volume"),
+        ("one slice", "12 x 14 x 1 voxels are no volume"),
+        ("4-D", "4-D where a 3-D image is expected"),
+        ("colours", "are no intensities"),
+        ("complex", "are no intensities"),
+        ("flat", "does not span space"),
+        ("truncated", "truncated or broken"),
+        ("truncated header", "no readable NIfTI"),
+        ("text", "no readable NIfTI"),
+        ("empty", "no readable NIfTI"),
+        ("truncated .nii", "truncated or broken"),
     ],
-)  # fmt: skip
+)
 def test_files_that_cannot_be_used(tmp_path, what, message):
     with pytest.raises(VolumeError, match=message) as caught:
         load_case(broken(tmp_path, what))
@@ -168,8 +178,18 @@ def test_files_that_cannot_be_used(tmp_path, what, message):
 
 
 # (offset, width, number) of dim, datatype, pixdim, vox_offset, scl_slope, units, codes, quaternions, sform, extension.
-FIELDS = [(40, 2, 8), (70, 2, 2), (76, 4, 8), (108, 4, 1), (112, 4, 2), (123, 1, 1), (252, 2, 2), (256, 4, 6),
-          (280, 4, 12), (348, 1, 4)]  # fmt: skip
+FIELDS = [
+    (40, 2, 8),
+    (70, 2, 2),
+    (76, 4, 8),
+    (108, 4, 1),
+    (112, 4, 2),
+    (123, 1, 1),
+    (252, 2, 2),
+    (256, 4, 6),
+    (280, 4, 12),
+    (348, 1, 4),
+]
 PLACES = [(start + i * width, width) for start, width, number in FIELDS for i in range(number)]
 ODD = st.sampled_from([b"\0" * 4, b"\xff" * 4, *(struct.pack("<f", value) for value in (np.nan, np.inf, -1, 1e30))])
 
@@ -227,9 +247,13 @@ def test_the_ceiling_is_checked_before_anything_is_decoded(tmp_path):
 
 @pytest.mark.parametrize(
     ("label", "message"),
-    [(lesion(values=(1, 3)), "label 3 is in no region"), (lesion() * 0.5, "0.5 is no label"),
-     (lesion().astype(np.int16) - 1, "-1 is no label"), (lesion().astype(np.int16) * 100, "400 is no label")],
-)  # fmt: skip
+    [
+        (lesion(values=(1, 3)), "label 3 is in no region"),
+        (lesion() * 0.5, "0.5 is no label"),
+        (lesion().astype(np.int16) - 1, "-1 is no label"),
+        (lesion().astype(np.int16) * 100, "400 is no label"),
+    ],
+)
 def test_labels_that_cannot_be_used(tmp_path, label, message):
     files = {"t1": save(tmp_path / "a.nii.gz", head(0)), "mask": save(tmp_path / "m.nii.gz", label)}
     with pytest.raises(VolumeError, match=message):
@@ -248,9 +272,15 @@ def test_float_label_maps_of_whole_numbers_pass(tmp_path):
 
 @pytest.mark.parametrize(
     "regions",
-    [REGIONS, {"et": (3,), "tc": (2, 3), "wt": (1, 2, 3)}, {"wt": (1, 2, 4), "et": (4,), "tc": (1, 4)},
-     {"liver": (1, 2), "cancer": (2,)}, {"a": (7,), "b": (3,)}, {"a": (1, 2), "b": (2, 3)}],
-)  # fmt: skip
+    [
+        REGIONS,
+        {"et": (3,), "tc": (2, 3), "wt": (1, 2, 3)},
+        {"wt": (1, 2, 4), "et": (4,), "tc": (1, 4)},
+        {"liver": (1, 2), "cancer": (2,)},
+        {"a": (7,), "b": (3,)},
+        {"a": (1, 2), "b": (2, 3)},
+    ],
+)
 @given(draw=st.data())
 def test_regions_and_labels_are_inverses(regions, draw):
     values = sorted({0} | {v for held in regions.values() for v in held})

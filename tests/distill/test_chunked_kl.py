@@ -48,9 +48,10 @@ def plain(x: dict[str, Tensor], alpha: float, temperature: float, t_squared: boo
     student, teacher = x["hidden"] @ x["weight"].T, x["teacher_hidden"] @ x["teacher_weight"].T
     shared = min(student.shape[1], teacher.shape[1])
     kl_TV = F.kl_div(
-        F.log_softmax(student[:, :shared] / temperature, -1), F.softmax(teacher[:, :shared] / temperature, -1),
+        F.log_softmax(student[:, :shared] / temperature, -1),
+        F.softmax(teacher[:, :shared] / temperature, -1),
         reduction="none",
-    )  # fmt: skip
+    )
     kl = (x["weights"] * kl_TV.sum(-1)).sum() * (temperature**2 if t_squared else 1)
     entropy = (x["weights"] * F.cross_entropy(student, x["targets"], reduction="none")).sum()
     return {"loss": (alpha * kl + entropy) / (1 + alpha), "kl": kl, "cross_entropy": entropy}

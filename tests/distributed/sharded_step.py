@@ -11,15 +11,15 @@ from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
 from PIL import Image
 
-from preceptor.config_vlm import ClinkdConfig
-from preceptor.dialogues.examples import DialogueExamples, Lesson
-from preceptor.methods.clinkd import ClinkdTask
-from preceptor.models.grounded_vlm import GroundedVlm, LoraSettings
-from preceptor.models.new_vlm import new_vlm
-from preceptor.processes import processes
+from preceptor.data.types import Dialogue
+from preceptor.distributed import processes
+from preceptor.grounding.clinkd import ClinkdTask
+from preceptor.grounding.config import ClinkdConfig
+from preceptor.grounding.dataset import DialogueExamples, Lesson
+from preceptor.grounding.model import GroundedVlm, LoraSettings
+from preceptor.grounding.new_vlm import new_vlm
 from preceptor.task import Batch
-from preceptor.train.shard import gathered, shard, whole
-from preceptor.types import Dialogue
+from preceptor.training.fsdp import gathered, shard, whole
 
 TEXTS = ["Where is the liver?", "It is at <|box_start|>(120,345),(567,890)<|box_end|>", "What is it?", "An MR."]
 

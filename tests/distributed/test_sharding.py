@@ -23,10 +23,14 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POL
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 SETTINGS = [
-    "method.pseudo_labels.curriculum.begin=0.05", "student.model.gradient_checkpointing=true", "data.test_rows=1",
+    "method.pseudo_labels.curriculum.begin=0.05",
+    "student.model.gradient_checkpointing=true",
+    "data.test_rows=1",
     "student.train.accumulation=2",
-    "method.selection.candidates=1", "teacher.train.evaluate_every=10", "teacher.train.checkpoint_every=10",
-]  # fmt: skip
+    "method.selection.candidates=1",
+    "teacher.train.evaluate_every=10",
+    "teacher.train.checkpoint_every=10",
+]
 CLOSE = {"abs": 1e-4, "rel": 1e-4}  # sums in another order
 
 

@@ -17,10 +17,20 @@ from tests.fault.tiny import write_recipe
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
     "accelerate": [
-        "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
     ],
-}  # fmt: skip
+}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 
 
@@ -53,9 +63,14 @@ def losses(run: Path) -> dict[str, list[float]]:
 @pytest.mark.slow
 def test_two_processes_give_the_curve_of_one(tmp_path):
     settings = [
-        "teacher.model.dropout=0", "student.model.dropout=0", "teacher.train.epochs=2", "student.train.epochs=2",
-        "stages=[teacher,distilled]", "data.augment.views=2", "student.train.accumulation=3",
-    ]  # fmt: skip
+        "teacher.model.dropout=0",
+        "student.model.dropout=0",
+        "teacher.train.epochs=2",
+        "student.train.epochs=2",
+        "stages=[teacher,distilled]",
+        "data.augment.views=2",
+        "student.train.accumulation=3",
+    ]
     finish(command(None, tmp_path, "one", *settings))
     want = losses(tmp_path / "one")
     assert len(want["teacher loss"]) > 5
@@ -77,9 +92,13 @@ def test_ctrl_c_stops_both_processes_at_one_step_and_they_go_on_exactly(tmp_path
     settings = ["teacher.train.epochs=15", "teacher.train.checkpoint_every=100"]
     finish(command("torchrun", tmp_path, "whole", *settings))
     launched = subprocess.Popen(
-        command("torchrun", tmp_path, "cut", *settings), env=ENVIRONMENT, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        command("torchrun", tmp_path, "cut", *settings),
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     metrics = tmp_path / "cut" / "metrics.jsonl"
     while launched.poll() is None and not (metrics.exists() and '"step": 5,' in metrics.read_text()):
         time.sleep(0.005)

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from preceptor.methods.clinkd import ClinkdTask
+from preceptor.grounding.clinkd import ClinkdTask
 from preceptor.teachers.label_store import LabelStore
 
 
@@ -30,7 +30,7 @@ def watch(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    import preceptor.cli
+    import preceptor.cli.app
 
     watch(Path(sys.argv.pop(1)))
-    preceptor.cli.main()
+    preceptor.cli.app.main()

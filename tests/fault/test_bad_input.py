@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preceptor import cli
+from preceptor.cli import app as cli
 from tests.fault.tiny import write_recipe
 
 
@@ -78,9 +78,15 @@ LIMIT = "data.max_image_bytes=100000"
 
 def settings(folder: Path, *more: str) -> list[str]:
     return [
-        str(write_recipe(folder)), "data.name=table", f"data.root={folder / 'table.csv'}", f"output={folder / 'run'}",
-        "teacher.train.epochs=1", "student.train.epochs=1", LIMIT, *more,
-    ]  # fmt: skip
+        str(write_recipe(folder)),
+        "data.name=table",
+        f"data.root={folder / 'table.csv'}",
+        f"output={folder / 'run'}",
+        "teacher.train.epochs=1",
+        "student.train.epochs=1",
+        LIMIT,
+        *more,
+    ]
 
 
 def test_doctor_lists_every_kind_of_broken_file(tmp_path):

@@ -22,10 +22,15 @@ VARIANTS = {
     "workers": ["data.workers=2"],
     "accumulation": ["teacher.train.accumulation=3"],
     "distilled": [
-        "stages=[teacher,alone,distilled]", "data.augment.views=2", "teacher.train.epochs=2", "student.train.epochs=2",
-        "method.teaching.kind=cached", "method.relation.weight=0.5", "method.teaching.cross_questions=1",
+        "stages=[teacher,alone,distilled]",
+        "data.augment.views=2",
+        "teacher.train.epochs=2",
+        "student.train.epochs=2",
+        "method.teaching.kind=cached",
+        "method.relation.weight=0.5",
+        "method.teaching.cross_questions=1",
     ],
-}  # fmt: skip
+}
 
 
 def weights(root: Path) -> dict[str, str]:
@@ -94,8 +99,8 @@ def test_killed_and_restarted_is_byte_equal(tmp_path, variant):
     program = (
         # Imported before the forks, so that a restart costs no time.
         "import torch; torch.set_num_threads(1)\n"
-        "import preceptor.runs, preceptor.report.page, preceptor.report.card, transformers\n"
-        "import preceptor.segmentation.run, preceptor.dialogues.run\n"
+        "import preceptor.vqa.run, preceptor.vqa.report, preceptor.vqa.model_card, transformers\n"
+        "import preceptor.segmentation.run, preceptor.grounding.run\n"
         "from pathlib import Path\n"
         "from tests.fault.test_kill import scenario\n"
         f"scenario(Path({str(tmp_path)!r}), {variant!r})"

@@ -81,7 +81,7 @@ def write_recipe(folder: Path, text: str = RECIPE) -> Path:
 
 def fork_cli(arguments: list[str], log: Path) -> int:
     """Run the command line in a fork of this process, which has imported everything already; return its process id."""
-    import preceptor.cli
+    import preceptor.cli.app
 
     pid = os.fork()
     if pid:
@@ -92,7 +92,7 @@ def fork_cli(arguments: list[str], log: Path) -> int:
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.argv = ["preceptor", *arguments]
-        preceptor.cli.main()
+        preceptor.cli.app.main()
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

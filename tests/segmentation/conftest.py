@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.config_volumes import SegmentationRecipe
-from preceptor.recipe_text import load_any_recipe
+from preceptor.recipe import load_any_recipe
+from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.run import run_segmentation
 from tests.fault.tiny import LCKD, write_recipe
 

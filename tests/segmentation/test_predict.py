@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from preceptor.cli import main
+from preceptor.cli.app import main
 
 pytestmark = pytest.mark.slow
 
@@ -44,9 +44,17 @@ def test_any_subset_gives_a_mask_on_the_source_grid(trained, tmp_path, monkeypat
         affine = np.array([[0, 2.0, 0, 5], [-1.5, 0, 0, 7], [0, 0, 1.0, -3], [0, 0, 0, 1]])
         nibabel.save(nibabel.Nifti1Image(turned, affine), case / f"kept_{modality}.nii.gz")
     code, out, err = call(
-        monkeypatch, capsys, "predict", str(trained / "run"), "--case", str(case), "--output", str(tmp_path / "out"),
-        "--probabilities", "--json",
-    )  # fmt: skip
+        monkeypatch,
+        capsys,
+        "predict",
+        str(trained / "run"),
+        "--case",
+        str(case),
+        "--output",
+        str(tmp_path / "out"),
+        "--probabilities",
+        "--json",
+    )
     assert code == 0, err
     found = json.loads(out)
     assert found["subset"] == "+".join(kept)
@@ -67,9 +75,16 @@ def test_any_subset_gives_a_mask_on_the_source_grid(trained, tmp_path, monkeypat
 def test_words_for_people(trained, tmp_path, monkeypatch, capsys):
     source = whole_case(trained)
     code, out, err = call(
-        monkeypatch, capsys, "predict", str(trained / "run"), "--case", str(next(source.glob("*_t2.nii.gz"))),
-        "--output", str(tmp_path), "--post",
-    )  # fmt: skip
+        monkeypatch,
+        capsys,
+        "predict",
+        str(trained / "run"),
+        "--case",
+        str(next(source.glob("*_t2.nii.gz"))),
+        "--output",
+        str(tmp_path),
+        "--post",
+    )
     assert code == 0, err
     assert "missing: flair, t1, t1ce" in out
     assert "validation cases" in out
@@ -98,9 +113,15 @@ def broken(case: Path, how: str) -> None:
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("affine", "lie elsewhere"), ("shape", "resample"), ("nan", "NaN"), ("flat", "3-D"), ("truncated", "_t2.nii.gz"),
-     ("unknown", "modalit")],
-)  # fmt: skip
+    [
+        ("affine", "lie elsewhere"),
+        ("shape", "resample"),
+        ("nan", "NaN"),
+        ("flat", "3-D"),
+        ("truncated", "_t2.nii.gz"),
+        ("unknown", "modalit"),
+    ],
+)
 def test_wrong_cases_are_errors_of_one_sentence(trained, tmp_path, monkeypatch, capsys, how, said):
     case = tmp_path / "case"
     shutil.copytree(whole_case(trained), case)

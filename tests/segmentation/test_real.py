@@ -15,18 +15,26 @@ from preceptor.segmentation.run import run_segmentation
 from tests.segmentation.conftest import recipe
 
 pytestmark = [
-    pytest.mark.real_data, pytest.mark.slow,
+    pytest.mark.real_data,
+    pytest.mark.slow,
     pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set"),
-]  # fmt: skip
+]
 
 
 def test_real_cases_train_and_predict(tmp_path: Path) -> None:
     root = Path(os.environ["PRECEPTOR_DATA"]) / "mri"
     settings = [
-        "data.name=brats", f"data.root={root}", "data.spacing=[4, 4, 4]", "data.patch_size=[32, 32, 32]",
-        "data.intensity=percentile", "data.validation_fraction=0.25", "data.test_fraction=0.25",
-        "data.regions={core: [1, 4], whole: [1, 2, 4]}", "train.epochs=4", "stages=[distilled]",
-    ]  # fmt: skip
+        "data.name=brats",
+        f"data.root={root}",
+        "data.spacing=[4, 4, 4]",
+        "data.patch_size=[32, 32, 32]",
+        "data.intensity=percentile",
+        "data.validation_fraction=0.25",
+        "data.test_fraction=0.25",
+        "data.regions={core: [1, 4], whole: [1, 2, 4]}",
+        "train.epochs=4",
+        "stages=[distilled]",
+    ]
     results = run_segmentation(recipe(tmp_path, *settings))
     assert results["data"]["train"] == 2
     scores = results["protocols"]["brats/by-patient/A"]

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from preceptor.errors import UserError
-from preceptor.evaluate.subsets import name as subset_name
-from preceptor.models.multimodal_unet import MultimodalUNet
-from preceptor.segmentation.cases import examples, read_cases
+from preceptor.segmentation.data import examples, read_cases
+from preceptor.segmentation.evaluate import mean_of, predict_case, validation_scores, votes
+from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.run import by_case, run_segmentation
-from preceptor.segmentation.score import mean_of, predict_case, validation_scores, votes
 from preceptor.segmentation.serve import check_recipe, evaluate_network
+from preceptor.segmentation.subsets import name as subset_name
 from tests.segmentation.conftest import recipe
 
 pytestmark = pytest.mark.slow
@@ -29,8 +29,15 @@ def results(folder: Path) -> dict:
 def test_the_run_folder(trained: Path) -> None:
     run = trained / "run"
     for stage in ("alone", "distilled"):
-        for file in ("recipe.yaml", "metrics.jsonl", "results.json", "student/config.json", "student/model.safetensors",
-                     "student/segmentation.json", "student/README.md"):  # fmt: skip
+        for file in (
+            "recipe.yaml",
+            "metrics.jsonl",
+            "results.json",
+            "student/config.json",
+            "student/model.safetensors",
+            "student/segmentation.json",
+            "student/README.md",
+        ):
             assert (run / stage / file).is_file(), f"{stage}/{file}"
     assert (run / "report.html").is_file()
     over = results(run)
@@ -115,12 +122,21 @@ def test_evaluated_again_the_scores_are_the_same(trained: Path, tmp_path: Path) 
     assert found["protocols"]["phantom/made/A"]["dice"] == pytest.approx(scores["dice"])
     assert (tmp_path / "out" / "results.json").is_file()
     with pytest.raises(UserError, match="did you mean"):
-        evaluate_network(trained / "run" / "distilled" / "student", recipe(trained), "phantom/made/B", tmp_path, whole=False)  # fmt: skip  # noqa: E501
+        evaluate_network(
+            trained / "run" / "distilled" / "student", recipe(trained), "phantom/made/B", tmp_path, whole=False
+        )
 
 
 def test_a_teacher_of_all_modalities(tmp_path: Path) -> None:
-    over = run_segmentation(recipe(tmp_path, "stages=[teacher, distilled]", "method.full.weight=1", "train.epochs=2",
-                                   "method.full.features=0.1"))  # fmt: skip
+    over = run_segmentation(
+        recipe(
+            tmp_path,
+            "stages=[teacher, distilled]",
+            "method.full.weight=1",
+            "train.epochs=2",
+            "method.full.features=0.1",
+        )
+    )
     assert set(over["stages"]) == {"teacher", "distilled"}
     lines = [json.loads(line) for line in (tmp_path / "run" / "distilled" / "metrics.jsonl").open()]
     assert any(line.get("full/output", 0) > 0 and "full/features" in line for line in lines)

@@ -9,7 +9,7 @@ from torch import nn
 
 from preceptor.task import Batch, TeacherSignal
 from preceptor.teachers.cache import CacheIdentity
-from preceptor.teachers.source import OnlineTeacher
+from preceptor.teachers.online import OnlineTeacher
 
 IMAGE_TOKENS, WIDTH, HEADS, CLASSES = 4, 8, 2, 5
 FIXED = 1 + IMAGE_TOKENS

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from preceptor.audit.images import Look
-from preceptor.data.hashes import ALIKE_BITS, cosine_transform, hashes, near
+from preceptor.data.phash import ALIKE_BITS, cosine_transform, hashes, near
 
 Kind = Literal["bytes", "pixels", "copy", "alike"]
 SAME: tuple[Kind, ...] = ("bytes", "pixels", "copy")
@@ -65,9 +65,7 @@ def correlations(thumbnails_N: np.ndarray, left: np.ndarray, right: np.ndarray) 
     found = np.zeros(len(left))
     wanted = np.add.outer(np.arange(thumbnails_N.shape[1]), np.arange(thumbnails_N.shape[2])) >= COARSE
     for start in range(0, len(left), 512):
-        a, b = (
-            cosine_transform(thumbnails_N[rows[start : start + 512]])[:, wanted] for rows in (left, right)
-        )  # fmt: skip
+        a, b = (cosine_transform(thumbnails_N[rows[start : start + 512]])[:, wanted] for rows in (left, right))
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         found[start : start + 512] = (a * b).sum(axis=1) / np.maximum(lengths, 1e-9)
     return found

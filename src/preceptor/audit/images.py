@@ -14,8 +14,8 @@ from PIL import Image
 
 from preceptor.audit.burned_in import has_text
 from preceptor.audit.headers import identifying_tags
-from preceptor.data.hashes import SIDE, thumbnail
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image
+from preceptor.data.phash import SIDE, thumbnail
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ def look(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
     """Return what an audit needs to know of one image file; a broken one raises nothing."""
     try:
         image = load_image(path, max_bytes=max_bytes, max_pixels=max_pixels)
-        return Look(
-            content_hash(path), _pixel_hash(image), thumbnail(image), has_text(image), identifying_tags(path)
-        )  # fmt: skip
+        return Look(content_hash(path), _pixel_hash(image), thumbnail(image), has_text(image), identifying_tags(path))
     except ImageError as error:
         nothing = np.zeros((SIDE, SIDE), np.uint8)
         return Look("", "", nothing, False, (), broken=str(error).removeprefix(f"{path}: "))

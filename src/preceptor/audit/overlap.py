@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from preceptor.audit.duplicates import SAME, Pair
-from preceptor.types import Part, Sample, VqaData
+from preceptor.data.types import Part, Sample, VqaData
 
 Place = tuple[int, Part]
 """Number of the data set, and part."""

@@ -11,20 +11,22 @@ from PIL import Image
 from preceptor.audit.duplicates import COPY_CORRELATION, Pair
 from preceptor.audit.overlap import KINDS
 from preceptor.audit.run import PARTS, Audit, Finding
-from preceptor.data.hashes import ALIKE_BITS, BITS
 from preceptor.data.images import ImageError, load_image
+from preceptor.data.phash import ALIKE_BITS, BITS
 from preceptor.report.markup import chip, document, escape, row, table
-from preceptor.report.samples import data_uri
-from preceptor.report.scores import bar
 from preceptor.report.words import NONE, percent
+from preceptor.vqa.report_samples import data_uri
+from preceptor.vqa.report_scores import bar
 
 MOST_SHOWN = 12  # pairs of a kind, rows of a check
 LONGEST_SIDE = 200  # pixels of a picture
 VERDICTS = {"leak": "Leak", "broken": "Broken", "suspicion": "Suspicion", "note": "Note"}
 TITLES = {
-    "bytes": "Equal files", "pixels": "Equal pixels", "copy": "Copies: resized or encoded again",
+    "bytes": "Equal files",
+    "pixels": "Equal pixels",
+    "copy": "Copies: resized or encoded again",
     "alike": "Alike: probably the same scan",
-}  # fmt: skip
+}
 
 
 def render(found: Audit) -> str:

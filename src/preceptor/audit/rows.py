@@ -6,8 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
-from preceptor.evaluate.normalise import NORMALISERS
-from preceptor.types import Sample
+from preceptor.data.types import Sample
+from preceptor.normalizers import NORMALISERS
 
 RESTATED = 0.5
 """Jaccard index of the words of two questions from which one restates the other, if image and answer are the same."""

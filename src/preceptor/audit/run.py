@@ -14,14 +14,14 @@ from preceptor.audit.overlap import KINDS, Atlas, Overlap, Place
 from preceptor.audit.rows import RESTATED, Match, asked_in_both, frames_of, restated, shared_groups
 from preceptor.audit.shortcuts import Shortcut, shortcuts
 from preceptor.config import DataConfig
-from preceptor.data.answers import AnswerVocabulary
-from preceptor.data.hashes import ALIKE_BITS, BITS
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS
-from preceptor.data.read import FOLDERS, read_data
+from preceptor.data.phash import ALIKE_BITS, BITS
+from preceptor.data.types import Part, Sample, VqaData
+from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
 from preceptor.files import write_text
-from preceptor.recipe_text import load_data_config
-from preceptor.types import Part, Sample, VqaData
+from preceptor.recipe import load_data_config
+from preceptor.vqa.data import FOLDERS, read_data
 
 Severity = Literal["leak", "broken", "suspicion", "note"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
@@ -196,8 +196,12 @@ def _images(found: Audit, test: list[Place], learnt: list[Place]) -> None:
     found.overlaps += [found.atlas.overlap(f"{of}test", test, f"{whose}{place[1]}", [place]) for place in learnt]
     if not overlap.images:
         return
-    how = {"file": "the same file", "bytes": "equal bytes", "pixels": "equal pixels", "copy": "a copy in another size "
-           "or encoding"}  # fmt: skip
+    how = {
+        "file": "the same file",
+        "bytes": "equal bytes",
+        "pixels": "equal pixels",
+        "copy": "a copy in another size or encoding",
+    }
     counts = overlap.counts
     listed = ", ".join(f"{counts[kind]} {what}" for kind, what in how.items() if counts[kind])
 
@@ -220,9 +224,15 @@ def _images(found: Audit, test: list[Place], learnt: list[Place]) -> None:
 
 
 def _rows(
-    found: Audit, learnt: Sequence[Sample], held_out: Sequence[Sample], normaliser: str, of: str = "", whose: str = "",
-    *, groups: bool = True,
-) -> None:  # fmt: skip
+    found: Audit,
+    learnt: Sequence[Sample],
+    held_out: Sequence[Sample],
+    normaliser: str,
+    of: str = "",
+    whose: str = "",
+    *,
+    groups: bool = True,
+) -> None:
     if not learnt or not held_out:
         return
     classes = found.atlas.classes()
@@ -235,13 +245,28 @@ def _rows(
     known = {sample.id for sample, _ in framed + asked}
     again = [m for m in restated(learnt, held_out, image, normaliser) if m[0].id not in known]
     checks: list[tuple[str, Severity, str, list[Match], str]] = [
-        ("frames", "leak", f"{of}test questions whose frame is a {whose}training row", framed,
-         "The template form of the question is learnt, with the same image and the same answer."),
-        ("questions", "leak", f"{of}test questions asked of the same image in {whose}training", asked,
-         "The same words, letters' case and punctuation aside."),
-        ("restated", "suspicion", f"{of}test questions restated in {whose}training", again,
-         f"Another training row has the image, the answer and at least {RESTATED:.0%} of the words."),
-    ]  # fmt: skip
+        (
+            "frames",
+            "leak",
+            f"{of}test questions whose frame is a {whose}training row",
+            framed,
+            "The template form of the question is learnt, with the same image and the same answer.",
+        ),
+        (
+            "questions",
+            "leak",
+            f"{of}test questions asked of the same image in {whose}training",
+            asked,
+            "The same words, letters' case and punctuation aside.",
+        ),
+        (
+            "restated",
+            "suspicion",
+            f"{of}test questions restated in {whose}training",
+            again,
+            f"Another training row has the image, the answer and at least {RESTATED:.0%} of the words.",
+        ),
+    ]
     if groups:
         shared = shared_groups(learnt, held_out)
         number = len({sample.group for sample, _ in shared})
@@ -313,16 +338,29 @@ def as_document(found: Audit) -> dict[str, Any]:
         "format": 1,
         "leaks": found.leaks,
         "data": [
-            {"name": data.name, "split": data.split, "sha256": data.fingerprint(), "notes": data.notes,
-             "rows": {part: len(data.part(part)) for part in PARTS},
-             "images": len({sample.image for sample in data.samples})}
+            {
+                "name": data.name,
+                "split": data.split,
+                "sha256": data.fingerprint(),
+                "notes": data.notes,
+                "rows": {part: len(data.part(part)) for part in PARTS},
+                "images": len({sample.image for sample in data.samples}),
+            }
             for data in found.data
         ],
         "images": len(found.atlas.numbers),
         "thresholds": {"hash_bits": BITS, "alike_bits": ALIKE_BITS, "copy_correlation": COPY_CORRELATION},
         "findings": [
-            {"check": f.check, "severity": f.severity, "title": f.title, "count": f.count, "of": f.of, "says": f.says,
-             "ids": list(f.ids), "given_away_by": [row.id for _, row in f.matches]}
+            {
+                "check": f.check,
+                "severity": f.severity,
+                "title": f.title,
+                "count": f.count,
+                "of": f.of,
+                "says": f.says,
+                "ids": list(f.ids),
+                "given_away_by": [row.id for _, row in f.matches],
+            }
             for f in found.findings
         ],
         "overlaps": [
@@ -332,12 +370,16 @@ def as_document(found: Audit) -> dict[str, Any]:
         "ceiling": found.ceiling,
         "shortcuts": [{"title": shortcut.title, **asdict(shortcut)} for shortcut in found.shortcuts],
         "pairs": [
-            {"kind": pair.kind, "bits": pair.bits, "correlation": round(pair.correlation, 4),
-             **{side: _where(found, number) for side, number in (("left", pair.left), ("right", pair.right))}}
+            {
+                "kind": pair.kind,
+                "bits": pair.bits,
+                "correlation": round(pair.correlation, 4),
+                **{side: _where(found, number) for side, number in (("left", pair.left), ("right", pair.right))},
+            }
             for pair in found.crossing()[:MOST_PAIRS]
         ],
         "notes": found.notes,
-    }  # fmt: skip
+    }
 
 
 def _where(found: Audit, number: int) -> dict[str, str]:

@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from preceptor.evaluate.baselines import baselines
-from preceptor.evaluate.normalise import NORMALISERS
-from preceptor.types import Prediction, Sample, VqaData
+from preceptor.data.types import Prediction, Sample, VqaData
+from preceptor.normalizers import NORMALISERS
+from preceptor.vqa.baselines import baselines
 
 TITLES = {
     "majority": "most frequent answer",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from preceptor.compare.groups import Group
-from preceptor.evaluate.statistics import (
+from preceptor.statistics import (
     Interval,
     bootstrap_unpaired_seeds,
     crossed_test,
@@ -20,7 +20,7 @@ from preceptor.evaluate.statistics import (
     welch,
     wilson,
 )
-from preceptor.evaluate.vqa import Row
+from preceptor.vqa.metrics import Row
 
 ALPHA = 0.05
 RESAMPLES = 10_000
@@ -214,9 +214,18 @@ def _delta(group: Group, baseline: Group, category: Category, paired: bool, resa
     tested = single or differing == 0 or differing >= FEWEST_DIFFERING
     p = max(value for value in tests if value is not None) if tested else None
     return Delta(
-        category, a.shape[1], differing, spread.mean, max(-1.0, low), min(1.0, high), spread, crossed, p_mcnemar,
-        over_seeds, p,
-    )  # fmt: skip
+        category,
+        a.shape[1],
+        differing,
+        spread.mean,
+        max(-1.0, low),
+        min(1.0, high),
+        spread,
+        crossed,
+        p_mcnemar,
+        over_seeds,
+        p,
+    )
 
 
 def _hull(one: Interval, other: Interval | None) -> tuple[float, float]:

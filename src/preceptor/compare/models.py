@@ -14,20 +14,37 @@ from typing import Any
 import numpy as np
 
 from preceptor.errors import UserError, nearest
-from preceptor.evaluate.vqa import Row
-from preceptor.recipe_text import load_recipe
+from preceptor.recipe import load_recipe
 from preceptor.report.contents import look
+from preceptor.vqa.metrics import Row
 
 FIELDS = {"id": str, "target": str, "prediction": str, "correct": bool, "answer_type": str, "question_type": str}
 # What shapes no model: where things lie, how often something is written, and what is asked after the training.
 # `seed` tells the models of a group apart; `stages` and `members` say what else was trained.
 SILENT = {
-    "output", "seed", "stages", "name", "description", "allow_downloads", "trust_remote_code", "resume", "report",
-    "data.root", "data.workers", "data.max_image_bytes", "data.max_image_pixels", "data.train_share",
-    "teacher.members", "method.teaching.runs", "method.teaching.cache",
-    *(f"{model}.train.{key}" for model in ("teacher", "student")
-      for key in ("keep_checkpoints", "log_every", "trackers")),
-}  # fmt: skip
+    "output",
+    "seed",
+    "stages",
+    "name",
+    "description",
+    "allow_downloads",
+    "trust_remote_code",
+    "resume",
+    "report",
+    "data.root",
+    "data.workers",
+    "data.max_image_bytes",
+    "data.max_image_pixels",
+    "data.train_share",
+    "teacher.members",
+    "method.teaching.runs",
+    "method.teaching.cache",
+    *(
+        f"{model}.train.{key}"
+        for model in ("teacher", "student")
+        for key in ("keep_checkpoints", "log_every", "trackers")
+    ),
+}
 # What a stage reads of a recipe. A student alone takes tokens and image size of the teacher's model, and the labels.
 READS = {
     "teacher": ("data.", "teacher.", "method.label."),
@@ -140,10 +157,17 @@ def _model(source: Path, folder: Path, results: dict[str, Any], protocol: str) -
     settings["method.teaching.teachers"] = 0 if teaching.kind == "ema" else max(1, len(teaching.runs))
     reads = READS.get(stage, ("",))
     return TrainedModel(
-        source, folder, stage, recipe.name, results["seed"], recipe.data.train_share,
+        source,
+        folder,
+        stage,
+        recipe.name,
+        results["seed"],
+        recipe.data.train_share,
         {key: value for key, value in settings.items() if key.startswith(reads)},
-        results, protocol, _rows(folder, protocol, results["protocols"][protocol]),
-    )  # fmt: skip
+        results,
+        protocol,
+        _rows(folder, protocol, results["protocols"][protocol]),
+    )
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Any:

@@ -9,12 +9,12 @@ from preceptor.compare.deltas import MOST_QUESTION_TYPES, Delta
 from preceptor.compare.forest import Mark, forest
 from preceptor.compare.groups import Group, shown_value
 from preceptor.compare.run import Comparison
-from preceptor.evaluate.statistics import Interval
 from preceptor.report.contents import look
 from preceptor.report.figures import Line, line_chart
 from preceptor.report.markup import chip, document, escape, row, table
-from preceptor.report.scores import bar
 from preceptor.report.words import NONE, count, percent, points
+from preceptor.statistics import Interval
+from preceptor.vqa.report_scores import bar
 
 DOCUMENTED = "95\u00a0% intervals; filled: significant"
 
@@ -38,8 +38,9 @@ def _header(comparison: Comparison) -> str:
     models = sum(len(group.models) for group in comparison.groups)
     facts = [
         " / ".join(escape(data[key]) for key in ("name", "split") if data.get(key)),
-        f"{len(comparison.categories[0].columns)} questions", f"{models} models in {len(comparison.groups)} groups",
-    ]  # fmt: skip
+        f"{len(comparison.categories[0].columns)} questions",
+        f"{models} models in {len(comparison.groups)} groups",
+    ]
     described = f": {escape(comparison.describes)}" if comparison.describes else ""
     protocol = f'<p class="described"><code>{escape(comparison.protocol)}</code>{described}</p>'
     return f'<h1>Comparison of runs</h1>{protocol}<p class="facts">{" · ".join(fact for fact in facts if fact)}</p>'

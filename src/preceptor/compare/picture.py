@@ -72,10 +72,16 @@ def _curves(comparison: Comparison, axes: Any) -> None:
         below = [max(0.0, 100 * (score.accuracy - score.low)) for score in scores]
         above = [max(0.0, 100 * (score.high - score.accuracy)) for score in scores]
         axes.errorbar(
-            [100 * group.share + aside for group in curve.groups], [100 * score.accuracy for score in scores],
-            yerr=[below, above], color=_colour(curve.stage, curve.variant), marker="o", markersize=4, capsize=2,
-            linestyle=("-", "--", ":", "-.")[curve.variant % 4], label=_folded(curve.method, 60),
-        )  # fmt: skip
+            [100 * group.share + aside for group in curve.groups],
+            [100 * score.accuracy for score in scores],
+            yerr=[below, above],
+            color=_colour(curve.stage, curve.variant),
+            marker="o",
+            markersize=4,
+            capsize=2,
+            linestyle=("-", "--", ":", "-.")[curve.variant % 4],
+            label=_folded(curve.method, 60),
+        )
     axes.set_xlabel("share of training data, %")
     axes.set_ylabel("accuracy, %")
     axes.set_xlim(left=0)

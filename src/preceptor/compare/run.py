@@ -23,9 +23,9 @@ from preceptor.compare.deltas import (
 )
 from preceptor.compare.groups import Group, baseline_of, choose_baseline, group_models, shown_value
 from preceptor.compare.models import read_models
-from preceptor.evaluate.statistics import Interval
 from preceptor.files import write_text
 from preceptor.report.contents import look
+from preceptor.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,15 @@ def compare_runs(
     # The share is part of a group's name.
     notes = dict.fromkeys(note for note in said if not note.endswith("(data.train_share)"))
     return Comparison(
-        models[0].protocol, tuple(groups), reference, tuple(parts), scores, tuple(contrasts), _curves(groups),
+        models[0].protocol,
+        tuple(groups),
+        reference,
+        tuple(parts),
+        scores,
+        tuple(contrasts),
+        _curves(groups),
         (*notes, *repeats, *_cautions(groups)),
-    )  # fmt: skip
+    )
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Any]:
@@ -134,58 +140,84 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
     """Return what compare.json holds. Accuracies and differences are shares, differences group minus baseline."""
     all_questions = comparison.categories[0]
     return {
-        "protocol": comparison.protocol, "describes": comparison.describes, "n": len(all_questions.columns),
-        "level": 0.95, "alpha": ALPHA, "correction": "Holm", "baseline": comparison.baseline.name,
+        "protocol": comparison.protocol,
+        "describes": comparison.describes,
+        "n": len(all_questions.columns),
+        "level": 0.95,
+        "alpha": ALPHA,
+        "correction": "Holm",
+        "baseline": comparison.baseline.name,
         "data": {key: comparison.data.get(key) for key in ("name", "split", "test_sha256")},
         "notes": list(comparison.notes),
         "groups": [_group(comparison, group) for group in comparison.groups],
         "differences": [_contrast(c) for c in comparison.contrasts],
         "curves": [_curve(comparison, curve) for curve in comparison.curves],
-    }  # fmt: skip
+    }
 
 
 def _group(comparison: Comparison, group: Group) -> dict[str, Any]:
     first = group.models[0].results
     return {
-        "name": group.name, "stage": group.stage, "method": group.method, "train_share": group.share,
-        "settings": {key: shown_value(value) for key, value in group.differs.items()}, "seeds": group.seeds,
-        "parameters": look(first, "parameters"), "data_sha256": look(first, "data", "sha256"),
+        "name": group.name,
+        "stage": group.stage,
+        "method": group.method,
+        "train_share": group.share,
+        "settings": {key: shown_value(value) for key, value in group.differs.items()},
+        "seeds": group.seeds,
+        "parameters": look(first, "parameters"),
+        "data_sha256": look(first, "data", "sha256"),
         "scores": [_score(score) for score in comparison.scores[group.name]],
         "runs": [
             {"run": m.name, "seed": m.seed, "accuracy": m.accuracy, "weights_sha256": look(m.results, "weights_sha256")}
             for m in group.models
         ],
-    }  # fmt: skip
+    }
 
 
 def _score(score: Score) -> dict[str, Any]:
     return {
-        "kind": score.category.kind, "category": score.category.name, "n": score.n, "accuracy": score.accuracy,
-        "low": score.low, "high": score.high, 
+        "kind": score.category.kind,
+        "category": score.category.name,
+        "n": score.n,
+        "accuracy": score.accuracy,
+        "low": score.low,
+        "high": score.high,
         "over_seeds": _interval(score.over_seeds) if score.over_seeds else None,
-    }  # fmt: skip
+    }
 
 
 def _contrast(c: Contrast) -> dict[str, Any]:
     return {
-        "group": c.group.name, "baseline": c.baseline.name, "covers": c.covers, "paired_seeds": c.paired_seeds,
+        "group": c.group.name,
+        "baseline": c.baseline.name,
+        "covers": c.covers,
+        "paired_seeds": c.paired_seeds,
         **_delta(c.overall),
         "categories": [_delta(delta) for delta in c.parts],
         "per_seed": [
             {"seed": pair.seed, "difference": pair.difference, "p_mcnemar": pair.p_mcnemar} for pair in c.pairs
         ],
-    }  # fmt: skip
+    }
 
 
 def _delta(delta: Delta) -> dict[str, Any]:
     return {
-        "kind": delta.category.kind, "category": delta.category.name, "n": delta.n, "differing": delta.differing,
-        "difference": delta.difference, "low": delta.low, "high": delta.high, "p": delta.p, "p_holm": delta.p_holm,
-        "significant": delta.significant, "verdict": delta.verdict,
+        "kind": delta.category.kind,
+        "category": delta.category.name,
+        "n": delta.n,
+        "differing": delta.differing,
+        "difference": delta.difference,
+        "low": delta.low,
+        "high": delta.high,
+        "p": delta.p,
+        "p_holm": delta.p_holm,
+        "significant": delta.significant,
+        "verdict": delta.verdict,
         "bootstrap": {**_interval(delta.bootstrap), "p": delta.bootstrap.p},
         "crossed": {**_interval(delta.crossed), "p": delta.crossed.p} if delta.crossed else None,
-        "p_mcnemar": delta.p_mcnemar, "over_seeds": _interval(delta.over_seeds) if delta.over_seeds else None,
-    }  # fmt: skip
+        "p_mcnemar": delta.p_mcnemar,
+        "over_seeds": _interval(delta.over_seeds) if delta.over_seeds else None,
+    }
 
 
 def _interval(interval: Interval) -> dict[str, Any]:
@@ -197,8 +229,15 @@ def _curve(comparison: Comparison, curve: Curve) -> dict[str, Any]:
     return {
         "method": curve.method,
         "points": [
-            {"train_share": g.share, "train": look(g.models[0].results, "data", "train"), "seeds": len(g.models),
-             "accuracy": s.accuracy, "low": s.low, "high": s.high, "n": s.n}
+            {
+                "train_share": g.share,
+                "train": look(g.models[0].results, "data", "train"),
+                "seeds": len(g.models),
+                "accuracy": s.accuracy,
+                "low": s.low,
+                "high": s.high,
+                "n": s.n,
+            }
             for g, s in scores
         ],
-    }  # fmt: skip
+    }

@@ -74,9 +74,13 @@ def rows_of_deltas(deltas: Sequence[tuple[str, Delta]]) -> tuple[list[str], list
 def delta_cells(delta: Delta) -> list[str]:
     seeds = delta.over_seeds
     return [
-        str(delta.n), points(delta.difference), _within(delta.low, delta.high, points),
-        _within(seeds.low, seeds.high, points) if seeds else NONE, p_value(delta.p_holm), VERDICTS[delta.verdict],
-    ]  # fmt: skip
+        str(delta.n),
+        points(delta.difference),
+        _within(delta.low, delta.high, points),
+        _within(seeds.low, seeds.high, points) if seeds else NONE,
+        p_value(delta.p_holm),
+        VERDICTS[delta.verdict],
+    ]
 
 
 def p_value(p: float | None) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from preceptor.data.types import VolumeFile
 from preceptor.errors import UserError
-from preceptor.types import VolumeFile
 
 MAX_VOXELS = 512**3
 _MAX_OFFSET = 64 * 2**20  # bytes of header extensions

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from preceptor.data.images import content_hash
+from preceptor.data.types import Case, Dialogue, Part, Sample, VqaData
 from preceptor.errors import UserError
-from preceptor.types import Case, Dialogue, Part, Sample, VqaData
 
 Row = TypeVar("Row", Sample, Case, Dialogue)
 

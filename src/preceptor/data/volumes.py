@@ -14,8 +14,8 @@ import numpy as np
 
 from preceptor.data import nifti
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
+from preceptor.data.types import Case, CaseData, VolumeFile
 from preceptor.errors import UserError
-from preceptor.types import Case, CaseData, VolumeFile
 
 TOLERANCE = 1e-3
 """Largest difference between the elements of two affines of one grid, in mm."""

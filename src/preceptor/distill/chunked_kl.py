@@ -157,8 +157,10 @@ def _check(
     hidden: Tensor, weight: Tensor, temperature: float, chunk: int, *, alpha: float = 0.0, T: tuple[Tensor | None, ...]
 ) -> None:
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise UserError(f"hidden states {tuple(hidden.shape)} and output weights {tuple(weight.shape)} do not fit; "
-                        "give (T, D) and (V, D)")  # fmt: skip
+        raise UserError(
+            f"hidden states {tuple(hidden.shape)} and output weights {tuple(weight.shape)} do not fit; "
+            "give (T, D) and (V, D)"
+        )
     for one in T:
         if one is not None and one.shape != hidden.shape[:1]:
             raise UserError(f"there are {hidden.shape[0]} tokens, but {tuple(one.shape)} targets or weights; give (T,)")
@@ -211,8 +213,10 @@ def _divergence(
     if isinstance(teacher, HiddenTeacher):
         hidden_TE, weight_WE = _same_type(teacher.hidden_TE.detach(), teacher.weight_WE.detach())
         if hidden_TE.dim() != 2 or hidden_TE.shape[0] != tokens or hidden_TE.shape[1:] != weight_WE.shape[1:]:
-            raise UserError(f"the teacher's hidden states {tuple(hidden_TE.shape)} and weights "
-                            f"{tuple(weight_WE.shape)} do not fit {tokens} tokens; give (T, E) and (W, E)")  # fmt: skip
+            raise UserError(
+                f"the teacher's hidden states {tuple(hidden_TE.shape)} and weights "
+                f"{tuple(weight_WE.shape)} do not fit {tokens} tokens; give (T, E) and (W, E)"
+            )
         shared = min(words, weight_WE.shape[0])
 
         def dense(logits_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -232,8 +236,10 @@ def _divergence(
     log_p_TK, ids_TK, log_rest_T = teacher.log_probabilities_TK.detach(), teacher.ids_TK, teacher.log_tail_T.detach()
     if log_p_TK.shape != ids_TK.shape or log_p_TK.shape[:1] != (tokens,) or log_rest_T.shape != (tokens,):
         shapes = [tuple(one.shape) for one in (log_p_TK, ids_TK, log_rest_T)]
-        raise UserError(f"cached words {shapes[0]}, ids {shapes[1]} and rests {shapes[2]} do not fit {tokens} tokens; "
-                        "give (T, K), (T, K) and (T,)")  # fmt: skip
+        raise UserError(
+            f"cached words {shapes[0]}, ids {shapes[1]} and rests {shapes[2]} do not fit {tokens} tokens; "
+            "give (T, K), (T, K) and (T,)"
+        )
 
     def cached(logits_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         ids_CK, log_p_CK, log_rest_C = ids_TK[rows].long(), log_p_TK[rows].to(logits_CV), log_rest_T[rows].to(logits_CV)

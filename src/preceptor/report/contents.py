@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.errors import UserError
-from preceptor.train.trackers import read_metrics
+from preceptor.training.trackers import read_metrics
 
 ORDER = ("teacher", "alone", "supervised", "guided", "distilled", "clinkd")
 TITLES = {"teacher": "Teacher", "alone": "Student, undistilled", "distilled": "Student, distilled"}

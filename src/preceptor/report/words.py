@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from preceptor.evaluate.statistics import Interval, wilson
+from preceptor.data.types import CaseData, VqaData
 from preceptor.report.contents import RunRecord, StageRecord, look
-from preceptor.types import CaseData, VqaData
+from preceptor.statistics import Interval, wilson
 
 NONE = "\u2013"
 SPACE = "\u00a0"

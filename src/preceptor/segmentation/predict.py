@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.config_volumes import EvaluationConfig
-from preceptor.data.brats import find_case
-from preceptor.data.volume_examples import VolumeExamples, VolumeSettings
+from preceptor.data.segmentation.cases import find_case
+from preceptor.data.types import CaseData
 from preceptor.data.volumes import save_mask, save_probabilities, to_labels
 from preceptor.errors import UserError
-from preceptor.evaluate.subsets import name as subset_name
-from preceptor.models.multimodal_unet import MultimodalUNet
-from preceptor.run_folder import student_folder
-from preceptor.segmentation.score import THRESHOLD, post_processed, predict_case
+from preceptor.pipeline.run_dir import student_folder
+from preceptor.segmentation.config import EvaluationConfig
+from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
+from preceptor.segmentation.evaluate import THRESHOLD, post_processed, predict_case
+from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.stage import FACTS
-from preceptor.types import CaseData
+from preceptor.segmentation.subsets import name as subset_name
 
 
 def segment_case(
@@ -44,9 +44,11 @@ def segment_case(
     preparation = facts["preparation"]
     window = tuple(preparation["patch_size"])
     settings = VolumeSettings(
-        patch_size=window, intensity=preparation["intensity"], augment="none",
+        patch_size=window,
+        intensity=preparation["intensity"],
+        augment="none",
         spacing=tuple(preparation["spacing"]) if preparation["spacing"] else None,
-    )  # fmt: skip
+    )
     whole = VolumeExamples([case], data, settings).whole(0)
     config = EvaluationConfig.model_validate(facts["inference"])
     subset = tuple(bool(there) for there in whole.available)
@@ -68,12 +70,18 @@ def segment_case(
     name = subset_name(subset, modalities)
     missing = [modality for modality, there in zip(modalities, subset, strict=True) if not there]
     return {
-        "case": case.id, "subset": name, "missing": missing,
-        "validation": {"cases": facts["data"]["validation"], "dice": facts["validation"].get(name),
-                       "dice_of_all": facts["validation"].get(subset_name((True,) * len(modalities), modalities))},
+        "case": case.id,
+        "subset": name,
+        "missing": missing,
+        "validation": {
+            "cases": facts["data"]["validation"],
+            "dice": facts["validation"].get(name),
+            "dice_of_all": facts["validation"].get(subset_name((True,) * len(modalities), modalities)),
+        },
         "volume_ml": {r: round(float(masks[i].sum()) * millilitres, 2) for i, r in enumerate(regions)},
-        "post_processed": post, "files": files,
-    }  # fmt: skip
+        "post_processed": post,
+        "files": files,
+    }
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.config_volumes import SegmentationRecipe
+from preceptor.data.types import CaseData
+from preceptor.distributed import processes
+from preceptor.environment import VOLUMES, versions
 from preceptor.errors import UserError
-from preceptor.evaluate.machine import VOLUMES, versions
-from preceptor.evaluate.statistics import paired_bootstrap
 from preceptor.files import write_text
-from preceptor.models.multimodal_unet import MultimodalUNet
-from preceptor.processes import processes
-from preceptor.recipe_text import dump_recipe
-from preceptor.run_folder import logged_to, student_folder
-from preceptor.segmentation.cases import read_cases
+from preceptor.pipeline.run_dir import logged_to, student_folder
+from preceptor.recipe import dump_recipe
+from preceptor.segmentation.config import SegmentationRecipe
+from preceptor.segmentation.data import read_cases
+from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.stage import train_stage
-from preceptor.types import CaseData
+from preceptor.statistics import paired_bootstrap
 
 log = logging.getLogger("preceptor")
 
@@ -52,7 +52,7 @@ def run_segmentation(recipe: SegmentationRecipe) -> dict[str, Any]:
                 key: last[key] for key in ("data", "notes", "parameters", "latency_ms", "modalities", "regions")
             }
         if state.is_main_process:
-            from preceptor.report.segmentation_page import write_segmentation_report
+            from preceptor.segmentation.report import write_segmentation_report
 
             write_text(root / "recipe.yaml", dump_recipe(recipe))
             write_text(root / "results.json", json.dumps(results, indent=1))
@@ -66,14 +66,16 @@ def _full_teacher(recipe: SegmentationRecipe, data: CaseData) -> MultimodalUNet:
     folder = student_folder(Path(recipe.method.teaching_run or recipe.output_folder / "teacher"))
     teacher = MultimodalUNet.load(folder)
     for what, theirs, ours in (
-        ("modalities", teacher.config.modalities, data.modalities), ("regions", teacher.config.regions, data.regions),
-    ):  # fmt: skip
+        ("modalities", teacher.config.modalities, data.modalities),
+        ("regions", teacher.config.regions, data.regions),
+    ):
         if tuple(theirs) != tuple(ours):
             raise UserError(f"the teacher {folder} has the {what} {list(theirs)}, this recipe {list(ours)}")
     own = recipe.model
     if recipe.method.full.features > 0 and (teacher.config.net, tuple(teacher.config.channels)) != (
-        own.net, tuple(own.channels)
-    ):  # fmt: skip
+        own.net,
+        tuple(own.channels),
+    ):
         raise UserError(
             f"method.full.features compares bottlenecks, and the teacher {folder} is another network "
             f"({teacher.config.net} {list(teacher.config.channels)}); set it to 0"

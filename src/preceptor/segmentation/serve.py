@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from preceptor.config_volumes import SegmentationRecipe
-from preceptor.data.volume_check import check_cases
+from preceptor.data.segmentation.check import check_cases
 from preceptor.errors import UserError, nearest
 from preceptor.files import write_text
-from preceptor.models.multimodal_unet import MultimodalUNet
-from preceptor.report.segmentation_page import write_segmentation_report
-from preceptor.segmentation.cases import read_cases
+from preceptor.segmentation.config import SegmentationRecipe
+from preceptor.segmentation.data import read_cases
+from preceptor.segmentation.model import MultimodalUNet
+from preceptor.segmentation.report import write_segmentation_report
 from preceptor.segmentation.stage import evaluate, write_rows
 
 
@@ -26,8 +26,9 @@ def evaluate_network(
     data = read_cases(recipe.data, recipe.output_folder / "data", needed=("test",))
     network = MultimodalUNet.load(folder).eval()
     for what, own, theirs in (
-        ("modalities", network.config.modalities, data.modalities), ("regions", network.config.regions, data.regions),
-    ):  # fmt: skip
+        ("modalities", network.config.modalities, data.modalities),
+        ("regions", network.config.regions, data.regions),
+    ):
         if tuple(own) != tuple(theirs):
             raise UserError(f"the network of {folder} knows the {what} {list(own)}, and the data have {list(theirs)}")
     results, rows = evaluate(network, recipe, data)
@@ -50,10 +51,14 @@ def check_recipe(recipe: SegmentationRecipe) -> dict[str, Any]:
         for f in check_cases(data, max_voxels=recipe.data.max_voxels)
     ]
     return {
-        "name": data.name, "split": data.split, "notes": data.notes, "modalities": list(data.modalities),
+        "name": data.name,
+        "split": data.split,
+        "notes": data.notes,
+        "modalities": list(data.modalities),
         "regions": {name: list(values) for name, values in data.regions.items()},
-        "rows": {part: len(data.part(part)) for part in ("train", "validation", "test")}, "findings": findings,
-    }  # fmt: skip
+        "rows": {part: len(data.part(part)) for part in ("train", "validation", "test")},
+        "findings": findings,
+    }
 
 
 def report_segmentation(run: Path, recipe: SegmentationRecipe) -> Path:

@@ -9,20 +9,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from preceptor.config_volumes import LckdConfig, SegmentationRecipe, SegmentationStage
-from preceptor.evaluate.machine import VOLUMES, machine, versions
-from preceptor.evaluate.segmentation import DESCRIBES, table
+from preceptor.data.types import CaseData
+from preceptor.distributed import processes
+from preceptor.environment import VOLUMES, machine, versions
 from preceptor.files import json_lines, sha256, write_text
-from preceptor.methods.lckd import LckdTask
-from preceptor.models.multimodal_unet import MultimodalUNet, MultimodalUNetConfig
-from preceptor.processes import processes
-from preceptor.recipe_text import differences, dump_recipe
-from preceptor.run_folder import start_afresh
-from preceptor.segmentation.cases import examples
-from preceptor.segmentation.score import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
+from preceptor.pipeline.run_dir import start_afresh
+from preceptor.recipe import differences, dump_recipe
+from preceptor.segmentation.config import LckdConfig, SegmentationRecipe, SegmentationStage
+from preceptor.segmentation.data import examples
+from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
+from preceptor.segmentation.lckd import LckdTask
+from preceptor.segmentation.metrics import DESCRIBES, table
+from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.task import Task
-from preceptor.train.loop import Job, fit
-from preceptor.types import CaseData
+from preceptor.training.loop import Job, fit
 
 FACTS = "segmentation.json"
 
@@ -31,9 +31,13 @@ def build_network(recipe: SegmentationRecipe, data: CaseData, seed: int) -> Mult
     """Return a new network; its weights depend on `seed` alone. Raises UserError for sizes that do not fit it."""
     m = recipe.model
     config = MultimodalUNetConfig(
-        modalities=tuple(data.modalities), regions=tuple(data.regions), net=m.net, encoder=m.encoder,
-        channels=m.channels, fill=m.fill,
-    )  # fmt: skip
+        modalities=tuple(data.modalities),
+        regions=tuple(data.regions),
+        net=m.net,
+        encoder=m.encoder,
+        channels=m.channels,
+        fill=m.fill,
+    )
     network = MultimodalUNet(config, seed=seed)
     network.check_size(recipe.data.patch_size, "data.patch_size")
     return network
@@ -65,9 +69,13 @@ def train_stage(
     network = build_network(recipe, data, recipe.seed)
     every = max(1, round(method.election.every * labelled / recipe.train.batch_size))
     task = LckdTask(
-        network, method, distil=name == "distilled", votes=lambda student: votes(student, held_out, recipe),
-        vote_every=every, full=full.to(state.device) if full is not None and method.full.weight > 0 else None,
-    )  # fmt: skip
+        network,
+        method,
+        distil=name == "distilled",
+        votes=lambda student: votes(student, held_out, recipe),
+        vote_every=every,
+        full=full.to(state.device) if full is not None and method.full.weight > 0 else None,
+    )
     promised: dict[str, dict[str, float]] = {}
 
     def validate(_: Task) -> dict[str, float]:
@@ -91,11 +99,20 @@ def train_stage(
         write_text(folder / "recipe.yaml", dump_recipe(own))
 
     job = Job(
-        folder=folder, loader=lambda batches: train.loader(batches, recipe.data.workers), samples=len(train),
-        epoch_samples=labelled, validate=validate, export=export, identity=identity(recipe, data, method, task),
-        differences=differences, seed=recipe.seed, skip_limit=recipe.data.skip_limit, resume=recipe.resume == "auto",
-        title=name, start=start,
-    )  # fmt: skip
+        folder=folder,
+        loader=lambda batches: train.loader(batches, recipe.data.workers),
+        samples=len(train),
+        epoch_samples=labelled,
+        validate=validate,
+        export=export,
+        identity=identity(recipe, data, method, task),
+        differences=differences,
+        seed=recipe.seed,
+        skip_limit=recipe.data.skip_limit,
+        resume=recipe.resume == "auto",
+        title=name,
+        start=start,
+    )
     progress = fit(task, job, recipe.train)
     weights = sha256(folder / "student" / "model.safetensors")
     if (folder / "results.json").is_file():
@@ -111,11 +128,14 @@ def train_stage(
         "parameters": sum(parameter.numel() for parameter in best.parameters()),
         "latency_ms": latency_ms(best, recipe, data),
         "latency": "one case with all its modalities, read from memory, float32",
-        "seed": recipe.seed, "weights_sha256": weights, "versions": versions(*VOLUMES), "machine": machine(),
+        "seed": recipe.seed,
+        "weights_sha256": weights,
+        "versions": versions(*VOLUMES),
+        "machine": machine(),
         "training": progress.summary(recipe.train.batch_size),
-    }  # fmt: skip
+    }
     if state.is_main_process:
-        from preceptor.report.segmentation_card import segmentation_card
+        from preceptor.segmentation.model_card import segmentation_card
 
         write_rows(folder, rows)
         worst = next(iter(rows.values()))
@@ -141,14 +161,18 @@ def facts(recipe: SegmentationRecipe, data: CaseData, validation: dict[str, dict
 def identity(recipe: SegmentationRecipe, data: CaseData, method: LckdConfig, task: LckdTask) -> dict[str, Any]:
     """Return what must not change when a stage is resumed."""
     kept = recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_voxels", "split_file"})
-    return json.loads(json.dumps({
-        "data": {**kept, "rows": data.fingerprint()},
-        "seed": recipe.seed,
-        "model": recipe.model.model_dump(mode="json"),
-        "train": recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
-        "method": method.model_dump(mode="json", exclude={"teaching_run"}),
-        "full": task.full_fingerprint,
-    }))  # fmt: skip
+    return json.loads(
+        json.dumps(
+            {
+                "data": {**kept, "rows": data.fingerprint()},
+                "seed": recipe.seed,
+                "model": recipe.model.model_dump(mode="json"),
+                "train": recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
+                "method": method.model_dump(mode="json", exclude={"teaching_run"}),
+                "full": task.full_fingerprint,
+            }
+        )
+    )
 
 
 def evaluate(
@@ -165,12 +189,14 @@ def evaluate(
         "modalities": list(data.modalities),
         "regions": list(data.regions),
         "data": {
-            "name": data.name, "split": data.split, "sha256": data.fingerprint(),
+            "name": data.name,
+            "split": data.split,
+            "sha256": data.fingerprint(),
             "test_sha256": data.fingerprint("test"),
             **{part: len(data.part(part)) for part in ("train", "validation", "test")},
             **({"unlabelled": len(data.part("unlabelled"))} if data.part("unlabelled") else {}),
         },
-    }  # fmt: skip
+    }
     return results, rows
 
 

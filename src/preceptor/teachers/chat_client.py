@@ -33,7 +33,7 @@ STOPPING = {
     403: "it forbids this; see which models and addresses the API key is for",
     404: "it does not know the model {model!r} or the path /chat/completions; see GET {url}/models for the models' "
     "names, and end the address in /v1 where the server's paths begin so",
-}  # fmt: skip
+}
 
 
 class Refused(Exception):

@@ -1,0 +1,162 @@
+"""Which images a model was trained on, as hashes, so that weights are not tested on images that they know.
+
+A trained model's folder holds `images.json`: for each data set that its training used, or the training of the weights
+it began from or was taught by, the SHA-256 and the perceptual hash of every training and validation image. There are
+no file names in it and no pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image
+from preceptor.data.phash import COPY_BITS, as_text, from_text, hashes, near, thumbnail
+from preceptor.data.types import VqaData
+from preceptor.errors import UserError
+from preceptor.files import write_text
+
+SEEN = "images.json"
+CACHE = "image-hashes.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images that a training took from one data set.
+
+    `images` maps the SHA-256 of a file to its perceptual hash, both in hexadecimal digits. `name`, `split` and
+    `test_sha256` (of the test rows) tell the data set.
+    """
+
+    name: str
+    split: str
+    test_sha256: str
+    images: dict[str, str]
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        return self.name, self.split, self.test_sha256
+
+
+def hash_images(
+    paths: Iterable[Path], cache: Path | None = None, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
+) -> dict[Path, tuple[str, str]]:
+    """Return (SHA-256 of the file, perceptual hash) of every file that can be read; broken ones are left out.
+
+    What the JSON file `cache` knows by its SHA-256 is not decoded again; new hashes are added to it.
+    """
+    known = _read_cache(cache) if cache else {}
+    before = len(known)
+    found: dict[Path, tuple[str, str]] = {}
+    for path in dict.fromkeys(paths):
+        try:
+            digest = content_hash(path)
+            if digest not in known:
+                image = load_image(path, max_bytes=max_bytes, max_pixels=max_pixels)
+                known[digest] = as_text(hashes(thumbnail(image)[None])[0])
+        except ImageError:
+            continue
+        found[path] = digest, known[digest]
+    if cache and len(known) > before:
+        write_text(cache, json.dumps(dict(sorted(known.items())), indent=0))
+    return found
+
+
+def _read_cache(path: Path) -> dict[str, str]:
+    """Return the hashes of a cache; none where there is no cache or it is damaged, since it can be made again."""
+    try:
+        known = json.loads(path.read_text("utf-8"))
+        from_text(list(known.values()))
+        return dict(known)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def learnt_images(data: VqaData, cache: Path | None = None, **limits: int) -> Source:
+    """Return the training and validation images of a data set."""
+    paths = [sample.image for sample in data.samples if sample.part != "test"]
+    images = dict(sorted(hash_images(paths, cache, **limits).values()))
+    return Source(data.name, data.split, data.fingerprint("test"), images)
+
+
+def merge(sources: Iterable[Source]) -> list[Source]:
+    """Return the sources with those of the same data set put together."""
+    found: dict[tuple[str, str, str], Source] = {}
+    for source in sources:
+        images = {**(found[source.identity].images if source.identity in found else {}), **source.images}
+        found[source.identity] = Source(*source.identity, dict(sorted(images.items())))
+    return list(found.values())
+
+
+def write_seen(folder: Path, sources: Sequence[Source]) -> None:
+    """Write `images.json` into a model's folder."""
+    listed = [{"data": s.name, "split": s.split, "test_sha256": s.test_sha256, "images": s.images} for s in sources]
+    write_text(folder / SEEN, json.dumps({"format": FORMAT, "sources": listed}, indent=0))
+
+
+def read_seen(folder: Path) -> list[Source] | None:
+    """Return what a model's folder says about the images of its training; None where it says nothing.
+
+    Raises UserError where `images.json` is damaged.
+    """
+    path = folder / SEEN
+    if not path.is_file():
+        return None
+    try:
+        document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        sources = [Source(s["data"], s["split"], s["test_sha256"], dict(s["images"])) for s in document["sources"]]
+        for source in sources:
+            from_text(list(source.images.values()))
+        return sources
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy the model's folder again, or train it again") from error
+
+
+def known_tests(data: VqaData, sources: Iterable[Source], cache: Path | None = None, **limits: int) -> list[str]:
+    """Return, for each test image that was trained on elsewhere, the id of its first test row.
+
+    An image counts as trained on where its file is among those of a source, or its perceptual hash differs from one in
+    at most `COPY_BITS` bits. A source of the same data set with the same split and test rows is not asked: what that
+    split shares between its own parts is part of its protocol.
+    """
+    own = (data.name, data.split, data.fingerprint("test"))
+    others = merge(source for source in sources if source.identity != own)
+    images = {digest: text for source in others for digest, text in source.images.items()}
+    test = data.part("test")
+    found = hash_images([sample.image for sample in test], cache, **limits) if images else {}
+    known = among(found, images)
+    ids: dict[Path, str] = {}
+    for sample in test:
+        if sample.image in known:
+            ids.setdefault(sample.image, sample.id)
+    return list(ids.values())
+
+
+def among(found: dict[Path, tuple[str, str]], images: dict[str, str]) -> set[Path]:
+    """Return the files of `found` that are in `images` too, by SHA-256 or by perceptual hash."""
+    if not found or not images:
+        return set()
+    paths = list(found)
+    rows, _, _ = near(from_text([found[path][1] for path in paths]), from_text(list(images.values())), COPY_BITS)
+    return {paths[row] for row in np.unique(rows).tolist()} | {
+        p for p, (digest, _) in found.items() if digest in images
+    }
+
+
+def leave_out(data: VqaData, images: Sequence[Path], whose: str, cache: Path | None = None, **limits: int) -> None:
+    """Drop the training and validation rows of `data` whose image is among `images`, and note how many."""
+    theirs = dict(hash_images(images, cache, **limits).values())
+    learnt = [sample.image for sample in data.samples if sample.part != "test"]
+    dropped = among(hash_images(learnt, cache, **limits), theirs)
+    before = len(data.samples)
+    data.samples = [sample for sample in data.samples if sample.part == "test" or sample.image not in dropped]
+    data.notes.append(
+        f"Left out of training and validation: {len(dropped)} images ({before - len(data.samples)} questions) that are "
+        f"also images of {whose} (data.exclude_images_of)."
+    )

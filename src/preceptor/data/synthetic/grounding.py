@@ -1,0 +1,48 @@
+"""The generated data set as dialogues with boxes: Med-GRIT-270k's four tasks on phantoms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from preceptor.data.grounding.boxes import Style, from_pixels
+from preceptor.data.grounding.questions import Marked, Picture, ask_about_boxes
+from preceptor.data.types import Dialogue, DialogueData
+from preceptor.data.vqa.table import PARTS
+
+MODALITIES = {"ct": "ct", "mri": "mr", "x-ray": "x"}
+
+
+def read_phantom_grounding(table: Path, *, style: Style = "qwen") -> DialogueData:
+    """Return the dialogues about the images of a phantom's table (`phantom.write_phantom`), in its parts.
+
+    The questions of the table are those of image analysis. Lesions of one kind are one name with several boxes.
+    """
+    rows = [json.loads(line) for line in table.read_text("utf-8").splitlines()]
+    dialogues: list[Dialogue] = []
+    asked: set[str] = set()
+    for row in rows:
+        image = table.parent / row["image"]
+        modality = row["modality"]
+        picture = Picture(
+            image, image.stem, row["group"], PARTS[row["split"]], MODALITIES[modality], modality, row["region"]
+        )
+        if row["image"] not in asked:
+            asked.add(row["image"])
+            with Image.open(image) as opened:
+                width, height = opened.size
+            dialogues += ask_about_boxes(picture, _marked(row, width, height), style)
+        dialogues.append(picture.dialogue(f"mia-{row['id']}", row["question"], row["answer"], "mia"))
+    data = DialogueData("phantom-grounding", "given", table.parent, dialogues)
+    data.notes.append("Generated images: the numbers show that the method works, and nothing about medicine.")
+    return data
+
+
+def _marked(row: dict, width: int, height: int) -> list[Marked]:
+    names: dict[str, list[tuple[float, float, float, float]]] = {}
+    for key, box in row["boxes"].items():
+        names.setdefault(row["findings"].get(key, key), []).append(from_pixels(box, width, height))
+    findings = set(row["findings"].values())
+    return [Marked(name, tuple(boxes), name in findings) for name, boxes in names.items()]

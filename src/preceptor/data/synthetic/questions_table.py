@@ -1,0 +1,123 @@
+"""A generated data set: synthetic cases, images cut from them, questions with answers, as a table on disk.
+
+It shows that a method works and is no evidence about medicine; the folder says so itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from preceptor.data.synthetic.anatomy import Region, make_case
+from preceptor.data.synthetic.folder import write_once
+from preceptor.data.synthetic.questions import ABNORMALITIES, Ledger, ask, make_view
+from preceptor.errors import UserError
+
+FORMAT = 3
+"""Raised whenever the same arguments give other bytes."""
+VOXELS = 48
+TABLE = "questions.jsonl"
+
+
+def write_phantom(
+    folder: Path, *, cases: int, questions_per_image: int, images_per_case: int, seed: int, image_size: int = 112
+) -> Path:
+    """Write the data set into `folder` and return its table; one that is there already is used again.
+
+    The same arguments give the same bytes. About 70, 15 and 15 % of the cases train, validate and test; a case is never
+    divided. Columns beside those of `table.py`: `boxes`, ``{name: [x0, y0, x1, y1]}`` in pixels, ends exclusive;
+    `findings`, what its lesions are called, by their name there; `modality` and `region` of the image.
+    Raises UserError where the folder holds something else or a damaged phantom, or there are fewer than 3 cases.
+    """
+    if cases < 3:
+        raise UserError(f"cases is {cases}; a phantom needs at least 3, one each to train, validate and test")
+    arguments: dict[str, Any] = {
+        "format": FORMAT,
+        "cases": cases,
+        "images_per_case": images_per_case,
+        "questions_per_image": questions_per_image,
+        "seed": seed,
+        "image_size": image_size,
+    }
+    write_once(folder, arguments, lambda target: _write(target, arguments), _digest)
+    return folder / TABLE
+
+
+def _write(folder: Path, arguments: dict[str, Any]) -> None:
+    (folder / "images").mkdir()
+    parts = _parts(arguments["cases"], arguments["seed"])
+    ledgers = {part: Ledger() for part in ("train", "validation", "test")}
+    rows = [row for i, part in enumerate(parts) for row in _case(folder, i, part, ledgers[part], arguments)]
+    (folder / TABLE).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "README.txt").write_text(_readme(arguments), "utf-8")
+
+
+def _digest(folder: Path) -> str:
+    """Return the SHA-256 of the table and of every image, with their names."""
+    digest = hashlib.sha256((folder / TABLE).read_bytes())
+    for path in sorted((folder / "images").iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _parts(cases: int, seed: int) -> list[str]:
+    """Return the part of every case."""
+    order = np.random.default_rng([seed, cases]).permutation(cases)
+    held = max(1, round(0.15 * cases))
+    parts = ["train"] * cases
+    for place, number in enumerate(order[: 2 * held]):
+        parts[number] = "validation" if place < held else "test"
+    return parts
+
+
+def _case(folder: Path, number: int, part: str, ledger: Ledger, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write the images of a case and return its rows."""
+    seed, size = arguments["seed"], arguments["image_size"]
+    region: Region = "head" if np.random.default_rng([seed, number, 100]).random() < 0.5 else "torso"
+    case = make_case(seed, number, region=region, size=VOXELS, contrasts=())
+    rows = []
+    for i in range(arguments["images_per_case"]):
+        rng = np.random.default_rng([seed, number, 200 + i])
+        view = make_view(case, rng)
+        name = f"images/{case.id}-{i}.png"
+        picture = Image.fromarray(view.image).resize((size, size), Image.Resampling.BICUBIC)
+        picture.save(folder / name, optimize=False, compress_level=6)
+        scale = size / VOXELS
+        boxes = {
+            key: [math.floor(x0 * scale), math.floor(y0 * scale), math.ceil(x1 * scale), math.ceil(y1 * scale)]
+            for key, (x0, y0, x1, y1) in view.boxes().items()
+        }
+        findings = {f"lesion {lesion.index}": ABNORMALITIES[lesion.organ] for lesion in view.visible_lesions()}
+        for k, asked in enumerate(ask(view, rng, arguments["questions_per_image"], ledger)):
+            rows.append(
+                {
+                    "id": f"{case.id}-{i}-{k}",
+                    "image": name,
+                    "question": asked.question,
+                    "answer": asked.answer,
+                    "answer_type": asked.answer_type,
+                    "group": case.id,
+                    "split": part,
+                    "question_type": asked.kind,
+                    "boxes": boxes,
+                    "findings": findings,
+                    "modality": view.modality,
+                    "region": region,
+                }
+            )
+    return rows
+
+
+def _readme(arguments: dict[str, Any]) -> str:
+    settings = ", ".join(f"{key} {value}" for key, value in arguments.items())
+    return (
+        "SYNTHETIC IMAGES. No patient was imaged. The heads and torsos are computed from warped ellipsoids, "
+        "the answers from their geometry.\nThey serve to try software; nothing about medicine follows from them.\n"
+        f"Written by preceptor with: {settings}.\n"
+    )

@@ -1,1 +1,0 @@
-"""Grounded vision-language models from recipe to report: ClinKD's stages."""

@@ -1,1 +1,0 @@
-"""Scores, protocols, baselines and statistics: everything that turns predictions into numbers."""

@@ -1,0 +1,78 @@
+"""From dialogues to batches: tokens and images, which answers are learnt, how sure the teacher was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from preceptor.data.types import Dialogue
+from preceptor.grounding.dialogue_encoder import IGNORED, DialogueEncoder, EncodedDialogue
+from preceptor.grounding.pseudo_labels import ContentHashes
+from preceptor.grounding.topk_cache import answers_key
+from preceptor.task import Batch
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A dialogue that is learnt: all answers of it, or with `last` the last alone; and how sure its teacher was."""
+
+    dialogue: Dialogue
+    last: bool = False
+    confidence: float = 1.0
+    margin: float = 1.0
+
+
+class DialogueExamples(Dataset):
+    """Lessons in the tensors of an encoder; indexed by ``(index, epoch)``: every epoch shows them alike."""
+
+    def __init__(self, lessons: Sequence[Lesson], encoder: DialogueEncoder) -> None:
+        self.lessons, self.encoder = list(lessons), encoder
+        self._hashes = ContentHashes()
+
+    def __len__(self) -> int:
+        return len(self.lessons)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Lesson, str, EncodedDialogue]:
+        return self.read(self.lessons[item[0] if isinstance(item, tuple) else item])
+
+    def read(self, lesson: Lesson) -> tuple[Lesson, str, EncodedDialogue]:
+        """Return a lesson as `collate` takes it. Raises UserError as `DialogueEncoder.encode`."""
+        row = self.encoder.encode(lesson.dialogue)
+        if lesson.last:
+            row = replace(row, labels=last_answer(row.labels))
+        return lesson, answers_key(lesson.dialogue, self._hashes), row
+
+    def collate(self, rows: Sequence[tuple[Lesson, str, EncodedDialogue]]) -> Batch:
+        """Return the batch of rows, padded to the longest; beside the encoder's tensors `images` (B,), the number of
+        each dialogue's, and `confidence` and `margin` (B,)."""
+        tensors: dict[str, Any] = self.encoder.collate([row for _, _, row in rows])
+        tensors["images"] = torch.tensor([len(lesson.dialogue.images) for lesson, _, _ in rows])
+        tensors["confidence"] = torch.tensor([lesson.confidence for lesson, _, _ in rows])
+        tensors["margin"] = torch.tensor([lesson.margin for lesson, _, _ in rows])
+        return Batch(tensors, [lesson.dialogue.id for lesson, _, _ in rows], [key for _, key, _ in rows])
+
+    def loader(self, batches: Any, workers: int = 0) -> DataLoader:
+        """Return a loader over the lists of items that `batches` yields."""
+        return DataLoader(
+            self,
+            batch_sampler=batches,
+            collate_fn=self.collate,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=False,
+        )
+
+
+def last_answer(labels_L: torch.Tensor) -> torch.Tensor:
+    """Return labels (L,) with those of the last run of answer tokens alone."""
+    learnt = labels_L != IGNORED
+    places = learnt.nonzero().flatten()
+    if len(places) == 0:
+        return labels_L
+    breaks = (places[1:] - places[:-1] > 1).nonzero().flatten()
+    first = int(places[breaks[-1] + 1]) if len(breaks) else int(places[0])
+    return torch.where(torch.arange(len(labels_L)) >= first, labels_L, torch.full_like(labels_L, IGNORED))

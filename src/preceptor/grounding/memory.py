@@ -1,0 +1,158 @@
+"""What a part of a training takes of a device's memory, said before it begins."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from preceptor.data.types import Dialogue
+from preceptor.distributed import processes
+from preceptor.errors import UserError
+from preceptor.grounding.checkpoint_files import load_image_processor, load_tokenizer, read_part, shrink_images
+from preceptor.grounding.config import VlmConfig, VlmRecipe, VlmRunConfig
+from preceptor.grounding.dialogue_encoder import DialogueEncoder
+from preceptor.grounding.memory_model import memory_estimate
+from preceptor.grounding.model import LoraSettings
+from preceptor.training.fsdp import shard_settings
+from preceptor.training.setup import native_bf16
+from preceptor.vqa.bundle import find_pretrained
+
+log = logging.getLogger("preceptor")
+GIB = 2**30
+SAMPLED = 64
+"""Dialogues, evenly drawn, of which the longest stands for all."""
+
+
+def expected(
+    recipe: VlmRecipe,
+    config: VlmRunConfig,
+    model: Any,
+    encoder: DialogueEncoder,
+    rows: Sequence[Dialogue],
+    teacher: Any = None,
+) -> dict[str, int]:
+    """Return the bytes by part that training on `rows` takes of one device, as `memory_estimate`.
+
+    `model` and `teacher` are configurations of transformers; a teacher is counted that is on the device during a step.
+    A micro-batch is taken to be as long as the longest of `SAMPLED` dialogues.
+    """
+    state, train = processes(), config.train
+    sharded = shard_settings() is not None and state.num_processes > 1
+    micro = max(1, train.batch_size // (state.num_processes * train.accumulation))
+    found = [encoder.encode(row) for row in rows[:: max(1, len(rows) // SAMPLED)][:SAMPLED]]
+    tokens = max(len(row.input_ids) for row in found)
+    patches = max(0 if row.pixel_values is None else len(row.pixel_values) for row in found)
+    bf16 = train.precision == "bf16" or (train.precision == "auto" and native_bf16())
+    lora, adapters = config.model.lora, config.model.training == "lora"
+    return memory_estimate(
+        model,
+        training=config.model.training,
+        lora=LoraSettings(lora.rank, lora.alpha, lora.dropout),
+        tokens=micro * tokens,
+        patches=micro * patches,
+        dtype=torch.bfloat16 if adapters and lora.base == "bfloat16" else torch.float32,
+        autocast=torch.bfloat16 if bf16 else None,
+        optimizer=train.optimizer,
+        checkpointing=config.model.gradient_checkpointing,
+        teacher=teacher,
+        shares=state.num_processes if sharded else 1,
+    )
+
+
+def described(config: VlmConfig, source: str, allow_downloads: bool) -> tuple[Any, DialogueEncoder]:
+    """Return a checkpoint's configuration and encoder; its weights are not read.
+
+    Raises UserError where it is not there, or lacks one of them.
+    """
+    from transformers import AutoConfig
+
+    place = find_pretrained(source, allow_downloads=allow_downloads)
+    if place is None:
+        raise UserError(f"{source} is not here, and without its configuration its memory is not known")
+    options = {"local_files_only": not allow_downloads, "trust_remote_code": False}
+    model = read_part(source, "config.json", lambda: AutoConfig.from_pretrained(place, **options))
+    processor = load_image_processor(source, place, model, options)
+    shrink_images(processor, config.max_pixels)
+    tokenizer = load_tokenizer(source, place, model, options)
+    return model, DialogueEncoder(tokenizer, processor, model.image_token_id, cut_off=config.cut_off)
+
+
+def available() -> int:
+    """Return the bytes that this process may take of its device: of a GPU what nobody else holds, of the main memory
+    its part of what is free among the processes of this machine."""
+    device = processes().device
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def free_memory(info: Path = Path("/proc/meminfo")) -> int:
+    """Return the bytes of main memory that are free or can be; without such a file, of all pages the free ones."""
+    try:
+        lines = dict(line.split(":", 1) for line in info.read_text("utf-8").splitlines() if ":" in line)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError, IndexError):
+        names = ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
+        name = next((name for name in names if name in os.sysconf_names), None)
+        return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") if name else 0
+
+
+def sentence(title: str, parts: dict[str, int], there: int) -> str:
+    """Return the estimate in words, in GiB."""
+    named = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if name != "total" and size)
+    return f"{title}: about {_gib(parts['total'])} GiB of {_gib(there)} a device ({named})"
+
+
+def warning(title: str, parts: dict[str, int], there: int, config: VlmRunConfig, recipe: VlmRecipe) -> str | None:
+    """Return what is said where the estimate is more than there is, with what would make it less; else None."""
+    if not there or parts["total"] <= there:
+        return None
+    model = config.model
+    role = "teacher" if config is recipe.teacher else "student"
+    fixes = []
+    if not model.gradient_checkpointing:
+        fixes.append(f"{role}.model.gradient_checkpointing=true")
+    if model.training != "lora":
+        fixes.append(f"{role}.model.training=lora with {role}.model.lora.base=bfloat16")
+    elif model.lora.base == "float32":
+        fixes.append(f"{role}.model.lora.base=bfloat16")
+    fixes.append(f"a smaller {role}.model.max_pixels than {model.max_pixels}")
+    fixes.append(f"a {role}.train.accumulation above {config.train.accumulation}")
+    if parts["teacher"]:
+        online = recipe.method.pseudo_labels.logits == "online"
+        fixes.append(
+            "method.pseudo_labels.logits=cached with method.teacher_offload=cpu"
+            if online
+            else "method.teacher_offload=cpu"
+        )
+    if "gathered" not in parts:
+        fixes.append("several processes with FSDP2 (docs/how-to/scale.md)")
+    return (
+        f"{title} is expected to need {_gib(parts['total'])} GiB of a device that has {_gib(there)}; try "
+        f"{', '.join(fixes[:-1])} or {fixes[-1]}"
+    )
+
+
+def announce(
+    title: str,
+    recipe: VlmRecipe,
+    config: VlmRunConfig,
+    model: Any,
+    encoder: DialogueEncoder,
+    rows: Sequence[Dialogue],
+    teacher: Any = None,
+) -> None:
+    """Log the estimate of a part of a training, and a warning where it does not fit."""
+    parts, there = expected(recipe, config, model, encoder, rows, teacher), available()
+    log.info(sentence(f"memory of {title}", parts, there))
+    if (said := warning(title, parts, there, config, recipe)) is not None:
+        log.warning(said)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f}" if size >= GIB else f"{size / GIB:.2g}"

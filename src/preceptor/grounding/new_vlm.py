@@ -1,0 +1,265 @@
+"""A new small Qwen-VL model as an ordinary Hugging Face folder: random weights and a tokenizer of its own, or the
+language of a small language model with a vision tower from scratch.
+
+For students, demos and tests where no pretrained model is to be had.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from preceptor.errors import UserError, nearest
+from preceptor.grounding.guided_rope import FAMILIES
+from preceptor.vqa.bundle import no_bars
+
+Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+# width, feed-forward, layers, heads, key heads; vision width, feed-forward, layers, heads
+SIZES = {"tiny": (128, 384, 4, 4, 2, 96, 384, 2, 4), "small": (320, 960, 8, 5, 5, 192, 768, 4, 6)}
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+# The format of Qwen's own chat templates, without their default system message.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@no_bars()
+def new_vlm(
+    folder: Path,
+    corpus: Iterable[str],
+    family: Family = "qwen2_vl",
+    size: str = "tiny",
+    *,
+    seed: int = 0,
+    vocabulary_size: int = 2000,
+    max_pixels: int = 224 * 224,
+    language_model: str | Path | None = None,
+) -> Path:
+    """Write a new model to `folder`: configuration, weights from `seed`, tokenizer of the corpus, image processor.
+
+    With a `language_model` its weights are the text tower's and its tokenizer, with the special tokens of images and
+    boxes, is the model's: logits on text are its own (`models.text_start`). The corpus is then not read, and `size` is
+    the vision tower's alone.
+
+    `tiny` has about 2 million parameters, `small` about 14 million, with a vocabulary of 2,000. The folder loads with
+    transformers' `AutoModelForImageTextToText`, `AutoTokenizer` and `AutoImageProcessor` alone.
+
+    Args:
+        folder: where to write; it may be there, but hold no model.
+        corpus: texts to learn the tokenizer from (questions and answers of the training part).
+        family: qwen2_vl, qwen2_5_vl or qwen3_vl.
+        vocabulary_size: the most byte pairs, besides the special tokens; at least 256.
+        max_pixels: images are shrunk to at most as many.
+        language_model: a folder or GGUF file, or ``package:NAME/PATH``; see `text_start.read_language_model`.
+
+    Raises:
+        UserError: for an unknown family or size, too small a vocabulary, a folder that holds a model, or a language
+            model that does not fit.
+    """
+    if family not in FAMILIES:
+        raise UserError(f"model family {family!r} is not known{nearest(str(family), FAMILIES)}")
+    if size not in SIZES:
+        raise UserError(f"model size {size!r} is not known{nearest(size, SIZES)}")
+    folder = Path(folder)
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} holds a model already; give a new folder")
+    from transformers import AutoModelForImageTextToText, GenerationConfig
+
+    from preceptor.grounding.language_model_init import (
+        copy_text_weights,
+        extend_tokenizer,
+        read_language_model,
+        text_settings,
+    )
+
+    known = None
+    if language_model is None:
+        tokenizer = train_tokenizer(corpus, vocabulary_size)
+        text, tied = _text_settings(size, tokenizer), True
+    else:
+        known, tokenizer = read_language_model(language_model, family)
+        tokenizer = extend_tokenizer(tokenizer, SPECIAL_TOKENS, CHAT_TEMPLATE)
+        text, tied = text_settings(known.config, len(tokenizer), family), known.config.tie_word_embeddings
+    config = _configuration(family, size, tokenizer, text, tied)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        if known is not None:
+            copy_text_weights(known, model)
+    stop, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model.generation_config = GenerationConfig(eos_token_id=[stop, pad], pad_token_id=pad)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    patch = config.vision_config.patch_size
+    processor = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+        "patch_size": patch,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "size": {"shortest_edge": (2 * patch) ** 2, "longest_edge": max_pixels},
+        "min_pixels": (2 * patch) ** 2,
+        "max_pixels": max_pixels,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
+    return folder
+
+
+def train_tokenizer(corpus: Iterable[str], vocabulary_size: int = 2000) -> Any:
+    """Return a byte-level BPE tokenizer of Qwen2's kind, its pairs learnt from `corpus`, with the special tokens.
+
+    Any text can be spelt, from bytes. Every digit is a token, so that a coordinate is three or four decisions and not
+    one of a thousand names. Raises UserError for a vocabulary that does not even hold the bytes.
+    """
+    if vocabulary_size < 256:
+        raise UserError(f"a vocabulary of {vocabulary_size} does not hold the 256 bytes; give more")
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    blank = Qwen2Tokenizer().backend_tokenizer
+    learner = Tokenizer(models.BPE())
+    learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size, min_frequency=2, initial_alphabet=bytes_, show_progress=False
+    )  # type: ignore[call-arg]
+    learner.train_from_iterator(corpus, trainer)
+    learnt = json.loads(learner.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learnt["vocab"],
+        merges=[tuple(pair) for pair in learnt["merges"]],  # type: ignore[misc]
+        eos_token="<|im_end|>",
+        extra_special_tokens=list(SPECIAL_TOKENS[1:]),
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _text_settings(size: str, tokenizer: Any) -> dict[str, Any]:
+    width, inner, layers, heads, key_heads, *_ = SIZES[size]
+    half = width // heads // 2
+    third = half // 3
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [half - 2 * third, third, third],
+        },
+    }
+
+
+def _configuration(family: Family, size: str, tokenizer: Any, text: dict[str, Any], tied: bool) -> Any:
+    from transformers import AutoConfig
+
+    v_width, v_inner, v_layers, v_heads = SIZES[size][5:]
+    stop, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    text = text | {"bos_token_id": None, "eos_token_id": stop, "pad_token_id": pad}
+    width = text["hidden_size"]
+    vision: dict[str, Any] = {
+        "depth": v_layers,
+        "num_heads": v_heads,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    if family == "qwen2_vl":
+        vision |= {"embed_dim": v_width, "hidden_size": width, "mlp_ratio": v_inner // v_width, "patch_size": 14}
+    elif family == "qwen2_5_vl":
+        vision |= {
+            "hidden_size": v_width,
+            "out_hidden_size": width,
+            "intermediate_size": v_inner,
+            "patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [v_layers - 1],
+        }
+    else:
+        rope = text["rope_parameters"] | {"mrope_interleaved": True}
+        text |= {"head_dim": text.get("head_dim", width // text["num_attention_heads"]), "rope_parameters": rope}
+        vision |= {
+            "hidden_size": v_width,
+            "out_hidden_size": width,
+            "intermediate_size": v_inner,
+            "patch_size": 16,
+            "num_position_embeddings": 256,
+            "deepstack_visual_indexes": [0],
+        }
+    names = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    tokens = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+    return AutoConfig.for_model(family, text_config=text, vision_config=vision, tie_word_embeddings=tied, **tokens)
+
+
+def corpus_texts(files: Iterable[Path]) -> list[str]:
+    """Return what a tokenizer learns from: lines of .txt files, questions and answers of .json and .jsonl dialogues.
+
+    Of dialogues only those of the training part (`data.sharegpt`). Raises UserError for another kind of file, or
+    nothing in them.
+    """
+    from preceptor.data.grounding.sharegpt import read_sharegpt
+    from preceptor.data.texts import read_text
+
+    texts: list[str] = []
+    for file in files:
+        if file.suffix.lower() in (".json", ".jsonl"):
+            turns = [turn for dialogue in read_sharegpt(file).part("train") for turn in dialogue.turns]
+            texts += [text for turn in turns for text in turn]
+        elif file.suffix.lower() == ".txt":
+            texts += read_text(file, "write it in UTF-8").splitlines()
+        else:
+            raise UserError(f"{file} is no corpus; give .txt files, a text on each line, or .json or .jsonl dialogues")
+    if not any(text.strip() for text in texts):
+        raise UserError("the corpus holds no text, from which the tokenizer would learn; give --corpus FILE")
+    return texts
+
+
+def count_parameters(folder: Path) -> int:
+    """Return how many numbers the safetensors files of a folder hold; tied weights, stored once, count once."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            total += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    return total

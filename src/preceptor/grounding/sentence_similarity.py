@@ -1,0 +1,50 @@
+"""How alike two texts are: by the words that they share, or by a sentence embedder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from preceptor.errors import UserError
+from preceptor.grounding.selection import Similarity, word_overlap
+
+
+def choose_similarity(name: str | None, *, allow_downloads: bool = False) -> Similarity:
+    """Return `word_overlap`, or the similarity that a sentence embedder sees.
+
+    `name` is a folder, ``package:NAME/FOLDER`` or hub name of a transformers text encoder whose sentence is the mean of
+    its tokens, as the sentence-transformers family has it. Cosines below 0 count as 0.
+
+    Raises UserError where nothing is found under that name.
+    """
+    if name is None:
+        return word_overlap
+    from preceptor.vqa.bundle import find_pretrained, no_bars
+
+    folder = find_pretrained(name, allow_downloads=allow_downloads)
+    if folder is None:
+        raise UserError(
+            f"method.similarity={name}: there is no such folder or package, and allow_downloads is off; leave it out "
+            "to compare answers by their words"
+        )
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    with no_bars():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def similarity(texts: Sequence[str]) -> np.ndarray:
+        # Equal texts are exactly alike, whatever they were padded to.
+        distinct = list(dict.fromkeys(texts))
+        batch = tokenizer(distinct, padding=True, truncation=True, max_length=256, return_tensors="pt")
+        with torch.inference_mode():
+            states = model(**batch).last_hidden_state
+        mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
+        found = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1).clamp(min=1), dim=-1)
+        cosines = (found @ found.T).clamp(0, 1).fill_diagonal_(1).numpy()
+        places = [distinct.index(text) for text in texts]
+        return cosines[np.ix_(places, places)]
+
+    return similarity

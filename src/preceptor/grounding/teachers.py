@@ -1,0 +1,207 @@
+"""What a recipe's teacher says: its answers to training questions, and its words at each answer token."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preceptor.data.types import Dialogue
+from preceptor.distill.chunked_kl import HiddenTeacher, TopKTeacher
+from preceptor.distributed import processes
+from preceptor.errors import UserError
+from preceptor.grounding.clinkd import WordTeacher
+from preceptor.grounding.config import PseudoLabelConfig
+from preceptor.grounding.curriculum import Curriculum
+from preceptor.grounding.dataset import Lesson
+from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
+from preceptor.grounding.model import GroundedVlm
+from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, teach
+from preceptor.grounding.reflection_round import Ask
+from preceptor.grounding.stage import Seminar, asker
+from preceptor.grounding.topk_cache import TopKCache, TopKIdentity, answers_key, topk_identity
+from preceptor.grounding.topk_writer import write_topk_cache
+from preceptor.grounding.vocabulary import same_vocabulary
+from preceptor.pipeline.run_dir import student_folder
+from preceptor.task import Batch
+
+STORE, CACHE = "pseudo-labels", "teacher-cache"
+
+
+def load_teacher(room: Seminar) -> GroundedVlm:
+    """Return the frozen teacher: `method.teaching_run`, or the stage `teacher` of this recipe.
+
+    With `method.teacher_offload=cpu` it is on the CPU; `at_work` has it on the device.
+    """
+    recipe = room.recipe
+    run = recipe.method.teaching_run
+    folder = str(student_folder(Path(run))) if run and Path(run).is_dir() else run
+    source = folder or str(recipe.output_folder / "teacher" / "student")
+    config = recipe.teacher.model
+    vlm = GroundedVlm.load(
+        source, max_pixels=config.max_pixels, cut_off=config.cut_off, allow_downloads=recipe.allow_downloads
+    )
+    vlm.requires_grad_(False).eval()
+    return vlm if recipe.method.teacher_offload == "cpu" else vlm.to(processes().device)
+
+
+@contextlib.contextmanager
+def at_work(teacher: GroundedVlm, offload: str) -> Iterator[None]:
+    """Have a teacher on the device that computes; with `offload` cpu it was not there, and leaves it again."""
+    if offload == "none":
+        yield
+        return
+    device = processes().device
+    teacher.to(device)
+    try:
+        yield
+    finally:
+        teacher.to("cpu")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # else what it took stays this process's, and the training's peak lies above it
+
+
+def corrector(room: Seminar, teacher: GroundedVlm) -> Ask:
+    """Return what writes corrections in rounds of reflection."""
+    recipe = room.recipe
+    ask = asker(teacher, recipe.method.reflection.max_new_tokens, recipe.answers.batch_size)
+
+    def working(rows: Sequence[Dialogue], candidates: int, temperature: float, seed: int) -> list[list[str]]:
+        with at_work(teacher, recipe.method.teacher_offload):
+            return ask(rows, candidates, temperature, seed)
+
+    return working
+
+
+def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
+    """Return the teacher's answers to the training questions and to those without an answer, as lessons.
+
+    They are those of `method.pseudo_labels.store`; without one `teacher` is asked, and its answers are kept in the
+    output folder. Raises UserError as `PseudoLabels.open`, where answers are not known to be sure or not, and where
+    none is left to learn from.
+    """
+    recipe, data = room.recipe, room.data
+    config = recipe.method.pseudo_labels
+    folder = Path(config.store) if config.store else recipe.output_folder / STORE
+    if not config.store:
+        assert teacher is not None
+        local = LocalTeacher(teacher, max_tokens=config.max_new_tokens, batch_size=recipe.answers.batch_size)
+        # The others would each want to write it, and ask again what could not be answered.
+        if processes().is_main_process:
+            with at_work(teacher, recipe.method.teacher_offload):
+                teach(folder, data, [*data.part("train"), *data.part("unlabelled")], local)
+        processes().wait_for_everyone()
+    labels = PseudoLabels.open(folder, data)
+    if (note := labels.note()) not in data.notes:
+        data.notes.append(note)
+    if not labels.labelled:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(labels.left_out.items()))
+        raise UserError(
+            f"no answer of the teacher can be learnt from ({reasons}): train it longer, raise "
+            "method.pseudo_labels.max_new_tokens, or do without (method.pseudo_labels.share=0)"
+        )
+    confidence, margin = labels.sureness()
+    return [
+        Lesson(row.dialogue, confidence=float(c), margin=float(m))
+        for row, c, m in zip(labels.labelled, confidence, margin, strict=True)
+    ]
+
+
+class OnlineWords:
+    """The teacher's hidden states, computed with every batch."""
+
+    def __init__(self, teacher: GroundedVlm, student: GroundedVlm, offload: str = "none") -> None:
+        """`offload` is `method.teacher_offload`. Raises UserError where the two do not speak of the same words."""
+        same_vocabulary(
+            student.encoder.tokenizer,
+            teacher.encoder.tokenizer,
+            len(student.lm_head_weight),
+            len(teacher.lm_head_weight),
+        )
+        self.teacher, self.offload = teacher, offload
+        self.fingerprint = vlm_fingerprint(teacher)
+
+    def words(self, batch: Batch, targets_T: Tensor) -> HiddenTeacher:
+        with torch.no_grad(), at_work(self.teacher, self.offload):
+            states = self.teacher.eval()(batch.tensors)
+            # A tensor of its own: a parameter goes to the CPU with its module.
+            return HiddenTeacher(states.hidden, self.teacher.lm_head_weight.detach())
+
+
+class CachedWords:
+    """The teacher's likeliest words, read from a cache."""
+
+    def __init__(self, cache: TopKCache) -> None:
+        self.cache = cache
+        self.fingerprint = cache.identity.teacher
+
+    def words(self, batch: Batch, targets_T: Tensor) -> TopKTeacher:
+        return self.cache.gather(batch.keys, targets_T)
+
+
+def words_identity(room: Seminar, teacher: GroundedVlm, student: GroundedVlm) -> TopKIdentity:
+    """Return what a recipe's cache of words is written for. Raises UserError as `topk_identity`."""
+    config, words = room.recipe.method.pseudo_labels, len(student.lm_head_weight)
+    return topk_identity(
+        teacher,
+        student.encoder.tokenizer,
+        words,
+        room.data.fingerprint(),
+        k=min(config.top_k, words),
+        temperature=config.temperature,
+        dtype="float32",
+    )
+
+
+def word_teacher(
+    room: Seminar, teacher: GroundedVlm, student: GroundedVlm, lessons: Sequence[Lesson]
+) -> WordTeacher | None:
+    """Return where the teacher's words come from; None with `logits: none`. A cache is written where there is none.
+
+    Raises UserError where teacher and student do not speak of the same words: only pseudo-labels are then possible.
+    """
+    config = room.recipe.method.pseudo_labels
+    if config.logits == "none":
+        return None
+    if config.logits == "online":
+        return OnlineWords(teacher, student, room.recipe.method.teacher_offload)
+    dialogues = [lesson.dialogue for lesson in lessons]
+    identity = words_identity(room, teacher, student)
+    folder, hashes = room.recipe.output_folder / CACHE, ContentHashes()
+    with processes().main_process_first():
+        if not _holds(folder, identity, dialogues, hashes):
+            with at_work(teacher, room.recipe.method.teacher_offload):
+                write_topk_cache(
+                    folder, teacher, dialogues, identity, hashes, batch_size=room.recipe.answers.batch_size
+                )
+    return CachedWords(TopKCache.open(folder, identity))
+
+
+def _holds(folder: Path, identity: TopKIdentity, dialogues: Sequence[Dialogue], hashes: ContentHashes) -> bool:
+    """Return whether a whole cache of these dialogues is there. One of another teacher is written anew."""
+    try:
+        cache = TopKCache.open(folder, identity)
+        for dialogue in dialogues:
+            cache.row(answers_key(dialogue, hashes))
+    except UserError:
+        return False
+    return True
+
+
+def summary(lessons: Sequence[Lesson], config: PseudoLabelConfig, teacher: GroundedVlm | None) -> dict[str, Any]:
+    """Return what results say of pseudo-labels: how sure the teacher was, and how many had entered by when."""
+    confidence, margin = (torch.tensor([getattr(row, name) for row in lessons]) for name in ("confidence", "margin"))
+    c = config.curriculum
+    curriculum = Curriculum(c.begin, c.end, c.over, c.margin_weight, c.weigh)
+    steps = [i / 10 for i in range(11)]
+    return {
+        "rows": len(lessons),
+        "teacher": vlm_fingerprint(teacher) if teacher is not None else str(config.store),
+        "confidence": torch.histc(confidence, 20, 0, 1).int().tolist(),
+        "margin": torch.histc(margin, 20, 0, 1).int().tolist(),
+        "entered": [[at, float((curriculum.weights(confidence, margin, at) > 0).float().mean())] for at in steps],
+    }

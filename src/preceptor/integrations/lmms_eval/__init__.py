@@ -1,0 +1,13 @@
+"""lmms-eval: Preceptor's students as one of its models, and Preceptor's protocols as tasks for any of its models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def manifests() -> list[Any]:
+    """Return what the entry point `lmms_eval.models` announces: the model `preceptor`."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    place = "preceptor.integrations.lmms_eval.model.PreceptorStudent"
+    return [ModelManifest(model_id="preceptor", simple_class_path=place)]

@@ -1,0 +1,103 @@
+"""The cases of a recipe, and how a network sees them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from preceptor.data.segmentation.cases import read_volumes
+from preceptor.data.splits import groups_of_share
+from preceptor.data.synthetic.cases import SPLIT, write_phantom_cases
+from preceptor.data.types import Case, CaseData, Part
+from preceptor.errors import UserError
+from preceptor.segmentation.config import SegmentationRecipe, VolumeDataConfig
+from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
+
+
+def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Part, ...] = ("train", "validation", "test")):
+    """Read the cases of a recipe as CaseData. Phantoms are written to `scratch`, or to `config.root`.
+
+    Raises UserError where the root is missing or holds no cases, and where a part of `needed` is empty.
+    """
+    if config.name == "phantom":
+        p = config.phantom
+        root = write_phantom_cases(
+            Path(config.root) if config.root else scratch,
+            train=p.train,
+            validation=p.validation,
+            test=p.test,
+            seed=p.seed,
+            size=p.size,
+            missing=p.missing,
+        )
+        data = read_volumes(
+            root, modalities=config.modalities, regions=config.regions, split_file=root / SPLIT, name="phantom"
+        )
+        data.split = "made"
+        data.notes.append("Generated volumes: the numbers show that the method works, and nothing about medicine.")
+    elif config.root is None:
+        raise UserError(f"data.name={config.name} needs data.root=FOLDER, the folder of the cases or a table of them")
+    else:
+        data = read_volumes(
+            Path(config.root),
+            modalities=config.modalities,
+            regions=config.regions,
+            split_file=Path(config.split_file) if config.split_file else None,
+            fold=config.fold,
+            folds=config.folds,
+            validation_fraction=config.validation_fraction,
+            test_fraction=config.test_fraction,
+            seed=config.split_seed,
+            name=config.name,
+            unlabelled=config.unlabelled == "rest",
+        )
+    _thin(data, config)
+    for part in needed:
+        if not data.part(part):
+            raise UserError(
+                f"{data.name} has no {part} case; see data.split_file, data.fold, data.validation_fraction and "
+                "data.test_fraction"
+            )
+    return data
+
+
+def _thin(data: CaseData, config: VolumeDataConfig) -> None:
+    """Leave `data` the masks of `config.train_share` of the training cases, and take in cases without masks."""
+    kept = groups_of_share(data.cases, config.train_share, config.split_seed)
+    if config.train_share < 1:
+        data.notes.append(f"trained on {config.train_share:.0%} of the training cases (data.train_share)")
+    cases: list[Case] = []
+    for case in data.cases:
+        if case.part != "train" or case.group in kept:
+            cases.append(case)
+        elif config.unlabelled == "rest":
+            cases.append(replace(case, part="unlabelled", mask=None))
+    data.cases = cases
+    if config.unlabelled == "rest":
+        number = len(data.part("unlabelled"))
+        if not number:
+            raise UserError(
+                "data.unlabelled=rest finds no case: all have masks, and data.train_share is 1; set it below 1"
+            )
+        data.notes.append(f"Beside them {number} cases without masks (data.unlabelled).")
+
+
+def settings(config: VolumeDataConfig, *, augmented: bool) -> VolumeSettings:
+    """Return how a case becomes what the network sees."""
+    return VolumeSettings(
+        patch_size=config.patch_size,
+        spacing=config.spacing,
+        intensity=config.intensity,
+        augment=config.augment if augmented else "none",
+        foreground_probability=config.foreground_probability,
+        max_voxels=config.max_voxels,
+        broken=config.broken,
+    )
+
+
+def examples(
+    recipe: SegmentationRecipe, data: CaseData, part: Part, seed: int, *, unlabelled: bool = False
+) -> VolumeExamples:
+    """Return the examples of a part; those of training are augmented. With `unlabelled` its cases follow."""
+    cases = data.part(part) + (data.part("unlabelled") if unlabelled else [])
+    return VolumeExamples(cases, data, settings(recipe.data, augmented=part == "train"), seed=seed)

@@ -1,0 +1,106 @@
+"""LCKD's election: which modality, alone, segments each region best (Wang et al., MICCAI 2023, section 2.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Election:
+    """The modalities that teach, and all votes so far.
+
+    `winners` (R,) holds a modality's index per region, -1 before the first vote. `steps` and `scores` are the history:
+    at each step the soft Dice (N, R) of every modality alone on validation cases, NaN where no case has the modality.
+    """
+
+    modalities: tuple[str, ...]
+    regions: tuple[str, ...]
+    winners: Tensor = field(init=False)
+    overall: int = field(init=False, default=-1)
+    steps: list[int] = field(init=False, default_factory=list)
+    scores: list[Tensor] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.winners = torch.full((len(self.regions),), -1, dtype=torch.int64)
+
+    def appoint(self, modality: str) -> None:
+        """Let `modality` teach every region until the first vote, as the published code does."""
+        self.overall = self.modalities.index(modality)
+        self.winners[:] = self.overall
+
+    def vote(self, step: int, scores: Tensor) -> None:
+        """Elect per region, and over all regions, the modality of the highest score; of equals the first.
+
+        `scores` (N, R): soft Dice of each modality alone. A modality that no case has (NaN) is not elected.
+
+        Raises ValueError where no modality has a score.
+        """
+        scores = scores.detach().cpu().double()
+        if scores.shape != (len(self.modalities), len(self.regions)):
+            raise ValueError(f"scores of shape {tuple(scores.shape)} for {self.modalities} and {self.regions}")
+        held = scores.nan_to_num(nan=-math.inf)
+        if bool(torch.isinf(held).all()):
+            raise ValueError("no validation case has any of the modalities")
+        self.winners = held.argmax(dim=0)
+        self.overall = int(held.mean(dim=1).argmax())
+        self.steps.append(step)
+        self.scores.append(scores)
+
+    def teachers(self, kind: Literal["single", "multi", "per_task"]) -> list[int]:
+        """Return the indices of the modalities that teach; of `per_task` one per region, in their order."""
+        if self.overall < 0:
+            return []
+        if kind == "single":
+            return [self.overall]
+        winners = self.winners.tolist()
+        return winners if kind == "per_task" else sorted(set(winners))
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the votes as a document: step, score by region and modality, who won."""
+        found = []
+        for step, scores in zip(self.steps, self.scores, strict=True):
+            by_region = {
+                region: {m: _finite(scores[i, j]) for i, m in enumerate(self.modalities)}
+                for j, region in enumerate(self.regions)
+            }
+            held = scores.nan_to_num(nan=-math.inf)
+            winners = held.argmax(dim=0).tolist()
+            found.append(
+                {
+                    "step": step,
+                    "soft_dice": by_region,
+                    "elected": {region: self.modalities[w] for region, w in zip(self.regions, winners, strict=True)},
+                    "overall": self.modalities[int(held.mean(dim=1).argmax())],
+                }
+            )
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps."""
+        shape = (0, len(self.modalities), len(self.regions))
+        return {
+            "winners": self.winners.clone(),
+            "overall": torch.tensor(self.overall),
+            "steps": torch.tensor(self.steps, dtype=torch.int64),
+            "scores": torch.stack(self.scores) if self.scores else torch.zeros(shape, dtype=torch.float64),
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        self.winners, self.overall = state["winners"].clone(), int(state["overall"])
+        self.steps, self.scores = state["steps"].tolist(), list(state["scores"].unbind(0))
+
+
+def _finite(value: Tensor) -> float | None:
+    return None if bool(torch.isnan(value)) else float(value)
+
+
+def mean_scores(rows: Sequence[Tensor]) -> Tensor:
+    """Return the mean (N, R) over cases of scores (N, R), leaving out NaN; NaN where all are."""
+    return torch.stack(list(rows)).nanmean(dim=0)

@@ -1,0 +1,193 @@
+"""A network on cases: every subset of what each case has, by region."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preceptor.data.volumes import save_mask, to_labels
+from preceptor.segmentation.config import EvaluationConfig, SegmentationRecipe
+from preceptor.segmentation.dataset import VolumeExamples, WholeCase
+from preceptor.segmentation.election import mean_scores
+from preceptor.segmentation.losses import soft_dice
+from preceptor.segmentation.metrics import clean, dice, hd95
+from preceptor.segmentation.model import MultimodalUNet
+from preceptor.segmentation.sliding_window import predict_subsets
+from preceptor.segmentation.subsets import Subset, subsets
+from preceptor.segmentation.subsets import name as subset_name
+
+THRESHOLD = 0.5
+
+
+def predict_case(
+    network: MultimodalUNet,
+    case: WholeCase,
+    config: EvaluationConfig,
+    window: tuple[int, int, int],
+    *,
+    overlap: float | None = None,
+    only: list[Subset] | None = None,
+) -> dict[Subset, Tensor]:
+    """Return the probabilities (R, d, h, w) inside the case's box from every subset of its modalities, or from `only`.
+
+    Outside the box there is no foreground, and no network is asked.
+    """
+    device = next(network.parameters()).device
+    images = case.images[(slice(None), *case.box)].to(device)
+    with torch.inference_mode():
+        return predict_subsets(
+            network,
+            images,
+            case.available.tolist(),
+            window,
+            overlap=config.overlap if overlap is None else overlap,
+            mode=config.mode,
+            subsets=only,
+        )
+
+
+def alone(count: int) -> list[Subset]:
+    """Return the subsets of one modality each."""
+    return [tuple(i == m for i in range(count)) for m in range(count)]
+
+
+def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe) -> Tensor:
+    """Return the soft Dice (N, R) of every modality alone, the mean over the cases that have it; NaN where none has."""
+    count, regions = len(cases.modalities), len(cases.regions)
+    found = []
+    for index in range(min(len(cases), recipe.method.election.cases or len(cases))):
+        case = cases.whole(index)
+        assert case.masks is not None
+        masks = case.masks[(slice(None), *case.box)]
+        only = [one for one in alone(count) if bool(case.available[one.index(True)])]
+        said = predict_case(
+            network,
+            case,
+            recipe.evaluation,
+            recipe.data.patch_size,
+            overlap=recipe.evaluation.validation_overlap,
+            only=only,
+        )
+        scores = torch.full((count, regions), torch.nan, dtype=torch.float64)
+        for one, probabilities in said.items():
+            target = masks.to(probabilities.device, torch.float32)
+            scores[one.index(True)] = soft_dice(probabilities[None], target[None])[0].double().cpu()
+        found.append(scores)
+    return mean_scores(found)
+
+
+def validation_scores(
+    network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe
+) -> dict[str, dict[str, float]]:
+    """Return the mean Dice over cases by subset and region; subsets that no case has are left out."""
+    names = list(cases.regions)
+    rows: dict[str, list[np.ndarray]] = {}
+    for index in range(len(cases)):
+        case = cases.whole(index)
+        assert case.masks is not None
+        target = case.masks[(slice(None), *case.box)]
+        said = predict_case(
+            network, case, recipe.evaluation, recipe.data.patch_size, overlap=recipe.evaluation.validation_overlap
+        )
+        for subset, probabilities in said.items():
+            mask = (probabilities >= THRESHOLD).cpu()
+            scores = np.array([dice(mask[r].numpy(), target[r].numpy()) for r in range(len(names))])
+            rows.setdefault(subset_name(subset, cases.modalities), []).append(scores)
+    ordered = [subset_name(subset, cases.modalities) for subset in subsets(len(cases.modalities))]
+    return {
+        name: dict(zip(names, np.mean(rows[name], axis=0).tolist(), strict=True)) for name in ordered if name in rows
+    }
+
+
+def mean_of(scores: dict[str, dict[str, float]]) -> float:
+    """Return the mean over subsets and regions."""
+    return float(np.mean([value for by_region in scores.values() for value in by_region.values()]))
+
+
+def score_cases(
+    network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows {id, subset, region, dice, hd95} of every case, raw (`A`) and post-processed (`A-post`)."""
+    config, names = recipe.evaluation, list(cases.regions)
+    rows: dict[str, list[dict[str, Any]]] = {"A": [], "A-post": []}
+    for index in range(len(cases)):
+        case = cases.whole(index)
+        assert case.masks is not None
+        target = case.masks.numpy()
+        for subset, raw in masks_of(network, case, recipe):
+            name = subset_name(subset, cases.modalities)
+            for key, masks in (("A", raw), ("A-post", post_processed(raw, names, config))):
+                for r, region in enumerate(names):
+                    rows[key].append(
+                        {
+                            "id": case.id,
+                            "subset": name,
+                            "region": region,
+                            "dice": dice(masks[r], target[r]),
+                            "hd95": hd95(masks[r], target[r], case.loaded.spacing),
+                        }
+                    )
+    return rows
+
+
+def masks_of(
+    network: MultimodalUNet, case: WholeCase, recipe: SegmentationRecipe, only: list[Subset] | None = None
+) -> Iterator[tuple[Subset, np.ndarray]]:
+    """Yield (subset, masks (R, D, H, W) bool) of a whole case."""
+    shape = tuple(case.images.shape[1:])
+    for subset, probabilities in predict_case(
+        network, case, recipe.evaluation, recipe.data.patch_size, only=only
+    ).items():
+        masks = np.zeros((len(probabilities), *shape), bool)
+        masks[(slice(None), *case.box)] = (probabilities >= THRESHOLD).cpu().numpy()
+        yield subset, masks
+
+
+def post_processed(masks: np.ndarray, regions: list[str], config: EvaluationConfig) -> np.ndarray:
+    """Return masks (R, D, H, W) without small components, and without an enhancing tumour that is too small."""
+    return clean(
+        masks,
+        regions,
+        share=config.minimum_component,
+        voxels=config.minimum_component_voxels,
+        et_minimum=config.et_minimum,
+    )
+
+
+def write_worst(
+    folder: Path, network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe, rows: list[dict[str, Any]]
+) -> None:
+    """Write the label maps of the worst cases for four subsets: all modalities, then ever fewer, the worst ones."""
+    by_case: dict[str, list[float]] = {}
+    for row in rows:
+        by_case.setdefault(row["id"], []).append(row["dice"])
+    worst = sorted(by_case, key=lambda name: (float(np.mean(by_case[name])), name))[: recipe.report.cases]
+    places = {case.id: number for number, case in enumerate(cases.cases)}
+    for name in worst:
+        case = cases.whole(places[name])
+        chosen = _four(rows, name, case, cases.modalities)
+        for subset, masks in masks_of(network, case, recipe, only=chosen):
+            label = to_labels(masks, cases.regions)
+            save_mask(folder / f"{name}__{subset_name(subset, cases.modalities)}.nii.gz", label, case.loaded)
+
+
+def _four(rows: list[dict[str, Any]], name: str, case: WholeCase, modalities: tuple[str, ...]) -> list[Subset]:
+    """Return the whole set, and going down from it the worst subset of each size that lies in the one before."""
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        if row["id"] == name:
+            scores.setdefault(row["subset"], []).append(row["dice"])
+    chosen: list[Subset] = [tuple(bool(a) for a in case.available)]
+    while sum(chosen[-1]) > 1 and len(chosen) < 4:
+        smaller = [
+            tuple(kept and m != gone for m, kept in enumerate(chosen[-1]))
+            for gone, there in enumerate(chosen[-1])
+            if there
+        ]
+        chosen.append(min(smaller, key=lambda s: float(np.mean(scores[subset_name(s, modalities)]))))
+    return chosen

@@ -1,0 +1,83 @@
+"""Sliding windows over a volume, for many subsets of its modalities at the price of one encoding of each
+(`subset_decoder`).
+
+Windows, their weights and the padding of small volumes are those of MONAI's `sliding_window_inference`.
+
+Shapes: N modalities, S subsets, R regions, D H W voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from preceptor.errors import UserError
+from preceptor.segmentation.model import MultimodalUNet, Size
+from preceptor.segmentation.subset_decoder import SubsetDecoder
+from preceptor.segmentation.subsets import Subset, within
+from preceptor.segmentation.subsets import subsets as all_subsets
+
+
+@torch.no_grad()
+def predict_subsets(
+    model: MultimodalUNet,
+    images_NDHW: Tensor,
+    available_N: Sequence[bool],
+    window: Size,
+    overlap: float = 0.5,
+    subsets: Sequence[Subset] | None = None,
+    *,
+    mode: Literal["constant", "gaussian"] = "constant",
+    blend: Literal["probabilities", "logits"] = "probabilities",
+) -> dict[Subset, Tensor]:
+    """Return the probabilities (R, D, H, W), float32, of a volume for each subset of the modalities it has.
+
+    `images_NDHW`: the modalities in the network's order; what stands where `available_N` is false is never read.
+    `window`: sides in voxels that the network takes (`MultimodalUNet.check_size`); smaller volumes are padded with
+    zeros. `overlap` is the share of a window's side that the next one repeats. `subsets`: by default every one; those
+    with a modality that the volume lacks are left out of the result. `mode`: windows count alike or by a Gaussian with
+    a standard deviation of an eighth of the side. `blend`: the weighted mean over windows is of the sigmoids (published
+    evaluation) or of the logits, before the sigmoid (published election).
+
+    The result takes 4 S R D H W bytes: 1.6 GB for 15 subsets and 3 regions of a whole BraTS volume. Equals the naive
+    loop over subsets to 1e-5. Raises UserError for a window that the network cannot take, an overlap outside [0, 1) and
+    a volume without any modality.
+    """
+    from monai.data.utils import compute_importance_map, dense_patch_slices
+
+    model.check_size(window, "a window")
+    if not 0 <= overlap < 1:
+        raise UserError(f"windows cannot overlap by {overlap}; give a share of at least 0 and less than 1")
+    if not any(available_N):
+        raise UserError("the volume has no modality at all; leave such cases out")
+    wanted = within(all_subsets(len(available_N)) if subsets is None else subsets, available_N)
+    assert all(any(subset) for subset in wanted), "a subset without modalities"
+    if not wanted:
+        return {}
+    volume = images_NDHW[list(available_N)]
+    before = [max(0, (w - side) // 2) for w, side in zip(window, volume.shape[1:], strict=True)]
+    after = [max(0, w - side - b) for w, side, b in zip(window, volume.shape[1:], before, strict=True)]
+    padded = F.pad(volume, [n for b, a in zip(before[::-1], after[::-1], strict=True) for n in (b, a)])
+    size = tuple(padded.shape[1:])
+    steps = [w if w == side else max(1, int(w * (1 - overlap))) for w, side in zip(window, size, strict=True)]
+    weight = compute_importance_map(window, mode=mode, device=volume.device, dtype=torch.float32)
+    sums = [torch.zeros(len(model.config.regions), *size, device=volume.device) for _ in wanted]
+    total = torch.zeros(size, device=volume.device)
+    decode = SubsetDecoder(model, available_N, wanted, window)
+    for slices in dense_patch_slices(size, window, steps):
+        total[slices] += weight
+        here = iter(sums)
+        for logits_SRDHW in decode(padded[(slice(None), *slices)]):
+            out = logits_SRDHW.float()
+            for one, summed in zip(out.sigmoid_() if blend == "probabilities" else out, here, strict=False):
+                summed[(slice(None), *slices)].addcmul_(one, weight)
+    inside = tuple(slice(b, b + side) for b, side in zip(before, volume.shape[1:], strict=True))
+    results = {}
+    for subset, summed in zip(wanted, sums, strict=True):
+        mean = summed.div_(total)
+        results[subset] = (mean.sigmoid_() if blend == "logits" else mean)[(slice(None), *inside)]
+    return results

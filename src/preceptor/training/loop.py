@@ -1,0 +1,389 @@
+"""The training loop. It knows devices, steps and checkpoints, and nothing of distillation or of what is learnt.
+
+The state of a run is a function of the recipe and the step: the order of samples, the augmentation, the dropout and
+the learning rate are all computed from seed and position, so a resumed run needs the weights, the optimiser's moments
+and a few numbers, and ends byte-equal to one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+
+from preceptor.config import TrainConfig
+from preceptor.errors import UserError
+from preceptor.files import recover, replace_folder
+from preceptor.task import Batch, LossTerms, Task
+from preceptor.training import checkpoint
+from preceptor.training.average import WeightAverage
+from preceptor.training.fsdp import gathered, is_sharded, shard, shard_settings, share_out, whole
+from preceptor.training.guards import SkipCounter, offenders, refuse_non_finite
+from preceptor.training.lr_schedule import factor
+from preceptor.training.progress import Progress
+from preceptor.training.sampler import StepBatches, mix_seed
+from preceptor.training.setup import make_accelerator, make_optimizer
+from preceptor.training.stop import Stop, stop_signals
+from preceptor.training.trackers import MetricsFile
+from preceptor.training.zero import ZeroModel, zero_asked
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its state."""
+
+
+@dataclass
+class Progressed:
+    """What a checkpoint remembers beside tensors."""
+
+    step: int = 0
+    best_score: float = -math.inf
+    best_step: int = -1
+    kept_step: int = -1
+    worse: int = 0
+    validations: list[dict[str, float]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    finished: bool = False
+    seconds: float = 0.0
+
+    def summary(self, batch_size: int) -> dict[str, Any]:
+        """Return what results.json says of a training."""
+        return {
+            "steps": self.step,
+            "best_step": self.best_step,
+            "kept_step": self.kept_step,
+            "seconds": round(self.seconds, 1),
+            "samples_per_second": round(self.step * batch_size / max(1e-9, self.seconds), 2),
+            "skipped": self.skipped,
+            "validations": self.validations,
+        }
+
+
+@dataclass
+class Job:
+    """All that the loop is told: where to write, what to draw from, and how to judge.
+
+    `samples` are drawn from, and an epoch is `epoch_samples` of them (all, but for rows that only a teacher answers).
+
+    `validate(task)` returns metrics with a `score`, higher is better; it is called on every process. `export(task,
+    folder)` writes the model of the best validation; it is called on the main process alone. `identity` is what must
+    not change when the run is resumed: ``{"recipe": ..., ...}``.
+    """
+
+    folder: Path
+    loader: Callable[[StepBatches], DataLoader]
+    samples: int
+    epoch_samples: int
+    validate: Callable[[Task], dict[str, float]]
+    export: Callable[[Task, Path], None]
+    identity: dict[str, Any]
+    differences: Callable[[dict[str, Any], dict[str, Any]], list[str]]
+    seed: int
+    skip_limit: float = 0.0
+    resume: bool = True
+    title: str = ""
+    start: Callable[[], None] = lambda: None
+    """Called on the main process once it is sure that the run may go on in its folder."""
+
+
+def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
+    """Train `task` and leave the model that `config.select` names in ``job.folder / "student"``.
+
+    Raises UserError for a recipe that changed since the checkpoint, NonFiniteError, Interrupted after a saved stop.
+    """
+    settings, zero = shard_settings(), zero_asked(config)
+    accelerator = make_accelerator(config, job.folder)
+    if settings is not None and accelerator.num_processes > 1:
+        shard(task, settings, accelerator)
+    steps = max(1, round(config.epochs * job.epoch_samples / config.batch_size))
+    per_epoch = job.epoch_samples / config.batch_size
+    evaluate_every = max(1, round(config.evaluate_every * per_epoch))
+    checkpoint_every = max(1, round(config.checkpoint_every * per_epoch))
+    root, student = job.folder / "checkpoints", job.folder / "student"
+
+    optimizer, names = make_optimizer(task, config)
+    if accelerator.is_main_process:
+        checkpoint.clear_temporaries(root)
+        recover(student)
+    accelerator.wait_for_everyone()
+    average = WeightAverage(task, config.average)
+    state = _resume(task, optimizer, names, average, root, job, accelerator)
+    if accelerator.is_main_process:
+        job.start()
+    if state.finished:
+        return state
+    # `prepare` would draw from its own sampler; ours already gives each process its share.
+    model: Any
+    if zero and accelerator.num_processes > 1:
+        model = ZeroModel(task, optimizer, names, config, accelerator)
+    else:
+        model = task if is_sharded(task) else accelerator.prepare_model(task)
+    average.to(accelerator.device)
+    optimizer = model.optimizer if isinstance(model, ZeroModel) else accelerator.prepare_optimizer(optimizer)
+    try:
+        batches = StepBatches(
+            job.samples,
+            batch_size=config.batch_size,
+            accumulation=config.accumulation,
+            steps=steps,
+            start_step=state.step,
+            seed=job.seed,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+    except ValueError as error:
+        raise UserError(f"train.{error}") from error
+    if config.trackers:
+        accelerator.init_trackers("preceptor")
+    metrics = MetricsFile(job.folder / "metrics.jsonl", state.step) if accelerator.is_main_process else None
+    skips = SkipCounter(job.skip_limit, job.samples)
+    skips.ids.update(state.skipped)
+    window = _Window(accelerator)
+    begun = time.monotonic() - state.seconds
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def save() -> None:
+        if accelerator.num_processes > 1:  # each has seen its own share of the rows
+            skips.ids.update(gather_object(sorted(skips.ids)))
+        state.skipped, state.seconds = sorted(skips.ids), time.monotonic() - begun
+        tensors = {}
+        if isinstance(model, ZeroModel):  # all processes must ask
+            moments = model.optimizer_tensors()
+        else:
+            moments = checkpoint.optimizer_tensors(optimizer.optimizer, names)
+        if accelerator.is_main_process or is_sharded(task):
+            tensors = {
+                "task": task.state_dict() | {f"state:{k}": v for k, v in task.task_state().items()},
+                "optimizer": moments,
+                "average": average.values,
+            }
+        if is_sharded(task):
+            tensors = {name: whole(group, accelerator.is_main_process) for name, group in tensors.items()}
+        if accelerator.is_main_process:
+            body = {"progress": asdict(state), "identity": job.identity}
+            checkpoint.save(root, state.step, tensors, body, config.keep_checkpoints)
+        accelerator.wait_for_everyone()
+
+    task.train()  # pretrained parts come in eval mode
+    with (
+        _reading(job.loader(batches), config.accumulation) as groups,
+        stop_signals() as stop,
+        Progress(job.title, steps, state.step, accelerator.is_main_process) as progress,
+    ):
+        while state.step < steps:
+            group = [batch.to(accelerator.device) for batch in next(groups)]
+            skips.add([name for batch in group for name in batch.skipped])
+            rate = factor(state.step, steps, kind=config.schedule, warmup=config.warmup, power=config.poly_power)
+            for settings in optimizer.param_groups:
+                settings["lr"] = config.learning_rate * settings["scale"] * rate
+            task.on_interval(state.step / steps)
+            norm = _step(model, task, group, accelerator, optimizer, parameters, config, job, state.step, window)
+            state.step += 1
+            average.update(state.step)
+            task.after_step(state.step)
+            if state.step % config.log_every == 0 or state.step == steps:
+                line = window.line(state.step, state.step / per_epoch, config.learning_rate * rate, norm)
+                progress.show(line)
+                if metrics:
+                    metrics.write(line)
+                if config.trackers:
+                    accelerator.log({k: v for k, v in line.items() if k != "step"}, step=state.step)
+            progress.advance(state.step)
+            if state.step % evaluate_every == 0 or state.step == steps:
+                with average.applied(), gathered(task):
+                    last = state.step == steps if config.select == "last" else None
+                    _validate(task, job, state, student, accelerator, metrics, progress, last)
+                state.finished = state.step == steps or bool(config.patience and state.worse >= config.patience)
+            interrupted = _any(accelerator, stop)
+            if state.finished or interrupted or state.step % checkpoint_every == 0:
+                save()
+            if state.finished:
+                break
+            if interrupted:
+                raise Interrupted(f"stopped at step {state.step} of {steps}; the same command goes on from there")
+    if metrics:
+        metrics.close()
+    if config.trackers:
+        accelerator.end_training()
+    return state
+
+
+def _step(model, task, group, accelerator, optimizer, parameters, config, job, step, window) -> torch.Tensor:
+    """Take one optimiser step over the micro-batches of `group`; return the gradient norm, on the device."""
+    counts = _counts(task, group, accelerator)
+    loss_sum = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(group):
+        last = number == len(group) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            # Dropout is seeded by position, not by history: this is what makes a resume exact.
+            torch.manual_seed(mix_seed(job.seed, step, accelerator.process_index, number))
+            terms: LossTerms = model(batch)
+            loss = terms.total(counts)
+            loss_sum += loss.detach()
+            window.add(terms, counts)
+            # DDP averages gradients over processes, our counts are already global.
+            scaled = loss * accelerator.num_processes
+            if isinstance(model, ZeroModel):
+                model.backward(scaled, last)
+            else:
+                accelerator.backward(scaled)
+    window.step_done(counts)
+    if isinstance(model, ZeroModel):
+        norm = model.step()
+    else:
+        limit = config.clip_norm if config.clip_norm is not None else math.inf
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        norm = whole({"norm": norm}, keep=True)["norm"]
+    # The one synchronisation of a step, and the price of never taking a broken one.
+    if not bool(torch.isfinite(norm + accelerator.reduce(loss_sum))):
+        guilty = gather_object(offenders(group, lambda one: task(one).total(counts)))
+        everyone = gather_object([name for batch in group for name in batch.ids])
+        refuse_non_finite(step, float(loss_sum), float(norm), guilty, everyone)
+    if not isinstance(model, ZeroModel):
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _counts(task: Task, group: list[Batch], accelerator: Accelerator) -> dict[str, float]:
+    """Return how many units of each kind the global batch holds, over micro-batches and processes."""
+    totals: dict[str, int] = {}
+    for batch in group:
+        for unit, count in task.units(batch).items():
+            totals[unit] = totals.get(unit, 0) + count
+    if accelerator.num_processes > 1:
+        units = sorted(totals)
+        values = torch.tensor([totals[unit] for unit in units], device=accelerator.device, dtype=torch.int64)
+        totals = dict(zip(units, accelerator.reduce(values).tolist(), strict=True))
+    return {unit: float(max(1, count)) for unit, count in totals.items()}
+
+
+@contextlib.contextmanager
+def _reading(loader: Iterable[Batch], size: int) -> Iterator[Iterator[list[Batch]]]:
+    """Read groups of `size` micro-batches.
+
+    The loader's workers are deaf to Ctrl-C and SIGTERM, which reach a whole group of processes, because the batch that
+    they read is needed to finish the step; they end with this context.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # what a worker inherits
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield _groups(batches, size)
+    finally:
+        # Else they live as long as an exception holds the iterator, and the interpreter's exit waits for them.
+        getattr(batches, "_shutdown_workers", lambda: None)()
+
+
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    try:
+        while group := list(islice(batches, size)):
+            yield group
+    except UserError as error:
+        # A worker of the loader hands on the text of its traceback, which ends with the error's own.
+        text = re.split(r"^[\w.]+Error: ", str(error), flags=re.MULTILINE)[-1].strip()
+        raise UserError(text) from error
+
+
+def _validate(task, job, state, student, accelerator, metrics, progress, keep: bool | None) -> None:
+    """Validate, and export the model where it is the best so far; with `keep` given, where that says so."""
+    scores = job.validate(task)
+    task.train()
+    score = scores["score"]
+    line = {"step": state.step, **{f"validation/{key}": value for key, value in scores.items()}}
+    state.validations.append({"step": state.step, **scores})
+    if metrics:
+        metrics.write(line)
+    if accelerator.trackers:
+        accelerator.log({key: value for key, value in line.items() if key != "step"}, step=state.step)
+    better = score > state.best_score
+    progress.say(f"step {state.step}: validation {score:.4f}{' (best so far)' if better else ''}")
+    if better:
+        state.best_score, state.best_step, state.worse = score, state.step, 0
+    else:
+        state.worse += 1
+    if not (better if keep is None else keep):
+        return
+    state.kept_step = state.step
+    if accelerator.is_main_process:
+        temporary = student.with_name(".student.tmp")
+        job.export(task, temporary)
+        replace_folder(temporary, student)
+    accelerator.wait_for_everyone()
+
+
+def _resume(task, optimizer, names, average, root: Path, job: Job, accelerator: Accelerator) -> Progressed:
+    folder = checkpoint.newest(root, logging.getLogger("preceptor").warning) if job.resume else None
+    if folder is None:
+        return Progressed()
+    tensors, body = checkpoint.load(folder)
+    changed = job.differences(body["identity"], job.identity)
+    if changed:
+        raise UserError(
+            f"{job.folder} holds a run with another recipe ({'; '.join(changed[:12])}); take the old values, choose "
+            "another output=DIR, or start afresh with resume=never"
+        )
+    extra = {name: value for name, value in tensors["task"].items() if name.startswith("state:")}
+    weights = {name: value for name, value in tensors["task"].items() if name not in extra}
+    task.load_state_dict(share_out(weights, task.state_dict()))
+    task.load_task_state({name.removeprefix("state:"): value for name, value in extra.items()})
+    parameters = dict(task.named_parameters())
+    moments = {path: parameters[path.rpartition("/")[0]] for path, t in tensors["optimizer"].items() if t.dim()}
+    checkpoint.load_optimizer(optimizer, names, share_out(tensors["optimizer"], moments))
+    average.load(share_out(tensors["average"], parameters))
+    return Progressed(**body["progress"])
+
+
+class _Window:
+    """Means of the loss terms since the last logged step, kept on the device until they are logged."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.reset()
+
+    def reset(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.samples, self.steps, self.begun = 0.0, 0, time.monotonic()
+
+    def add(self, terms: LossTerms, counts: dict[str, float]) -> None:
+        for name, value in terms.sums.items():
+            mean = value.detach() / counts[terms.units[name]]
+            self.sums[name] = self.sums.get(name, 0) + mean
+            weighted = terms.weights[name] * mean
+            self.sums["loss"] = self.sums.get("loss", 0) + weighted
+
+    def step_done(self, counts: dict[str, float]) -> None:
+        self.samples += counts["samples"]
+        self.steps += 1
+
+    def line(self, step: int, epoch: float, rate: float, norm: torch.Tensor) -> dict[str, float]:
+        names = sorted(self.sums)
+        values = self.accelerator.reduce(torch.stack([self.sums[name].float() for name in names])).tolist()
+        seconds = max(1e-9, time.monotonic() - self.begun)
+        line = {"step": step, "epoch": round(epoch, 4), "lr": rate, "grad_norm": float(norm)}
+        line |= {name: value / self.steps for name, value in zip(names, values, strict=True)}
+        line["samples/s"] = round(self.samples / seconds, 2)
+        self.reset()
+        return line
+
+
+def _any(accelerator: Accelerator, stop: Stop) -> bool:
+    """Return whether any process was asked to stop, so that all of them save at the same step."""
+    if accelerator.num_processes == 1:
+        return stop.asked
+    return bool(accelerator.reduce(torch.tensor(int(stop.asked), device=accelerator.device)))

@@ -1,0 +1,349 @@
+"""A model with all that it needs to answer: tokenizer, preprocessing, answer classes; as one Hugging Face folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from preceptor.config import DataConfig, ModelConfig
+from preceptor.data.vqa.answers import AnswerVocabulary
+from preceptor.errors import UserError, nearest
+from preceptor.pipeline.run_dir import student_folder
+from preceptor.vqa import efficientnet_lite
+from preceptor.vqa.dataset import Preprocessing
+from preceptor.vqa.model import VqaTransformer, VqaTransformerConfig
+
+LITE = f"package:{efficientnet_lite.PACKAGE}"
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Silence transformers' progress bars, which would break our own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@dataclass
+class VqaBundle:
+    """`provenance` says where the weights began: ``{"text": "pretrained: ...", "vision": "from scratch"}``.
+    `pretrained` names the parameters that did not start from scratch."""
+
+    model: VqaTransformer
+    tokenizer: Any
+    preprocessing: Preprocessing
+    vocabulary: AnswerVocabulary
+    provenance: dict[str, str]
+    pretrained: frozenset[str] = frozenset()
+
+    @no_bars()
+    def save(self, folder: Path) -> None:
+        """Write config.json, model.safetensors, tokenizer and image-processor files (no card)."""
+        self.model.config.preceptor = {"provenance": self.provenance, "vocabulary": self.vocabulary.fingerprint()}
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(image_processor(self.preprocessing), indent=1))
+
+    @classmethod
+    @no_bars()
+    def load(cls, folder: Path) -> VqaBundle:
+        """Read a folder that `save` wrote. Raises UserError where it is none."""
+        from transformers import AutoTokenizer
+
+        folder = student_folder(folder)
+        found: Any = VqaTransformer.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        model, loaded = found
+        wrong = sorted([*loaded["missing_keys"], *loaded["unexpected_keys"], *map(str, loaded["mismatched_keys"])])
+        if wrong:
+            raise UserError(
+                f"{folder}/model.safetensors does not fit its config.json: {', '.join(wrong[:5])}"
+                f"{', ...' if len(wrong) > 5 else ''}; copy the folder again, or train the model again"
+            )
+        config = model.config
+        processor = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
+        preprocessing = Preprocessing(
+            config.image_size, tuple(processor["image_mean"]), tuple(processor["image_std"]), config.max_question_tokens
+        )
+        vocabulary = AnswerVocabulary(config.answers, config.normaliser)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return cls(model.eval(), tokenizer, preprocessing, vocabulary, dict(config.preceptor.get("provenance", {})))
+
+
+def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the settings under which transformers' ViTImageProcessor computes what we compute."""
+    side = preprocessing.image_size
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": 2,
+        "size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
+
+
+def find_pretrained(name: str, *, allow_downloads: bool) -> str | None:
+    """Return what `from_pretrained` can load for a candidate, or None where it is not to be had.
+
+    ``package:NAME/FOLDER`` is a folder of an installed Python package; a folder is itself; anything else is a hub name,
+    which is looked up in the local hub cache, and downloaded only with `allow_downloads`.
+    """
+    if name.startswith("package:"):
+        package, _, inner = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        for root in (spec.submodule_search_locations or []) if spec else []:
+            if (Path(root) / inner / "config.json").is_file():
+                return str(Path(root) / inner)
+        return None
+    if (Path(name) / "config.json").is_file():
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    return name if allow_downloads or isinstance(try_to_load_from_cache(name, "config.json"), str) else None
+
+
+def make_tokenizer(questions: Sequence[str], vocabulary_size: int = 4000):
+    """Return a WordPiece tokenizer over the words of the training questions (lower case, BERT's special tokens).
+
+    The pieces are the words that occur at least twice, most frequent first, and every printable ASCII character, alone
+    and as a continuation, so that any other word is spelt. Not the library's trainer: it breaks ties by chance, and a
+    resumed run must number its tokens as before.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for question in questions:
+        counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(question)))
+    ranked = sorted((word for word, count in counts.items() if count > 1), key=lambda word: (-counts[word], word))
+    characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = dict.fromkeys([*special, *characters, *(f"##{c}" for c in characters), *ranked])
+    numbers = {piece: number for number, piece in enumerate(list(pieces)[:vocabulary_size])}
+    inner = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+    inner.normalizer, inner.pre_tokenizer = normalizer, splitter
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, numbers[name]) for name in ("[CLS]", "[SEP]")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def choose_text(config: ModelConfig, *, allow_downloads: bool) -> str | None:
+    """Return the first pretrained text encoder of the candidates that is there."""
+    found = (find_pretrained(name, allow_downloads=allow_downloads) for name in config.text.pretrained)
+    return next((name for name in found if name), None)
+
+
+def choose_tokenizer(config: ModelConfig, questions: Sequence[str], *, allow_downloads: bool):
+    """Return the pretrained text encoder's tokenizer, or one trained on the questions where there is none."""
+    source = choose_text(config, allow_downloads=allow_downloads)
+    if source is None:
+        return make_tokenizer(questions)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source, local_files_only=not allow_downloads)
+
+
+def choose_preprocessing(config: ModelConfig, data: DataConfig, *, allow_downloads: bool) -> Preprocessing:
+    """Return the preprocessing of the recipe, with the pixel statistics of the pretrained vision backbone if any."""
+    name = choose_vision(config, allow_downloads=allow_downloads)
+    if name is None:
+        return Preprocessing(data.image_size, max_question_tokens=data.max_question_tokens)
+    if name == LITE:
+        return Preprocessing(data.image_size, efficientnet_lite.MEAN, efficientnet_lite.STD, data.max_question_tokens)
+    from transformers import AutoImageProcessor
+
+    source = find_pretrained(name, allow_downloads=allow_downloads)
+    processor = AutoImageProcessor.from_pretrained(source, local_files_only=not allow_downloads)
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    return Preprocessing(data.image_size, mean, std, data.max_question_tokens)
+
+
+def choose_vision(config: ModelConfig, *, allow_downloads: bool) -> str | None:
+    """Return the name of the pretrained vision backbone to use, or None for one from scratch.
+
+    Raises UserError where the recipe names a single one and it is not there.
+    """
+    wanted = config.vision.pretrained
+    for name in [wanted] if isinstance(wanted, str) else wanted or []:
+        there = efficientnet_lite.find() if name == LITE else find_pretrained(name, allow_downloads=allow_downloads)
+        if there:
+            return name
+    if isinstance(wanted, str):
+        raise UserError(
+            f"the pretrained vision model {wanted!r} is neither a folder with a config.json, nor an installed package, "
+            "nor in the local hub cache; give its folder, or set allow_downloads=true to fetch it from the hub"
+        )
+    return None
+
+
+def load_vision(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return (configuration, weights) of a pretrained vision backbone; of a CLIP-like model the vision tower's."""
+    if name == LITE:
+        file = efficientnet_lite.find()
+        assert file is not None
+        return efficientnet_lite.configuration(), efficientnet_lite.weights(file)
+    from transformers import AutoConfig, AutoModel
+
+    source: Any = find_pretrained(name, allow_downloads=not options["local_files_only"])
+    inner = AutoConfig.from_pretrained(source, **options)
+    whole = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
+    return getattr(inner, "vision_config", inner).to_dict(), getattr(whole, "vision_model", whole).state_dict()
+
+
+@no_bars()
+def build_bundle(
+    config: ModelConfig,
+    tokenizer,
+    preprocessing: Preprocessing,
+    vocabulary: AnswerVocabulary,
+    *,
+    seed: int,
+    allow_downloads: bool = False,
+    trust_remote_code: bool = False,
+) -> VqaBundle:
+    """Return a new model: pretrained parts where the recipe names them and they are there, the rest from `seed`."""
+    from transformers import AutoConfig, AutoModel
+
+    options = {"local_files_only": not allow_downloads, "trust_remote_code": trust_remote_code}
+    provenance, loaded = {}, {}
+    text_source = choose_text(config, allow_downloads=allow_downloads)
+    if text_source:
+        inner = AutoConfig.from_pretrained(text_source, **options)
+        if config.text.layers:
+            inner.num_hidden_layers = min(config.text.layers, inner.num_hidden_layers)
+        text = inner.to_dict()
+        text_model = AutoModel.from_pretrained(text_source, config=inner, dtype=torch.float32, **options)
+        loaded["text"] = text_model.state_dict()
+        name = next(n for n in config.text.pretrained if find_pretrained(n, allow_downloads=allow_downloads))
+        provenance["text"] = f"pretrained: {_public_name(name)}, {inner.num_hidden_layers} layers"
+    else:
+        scratch = config.text.scratch
+        text = {
+            "model_type": "electra",
+            "vocab_size": len(tokenizer),
+            "embedding_size": scratch.embedding,
+            "hidden_size": scratch.width,
+            "num_hidden_layers": scratch.layers,
+            "num_attention_heads": scratch.heads,
+            "intermediate_size": 4 * scratch.width,
+            "max_position_embeddings": 512,
+            "hidden_dropout_prob": config.dropout,
+            "attention_probs_dropout_prob": 0.0,
+            "pad_token_id": tokenizer.pad_token_id or 0,
+        }
+        provenance["text"] = _from_scratch(config.text.pretrained)
+    vision_source = choose_vision(config, allow_downloads=allow_downloads)
+    if vision_source:
+        inner, loaded["vision.model"] = load_vision(vision_source, options)
+        vision = {
+            "kind": "transformers",
+            "config": inner,
+            "depths": config.vision.depths,
+            "image_size": preprocessing.image_size,
+        }
+        frozen = f", frozen: {', '.join(config.vision.freeze)}" if config.vision.freeze else ""
+        provenance["vision"] = f"pretrained: {_public_name(vision_source)}{frozen}"
+    else:
+        vision = {"kind": "conv", **config.vision.conv.model_dump()}
+        provenance["vision"] = _from_scratch(config.vision.pretrained or [])
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VqaTransformer(
+            VqaTransformerConfig(
+                vision=vision,
+                text=text,
+                width=config.width,
+                layers=config.layers,
+                heads=config.heads,
+                dropout=config.dropout,
+                image_size=preprocessing.image_size,
+                max_question_tokens=preprocessing.max_question_tokens,
+                normaliser=vocabulary.normaliser,
+                id2label=dict(enumerate(vocabulary.answers)),
+                label2id={answer: i for i, answer in enumerate(vocabulary.answers)},
+            )
+        )
+    pretrained: set[str] = set()
+    for prefix, state in loaded.items():
+        part = model.get_submodule(prefix)
+        own = part.state_dict()
+        fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+        part.load_state_dict(fitting, strict=False)
+        pretrained |= {f"{prefix}.{name}" for name in fitting}
+    if text_source and config.text.freeze_words:
+        model.text.get_input_embeddings().requires_grad_(False)
+    if vision_source:
+        _freeze(model.vision.get_submodule("model"), config.vision.freeze)
+    if config.init:
+        provenance["init"] = _start_from(model, VqaBundle.load(Path(config.init)).model)
+    return VqaBundle(model, tokenizer, preprocessing, vocabulary, provenance, frozenset(pretrained))
+
+
+def _start_from(model: VqaTransformer, earlier: VqaTransformer) -> str:
+    """Copy the tensors of the same shape; of the answers' layer, the rows of the answers that both know."""
+    own, state = model.state_dict(), earlier.state_dict()
+    known = {answer: number for number, answer in enumerate(earlier.config.answers)}
+    pairs = [(row, known[answer]) for row, answer in enumerate(model.config.answers) if answer in known]
+    for name in ("head.weight", "head.bias"):
+        rows = own[name].clone()
+        if rows.shape[1:] == state[name].shape[1:] and pairs:
+            mine, theirs = (list(side) for side in zip(*pairs, strict=True))
+            rows[mine] = state[name][theirs]
+        state[name] = rows
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    model.load_state_dict(fitting, strict=False)
+    counts = f"{len(fitting)} of {len(own)} tensors and {len(pairs)} of {len(model.config.answers)} answers"
+    return f"{counts} of an earlier run"
+
+
+def _from_scratch(candidates: str | list[str]) -> str:
+    names = ", ".join(map(_public_name, candidates))
+    return f"from scratch ({names} not found)" if names else "from scratch"
+
+
+def _freeze(backbone: torch.nn.Module, patterns: Sequence[str]) -> None:
+    names = dict(backbone.named_parameters())
+    for pattern in patterns:
+        matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not matched:
+            raise UserError(
+                f"vision.freeze names {pattern!r}, which fits no parameter of the backbone{nearest(pattern, names)}"
+            )
+        for name in matched:
+            names[name].requires_grad_(False)
+
+
+def _public_name(name: str) -> str:
+    """Return a name fit for a card: the last part of a local path, a hub or package name as it is."""
+    return Path(name).name if name.startswith((".", "/", "~")) else name

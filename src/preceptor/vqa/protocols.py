@@ -1,0 +1,113 @@
+"""Protocols: which questions are scored, and what counts as the same answer. Every published number names one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from preceptor.data.types import Sample, VqaData
+from preceptor.errors import UserError, nearest
+
+Metric = Literal["accuracy", "bleu", "soft"]
+
+
+def _type(sample: Sample) -> str:
+    return sample.question_type
+
+
+def _type_or_yes_no(sample: Sample) -> str:
+    return "yes/no" if sample.answer_type == "closed" else sample.question_type
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """`select` says which samples are scored, `normaliser` (a key of `NORMALISERS`) how answers are compared.
+
+    `metric` is what the protocol's number is the mean of, per question: exact sameness, ImageCLEF's BLEU, or the VQA
+    score of several annotators' votes. `category` says under which type of question a sample counts. `describes` is one
+    sentence for tables and reports.
+    """
+
+    id: str
+    normaliser: str
+    select: Callable[[Sample], bool]
+    describes: str
+    metric: Metric = "accuracy"
+    category: Callable[[Sample], str] = _type
+
+
+def _test(sample: Sample) -> bool:
+    return sample.part == "test"
+
+
+def _test_freeform(sample: Sample) -> bool:
+    return sample.part == "test" and sample.tags.get("phrase_type") == "test_freeform"
+
+
+def _test_in(language: str) -> Callable[[Sample], bool]:
+    return lambda sample: sample.part == "test" and sample.tags.get("language") == language
+
+
+def protocols_for(data: VqaData) -> list[Protocol]:
+    """Return the protocols that `data` can be scored with; the first is the main one.
+
+    VQA-RAD has two customs: all 451 test questions (conditional reasoning, MMBERT, M3AE, MUMC, MHKD-MVQA) and the 308
+    of them asked in free form, without the 143 paraphrases (MEVF, MMQ, VQAMix). VQA-Med 2019 has strict accuracy and
+    BLEU; scored on the official validation part their ids say `val`. Its types of question are those of published
+    tables (CGMVQA, MMBERT): questions of yes and no, which the files have under modality and abnormality, stand apart.
+    """
+    label = "; the split leaks test rows into training" if data.leaking else ""
+    if data.name == "vqa-rad":
+        prefix = f"{data.name}/{data.split}"
+        everything = f"all test questions, MEVF normaliser, split {data.split!r}{label}"
+        freeform = f"free-form test questions without paraphrases, MEVF normaliser, split {data.split!r}{label}"
+        found = [Protocol(f"{prefix}/451", "mevf", _test, everything)]
+        # The hub's copy does not say which questions are paraphrases.
+        return (
+            found
+            if data.split == "hub"
+            else [*found, Protocol(f"{prefix}/freeform308", "mevf", _test_freeform, freeform)]
+        )
+    if data.name == "vqa-med-2019":
+        prefix, part = (data.name, "test") if data.split == "test" else (f"{data.name}/val", "official validation")
+        about = f"all {part} questions, lower case, any of the alternatives counts{label}"
+        bleu = f"all {part} questions, BLEU as ImageCLEF computes it, the best alternative counts{label}"
+        return [
+            Protocol(f"{prefix}/strict", "lower", _test, about, category=_type_or_yes_no),
+            Protocol(f"{prefix}/bleu", "lower", _test, bleu, metric="bleu", category=_type_or_yes_no),
+        ]
+    if data.name == "slake":
+        language, _, published = data.split.partition("-")
+        suffix = f"/{published}" if published else ""
+        return [
+            Protocol(f"slake-{one}{suffix}", "mevf", _test_in(one), f"test questions in {name}, MEVF normaliser{label}")
+            for one, name in (("en", "English"), ("zh", "Chinese"))
+            if language in (one, "both")
+        ]
+    everything = f"all test questions, MEVF normaliser{label}"
+    if data.name == "path-vqa":
+        return [Protocol("path-vqa", "mevf", _test, everything)]
+    return [Protocol(f"{data.name}/{data.split or 'test'}", "mevf", _test, everything)]
+
+
+def settings_for(id: str) -> dict[str, str] | None:
+    """Return the settings of `data` whose test part a protocol id of a public data set scores; None for other ids."""
+    name, *rest = id.split("/")
+    if name == "vqa-rad" and len(rest) == 2:
+        return {"name": name, "split": rest[0]}
+    if name == "vqa-med-2019" and rest:
+        return {"name": name, "split": "val" if rest[0] == "val" else "test"}
+    if name in ("slake-en", "slake-zh"):
+        language = name.removeprefix("slake-")
+        # Only training and validation differ by language and split.
+        return {"name": "slake", "language": "both" if rest else language, "split": rest[0] if rest else "clean"}
+    return {"name": name} if id == "path-vqa" else None
+
+
+def protocol_named(data: VqaData, id: str) -> Protocol:
+    """Return the protocol of `data` with that id; raises UserError naming the nearest one."""
+    known = {protocol.id: protocol for protocol in protocols_for(data)}
+    if id not in known:
+        raise UserError(f"data set {data.name!r} has no protocol {id!r}{nearest(id, known)}")
+    return known[id]

@@ -1,0 +1,103 @@
+"""Teachers for a student, from trained runs, caches or the student itself."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preceptor.config import MhkdConfig
+from preceptor.distributed import processes
+from preceptor.errors import UserError
+from preceptor.task import Batch, TeacherSource
+from preceptor.teachers.cache import CachedTeacher, CacheIdentity, write_cache
+from preceptor.teachers.online import EmaTeacher, EnsembleTeacher, OnlineTeacher
+from preceptor.vqa.bundle import VqaBundle
+from preceptor.vqa.mhkd import Lesson, teacher_forward, token_axes
+from preceptor.vqa.model import VqaTransformer
+from preceptor.vqa.vision import remember_images
+
+if TYPE_CHECKING:
+    from preceptor.vqa.stage import Classroom
+
+
+def ema_teacher(student: VqaTransformer, method: MhkdConfig) -> EmaTeacher:
+    """Return a moving average of the student, to learn from itself (mean teacher)."""
+    layers = student.config.layers
+    return EmaTeacher(
+        copy.deepcopy(student), teacher_forward(Lesson(method, layers, layers).teacher_paths), method.teaching.ema_decay
+    )
+
+
+def online_teacher(
+    folders: list[Path], method: MhkdConfig, student_layers: int, *, repeats: bool = False
+) -> tuple[TeacherSource, Any]:
+    """Return (teacher, its model configuration) from trained runs; several are an ensemble.
+
+    `repeats`: it will be shown the same images again and again, so its vision backbone may remember them.
+    """
+    members: list[TeacherSource] = []
+    config = None
+    for folder in folders:
+        bundle = VqaBundle.load(folder)
+        config = config or bundle.model.config
+        paths = Lesson(method, student_layers, bundle.model.config.layers).teacher_paths
+        # Only the first member of an ensemble shows its layers: averaged features would be nobody's.
+        members.append(OnlineTeacher(bundle.model, teacher_forward(paths if not members else [])))
+        if repeats:
+            remember_images(bundle.model)
+    return (members[0] if len(members) == 1 else EnsembleTeacher(members)), config
+
+
+def cache_identity(room: Classroom, source: TeacherSource, fields: list[str]) -> CacheIdentity:
+    """Return what a cache must have been written from."""
+    tokens = hashlib.sha256(room.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    data, crossed = room.recipe.data, room.recipe.method.teaching.cross_questions
+    rows = f"{room.data.name} {room.data.fingerprint('train')}"
+    if room.data.part("unlabelled"):
+        rows += f" and unlabelled {room.data.fingerprint('unlabelled')}"
+    return CacheIdentity(
+        teacher=source.fingerprint,
+        vocabulary=room.vocabulary.fingerprint(),
+        data=rows + f" and {crossed} cross questions" * bool(crossed),
+        split=room.data.split,
+        preprocessing={**room.preprocessing.as_dict(), "tokenizer": tokens, "fields": sorted(fields)},
+        augmentation=data.augment.model_dump(mode="json") if data.augment.enabled else {"enabled": False},
+    )
+
+
+def every_view(room: Classroom) -> tuple[int, Iterator[Batch]]:
+    """Return (rows, batches) of the training part in every augmentation view."""
+    examples = room.training_examples(room.recipe.seed, crossed=True)
+    views = max(1, room.recipe.data.augment.views if examples.augment is not None else 1)
+    items = [(index, view) for view in range(views) for index in range(len(examples))]
+    lists = [items[i : i + 64] for i in range(0, len(items), 64)]
+    return len(items), iter(examples.loader(lists, room.recipe.data.workers))
+
+
+def cached_teacher(
+    folder: Path, room: Classroom, source: TeacherSource, paths: list[str], *, renew: bool = False
+) -> CachedTeacher:
+    """Open the cache in `folder`, writing it first where there is none.
+
+    A cache of another teacher, split, vocabulary or preprocessing, or a damaged one, raises UserError; with `renew` it
+    is written again.
+    """
+    identity = cache_identity(room, source, ["logits", *paths])
+    state = processes()
+    write = not (folder / "manifest.json").exists()
+    if renew and not write:
+        try:
+            CachedTeacher.open(folder, identity).verify_files()
+        except UserError:
+            write = True
+    state.wait_for_everyone()
+    if write and state.is_main_process:
+        _, batches = every_view(room)
+        on_device = (batch.to(state.device) for batch in batches)
+        axes = {path: token_axes(path) for path in paths}
+        write_cache(folder, source.to(state.device), on_device, identity, token_axes=axes)
+    state.wait_for_everyone()
+    return CachedTeacher.open(folder, identity)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preceptor.data.grounding.boxes import (
+    Found,
+    apply_policy,
+    find_boxes,
+    find_references,
+    from_pixels,
+    iou,
+    mend,
+    problems,
+    restyle,
+    to_pixels,
+    write_box,
+    write_reference,
+)
+from preceptor.errors import UserError
+
+whole = st.integers(0, 1000)
+boxes = st.tuples(whole, whole, whole, whole)
+good = boxes.filter(lambda b: b[0] < b[2] and b[1] < b[3])
+anywhere = st.tuples(*[st.floats(-2000, 3000)] * 4)
+
+
+@given(st.lists(boxes, max_size=4), st.sampled_from(["bird", "qwen"]))
+def test_what_is_written_is_found(written, style):
+    text = " and ".join(write_reference(f"organ {i}", box, style) for i, box in enumerate(written))
+    assert [found.box for found in find_boxes(text)] == written
+    assert find_references(text) == [f"organ {i}" for i in range(len(written))]
+    other = "qwen" if style == "bird" else "bird"
+    assert restyle(restyle(text, other), style) == text
+    assert [found.box for found in find_boxes(restyle(text, other))] == written
+
+
+def test_forms():
+    assert find_boxes("at (1,2),(3,4) and ( 5.5 , 6 ) , (7,8)") == [
+        Found("(1,2),(3,4)", (1, 2, 3, 4)),
+        Found("( 5.5 , 6 ) , (7,8)", (5.5, 6, 7, 8)),
+    ]
+    assert find_boxes("at (1,2),(3,4)", bare=False) == []
+    assert find_boxes("<box>somewhere</box> or (1,2),(3,4)") == [Found("somewhere", None)]
+    assert find_boxes("no box (1,2)") == []
+    assert write_box((0.4, 1.6, 10, 20), "bird") == "<box>(0,2),(10,20)</box>"
+
+
+@given(anywhere, st.integers(1, 4000), st.integers(1, 4000))
+def test_pixels_and_back(box, width, height):
+    assert from_pixels(to_pixels(box, width, height), width, height) == pytest.approx(box, abs=1e-6)
+
+
+def test_pixels():
+    assert from_pixels((10, 20, 30, 40), 100, 200) == (100, 100, 300, 200)
+
+
+@given(anywhere)
+def test_a_mended_box_has_no_fault(box):
+    found = mend(box)
+    assert found is None or problems(found) == []
+    assert (problems(box) == []) == (found == box)
+
+
+def cells(box) -> set:
+    return {(x, y) for x in range(int(box[0]), int(box[2])) for y in range(int(box[1]), int(box[3]))}
+
+
+small = st.tuples(*[st.integers(0, 8)] * 4)
+
+
+@given(small, small)
+def test_iou_counts_cells(a, b):
+    both, either = cells(a) & cells(b), cells(a) | cells(b)
+    assert iou(a, b) == pytest.approx(len(both) / len(either) if either else 0)
+    assert iou(a, b) == iou(b, a)
+
+
+FAULTS = {
+    "<box>(30,10),(20,40)</box>": ("swapped corners", "<box>(20,10),(30,40)</box>"),
+    "<|box_start|>(10,10),(2000,40)<|box_end|>": ("outside", "<|box_start|>(10,10),(1000,40)<|box_end|>"),
+    "<box>(10,10),(10,40)</box>": ("empty", None),
+    "<box>left lung</box>": ("unreadable", None),
+}
+
+
+@pytest.mark.parametrize("text", FAULTS)
+def test_policies(text):
+    fault, repaired = FAULTS[text]
+    counts: Counter[str] = Counter()
+    assert apply_policy(f"see {text}!", "repair", "file:3", counts) == (repaired and f"see {repaired}!")
+    assert counts == {fault: 1}
+    assert apply_policy(text, "drop", "file:3", counts) is None
+    with pytest.raises(UserError, match="file:3"):
+        apply_policy(text, "refuse", "file:3", counts)
+
+
+@given(st.lists(good, max_size=3), st.sampled_from(["repair", "drop", "refuse"]))
+def test_good_texts_stay(written, policy):
+    text = "; ".join(write_box(box, "bird") for box in written)
+    counts: Counter[str] = Counter()
+    assert apply_policy(text, policy, "x", counts) == text
+    assert not counts
+
+
+def test_an_unknown_policy():
+    with pytest.raises(UserError, match="did you mean 'repair'"):
+        apply_policy("", "repiar", "x", Counter())  # type: ignore[arg-type]

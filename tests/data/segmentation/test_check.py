@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from preceptor.data.segmentation.cases import read_volumes
+from preceptor.data.segmentation.check import check_cases
+from preceptor.data.types import VolumeFile
+from tests.data.volume_files import LPS, REGIONS, head, lesion, save, write_case
+
+
+@pytest.fixture
+def data(tmp_path):
+    for i in range(6):
+        write_case(tmp_path / f"c{i}", f"c{i}", i)
+    return read_volumes(tmp_path, test_fraction=0.3, validation_fraction=0.2, regions=REGIONS)
+
+
+def test_nothing_is_found_where_nothing_is_amiss(data):
+    assert check_cases(data) == []
+
+
+def test_everything_is_found_at_once(data, tmp_path):
+    moved = LPS.copy()
+    moved[2, 3] = 4
+    nan = head(1).astype(np.float32)
+    nan[4, 4, 4] = np.nan
+    save(tmp_path / "c0" / "c0_t1.nii.gz", nan)
+    save(tmp_path / "c0" / "c0_t2.nii.gz", head(99), moved)
+    save(tmp_path / "c0" / "c0_seg.nii.gz", lesion(values=(1, 3)))
+    save(tmp_path / "c1" / "c1_flair.nii.gz", head(5)[:-1])
+    save(tmp_path / "c1" / "c1_seg.nii.gz", np.zeros_like(lesion()))
+    shutil.copy(tmp_path / "c2" / "c2_t1.nii.gz", tmp_path / "c2" / "c2_t1ce.nii.gz")
+    (tmp_path / "c3" / "c3_t2.nii.gz").unlink()
+    (tmp_path / "c4" / "c4_t2.nii.gz").write_text("x")
+    save(tmp_path / "c5" / "c5_t2.nii.gz", np.zeros_like(head(0)))
+    found = [(f.sample_ids[0], f.file.name, f.severity, f.reason) for f in check_cases(data)]
+    expected = [
+        ("c0", "c0_t1.nii.gz", "error", "1 voxels are NaN"),
+        ("c0", "c0_t2.nii.gz", "error", "by up to 4 mm"),
+        ("c0", "c0_seg.nii.gz", "error", "label 3 is in no region"),
+        ("c1", "c1_t1.nii.gz", "error", "where c1_flair.nii.gz has 11 x"),
+        ("c1", "c1_t1ce.nii.gz", "error", "where c1_flair"),
+        ("c1", "c1_t2.nii.gz", "error", "where c1_flair"),
+        ("c1", "c1_seg.nii.gz", "error", "where c1_flair"),
+        ("c1", "c1_seg.nii.gz", "warning", "label map is empty"),
+        ("c2", "c2_t1ce.nii.gz", "error", "the same file as t1 of case c2"),
+        ("c3", "c3_t2.nii.gz", "error", "does not exist"),
+        ("c4", "c4_t2.nii.gz", "error", "no readable NIfTI"),
+        ("c5", "c5_t2.nii.gz", "error", "every voxel is 0"),
+    ]
+    assert [row[:3] for row in found] == [row[:3] for row in expected]
+    for row, (*_, words) in zip(found, expected, strict=True):
+        assert words in row[3]
+
+
+def test_what_concerns_several_cases(data):
+    cases = [replace(case, group="p", part="train" if i else "test") for i, case in enumerate(data.cases)]
+    cases[1] = replace(cases[1], images={"t1": cases[1].images["t1"]})
+    cases[2] = replace(cases[2], images={**cases[2].images, "t1": cases[0].images["t1"]})
+    cases[3] = replace(cases[3], mask=None)
+    cases[4] = replace(cases[4], images={})
+    found = {f.reason: (f.sample_ids, f.severity) for f in check_cases(replace(data, cases=cases))}
+    assert found == {
+        "case c3 has no label map; only a case with one can be trained on or scored": (("c3",), "error"),
+        "case c4 has no image; give at least one modality": (("c4",), "error"),
+        "patient 'p' is in test and in train; keep one part": (("c0", "c1"), "error"),
+        "cases c0, c2 hold the same image file in different parts; are they one patient? Give them one group": (
+            ("c0", "c2"),
+            "error",
+        ),
+        "1 of 6 cases have a single modality (t1 1): none can teach in them": ((), "warning"),
+    }
+
+
+def test_a_modality_that_training_never_sees(data):
+    cases = [
+        replace(case, images={n: f for n, f in case.images.items() if n != "t2"}) if case.part == "train" else case
+        for case in data.cases
+    ]
+    found = check_cases(replace(data, cases=cases))
+    assert [f.reason for f in found] == ["no training case has t2; nothing can be learnt of it"]
+
+
+def test_channels_of_one_file_are_no_copies(data, tmp_path):
+    path = save(tmp_path / "four.nii.gz", np.stack([head(50 + c) for c in range(4)], -1))
+    images = {name: VolumeFile(path, channel) for channel, name in enumerate(data.modalities)}
+    cases = [replace(data.cases[0], images=images), *data.cases[1:]]
+    assert check_cases(replace(data, cases=cases)) == []

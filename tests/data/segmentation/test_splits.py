@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preceptor.data.segmentation.cases import read_volumes
+from preceptor.data.segmentation.splits import apply_split, cut_fold, cut_parts, require_whole_patients
+from preceptor.data.types import Case, VolumeFile
+from preceptor.errors import UserError
+from tests.data.volume_files import write_case
+
+
+def cases(groups) -> list[Case]:
+    return [Case(f"c{i:03d}", {"t1": VolumeFile(Path("x.nii"))}, None, f"g{g}", "train") for i, g in enumerate(groups)]
+
+
+groups = st.lists(st.integers(0, 12), min_size=1, max_size=60)
+
+
+@given(groups, st.integers(0, 5))
+def test_no_patient_is_divided_and_none_is_lost(held, seed):
+    made = cut_parts(cases(held), 0.2, 0.3, seed)
+    require_whole_patients(made, "here")
+    assert [case.id for case in made] == [case.id for case in cases(held)]
+    assert made == cut_parts(cases(held), 0.2, 0.3, seed)
+    if len(set(held)) >= 3:
+        assert {case.part for case in made} == {"train", "validation", "test"}
+
+
+def test_shares_are_those_of_all_cases():
+    made = cut_parts(cases(range(200)), 0.1, 0.2, 0)
+    assert Counter(case.part for case in made) == {"train": 140, "validation": 20, "test": 40}
+    assert {case.part for case in cut_parts(cases(range(20)), 0, 0, 0)} == {"train"}
+
+
+@given(groups.filter(lambda held: len(set(held)) >= 3), st.integers(0, 5), st.integers(2, 3))
+def test_folds_test_every_case_once(held, seed, folds):
+    tested = Counter()
+    for fold in range(folds):
+        made = cut_fold(cases(held), fold, folds, 0.1, seed)
+        require_whole_patients(made, "here")
+        tested.update(case.id for case in made if case.part == "test")
+    assert tested == {case.id: 1 for case in cases(held)}
+
+
+def test_three_folds_of_285_as_the_published_protocol_has_them():
+    made = cut_fold(cases(range(285)), 1, 5, 29 / 285, 0)
+    assert Counter(case.part for case in made) == {"train": 199, "validation": 29, "test": 57}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((5, 5, 0.1, 0), "count from 0 to 4"),
+        ((-1, 5, 0.1, 0), "fold -1"),
+        ((0, 1, 0.1, 0), "folds is 1"),
+        ((0, 11, 0.1, 0), "folds is 11"),
+        ((0, 2, 0.5, 0), "nothing to train on"),
+    ],
+)
+def test_folds_that_do_not_exist(arguments, message):
+    with pytest.raises(UserError, match=message):
+        cut_fold(cases(range(10)), *arguments)
+
+
+def test_shares_that_leave_nothing():
+    with pytest.raises(UserError, match="leave something to train on"):
+        cut_parts(cases(range(10)), 0.5, 0.5, 0)
+
+
+def split_files(root: Path) -> list[Path]:
+    (root / "s.json").write_text(json.dumps({"train": ["c000", "c001"], "val": ["c002"], "test": ["c003"]}))
+    (root / "s.csv").write_text("case,split\nc000,train\nc001,Train\nc002,dev\nc003,test\n")
+    (root / "lists").mkdir()
+    (root / "lists" / "train.txt").write_text("MICCAI_BraTS/HGG/c000\nHGG_c001_vol.npy\n\n")
+    (root / "lists" / "val.txt").write_text("c002 0\n")
+    (root / "lists" / "test.txt").write_text("LGG\\c003_t1.nii.gz\n")
+    return [root / "s.json", root / "s.csv", root / "lists"]
+
+
+def test_all_forms_of_split_files_say_the_same(tmp_path):
+    for file in split_files(tmp_path):
+        notes: list[str] = []
+        made = apply_split(cases(range(5)), file, notes)
+        assert [(case.id, case.part) for case in made] == [
+            ("c000", "train"),
+            ("c001", "train"),
+            ("c002", "validation"),
+            ("c003", "test"),
+        ]
+        assert notes == [f"1 of 5 cases are not named in {file.name} and are left out."]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"train": ["c0001"]}', r"case 'c0001' is not in the data; did you mean 'c001'"),
+        ('{"train": ["zzzzzzzz"]}', r"its cases are named as 'c000'"),
+        ('{"train": ["c000"], "test": ["c000"]}', "is in train too"),
+        ('{"train": ["c000"], "test": ["c000.nii.gz"]}', "is in train too"),
+        ('{"trian": ["c000"]}', "did you mean 'train'"),
+        ('{"train": "c000"}', "no list of case names"),
+        ("[]", "is no object"),
+        ("{", "cannot be read as JSON"),
+        ("{}", "names no case"),
+    ],
+)
+def test_mistakes_in_a_split_file(tmp_path, content, message):
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        apply_split(cases(range(5)), tmp_path / "s.json", [])
+
+
+def test_other_files_are_no_split(tmp_path):
+    for name, content, message in (
+        ("s.csv", "case,part\nc000,train\n", "columns case and split"),
+        ("t.csv", "case,split\nc000,trai\n", "did you mean 'train'"),
+        ("s.yaml", "", "is no split file"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=message):
+            apply_split(cases(range(5)), tmp_path / name, [])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no train"):
+        apply_split(cases(range(5)), tmp_path / "empty", [])
+
+
+def test_a_patient_in_two_parts_is_an_error_and_validation_is_cut_where_there_is_none(tmp_path):
+    names = [f"BraTS-GLI-{patient:05d}-{scan:03d}" for patient in range(5) for scan in range(2)]
+    for i, name in enumerate(names):
+        write_case(tmp_path / "data" / name, name, i)
+    file = tmp_path / "s.json"
+    file.write_text(json.dumps({"train": names[:7], "test": names[7:]}))
+    with pytest.raises(UserError, match="patient 'BraTS-GLI-00003' is in train"):
+        read_volumes(tmp_path / "data", split_file=file)
+    file.write_text(json.dumps({"train": names[:8], "test": names[8:]}))
+    data = read_volumes(tmp_path / "data", split_file=file, validation_fraction=0.25)
+    assert Counter(case.part for case in data.cases) == {"train": 6, "validation": 2, "test": 2}
+    assert data.split == "s"
+    with pytest.raises(UserError, match="exclude each other"):
+        read_volumes(tmp_path / "data", split_file=file, fold=0)
+    folded = read_volumes(tmp_path / "data", fold=2, folds=5, validation_fraction=0)
+    assert folded.split == "fold-2-of-5"
+    assert len(folded.part("test")) == 2

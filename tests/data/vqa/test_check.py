@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from preceptor.data.types import Part, Sample, VqaData
+from preceptor.data.vqa import check
+from preceptor.data.vqa.check import check_data, check_images
+
+
+def sample(id: str, image: Path, answer: str = "yes", part: Part = "train") -> Sample:
+    return Sample(id, image, "Q?", (answer,), "closed", id, part)
+
+
+@pytest.fixture
+def broken(tmp_path) -> list[Sample]:
+    Image.new("L", (8, 8)).save(tmp_path / "good.png")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("L", (100, 100)).save(tmp_path / "large.png")
+    names = ["good.png", "cut.jpg", "good.png", "gone.png", "empty.png", "cut.jpg", "text.png", "large.png"]
+    return [sample(f"s{i}", tmp_path / name) for i, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_images_are_listed_with_their_rows(broken, workers):
+    findings = check_images(broken, workers=workers, max_pixels=9_999)
+    assert [(f.file.name, f.sample_ids) for f in findings if f.file] == [
+        ("cut.jpg", ("s1", "s5")),
+        ("gone.png", ("s3",)),
+        ("empty.png", ("s4",)),
+        ("text.png", ("s6",)),
+        ("large.png", ("s7",)),
+    ]
+    words = ["truncated", "no such file", "empty", "not an image", "ceiling"]
+    assert all(word in f.reason for word, f in zip(words, findings, strict=True))
+    assert {f.severity for f in findings} == {"error"}
+
+
+def test_every_image_is_decoded_once(broken, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(check, "load_image", lambda path, **_: decoded.append(path.name))
+    assert check_images(broken) == []
+    assert sorted(decoded) == ["cut.jpg", "empty.png", "gone.png", "good.png", "large.png", "text.png"]
+
+
+def test_sound_data_has_no_findings(tmp_path):
+    rows = [sample("a", tmp_path / "a"), sample("b", tmp_path / "b", "Yes ", "test")]
+    assert check_data(VqaData("x", "given", tmp_path, rows)) == []
+
+
+def test_rows_amiss(tmp_path):
+    image = tmp_path / "a"
+    rows = [
+        sample("a", image),
+        sample("a", image, "no"),
+        replace(sample("b", image), question=" \t"),
+        sample("c", image, " "),
+        sample("d", image, "NO", "test"),
+        sample("e", image, "liver", "test"),
+        sample("f", image, "spleen", "validation"),
+        replace(sample("g", image, "left", "test"), answers=("left", "no")),
+    ]
+    errors = check_data(VqaData("x", "given", tmp_path, rows))
+    assert [(f.sample_ids, f.severity) for f in errors] == [
+        (("a",), "error"),
+        (("b",), "error"),
+        (("c",), "error"),
+        ((), "warning"),
+    ]
+    assert "several rows" in errors[0].reason
+    assert "question is empty" in errors[1].reason
+    assert "answer is empty" in errors[2].reason
+    assert errors[3].reason.startswith("1 of 3 test questions")
+    assert "66.7%" in errors[3].reason
+
+
+def test_data_without_a_training_part_is_no_finding(tmp_path):
+    rows = [sample("a", tmp_path / "a", part="test")]
+    assert check_data(VqaData("x", "given", tmp_path, rows)) == []

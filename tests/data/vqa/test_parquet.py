@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from preceptor.config import DataConfig
+from preceptor.data.vqa import parquet as reader
+from preceptor.data.vqa.vqa_rad import TABLE, read_vqa_rad
+from preceptor.errors import UserError
+from preceptor.vqa.data import read_data
+
+
+def png(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), shade).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_table(path: Path, rows: Sequence[tuple[bytes, str | bytes, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = pa.array([{"bytes": image, "path": None} for image, _, _ in rows])
+    # A cast that does not check lets bytes through that are no text.
+    questions, answers = (
+        pa.array([text if isinstance(text, bytes) else text.encode() for text in texts]).view(pa.string())
+        for texts in ([q for _, q, _ in rows], [a for _, _, a in rows])
+    )
+    parquet.write_table(pa.table({"image": images, "question": questions, "answer": answers}), path)
+
+
+def hub(root: Path) -> Path:
+    write_table(root / "data" / "train-00000-of-00002-ab.parquet", [(png(n), f"what {n}?", "liver") for n in range(6)])
+    write_table(
+        root / "data" / "train-00001-of-00002-cd.parquet", [(png(0), "is it?", "Yes "), (png(9), "is it?", "no")]
+    )
+    write_table(
+        root / "data" / "test-00000-of-00001-ef.parquet", [(png(20), "where?", "left"), (png(1), "is it?", "no")]
+    )
+    return root
+
+
+def test_images_are_written_once_and_the_same_image_is_one_group(tmp_path):
+    root = hub(tmp_path / "hub")
+    data = read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path / "scratch")
+    assert (data.name, data.split, len(data.samples)) == ("path-vqa", "official", 10)
+    by_id = {sample.id: sample for sample in data.samples}
+    assert by_id["train-6"].image == by_id["train-0"].image
+    assert by_id["train-6"].answers == ("Yes",)
+    assert by_id["train-6"].answer_type == "closed"
+    assert by_id["test-0"].answer_type == "open"
+    assert len(list((root / "extracted-images").glob("*.png"))) == 8
+    assert all(sample.image.read_bytes().startswith(b"\x89PNG") for sample in data.samples)
+    # The test part's second image is a training image: the reader finds it and says so.
+    assert data.leaking
+    assert any("1 of 8 images" in note for note in data.notes)
+    assert data.part("validation")
+    before = {path: path.stat().st_mtime_ns for path in (root / "extracted-images").iterdir()}
+    assert data.fingerprint() == read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path).fingerprint()
+    assert before == {path: path.stat().st_mtime_ns for path in (root / "extracted-images").iterdir()}
+
+
+def test_a_later_read_takes_the_images_from_the_index(tmp_path, monkeypatch):
+    root = hub(tmp_path / "hub")
+    config = DataConfig(name="path-vqa", root=str(root))
+    first = read_data(config, tmp_path)
+    written: list[str] = []
+    write = reader._write
+    monkeypatch.setattr(reader, "_write", lambda content, folder: written.append("") or write(content, folder))
+    assert read_data(config, tmp_path).fingerprint() == first.fingerprint()
+    assert not written
+    # An image that was cut short is written again, and so are those of a table that has changed since.
+    image = next(s.image for s in first.samples if s.id == "train-0")
+    whole = image.read_bytes()
+    image.write_bytes(whole[:20])
+    read_data(config, tmp_path)
+    assert image.read_bytes() == whole
+    assert written
+    written.clear()
+    table = root / "data" / "test-00000-of-00001-ef.parquet"
+    write_table(table, [(png(20), "where?", "left"), (png(99), "is it?", "no")])
+    assert not read_data(config, tmp_path).leaking
+    assert len(written) == 2
+
+
+@pytest.mark.parametrize("index", ["", "[]", "{}", '{"table": 0, "images": 3}', "name", "size"])
+def test_a_broken_or_foreign_index_is_not_followed(tmp_path, index):
+    root = hub(tmp_path / "hub")
+    config = DataConfig(name="path-vqa", root=str(root))
+    first = read_data(config, tmp_path)
+    (path,) = (root / "extracted-images").glob("test-*.json")
+    whole = json.loads(path.read_text())
+    if index == "name":  # a file elsewhere
+        (tmp_path / "secret").write_bytes(b"x")
+        whole["images"][0] = ["../../secret", 1]
+        index = json.dumps(whole)
+    elif index == "size":
+        whole["images"][0][1] += 1
+        index = json.dumps(whole)
+    path.write_text(index)
+    assert [s.image for s in read_data(config, tmp_path).samples] == [s.image for s in first.samples]
+
+
+def test_a_smaller_ceiling_holds_for_indexed_images_too(tmp_path):
+    root = hub(tmp_path)
+    read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path)
+    with pytest.raises(UserError, match=r"row 0: the image has .* more than the ceiling of 10"):
+        read_data(DataConfig(name="path-vqa", root=str(root), max_image_bytes=10), tmp_path)
+
+
+def test_images_go_to_scratch_where_the_data_set_cannot_be_written(tmp_path):
+    root = hub(tmp_path / "hub")
+    (root / "extracted-images").write_text("a file is in the way")
+    config = DataConfig(name="path-vqa", root=str(root))
+    data = read_data(config, tmp_path / "scratch")
+    assert {s.image.parent for s in data.samples} == {tmp_path / "scratch" / "extracted-images"}
+    (tmp_path / "no").write_text("nor here")
+    with pytest.raises(UserError, match="can be written; set output=FOLDER"):
+        read_data(config, tmp_path / "no")
+
+
+def test_a_full_disk_is_said_and_leaves_no_half_image(tmp_path, monkeypatch):
+    root = hub(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(reader.os, "replace", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room"):
+        read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path)
+    assert not list((root / "extracted-images").iterdir())
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    root = hub(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"needs pyarrow; install it with pip install 'preceptor\[parquet\]'"):
+        read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path)
+
+
+def test_rows_are_counted_within_their_file(tmp_path):
+    root = hub(tmp_path)
+    second = root / "data" / "train-00001-of-00002-cd.parquet"
+    write_table(second, [(png(0), "is it?", "Yes "), (png(9), "is it?", "")])
+    with pytest.raises(
+        UserError, match=r"train-00001-of-00002-cd\.parquet: row 1: the question or the answer is empty"
+    ):
+        read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path)
+    write_table(second, [(png(0), "is it?", "Yes "), (png(9), "caf\xe9?".encode("latin-1"), "no")])
+    with pytest.raises(UserError, match=r"train-00001-of-00002-cd\.parquet: row 1: a text is not UTF-8"):
+        read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path)
+
+
+def test_answers_that_are_numbers_stay(tmp_path):
+    root = hub(tmp_path)
+    table = [{"image": {"bytes": png(5), "path": None}, "question": "how many?", "answer": 0}]
+    parquet.write_table(pa.Table.from_pylist(table), root / "data" / "test-00000-of-00001-ef.parquet")
+    assert read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path).part("test")[0].answers == ("0",)
+
+
+def test_vqa_rad_from_the_hub(tmp_path):
+    root = hub(tmp_path)
+    data = read_data(DataConfig(name="vqa-rad", split="hub", root=str(root)), tmp_path)
+    assert (data.name, data.split, data.leaking) == ("vqa-rad", "hub", False)
+    notes = " ".join(data.notes)
+    assert "no question frames" in notes
+    assert "1 of the 2 test images are also training images" in notes
+    assert "Rows: 8 and 2; the hub's card says 1,793 and 451." in notes
+    assert "repeat" not in notes
+    # The layout speaks for itself where no split is given; another split is not there.
+    assert read_data(DataConfig(name="vqa-rad", root=str(root)), tmp_path).fingerprint() == data.fingerprint()
+    with pytest.raises(
+        UserError, match=r"holds the hub's parquet files, which know no data\.split=clean: set it to hub"
+    ):
+        read_data(DataConfig(name="vqa-rad", split="clean", root=str(root)), tmp_path)
+
+
+def test_repeated_and_shared_rows_of_a_copy_of_vqa_rad_are_counted(tmp_path):
+    root = hub(tmp_path)
+    repeated = [(png(0), "What 0", "LIVER"), (png(1), "Is it?", "yes")]
+    write_table(root / "data" / "train-00001-of-00002-cd.parquet", repeated)
+    notes = " ".join(read_data(DataConfig(name="vqa-rad", root=str(root)), tmp_path).notes)
+    assert "1 training row(s) repeat image, question and answer of another." in notes
+    assert "1 training question(s) ask the same of the same image as a test question." in notes
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
+def test_the_release_written_as_the_hub_has_it(tmp_path):
+    """The hub's card: the release less three training rows that repeat others and one that is a test row too."""
+    release = Path(os.environ["PRECEPTOR_DATA"]) / "vqa_rad"
+    texts = {str(row["qid"]): row for row in json.loads((release / TABLE).read_text("utf-8-sig"))}
+    rows: dict[str, list[tuple[bytes, str, str]]] = {"train": [], "test": []}
+    for sample in sorted(read_vqa_rad(release, split="no_frames").samples, key=lambda s: s.part != "test"):
+        row = (sample.image.read_bytes(), str(texts[sample.id]["question"]), str(texts[sample.id]["answer"]))
+        if sample.part == "test" or row not in rows["train"] + rows["test"]:
+            rows["test" if sample.part == "test" else "train"].append(row)
+    for key, table in rows.items():
+        write_table(tmp_path / "data" / f"{key}-00000-of-00001.parquet", table)
+    data = read_data(DataConfig(name="vqa-rad", root=str(tmp_path)), tmp_path)
+    assert len(data.part("train")) + len(data.part("validation")) == 1_793
+    assert len(data.part("test")) == 451
+    assert len(list((tmp_path / "extracted-images").glob("*.jpg"))) == 314
+    notes = " ".join(data.notes)
+    assert "202 of the 203 test images are also training images" in notes
+    assert "Rows:" not in notes
+    assert "repeat image" not in notes
+    assert not {s.group for s in data.part("train")} & {s.group for s in data.part("validation")}
+    assert all("\t" not in s.question for s in data.samples)
+
+
+def test_an_official_validation_part_is_kept(tmp_path):
+    root = hub(tmp_path)
+    write_table(root / "data" / "validation-00000-of-00001.parquet", [(png(77), "how?", "well")])
+    data = read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path)
+    assert [sample.id for sample in data.part("validation")] == ["validation-0"]
+    assert len(data.part("train")) == 8
+
+
+def test_faults_are_named(tmp_path):
+    config = DataConfig(name="path-vqa", root=str(hub(tmp_path)))
+    test_file = tmp_path / "data" / "test-00000-of-00001-ef.parquet"
+    whole = test_file.read_bytes()
+    test_file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"test-00000-of-00001-ef\.parquet cannot be read as parquet"):
+        read_data(config, tmp_path)
+    parquet.write_table(pa.Table.from_pylist([{"image": {"bytes": b"x"}, "query": "a", "answer": "b"}]), test_file)
+    with pytest.raises(UserError, match="has no column 'question'"):
+        read_data(config, tmp_path)
+    write_table(test_file, [(b"", "a", "b")])
+    with pytest.raises(UserError, match=r"row 0: the image column holds no bytes"):
+        read_data(config, tmp_path)
+    write_table(test_file, [(png(1), "a", " ")])
+    with pytest.raises(UserError, match="row 0: the question or the answer is empty"):
+        read_data(config, tmp_path)
+    write_table(test_file, [(png(1), "a", "b")])
+    with pytest.raises(UserError, match=r"more than the ceiling of 10; raise data\.max_image_bytes"):
+        read_data(DataConfig(name="path-vqa", root=str(tmp_path), max_image_bytes=10), tmp_path)
+    test_file.unlink()
+    with pytest.raises(UserError, match=r"has no test-\*\.parquet"):
+        read_data(config, tmp_path)
+
+
+def test_settings_of_other_data_sets_are_refused(tmp_path):
+    for setting in ({"split": "clean"}, {"language": "en"}, {"validation_by": "question"}):
+        with pytest.raises(UserError, match=rf"data\.{next(iter(setting))}="):
+            read_data(DataConfig(name="path-vqa", root=str(tmp_path), **setting), tmp_path)
+    with pytest.raises(UserError, match=r"data\.split='cleen' of slake is not known; did you mean 'clean'"):
+        read_data(DataConfig(name="slake", split="cleen", root=str(tmp_path)), tmp_path)

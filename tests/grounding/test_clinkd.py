@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from preceptor.data.types import Dialogue
+from preceptor.grounding.clinkd import ClinkdTask, first_rows
+from preceptor.grounding.config import ClinkdConfig
+from preceptor.grounding.dataset import DialogueExamples, Lesson, last_answer
+from preceptor.grounding.model import GroundedVlm
+from preceptor.grounding.new_vlm import new_vlm
+from preceptor.grounding.reflection import Correction
+from preceptor.grounding.teachers import OnlineWords
+from preceptor.task import Batch
+
+TEXTS = ["Where is the liver?", "It is at <|box_start|>(120,345),(567,890)<|box_end|>", "What is it?", "An MR.", "No."]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return new_vlm(tmp_path_factory.mktemp("vlm") / "tiny", TEXTS * 3, max_pixels=56 * 56)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> list[Dialogue]:
+    pictures, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    paths = []
+    for number, size in enumerate([(40, 56, 3), (56, 28, 3), (28, 28, 3)]):
+        paths.append(pictures / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(paths[-1])
+    turns = (TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[3])
+    return [
+        Dialogue("a", tuple(paths[:2]), turns, "vg", "ct", "g", "train"),
+        Dialogue("b", (), (turns[1],), "mia", "mr", "h", "train"),
+        Dialogue("c", (paths[2],), ((TEXTS[2], TEXTS[4]),), "mia", "x", "i", "train"),
+        Dialogue("d", (paths[0],), (turns[0],), "vg", "x", "j", "train"),
+    ]
+
+
+def config(**settings) -> ClinkdConfig:
+    return ClinkdConfig.model_validate({"name": "clinkd", **settings})
+
+
+def batch(vlm: GroundedVlm, rows: list[Dialogue], **lesson) -> Batch:
+    examples = DialogueExamples([], vlm.encoder)
+    return examples.collate([examples.read(Lesson(row, **lesson)) for row in rows])
+
+
+def plain(vlm: GroundedVlm, rows: Batch) -> torch.Tensor:
+    """The sum of the tokens' cross-entropy, by torch alone."""
+    states = vlm(rows.tensors)
+    return F.cross_entropy(states.hidden @ vlm.lm_head_weight.T, states.targets, reduction="sum")
+
+
+def test_answers_alone(folder, rows):
+    vlm = GroundedVlm.load(folder).eval()
+    task = ClinkdTask(vlm, config())
+    given = batch(vlm, rows)
+    loss = task(given)
+    assert set(loss.sums) == {"answers"}
+    assert torch.allclose(loss.sums["answers"], plain(vlm, given), rtol=1e-5)
+    assert task.units(given) == {"samples": 4, "tokens": int((given["labels"][:, 1:] >= 0).sum())}
+    assert task.task_state() == {}
+
+
+def test_the_last_answer_alone(folder, rows):
+    vlm = GroundedVlm.load(folder)
+    every, last = (batch(vlm, rows[:1], last=last)["labels"][0] for last in (False, True))
+    assert vlm.encoder.decode(last[last >= 0].tolist()) == TEXTS[3]
+    assert vlm.encoder.decode(every[every >= 0].tolist()).startswith(TEXTS[1])
+    labels = torch.tensor([-100, 5, 6, -100, -100, 7, -100])
+    assert last_answer(labels).tolist() == [-100, -100, -100, -100, -100, 7, -100]
+    assert last_answer(torch.full((3,), -100)).tolist() == [-100] * 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_first_rows_of_a_batch_are_those_rows(folder, rows, count):
+    vlm = GroundedVlm.load(folder).eval()
+    whole, part = vlm(batch(vlm, rows).tensors), vlm(first_rows(batch(vlm, rows), count).tensors)
+    kept = whole.rows < count
+    assert torch.equal(whole.targets[kept], part.targets)
+    assert torch.allclose(whole.hidden[kept], part.hidden, atol=1e-5)
+
+
+def test_a_batch_without_images_at_its_beginning(folder, rows):
+    vlm = GroundedVlm.load(folder).eval()
+    given = first_rows(batch(vlm, [rows[1], rows[0]]), 1)
+    assert "pixel_values" not in given.tensors
+    assert torch.allclose(vlm(given.tensors).hidden, vlm(batch(vlm, [rows[1]]).tensors).hidden, atol=1e-5)
+
+
+def test_the_prior_weighs_by_the_curriculum_and_learns_the_teachers_words(folder, rows):
+    vlm, teacher = GroundedVlm.load(folder).eval(), GroundedVlm.load(folder).eval()
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    c = config(pseudo_labels={"alpha": 0.5, "temperature": 0.5, "curriculum": {"begin": 0.8, "end": 0.2, "over": 1.0}})
+    task = ClinkdTask(vlm, c, prior=True, teacher=OnlineWords(teacher, vlm))
+    given = batch(vlm, rows)
+    given.tensors["confidence"] = torch.tensor([0.9, 0.7, 0.9, 0.1])
+    given.tensors["margin"] = torch.tensor([0.9, 0.7, 0.75, 0.1])
+    task.on_interval(0.0)
+    loss = task(given)
+    # Scores 0.9, 0.7, 0.825, 0.1: the first and the third have entered.
+    states, theirs = vlm(given.tensors), teacher(given.tensors)
+    weights = torch.tensor([0.9, 0.0, 0.825, 0.0])[states.rows]
+    mine, other = states.hidden @ vlm.lm_head_weight.T, theirs.hidden @ teacher.lm_head_weight.T
+    entropy = (F.cross_entropy(mine, states.targets, reduction="none") * weights).sum()
+    kl = F.kl_div((mine / 0.5).log_softmax(-1), (other / 0.5).log_softmax(-1), reduction="none", log_target=True)
+    kl = (kl.sum(-1) * weights).sum()
+    assert kl > 0.1
+    assert torch.allclose(loss.sums["answers"], entropy, rtol=1e-4)
+    assert torch.allclose(loss.sums["teacher"], kl, rtol=1e-4)
+    assert torch.allclose(loss.sums["distilled"], (0.5 * kl + entropy) / 1.5, rtol=1e-4)
+    assert (loss.weights["distilled"], loss.weights["answers"], loss.weights["teacher"]) == (1.0, 0.0, 0.0)
+    assert task.units(given)["tokens"] == int((weights > 0).sum())
+    assert not any(p.grad is not None for p in teacher.parameters())
+    loss.sums["distilled"].backward()
+    (want,) = torch.autograd.grad((0.5 * kl + entropy) / 1.5, [vlm.lm_head_weight])
+    assert torch.allclose(vlm.lm_head_weight.grad, want, atol=1e-4)
+
+
+def reflecting(vlm: GroundedVlm, asked: list[int], **settings) -> ClinkdTask:
+    def reflect(number, buffer):
+        asked.append(number)
+        buffer.add(Correction(f"c{number}", "q", "wrong", TEXTS[3], "unlike", number))
+        buffer.close_round(4, {"unlike": 1}, 1)
+
+    def lessons(corrections):
+        taught = [Dialogue(c.id, (), ((c.question, c.corrected),), "mia", "ct", "g", "train") for c in corrections]
+        return batch(vlm, taught, last=True)
+
+    c = config(reflection={"rounds": 3, "ratio": 0.5, **settings})
+    return ClinkdTask(vlm, c, reflect=reflect, lessons=lessons, seed=5)
+
+
+def test_corrections_take_the_place_of_the_last_rows(folder, rows):
+    vlm, asked = GroundedVlm.load(folder).eval(), []
+    task = reflecting(vlm, asked)
+    given = batch(vlm, rows)
+    task.on_interval(0.0)
+    assert set(task(given).sums) == {"answers"}
+    task.on_interval(0.25)
+    assert asked == [0]
+    fresh = batch(vlm, rows)
+    units, loss = task.units(fresh), task(fresh)
+    assert set(loss.sums) == {"answers", "corrections"}
+    assert torch.allclose(loss.sums["answers"], plain(vlm, first_rows(fresh, 2)), rtol=1e-5)
+    taught = Dialogue("c0", (), (("q", TEXTS[3]),), "mia", "ct", "g", "train")
+    correction = batch(vlm, [taught, taught])
+    assert torch.allclose(loss.sums["corrections"], plain(vlm, correction), rtol=1e-5)
+    tokens = (first_rows(fresh, 2)["labels"][:, 1:] >= 0).sum() + (correction["labels"][:, 1:] >= 0).sum()
+    assert units == {"samples": 4, "tokens": int(tokens)}
+
+
+def test_rounds_are_even_and_not_repeated_after_a_stop(folder, rows):
+    vlm, asked = GroundedVlm.load(folder), []
+    task = reflecting(vlm, asked)
+    for step in range(10):
+        task.on_interval(step / 10)
+    assert asked == [0, 1, 2]
+    again = reflecting(vlm, asked)
+    again.load_task_state(task.task_state())
+    again.on_interval(0.9)
+    assert asked == [0, 1, 2]
+    assert again.buffer.state() == task.buffer.state()
+    given = batch(vlm, rows)
+    task.on_interval(0.9)
+    drawn = [t._split(given)[1][1].ids for t in (task, again)]
+    assert drawn[0] == drawn[1]

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preceptor.grounding.reflection import Correction, CorrectionBuffer, best_correction, judge
+from preceptor.grounding.selection import word_overlap
+
+
+def alike(a: str, b: str) -> float:
+    return float(word_overlap([a, b])[0, 1])
+
+
+TRUTH = "the nodule <box>(0,0),(100,100)</box>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (TRUTH, None),
+        ("the nodule <box>(0,0),(100,80)</box>", None),
+        ("the nodule", "no box"),
+        ("the nodule <box>(0,0),(100,40)</box>", "wrong box"),
+        ("heart <|box_start|>(0,0),(100,100)<|box_end|>", "unlike"),
+    ],
+)
+def test_judgements(answer, reason):
+    assert judge(answer, TRUTH, alike).reason == reason
+
+
+def test_texts_without_boxes():
+    found = judge("left lung", "the left lung", alike)
+    assert (found.reason, found.boxes) == (None, 1.0)
+    assert found.score == pytest.approx(1 + 4 / 5)
+    assert judge("spleen", "the left lung", alike).reason == "unlike"
+
+
+def test_the_best_correction():
+    said = ["the nodule <box>(0,0),(100,60)</box>", "the nodule <box>(0,0),(100,90)</box>", "nothing"]
+    text, found = best_correction(said, TRUTH, alike)
+    assert text == said[1]
+    assert found.boxes == pytest.approx(0.9)
+    assert best_correction(said, TRUTH, alike, overlap=0.95) is None, "what would fail in a round is no correction"
+    assert best_correction(["nothing", "no"], TRUTH, alike) is None
+    assert best_correction([], TRUTH, alike) is None
+
+
+entries = st.lists(st.tuples(st.integers(0, 6), st.text(max_size=5)), max_size=30)
+
+
+@given(entries, st.integers(1, 5))
+def test_the_buffer_keeps_the_newest_of_each_question(drawn, size):
+    buffer = CorrectionBuffer(size)
+    newest: dict[int, str] = {}
+    for number, (id, text) in enumerate(drawn):
+        buffer.add(Correction(str(id), "where?", "wrong", text, "unlike", number))
+        newest.pop(id, None)
+        newest[id] = text
+    expected = list(newest.items())[-size:]
+    assert [(int(c.id), c.corrected) for c in buffer.corrections] == expected
+    buffer.close_round(10, {"no box": 2, "unlike": 1}, 2)
+    again = CorrectionBuffer.restore(buffer.state())
+    assert again.corrections == buffer.corrections
+    assert (
+        again.rounds
+        == buffer.rounds
+        == [
+            {
+                "round": 0,
+                "asked": 10,
+                "failed": 3,
+                "failure_rate": 0.3,
+                "reasons": {"no box": 2, "unlike": 1},
+                "corrected": 2,
+                "size": len(expected),
+            }
+        ]
+    )
+    assert again.state() == buffer.state()
+
+
+def test_what_is_right_now_is_forgotten():
+    buffer = CorrectionBuffer(3)
+    buffer.add(Correction("a", "where?", "x", "y", "no box", 0))
+    buffer.forget("a", "what?")
+    assert len(buffer) == 1
+    buffer.forget("a", "where?")
+    assert len(buffer) == 0
+    with pytest.raises(ValueError, match="holds nothing"):
+        CorrectionBuffer(0)

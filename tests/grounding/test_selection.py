@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preceptor.data.grounding.boxes import write_box
+from preceptor.grounding.selection import box_agreement, choose, word_overlap
+
+words = st.lists(st.sampled_from(["left", "lung", "nodule", "heart"]), max_size=4).map(" ".join)
+
+
+def test_the_majority_wins():
+    said = ["a nodule in the left lung", "the heart is large", "nodule in left lung", "a nodule of the left lung"]
+    assert choose(said, word_overlap) in (0, 3)
+    assert choose(["only"], word_overlap) == 0
+    assert choose(["same", "same"], word_overlap) == 0
+
+
+@given(st.lists(words, min_size=2, max_size=5))
+def test_the_chosen_has_the_highest_mean_similarity(said):
+    alike = word_overlap(said)
+    assert np.allclose(alike, alike.T)
+    assert alike.min() >= 0
+    assert alike.max() <= 1
+    means = [np.mean([alike[i, j] for j in range(len(said)) if j != i]) for i in range(len(said))]
+    assert means[choose(said, word_overlap)] == pytest.approx(max(means))
+
+
+def test_boxes_vote_by_overlap():
+    a, b, c = (0, 0, 100, 100), (0, 0, 100, 90), (500, 500, 900, 900)
+    said = [write_box(box) for box in (c, a, b)]
+    assert choose(said, lambda texts: np.ones((3, 3)), box_weight=1.0) in (1, 2)
+    assert box_agreement([a], [b]) == pytest.approx(0.9)
+    assert box_agreement([a, c], [c, a]) == pytest.approx(1)
+    assert box_agreement([a, c], [a]) == pytest.approx(0.5)
+    assert (box_agreement([], []), box_agreement([a], [])) == (1, 0)
+
+
+def test_wrong_calls():
+    with pytest.raises(ValueError, match="nothing"):
+        choose([], word_overlap)
+    with pytest.raises(ValueError, match="shape"):
+        choose(["a", "b"], lambda texts: np.ones((3, 3)))

@@ -1,0 +1,203 @@
+"""The verb `cache` on a ClinKD recipe, with faults put in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from preceptor.cli import app as cli
+from preceptor.grounding.teachers import CACHE, STORE
+from tests.grounding.asked_data import image
+from tests.grounding.speaking_vlm import speaking_vlm
+
+
+def call(capsys, *arguments: str) -> tuple[int, dict, str]:
+    old, sys.argv, code = sys.argv, ["preceptor", "cache", *arguments, "--json"], 0
+    try:
+        cli.main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0
+    finally:
+        sys.argv = old
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else {}, err
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    for seed in (0, 1):
+        speaking_vlm(root / f"vlm-{seed}", seed=seed)
+    return root
+
+
+@pytest.fixture
+def recipe(tmp_path, models) -> Path:
+    rows = [
+        {
+            "id": f"{n}",
+            "image": image(tmp_path / "images", n).name,
+            "task": "mia",
+            "split": part,
+            "conversations": [
+                {"from": "human", "value": f"Question {n} about image?"},
+                {"from": "gpt", "value": "the liver"},
+            ],
+        }
+        for n, part in enumerate(["train"] * 5 + ["validation", "test"])
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = {"model": {"source": str(models / "vlm-0"), "max_pixels": 3136}}
+    (tmp_path / "r.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "cached",
+                "stages": ["distilled"],
+                "output": str(tmp_path / "run"),
+                "teacher": model,
+                "student": model,
+                "data": {"name": "sharegpt", "root": str(tmp_path / "rows.jsonl"), "images": str(tmp_path / "images")},
+                "method": {
+                    "name": "clinkd",
+                    "teaching_run": str(models / "vlm-0"),
+                    "guidance": {"kind": "none"},
+                    "reflection": {"rounds": 0},
+                    "selection": {"candidates": 1},
+                    "pseudo_labels": {"share": 0.5, "logits": "cached", "top_k": 8, "max_new_tokens": 6},
+                },
+                "answers": {"batch_size": 4},
+            }
+        )
+    )
+    return tmp_path / "r.yaml"
+
+
+def ended(run: Path) -> None:
+    """The made model never ends an answer, and what is cut off is not learnt from."""
+    import zlib
+
+    from preceptor.files import json_lines
+
+    file = run / STORE / "labels-00000.jsonl"
+    lines = []
+    for line in file.read_text().splitlines():
+        row = json.loads(line) | {"ended": True}
+        del row["crc"]
+        text = json_lines([row])
+        lines.append(f'{text[:-2]}, "crc": {zlib.crc32(text.encode())}}}\n')
+    file.write_text("".join(lines))
+
+
+@pytest.fixture
+def written(recipe, capsys) -> Path:
+    call(capsys, str(recipe))
+    ended(recipe.parent / "run")
+    code, found, err = call(capsys, str(recipe))
+    assert code == 0, err
+    assert found["damage"] == ""
+    return recipe.parent / "run"
+
+
+def test_what_is_written_is_counted_and_verified(recipe, written, capsys):
+    code, found, _ = call(capsys, str(recipe), "--verify", "1")
+    assert code == 0
+    assert (found["labels"]["rows"], found["labels"]["dialogues"], found["labels"]["coverage"]) == (5, 5, 1)
+    assert (found["words"]["rows"], found["words"]["k"]) == (5, 8)
+    assert found["words"]["tokens"] > 5
+    assert found["checked"] == 5
+    assert found["worst"] < 1e-3
+    assert found["teacher"] == json.loads((written / STORE / "manifest.json").read_text())["teacher"]
+    old, sys.argv = sys.argv, ["preceptor", "cache", str(recipe), "--verify", "1"]
+    with pytest.raises(SystemExit):
+        cli.main()
+    sys.argv = old
+    said = capsys.readouterr().out
+    assert f"teacher {found['teacher'][:12]}" in said
+    assert "5 dialogues computed again" in said
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_flipped_byte_of_a_label_is_found(recipe, written, capsys, last):
+    """In the last line too, which a training takes for a killed writer's."""
+    file = written / STORE / "labels-00000.jsonl"
+    data = bytearray(file.read_bytes())
+    at = data.rindex(b'"answer"') if last else data.index(b'"answer"')
+    data[at + 13] ^= 1
+    file.write_bytes(bytes(data))
+    code, found, _ = call(capsys, str(recipe), "--verify", "0.5")
+    assert code == 1
+    assert f"labels-00000.jsonl:{5 if last else 1}" in found["damage"]
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "logs.npy", "tails.npy", "targets.npy", "keys.npy"])
+def test_a_flipped_byte_of_the_cached_words_is_found_and_mended(recipe, written, capsys, name):
+    file = written / CACHE / name
+    good = file.read_bytes()
+    data = bytearray(good)
+    data[-3] ^= 64
+    file.write_bytes(bytes(data))
+    code, found, _ = call(capsys, str(recipe), "--verify", "0.5")
+    assert code == 1
+    assert name in found["damage"]
+    assert file.read_bytes() == bytes(data), "what is verified is not written"
+    assert call(capsys, str(recipe))[0] == 0
+    assert file.read_bytes() == good
+
+
+def test_words_that_are_not_the_teachers_differ(recipe, written, capsys):
+    """A file that was changed together with its SHA-256."""
+    import hashlib
+
+    import numpy as np
+
+    file = written / CACHE / "logs.npy"
+    logs = np.load(file)
+    logs[:, 0] -= 0.5
+    np.save(file, logs)
+    manifest = json.loads((written / CACHE / "manifest.json").read_text())
+    manifest["files"]["logs.npy"]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (written / CACHE / "manifest.json").write_text(json.dumps(manifest))
+    code, found, _ = call(capsys, str(recipe), "--verify", "1")
+    assert code == 1
+    assert sorted(found["mismatches"]) == list("01234")
+
+
+def test_another_teacher_and_a_store_that_is_not_finished(recipe, written, capsys, models):
+    code, found, _ = call(capsys, str(recipe), f"method.teaching_run={models / 'vlm-1'}", "--verify", "1")
+    assert code == 1
+    assert "of another teacher or other settings" in found["damage"]
+    file = written / STORE / "labels-00000.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:3]))
+    code, found, _ = call(capsys, str(recipe), "--verify", "1")
+    assert code == 1
+    assert "2 dialogues were not asked" in found["damage"]
+    shutil.rmtree(written / STORE)
+    code, found, _ = call(capsys, str(recipe), "--verify", "1")
+    assert code == 1
+    assert "there are no pseudo-labels" in found["damage"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method.pseudo_labels.share=0", "has no pseudo-labels to cache"),
+        ("method.teaching_run=nowhere", "nowhere"),
+        ("stages=[teacher,distilled]", "there is no trained teacher in"),
+    ],
+)
+def test_recipes_without_a_teacher(recipe, capsys, override, words):
+    more = ["method.teaching_run=null"] if override.startswith("stages") else []
+    code, _, err = call(capsys, str(recipe), override, *more)
+    assert code == 2
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_lckd_has_none(capsys):
+    code, _, err = call(capsys, "lckd-demo")
+    assert (code, "has no teacher to cache" in err) == (2, True)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from preceptor.errors import UserError
+from preceptor.recipe import load_any_recipe
+from preceptor.segmentation.config import SegmentationRecipe
+from preceptor.segmentation.data import examples, read_cases
+
+SMALL = [
+    "data.phantom.train=5",
+    "data.phantom.validation=2",
+    "data.phantom.test=2",
+    "data.phantom.size=32",
+    "data.patch_size=[16, 16, 16]",
+    "data.train_share=1",
+    "data.unlabelled=none",
+]
+
+
+def recipe(*overrides: str) -> SegmentationRecipe:
+    found = load_any_recipe("lckd-demo", [*SMALL, *overrides])
+    assert isinstance(found, SegmentationRecipe)
+    return found
+
+
+def test_what_the_share_leaves_out_is_there_without_its_masks(tmp_path):
+    whole = read_cases(recipe().data, tmp_path)
+    thin = read_cases(recipe("data.train_share=0.4").data, tmp_path)
+    rest = recipe("data.train_share=0.4", "data.unlabelled=rest")
+    both = read_cases(rest.data, tmp_path)
+    assert len(whole.part("train")) == 5
+    assert len(thin.part("train")) == len(both.part("train")) == 2
+    assert not thin.part("unlabelled")
+    left = {case.id for case in both.part("unlabelled")}
+    assert left | {case.id for case in both.part("train")} == {case.id for case in whole.part("train")}
+    assert all(case.mask is None for case in both.part("unlabelled"))
+    assert "Beside them 3 cases without masks (data.unlabelled)." in both.notes
+    for part in ("validation", "test"):
+        assert both.part(part) == whole.part(part)
+    train = examples(rest, both, "train", 0, unlabelled=True)
+    assert len(train) == 5
+    batch = train.collate([train[i, 0] for i in range(5)])
+    assert batch["labelled"].tolist() == [True, True, False, False, False]
+    assert not batch["masks"][2:].any()
+    assert batch["images"][2:].any()
+
+
+def test_cases_that_never_had_masks_are_taken_in_or_refused(tmp_path):
+    first = read_cases(recipe().data, tmp_path).part("train")[0]
+    assert first.mask is not None
+    first.mask.path.unlink()
+    here = ["data.name=brats", f"data.root={tmp_path}", f"data.split_file={tmp_path / 'splits.json'}"]
+    plain = recipe(*here)
+    with pytest.raises(UserError, match=f"case '{first.id}' is not in the data"):
+        read_cases(plain.data, tmp_path)
+    rest = recipe(*here, "data.unlabelled=rest")
+    data = read_cases(rest.data, tmp_path)
+    assert [case.id for case in data.part("unlabelled")] == [first.id]
+    assert len(data.part("train")) == 4
+
+
+def test_unlabelled_needs_a_teacher_and_cases(tmp_path):
+    with pytest.raises(UserError, match=r"method\.full\.weight above 0"):
+        recipe("data.train_share=0.4", "data.unlabelled=rest", "method.full.weight=0")
+    rest = recipe("data.unlabelled=rest")
+    with pytest.raises(UserError, match=r"set it below 1"):
+        read_cases(rest.data, tmp_path)

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, kl_divergence
+
+from preceptor.segmentation.config import LckdConfig
+from preceptor.segmentation.cross_modal import cross_modal
+from preceptor.segmentation.lckd import LckdTask, binary_kl, mean_available
+from preceptor.segmentation.losses import bce_loss, dice_loss
+from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
+from preceptor.task import Batch
+
+MODALITIES, REGIONS = ("flair", "t1", "t1ce", "t2"), ("et", "tc", "wt")
+ALL = {"kind": "none"}
+
+
+def network(seed: int = 0) -> MultimodalUNet:
+    return MultimodalUNet(MultimodalUNetConfig(MODALITIES, REGIONS, channels=(4, 4, 8)), seed=seed)
+
+
+def batch(rows: int = 2, seed: int = 0) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    available = torch.ones(rows, 4, dtype=torch.bool)
+    available[0, 1] = False
+    masks = (torch.rand(rows, 3, 16, 16, 16, generator=g) < 0.2).float()
+    images = torch.randn(rows, 4, 16, 16, 16, generator=g) * available[:, :, None, None, None]
+    names = [f"case{i}" for i in range(rows)]
+    labelled = torch.ones(rows, dtype=torch.bool)
+    return Batch({"images": images, "available": available, "masks": masks, "labelled": labelled}, names, names)
+
+
+SCORES = torch.tensor([[0.1, 0.2, 0.9], [0.0, 0.0, 0.1], [0.8, 0.7, 0.3], [0.1, 0.3, 0.8]])
+
+
+def task(student: MultimodalUNet, asked: list | None = None, **method) -> LckdTask:
+    def votes(net: MultimodalUNet) -> torch.Tensor:
+        assert net is student
+        assert not net.training
+        if asked is not None:
+            asked.append(len(asked))
+        return SCORES
+
+    config = LckdConfig.model_validate({"name": "lckd", "dropping": ALL, **method})
+    return LckdTask(student, config, votes=votes, vote_every=3)
+
+
+def test_without_distillation_the_masks_alone_teach():
+    student = network()
+    alone = LckdTask(student, LckdConfig(), distil=False)
+    torch.manual_seed(0)
+    loss = alone(batch())
+    assert set(loss.sums) == {"dice", "bce"}
+    assert alone.task_state() == {}
+    assert alone.history() == []
+
+
+@pytest.mark.parametrize(("kind", "teachers"), [("single", [2]), ("multi", [0, 2])])
+@pytest.mark.parametrize("levels", ["bottleneck", "all"])
+def test_the_elected_teach(kind, teachers, levels):
+    student = network()
+    t = task(student, teachers=kind, cross_modal={"weight": 0.3, "levels": levels, "students": "all", "pairs": "sum"})
+    t.on_interval(0.0)
+    b = batch()
+    loss = t(b)
+    features = student(b["images"], b["available"]).features
+    chosen = features if levels == "all" else features[-1:]
+    want = sum(cross_modal(f, b["available"], teachers, students="all", pairs="sum")[0].sum() for f in chosen)
+    assert torch.allclose(loss.sums["cross_modal"], want / len(chosen))
+    assert loss.weights["cross_modal"] == 0.3
+
+
+@pytest.mark.parametrize("levels", ["bottleneck", "all"])
+def test_students_may_be_compared_through_a_map_of_their_own(levels):
+    student = network()
+    plain, projecting = (
+        task(student, cross_modal={"levels": levels, "projector": projector}) for projector in (False, True)
+    )
+    names = [name for name, _ in projecting.named_parameters() if name.startswith("projectors")]
+    assert len(names) == 2 * 4 * (3 if levels == "all" else 1)
+    assert not any("projectors" in name for name in student.state_dict())
+    for t in (plain, projecting):
+        t.on_interval(0.0)
+    assert not torch.allclose(projecting(batch()).sums["cross_modal"], plain(batch()).sums["cross_modal"])
+    for linear in projecting.projectors.maps.values():
+        torch.nn.init.eye_(linear.weight)
+    loss = projecting(batch()).sums["cross_modal"]
+    assert torch.allclose(loss, plain(batch()).sums["cross_modal"])
+    loss.backward()
+    # Elected are flair and t1ce: the maps of the two that learn alone get a gradient.
+    taught = {
+        name
+        for name, linear in projecting.projectors.maps.items()
+        if linear.weight.grad is not None and linear.weight.grad.abs().sum() > 0
+    }
+    assert {name.split()[1] for name in taught} == {"t1", "t2"}
+
+
+def test_per_task_each_teacher_speaks_where_its_region_lies():
+    student = network()
+    t = task(student, teachers="per_task", cross_modal={"students": "others"})
+    t.on_interval(0.0)
+    b = batch()
+    b["masks"].zero_()
+    b["masks"][:, 2, :8] = 1  # wt alone: its teacher is flair, in the lower half
+    loss = t(b)
+    f = student(b["images"], b["available"]).features[-1]
+    below = f[:, :, :, : f.shape[3] // 2]
+    want = cross_modal(below, b["available"], [0], students="others", pairs="mean")[0].sum() / 3
+    assert torch.allclose(loss.sums["cross_modal"], want, atol=1e-6)
+
+
+def test_votes_before_the_first_step_and_then_every_few():
+    asked: list = []
+    t = task(network(), asked)
+    for step in range(7):
+        t.on_interval(step / 7)
+        t.after_step(step + 1)
+    assert [vote["step"] for vote in t.history()] == [0, 3, 6]
+    other = task(network(), [])
+    other.load_task_state(t.task_state())
+    assert other.history() == t.history()
+    other.on_interval(6 / 7)  # a resumed run does not vote again
+    assert len(other.history()) == 3
+    assert t.student.training
+
+
+def test_the_appointed_teacher_puts_off_the_first_vote():
+    asked: list = []
+    t = task(network(), asked, election={"initial": "flair"})
+    t.on_interval(0.0)
+    assert asked == []
+    t.after_step(3)
+    assert asked == [0]
+
+
+def test_a_full_teacher_is_not_trained_and_teaches_nothing_to_its_equal():
+    student = network()
+    full = copy.deepcopy(student)
+    config = LckdConfig.model_validate(
+        {"name": "lckd", "dropping": ALL, "cross_modal": {"weight": 0}, "full": {"weight": 2.0, "features": 0.5}}
+    )
+    t = LckdTask(student, config, full=full)
+    b = batch()
+    loss = t(b)
+    assert float(loss.sums["full/output"].detach()) == pytest.approx(0, abs=1e-6)
+    assert float(loss.sums["full/features"].detach()) == pytest.approx(0, abs=1e-6)
+    assert (loss.weights["full/output"], loss.weights["full/features"]) == (2.0, 1.0)
+    assert all(name.startswith("student.") for name in t.state_dict())
+    loss.total({"samples": 2.0}).backward()
+    assert all(p.grad is None for p in full.parameters())
+    t.train()
+    assert not any(module.training for module in full.modules())
+    before = t.full_fingerprint
+    with torch.no_grad():
+        next(full.parameters()).add_(1)
+    assert t.full_fingerprint != before
+
+
+def test_what_the_full_teacher_segments_stands_in_for_masks_that_are_unknown():
+    student, full = network(), network(seed=1).eval()
+    config = LckdConfig.model_validate(
+        {"name": "lckd", "dropping": ALL, "cross_modal": {"weight": 0}, "full": {"weight": 1.0}}
+    )
+    b = batch()
+    known = b["masks"].clone()
+    b.tensors["labelled"] = torch.tensor([True, False])
+    b.tensors["masks"][1] = 0
+    student.eval()
+    with torch.no_grad():
+        found = student(b["images"], b["available"]).logits
+        theirs = full(b["images"], b["available"]).logits
+        loss = LckdTask(student, config, full=full)(b)
+    hard = (theirs[1:] > 0).float()
+    assert 0 < float(hard.mean()) < 1
+    for name, of in (("dice", dice_loss), ("bce", bce_loss)):
+        expected = of(found[:1], known[:1]) + of(found[1:], hard)
+        torch.testing.assert_close(loss.sums[name], expected)
+    torch.testing.assert_close(loss.sums["full/output"], binary_kl(found, theirs, 2.0).sum())
+
+
+def test_binary_kl_is_that_of_bernoulli_variables():
+    g = torch.Generator().manual_seed(0)
+    s, t = torch.randn(2, 3, 4, 4, 4, generator=g), torch.randn(2, 3, 4, 4, 4, generator=g)
+    want = 9 * kl_divergence(Bernoulli(logits=t / 3), Bernoulli(logits=s / 3)).flatten(1).mean(1)
+    assert torch.allclose(binary_kl(s, t, 3.0), want, atol=1e-5)
+    assert torch.isfinite(binary_kl(s * 1e4, t * 1e4, 1.0)).all()
+
+
+def test_mean_of_what_is_available():
+    f = torch.randn(2, 3, 4, 1, 2, 2)
+    available = torch.tensor([[True, False, True], [False, True, False]])
+    got = mean_available(f, available)
+    assert torch.allclose(got[0], (f[0, 0] + f[0, 2]) / 2, atol=1e-6)
+    assert torch.allclose(got[1], f[1, 1], atol=1e-6)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from preceptor.config import AugmentConfig, DataConfig
+from preceptor.data.images import ImageError
+from preceptor.data.types import Sample
+from preceptor.data.vqa.answers import AnswerVocabulary
+from preceptor.vqa.bundle import make_tokenizer
+from preceptor.vqa.dataset import Preprocessing, VqaExamples, augment, resize
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(6):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(rng.integers(0, 255, (40, 30), dtype=np.uint8)).save(path)
+        question = "what is it?" if i % 2 else "is there a lesion on the left side?"
+        found.append(Sample(f"q{i}", path, question, ("yes" if i % 2 else "no",), "closed", str(i), "train"))
+    return found
+
+
+def examples(samples, *, seed=0, **data) -> VqaExamples:
+    tokenizer = make_tokenizer([s.question for s in samples] * 3)
+    return VqaExamples(
+        samples,
+        tokenizer,
+        AnswerVocabulary(["yes", "no"]),
+        Preprocessing(24),
+        DataConfig(**data),
+        augmented=True,
+        seed=seed,
+    )
+
+
+def test_views_repeat_with_their_period_and_differ_within_it(samples):
+    few = examples(samples, augment={"views": 3})
+    pictures = [few[(0, epoch)]["image"] for epoch in range(6)]
+    keys = [few[(0, epoch)]["key"] for epoch in range(6)]
+    assert all(np.array_equal(pictures[i], pictures[i + 3]) and keys[i] == keys[i + 3] for i in range(3))
+    assert len(set(keys)) == 3
+    assert not np.array_equal(pictures[0], pictures[1])
+    endless = examples(samples, augment={"views": 0})
+    assert len({endless[(0, epoch)]["key"] for epoch in range(6)}) == 6
+
+
+def test_cached_views_are_the_same_for_every_seed_and_endless_ones_are_not(samples):
+    def picture(seed, views):
+        return examples(samples, seed=seed, augment={"views": views})[(0, 0)]["image"]
+
+    assert np.array_equal(picture(0, 2), picture(1, 2))
+    assert not np.array_equal(picture(0, 0), picture(1, 0))
+
+
+def test_a_key_follows_content_and_not_position(samples, tmp_path):
+    one = examples(samples)
+    other = examples(samples[::-1])
+    assert one[(0, 0)]["key"] == other[(5, 0)]["key"]
+    keys = {one[(i, 0)]["key"] for i in range(6)}
+    assert len(keys) == 6
+    Image.fromarray(np.zeros((40, 30), np.uint8)).save(samples[0].image)
+    assert examples(samples)[(0, 0)]["key"] not in keys
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_change_nothing(samples, workers: int):
+    lists = [[(0, 0), (1, 0), (2, 1)], [(3, 1), (4, 2), (5, 2)]]
+    want = [examples(samples).collate([examples(samples)[item] for item in items]) for items in lists]
+    got = list(examples(samples).loader(lists, workers))
+    for a, b in zip(want, got, strict=True):
+        assert a.ids == b.ids
+        assert a.keys == b.keys
+        assert all(torch.equal(a[name], b[name]) for name in a.tensors)
+
+
+def test_padding_and_labels(samples):
+    batch = examples(samples, augment={"enabled": False}).collate([examples(samples)[(i, 0)] for i in range(2)])
+    assert batch["labels"].tolist() == [1, 0]
+    lengths = batch["attention_mask"].sum(1).tolist()
+    assert lengths[0] > lengths[1]
+    assert batch["input_ids"].shape[1] == lengths[0]
+    assert batch["attention_mask"][1].tolist() == [1] * lengths[1] + [0] * (lengths[0] - lengths[1])
+    assert batch["pixels"].shape == (2, 3, 24, 24)
+
+
+def test_broken_images_raise_or_are_skipped(samples):
+    samples[2].image.write_bytes(b"not an image")
+    with pytest.raises(ImageError, match=r"2\.png"):
+        examples(samples)[(2, 0)]
+    lenient = examples(samples, broken_images="skip")
+    batch = lenient.collate([lenient[(i, 0)] for i in range(4)])
+    assert batch.skipped == ["q2"]
+    assert batch.ids == ["q0", "q1", "q3"]
+
+
+def test_no_augmentation_is_the_identity_and_left_stays_left():
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[8:24, 4:12] = 200
+    still = AugmentConfig(shift=0, scale=0, rotate=0, contrast=0, brightness=0)
+    assert np.array_equal(augment(image, still, np.random.default_rng(0)), image)
+    for seed in range(30):
+        moved = augment(image, AugmentConfig(), np.random.default_rng(seed)).astype(float)
+        moved -= moved.min()
+        assert moved[:, :16].sum() > 5 * moved[:, 16:].sum()
+
+
+def test_a_shift_moves_by_its_share():
+    image = np.zeros((41, 41, 3), np.uint8)
+    image[20, 20] = 255
+    config = AugmentConfig(shift=0.2, scale=0, rotate=0, contrast=0, brightness=0)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        y, x = np.argwhere(augment(image, config, rng)[..., 0] > 30).mean(0)
+        assert abs(y - 20) <= 0.2 * 41 + 1
+        assert abs(x - 20) <= 0.2 * 41 + 1
+
+
+def test_resize_gives_rgb_of_the_side():
+    assert resize(Image.new("L", (50, 20), 7), 16).tolist() == [[[7, 7, 7]] * 16] * 16

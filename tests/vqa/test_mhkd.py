@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from preceptor.config import MhkdConfig, ModelConfig, TermConfig
+from preceptor.data.vqa.answers import AnswerVocabulary
+from preceptor.errors import UserError
+from preceptor.task import Batch
+from preceptor.teachers.online import EnsembleTeacher, OnlineTeacher
+from preceptor.vqa.bundle import VqaBundle, build_bundle, make_tokenizer
+from preceptor.vqa.dataset import Preprocessing
+from preceptor.vqa.mhkd import Lesson, MhkdTask, schedule, teacher_forward, token_axes
+from preceptor.vqa.teachers import ema_teacher
+
+QUESTIONS = ["is there a lesion in the left lung?", "which plane is this?", "what organ is shown?", "ct or mri?"]
+EVERY = {"relation": {"weight": 0.3}, "output": {"weight": 1.0}, "embedding": {"weight": 0.5}}
+
+
+def model(
+    layers: int, width: int, seed: int, *, stages: int = 2, answers: tuple[str, ...] = ("yes", "no", "axial")
+) -> VqaBundle:
+    config = ModelConfig.model_validate(
+        {
+            "vision": {"conv": {"channels": [8] * stages, "blocks": [1] * stages, "token_stages": [1]}},
+            "text": {"scratch": {"embedding": 8, "width": 16, "layers": 1, "heads": 2}},
+            "width": width,
+            "layers": layers,
+            "heads": 2,
+            "dropout": 0.0,
+        }
+    )
+    tokenizer = make_tokenizer(QUESTIONS * 3)
+    return build_bundle(config, tokenizer, Preprocessing(32), AnswerVocabulary(list(answers)), seed=seed)
+
+
+def batch_of(bundle: VqaBundle, labels: list[int]) -> Batch:
+    texts = [QUESTIONS[i % len(QUESTIONS)] for i in range(len(labels))]
+    tokens = bundle.tokenizer(texts, padding=True, return_tensors="pt")
+    pixels = torch.randn(len(labels), 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    tensors = {
+        "pixels": pixels,
+        "input_ids": tokens["input_ids"],
+        "attention_mask": tokens["attention_mask"],
+        "labels": torch.tensor(labels),
+    }
+    names = [f"q{i}" for i in range(len(labels))]
+    return Batch(tensors, names, names)
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    return Batch({k: v[start:stop] for k, v in batch.tensors.items()}, batch.ids[start:stop], batch.keys[start:stop])
+
+
+def task_of(student: VqaBundle, teacher: VqaBundle | None, **settings) -> MhkdTask:
+    config = MhkdConfig.model_validate({**EVERY, **settings})
+    source = None
+    if teacher is not None:
+        lesson = Lesson(config, student.model.config.layers, teacher.model.config.layers)
+        source = OnlineTeacher(teacher.model, teacher_forward(lesson.teacher_paths))
+    return MhkdTask(student.model, config, teacher=source, teacher_config=teacher and teacher.model.config)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn():
+    student = model(2, 16, 0)
+    teacher = copy.deepcopy(student)
+    task = task_of(
+        student, teacher, hidden={"weight": 1, "layers": [[0, 0], [1, 1]]}, attention={"weight": 1, "kind": "mse"}
+    )
+    terms = task(batch_of(student, [0, 1, 2, 0]))
+    # The projectors stand between the hidden layers; all that has none must vanish.
+    for name in ("output", "attention/0-0", "attention/1-1", "relation"):
+        assert terms.sums[name].abs() < 1e-4, name
+    assert terms.sums["label"] > 1
+
+
+def test_every_level_is_there_and_weighted():
+    student, teacher = model(2, 16, 0), model(4, 24, 1)
+    task = task_of(student, teacher)
+    terms = task(batch_of(student, [0, 1, -100, 0]))
+    assert set(terms.sums) == {
+        "label",
+        "output",
+        "embedding/image",
+        "embedding/question",
+        "hidden/0-1",
+        "hidden/1-3",
+        "attention/0-1",
+        "attention/1-3",
+        "relation",
+    }
+    c = task.config
+    assert terms.weights["embedding/image"] + terms.weights["embedding/question"] == pytest.approx(c.embedding.weight)
+    assert terms.weights["hidden/0-1"] + terms.weights["hidden/1-3"] == pytest.approx(c.hidden.weight)
+    assert task.units(batch_of(student, [0, 1, -100, 0])) == {"samples": 4, "labelled": 3}
+    want = sum(terms.weights[n] * terms.sums[n] / (3 if n == "label" else 4) for n in terms.sums)
+    assert torch.allclose(terms.total({"samples": 4, "labelled": 3}), want)
+
+
+def test_everything_of_the_student_and_nothing_of_the_teacher_learns():
+    student, teacher = model(2, 16, 0), model(4, 24, 1)
+    task = task_of(student, teacher).train()
+    task(batch_of(student, [0, 1, 2, 0])).total({"samples": 4, "labelled": 4}).backward()
+    silent = [n for n, p in task.named_parameters() if p.requires_grad and (p.grad is None or p.grad.abs().sum() == 0)]
+    # The key bias of a softmax attention shifts all scores of a row alike; the embeddings of unused words stay still.
+    assert [name for name in silent if "qkv.bias" not in name and "key.bias" not in name] == []
+    assert all(p.grad is None for p in teacher.model.parameters())
+    assert not any("teacher" in name for name in task.state_dict())
+    assert not any("projectors" in name for name in task.student.state_dict())
+    assert not teacher.model.training
+
+
+def test_sums_add_up_over_micro_batches():
+    student, teacher = model(2, 16, 0), model(4, 24, 1)
+    task = task_of(student, teacher, relation={"weight": 0})
+    whole = batch_of(student, [0, 1, -100, 2, 1])
+    terms = [task(b).sums for b in (whole, part(whole, 0, 2), part(whole, 2, 5))]
+    for name, value in terms[0].items():
+        assert torch.allclose(value, terms[1][name] + terms[2][name], rtol=1e-4), name
+
+
+def test_without_a_teacher_only_the_label_teaches():
+    student = model(2, 16, 0)
+    batch = batch_of(student, [0, 1, 2, -100])
+    logits = student.model(batch["pixels"], batch["input_ids"], batch["attention_mask"]).logits
+    terms = task_of(student, None)(batch)
+    want = torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum")
+    assert set(terms.sums) == {"label"}
+    assert torch.allclose(terms.sums["label"], want)
+    soft = task_of(student, None, label={"kind": "bce"})(batch)
+    scores = torch.zeros_like(logits)
+    scores[[0, 1, 2], [0, 1, 2]] = 1
+    want = torch.nn.functional.binary_cross_entropy_with_logits(logits, scores, reduction="sum")
+    assert torch.allclose(soft.sums["label"], want)
+
+
+def test_ensemble_and_moving_average_teach():
+    student, one, two = model(2, 16, 0), model(2, 16, 1), model(2, 16, 2)
+    config = MhkdConfig.model_validate(EVERY)
+    paths = Lesson(config, 2, 2).teacher_paths
+    source = EnsembleTeacher(
+        [OnlineTeacher(one.model, teacher_forward(paths)), OnlineTeacher(two.model, teacher_forward([]))]
+    )
+    batch = batch_of(student, [0, 1, 2, 0])
+    task = MhkdTask(student.model, config, teacher=source, teacher_config=one.model.config)
+    assert torch.isfinite(task(batch).total({"samples": 4, "labelled": 4}))
+    probabilities = (
+        one.model(**_inputs(batch)).logits.softmax(-1) + two.model(**_inputs(batch)).logits.softmax(-1)
+    ) / 2
+    assert torch.allclose(source.signal(batch).logits.softmax(-1), probabilities, atol=1e-5)
+
+    ema = ema_teacher(student.model, config)
+    task = MhkdTask(student.model, config, teacher=ema, teacher_config=student.model.config)
+    before = {k: v.clone() for k, v in task.task_state().items()}
+    with torch.no_grad():
+        student.model.head.weight += 1
+    task.after_step(1)
+    moved = [k for k, v in task.task_state().items() if not torch.equal(v, before[k])]
+    assert any("head.weight" in name for name in moved)
+    task.load_task_state(before)
+    assert all(torch.equal(v, before[k]) for k, v in task.task_state().items())
+
+
+def _inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    return {k: batch[k] for k in ("pixels", "input_ids", "attention_mask")}
+
+
+def test_other_answers_are_refused():
+    student = model(1, 16, 0)
+    with pytest.raises(UserError, match="same data and split"):
+        task_of(student, model(1, 16, 1, answers=("no", "yes", "axial")))
+
+
+def test_other_image_tokens_are_refused_with_the_fix():
+    student, teacher = model(1, 16, 0), model(1, 16, 1, stages=3)
+    with pytest.raises(UserError, match="token_stages"):
+        task_of(student, teacher)(batch_of(student, [0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("progress", "want"),
+    [(0.0, 0.0), (0.2, 0.0), (0.25, 0.5), (0.3, 1.0), (0.39, 1.9), (0.5, 2.0), (0.8, 2.0), (0.9, 0.0)],
+)
+def test_schedule(progress: float, want: float):
+    term = TermConfig(weight=2.0, start=0.2, ramp=0.2, end=0.8)
+    assert schedule(term, progress) == pytest.approx(want)
+
+
+def test_token_axes_of_the_taps():
+    assert token_axes("embed_image") == ()
+    assert token_axes("embed_question") == (1,)
+    assert token_axes("fusion.3") == (1,)
+    assert token_axes("fusion.3.attention.probabilities") == (2, 3)

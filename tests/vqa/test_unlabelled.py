@@ -1,0 +1,95 @@
+"""Images without labels: read, cleared of held-out images, and answered by the teacher alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from preceptor.errors import UserError
+from preceptor.recipe import load_recipe
+from preceptor.vqa.data import read_data
+from preceptor.vqa.run import run_recipe
+from tests.audit.made import picture, row, write_table
+from tests.fault.tiny import write_recipe
+
+
+def labelled(folder: Path) -> Path:
+    folder.mkdir()
+    rows = []
+    for number, part in enumerate(["train"] * 8 + ["validation"] * 2 + ["test"] * 2):
+        picture(number, 128).save(folder / f"{number}.png")
+        rows += [
+            row(f"{part}-{number}-{n}", f"{number}.png", part, f"Question {n}?", f"a{n}") | {"group": f"g{number}"}
+            for n in range(3)
+        ]
+    return write_table(folder, rows)
+
+
+def images(folder: Path, numbers: list[int], side: int) -> Path:
+    folder.mkdir()
+    for number in numbers:
+        picture(number, 128).resize((side, side)).save(folder / f"scan{number}.png")
+    return folder
+
+
+def recipe(tmp_path: Path, table: Path, *overrides: str):
+    common = ["data.name=table", f"data.root={table}", "teacher.train.epochs=1", f"output={tmp_path / 'run'}"]
+    return load_recipe(str(write_recipe(tmp_path)), [*common, *overrides])
+
+
+def test_a_folder_of_images_less_those_of_held_out_parts(tmp_path: Path) -> None:
+    # 8 and 9 validate, 10 and 11 test; they come again resized.
+    folder = images(tmp_path / "more", [8, 10, 40, 41, 42], 90)
+    config = recipe(tmp_path, labelled(tmp_path / "own"), f"data.unlabelled=[{folder}]").data
+    data = read_data(config, tmp_path / "run" / "data")
+    found = data.part("unlabelled")
+    assert [s.id for s in found] == ["more:scan40.png", "more:scan41.png", "more:scan42.png"]
+    assert all(s.answers == () and s.question == "" for s in found)
+    assert any(
+        "3 images (0 questions) without labels" in note and "2 that are validation or test" in note
+        for note in data.notes
+    )
+
+
+def test_a_table_of_questions_and_the_rest_of_a_share(tmp_path: Path) -> None:
+    folder = images(tmp_path / "more", [40], 90)
+    (folder / "asked.csv").write_text("image,question\nscan40.png,What is it?\n", "utf-8")
+    table = labelled(tmp_path / "own")
+    config = recipe(tmp_path, table, "data.train_share=0.5", f"data.unlabelled=[rest, {folder / 'asked.csv'}]").data
+    data = read_data(config, tmp_path / "run" / "data")
+    train, found = data.part("train"), data.part("unlabelled")
+    assert (len(train), len(found)) == (12, 13)
+    assert {s.question for s in found} == {"Question 0?", "Question 1?", "Question 2?", "What is it?"}
+    assert not {s.image for s in found} & {s.image for s in data.samples if s.part != "unlabelled"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [("rest", "set it below 1"), ("vqa-radd", "did you mean 'vqa-rad'"), ("{empty}", "holds no image files")],
+)
+def test_wrong_entries(tmp_path: Path, entry: str, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    config = recipe(tmp_path, labelled(tmp_path / "own"), f"data.unlabelled=[{entry.format(empty=tmp_path / 'empty')}]")
+    with pytest.raises(UserError, match=said):
+        read_data(config.data, tmp_path / "run" / "data")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["online", "cached"])
+def test_the_distilled_student_alone_sees_them(tmp_path: Path, kind: str) -> None:
+    folder = images(tmp_path / "more", [40, 41], 90)
+    made = recipe(
+        tmp_path,
+        labelled(tmp_path / "own"),
+        f"data.unlabelled=[{folder}]",
+        f"method.teaching.kind={kind}",
+        "data.augment.views=1",
+        "stages=[teacher, alone, distilled]",
+    )
+    results = run_recipe(made)
+    stages = results["stages"]
+    assert stages["distilled"]["data"]["unlabelled"] == 2
+    assert "unlabelled" not in stages["alone"]["data"]
+    assert stages["distilled"]["training"]["steps"] == stages["alone"]["training"]["steps"]
+    assert any("without labels" in note for note in results["notes"])
