@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from preceptor.audit.duplicates import find_pairs
 from preceptor.audit.images import look_at
 from preceptor.audit.run import audit, write_audit
-from preceptor.config import DataConfig
+from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import read_data
 
 SETS = ("vqa-rad", "vqa-med-2019", "slake")

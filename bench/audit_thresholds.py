@@ -21,9 +21,9 @@ from PIL import Image, ImageOps
 
 from preceptor.audit.burned_in import has_text
 from preceptor.audit.duplicates import COPY_CORRELATION, correlations
-from preceptor.config import DataConfig
 from preceptor.data.images import load_image
 from preceptor.data.phash import ALIKE_BITS, COPY_BITS, cosine_transform, hashes, near, thumbnail
+from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import read_data
 
 BITS = (8, 12, 16, 20, 24, 32, 40, 48, 56, 64)

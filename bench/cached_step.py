@@ -27,11 +27,11 @@ def main() -> None:
     import torch
 
     from preceptor.environment import QUESTIONS, machine, versions
-    from preceptor.recipe import load_recipe
+    from preceptor.tasks import load_recipe
     from preceptor.teachers.online import OnlineTeacher
     from preceptor.training.sampler import StepBatches
     from preceptor.training.setup import make_optimizer, native_bf16
-    from preceptor.vqa.mhkd import Lesson, MhkdTask, teacher_forward
+    from preceptor.vqa.mhkd import LayerMap, MhkdTask, teacher_forward
     from preceptor.vqa.run import open_classroom
     from preceptor.vqa.teachers import cached_teacher
 
@@ -42,7 +42,7 @@ def main() -> None:
                 f"output={scratch}",
                 "data.name=phantom",
                 "data.root=null",
-                "data.split=null",
+                "data.variant=null",
                 "data.augment.views=1",
                 "data.phantom.cases=60",
                 "data.phantom.images_per_case=3",
@@ -51,13 +51,13 @@ def main() -> None:
         )
         room = open_classroom(recipe)
         teacher = room.bundle(recipe.teacher, 1)
-        paths = Lesson(recipe.method, recipe.student.model.layers, teacher.model.config.layers).teacher_paths
+        paths = LayerMap(recipe.method, recipe.student.model.layers, teacher.model.config.layers).teacher_paths
         online = OnlineTeacher(teacher.model, teacher_forward(paths))
         cached = cached_teacher(Path(scratch) / "cache", room, online, paths)
         train = room.training_examples(0)
         config = recipe.student.train
         steps = {}
-        for name, source in (("supervised", None), ("cached", cached), ("online", online)):
+        for name, source in (("baseline", None), ("cached", cached), ("online", online)):
             bundle = room.bundle(recipe.student, 0)
             task = MhkdTask(bundle.model, recipe.method, teacher=source, teacher_config=teacher.model.config)
             optimizer, _ = make_optimizer(task, config)
@@ -76,7 +76,7 @@ def main() -> None:
                 optimizer.zero_grad(set_to_none=True)
                 if number >= 5:
                     times[name].append(time.perf_counter() - begun)
-    plain = statistics.median(times["supervised"])
+    plain = statistics.median(times["baseline"])
     for name, values in times.items():
         middle = statistics.median(values)
         print(f"{name:11s} {1000 * middle:7.1f} ms a step   ratio {middle / plain:.3f}")

@@ -55,7 +55,7 @@ def main() -> None:
             rows.append(Dialogue(str(number), (file,), turns, "vg", "x", str(number), "train"))
         corpus = [text for row in rows for turn in row.turns for text in turn]
         folder = new_vlm(root / "model", corpus, size=args.size)
-        models = {name: GroundedVlm.load(folder) for name in ("supervised", "cached", "online", "teacher")}
+        models = {name: GroundedVlm.load(folder) for name in ("baseline", "cached", "online", "teacher")}
         if args.words:
             for model in models.values():
                 model.base.resize_token_embeddings(args.words, mean_resizing=False)
@@ -77,7 +77,7 @@ def main() -> None:
                 batch = model.encoder.collate([model.encoder.encode(row) for row in picked])
                 hidden, targets, _ = model.hidden(batch)
                 weight = model.lm_head_weight
-                if name == "supervised":
+                if name == "baseline":
                     loss = chunked_cross_entropy(hidden, weight, targets)
                 elif name == "cached":
                     before = time.perf_counter()
@@ -96,7 +96,7 @@ def main() -> None:
                     times[name].append(time.perf_counter() - begun)
         size = sum(file.stat().st_size for file in (root / "cache").iterdir())
         tokens = cache.tokens
-    plain = times["supervised"]
+    plain = times["baseline"]
     for name, values in times.items():
         # Of the same batch each, so that the ratio is not one of two moments of the machine.
         ratio = statistics.median(a / b for a, b in zip(values, plain, strict=True))

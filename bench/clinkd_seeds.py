@@ -20,9 +20,9 @@ SHOWN = {"vg": "recall", "roc": "accuracy", "rc": "mbmr", "mia": "mbmr"}
 
 
 def run(output: Path, args: argparse.Namespace) -> None:
-    from preceptor.grounding.config import VlmRecipe
+    from preceptor.grounding.config import GroundingRecipe
     from preceptor.grounding.run import run_vlm
-    from preceptor.recipe import load_any_recipe
+    from preceptor.tasks import load_recipe
 
     for seed in args.seeds:
         settings = [
@@ -30,8 +30,8 @@ def run(output: Path, args: argparse.Namespace) -> None:
             f"output={output / f'seed{seed}'}",
             *([f"data.root={args.data}"] if args.data else []),
         ]
-        recipe = load_any_recipe(args.recipe, [*settings, *args.overrides])
-        assert isinstance(recipe, VlmRecipe)
+        recipe = load_recipe(args.recipe, [*settings, *args.overrides])
+        assert isinstance(recipe, GroundingRecipe)
         run_vlm(recipe)
 
 
@@ -75,7 +75,7 @@ def table(output: Path, protocol: str) -> None:
         "\nDifferences of the dialogues' own scores (recall, right or wrong, F1 of the words), with 95 % intervals over"
     )
     print("seeds and dialogues\n\n| | boxes | naming | description | questions |\n|---|---|---|---|---|")
-    pairs = [(name, "supervised") for name in students[1:]]
+    pairs = [(name, "baseline") for name in students[1:]]
     pairs += [pair for pair in zip(students[2:], students[1:], strict=False) if pair not in pairs]
     for name, other in pairs:
         cells = []

@@ -52,23 +52,21 @@ def main() -> None:
 
     from preceptor.data.segmentation.cases import find_case
     from preceptor.data.types import CaseData
-    from preceptor.recipe import load_any_recipe
     from preceptor.segmentation.config import SegmentationRecipe
     from preceptor.segmentation.predict import segment_case
     from preceptor.segmentation.stage import train_stage
+    from preceptor.tasks import load_recipe
 
     for name in args.case:
         folder = args.output / name
-        recipe = load_any_recipe(
-            "lckd-demo", [*SETTINGS, f"data.root={args.data}", f"output={folder}", *args.overrides]
-        )
+        recipe = load_recipe("lckd-demo", [*SETTINGS, f"data.root={args.data}", f"output={folder}", *args.overrides])
         assert isinstance(recipe, SegmentationRecipe)
         case = find_case(args.data / name, recipe.data.modalities)
         # By hand: a split with one case in every part is refused everywhere else.
-        cases = [replace(case, part=part) for part in ("train", "validation", "test")]
+        cases = [replace(case, split=part) for part in ("train", "validation", "test")]
         data = CaseData("overfit", name, args.data, recipe.data.modalities, CASES[name], cases)
         data.notes.append("Scored on the case that it was trained on: a check of the software.")
-        results = train_stage("alone", folder, recipe, data, None)
+        results = train_stage("baseline", folder, recipe, data, None)
         scores = next(iter(results["protocols"].values()))
         print(f"\n{name}: {results['training']['steps']} steps, {results['training']['seconds']:.0f} s")
         for subset, by in scores["subsets"].items():

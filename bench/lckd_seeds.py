@@ -32,10 +32,10 @@ COMMON = [
     "data.unlabelled=none",
 ]
 SCARCE = ["data.train_share=0.2", "train.epochs=200", "train.evaluate_every=100", "method.election.every=25"]
-WHERE_ALL = ["alone", "single", "multi", "per_task", "full"]
-WHERE_SCARCE = ["alone", "full", "full_unlabelled", "multi_and_full_unlabelled"]
+WHERE_ALL = ["baseline", "single", "multi", "per_task", "full"]
+WHERE_SCARCE = ["baseline", "full", "full_unlabelled", "multi_and_full_unlabelled"]
 VARIANTS: dict[str, list[str]] = {
-    "alone": [],
+    "baseline": [],
     "single": ["method.teachers=single"],
     "multi": ["method.teachers=multi"],
     "per_task": ["method.teachers=per_task"],
@@ -71,15 +71,15 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def run(output: Path, variants: list[str], seeds: list[int], overrides: list[str]) -> None:
-    from preceptor.recipe import load_any_recipe
     from preceptor.segmentation.config import SegmentationRecipe
     from preceptor.segmentation.run import run_segmentation
+    from preceptor.tasks import load_recipe
 
     def train(folder: Path, seed: int, stage: str, settings: list[str]) -> None:
         if (folder / "results.json").exists():
             return
         settings = [*COMMON, *settings, *overrides, f"seed={seed}", f"stages=[{stage}]", f"output={folder}"]
-        recipe = load_any_recipe("lckd-demo", [*settings, f"data.root={output / 'cases'}"])
+        recipe = load_recipe("lckd-demo", [*settings, f"data.root={output / 'cases'}"])
         assert isinstance(recipe, SegmentationRecipe)
         run_segmentation(recipe)
 
@@ -89,7 +89,7 @@ def run(output: Path, variants: list[str], seeds: list[int], overrides: list[str
             if any(setting.startswith("method.full.weight") for setting in settings):
                 train(output / f"teacher-seed{seed}", seed, "teacher", [])
                 settings.append(f"method.teaching_run={output / f'teacher-seed{seed}'}")
-            stage = "alone" if name == "alone" else "distilled"
+            stage = "baseline" if name == "baseline" else "distilled"
             train(output / f"{name}-seed{seed}", seed, stage, settings)
 
 
@@ -104,7 +104,7 @@ def table(output: Path) -> None:
     for path in sorted(output.glob("*-seed*/results.json")):
         name, _, seed = path.parent.name.rpartition("-seed")
         found.setdefault(name, {})[int(seed)] = path.parent
-    first = json.loads((next(iter(found["alone"].values())) / "results.json").read_text())
+    first = json.loads((next(iter(found["baseline"].values())) / "results.json").read_text())
     protocol = next(iter(first["protocols"]))
     regions = first["regions"]
 
@@ -133,12 +133,12 @@ def table(output: Path) -> None:
                 f"{100 * scores[..., i].mean():.1f}"
                 + (f" ({100 * over.low:.1f} to {100 * over.high:.1f})" if over else "")
             )
-        both = [seed for seed in folders if seed in found["alone"]]
+        both = [seed for seed in folders if seed in found["baseline"]]
         deltas = ""
-        if name not in ("alone", "teacher") and both:
+        if name not in ("baseline", "teacher") and both:
             parts = []
             for i in range(len(regions) + 1):
-                mine, theirs = (np.stack([dice(found[n][s])[:, i] for s in both]) for n in (name, "alone"))
+                mine, theirs = (np.stack([dice(found[n][s])[:, i] for s in both]) for n in (name, "baseline"))
                 d = paired_bootstrap_runs(mine, theirs)
                 parts.append(f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})")
             deltas = "; ".join(parts)

@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-STAGES = ("teacher", "alone", "distilled")
+STAGES = ("teacher", "baseline", "distilled")
 
 
 def run_folder(output: Path, share: float, seed: int) -> Path:
@@ -29,7 +29,8 @@ def train(
 ) -> list[Path]:
     """Train what is not finished yet; return the run folders."""
     from preceptor.errors import UserError
-    from preceptor.recipe import differences, load_recipe
+    from preceptor.recipe import differences
+from preceptor.tasks import load_recipe
     from preceptor.vqa.run import run_recipe
 
     recipes = []

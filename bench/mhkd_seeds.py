@@ -50,7 +50,7 @@ def stage_folder(output: Path, name: str, seed: int) -> Path:
 
 
 def run(output: Path, args: argparse.Namespace) -> None:
-    from preceptor.recipe import load_recipe
+    from preceptor.tasks import load_recipe
     from preceptor.vqa.run import run_recipe
 
     common = [f"data.root={args.data}"] if args.data else []
@@ -69,7 +69,7 @@ def run(output: Path, args: argparse.Namespace) -> None:
     if any(setting.startswith("method.teaching.kind=ema") for setting in variant):
         taught = [f"method.teaching.runs={json.dumps(teachers)}"]
     for seed in args.seeds:
-        for name, stage, settings in (("alone", "alone", []), (args.variant, "distilled", variant)):
+        for name, stage, settings in (("baseline", "baseline", []), (args.variant, "distilled", variant)):
             folder = stage_folder(output, name, seed)
             if stage in args.only and not (folder / "results.json").exists():
                 overrides = [*common, *taught, *settings, f"output={folder}", f"seed={seed}", f"stages=[{stage}]"]
@@ -93,7 +93,7 @@ def table(output: Path) -> None:
         training = result["training"]
         return next(v["score"] for v in training["validations"] if v["step"] == training["kept_step"])
 
-    names = sorted({p.parent.name.rsplit("-seed", 1)[0] for p in output.glob("*-seed*/results.json")} - {"alone"})
+    names = sorted({p.parent.name.rsplit("-seed", 1)[0] for p in output.glob("*-seed*/results.json")} - {"baseline"})
     first = results(next(iter(sorted(output.glob("teacher-*")))))
     for protocol in first["protocols"]:
         print(f"\n### {protocol}\n")
@@ -114,7 +114,7 @@ def table(output: Path) -> None:
                 f"| {folder.name} ({r['parameters'] / 1e6:.1f} M) | 1 | {100 * kept:.1f} | {100 * s['accuracy']:.1f} "
                 f"| {100 * s['open']:.1f} | {100 * s['closed']:.1f} | |"
             )
-        for name in ["alone", *names]:
+        for name in ["baseline", *names]:
             seeds = sorted(int(p.parent.name.rsplit("-seed", 1)[1]) for p in output.glob(f"{name}-seed*/results.json"))
             if not seeds:
                 continue
@@ -126,9 +126,11 @@ def table(output: Path) -> None:
             accuracy = f"{100 * mean['accuracy']:.1f}"
             accuracy += f" ({100 * over.low:.1f} to {100 * over.high:.1f})" if over else ""
             delta = ""
-            both = [seed for seed in seeds if (stage_folder(output, "alone", seed) / "results.json").exists()]
-            if name != "alone" and both:
-                a, b = (np.stack([hits(stage_folder(output, n, s), protocol) for s in both]) for n in (name, "alone"))
+            both = [seed for seed in seeds if (stage_folder(output, "baseline", seed) / "results.json").exists()]
+            if name != "baseline" and both:
+                a, b = (
+                    np.stack([hits(stage_folder(output, n, s), protocol) for s in both]) for n in (name, "baseline")
+                )
                 d = paired_bootstrap_runs(a, b)
                 delta = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
             print(
@@ -141,7 +143,7 @@ def table(output: Path) -> None:
 
 def by_question_type(output: Path, protocol: str, names: list[str]) -> None:
     """Print the mean accuracy of each model, over teachers or seeds, by type of question: the dozen most asked."""
-    patterns = {"teacher": "teacher-*", "alone": "alone-seed*"} | {name: f"{name}-seed*" for name in names}
+    patterns = {"teacher": "teacher-*", "baseline": "alone-seed*"} | {name: f"{name}-seed*" for name in names}
     types = {
         name: [json.loads(path.read_text())["protocols"][protocol]["question_types"] for path in found]
         for name, pattern in patterns.items()
@@ -164,9 +166,9 @@ def main() -> None:
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="recipe")
     parser.add_argument(
         "--only",
-        choices=["alone", "distilled"],
+        choices=["baseline", "distilled"],
         nargs="+",
-        default=["alone", "distilled"],
+        default=["baseline", "distilled"],
         help="train these alone: two processes can share the work",
     )
     parser.add_argument("--table", action="store_true", help="print what has been measured, and train nothing")

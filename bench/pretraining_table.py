@@ -1,7 +1,7 @@
 r"""Write a table of VQA-Med 2019 (train) and SLAKE (English, train) to pretrain on before VQA-RAD.
 
     python bench/pretraining_table.py --output runs/pretraining-table
-    preceptor train mhkd-vqa-rad output=runs/pretrained data.name=table data.split=null \
+    preceptor train mhkd-vqa-rad output=runs/pretrained data.name=table data.variant=null \
         data.root=runs/pretraining-table/questions.jsonl 'stages=[teacher]' data.augment.views=0 \
         teacher.train.epochs=4 teacher.train.batch_size=64 teacher.train.learning_rate=7e-4 teacher.train.select=best \
         'teacher.model.vision.freeze=["embeddings.*", "encoder.blocks.?.*", "encoder.blocks.1[01].*", "encoder.top_*"]'
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from preceptor.data.provenance import among, hash_images
+from preceptor.data.provenance import hash_images, match_images
 
 
 def sources(root: Path):
@@ -43,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     root = Path(os.environ["PRECEPTOR_DATA"])
     tested = hash_images(sorted((root / "vqa_rad" / "VQA_RAD Image Folder").glob("*.jpg")))
-    left_out = among(hash_images(path for path, *_ in sources(root)), dict(tested.values()))
+    left_out = match_images(hash_images(path for path, *_ in sources(root)), dict(tested.values()))
     (args.output / "images").mkdir(parents=True)
     kept: dict[Path, str | None] = {}
     rows = []

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from preceptor.recipe import load_recipe
+    from preceptor.tasks import load_recipe
     from preceptor.vqa.run import run_recipe
 
     rows = []
@@ -43,7 +43,7 @@ def main() -> None:
                         f"output={folder}",
                         f"seed={seed}",
                         "stages=[teacher]",
-                        "data.split=published",
+                        "data.variant=published",
                         f"data.validation_by={args.validation}",
                     ],
                 )

@@ -148,7 +148,7 @@ LCKD_HEAD = """\
 # Recipe reference: LCKD
 
 Every key of a recipe of segmentation, one whose `method.name` is `lckd`. How recipes and overrides are written is said
-in [Recipe reference](recipe.md). This page is made by `python docs/make_recipe_reference.py`; do not edit it by hand.
+in [VqaRecipe reference](recipe.md). This page is made by `python docs/make_recipe_reference.py`; do not edit it by hand.
 """
 
 LCKD_SECTIONS = [
@@ -171,7 +171,7 @@ CLINKD_HEAD = """\
 # Recipe reference: ClinKD
 
 Every key of a recipe of a grounded vision-language model, one whose `method.name` is `clinkd`. How recipes and
-overrides are written is said in [Recipe reference](recipe.md). This page is made by
+overrides are written is said in [VqaRecipe reference](recipe.md). This page is made by
 `python docs/make_recipe_reference.py`; do not edit it by hand.
 """
 
@@ -253,12 +253,12 @@ def shown(value: Any) -> str:
 
 def make_page() -> str:
     """Return the page. Asserts that every key has its place and that teacher and student share their defaults."""
-    defaults = config.Recipe(name="x")
+    defaults = config.VqaRecipe(name="x")
     text, placed = _tables(defaults, SECTIONS)
     assert defaults.teacher.model == defaults.student.model, "teacher.model and student.model have one table"
     assert defaults.teacher.train == defaults.student.train, "teacher.train and student.train have one table"
     twins = [key.replace("student.", "teacher.", 1) for key in placed if key.startswith("student.")]
-    missing = {key for key, *_ in leaves(config.Recipe)} - {*placed, *twins}
+    missing = {key for key, *_ in leaves(config.VqaRecipe)} - {*placed, *twins}
     assert not missing, f"keys without a section: {sorted(missing)}"
     return HEAD + text
 
@@ -273,11 +273,11 @@ def make_lckd_page() -> str:
 
 def make_clinkd_page() -> str:
     """Return the page of vision-language recipes. Asserts that every key has its place."""
-    defaults = config_vlm.VlmRecipe(name="x", stages=("supervised",))
+    defaults = config_vlm.GroundingRecipe(name="x", stages=("baseline",))
     text, placed = _tables(defaults, CLINKD_SECTIONS)
     assert defaults.teacher == defaults.student, "teacher and student have one table"
     twins = [key.replace("student.", "teacher.", 1) for key in placed if key.startswith("student.")]
-    missing = {key for key, *_ in leaves(config_vlm.VlmRecipe)} - {*placed, *twins}
+    missing = {key for key, *_ in leaves(config_vlm.GroundingRecipe)} - {*placed, *twins}
     assert not missing, f"keys without a section: {sorted(missing)}"
     return CLINKD_HEAD + text
 

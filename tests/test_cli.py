@@ -51,16 +51,16 @@ def run(tmp_path_factory) -> Path:
 def test_a_run_folder_holds_what_the_contract_says(run: Path):
     for name in ("recipe.yaml", "results.json", "report.html", "log.txt"):
         assert (run / name).is_file(), name
-    for stage in ("teacher", "alone", "distilled"):
+    for stage in ("teacher", "baseline", "distilled"):
         for name in (
             "recipe.yaml",
             "metrics.jsonl",
             "results.json",
-            "student/config.json",
-            "student/model.safetensors",
-            "student/README.md",
-            "student/tokenizer.json",
-            "student/preprocessor_config.json",
+            "model/config.json",
+            "model/model.safetensors",
+            "model/README.md",
+            "model/tokenizer.json",
+            "model/preprocessor_config.json",
         ):
             assert (run / stage / name).is_file(), name
         results = json.loads((run / stage / "results.json").read_text())
@@ -73,13 +73,13 @@ def test_a_run_folder_holds_what_the_contract_says(run: Path):
         assert {"id", "prediction", "probability", "target", "correct"} <= rows[0].keys()
         assert list((run / stage / "checkpoints").glob("step-*"))
     comparison = json.loads((run / "results.json").read_text())["comparison"]
-    assert {"distilled - alone", "distilled / teacher"} <= next(iter(comparison.values())).keys()
+    assert {"distilled - baseline", "distilled / teacher"} <= next(iter(comparison.values())).keys()
 
 
 def test_the_weights_hold_neither_teacher_nor_projectors(run: Path):
     from safetensors import safe_open
 
-    with safe_open(run / "distilled" / "student" / "model.safetensors", "pt") as file:
+    with safe_open(run / "distilled" / "model" / "model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if "teacher" in name or "projectors" in name]  # noqa: SIM118
 
 
@@ -88,7 +88,7 @@ def test_train_again_trains_nothing_and_says_the_same(run: Path, capsys, monkeyp
     recipe = str(run.parent / "tiny.yaml")
     code, out, _ = call(capsys, monkeypatch, "train", recipe, f"output={run}", *QUICK, "--json")
     assert code == 0
-    assert set(json.loads(out)["stages"]) == {"teacher", "alone", "distilled"}
+    assert set(json.loads(out)["stages"]) == {"teacher", "baseline", "distilled"}
     assert {path: path.stat().st_mtime_ns for path in run.rglob("task.safetensors")} == before
 
 

@@ -3,23 +3,15 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from preceptor.config import Recipe
 from preceptor.errors import UserError
-from preceptor.recipe import (
-    differences,
-    dump_recipe,
-    known_keys,
-    load_any_recipe,
-    load_recipe,
-    recipe_names,
-    recipe_text,
-    validate,
-)
+from preceptor.recipe import differences, dump_recipe, known_keys, recipe_names, recipe_text, validate
+from preceptor.tasks import load_recipe
+from preceptor.vqa.config import VqaRecipe
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_load_and_come_back(name):
-    recipe = load_any_recipe(name)
+    recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.description
     again = validate(yaml.safe_load(dump_recipe(recipe)), "again", type(recipe))
@@ -142,7 +134,7 @@ def test_a_run_folder_is_a_recipe(tmp_path):
 
 
 def test_differences_are_listed_by_leaf():
-    old = Recipe(name="x").model_dump(mode="json")
+    old = VqaRecipe(name="x").model_dump(mode="json")
     new = load_recipe("mhkd-demo", ["seed=3"]).model_dump(mode="json")
     found = differences(old, new)
     assert "seed: 0 -> 3" in found
@@ -158,7 +150,7 @@ def test_known_keys_reach_the_leaves():
     ("override", "said"),
     [
         ("method.cross_modal.wieght=1", "did you mean 'method.cross_modal.weight'"),
-        ("stages=[alone, alone]", "each once"),
+        ("stages=[baseline, alone]", "each once"),
         ("data.modalities=[t1, t1]", "each once"),
         ("method.election.initial=ct", "not among data.modalities"),
         ("stages=[distilled]", "needs the stage 'teacher'"),
@@ -167,7 +159,7 @@ def test_known_keys_reach_the_leaves():
 )
 def test_wrong_segmentation_recipes(override, said):
     with pytest.raises(UserError, match=said):
-        load_any_recipe("lckd-demo", [override])
+        load_recipe("lckd-demo", [override])
 
 
 def test_a_segmentation_recipe_is_refused_where_questions_are_asked():

@@ -59,8 +59,8 @@ def check(capsys, monkeypatch, recipe: str, protocol: str, root: Path | None, ru
     scores = results["protocols"][protocol]
     assert scores["n"]
     assert protocol in (run / "report.html").read_text()
-    assert protocol in (run / "distilled" / "student" / "README.md").read_text()
-    assert {"majority", "question_only", "look_up"} <= results["stages"]["alone"]["baselines"][protocol].keys()
+    assert protocol in (run / "distilled" / "model" / "README.md").read_text()
+    assert {"majority", "question_only", "look_up"} <= results["stages"]["baseline"]["baselines"][protocol].keys()
     file = run / "distilled" / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
     asked = ["score", str(file), "--protocol", protocol, "--json", *(["--root", str(root)] if root else [])]
     code, out, said = call(capsys, monkeypatch, *asked)
@@ -75,16 +75,16 @@ def check(capsys, monkeypatch, recipe: str, protocol: str, root: Path | None, ru
     ("recipe", "protocol", "settings"),
     [
         ("mhkd-vqa-rad", "vqa-rad/clean/451", ["data.validation_fraction=0.4"]),
-        ("mhkd-vqa-rad", "vqa-rad/published/freeform308", ["data.validation_fraction=0.4", "data.split=published"]),
+        ("mhkd-vqa-rad", "vqa-rad/published/freeform308", ["data.validation_fraction=0.4", "data.variant=published"]),
         ("mhkd-vqa-med-2019", "vqa-med-2019/val/strict", ["data.validation_fraction=0.2"]),
-        ("mhkd-vqa-med-2019", "vqa-med-2019/bleu", ["data.split=test"]),
+        ("mhkd-vqa-med-2019", "vqa-med-2019/bleu", ["data.variant=test"]),
         ("mhkd-slake-en", "slake-en", []),
         ("mhkd-slake-en", "slake-zh", ["data.language=both"]),
         ("mhkd-path-vqa", "path-vqa", []),
     ],
 )
 def test_a_released_folder_becomes_a_scored_report(tmp_path, capsys, monkeypatch, recipe, protocol, settings):
-    make = vqa_med_with_test if "data.split=test" in settings else MADE[recipe]
+    make = vqa_med_with_test if "data.variant=test" in settings else MADE[recipe]
     check(capsys, monkeypatch, recipe, protocol, make(tmp_path / "made"), tmp_path / "run", *settings)
 
 

@@ -14,14 +14,15 @@ import typer
 
 from preceptor.cli.app import app
 from preceptor.errors import UserError
-from preceptor.grounding.config import VlmRecipe
-from preceptor.recipe import known_keys, load_any_recipe, recipe_names
+from preceptor.grounding.config import GroundingRecipe
+from preceptor.recipe import known_keys, recipe_names
 from preceptor.segmentation.config import SegmentationRecipe
+from preceptor.tasks import load_recipe
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
-KEYS = {*known_keys(), *known_keys(SegmentationRecipe), *known_keys(VlmRecipe)}
+KEYS = {*known_keys(), *known_keys(SegmentationRecipe), *known_keys(GroundingRecipe)}
 VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 TAKES_RECIPE = ("train", "cache", "doctor")
 
@@ -114,7 +115,7 @@ def test_command_lines_parse(line: str) -> None:
         key = re.sub("^against[.]", "data.", override.partition("=")[0])
         assert key in KEYS, f"unknown key {key!r}"
     if verb in TAKES_RECIPE and context.params["recipe"] in recipe_names():
-        load_any_recipe(context.params["recipe"], overrides)
+        load_recipe(context.params["recipe"], overrides)
 
 
 @pytest.mark.parametrize("line", ["preceptor trian mhkd-demo", "preceptor train mhkd-demo data.imagesize=3"])
@@ -150,7 +151,7 @@ def test_recipe_reference_is_up_to_date() -> None:
     assert page == script.make_page(), "run python docs/make_recipe_reference.py"
     for other, made in (("LCKD_PAGE", script.make_lckd_page()), ("CLINKD_PAGE", script.make_clinkd_page())):
         assert getattr(script, other).read_text("utf-8") == made, "run python docs/make_recipe_reference.py"
-    leaves = list(script.leaves(script.config.Recipe))
+    leaves = list(script.leaves(script.config.VqaRecipe))
     for key, *_ in leaves:
         twin = key.replace("teacher.", "student.", 1) if key.startswith(("teacher.model.", "teacher.train.")) else key
         assert f"| `{twin}` |" in page

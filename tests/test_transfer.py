@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.config import Recipe
-from preceptor.data.provenance import SEEN, read_seen
+from preceptor.data.provenance import PROVENANCE_FILE, read_provenance
 from preceptor.errors import UserError
-from preceptor.recipe import load_recipe
+from preceptor.tasks import load_recipe
+from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.run import run_recipe
 from preceptor.vqa.serve import evaluate_run
 from tests.audit.made import picture, row, write_table
@@ -27,7 +27,7 @@ def table(folder: Path, parts: dict[str, list[int]], side: int) -> Path:
     return write_table(folder, rows)
 
 
-def tiny(folder: Path, output: str, root: Path, *overrides: str) -> Recipe:
+def tiny(folder: Path, output: str, root: Path, *overrides: str) -> VqaRecipe:
     common = ["data.name=table", f"data.root={root}", "teacher.train.epochs=1", f"output={folder / output}"]
     return load_recipe(str(write_recipe(folder)), [*common, *overrides])
 
@@ -37,7 +37,7 @@ def test_transfer_refuses_known_test_images_until_they_are_excluded(tmp_path: Pa
     first = table(tmp_path / "first", {"train": list(range(8)), "validation": [8], "test": [9]}, 100)
     second = table(tmp_path / "second", {"train": [20, 21, 22], "validation": [23], "test": [5, 24]}, 80)
     run_recipe(tiny(tmp_path, "pre", first))
-    sources = read_seen(tmp_path / "pre" / "student")
+    sources = read_provenance(tmp_path / "pre" / "model")
     assert sources is not None
     assert [len(source.images) for source in sources] == [9]
 
@@ -46,7 +46,7 @@ def test_transfer_refuses_known_test_images_until_they_are_excluded(tmp_path: Pa
         UserError, match=r"teacher\.model\.init=.* 1 of the 2 test images .*test-5-0.*exclude_images_of"
     ):
         run_recipe(tiny(tmp_path, "fine", second, begin(tmp_path / "pre")))
-    assert not (tmp_path / "fine" / "student").exists()
+    assert not (tmp_path / "fine" / "model").exists()
     taught = ["stages=[distilled]", f"method.teaching.runs=[{tmp_path / 'pre'}]"]
     with pytest.raises(UserError, match=r"method\.teaching\.runs\[0\]=.* 1 of the 2 test images"):
         run_recipe(tiny(tmp_path, "taught", second, *taught))
@@ -57,14 +57,14 @@ def test_transfer_refuses_known_test_images_until_they_are_excluded(tmp_path: Pa
     results = run_recipe(tiny(tmp_path, "fine2", second, begin(tmp_path / "pre2")))
     assert not any("Not checked" in note for note in results["notes"])
     # What the earlier weights saw is passed on: a third run asks about all of it.
-    inherited = read_seen(tmp_path / "fine2" / "student")
+    inherited = read_provenance(tmp_path / "fine2" / "model")
     assert inherited is not None
     assert sorted(len(source.images) for source in inherited) == [4, 8]
     third = table(tmp_path / "third", {"train": [30, 31], "validation": [32], "test": [2]}, 90)
     with pytest.raises(UserError, match="1 of the 1 test images"):
         run_recipe(tiny(tmp_path, "third-run", third, begin(tmp_path / "fine2")))
 
-    (tmp_path / "pre2" / "student" / SEEN).unlink()
+    (tmp_path / "pre2" / "model" / PROVENANCE_FILE).unlink()
     results = run_recipe(tiny(tmp_path, "fine3", second, begin(tmp_path / "pre2")))
     assert any("Not checked: teacher.model.init" in note for note in results["notes"])
 
@@ -77,5 +77,5 @@ def test_the_same_data_set_may_go_on(tmp_path: Path) -> None:
     shared.write_text(text, "utf-8")
     run_recipe(tiny(tmp_path, "once", shared))
     run_recipe(tiny(tmp_path, "again", shared, f"teacher.model.init={tmp_path / 'once'}"))
-    document = json.loads((tmp_path / "again" / "student" / SEEN).read_text("utf-8"))
+    document = json.loads((tmp_path / "again" / "model" / PROVENANCE_FILE).read_text("utf-8"))
     assert len(document["sources"]) == 1

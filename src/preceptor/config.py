@@ -1,19 +1,18 @@
-"""A recipe of visual question answering: what its keys mean, and which values they may have."""
+"""What every recipe has, whatever its task: sections, training settings, the run folder."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-METHODS = ("mhkd", "lckd", "clinkd")
-Stage = Literal["teacher", "alone", "distilled"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+PositiveNumber = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Folder = Annotated[str, AfterValidator(os.path.expanduser)]  # in `key=~/folder` no shell expands it
+Folder = Annotated[str, AfterValidator(os.path.expanduser)]  # a shell does not expand the ~ of `key=~/folder`
 
 
 class Section(BaseModel):
@@ -26,147 +25,11 @@ class Section(BaseModel):
     )
 
 
-class AugmentConfig(Section):
-    """Random views of a training image. Never mirrored: left and right are answers."""
-
-    enabled: bool = True
-    shift: Fraction = 0.06
-    """Largest shift as a share of the side."""
-    scale: Fraction = 0.1
-    rotate: Annotated[float, Field(ge=0, le=180)] = 8.0
-    """Degrees, either way."""
-    contrast: Fraction = 0.15
-    brightness: Fraction = 0.1
-    views: Annotated[int, Field(ge=0)] = 0
-    """Number of different views of an image over the whole training; 0: a new one every epoch. A cached teacher can
-    only know a finite number, so it needs at least 1."""
-
-    @property
-    def repeats(self) -> bool:
-        """Whether epochs show the same images again, rather than new views of them."""
-        return not self.enabled or self.views > 0
-
-
 class PhantomConfig(Section):
     cases: Annotated[int, Field(ge=8)] = 100
     images_per_case: Positive = 4
     questions_per_image: Positive = 5
     seed: Seed = 0
-
-
-class DataConfig(Section):
-    name: Literal["phantom", "table", "vqa-rad", "vqa-med-2019", "slake", "path-vqa"] = "phantom"
-    root: Folder | None = None
-    """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Without one, phantoms are made."""
-    split: str | None = None
-    """VQA-RAD: clean (default), published, no_frames, and hub for its parquet files (the default where the folder holds
-    these). VQA-Med 2019: val (default), test. SLAKE: clean (default), published."""
-    language: Literal["en", "zh", "both"] | None = None
-    """SLAKE: the language of the questions; default en."""
-    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    validation_by: Literal["image", "question"] = "image"
-    """VQA-RAD: `image` validates on images that training has not seen; `question` on unseen questions about training
-    images, cut as the split cuts its test questions, so that it measures what the test measures."""
-    split_seed: Seed = 0
-    """Which images validate; apart from `seed`, so that runs over seeds see the same parts."""
-    train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training groups that is used: learning curves."""
-    unlabelled: list[Folder] = []
-    """Images for which the teacher alone answers, and the distilled student learns its answers: `rest` (what
-    `train_share` leaves out, without its labels), data sets by name (their training questions), tables of questions
-    (answers are not read), or folders of images (asked questions of training rows). Images of this data set's
-    validation and test parts are left out, by perceptual hash. The number of steps stays the same."""
-    exclude_images_of: list[Folder] = []
-    """Before transfer: data sets by name, tables, or folders of images, whose test images (of a folder, all images)
-    are dropped from training and validation here, by perceptual hash."""
-    image_size: Annotated[int, Field(ge=16, le=1024)] = 112
-    max_question_tokens: Annotated[int, Field(ge=4, le=512)] = 24
-    minimum_answer_count: Positive = 1
-    normaliser: Literal["mevf", "lower", "vqa-v2"] = "mevf"
-    augment: AugmentConfig = AugmentConfig()
-    broken_images: Literal["raise", "skip"] = "raise"
-    skip_limit: Fraction = 0.01
-    """With `broken_images: skip`, the largest share of the training rows that may be skipped."""
-    max_image_bytes: Positive = 64 * 2**20
-    max_image_pixels: Positive = 64_000_000
-    workers: Annotated[int, Field(ge=0, le=64)] = 0
-    phantom: PhantomConfig = PhantomConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _dashes(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("name"), str):
-            value = {**value, "name": value["name"].replace("_", "-")}
-        return value
-
-
-class ConvVisionConfig(Section):
-    """A residual convolutional network from scratch: one stage per entry, each halving the side after a stem of 4."""
-
-    channels: list[Positive] = [48, 96, 192, 288]
-    blocks: list[Positive] = [1, 1, 1, 1]
-    token_stages: list[int] = [2]
-    """Stages whose every cell is a token; every stage adds one global token."""
-
-    @model_validator(mode="after")
-    def _lengths(self) -> ConvVisionConfig:
-        if len(self.channels) != len(self.blocks):
-            raise ValueError(f"channels has {len(self.channels)} stages, blocks has {len(self.blocks)}")
-        wrong = [stage for stage in self.token_stages if not -len(self.channels) <= stage < len(self.channels)]
-        if wrong:
-            raise ValueError(f"token_stages {wrong} are not among the {len(self.channels)} stages (counted from 0)")
-        return self
-
-
-class VisionConfig(Section):
-    pretrained: str | list[str] | None = None
-    """A transformers vision model: folder, `package:NAME/FOLDER`, or hub name. One name must be there; of a list the
-    first that is there is used, and `conv` from scratch where none is."""
-    depths: list[int] = [-1]
-    """Of a pretrained model: which hidden states give tokens."""
-    freeze: list[str] = []
-    """Of a pretrained model: parameters that stay as they are, as patterns (`embeddings.*`); `*` freezes it whole."""
-    conv: ConvVisionConfig = ConvVisionConfig()
-
-
-class ScratchTextConfig(Section):
-    """A small text encoder from scratch (ELECTRA layout: the embedding may be narrower than the layers)."""
-
-    embedding: Positive = 64
-    width: Positive = 192
-    layers: Positive = 2
-    heads: Positive = 3
-
-
-class TextConfig(Section):
-    pretrained: list[str] = []
-    """Candidates in order: folder, `package:NAME/FOLDER` of an installed package, or hub name. The first that is there
-    is used; where none is, or the list is empty, `scratch`."""
-    layers: Positive | None = None
-    """Keep only the first layers of a pretrained encoder."""
-    freeze_words: bool = True
-    """Leave the word embeddings of a pretrained encoder as they are: a small training set would move only those of its
-    own words, away from the rest."""
-    scratch: ScratchTextConfig = ScratchTextConfig()
-
-
-class ModelConfig(Section):
-    vision: VisionConfig = VisionConfig()
-    text: TextConfig = TextConfig()
-    width: Positive = 256
-    """Width of the shared image-text space."""
-    layers: Positive = 2
-    heads: Positive = 4
-    dropout: Fraction = 0.1
-    init: Folder | None = None
-    """A run or student folder whose weights start this model. Tensors of another shape start afresh; of the
-    answers' layer the rows of known answers are taken."""
-
-    @model_validator(mode="after")
-    def _heads(self) -> ModelConfig:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        return self
 
 
 class TrainConfig(Section):
@@ -211,19 +74,6 @@ class TrainConfig(Section):
         return self
 
 
-class RunModelConfig(Section):
-    model: ModelConfig = ModelConfig()
-    train: TrainConfig = TrainConfig()
-
-
-class TeacherConfig(RunModelConfig):
-    members: Positive = 1
-    """Teachers trained, each with its own seed; more than one teach as an ensemble."""
-
-
-Layers = Literal["uniform", "last"] | list[tuple[int, int]]
-
-
 class TermConfig(Section):
     weight: Annotated[float, Field(ge=0)] = 0.0
     start: Fraction = 0.0
@@ -233,106 +83,36 @@ class TermConfig(Section):
     end: Fraction = 1.0
 
 
-class LabelTerm(TermConfig):
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    kind: Literal["ce", "bce"] = "ce"
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+class BaseRecipe(Section):
+    """The keys that recipes of all tasks share. A task's recipe adds `task`, `data`, `method` and its models."""
 
-
-class OutputTerm(TermConfig):
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-
-
-class EmbeddingTerm(TermConfig):
-    kind: Literal["mse", "cosine"] = "mse"
-
-
-class HiddenTerm(TermConfig):
-    kind: Literal["mse", "cosine"] = "mse"
-    layers: Layers = "uniform"
-
-
-class AttentionTerm(TermConfig):
-    kind: Literal["kl", "mse"] = "kl"
-    layers: Layers = "uniform"
-
-
-class RelationTerm(TermConfig):
-    pass
-
-
-class TeachingConfig(Section):
-    kind: Literal["online", "cached", "ema"] = "online"
-    """online: computed with every batch. cached: read from a cache, written on first use. ema: a moving average of the
-    student itself, with no other teacher."""
-    runs: list[Folder] = []
-    """Trained runs that teach instead of this recipe's teacher stage; several are an ensemble."""
-    cache: Folder | None = None
-    """Folder of the cache; default: `teacher-cache` in the output folder."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    cross_questions: Annotated[int, Field(ge=0, le=20)] = 0
-    """Per training or unlabelled row, this many questions of other training rows asked of its image, which the teacher
-    alone answers. The number of steps stays the same: an epoch is one of the labelled rows."""
-
-
-class MhkdConfig(Section):
-    """MHKD-MVQA (Wang et al., BIBM 2022): what the student learns from."""
-
-    name: Literal["mhkd"] = "mhkd"
-    teaching: TeachingConfig = TeachingConfig()
-    label: LabelTerm = LabelTerm()
-    output: OutputTerm = OutputTerm()
-    embedding: EmbeddingTerm = EmbeddingTerm(weight=0.5)
-    hidden: HiddenTerm = HiddenTerm(weight=0.5)
-    attention: AttentionTerm = AttentionTerm(weight=0.1)
-    relation: RelationTerm = RelationTerm(weight=0.0)
-    inherit_words: bool = False
-    """The student's word embeddings start as the principal components of its (first) teacher's, where both have the
-    same tokens and the student's are not wider; not with `teaching.kind: ema`."""
-
-
-class ReportConfig(Section):
-    questions: Annotated[int, Field(ge=0, le=100)] = 10
-    latency_questions: Positive = 50
-
-
-class OutputFolder(Section):
+    task: str
+    """What is learned: vqa (questions about images), segmentation (volumes), grounding (dialogues with boxes)."""
     name: str
+    """Name of the recipe. `output` may use it as `{name}`."""
+    description: str = ""
+    """One line. `preceptor recipes` and the report show it."""
     output: Folder = "runs/{name}"
+    """Run folder. If it exists, training resumes."""
+    seed: Seed = 0
+    """Seed of the initial weights, the order of the samples and everything else that is drawn at random."""
+    stages: tuple[str, ...]
+    """The models to train, in this order."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto`: resume from the newest valid checkpoint. `never`: delete the earlier results of the stages first."""
+    allow_downloads: bool = False
+    """Whether a model may be downloaded from a hub. Without it the network is never used."""
+    data: Any
+    """Which data are read, and how."""
+    method: Any
+    """What the student learns from. `method.name` chooses the method."""
 
     @property
     def output_folder(self) -> Path:
         return Path(self.output.replace("{name}", self.name))
 
-
-class Recipe(OutputFolder):
-    name: str
-    description: str = ""
-    output: Folder = "runs/{name}"
-    seed: Seed = 0
-    stages: list[Stage] = ["teacher", "alone", "distilled"]
-    allow_downloads: bool = False
-    """Without it no hub is asked, whatever names the recipe holds."""
-    trust_remote_code: bool = False
-    resume: Literal["auto", "never"] = "auto"
-    data: DataConfig = DataConfig()
-    method: MhkdConfig = MhkdConfig()
-    teacher: TeacherConfig = TeacherConfig()
-    student: RunModelConfig = RunModelConfig()
-    report: ReportConfig = ReportConfig()
-
     @model_validator(mode="after")
-    def _agree(self) -> Recipe:
+    def _stages_are_distinct(self) -> Self:
         if not self.stages or len(set(self.stages)) != len(self.stages):
             raise ValueError("stages must name at least one stage, each once")
-        teaching = self.method.teaching
-        if teaching.kind == "cached" and self.data.augment.enabled and self.data.augment.views < 1:
-            raise ValueError(
-                "method.teaching.kind=cached needs data.augment.views of 1 or more (or data.augment.enabled=false): "
-                "a cache cannot hold endless views"
-            )
-        needs_runs = "distilled" in self.stages and "teacher" not in self.stages and teaching.kind != "ema"
-        if needs_runs and not teaching.runs:
-            raise ValueError("stages without 'teacher' need method.teaching.runs=[RUN, ...] to learn from")
         return self

@@ -31,7 +31,7 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
-def agreed(value: T) -> T:
+def broadcast_from_main(value: T) -> T:
     """Return the first process's `value` on every process. What each reads of a folder, or counts in floating point,
     may differ from what the first one did, and then they would no longer do the same."""
     if processes().num_processes == 1:

@@ -1,4 +1,4 @@
-"""Recipes as text: read, overridden, validated and written. An unknown key is an error that names its nearest one."""
+"""Read recipes: YAML text with overrides, validated. An error names the key, its place and the nearest known key."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import difflib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from preceptor.config import METHODS, DataConfig, OutputFolder, Recipe
+from preceptor.config import BaseRecipe
 from preceptor.errors import UserError, nearest
-from preceptor.grounding.config import VlmRecipe
-from preceptor.segmentation.config import SegmentationRecipe
 
-R = TypeVar("R", bound=OutputFolder)
+R = TypeVar("R", bound=BaseRecipe)
 
 
 def recipe_names() -> list[str]:
@@ -26,7 +24,7 @@ def recipe_names() -> list[str]:
 
 
 def accelerate_file(name: str) -> Path:
-    """Return the place of a shipped configuration for `accelerate launch`; raise UserError where there is none."""
+    """Return the path of a shipped configuration for `accelerate launch`; raise UserError for an unknown name."""
     folder = Path(str(resources.files("preceptor") / "recipes" / "accelerate"))
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in names:
@@ -35,7 +33,7 @@ def accelerate_file(name: str) -> Path:
 
 
 def recipe_text(name: str) -> tuple[str, str]:
-    """Return (text, place) of a recipe: a shipped name or the path of a YAML file."""
+    """Return (text, place) of a recipe, given a shipped name or the path of a YAML file or a run folder."""
     if name in recipe_names():
         return (resources.files("preceptor") / "recipes" / f"{name}.yaml").read_text("utf-8"), f"recipe {name}"
     path = Path(name)
@@ -46,25 +44,18 @@ def recipe_text(name: str) -> tuple[str, str]:
             return path.read_text("utf-8"), str(path)
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not a text file in UTF-8; a recipe is YAML") from error
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if name.endswith((".yaml", ".yml")) or "/" in name:
         raise UserError(f"there is no recipe file {name}; `preceptor recipes` lists the shipped ones")
     raise UserError(f"there is no recipe {name!r}{nearest(name, recipe_names())}")
 
 
-def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe of visual question answering, and apply ``key.sub=value`` overrides, whose values are YAML.
+def read_recipe(name: str, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], str]:
+    """Return (keys and values, place) of a recipe after ``key.sub=value`` overrides, whose values are YAML.
 
-    Raises UserError for a file that cannot be read, an unknown key (naming the nearest one) and a value that does not
-    fit, each with its place; and for a recipe of another kind.
+    Raises UserError for a file that cannot be read and for an override that is not valid. Nothing is validated.
     """
-    recipe = load_any_recipe(name, overrides)
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"{name} is a recipe of {recipe.method.name}; this is for recipes of visual question answering")
-    return recipe
-
-
-def load_any_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe | SegmentationRecipe | VlmRecipe:
-    """Read a recipe of any method, as `load_recipe`; `method.name` says which it is."""
     text, place = recipe_text(name)
     try:
         raw = yaml.safe_load(text)
@@ -73,39 +64,12 @@ def load_any_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe | Segmen
     if not isinstance(raw, dict):
         raise UserError(f"{place} must be a mapping of keys to values, not {type(raw).__name__}")
     for override in overrides:
-        _apply(raw, override)
-    method = raw.get("method")
-    name = method.get("name", "mhkd") if isinstance(method, dict) else "mhkd"
-    if name not in METHODS:
-        raise UserError(f"{place}, key method.name: {name!r} is not known{nearest(str(name), METHODS)}")
-    if name == "lckd":
-        return validate(raw, place, SegmentationRecipe)
-    if name == "clinkd":
-        return validate(raw, place, VlmRecipe)
-    return validate(raw, place)
+        apply_override(raw, override)
+    return raw, place
 
 
-def load_data_config(name: str, root: Path | None, overrides: Iterable[str] = (), section: str = "data") -> DataConfig:
-    """Return the data settings of no recipe: a data set's name, its root, and ``data.key=value`` overrides.
-
-    `section` is what the overrides call `data`. Raises UserError like `load_recipe`, and for keys of other sections.
-    """
-    raw: dict[str, Any] = {"name": name, "data": {"name": name, "root": None if root is None else str(root)}}
-    for override in overrides:
-        if not override.startswith(f"{section}."):
-            raise UserError(f"override {override!r} must look like {section}.key=value")
-        _apply(raw, f"data.{override.removeprefix(f'{section}.')}")
-    return validate(raw, f"data set {name}").data
-
-
-def validate(raw: Mapping[str, Any], place: str, kind: type[R] = Recipe) -> R:  # type: ignore[assignment]
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        raise UserError("; ".join(_sentence(dict(detail), place, kind) for detail in error.errors())) from error
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set one ``key.sub=value`` in the nested dictionaries of `raw`."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r} must look like key.sub=value")
@@ -117,20 +81,28 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     node = raw
     for parent in parents:
         child = node.get(parent)
-        # A copy: an alias of YAML is the same dictionary in several places.
+        # A copy, because an alias of YAML is the same dictionary in several places.
         child = node[parent] = dict(child) if isinstance(child, dict) else {}
         node = child
     node[last] = value
 
 
-def _sentence(detail: dict[str, Any], place: str, kind: type[OutputFolder]) -> str:
-    # Where several types fit a key, pydantic adds the one that it tried, such as list[int].
-    path = [str(part) for part in detail["loc"] if "[" not in str(part)]
+def validate(raw: Mapping[str, Any], place: str, kind: type[R]) -> R:
+    """Return the recipe of class `kind`. Raises UserError with one clause for each mistake."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("; ".join(_sentence(dict(detail), place, kind) for detail in error.errors())) from error
+
+
+def _sentence(detail: dict[str, Any], place: str, kind: type[BaseRecipe]) -> str:
+    known = list(known_keys(kind))
+    path = _without_tags([str(part) for part in detail["loc"] if "[" not in str(part)], known)
     key = ".".join(path) or "the recipe"
     if detail["type"] == "extra_forbidden":
-        known = [name for name in known_keys(kind) if not key.startswith(f"{name}.")]
-        beside = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        others = [name for name in known if not key.startswith(f"{name}.")]
+        beside = [name for name in others if name.rpartition(".")[0] == key.rpartition(".")[0]]
+        close = difflib.get_close_matches(key, others, n=1, cutoff=0.5)
         return f"{place} has the unknown key {key!r}{nearest(key, close or beside)}"
     message = detail["msg"].removeprefix("Value error, ")
     if not path:
@@ -140,19 +112,34 @@ def _sentence(detail: dict[str, Any], place: str, kind: type[OutputFolder]) -> s
     return f"{place}, key {key}: {message}{value}"
 
 
-def known_keys(kind: type[OutputFolder] = Recipe) -> list[str]:
+def _without_tags(path: list[str], known: list[str]) -> list[str]:
+    """Remove the tag that pydantic adds after the key of a discriminated union, such as `mhkd` in `method.mhkd.output`.
+
+    Where several types fit a key, pydantic also adds the one that it tried, such as list[int]; the caller removes it.
+    """
+    kept: list[str] = []
+    for part in path:
+        follows_union = kept and f"{'.'.join(kept)}.name" in known and f"{'.'.join([*kept, part])}" not in known
+        if follows_union and len(kept) < len(path) - 1:
+            continue
+        kept.append(part)
+    return kept
+
+
+def known_keys(kind: type[BaseRecipe]) -> list[str]:
     """Return every dotted key of a recipe."""
-    return list(_keys(kind, ""))
+    return list(dict.fromkeys(_keys(kind, "")))
 
 
 def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys(kind, f"{prefix}{name}.")
 
 
-def dump_recipe(recipe: OutputFolder) -> str:
+def dump_recipe(recipe: BaseRecipe) -> str:
     """Return the resolved recipe as YAML, enough to run again."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 

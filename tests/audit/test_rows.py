@@ -6,10 +6,10 @@ import pytest
 
 from preceptor.audit.rows import Match, asked_in_both, frames_of, restated, shared_groups
 from preceptor.audit.shortcuts import TITLES, shortcuts
-from preceptor.data.types import Part, Sample, VqaData
+from preceptor.data.types import Sample, VqaData
 
 
-def sample(id: str, part: Part, question: str, answer: str = "yes", image: str = "a", group: str = "") -> Sample:
+def sample(id: str, part: Split, question: str, answer: str = "yes", image: str = "a", group: str = "") -> Sample:
     return Sample(id, Path(image), question, (answer,), "open", group or id, part, tags={})
 
 
@@ -87,5 +87,5 @@ def test_majority_by_type_knows_the_type() -> None:
 
 def test_without_a_part_there_is_no_shortcut() -> None:
     data = made()
-    data.samples = data.part("train")
+    data.samples = data.split("train")
     assert shortcuts(data) == []

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from preceptor.audit.run import Audit, as_document, audit, audit_data
 from preceptor.cli.app import app
-from preceptor.config import DataConfig
 from preceptor.data.types import VqaData
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
+from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import read_data
 from tests.audit.made import picture, row, write_table
 
@@ -115,7 +115,7 @@ def test_two_tables(clean: Path, leaking: Path) -> None:
 
 def test_without_a_test_part_that_is_said(clean: Path) -> None:
     data = read_table(clean)
-    data.samples = data.part("train")
+    data.samples = data.split("train")
     found = audit(data)
     assert not found.leaks
     assert any("no test part" in note for note in found.notes)

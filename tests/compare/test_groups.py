@@ -38,8 +38,8 @@ def test_seed_output_caches_and_teachers_make_no_difference(tmp_path: Path):
 
 
 def test_the_stage_is_part_of_a_group(tmp_path: Path):
-    run = write_run(tmp_path / "r", {"distilled": hits(20, 0.5), "teacher": hits(20, 0.9), "alone": hits(20, 0.4)})
-    assert [group.name for group in groups_of(run)] == ["teacher", "alone", "distilled"]
+    run = write_run(tmp_path / "r", {"distilled": hits(20, 0.5), "teacher": hits(20, 0.9), "baseline": hits(20, 0.4)})
+    assert [group.name for group in groups_of(run)] == ["teacher", "baseline", "distilled"]
 
 
 def test_teachers_of_an_ensemble_are_seeds_of_one_group(tmp_path: Path):
@@ -64,7 +64,7 @@ def test_groups_are_named_by_what_differs(tmp_path: Path):
 
 def test_settings_of_the_method_do_not_divide_students_that_learn_alone(tmp_path: Path):
     """They do not read them; nor does a teacher read the student's."""
-    for stage in ("alone", "teacher"):
+    for stage in ("baseline", "teacher"):
         runs = [
             write_stage(tmp_path / f"{stage}-{i}", hits(20, 0.5), stage=stage, seed=i, settings=settings)
             for i, settings in enumerate(({}, output_weight(5)))
@@ -73,7 +73,7 @@ def test_settings_of_the_method_do_not_divide_students_that_learn_alone(tmp_path
     other = write_stage(
         tmp_path / "other",
         hits(20, 0.5),
-        stage="alone",
+        stage="baseline",
         seed=2,
         settings={"teacher": {"model": {"text": {"layers": 3}}}},
     )
@@ -108,7 +108,7 @@ def test_no_path_is_part_of_a_name(tmp_path: Path):
     ]
 
 
-def shares(tmp_path: Path, stages: tuple[str, ...] = ("alone", "distilled")) -> list[Path]:
+def shares(tmp_path: Path, stages: tuple[str, ...] = ("baseline", "distilled")) -> list[Path]:
     return [
         write_run(
             tmp_path / f"{share}",
@@ -130,22 +130,22 @@ def test_shares_divide_groups_but_not_methods(tmp_path: Path):
 
 
 def test_shares_of_one_method_are_compared_with_the_largest(tmp_path: Path):
-    groups = groups_of(*shares(tmp_path, ("alone",)))
+    groups = groups_of(*shares(tmp_path, ("baseline",)))
     baseline = choose_baseline(groups, None)
     assert [baseline_of(group, baseline, groups) for group in groups] == [baseline, baseline, None]
 
 
 def test_choosing_a_baseline(tmp_path: Path):
-    run = write_run(tmp_path / "run", {"teacher": hits(20, 0.9), "alone": hits(20, 0.4), "distilled": hits(20, 0.5)})
+    run = write_run(tmp_path / "run", {"teacher": hits(20, 0.9), "baseline": hits(20, 0.4), "distilled": hits(20, 0.5)})
     other = write_stage(tmp_path / "other", hits(20, 0.5), settings=output_weight(5))
     groups = groups_of(run, other)
-    assert choose_baseline(groups, None).name == "alone"
+    assert choose_baseline(groups, None).name == "baseline"
     assert choose_baseline(groups, "teacher").name == "teacher"
     assert choose_baseline(groups, "distilled output.weight=5.0").models[0].folder == other
     assert choose_baseline(groups, str(other)).models[0].folder == other
     assert choose_baseline(groups, str(run / "teacher")).name == "teacher"
     with pytest.raises(
-        UserError, match=r"fits several groups: teacher, alone, distilled output\.weight=1\.0; name one"
+        UserError, match=r"fits several groups: teacher, baseline, distilled output\.weight=1\.0; name one"
     ):
         choose_baseline(groups, str(run))
     with pytest.raises(UserError, match="'distilled' fits several groups"):

@@ -29,21 +29,21 @@ def change_row(stage: Path, number: int, **values: Any) -> None:
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     """Two comparable one-stage runs of 20 questions."""
     return (
-        write_stage(tmp_path / "a", hits(20, 0.5), stage="alone"),
+        write_stage(tmp_path / "a", hits(20, 0.5), stage="baseline"),
         write_stage(tmp_path / "b", hits(20, 0.6), stage="distilled"),
     )
 
 
 def test_runs_of_one_stage_and_of_several(tmp_path: Path, pair):
-    run = write_run(tmp_path / "run", {"teacher": hits(20, 0.9), "alone": hits(20, 0.45)}, seed=1)
+    run = write_run(tmp_path / "run", {"teacher": hits(20, 0.9), "baseline": hits(20, 0.45)}, seed=1)
     models, notes = read_models([run, *pair])
-    assert [model.name for model in models] == ["run/teacher", "run/alone", "a", "b"]
+    assert [model.name for model in models] == ["run/teacher", "run/baseline", "a", "b"]
     assert [model.accuracy for model in models] == [0.9, 0.45, 0.5, 0.6]
     assert notes == []
 
 
 def test_a_run_and_its_stage_are_one_model(tmp_path: Path):
-    run = write_run(tmp_path / "run", {"alone": hits(20, 0.5), "distilled": hits(20, 0.6)})
+    run = write_run(tmp_path / "run", {"baseline": hits(20, 0.5), "distilled": hits(20, 0.6)})
     models, _ = read_models([run, run / "distilled", run])
     assert len(models) == 2
 
@@ -56,7 +56,7 @@ def test_a_copy_is_no_second_seed(tmp_path: Path, pair):
 
 
 def test_the_same_seed_with_other_weights_is_refused(tmp_path: Path, pair):
-    again = write_stage(tmp_path / "again", hits(20, 0.5), stage="alone")
+    again = write_stage(tmp_path / "again", hits(20, 0.5), stage="baseline")
     with pytest.raises(UserError, match=r"same seed 0, but not the same weights.*RUN/distilled"):
         read_models([*pair, again])
 
@@ -114,11 +114,11 @@ def test_damage_is_named(pair, damage: str):
 
 
 def test_an_interrupted_run_names_its_finished_stages(tmp_path: Path):
-    run = write_run(tmp_path / "run", {"teacher": hits(20, 0.9), "alone": hits(20, 0.5)})
+    run = write_run(tmp_path / "run", {"teacher": hits(20, 0.9), "baseline": hits(20, 0.5)})
     (run / "results.json").unlink()
     with pytest.raises(UserError, match=r"not finished.*run/alone .*run/teacher"):
         read_models([run])
-    assert len(read_models([run / "alone", run / "teacher"])[0]) == 2
+    assert len(read_models([run / "baseline", run / "teacher"])[0]) == 2
 
 
 def test_a_missing_folder():

@@ -33,7 +33,7 @@ def make_runs(root: Path, shares: Sequence[float] = (1.0,), seeds: int = 3) -> l
             runs.append(
                 write_run(
                     root / f"run-{share}-{seed}",
-                    {"alone": alone, "distilled": distilled},
+                    {"baseline": alone, "distilled": distilled},
                     seed=seed,
                     settings={"data": {"train_share": share}},
                 )
@@ -50,8 +50,8 @@ def test_a_comparison_of_three_seeds(tmp_path: Path):
     document = as_dict(compare_runs(make_runs(tmp_path)))
     assert document["protocol"] == PROTOCOL
     assert document["n"] == 300
-    assert document["baseline"] == "alone"
-    alone, distilled = document["groups"]
+    assert document["baseline"] == "baseline"
+    baseline, distilled = document["groups"]
     assert alone["seeds"] == distilled["seeds"] == [0, 1, 2]
     assert alone["scores"][0]["accuracy"] == pytest.approx(0.5)
     (difference,) = document["differences"]
@@ -82,7 +82,7 @@ def test_the_same_runs_give_the_same_document(tmp_path: Path):
 
 def test_swapping_the_baseline_flips_the_difference(tmp_path: Path):
     runs = make_runs(tmp_path)
-    (there,) = compare_runs(runs, baseline="alone").contrasts
+    (there,) = compare_runs(runs, baseline="baseline").contrasts
     (back,) = compare_runs(runs, baseline="distilled").contrasts
     assert there.overall.difference == pytest.approx(-back.overall.difference)
     assert (there.overall.verdict, back.overall.verdict) == ("better", "worse")
@@ -90,7 +90,7 @@ def test_swapping_the_baseline_flips_the_difference(tmp_path: Path):
 
 def test_learning_curves(curves: Comparison):
     document = as_dict(curves)
-    assert [curve["method"] for curve in document["curves"]] == ["alone", "distilled"]
+    assert [curve["method"] for curve in document["curves"]] == ["baseline", "distilled"]
     points = document["curves"][0]["points"]
     assert [point["train_share"] for point in points] == [0.1, 0.25, 0.5, 1.0]
     assert [point["accuracy"] for point in points] == pytest.approx(
@@ -120,7 +120,7 @@ def test_one_seed_is_said(tmp_path: Path):
 def test_many_tests_can_still_be_significant(tmp_path: Path):
     """The smallest p of 100 resamples is 0.02: of ten methods none could be marked, were it not for more resamples."""
     base = hits(100, 0.2)
-    runs = [write_stage(tmp_path / "alone", base, stage="alone")]
+    runs = [write_stage(tmp_path / "baseline", base, stage="baseline")]
     for number in range(10):
         settings = {"method": {"output": {"weight": 2.0 + number}}}
         runs.append(write_stage(tmp_path / str(number), ~base, settings=settings))
@@ -186,7 +186,7 @@ def test_the_files(curves: Comparison, tmp_path: Path):
 def test_a_leaking_split_is_said_at_the_top(tmp_path: Path):
     runs = [
         write_stage(tmp_path / name, hits(40, 0.5), stage=name, describes={PROTOCOL: "all; the split leaks test rows"})
-        for name in ("alone", "distilled")
+        for name in ("baseline", "distilled")
     ]
     assert "Leaking split: these scores flatter." in Page(render(compare_runs(runs))).text
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preceptor.config import DataConfig
 from preceptor.data import provenance as seen
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
+from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import read_data
 from tests.audit.made import picture, row, write_table
 
@@ -40,18 +40,18 @@ def target(tmp_path: Path) -> Path:
 
 
 def test_test_images_known_from_elsewhere_are_found(pretraining: Path, target: Path) -> None:
-    source = seen.learnt_images(read_table(pretraining))
+    source = seen.training_images(read_table(pretraining))
     assert len(source.images) == 10
-    assert seen.known_tests(read_table(target), [source]) == ["test-3", "test-9"]
+    assert seen.contaminated_test_ids(read_table(target), [source]) == ["test-3", "test-9"]
 
 
 def test_the_same_data_set_and_split_is_not_asked(pretraining: Path) -> None:
     data = read_table(pretraining)
-    name, split, rows = seen.learnt_images(data).identity
-    images = dict(seen.hash_images(sample.image for sample in data.part("test")).values())
-    assert seen.known_tests(data, [seen.Source(name, split, rows, images)]) == []
+    name, split, rows = seen.training_images(data).identity
+    images = dict(seen.hash_images(sample.image for sample in data.split("test")).values())
+    assert seen.contaminated_test_ids(data, [seen.Source(name, split, rows, images)]) == []
     for other in (("x", split, rows), (name, "x", rows), (name, split, "x")):
-        assert seen.known_tests(data, [seen.Source(*other, images)]) == ["test-10"]
+        assert seen.contaminated_test_ids(data, [seen.Source(*other, images)]) == ["test-10"]
 
 
 def test_excluded_images_leave_training_and_validation(pretraining: Path, target: Path, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_excluded_images_leave_training_and_validation(pretraining: Path, target
     data = read_data(config, tmp_path / "run" / "data")
     assert {s.id for s in data.samples} == {f"train-{n}" for n in (0, 1, 2, 4, 5, 6, 7)} | {"validation-8", "test-10"}
     assert any(note.startswith("Left out of training and validation: 2 images (2 questions)") for note in data.notes)
-    assert seen.known_tests(read_table(target), [seen.learnt_images(data)]) == []
+    assert seen.contaminated_test_ids(read_table(target), [seen.training_images(data)]) == []
     assert (tmp_path / "run" / seen.CACHE).is_file()
 
 
@@ -89,15 +89,15 @@ def test_a_folder_without_images_is_refused(pretraining: Path, tmp_path: Path) -
 
 
 def test_the_file_holds_hashes_alone_and_comes_back(pretraining: Path, target: Path, tmp_path: Path) -> None:
-    sources = [seen.learnt_images(read_table(path)) for path in (pretraining, target)]
-    seen.write_seen(tmp_path, sources)
+    sources = [seen.training_images(read_table(path)) for path in (pretraining, target)]
+    seen.write_provenance(tmp_path, sources)
     text = (tmp_path / seen.SEEN).read_text("utf-8")
     assert "patient" not in text
     assert "train-" not in text
-    assert seen.read_seen(tmp_path) == sources
+    assert seen.read_provenance(tmp_path) == sources
     digests = [list(source["images"]) for source in json.loads(text)["sources"]]
     assert all(found == sorted(found) for found in digests)
-    assert seen.read_seen(tmp_path / "elsewhere") is None
+    assert seen.read_provenance(tmp_path / "elsewhere") is None
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_the_file_holds_hashes_alone_and_comes_back(pretraining: Path, target: P
 def test_a_damaged_file_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / seen.SEEN).write_text(text)
     with pytest.raises(UserError, match="damaged"):
-        seen.read_seen(tmp_path)
+        seen.read_provenance(tmp_path)
 
 
 def test_sources_of_one_data_set_are_merged() -> None:

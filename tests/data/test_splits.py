@@ -33,8 +33,8 @@ def test_validation_divides_no_group_and_meets_the_fraction(sizes, fraction, see
     assert [s.id for s in cut] == [s.id for s in samples]
     parts = {}
     for sample in cut:
-        assert parts.setdefault(sample.group, sample.part) == sample.part
-    counts = Counter(s.part for s in cut)
+        assert parts.setdefault(sample.group, sample.split) == sample.split
+    counts = Counter(s.split for s in cut)
     assert counts["test"] == 5
     if len(sizes) > 1:
         assert counts["train"] > 0
@@ -46,7 +46,7 @@ def test_validation_divides_no_group_and_meets_the_fraction(sizes, fraction, see
         assert counts["validation"] == 0
 
     shuffled = rng.sample(samples, len(samples))
-    assert {s.id: s.part for s in cut_validation(shuffled, fraction, seed)} == {s.id: s.part for s in cut}
+    assert {s.id: s.split for s in cut_validation(shuffled, fraction, seed)} == {s.id: s.split for s in cut}
 
 
 @given(sizes, st.floats(0.01, 1), st.floats(0.01, 1), seeds, st.randoms(use_true_random=False))
@@ -59,7 +59,7 @@ def test_subsamples_are_nested_whole_groups(sizes, one, other, seed, rng):
         kept = Counter(s.group for s in rows)
         assert all(kept[f"g{g}"] in (0, size) for g, size in enumerate(sizes))
         assert (kept["v0"], kept["t0"]) == (2, 3)
-        train = sum(s.part == "train" for s in rows)
+        train = sum(s.split == "train" for s in rows)
         assert share * sum(sizes) - 1e-9 <= train < share * sum(sizes) + max(sizes)
     shuffled = subsample(rng.sample(samples, len(samples)), one, seed)
     assert {s.id for s in shuffled} == {s.id for s in subsample(samples, one, seed)}
@@ -68,7 +68,7 @@ def test_subsamples_are_nested_whole_groups(sizes, one, other, seed, rng):
 
 def test_seeds_differ():
     samples = make([3] * 40)
-    cuts = {tuple(s.part for s in cut_validation(samples, 0.2, seed)) for seed in range(5)}
+    cuts = {tuple(s.split for s in cut_validation(samples, 0.2, seed)) for seed in range(5)}
     assert len(cuts) == 5
     shares = {tuple(s.id for s in subsample(samples, 0.25, seed)) for seed in range(5)}
     assert len(shares) == 5
@@ -77,17 +77,17 @@ def test_seeds_differ():
 def test_a_share_of_the_rest_is_no_copy_of_the_validation_order():
     """With one order for both, the smallest shares would be the groups next to validation, whatever the seed says."""
     samples = make([1] * 200)
-    first_out = [s.group for s in cut_validation(samples, 0.2, 0) if s.part == "validation"]
+    first_out = [s.group for s in cut_validation(samples, 0.2, 0) if s.split == "validation"]
     first_in = [s.group for s in subsample(samples, 0.2, 0)]
     assert len(set(first_out) & set(first_in)) < 20
 
 
 def test_a_group_too_large_for_the_fraction_is_passed_over():
     cut = cut_validation(make([1000, 1, 1, 1]), 0.1, 0)
-    moved = {s.group for s in cut if s.part == "validation"}
+    moved = {s.group for s in cut if s.split == "validation"}
     assert moved == {"g1", "g2", "g3"}
     only_large = cut_validation(make([1000, 900]), 0.1, 0)
-    assert {s.group for s in only_large if s.part == "validation"} == {"g1"}
+    assert {s.group for s in only_large if s.split == "validation"} == {"g1"}
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
@@ -103,7 +103,7 @@ def test_known_cut():
     # The three least of `printf validation:0:gN | sha256sum`. Another order would move rows between parts for everyone
     # who resumes or compares runs.
     cut = cut_validation(make([2] * 10), 0.3, 0)
-    assert sorted({s.group for s in cut if s.part == "validation"}) == ["g0", "g6", "g7"]
+    assert sorted({s.group for s in cut if s.split == "validation"}) == ["g0", "g6", "g7"]
 
 
 @given(sizes, st.integers(0, 4), seeds)
@@ -123,7 +123,7 @@ def test_cross_questions_are_new_unanswered_and_of_the_same_organ(sizes, number,
         assert (s.image, s.group, s.question, s.answers) == (mine.image, mine.group, other.question, ())
         assert mine.tags == other.tags
         assert (s.group, s.question) not in asked
-        assert s.part == "train"
+        assert s.split == "train"
 
 
 @given(sizes, sizes, st.integers(0, 3), seeds)
@@ -133,12 +133,12 @@ def test_unlabelled_images_are_asked_questions_of_training_rows(sizes, others, n
         replace(s, id=f"u{s.id}", group=f"u{s.group}", question="" if i % 2 else "own?", answers=())
         for i, s in enumerate(make(others, "unlabelled"))
     ]
-    found = [s for s in cross_questions(samples + asking, number, seed) if s.part == "unlabelled"]
+    found = [s for s in cross_questions(samples + asking, number, seed) if s.split == "unlabelled"]
     by_id = {s.id: s for s in samples + asking}
     drawn = Counter()
     for s in found:
         mine, other = (by_id[name] for name in s.id.split("+"))
-        assert (mine.part, other.part, s.question, s.answers) == ("unlabelled", "train", other.question, ())
+        assert (mine.split, other.split, s.question, s.answers) == ("unlabelled", "train", other.question, ())
         drawn[mine.id] += 1
     assert all(drawn[s.id] <= max(number, 0 if s.question else 1) for s in asking)
     kinds = len({s.question for s in samples})
@@ -151,8 +151,8 @@ def test_unlabelled_images_are_asked_questions_of_training_rows(sizes, others, n
 def test_the_rest_of_a_share_is_kept_without_its_answers():
     samples = make([3] * 20) + make([2], "validation", "v")
     kept = subsample(samples, 0.25, 0, keep_rest=True)
-    assert [s for s in kept if s.part != "unlabelled"] == subsample(samples, 0.25, 0)
-    rest = [s for s in kept if s.part == "unlabelled"]
+    assert [s for s in kept if s.split != "unlabelled"] == subsample(samples, 0.25, 0)
+    rest = [s for s in kept if s.split == "unlabelled"]
     assert {s.id for s in kept} == {s.id for s in samples}
     assert len(rest) == 45
     assert all(s.answers == () for s in rest)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from preceptor.distill.feature_hooks import Taps, plain_path
+from preceptor.distill.feature_hooks import FeatureHooks, plain_path
 from preceptor.distill.projectors import Projectors, layer_pairs
 from preceptor.errors import UserError
 
@@ -26,7 +26,7 @@ def network(layers: int = 12) -> nn.Module:
 
 def test_patterns_in_natural_order_and_values():
     net = network()
-    taps = Taps(net, ["1*", "2"])
+    taps = FeatureHooks(net, ["1*", "2"])
     assert taps.names == ["1", "2", "10", "11"]
     x = torch.randn(2, 3)
     with taps.capture() as features:
@@ -37,7 +37,7 @@ def test_patterns_in_natural_order_and_values():
 
 def test_values_are_the_modules_outputs_and_carry_gradients():
     net = network(3)
-    taps = Taps(net, ["1"])
+    taps = FeatureHooks(net, ["1"])
     x = torch.randn(2, 3)
     with taps.capture() as features:
         net(x)
@@ -51,7 +51,7 @@ def test_values_are_the_modules_outputs_and_carry_gradients():
 
 def test_nothing_is_kept_outside_and_close_removes_the_hooks():
     net = network(2)
-    taps = Taps(net, ["*"])
+    taps = FeatureHooks(net, ["*"])
     net(torch.randn(1, 3))
     assert taps._features == {}
     taps.close()
@@ -62,15 +62,15 @@ def test_nothing_is_kept_outside_and_close_removes_the_hooks():
 
 def test_unmatched_pattern_lists_near_names():
     with pytest.raises(UserError, match=r"'fusoin\.1'.*inner"):
-        Taps(Pair(), ["fusoin.1"])
+        FeatureHooks(Pair(), ["fusoin.1"])
     many = nn.ModuleDict({"fusion": network(20), "text": network(20)})
     with pytest.raises(UserError, match=r"near: fusion, fusion\.0, fusion\.1"):
-        Taps(many, ["fusion.33"])
+        FeatureHooks(many, ["fusion.33"])
 
 
 def test_tuple_output_gives_its_first_tensor():
     net = nn.Sequential(Pair())
-    taps = Taps(net, ["0"])
+    taps = FeatureHooks(net, ["0"])
     with taps.capture() as features:
         net(torch.ones(1, 3))
         assert features["0"].shape == (1, 3)
@@ -79,7 +79,7 @@ def test_tuple_output_gives_its_first_tensor():
 def test_a_module_run_twice_is_refused():
     shared = nn.Linear(3, 3)
     net = nn.Sequential(shared, nn.ReLU(), shared)
-    taps = Taps(net, ["0"])
+    taps = FeatureHooks(net, ["0"])
     with pytest.raises(RuntimeError, match="twice"), taps.capture():
         net(torch.randn(1, 3))
 
@@ -98,7 +98,7 @@ def test_wrappers_do_not_show():
             return self.module(x)
 
     net = Wrapper(network(2))
-    taps = Taps(net, ["1"])
+    taps = FeatureHooks(net, ["1"])
     with taps.capture() as features:
         assert torch.equal(net(torch.ones(1, 3)), features["1"])
 

@@ -1,4 +1,4 @@
-"""Taps and projectors where networks are wrapped, copied and compiled; layer maps that a recipe may get wrong."""
+"""FeatureHooks and projectors where networks are wrapped, copied and compiled; layer maps that a recipe may get wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from preceptor.distill.feature_hooks import Taps
+from preceptor.distill.feature_hooks import FeatureHooks
 from preceptor.distill.projectors import Projectors, layer_pairs
 from preceptor.errors import UserError
 
@@ -33,7 +33,7 @@ def network() -> nn.Module:
 
 def test_a_child_called_module_is_not_taken_for_a_wrapper():
     net = nn.Sequential(Residual(), nn.ReLU())
-    taps = Taps(net, ["0", "0.module"])
+    taps = FeatureHooks(net, ["0", "0.module"])
     assert taps.names == ["0", "0.module"]
     with taps.capture() as features:
         y = net(X)
@@ -46,7 +46,7 @@ def test_distributed_data_parallel_does_not_show(tmp_path: Path):
     try:
         net = network()
         wrapped = nn.parallel.DistributedDataParallel(net)
-        taps = Taps(wrapped, ["0", "1"])
+        taps = FeatureHooks(wrapped, ["0", "1"])
         with taps.capture() as features:
             y = wrapped(X)
             assert list(features) == ["0", "1"]
@@ -60,9 +60,9 @@ def test_distributed_data_parallel_does_not_show(tmp_path: Path):
 def test_compiling_does_not_show(tapped_first: bool):
     torch.compiler.reset()
     net = network()
-    taps = Taps(net, ["0"]) if tapped_first else None
+    taps = FeatureHooks(net, ["0"]) if tapped_first else None
     compiled = torch.compile(net, backend="eager")
-    taps = taps or Taps(compiled, ["0"])
+    taps = taps or FeatureHooks(compiled, ["0"])
     for scale in (1.0, 2.0):  # the second call runs what the first has compiled
         with taps.capture() as features:
             compiled(scale * X)
@@ -72,7 +72,7 @@ def test_compiling_does_not_show(tapped_first: bool):
 
 def test_a_copy_of_the_network_does_not_fill_the_taps():
     net = network()
-    taps = Taps(net, ["0"])
+    taps = FeatureHooks(net, ["0"])
     teacher = copy.deepcopy(net)
     with taps.capture() as features:
         teacher(X + 1)
@@ -85,13 +85,13 @@ def test_lists_of_modules_have_no_output_to_tap():
     net = nn.Module()
     net.fusion = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
     with pytest.raises(UserError, match=r"'fusion'.*fusion\.[01]"):
-        Taps(net, ["fusion"])
-    assert Taps(net, ["fusion*"]).names == ["fusion.0", "fusion.1"]
+        FeatureHooks(net, ["fusion"])
+    assert FeatureHooks(net, ["fusion*"]).names == ["fusion.0", "fusion.1"]
 
 
 def test_an_error_in_the_network_leaves_the_taps_usable():
     net = network()
-    taps = Taps(net, ["0"])
+    taps = FeatureHooks(net, ["0"])
     with pytest.raises(RuntimeError), taps.capture():
         net(torch.zeros(2, 4))
     with taps.capture() as features:

@@ -15,11 +15,11 @@ from preceptor.data.types import Dialogue
 from preceptor.distributed import processes
 from preceptor.grounding.clinkd import ClinkdTask
 from preceptor.grounding.config import ClinkdConfig
-from preceptor.grounding.dataset import DialogueExamples, Lesson
+from preceptor.grounding.dataset import DialogueExamples, TrainingExample
 from preceptor.grounding.model import GroundedVlm, LoraSettings
 from preceptor.grounding.new_vlm import new_vlm
 from preceptor.task import Batch
-from preceptor.training.fsdp import gathered, shard, whole
+from preceptor.training.fsdp import gather_full, shard, summon_full_params
 
 TEXTS = ["Where is the liver?", "It is at <|box_start|>(120,345),(567,890)<|box_end|>", "What is it?", "An MR."]
 
@@ -44,7 +44,7 @@ def main(folder: Path, family: str, training: str) -> None:
 
     alone, shared = task(), task()
     examples = DialogueExamples([], alone.student.encoder)
-    batches: list[Batch] = [examples.collate([examples.read(Lesson(row))]) for row in rows]
+    batches: list[Batch] = [examples.collate([examples.read(TrainingExample(row))]) for row in rows]
     for batch in batches:
         alone(batch).total({"tokens": 2.0}).backward()  # a mean over two processes halves the sum
     accelerator = Accelerator(cpu=True)
@@ -55,7 +55,7 @@ def main(folder: Path, family: str, training: str) -> None:
     assert 0.4 * total < parts < 0.6 * total, (parts, total)
     shared(batches[state.process_index]).total({"tokens": 1.0}).backward()
     gradients = {name: p.grad for name, p in shared.named_parameters() if p.grad is not None}
-    found = whole(gradients, keep=True)
+    found = gather_full(gradients, keep=True)
     checked = 0
     for name, p in alone.named_parameters():
         if p.grad is None:
@@ -65,13 +65,13 @@ def main(folder: Path, family: str, training: str) -> None:
         assert worst <= 1e-5 + 1e-4 * p.grad.abs().max(), (name, worst)
         checked += 1
     assert checked > 10
-    with gathered(shared):
+    with summon_full_params(shared):
         want = alone.student.generate(rows, max_new_tokens=4)
         assert [a[0].tokens for a in shared.student.generate(rows, max_new_tokens=4)] == [a[0].tokens for a in want]
     # The layers are shared out again, and the next step is like the first.
     shared.zero_grad()
     shared(batches[state.process_index]).total({"tokens": 1.0}).backward()
-    again = whole({name: p.grad for name, p in shared.named_parameters() if p.grad is not None}, keep=True)
+    again = gather_full({name: p.grad for name, p in shared.named_parameters() if p.grad is not None}, keep=True)
     assert all(torch.allclose(again[name], value, atol=1e-6) for name, value in found.items())
     print("the same", flush=True)
 

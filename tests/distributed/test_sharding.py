@@ -125,14 +125,14 @@ def test_it_learns_what_ddp_learns(shared, way):
 def test_what_it_exports_is_an_ordinary_checkpoint_and_ddps(shared, way):
     from transformers import AutoModelForImageTextToText
 
-    found = AutoModelForImageTextToText.from_pretrained(shared / way / "student").state_dict()
-    want = AutoModelForImageTextToText.from_pretrained(shared / "ddp" / "clinkd" / "student").state_dict()
+    found = AutoModelForImageTextToText.from_pretrained(shared / way / "model").state_dict()
+    want = AutoModelForImageTextToText.from_pretrained(shared / "ddp" / "clinkd" / "model").state_dict()
     assert found.keys() == want.keys()
     for name, value in want.items():
         assert found[name].dtype == value.dtype
         assert torch.allclose(found[name], value, atol=3e-4), name
-    start = load_file(shared / way / "prior" / "student" / "model.safetensors")
-    moved = load_file(shared / way / "student" / "model.safetensors")
+    start = load_file(shared / way / "prior" / "model" / "model.safetensors")
+    moved = load_file(shared / way / "model" / "model.safetensors")
     learnt = max(float((moved[name] - start[name]).abs().max()) for name in start)
     assert learnt > 5e-3, "more than the two may differ by"
 
@@ -156,7 +156,7 @@ def test_a_killed_run_ends_with_the_same_weights(shared, way):
         os.kill(int((watched / f"pid-of-{rank}").read_text()), signal.SIGKILL)
     assert list((cut / "checkpoints").glob("step-*"))
     finish(arguments, **environment)
-    for file in ("student/model.safetensors", "prior/student/model.safetensors", "student/guidance.json"):
+    for file in ("model/model.safetensors", "prior/model/model.safetensors", "model/guidance.json"):
         assert (cut / file).read_bytes() == (shared / way / file).read_bytes(), file
 
 

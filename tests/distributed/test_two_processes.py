@@ -108,6 +108,6 @@ def test_ctrl_c_stops_both_processes_at_one_step_and_they_go_on_exactly(tmp_path
     assert said.count("the same command goes on from there") == 2, said[-3000:]
     assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 1
     finish(command("torchrun", tmp_path, "cut", *settings))
-    files = ["student/model.safetensors", "checkpoints/step-60/task.safetensors"]
+    files = ["model/model.safetensors", "checkpoints/step-60/task.safetensors"]
     for name in files:
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

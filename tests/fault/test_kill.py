@@ -67,7 +67,7 @@ def scenario(folder: Path, variant: str) -> None:
             if done:
                 assert os.waitstatus_to_exitcode(status) == 0, log.read_text()[-2000:]
                 break
-            if in_save and (list(cut.rglob(".tmp-step-*")) or list(cut.rglob(".student.tmp"))):
+            if in_save and (list(cut.rglob(".tmp-step-*")) or list(cut.rglob(".model.tmp"))):
                 saves += 1
                 break
             time.sleep(0.001)
@@ -77,7 +77,7 @@ def scenario(folder: Path, variant: str) -> None:
             if kills >= KILLS:
                 break
             assert weights(cut) == want
-            for path in (cut / "checkpoints", cut / "student"):  # it ended before it could be killed: once more
+            for path in (cut / "checkpoints", cut / "model"):  # it ended before it could be killed: once more
                 subprocess.run(["rm", "-rf", str(path)], check=True)
             subprocess.run(["rm", "-rf", *map(str, cut.glob("*/checkpoints"))], check=True)
             continue

@@ -30,7 +30,7 @@ report: {questions: 2, latency_questions: 2}
 
 LCKD = """
 name: tiny-lckd
-stages: [alone, distilled]
+stages: [baseline, distilled]
 data:
   name: phantom
   patch_size: [16, 16, 16]

@@ -11,7 +11,7 @@ from PIL import Image
 from preceptor.data.types import Dialogue
 from preceptor.grounding.clinkd import ClinkdTask, first_rows
 from preceptor.grounding.config import ClinkdConfig
-from preceptor.grounding.dataset import DialogueExamples, Lesson, last_answer
+from preceptor.grounding.dataset import DialogueExamples, TrainingExample, last_answer
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.new_vlm import new_vlm
 from preceptor.grounding.reflection import Correction
@@ -48,7 +48,7 @@ def config(**settings) -> ClinkdConfig:
 
 def batch(vlm: GroundedVlm, rows: list[Dialogue], **lesson) -> Batch:
     examples = DialogueExamples([], vlm.encoder)
-    return examples.collate([examples.read(Lesson(row, **lesson)) for row in rows])
+    return examples.collate([examples.read(TrainingExample(row, **lesson)) for row in rows])
 
 
 def plain(vlm: GroundedVlm, rows: Batch) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.grounding.curriculum import Curriculum, sureness
+from preceptor.grounding.curriculum import Curriculum, confidence_and_margin
 
 share = st.floats(0, 1)
 
@@ -41,6 +41,6 @@ def test_wrong_settings(wrong):
 def test_sureness_by_hand():
     logits = torch.log(torch.tensor([[[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.1, 0.1, 0.8]], [[0.6, 0.3, 0.1]] * 3]))
     mask = torch.tensor([[True, True, False], [False, False, False]])
-    confidence, margin = sureness(logits, mask)
+    confidence, margin = confidence_and_margin(logits, mask)
     assert confidence.tolist() == pytest.approx([0.6, 0])
     assert margin.tolist() == pytest.approx([0.3, 0])

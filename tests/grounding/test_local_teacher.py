@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from preceptor.cli.app import app
 from preceptor.errors import UserError
-from preceptor.grounding.curriculum import sureness
+from preceptor.grounding.curriculum import confidence_and_margin
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, prompts_of_turn, teach
@@ -53,7 +53,7 @@ def test_answers_are_the_models_with_its_sureness(vlm, tmp_path):
         row.pop("labels")
         with torch.no_grad():
             logits = vlm.base(**row).logits
-        confidence, margin = sureness(logits[:, start - 1 : -1], torch.ones_like(new, dtype=torch.bool))
+        confidence, margin = confidence_and_margin(logits[:, start - 1 : -1], torch.ones_like(new, dtype=torch.bool))
         assert label.confidence == pytest.approx(confidence.item(), abs=1e-5)
         assert label.margin == pytest.approx(margin.item(), abs=1e-5)
 

@@ -12,13 +12,13 @@ import yaml
 from preceptor.data.types import Dialogue
 from preceptor.grounding import memory
 from preceptor.grounding import teachers as teaching
-from preceptor.grounding.config import VlmRecipe
-from preceptor.grounding.memory import GIB, expected, free_memory, sentence, warning
+from preceptor.grounding.config import GroundingRecipe
+from preceptor.grounding.memory import GIB, estimate_memory, free_memory, sentence, warning
 from preceptor.grounding.memory_model import memory_estimate
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.new_vlm import new_vlm
 from preceptor.grounding.serve import check_dialogues
-from preceptor.recipe import load_any_recipe
+from preceptor.tasks import load_recipe
 from tests.fault.tiny import CLINKD
 
 TEXTS = ["Where is the liver?", "On the left.", "What is it?", "An MR."]
@@ -29,18 +29,18 @@ def vlm(tmp_path_factory) -> GroundedVlm:
     return GroundedVlm.load(new_vlm(tmp_path_factory.mktemp("vlm") / "tiny", TEXTS * 3, max_pixels=56 * 56))
 
 
-def tiny(**changes) -> VlmRecipe:
-    return VlmRecipe.model_validate(yaml.safe_load(CLINKD) | changes)
+def tiny(**changes) -> GroundingRecipe:
+    return GroundingRecipe.model_validate(yaml.safe_load(CLINKD) | changes)
 
 
 def test_the_longest_dialogue_of_a_micro_batch_counts(vlm):
     recipe = tiny()
     rows = [Dialogue(str(i), (), ((TEXTS[0] * i, TEXTS[1]),), "mia", "mr", "g", "train") for i in (1, 9, 3)]
-    found = expected(recipe, recipe.student, vlm.config, vlm.encoder, rows)
+    found = estimate_memory(recipe, recipe.student, vlm.config, vlm.encoder, rows)
     tokens = len(vlm.encoder.encode(rows[1]).input_ids)
     assert found == memory_estimate(vlm.config, tokens=8 * tokens, dtype=torch.float32)
     recipe.student.train.accumulation = 4
-    assert expected(recipe, recipe.student, vlm.config, vlm.encoder, rows) == memory_estimate(
+    assert estimate_memory(recipe, recipe.student, vlm.config, vlm.encoder, rows) == memory_estimate(
         vlm.config, tokens=2 * tokens, dtype=torch.float32
     )
 
@@ -134,11 +134,11 @@ def test_a_resting_teacher_is_on_the_device_only_while_it_answers(vlm, moves, mo
 @pytest.mark.parametrize("offload", ["none", "cpu"])
 def test_words_of_a_resting_teacher_outlast_its_work(vlm, moves, offload):
     """What it said of a batch stays where it was computed, and is what a teacher that never moves says."""
-    from preceptor.grounding.dataset import DialogueExamples, Lesson
+    from preceptor.grounding.dataset import DialogueExamples, TrainingExample
 
     examples = DialogueExamples([], vlm.encoder)
     row = Dialogue("a", (), ((TEXTS[0], TEXTS[1]),), "mia", "mr", "g", "train")
-    batch = examples.collate([examples.read(Lesson(row))])
+    batch = examples.collate([examples.read(TrainingExample(row))])
     with torch.no_grad():
         want = vlm.eval()(batch.tensors)
     said = teaching.OnlineWords(vlm, vlm, offload).words(batch, want.targets)
@@ -150,9 +150,9 @@ def test_words_of_a_resting_teacher_outlast_its_work(vlm, moves, offload):
 
 @pytest.mark.parametrize("name", ["clinkd-med-grit-qwen2-vl", "clinkd-med-grit-lora"])
 def test_recipes_for_med_grit_say_what_the_published_code_does(name):
-    recipe = load_any_recipe(name)
-    assert isinstance(recipe, VlmRecipe)
-    assert recipe.stages == ("teacher", "supervised", "guided", "distilled", "clinkd")
+    recipe = load_recipe(name)
+    assert isinstance(recipe, GroundingRecipe)
+    assert recipe.stages == ("teacher", "baseline", "guided", "distilled", "clinkd")
     for run, size in ((recipe.teacher, "7B"), (recipe.student, "2B")):
         assert f"Qwen2-VL-{size}" in str(run.model.source)
         assert run.model.cut_off == 2048

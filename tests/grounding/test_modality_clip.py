@@ -182,7 +182,7 @@ def test_a_model_without_two_towers_is_named(vlm_folder: Callable):
 
 
 def test_a_folder_without_its_image_processor_is_named(folders: dict, tmp_path: Path):
-    shutil.copytree(folders["clip"], tmp_path / "part")
-    (tmp_path / "part" / "preprocessor_config.json").unlink()
+    shutil.copytree(folders["clip"], tmp_path / "split")
+    (tmp_path / "split" / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match="no CLIP-like model can be read"):
-        ModalityClip.load(tmp_path / "part")
+        ModalityClip.load(tmp_path / "split")

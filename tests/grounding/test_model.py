@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
-from preceptor.grounding.curriculum import sureness
+from preceptor.grounding.curriculum import confidence_and_margin
 from preceptor.grounding.dialogue_encoder import IGNORED
 from preceptor.grounding.guided_rope import FAMILIES, Guidance
 from preceptor.grounding.model import GroundedVlm, LoraSettings
@@ -84,12 +84,12 @@ def test_hidden_states_give_the_models_own_logits(
 @pytest.mark.parametrize("kind", GUIDANCES)
 def test_greedy_answers_of_a_batch_are_those_of_each_alone(kind: str, vlm_folder: Callable, dialogues: list[Dialogue]):
     vlm = GroundedVlm.load(vlm_folder("qwen2_vl"), guidance=GUIDANCES[kind]())
-    together = vlm.generate(dialogues, max_new_tokens=6, sureness=True)
+    together = vlm.generate(dialogues, max_new_tokens=6, with_confidence=True)
     alone = [vlm.generate([d], max_new_tokens=6)[0] for d in dialogues]
     assert [a[0].tokens for a in together] == [a[0].tokens for a in alone]
     assert [len(a) for a in together] == [1, 1, 1]
     assert alone[0][0].confidence is None
-    # Teacher-forced: the greedy token is the arg-max of the hidden states' logits, and its sureness as defined.
+    # Teacher-forced: the greedy token is the arg-max of the hidden states' logits, and its with_confidence as defined.
     for dialogue, (answer,) in zip(dialogues, together, strict=True):
         row = vlm.encoder.encode(dialogue, prompt=True)
         said = torch.tensor(answer.tokens)
@@ -98,7 +98,7 @@ def test_greedy_answers_of_a_batch_are_those_of_each_alone(kind: str, vlm_folder
         with torch.no_grad():
             logits = (vlm(vlm.encoder.collate([row])).hidden @ vlm.lm_head_weight.T)[None]
         assert torch.equal(logits[0].argmax(-1), said)
-        confidence, margin = sureness(logits, torch.ones(1, len(said), dtype=torch.bool))
+        confidence, margin = confidence_and_margin(logits, torch.ones(1, len(said), dtype=torch.bool))
         assert answer.confidence == pytest.approx(confidence.item(), abs=1e-5)
         assert answer.margin == pytest.approx(margin.item(), abs=1e-5)
 
@@ -175,7 +175,9 @@ def test_an_answer_ends_with_its_mark_and_keeps_its_boxes(vlm_folder: Callable, 
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.05
-    ((answer,),) = vlm.generate([replace(wanted, turns=((wanted.turns[0][0], ""),))], max_new_tokens=60, sureness=True)
+    ((answer,),) = vlm.generate(
+        [replace(wanted, turns=((wanted.turns[0][0], ""),))], max_new_tokens=60, with_confidence=True
+    )
     assert answer.text == wanted.turns[0][1]
     assert answer.ended
     assert answer.confidence is not None

@@ -66,7 +66,7 @@ def test_answers_come_back_for_the_data(tmp_path):
     assert [d.id for d in labels.dialogues] == [d.id for d in whole.dialogues]
     assert labels.coverage == 1
     assert labels.teacher == "a-model"
-    confidence, margin = labels.sureness()
+    confidence, margin = labels.confidence_and_margin()
     weights = Curriculum(begin=0.86).weights(torch.from_numpy(confidence), torch.from_numpy(margin), 0.0)
     assert weights.tolist() == [0.0] * 12  # (0.9 + 0.8) / 2 = 0.85
     weights = Curriculum(begin=0.84).weights(torch.from_numpy(confidence), torch.from_numpy(margin), 0.0)
@@ -125,7 +125,9 @@ def test_unlabelled_turns_see_the_teachers_own_earlier_answers(tmp_path):
     file = image(tmp_path, 0)
     turns = (("what?", ""), ("where?", ""), ("why?", ""))
     dialogue = Dialogue("u", (file,), turns, "mia", "ct", "g", "unlabelled")
-    given = replace(dialogue, id="l", turns=(("what?", "gold"), ("where?", "gold 2"), ("why?", "gold 3")), part="train")
+    given = replace(
+        dialogue, id="l", turns=(("what?", "gold"), ("where?", "gold 2"), ("why?", "gold 3")), split="train"
+    )
     whole = replace(data(tmp_path / "images", 0), dialogues=[dialogue, given])
     teacher = Parrot()
     taught = teach(tmp_path / "store", whole, whole.dialogues, teacher)
@@ -219,7 +221,7 @@ def test_sureness_of_a_dialogue_is_the_mean_over_its_tokens(tmp_path):
                 Label(two, 1, "q", True, 3, 0.2, 0.2, "top_logprobs"),
             ]
         )
-    confidence, margin = PseudoLabels.open(tmp_path / "store", whole).sureness()
+    confidence, margin = PseudoLabels.open(tmp_path / "store", whole).confidence_and_margin()
     assert confidence.tolist() == pytest.approx([0.4])  # (1.0 + 3 * 0.2) / 4
     assert margin.tolist() == pytest.approx([0.3])
 
@@ -231,8 +233,8 @@ def test_unknown_sureness_is_said_or_replaced(tmp_path):
         store.append([Label(keys[0], 0, "yes", True), Label(keys[1], 0, "no", True, 2, 0.75, 0.5, "logprobs")])
     labels = PseudoLabels.open(tmp_path / "store", whole)
     with pytest.raises(UserError, match="1 of 2 pseudo-labels have no confidence"):
-        labels.sureness()
-    confidence, margin = labels.sureness(unknown=0.125)
+        labels.confidence_and_margin()
+    confidence, margin = labels.confidence_and_margin(unknown=0.125)
     assert confidence.tolist() == [0.125, 0.75]
     assert margin.tolist() == [0.125, 0.5]
 

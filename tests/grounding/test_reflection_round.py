@@ -9,7 +9,7 @@ from preceptor.data.grounding.boxes import write_box
 from preceptor.data.types import Dialogue
 from preceptor.grounding.config import ReflectionConfig
 from preceptor.grounding.reflection import CorrectionBuffer
-from preceptor.grounding.reflection_round import AGAIN, Reflector, lesson
+from preceptor.grounding.reflection_round import AGAIN, Reflector, correction_dialogue
 from preceptor.grounding.selection import word_overlap
 
 RIGHT, WRONG = write_box((100, 100, 300, 300)), write_box((600, 600, 900, 900))
@@ -87,11 +87,11 @@ def test_lessons(form):
     buffer = CorrectionBuffer(4)
     reflector({r.id: WRONG for r in ROWS}, ["nothing"]).round(0, buffer)
     correction = next(c for c in buffer.corrections if c.id == "d1")
-    taught = lesson(ROWS[1], correction, form)
+    taught = correction_dialogue(ROWS[1], correction, form)
     assert taught.turns[-1][1] == RIGHT
     assert taught.turns[0][0] == "question 1?"
     assert taught.turns == (
         (("question 1?", WRONG), (AGAIN, RIGHT)) if form == "two_turns" else (("question 1?", RIGHT),)
     )
     silent = replace(correction, wrong=" ")
-    assert lesson(ROWS[1], silent, form).turns == (("question 1?", RIGHT),)
+    assert correction_dialogue(ROWS[1], silent, form).turns == (("question 1?", RIGHT),)

@@ -11,7 +11,7 @@ import yaml
 
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as dialogues
-from preceptor.grounding.config import VlmRecipe
+from preceptor.grounding.config import GroundingRecipe
 from preceptor.grounding.data import read_recipe_dialogues
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.run import run_vlm
@@ -23,13 +23,13 @@ from tests.fault.tiny import CLINKD
 pytestmark = pytest.mark.slow
 
 
-def recipe(root: Path, **changes) -> VlmRecipe:
+def recipe(root: Path, **changes) -> GroundingRecipe:
     raw = yaml.safe_load(CLINKD)
-    raw |= {"output": str(root / "run"), "stages": ["teacher", "supervised", "guided", "distilled", "clinkd"]}
+    raw |= {"output": str(root / "run"), "stages": ["teacher", "baseline", "guided", "distilled", "clinkd"]}
     raw["data"] |= {"root": str(root / "phantom"), **changes.pop("data", {})}
     raw["data"]["tasks"] = ["vg", "roc", "rc", "mia"]
     raw["method"] |= changes.pop("method", {})
-    return VlmRecipe.model_validate(raw | changes)
+    return GroundingRecipe.model_validate(raw | changes)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,24 +60,24 @@ def results(folder: Path) -> dict:
 
 def test_the_run_folder(trained):
     run = trained / "run"
-    stages = ("teacher", "supervised", "guided", "distilled", "clinkd")
+    stages = ("teacher", "baseline", "guided", "distilled", "clinkd")
     for stage in stages:
         for file in (
             "recipe.yaml",
             "metrics.jsonl",
             "results.json",
-            "student/config.json",
-            "student/model.safetensors",
-            "student/guidance.json",
-            "student/README.md",
-            "student/tokenizer.json",
+            "model/config.json",
+            "model/model.safetensors",
+            "model/guidance.json",
+            "model/README.md",
+            "model/tokenizer.json",
         ):
             assert (run / stage / file).is_file(), f"{stage}/{file}"
     over = results(run)
     assert list(over["stages"]) == list(stages)
     assert set(over["protocols"]) == {"phantom-grounding/given/birdeval", "phantom-grounding/given/strict"}
     pairs = set(over["comparison"]["phantom-grounding/given/strict"])
-    assert {"guided - supervised", "distilled - guided", "clinkd - distilled", "clinkd selected - clinkd"} <= pairs
+    assert {"guided - baseline", "distilled - guided", "clinkd - distilled", "clinkd selected - clinkd"} <= pairs
     page = (run / "report.html").read_text()
     for part in ("Reflection", "Pseudo-labels", "Selective generation", "By modality", "Boxes"):
         assert f"<h2>{part}</h2>" in page
@@ -87,7 +87,7 @@ def test_the_run_folder(trained):
 @pytest.mark.parametrize("protocol", ["birdeval", "strict"])
 def test_predictions_are_scored_again_as_they_were(trained, protocol):
     id = f"phantom-grounding/given/{protocol}"
-    for stage in ("teacher", "supervised", "clinkd"):
+    for stage in ("teacher", "baseline", "clinkd"):
         file = trained / "run" / stage / "predictions" / f"{id.replace('/', '-')}.jsonl"
         found = score_dialogue_file(file, id)[0]
         assert json.loads(json.dumps(found["protocols"])) == {id: results(trained / "run" / stage)["protocols"][id]}
@@ -96,14 +96,14 @@ def test_predictions_are_scored_again_as_they_were(trained, protocol):
 def test_each_stage_adds_its_part(trained):
     run = trained / "run"
     kinds = {
-        s: json.loads((run / s / "student" / "guidance.json").read_text())["kind"]
-        for s in ("teacher", "supervised", "guided", "clinkd")
+        s: json.loads((run / s / "model" / "guidance.json").read_text())["kind"]
+        for s in ("teacher", "baseline", "guided", "clinkd")
     }
-    assert kinds == {"teacher": "none", "supervised": "none", "guided": "clip", "clinkd": "clip"}
+    assert kinds == {"teacher": "none", "baseline": "none", "guided": "clip", "clinkd": "clip"}
     told = {s: set(results(run / s)) & {"pseudo_labels", "reflection", "selection"} for s in kinds | {"distilled": ""}}
     assert told == {
         "teacher": set(),
-        "supervised": set(),
+        "baseline": set(),
         "guided": set(),
         "distilled": {"pseudo_labels"},
         "clinkd": {"pseudo_labels", "reflection", "selection"},
@@ -119,39 +119,39 @@ def test_each_stage_adds_its_part(trained):
 
 def test_every_student_takes_the_same_number_of_steps(trained):
     run = trained / "run"
-    students = ("supervised", "guided", "distilled", "clinkd")
+    students = ("baseline", "guided", "distilled", "clinkd")
     steps = {stage: results(run / stage)["training"]["steps"] for stage in students}
     prior = [json.loads(line)["step"] for line in (run / "prior" / "metrics.jsonl").read_text().splitlines()][-1]
-    assert steps["supervised"] == steps["guided"]
+    assert steps["baseline"] == steps["guided"]
     assert steps["distilled"] == steps["clinkd"]
-    assert abs(steps["distilled"] + prior - steps["supervised"]) <= 1
+    assert abs(steps["distilled"] + prior - steps["baseline"]) <= 1
 
 
 def test_what_was_learnt_by_whom(trained):
     data = read_recipe_dialogues(recipe(trained).data, trained / "phantom")
-    unlabelled = data.part("unlabelled")
+    unlabelled = data.split("unlabelled")
     assert unlabelled
     assert all(row.turns[-1][1] == "" for row in unlabelled)
-    assert not {row.group for row in unlabelled} & {row.group for row in data.part("train")}
-    assert results(trained / "run" / "distilled")["pseudo_labels"]["rows"] <= len(unlabelled) + len(data.part("train"))
+    assert not {row.group for row in unlabelled} & {row.group for row in data.split("train")}
+    assert results(trained / "run" / "distilled")["pseudo_labels"]["rows"] <= len(unlabelled) + len(data.split("train"))
 
 
 def test_a_teacher_that_learnt_elsewhere(trained, tmp_path):
     shares = {"root": str(trained / "phantom"), "train_share": 0.25, "teacher_share": 0.5}
     config = recipe(tmp_path, data=shares, stages=["teacher"])
     data = read_recipe_dialogues(config.data, tmp_path)
-    train, apart, rest = ({row.group for row in data.part(part)} for part in ("train", "teacher", "unlabelled"))
+    train, apart, rest = ({row.group for row in data.split(part)} for part in ("train", "teacher", "unlabelled"))
     assert train
     assert not (train & apart) | (train & rest) | (apart & rest)
     assert len(apart) > len(train)
     # The students' rows are those that a recipe without the share has.
     alone = read_recipe_dialogues(recipe(tmp_path, data=shares | {"teacher_share": 0.0}).data, tmp_path)
-    assert {row.group for row in alone.part("train")} == train
-    assert {row.group for row in alone.part("unlabelled")} == apart | rest
+    assert {row.group for row in alone.split("train")} == train
+    assert {row.group for row in alone.split("unlabelled")} == apart | rest
     run_vlm(config)
     training = config.teacher.train
     steps = results(Path(config.output_folder))["training"]["steps"]
-    assert steps == round(training.epochs * len(data.part("teacher")) / training.batch_size)
+    assert steps == round(training.epochs * len(data.split("teacher")) / training.batch_size)
 
 
 def test_a_finished_run_is_read_back(trained):
@@ -167,7 +167,7 @@ def test_a_changed_recipe_is_refused(trained):
 
 
 def test_the_verbs(trained):
-    folder = trained / "run" / "clinkd" / "student"
+    folder = trained / "run" / "clinkd" / "model"
     found = evaluate_vlm(folder, recipe(trained), "phantom-grounding/given/strict", trained / "again", whole=True)
     old = results(trained / "run" / "clinkd")["protocols"]["phantom-grounding/given/strict"]
     assert found["protocols"]["phantom-grounding/given/strict"]["tasks"]["roc"] == old["tasks"]["roc"]
@@ -206,7 +206,7 @@ def test_doctor_lists_broken_images_and_faulty_boxes(tmp_path, trained):
 def test_the_student_is_an_ordinary_checkpoint(trained):
     from transformers import AutoModelForImageTextToText
 
-    folder = trained / "run" / "clinkd" / "student"
+    folder = trained / "run" / "clinkd" / "model"
     theirs = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
     ours = GroundedVlm.load(folder).base.state_dict()
     assert theirs.keys() == ours.keys()
@@ -215,7 +215,7 @@ def test_the_student_is_an_ordinary_checkpoint(trained):
 
 def test_recipes_that_do_not_fit_together(tmp_path):
     with pytest.raises(ValueError, match="need a teacher"):
-        recipe(tmp_path, stages=["supervised", "clinkd"])
+        recipe(tmp_path, stages=["baseline", "clinkd"])
     with pytest.raises(ValueError, match="nothing is left out"):
         recipe(tmp_path, data={"train_share": 1.0})
     with pytest.raises(ValueError, match=r"train_share 0.5 and data.teacher_share 0.7 are together above 1"):

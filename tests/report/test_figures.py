@@ -73,7 +73,7 @@ def test_ticks_of_a_flat_curve():
 def test_intervals_are_drawn_in_full_and_side_by_side():
     lines = [
         Line("a", "teacher", [(10, 0.4), (100, 0.6)], spreads=[(0.2, 0.5), (0.5, 0.8)]),
-        Line("b", "alone", [(10, 0.4), (100, 0.6)], spreads=[(0.3, 0.5), (0.5, 0.7)]),
+        Line("b", "baseline", [(10, 0.4), (100, 0.6)], spreads=[(0.3, 0.5), (0.5, 0.7)]),
     ]
     svg = line_chart("t", lines, x_title="share", percent=True)
     drawn = [node.attrib for node in ET.fromstring(svg).iter("line") if node.attrib["class"].startswith("spread")]

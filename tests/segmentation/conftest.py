@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.recipe import load_any_recipe
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.run import run_segmentation
+from preceptor.tasks import load_recipe
 from tests.fault.tiny import LCKD, write_recipe
 
 
 def recipe(folder: Path, *overrides: str) -> SegmentationRecipe:
-    loaded = load_any_recipe(str(write_recipe(folder, LCKD)), [f"output={folder / 'run'}", *overrides])
+    loaded = load_recipe(str(write_recipe(folder, LCKD)), [f"output={folder / 'run'}", *overrides])
     assert isinstance(loaded, SegmentationRecipe)
     return loaded
 

@@ -18,7 +18,7 @@ from preceptor.statistics import paired_bootstrap
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 REGIONS = {"et": (4,), "tc": (1, 4), "wt": (1, 2, 4)}
-SHARES = {"teacher": 0.35, "alone": 0.62, "distilled": 0.68}
+SHARES = {"teacher": 0.35, "baseline": 0.62, "distilled": 0.68}
 
 
 @dataclass
@@ -133,7 +133,7 @@ def make_stage(
 ) -> dict:
     rng = np.random.default_rng(seed)
     modalities, regions = data.modalities, list(data.regions)
-    base = f"{data.name}/{data.split}/A"
+    base = f"{data.name}/{data.variant}/A"
     rows = {base: scored_rows(seed, data, SHARES.get(name, 0.6))}
     rows[f"{base}-post"] = [row | {"dice": min(1.0, row["dice"] + 0.013)} for row in rows[base]]
     (folder / "predictions").mkdir(parents=True)
@@ -170,7 +170,7 @@ def make_stage(
         "machine": {"processor": "Xeon", "threads": 2},
         "data": {
             "name": data.name,
-            "split": data.split,
+            "split": data.variant,
             "sha256": data.fingerprint(),
             "test_sha256": data.fingerprint("test"),
             "train": 60,
@@ -206,7 +206,7 @@ def by_case(folder: Path, protocol: str, regions: Sequence[str]) -> np.ndarray:
 def make_segmentation(
     root: Path,
     *,
-    stages: Sequence[str] = ("teacher", "alone", "distilled"),
+    stages: Sequence[str] = ("teacher", "baseline", "distilled"),
     modalities: Sequence[str] = MODALITIES,
     regions: dict[str, tuple[int, ...]] | None = None,
     cases: int = 5,
@@ -241,14 +241,14 @@ def make_segmentation(
         found[name] = make_stage(place, name, data, recipe, seed, masks if last else 0, votes)
     if several:
         results = {"protocols": found[stages[-1]]["protocols"], "stages": found, "comparison": {}, "seed": 0}
-        if {"alone", "distilled"} <= set(stages):
+        if {"baseline", "distilled"} <= set(stages):
             for protocol in results["protocols"]:
-                mine, theirs = (by_case(folder / name, protocol, list(regions)) for name in ("distilled", "alone"))
+                mine, theirs = (by_case(folder / name, protocol, list(regions)) for name in ("distilled", "baseline"))
                 entry = difference(mine.mean(1), theirs.mean(1)) | {
                     "interval": "95 %, paired bootstrap over cases, one seed",
                     "regions": {r: difference(mine[:, i], theirs[:, i]) for i, r in enumerate(regions)},
                 }
-                results["comparison"][protocol] = {"distilled - alone": entry}
+                results["comparison"][protocol] = {"distilled - baseline": entry}
         results |= {key: found[stages[-1]][key] for key in ("versions", "data", "notes")}
         (folder / "results.json").write_text(json.dumps(results), "utf-8")
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), "utf-8")

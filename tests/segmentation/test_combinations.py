@@ -18,9 +18,9 @@ def test_headline_in_words():
     protocol = {"dice": 0.7, "n": 40, "subsets": {name: {"dice": {"lesion": value}} for name, value in dice.items()}}
     before = {"protocols": {"p": {"dice": 0.66}}}
     results = {"protocols": {"p": protocol}, "modalities": ["ct", "pet"], "regions": ["lesion"]}
-    stages = [StageRecord("alone", Path(), before), StageRecord("distilled", Path(), results)]
+    stages = [StageRecord("baseline", Path(), before), StageRecord("distilled", Path(), results)]
     entry = {"difference": 0.04, "low": -0.001, "high": 0.081}
-    run = RunRecord(Path(), stages, {"comparison": {"p": {"distilled - alone": entry}}})
+    run = RunRecord(Path(), stages, {"comparison": {"p": {"distilled - baseline": entry}}})
     found = " ".join(headline(run, combinations.subject_of(run))).replace("\u00a0", " ").replace(MINUS, "-")
     assert found == (
         "The distilled network reaches a mean Dice of 70.0 % over all 3 combinations of CT and PET on 40 test cases "
@@ -35,7 +35,7 @@ def test_tally_counts_what_the_table_prints():
         subsets = {k: {"dice": {"x": v}} for k, v in zip(("a", "b", "a+b"), values, strict=True)}
         return StageRecord(name, Path(), {"protocols": {"p": {"subsets": subsets}}, "modalities": ["a", "b"]})
 
-    run = RunRecord(Path(), [stage("alone", [0.5, 0.5, 0.5]), stage("distilled", [0.6, 0.4, 0.50001])], {})
+    run = RunRecord(Path(), [stage("baseline", [0.5, 0.5, 0.5]), stage("distilled", [0.6, 0.4, 0.50001])], {})
     assert tally(run, combinations.subject_of(run)) == (
         "Distilled is better than undistilled in 1 of 3 combinations, worse in 1, equal in 1."
     )
@@ -58,7 +58,7 @@ def test_names_of_combinations():
 
 
 def test_colours_go_from_worst_to_best():
-    columns = [Column("alone", "t", {("a",): {"x": 0.12, "y": 0.88}})]
+    columns = [Column("baseline", "t", {("a",): {"x": 0.12, "y": 0.88}})]
     shares, lengths = Scale.over(columns, "%"), Scale(0, 50, "mm")
     assert (shares.low, shares.high) == pytest.approx((0.1, 0.9))
     assert [shares.level(v) for v in (0.1, 0.5, 0.9)] == [0, 4, LEVELS - 1]

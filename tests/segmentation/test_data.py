@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from preceptor.errors import UserError
-from preceptor.recipe import load_any_recipe
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.data import examples, read_cases
+from preceptor.tasks import load_recipe
 
 SMALL = [
     "data.phantom.train=5",
@@ -19,7 +19,7 @@ SMALL = [
 
 
 def recipe(*overrides: str) -> SegmentationRecipe:
-    found = load_any_recipe("lckd-demo", [*SMALL, *overrides])
+    found = load_recipe("lckd-demo", [*SMALL, *overrides])
     assert isinstance(found, SegmentationRecipe)
     return found
 
@@ -29,15 +29,15 @@ def test_what_the_share_leaves_out_is_there_without_its_masks(tmp_path):
     thin = read_cases(recipe("data.train_share=0.4").data, tmp_path)
     rest = recipe("data.train_share=0.4", "data.unlabelled=rest")
     both = read_cases(rest.data, tmp_path)
-    assert len(whole.part("train")) == 5
-    assert len(thin.part("train")) == len(both.part("train")) == 2
-    assert not thin.part("unlabelled")
-    left = {case.id for case in both.part("unlabelled")}
-    assert left | {case.id for case in both.part("train")} == {case.id for case in whole.part("train")}
-    assert all(case.mask is None for case in both.part("unlabelled"))
+    assert len(whole.split("train")) == 5
+    assert len(thin.split("train")) == len(both.split("train")) == 2
+    assert not thin.split("unlabelled")
+    left = {case.id for case in both.split("unlabelled")}
+    assert left | {case.id for case in both.split("train")} == {case.id for case in whole.split("train")}
+    assert all(case.mask is None for case in both.split("unlabelled"))
     assert "Beside them 3 cases without masks (data.unlabelled)." in both.notes
     for part in ("validation", "test"):
-        assert both.part(part) == whole.part(part)
+        assert both.split(part) == whole.split(part)
     train = examples(rest, both, "train", 0, unlabelled=True)
     assert len(train) == 5
     batch = train.collate([train[i, 0] for i in range(5)])
@@ -47,7 +47,7 @@ def test_what_the_share_leaves_out_is_there_without_its_masks(tmp_path):
 
 
 def test_cases_that_never_had_masks_are_taken_in_or_refused(tmp_path):
-    first = read_cases(recipe().data, tmp_path).part("train")[0]
+    first = read_cases(recipe().data, tmp_path).split("train")[0]
     assert first.mask is not None
     first.mask.path.unlink()
     here = ["data.name=brats", f"data.root={tmp_path}", f"data.split_file={tmp_path / 'splits.json'}"]
@@ -56,8 +56,8 @@ def test_cases_that_never_had_masks_are_taken_in_or_refused(tmp_path):
         read_cases(plain.data, tmp_path)
     rest = recipe(*here, "data.unlabelled=rest")
     data = read_cases(rest.data, tmp_path)
-    assert [case.id for case in data.part("unlabelled")] == [first.id]
-    assert len(data.part("train")) == 4
+    assert [case.id for case in data.split("unlabelled")] == [first.id]
+    assert len(data.split("train")) == 4
 
 
 def test_unlabelled_needs_a_teacher_and_cases(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from preceptor.segmentation.metrics import EMPTY_HD95, clean, dice, hd95, table
+from preceptor.segmentation.metrics import EMPTY_HD95, dice, hd95, remove_small_components, table
 
 masks = arrays(bool, (4, 5, 3), elements=st.booleans())
 
@@ -56,28 +56,28 @@ def test_small_components_go():
     m[0, 10, 10, 10:16] = True  # 6 voxels: under 10 % of 64
     m[0, 15, 15, 8:15] = True  # 7 voxels: over it
     m[1, :3, :3, :3] = True
-    got = clean(m, ["tc", "et"], share=0.1, voxels=2000, et_minimum=27)
+    got = remove_small_components(m, ["tc", "et"], share=0.1, voxels=2000, et_minimum=27)
     assert int(got[0].sum()) == 71
     assert np.array_equal(got[1], m[1])
-    small = clean(m, ["tc", "et"], et_minimum=28)
+    small = remove_small_components(m, ["tc", "et"], et_minimum=28)
     assert not small[1].any()
     assert np.array_equal(small[0], got[0] | m[1])  # it is core now
     # A small component stays where it has `voxels` of them.
-    assert np.array_equal(clean(m, ["tc", "wt"], voxels=6), m)
-    assert int(clean(m, ["tc", "wt"], share=1.0, voxels=10_000)[0].sum()) == 64
+    assert np.array_equal(remove_small_components(m, ["tc", "wt"], voxels=6), m)
+    assert int(remove_small_components(m, ["tc", "wt"], share=1.0, voxels=10_000)[0].sum()) == 64
 
 
 def test_diagonal_neighbours_are_one_component():
     m = np.zeros((1, 4, 4, 4), bool)
     m[0, 0, 0, 0] = m[0, 1, 1, 1] = True
-    assert np.array_equal(clean(m, ["wt"], share=1.0), m)
+    assert np.array_equal(remove_small_components(m, ["wt"], share=1.0), m)
 
 
 @given(masks, st.floats(0, 1), st.integers(0, 50), st.integers(0, 50))
 def test_cleaning_only_takes_away_and_once(m, share, voxels, least):
-    once = clean(m[None], ["et"], share=share, voxels=voxels, et_minimum=least)
+    once = remove_small_components(m[None], ["et"], share=share, voxels=voxels, et_minimum=least)
     assert not (once & ~m[None]).any()
-    assert np.array_equal(clean(once, ["et"], share=share, voxels=voxels, et_minimum=least), once)
+    assert np.array_equal(remove_small_components(once, ["et"], share=share, voxels=voxels, et_minimum=least), once)
 
 
 def test_means_are_over_cases_then_over_subsets():

@@ -160,12 +160,12 @@ def test_cells_are_the_results(written: str, made: MadeSegmentation, place: int,
                 name: factor * (scores[subset][key][region] if region else np.mean(list(scores[subset][key].values())))
                 for name, scores in found.items()
             }
-            more = values["distilled"] - values["alone"]
+            more = values["distilled"] - values["baseline"]
             sign = f"{more:+.1f}".replace("-", MINUS)
-            expected += [f"{values['teacher']:.1f}", f"{values['alone']:.1f}"]
+            expected += [f"{values['teacher']:.1f}", f"{values['baseline']:.1f}"]
             expected += [f"<b>{values['distilled']:.1f}</b><small>{'0.0' if sign[1:] == '0.0' else sign}</small>"]
         assert cells == expected
-    last = [f"{factor * np.mean([s[key]['et'] for s in found[n].values()]):.1f}" for n in ("teacher", "alone")]
+    last = [f"{factor * np.mean([s[key]['et'] for s in found[n].values()]):.1f}" for n in ("teacher", "baseline")]
     assert table[15][:2] == last
 
 
@@ -188,7 +188,7 @@ def test_the_numbers_of_the_finding_are_those_of_the_results(written: str, made:
         for value in (scores["dice"], *scores["regions"].values()):
             assert f"{100 * value:.1f}" in text
     entry = json.loads((made.folder / "results.json").read_text())["comparison"]["phantom/by-file/A"]
-    entry = entry["distilled - alone"]
+    entry = entry["distilled - baseline"]
     assert (
         f"The difference is {100 * entry['difference']:+.1f} points, 95 % interval {100 * entry['low']:+.1f} to "
         in text
@@ -201,7 +201,7 @@ def test_the_numbers_of_the_finding_are_those_of_the_results(written: str, made:
 
 def words_of(entry: dict | None, made: MadeSegmentation) -> str:
     run = read_run(made.folder, TITLES)
-    run.results["comparison"]["phantom/by-file/A"]["distilled - alone"] = entry
+    run.results["comparison"]["phantom/by-file/A"]["distilled - baseline"] = entry
     return " ".join(headline(run, combinations.subject_of(run))).replace("\u00a0", " ").replace(MINUS, "-")
 
 
@@ -277,7 +277,7 @@ def test_cases_that_cannot_be_drawn_are_left_out(copied: MadeSegmentation, tmp_p
     elif broken == "no masks":
         shutil.rmtree(masks)
     elif broken == "no reference":
-        cases = [Case(c.id, c.images, None, c.group, c.part) for c in copied.data.cases]
+        cases = [Case(c.id, c.images, None, c.group, c.split) for c in copied.data.cases]
         data = CaseData("phantom", "by-file", tmp_path, copied.data.modalities, REGIONS, cases)
     elif broken == "truncated":
         for path in masks.iterdir():
@@ -311,7 +311,7 @@ def test_the_spread_over_cases(written: str, made: MadeSegmentation):
 
 
 def test_curves_over_the_number_of_modalities(written: str, made: MadeSegmentation):
-    subsets = stage_results(made, "alone")["protocols"]["phantom/by-file/A"]["subsets"]
+    subsets = stage_results(made, "baseline")["protocols"]["phantom/by-file/A"]["subsets"]
     single = [scores["dice"]["et"] for name, scores in subsets.items() if "+" not in name]
     whole = subsets["flair+t1+t1ce+t2"]["dice"]["et"]
     (chart,) = [v for v in Page(written).values("aria-label") if v.startswith("Dice of ET by number of modalities")]
@@ -338,7 +338,9 @@ def test_a_run_of_one_stage(tmp_path: Path):
     ],
 )
 def test_any_modalities_and_regions(tmp_path: Path, modalities: tuple, regions: dict, rows: int):
-    made = make_segmentation(tmp_path, stages=("alone", "distilled"), modalities=modalities, regions=regions, cases=3)
+    made = make_segmentation(
+        tmp_path, stages=("baseline", "distilled"), modalities=modalities, regions=regions, cases=3
+    )
     text = write_segmentation_report(made.folder, data=made.data, recipe=made.recipe).read_text("utf-8")
     page = Page(text)
     columns = len(regions) + (len(regions) > 1)
@@ -352,9 +354,9 @@ def test_any_modalities_and_regions(tmp_path: Path, modalities: tuple, regions: 
 def test_hostile_names_are_escaped(tmp_path: Path):
     modalities, region = ("<b>t1", "\"onload=x'"), "<script>alert(1)</script>"
     made = make_segmentation(
-        tmp_path, stages=("alone", "distilled"), modalities=modalities, regions={region: (1,)}, cases=2
+        tmp_path, stages=("baseline", "distilled"), modalities=modalities, regions={region: (1,)}, cases=2
     )
-    for stage in ("alone", "distilled"):
+    for stage in ("baseline", "distilled"):
         edit(
             made.folder / stage / "results.json",
             lambda r: r.update(
@@ -416,7 +418,7 @@ LOST = object()
     ids=["missing", "null", "nan", "empty", "no rows"],
 )
 def test_any_part_of_the_results_may_be_missing_or_empty(tmp_path: Path, kinds: type, how: Any):
-    made = make_segmentation(tmp_path, stages=("alone", "distilled"), modalities=("ct", "pet"), cases=2, votes=2)
+    made = make_segmentation(tmp_path, stages=("baseline", "distilled"), modalities=("ct", "pet"), cases=2, votes=2)
     run = read_run(made.folder, TITLES)
 
     def without(tree: dict, path: tuple) -> dict:
@@ -444,7 +446,7 @@ def test_any_part_of_the_results_may_be_missing_or_empty(tmp_path: Path, kinds: 
 
 
 def test_a_run_without_scores_says_so(tmp_path: Path):
-    (tmp_path / "results.json").write_text('{"stage": "alone"}')
+    (tmp_path / "results.json").write_text('{"stage": "baseline"}')
     page = Page(write_segmentation_report(tmp_path).read_text("utf-8"))
     assert "This run has no scores yet." in page.text
 

@@ -28,15 +28,15 @@ def results(folder: Path) -> dict:
 
 def test_the_run_folder(trained: Path) -> None:
     run = trained / "run"
-    for stage in ("alone", "distilled"):
+    for stage in ("baseline", "distilled"):
         for file in (
             "recipe.yaml",
             "metrics.jsonl",
             "results.json",
-            "student/config.json",
-            "student/model.safetensors",
-            "student/segmentation.json",
-            "student/README.md",
+            "model/config.json",
+            "model/model.safetensors",
+            "model/segmentation.json",
+            "model/README.md",
         ):
             assert (run / stage / file).is_file(), f"{stage}/{file}"
     assert (run / "report.html").is_file()
@@ -45,11 +45,11 @@ def test_the_run_folder(trained: Path) -> None:
     distilled = results(run / "distilled")
     votes_at = [vote["step"] for vote in distilled["elections"]]
     assert votes_at == [0, 3, 6, 9, 12, 15]
-    assert results(run / "alone")["elections"] == []
+    assert results(run / "baseline")["elections"] == []
     lines = [json.loads(line) for line in (run / "distilled" / "metrics.jsonl").read_text().splitlines()]
     assert any("cross_modal" in line for line in lines)
-    assert not any("cross_modal" in line for line in map(json.loads, (run / "alone" / "metrics.jsonl").open()))
-    assert over["comparison"]["phantom/made/A"]["distilled - alone"]["n"] == 1
+    assert not any("cross_modal" in line for line in map(json.loads, (run / "baseline" / "metrics.jsonl").open()))
+    assert over["comparison"]["phantom/made/A"]["distilled - baseline"]["n"] == 1
     assert list((run / "distilled" / "predictions" / "masks").glob("*.nii.gz"))
 
 
@@ -79,9 +79,9 @@ def test_scores_are_those_of_the_written_rows(trained: Path) -> None:
 def test_validation_promises_what_it_found(trained: Path) -> None:
     r = recipe(trained)
     data = read_cases(r.data, r.output_folder / "data")
-    network = MultimodalUNet.load(trained / "run" / "distilled" / "student").eval()
+    network = MultimodalUNet.load(trained / "run" / "distilled" / "model").eval()
     found = validation_scores(network, examples(r, data, "validation", 0), r)
-    promised = json.loads((trained / "run" / "distilled" / "student" / "segmentation.json").read_text())["validation"]
+    promised = json.loads((trained / "run" / "distilled" / "model" / "segmentation.json").read_text())["validation"]
     assert set(found) == set(promised)
     for name, by_region in found.items():
         assert by_region == pytest.approx(promised[name], abs=1e-6)
@@ -93,7 +93,7 @@ def test_votes_are_of_each_modality_alone(trained: Path) -> None:
     r = recipe(trained)
     data = read_cases(r.data, r.output_folder / "data")
     held_out = examples(r, data, "validation", 0)
-    network = MultimodalUNet.load(trained / "run" / "distilled" / "student").eval()
+    network = MultimodalUNet.load(trained / "run" / "distilled" / "model").eval()
     got = votes(network, held_out, r)
     want = torch.full((4, 3), torch.nan, dtype=torch.float64)
     for m in range(4):
@@ -116,14 +116,14 @@ def test_votes_are_of_each_modality_alone(trained: Path) -> None:
 
 def test_evaluated_again_the_scores_are_the_same(trained: Path, tmp_path: Path) -> None:
     found = evaluate_network(
-        trained / "run" / "distilled" / "student", recipe(trained), "phantom/made/A", tmp_path / "out", whole=True
+        trained / "run" / "distilled" / "model", recipe(trained), "phantom/made/A", tmp_path / "out", whole=True
     )
     scores = results(trained / "run" / "distilled")["protocols"]["phantom/made/A"]
     assert found["protocols"]["phantom/made/A"]["dice"] == pytest.approx(scores["dice"])
     assert (tmp_path / "out" / "results.json").is_file()
     with pytest.raises(UserError, match="did you mean"):
         evaluate_network(
-            trained / "run" / "distilled" / "student", recipe(trained), "phantom/made/B", tmp_path, whole=False
+            trained / "run" / "distilled" / "model", recipe(trained), "phantom/made/B", tmp_path, whole=False
         )
 
 

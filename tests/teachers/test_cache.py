@@ -192,7 +192,7 @@ def test_keys_find_their_own_rows_and_no_others(tmp_path_factory, stored, asked,
         ("teacher", "0" * 64, r"teacher: cached \w{12}\.\.\., wanted 000000000000\.\.\."),
         ("vocabulary", "w" * 64, r"vocabulary: cached v{12}\.\.\., wanted w{12}"),
         ("data", "tiny 4567", "data: cached tiny 0123, wanted tiny 4567"),
-        ("split", "published", "split: cached clean, wanted published"),
+        ("variant", "published", "variant: cached clean, wanted published"),
         (
             "preprocessing",
             {"image_size": 16, "mean": [0.5] * 3, "tokenizer": "t" * 64},
@@ -205,14 +205,14 @@ def test_each_other_identity_is_refused_by_name(cache, name, value, shown):
     with pytest.raises(UserError, match=shown) as refusal:
         CachedTeacher.open(cache, identity(teacher(), **{name: value}))
     assert "preceptor cache" in str(refusal.value)
-    assert not any(other in str(refusal.value) for other in {"vocabulary", "split", "data"} - {name})
+    assert not any(other in str(refusal.value) for other in {"vocabulary", "variant", "data"} - {name})
 
 
 def test_every_difference_is_listed():
     old = identity(teacher())
     new = CacheIdentity("x", "y", "z", "w", {"image_size": 9}, {})
     names = [line.split(":")[0] for line in old.differences(new)]
-    expected = ["teacher", "vocabulary", "data", "split", "preprocessing.image_size", "preprocessing.mean"]
+    expected = ["teacher", "vocabulary", "data", "variant", "preprocessing.image_size", "preprocessing.mean"]
     assert names == [*expected, "preprocessing.tokenizer", "augmentation.views"]
     assert old.differences(identity(teacher())) == []
     # None is a value of its own.

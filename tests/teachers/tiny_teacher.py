@@ -86,7 +86,7 @@ def identity(source, **changes) -> CacheIdentity:
         "teacher": source.fingerprint,
         "vocabulary": "v" * 64,
         "data": "tiny 0123",
-        "split": "clean",
+        "variant": "clean",
         "preprocessing": {"image_size": 8, "mean": (0.5, 0.5, 0.5), "tokenizer": "t" * 64},
         "augmentation": {"views": 1},
     }

@@ -95,7 +95,7 @@ def test_leftovers_of_a_kill_are_mended(tmp_path):
 
 
 def test_a_replacement_cut_in_half_gives_the_old_folder_back(tmp_path):
-    old, new = tmp_path / "student", tmp_path / ".student.tmp"
+    old, new = tmp_path / "model", tmp_path / ".model.tmp"
     for folder, text in ((old, "old"), (new, "new")):
         folder.mkdir()
         write_text(folder / "config.json", text)

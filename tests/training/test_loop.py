@@ -17,7 +17,7 @@ from preceptor.recipe import differences
 from preceptor.task import Batch, LossTerms, Task
 from preceptor.training.average import WeightAverage
 from preceptor.training.guards import NonFiniteError, SkipCounter
-from preceptor.training.loop import Interrupted, Job, fit
+from preceptor.training.loop import FitArguments, Interrupted, fit
 from preceptor.training.setup import make_optimizer
 
 ROWS = 24
@@ -64,7 +64,7 @@ class Rows:
             yield Batch(tensors, [f"row{i}" for i in index], [str(i) for i in index])
 
 
-def job_of(folder: Path, rows: Rows, **changes) -> Job:
+def job_of(folder: Path, rows: Rows, **changes) -> FitArguments:
     def export(task: Task, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in task.student.state_dict().items()}, target / "model.safetensors")
@@ -75,7 +75,7 @@ def job_of(folder: Path, rows: Rows, **changes) -> Job:
             return {"score": -float((task.student(rows.x)[:, 0] - rows.y).square().nanmean())}
 
     settings = {"validate": validate, "identity": {"recipe": {"lr": 1}}, **changes}
-    return Job(
+    return FitArguments(
         folder=folder,
         loader=rows.loader,
         samples=ROWS,
@@ -121,7 +121,7 @@ def test_the_best_validation_is_exported(tmp_path):
 
     state = fit(Toy(), job_of(tmp_path, Rows(), validate=validate), config())
     assert (state.best_step, state.best_score) == (4, 0.7)
-    kept = load_file(tmp_path / "student" / "model.safetensors")
+    kept = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(kept[k], seen[1][k]) for k in kept)
 
 
@@ -130,7 +130,7 @@ def test_the_last_step_is_exported_when_asked(tmp_path):
     task = Toy()
     state = fit(task, job_of(tmp_path, Rows(), validate=lambda task: {"score": next(scores)}), config(select="last"))
     assert (state.best_step, state.kept_step, state.step) == (4, 8, 8)
-    kept = load_file(tmp_path / "student" / "model.safetensors")
+    kept = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(kept[k], v) for k, v in task.student.state_dict().items())
 
 
@@ -218,7 +218,7 @@ def test_ctrl_c_saves_and_the_next_run_ends_byte_equal(tmp_path):
     fit(whole, job_of(tmp_path / "whole", Rows()), settings)
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
     for name in (
-        "student/model.safetensors",
+        "model/model.safetensors",
         "checkpoints/step-8/task.safetensors",
         "checkpoints/step-8/average.safetensors",
     ):

@@ -19,7 +19,7 @@ from preceptor.config import TrainConfig
 from preceptor.errors import UserError
 from preceptor.recipe import differences
 from preceptor.task import Batch, LossTerms, Task
-from preceptor.training.loop import Job, fit
+from preceptor.training.loop import FitArguments, fit
 from preceptor.training.setup import make_accelerator
 from preceptor.training.trackers import read_metrics
 
@@ -64,12 +64,12 @@ class Numbers(Dataset):
         x = torch.tensor(rows, dtype=torch.float32)[:, None] / 12
         return Batch({"x": x}, [f"row{i}" for i in rows], [str(i) for i in rows], skipped)
 
-    def job(self, folder: Path, workers: int = 0, **changes) -> Job:
+    def job(self, folder: Path, workers: int = 0, **changes) -> FitArguments:
         def export(task: Task, target: Path) -> None:
             target.mkdir(parents=True, exist_ok=True)
 
         settings = {"validate": lambda task: {"score": 0.0}, "export": export, "identity": {}, **changes}
-        return Job(
+        return FitArguments(
             folder=folder,
             samples=12,
             epoch_samples=12,

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preceptor.config import ConvVisionConfig, ModelConfig, Recipe, ScratchTextConfig, TextConfig, VisionConfig
 from preceptor.data.types import Prediction, Sample, VqaData
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.recipe import dump_recipe
 from preceptor.statistics import mcnemar, paired_bootstrap
 from preceptor.vqa.bundle import VqaBundle, build_bundle, make_tokenizer
+from preceptor.vqa.config import ConvVisionConfig, ModelConfig, ScratchTextConfig, TextConfig, VisionConfig, VqaRecipe
 from preceptor.vqa.dataset import Preprocessing
 from preceptor.vqa.metrics import score
 from preceptor.vqa.protocols import protocols_for
@@ -63,26 +63,26 @@ def make_bundle(data: VqaData, width: int, seed: int) -> VqaBundle:
         layers=1,
         heads=2,
     )
-    train = data.part("train")
+    train = data.split("train")
     tokenizer = make_tokenizer([sample.question for sample in train])
     vocabulary = AnswerVocabulary.build(train)
     return build_bundle(config, tokenizer, Preprocessing(image_size=32), vocabulary, seed=seed)
 
 
-def make_stage(folder: Path, data: VqaData, bundle: VqaBundle, recipe: Recipe, accuracy: float, seed: int) -> dict:
+def make_stage(folder: Path, data: VqaData, bundle: VqaBundle, recipe: VqaRecipe, accuracy: float, seed: int) -> dict:
     """Write a stage folder whose predictions are right with the chance `accuracy`; return its results."""
     rng = np.random.default_rng(seed)
-    bundle.save(folder / "student")
+    bundle.save(folder / "model")
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), "utf-8")
     answers = bundle.vocabulary.answers
     said = [
         Prediction(
             s.id, s.answer if rng.random() < accuracy else str(rng.choice(answers)), float(rng.uniform(0.3, 0.99))
         )
-        for s in data.part("test")
+        for s in data.split("test")
     ]
     (protocol,) = protocols_for(data)
-    scores = replace(score(data.part("test"), said, protocol), ceiling=0.958)
+    scores = replace(score(data.split("test"), said, protocol), ceiling=0.958)
     (folder / "predictions").mkdir()
     lines = "".join(json.dumps(row) + "\n" for row in scores.rows())
     (folder / "predictions" / f"{protocol.id.replace('/', '-')}.jsonl").write_text(lines, "utf-8")
@@ -119,9 +119,9 @@ def make_stage(folder: Path, data: VqaData, bundle: VqaBundle, recipe: Recipe, a
         "machine": {"processor": "Xeon", "threads": 2},
         "data": {
             "name": data.name,
-            "split": data.split,
+            "split": data.variant,
             "sha256": data.fingerprint(),
-            **{part: len(data.part(part)) for part in ("train", "validation", "test")},
+            **{part: len(data.split(part)) for part in ("train", "validation", "test")},
         },
         "training": {
             "steps": steps,
@@ -141,11 +141,11 @@ def make_stage(folder: Path, data: VqaData, bundle: VqaBundle, recipe: Recipe, a
 class MadeRun:
     folder: Path
     data: VqaData
-    recipe: Recipe
+    recipe: VqaRecipe
 
 
 def make_run(root: Path, data: VqaData) -> MadeRun:
-    recipe = Recipe.model_validate(
+    recipe = VqaRecipe.model_validate(
         {
             "name": "toy-<run>",
             "output": str(root),
@@ -154,11 +154,13 @@ def make_run(root: Path, data: VqaData) -> MadeRun:
         }
     )
     stages = {}
-    for seed, (name, width, accuracy) in enumerate((("teacher", 32, 0.8), ("alone", 16, 0.55), ("distilled", 16, 0.7))):
+    for seed, (name, width, accuracy) in enumerate(
+        (("teacher", 32, 0.8), ("baseline", 16, 0.55), ("distilled", 16, 0.7))
+    ):
         (root / name).mkdir(parents=True)
         stages[name] = make_stage(root / name, data, make_bundle(data, width, seed), recipe, accuracy, seed)
     (protocol,) = stages["distilled"]["protocols"]
-    read = (root / name / "predictions" / "toy-published.jsonl" for name in ("distilled", "alone"))
+    read = (root / name / "predictions" / "toy-published.jsonl" for name in ("distilled", "baseline"))
     a, b = (np.array([json.loads(line)["correct"] for line in path.read_text("utf-8").splitlines()]) for path in read)
     paired = paired_bootstrap(a, b)
     entry = {"difference": paired.mean, "low": paired.low, "high": paired.high, "p": mcnemar(a, b), "n": len(a)}
@@ -167,7 +169,7 @@ def make_run(root: Path, data: VqaData) -> MadeRun:
     results = {
         "stages": stages,
         "protocols": stages["distilled"]["protocols"],
-        "comparison": {protocol: {"distilled - alone": entry, "distilled / teacher": kept}},
+        "comparison": {protocol: {"distilled - baseline": entry, "distilled / teacher": kept}},
         "seed": 0,
         "versions": {"preceptor": "0.1.0", "torch": "2.13.0"},
         "notes": list(data.notes),

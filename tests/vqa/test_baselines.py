@@ -11,7 +11,7 @@ from preceptor.vqa.metrics import score
 from preceptor.vqa.protocols import protocols_for
 
 
-def sample(id, image, question, answer, part="train"):
+def sample(id, image, question, answer, split="train"):
     closed = answer.lower() in ("yes", "no")
     return Sample(id, Path(image), question, (answer,), "closed" if closed else "open", image, part)
 
@@ -76,7 +76,7 @@ def test_no_test_label_is_read():
 
 
 def test_validation_is_not_learnt_from():
-    extra = [replace(s, id=f"v{i}", part="validation") for i, s in enumerate(TEST * 5)]
+    extra = [replace(s, id=f"v{i}", split="validation") for i, s in enumerate(TEST * 5)]
     data = VqaData("mine", "", Path("."), TRAIN + TEST)
     assert baselines(data) == baselines(replace(data, samples=extra + TRAIN + TEST))
     assert baselines(replace(data, samples=TEST)) == {}
@@ -95,7 +95,7 @@ def read_released(split):
         one = sample(f"{number}", image, row["question"], str(row["answer"]), part)
         samples.append(replace(one, answer_type=row["answer_type"].strip().lower(), tags=tags))
         if split == "published" and row["question_frame"] != "NULL":
-            samples.append(replace(one, id=f"{number}-frame", question=row["question_frame"], part="train"))
+            samples.append(replace(one, id=f"{number}-frame", question=row["question_frame"], split="train"))
     return VqaData("vqa-rad", split, Path(folder), samples, leaking=split == "published")
 
 
@@ -104,7 +104,7 @@ def read_released(split):
 def test_look_up_shows_how_much_a_split_leaks(split, rows, same_image):
     """The image-blind look-up's accuracy on the 451 test rows, as the data set's notes give it."""
     data = read_released(split)
-    assert len(data.part("train")) == rows
+    assert len(data.split("train")) == rows
     protocol = protocols_for(data)[0]
     accuracy = {name: score(data.samples, p, protocol).as_dict() for name, p in baselines(data).items()}
     assert {(a["n"], a["n_open"], a["n_closed"]) for a in accuracy.values()} == {(451, 179, 272)}

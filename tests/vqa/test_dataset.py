@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from preceptor.config import AugmentConfig, DataConfig
 from preceptor.data.images import ImageError
 from preceptor.data.types import Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.vqa.bundle import make_tokenizer
+from preceptor.vqa.config import AugmentConfig, DataConfig
 from preceptor.vqa.dataset import Preprocessing, VqaExamples, augment, resize
 
 

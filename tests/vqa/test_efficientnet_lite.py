@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import EfficientNetConfig, EfficientNetModel
 
-from preceptor.config import ModelConfig
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
 from preceptor.vqa import efficientnet_lite
 from preceptor.vqa.bundle import LITE, VqaBundle, build_bundle, choose_preprocessing, make_tokenizer
+from preceptor.vqa.config import ModelConfig
 from preceptor.vqa.dataset import Preprocessing
 
 FILE = efficientnet_lite.find()
@@ -71,7 +71,7 @@ def test_frozen_parts_get_no_gradient_and_norms_keep_their_statistics(tmp_path):
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     assert bundle.provenance["vision"].startswith(f"pretrained: {LITE}, frozen: embeddings.*")
     want = model.eval()(**x).logits
-    bundle.save(tmp_path / "student")
+    bundle.save(tmp_path / "model")
     assert torch.equal(VqaBundle.load(tmp_path).model(**x).logits, want)
 
 
@@ -81,7 +81,7 @@ def test_a_pattern_that_fits_nothing_is_an_error():
 
 
 def test_preprocessing_is_the_backbones():
-    from preceptor.config import DataConfig
+    from preceptor.vqa.config import DataConfig
 
     found = choose_preprocessing(ModelConfig.model_validate(SMALL), DataConfig(image_size=96), allow_downloads=False)
     assert (found.image_size, found.mean[0], found.std[0]) == (96, 127 / 255, 128 / 255)

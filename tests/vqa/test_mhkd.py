@@ -5,14 +5,15 @@ import copy
 import pytest
 import torch
 
-from preceptor.config import MhkdConfig, ModelConfig, TermConfig
+from preceptor.config import TermConfig
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
 from preceptor.task import Batch
 from preceptor.teachers.online import EnsembleTeacher, OnlineTeacher
 from preceptor.vqa.bundle import VqaBundle, build_bundle, make_tokenizer
+from preceptor.vqa.config import MhkdConfig, ModelConfig
 from preceptor.vqa.dataset import Preprocessing
-from preceptor.vqa.mhkd import Lesson, MhkdTask, schedule, teacher_forward, token_axes
+from preceptor.vqa.mhkd import LayerMap, MhkdTask, schedule, teacher_forward, token_axes
 from preceptor.vqa.teachers import ema_teacher
 
 QUESTIONS = ["is there a lesion in the left lung?", "which plane is this?", "what organ is shown?", "ct or mri?"]
@@ -58,7 +59,7 @@ def task_of(student: VqaBundle, teacher: VqaBundle | None, **settings) -> MhkdTa
     config = MhkdConfig.model_validate({**EVERY, **settings})
     source = None
     if teacher is not None:
-        lesson = Lesson(config, student.model.config.layers, teacher.model.config.layers)
+        lesson = LayerMap(config, student.model.config.layers, teacher.model.config.layers)
         source = OnlineTeacher(teacher.model, teacher_forward(lesson.teacher_paths))
     return MhkdTask(student.model, config, teacher=source, teacher_config=teacher and teacher.model.config)
 
@@ -139,7 +140,7 @@ def test_without_a_teacher_only_the_label_teaches():
 def test_ensemble_and_moving_average_teach():
     student, one, two = model(2, 16, 0), model(2, 16, 1), model(2, 16, 2)
     config = MhkdConfig.model_validate(EVERY)
-    paths = Lesson(config, 2, 2).teacher_paths
+    paths = LayerMap(config, 2, 2).teacher_paths
     source = EnsembleTeacher(
         [OnlineTeacher(one.model, teacher_forward(paths)), OnlineTeacher(two.model, teacher_forward([]))]
     )

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from preceptor.config import ModelConfig
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
 from preceptor.vqa.bundle import VqaBundle, build_bundle, find_pretrained, image_processor, make_tokenizer
+from preceptor.vqa.config import ModelConfig
 from preceptor.vqa.dataset import Preprocessing, pixels, resize
 from preceptor.vqa.vision import ConvVision
 
@@ -84,7 +84,7 @@ def test_token_count_matches_the_forward_pass(size: int):
 
 
 def test_save_and_load_give_the_same_answers(bundle: VqaBundle, tmp_path):
-    bundle.save(tmp_path / "student")
+    bundle.save(tmp_path / "model")
     loaded = VqaBundle.load(tmp_path)
     x = inputs(bundle, QUESTIONS[:3])
     assert torch.equal(loaded.model.eval()(**x).logits, bundle.model.eval()(**x).logits)
@@ -170,7 +170,7 @@ def test_pretrained_parts_are_found_and_named(tmp_path, bundle: VqaBundle):
     x = inputs(bundle, QUESTIONS[:2]) | {"pixels": torch.randn(2, 3, 48, 48)}
     built.model.eval()
     want = built.model(**x).logits
-    built.save(tmp_path / "student")
+    built.save(tmp_path / "model")
     assert torch.equal(VqaBundle.load(tmp_path).model(**x).logits, want)
 
 
@@ -186,7 +186,7 @@ def test_missing_vision_model_says_how_to_get_it(bundle: VqaBundle):
 
 
 def test_init_takes_what_fits(bundle: VqaBundle, tmp_path):
-    bundle.save(tmp_path / "student")
+    bundle.save(tmp_path / "model")
     config = ModelConfig.model_validate({**SMALL, "init": str(tmp_path)})
     other = AnswerVocabulary(["coronal", "axial", "no", "yes"])
     built = build_bundle(config, bundle.tokenizer, bundle.preprocessing, other, seed=9)

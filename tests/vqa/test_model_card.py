@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-from preceptor.config import Recipe
+from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.model_card import model_card
 
 
@@ -60,14 +60,14 @@ def test_the_card_says_what_it_is_and_is_not_for(results, made_run):
 
 
 def test_a_model_that_learnt_from_labels_alone_does_not_claim_a_teacher(results, made_run):
-    card = model_card(results | {"stage": "alone"}, made_run.recipe)
+    card = model_card(results | {"stage": "baseline"}, made_run.recipe)
     assert "teacher online" not in card
     assert "knowledge-distillation" not in front_matter(card)["tags"]
 
 
 def test_text_of_users_cannot_break_the_card(results, made_run):
     hostile = results | {"notes": ["<script>alert(1)</script> a|b\n# Heading"]}
-    recipe = Recipe.model_validate({"name": "x: [<b>]\n---"})
+    recipe = VqaRecipe.model_validate({"name": "x: [<b>]\n---"})
     card = model_card(hostile, recipe)
     assert "<script>" not in card
     assert "\n# Heading" not in card

@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from preceptor.config import Recipe
 from preceptor.errors import UserError
 from preceptor.report import words
 from preceptor.report.contents import RunRecord, StageRecord, read_run
+from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.report import render, write_report
 from preceptor.vqa.report_samples import choose
 from tests.vqa.conftest import HOSTILE, MadeRun, make_data
@@ -133,7 +133,7 @@ def test_every_question_of_the_hostile_kind_is_escaped(copied: MadeRun):
 def test_predictions_ids_types_and_protocols_are_escaped(copied: MadeRun):
     """As an older or a hand-made run may hold them: nothing read from the folder is trusted."""
     mark = "<u>"
-    for stage in ("teacher", "alone", "distilled"):
+    for stage in ("teacher", "baseline", "distilled"):
         folder = copied.folder / stage
         path = folder / "predictions" / "toy-published.jsonl"
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -158,7 +158,7 @@ def test_predictions_ids_types_and_protocols_are_escaped(copied: MadeRun):
             ),
         )
     edit(copied.folder / "results.json", lambda r: r.update(versions={mark: mark}))
-    shutil.copytree(copied.folder / "alone", copied.folder / "<u>")
+    shutil.copytree(copied.folder / "baseline", copied.folder / "<u>")
     page = Page(write_report(copied.folder, data=copied.data, recipe=copied.recipe).read_text("utf-8"))
     assert page.tags["u"] == 0
     assert page.text.count(mark) > 40
@@ -174,7 +174,7 @@ def test_maps_are_those_of_the_recorded_answers(copied: MadeRun, monkeypatch):
     monkeypatch.setattr("preceptor.vqa.activation_map.activation_map", spy)
     write_report(copied.folder, data=copied.data, recipe=copied.recipe)
     expected = []
-    for stage in ("teacher", "alone", "distilled"):
+    for stage in ("teacher", "baseline", "distilled"):
         lines = (copied.folder / stage / "predictions" / "toy-published.jsonl").read_text("utf-8").splitlines()
         said = {row["id"]: row["prediction"] for row in map(json.loads, lines)}
         expected += [(id, said[id]) for id, _ in asked[:10]]
@@ -188,7 +188,7 @@ def test_local_paths_of_the_recipe_are_not_shown(copied: MadeRun, path: str):
     raw["method"]["teaching"]["runs"] = [path]
     if not path.startswith("runs"):
         raw["teacher"]["model"]["text"]["pretrained"] = [path, "google/bert_uncased_L-2_H-128_A-2"]
-    page = render(read_run(copied.folder), copied.data, Recipe.model_validate(raw), [])
+    page = render(read_run(copied.folder), copied.data, VqaRecipe.model_validate(raw), [])
     assert "jane-doe" not in page
     if not path.startswith("runs"):
         assert "google/bert_uncased_L-2_H-128_A-2" in page
@@ -232,7 +232,7 @@ def test_numbers_are_those_of_the_results(written: str, made_run: MadeRun):
         scores = stage["protocols"]["toy/published"]
         for key in ("accuracy", "open", "closed"):
             assert f"{100 * scores[key]:.1f} %" in text
-    difference = results["comparison"]["toy/published"]["distilled - alone"]["difference"]
+    difference = results["comparison"]["toy/published"]["distilled - baseline"]["difference"]
     assert f"{100 * difference:+.1f} points" in text.replace(MINUS, "-")
 
 
@@ -259,7 +259,7 @@ def test_without_the_data_set_answers_are_shown_without_images(copied: MadeRun, 
 
 def test_an_image_that_cannot_be_read_loses_only_its_pictures(copied: MadeRun, tmp_path: Path):
     data = make_data(tmp_path / "images")
-    data.part("test")[0].image.write_bytes(b"no image")  # of the first two questions
+    data.split("test")[0].image.write_bytes(b"no image")  # of the first two questions
     recipe = copied.recipe.model_copy(update={"report": copied.recipe.report.model_copy(update={"questions": 24})})
     page = Page(write_report(copied.folder, data=data, recipe=recipe).read_text("utf-8"))
     assert page.tags["article"] == 24
@@ -268,7 +268,7 @@ def test_an_image_that_cannot_be_read_loses_only_its_pictures(copied: MadeRun, t
 
 @pytest.mark.parametrize(
     "lost",
-    ["distilled/student", "teacher", "alone/metrics.jsonl", "distilled/predictions", "recipe.yaml", "results.json"],
+    ["distilled/model", "teacher", "alone/metrics.jsonl", "distilled/predictions", "recipe.yaml", "results.json"],
 )
 def test_missing_files_are_survived(copied: MadeRun, lost: str):
     path = copied.folder / lost
@@ -277,7 +277,7 @@ def test_missing_files_are_survived(copied: MadeRun, lost: str):
 
 
 def test_a_run_of_one_stage(copied: MadeRun):
-    page = Page(write_report(copied.folder / "alone", data=copied.data, recipe=copied.recipe).read_text("utf-8"))
+    page = Page(write_report(copied.folder / "baseline", data=copied.data, recipe=copied.recipe).read_text("utf-8"))
     assert page.text.count("The student (") == 1
     assert "distilled" not in page.text.split("Recipe")[0].lower().replace("undistilled", "")
 
@@ -294,7 +294,7 @@ def test_an_ensemble_of_teachers_lists_its_members_in_order(copied: MadeRun):
 def test_a_folder_that_is_no_run_and_results_that_are_no_json(tmp_path: Path, copied: MadeRun):
     with pytest.raises(UserError, match=r"no run folder.*results\.json"):
         write_report(tmp_path / "empty")
-    (copied.folder / "alone" / "results.json").write_text('{"stage": ')
+    (copied.folder / "baseline" / "results.json").write_text('{"stage": ')
     with pytest.raises(UserError, match=r"alone/results\.json is not JSON"):
         write_report(copied.folder, data=copied.data, recipe=copied.recipe)
 
@@ -317,7 +317,7 @@ def test_a_leaking_split_has_a_banner(copied: MadeRun):
 
 
 def test_notes_of_the_run_are_shown_once(copied: MadeRun):
-    for stage in ("alone", "distilled"):
+    for stage in ("baseline", "distilled"):
         edit(copied.folder / stage / "results.json", lambda r: r.update(notes=["Two <rows> are twins."]))
     page = render(read_run(copied.folder), copied.data, copied.recipe, [])
     assert page.count("Two &lt;rows&gt; are twins.") == 1
@@ -391,12 +391,12 @@ def test_headline_in_words():
         StageRecord(name, Path(), {"protocols": {"p": {"accuracy": right / 451, "n": 451}}, "parameters": parameters})
         for name, right, parameters in (
             ("teacher", 281, 26_000_000),
-            ("alone", 270, 4_736_642),
+            ("baseline", 270, 4_736_642),
             ("distilled", 276, 4_736_642),
         )
     ]
     entry = {"difference": 6 / 451, "low": -0.003, "high": 0.031}
-    results = {"comparison": {"p": {"distilled - alone": entry, "distilled / teacher": 276 / 281}}}
+    results = {"comparison": {"p": {"distilled - baseline": entry, "distilled / teacher": 276 / 281}}}
     found = " ".join(words.headline(RunRecord(Path(), stages, results))).replace("\u00a0", " ")
     # scipy.stats.binomtest(276, 451).proportion_ci(method="wilson"): 0.5662 to 0.6558.
     assert found.replace(MINUS, "-") == (
@@ -480,5 +480,5 @@ def test_contrast_of_text_and_marks(scheme: int):
         assert contrast("soft", ground) >= 4.5
     for mark in ("correct", "wrong"):
         assert contrast(mark, "card") >= 4.5
-    for mark in ("teacher", "alone", "distilled", "other"):
+    for mark in ("teacher", "baseline", "distilled", "other"):
         assert contrast(mark, "card") >= 3

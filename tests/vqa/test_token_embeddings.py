@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from preceptor.config import ModelConfig
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
 from preceptor.vqa.bundle import build_bundle, make_tokenizer
+from preceptor.vqa.config import ModelConfig
 from preceptor.vqa.dataset import Preprocessing
 from preceptor.vqa.token_embeddings import inherit_words, principal_words
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from preceptor.errors import UserError
-from preceptor.recipe import load_recipe
+from preceptor.tasks import load_recipe
 from preceptor.vqa.data import read_data
 from preceptor.vqa.run import run_recipe
 from tests.audit.made import picture, row, write_table
@@ -43,7 +43,7 @@ def test_a_folder_of_images_less_those_of_held_out_parts(tmp_path: Path) -> None
     folder = images(tmp_path / "more", [8, 10, 40, 41, 42], 90)
     config = recipe(tmp_path, labelled(tmp_path / "own"), f"data.unlabelled=[{folder}]").data
     data = read_data(config, tmp_path / "run" / "data")
-    found = data.part("unlabelled")
+    found = data.split("unlabelled")
     assert [s.id for s in found] == ["more:scan40.png", "more:scan41.png", "more:scan42.png"]
     assert all(s.answers == () and s.question == "" for s in found)
     assert any(
@@ -58,10 +58,10 @@ def test_a_table_of_questions_and_the_rest_of_a_share(tmp_path: Path) -> None:
     table = labelled(tmp_path / "own")
     config = recipe(tmp_path, table, "data.train_share=0.5", f"data.unlabelled=[rest, {folder / 'asked.csv'}]").data
     data = read_data(config, tmp_path / "run" / "data")
-    train, found = data.part("train"), data.part("unlabelled")
+    train, found = data.split("train"), data.split("unlabelled")
     assert (len(train), len(found)) == (12, 13)
     assert {s.question for s in found} == {"Question 0?", "Question 1?", "Question 2?", "What is it?"}
-    assert not {s.image for s in found} & {s.image for s in data.samples if s.part != "unlabelled"}
+    assert not {s.image for s in found} & {s.image for s in data.samples if s.split != "unlabelled"}
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_the_distilled_student_alone_sees_them(tmp_path: Path, kind: str) -> Non
         f"data.unlabelled=[{folder}]",
         f"method.teaching.kind={kind}",
         "data.augment.views=1",
-        "stages=[teacher, alone, distilled]",
+        "stages=[teacher, baseline, distilled]",
     )
     results = run_recipe(made)
     stages = results["stages"]
     assert stages["distilled"]["data"]["unlabelled"] == 2
-    assert "unlabelled" not in stages["alone"]["data"]
-    assert stages["distilled"]["training"]["steps"] == stages["alone"]["training"]["steps"]
+    assert "unlabelled" not in stages["baseline"]["data"]
+    assert stages["distilled"]["training"]["steps"] == stages["baseline"]["training"]["steps"]
     assert any("without labels" in note for note in results["notes"])

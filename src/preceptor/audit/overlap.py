@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from preceptor.audit.duplicates import SAME, Pair
-from preceptor.data.types import Part, Sample, VqaData
+from preceptor.data.types import Sample, Split, VqaData
 
-Place = tuple[int, Part]
-"""Number of the data set, and part."""
+Place = tuple[int, Split]
+"""Number of the data set, and split."""
 KINDS = ("file", *SAME, "alike")
-"""How an image is in another part, the surest first; `file` is the very same file."""
+"""How an image is in another split, the surest first; `file` is the very same file."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Atlas:
         for side, one in enumerate(data):
             for sample in one.samples:
                 number = numbers.setdefault(sample.image, len(numbers))
-                rows[number].setdefault((side, sample.part), []).append(sample)
+                rows[number].setdefault((side, sample.split), []).append(sample)
         return cls(numbers, dict(rows))
 
     def within(self, places: Iterable[Place]) -> set[int]:

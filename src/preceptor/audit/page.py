@@ -10,7 +10,7 @@ from PIL import Image
 
 from preceptor.audit.duplicates import COPY_CORRELATION, Pair
 from preceptor.audit.overlap import KINDS
-from preceptor.audit.run import PARTS, Audit, Finding
+from preceptor.audit.run import SPLITS, Audit, Finding
 from preceptor.data.images import ImageError, load_image
 from preceptor.data.phash import ALIKE_BITS, BITS
 from preceptor.report.markup import chip, document, escape, row, table
@@ -47,7 +47,7 @@ def _header(found: Audit) -> str:
     described = " against ".join(f"<code>{escape(name)}</code>" for name in found.names)
     facts = []
     for name, data in zip(found.names, found.data, strict=True):
-        counts = ", ".join(f"{len(data.part(part))} {part}" for part in PARTS if data.part(part))
+        counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
         images = len({sample.image for sample in data.samples})
         facts.append(f"<b>{escape(name)}</b>: {counts} questions, {images} images")
     lines = "".join(f'<p class="facts">{fact}</p>' for fact in facts)
@@ -122,8 +122,8 @@ def _spread(pairs: list[Pair]) -> list[Pair]:
 def _pair(found: Audit, pair: Pair, paths: list[Path]) -> str:
     pictures, captions = "", []
     for number in (pair.left, pair.right):
-        (side, part), sample = found.atlas.row(number)
-        name = f"{found.names[side]} {part}" if len(found.data) > 1 else part
+        (side, split), sample = found.atlas.row(number)
+        name = f"{found.names[side]} {split}" if len(found.data) > 1 else split
         captions.append(f"<b>{escape(name)}</b> {escape(sample.id)}")
         picture = _picture(paths[number])
         pictures += f'<img src="{picture}" alt="Image of row {escape(sample.id)}">' if picture else "<span></span>"
@@ -164,7 +164,7 @@ def _shortcuts(found: Audit) -> str:
     if not found.shortcuts:
         return ""
     bars = "".join(bar(s.title, "baseline", s.accuracy, None, found.ceiling) for s in found.shortcuts)
-    legend = "Share of test questions answered correctly without seeing an image; learnt from the training part alone."
+    legend = "Share of test questions answered correctly without seeing an image; learnt from the training split alone."
     if found.ceiling is not None:
         legend += f" The dashed line is the answer ceiling, {percent(found.ceiling)}."
     rows = []

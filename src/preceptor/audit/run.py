@@ -13,19 +13,18 @@ from preceptor.audit.images import Look, look_at
 from preceptor.audit.overlap import KINDS, Atlas, Overlap, Place
 from preceptor.audit.rows import RESTATED, Match, asked_in_both, frames_of, restated, shared_groups
 from preceptor.audit.shortcuts import Shortcut, shortcuts
-from preceptor.config import DataConfig
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS
 from preceptor.data.phash import ALIKE_BITS, BITS
-from preceptor.data.types import Part, Sample, VqaData
+from preceptor.data.types import Sample, Split, VqaData
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
 from preceptor.files import write_text
-from preceptor.recipe import load_data_config
-from preceptor.vqa.data import FOLDERS, read_data
+from preceptor.vqa.config import DataConfig
+from preceptor.vqa.data import FOLDERS, load_data_config, read_data
 
 Severity = Literal["leak", "broken", "suspicion", "note"]
-PARTS: tuple[Part, ...] = ("train", "validation", "test")
-LEARNT: tuple[Part, ...] = ("train", "validation")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+LEARNT: tuple[Split, ...] = ("train", "validation")
 MOST_PAIRS = 10_000  # in audit.json
 
 
@@ -66,11 +65,11 @@ class Audit:
     @property
     def names(self) -> list[str]:
         """What the data sets are called: by name and split, and by number where that is the same."""
-        names = [" ".join(part for part in (data.name, data.split) if part) for data in self.data]
+        names = [" ".join(split for split in (data.name, data.variant) if split) for data in self.data]
         return names if len(set(names)) == len(names) else [f"{name} ({n})" for n, name in enumerate(names, 1)]
 
     def crossing(self) -> list[Pair]:
-        """Return the pairs of images that a leak can go through: of different parts, or of the two data sets."""
+        """Return the pairs of images that a leak can go through: of different splits, or of the two data sets."""
 
         def sides(number: int) -> set[Any]:
             places = self.atlas.rows[number]
@@ -151,35 +150,35 @@ def _one(found: Audit, normaliser: str) -> None:
         found.findings.append(
             Finding("validation_images", "note", "validation images in training", inner.same, inner.images, says)
         )
-    rows = [sample for part in LEARNT for sample in data.part(part)]
-    _rows(found, rows, data.part("test"), normaliser)
-    _answers(found, data.part("train"), data.part("test"), normaliser, "training")
+    rows = [sample for split in LEARNT for sample in data.split(split)]
+    _rows(found, rows, data.split("test"), normaliser)
+    _answers(found, data.split("train"), data.split("test"), normaliser, "training")
     found.shortcuts = shortcuts(data, normaliser)
     if found.shortcuts and not any(shortcut.name == "text_model" for shortcut in found.shortcuts):
         found.notes.append("Without scikit-learn the text model is left out: pip install 'preceptor[audit]'.")
-    if data.part("test") and not data.part("train"):
-        found.notes.append("There is no training part, so nothing can leak from it.")
-    if not data.part("test"):
-        found.notes.append("There is no test part, so nothing was checked for leaks into it.")
+    if data.split("test") and not data.split("train"):
+        found.notes.append("There is no training split, so nothing can leak from it.")
+    if not data.split("test"):
+        found.notes.append("There is no test split, so nothing was checked for leaks into it.")
 
 
 def _two(found: Audit, normaliser: str) -> None:
     atlas, names = found.atlas, found.names
-    every: list[list[Place]] = [[(side, part) for part in PARTS] for side in (0, 1)]
+    every: list[list[Place]] = [[(side, split) for split in SPLITS] for side in (0, 1)]
     for side, other in ((0, 1), (1, 0)):
         test: list[Place] = [(side, "test")]
         learnt: list[Place] = [(other, "train"), (other, "validation")]
         _images(found, test, learnt)
-        rows = [sample for part in LEARNT for sample in found.data[other].part(part)]
-        held_out = found.data[side].part("test")
+        rows = [sample for split in LEARNT for sample in found.data[other].split(split)]
+        held_out = found.data[side].split("test")
         # Groups of different data sets may have the same names by chance.
         groups = found.data[0].name == found.data[1].name
         _rows(found, rows, held_out, normaliser, f"{names[side]} ", f"{names[other]} ", groups=groups)
-        _answers(found, found.data[other].part("train"), held_out, normaliser, names[other], main=side == 0)
+        _answers(found, found.data[other].split("train"), held_out, normaliser, names[other], main=side == 0)
     for side, other in ((0, 1), (1, 0)):
         found.overlaps.append(atlas.overlap(names[side], every[side], names[other], every[other]))
     whole = found.overlaps[-2]
-    says = f"Images of {names[0]} that are in {names[1]}, whatever the part."
+    says = f"Images of {names[0]} that are in {names[1]}, whatever the split."
     ids = tuple(atlas.row(n, every[0])[1].id for n, kind in whole.found.items() if kind != "alike")
     if whole.same:
         found.findings.append(Finding("images", "note", "images in both sets", whole.same, whole.images, says, ids))
@@ -210,8 +209,8 @@ def _images(found: Audit, test: list[Place], learnt: list[Place]) -> None:
 
     where = f"{overlap.of} images in {overlap.among}"
     if overlap.same:
-        parts = ", ".join(f"{o.same} in {o.among}" for o in found.overlaps[-2:] if o.same)
-        says = f"{listed}; {parts}."
+        splits = ", ".join(f"{o.same} in {o.among}" for o in found.overlaps[-2:] if o.same)
+        says = f"{listed}; {splits}."
         same = {"file", *SAME}
         found.findings.append(Finding("test_images", "leak", where, overlap.same, overlap.images, says, ids(same)))
     if alike := counts["alike"]:
@@ -340,10 +339,10 @@ def as_document(found: Audit) -> dict[str, Any]:
         "data": [
             {
                 "name": data.name,
-                "split": data.split,
+                "variant": data.variant,
                 "sha256": data.fingerprint(),
                 "notes": data.notes,
-                "rows": {part: len(data.part(part)) for part in PARTS},
+                "rows": {split: len(data.split(split)) for split in SPLITS},
                 "images": len({sample.image for sample in data.samples}),
             }
             for data in found.data
@@ -383,5 +382,5 @@ def as_document(found: Audit) -> dict[str, Any]:
 
 
 def _where(found: Audit, number: int) -> dict[str, str]:
-    (side, part), sample = found.atlas.row(number)
-    return {"data": found.names[side], "part": part, "id": sample.id}
+    (side, split), sample = found.atlas.row(number)
+    return {"data": found.names[side], "split": split, "id": sample.id}

@@ -38,12 +38,12 @@ class Shortcut:
 
 
 def shortcuts(data: VqaData, normaliser: str = "mevf") -> list[Shortcut]:
-    """Return the accuracy on the test part of every shortcut, learnt from the training part; empty without either.
+    """Return the accuracy on the test split of every shortcut, learnt from the training split; empty without either.
 
     `text_model` (TF-IDF of words and pairs of words, multinomial logistic regression) needs scikit-learn and is left
     out without it.
     """
-    train, test = data.part("train"), data.part("test")
+    train, test = data.split("train"), data.split("test")
     if not train or not test:
         return []
     answered = baselines(data, normaliser)

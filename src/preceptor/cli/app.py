@@ -34,9 +34,9 @@ Output = Annotated[Path | None, typer.Option(help="Where to write.")]
 
 def _recipe(name: str, overrides: list[str] | None):
     """Load a recipe, and keep the process off the network unless the recipe asks for it."""
-    from preceptor.recipe import load_any_recipe
+    from preceptor.tasks import load_recipe
 
-    recipe = load_any_recipe(name, overrides or [])
+    recipe = load_recipe(name, overrides or [])
     _offline(recipe.allow_downloads)
     return recipe
 
@@ -89,11 +89,10 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train with and without distillation on generated data, in a few minutes, and compare."""
-    from preceptor.config import METHODS
     from preceptor.errors import nearest
 
-    if method not in METHODS:
-        raise UserError(f"there is no demo {method!r}{nearest(method, METHODS)}")
+    if method not in ("mhkd", "lckd", "clinkd"):
+        raise UserError(f"there is no demo {method!r}{nearest(method, ('mhkd', 'lckd', 'clinkd'))}")
     _run(_recipe(f"{method}-demo", [f"output={output}"] if output else []), as_json)
 
 
@@ -115,7 +114,7 @@ def evaluate(
     output: Output = None,
     as_json: Json = False,
 ) -> None:
-    """Score the trained model of a run; data.root=... and data.split=... choose other data."""
+    """Score the trained model of a run; data.root=... and data.variant=... choose other data."""
     _offline()
     from preceptor.vqa.serve import evaluate_run
 
@@ -219,7 +218,7 @@ app.command()(teach)
 
 @app.command()
 def doctor(
-    recipe: Annotated[str, typer.Argument(help="Recipe, run folder, or a table of your own (CSV or JSONL).")],
+    recipe: Annotated[str, typer.Argument(help="VqaRecipe, run folder, or a table of your own (CSV or JSONL).")],
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -230,9 +229,9 @@ def doctor(
     report = check_run(recipe, overrides or [])
 
     def show(document: dict[str, Any]) -> None:
-        counts = ", ".join(f"{n} {part}" for part, n in document["rows"].items())
+        counts = ", ".join(f"{n} {split}" for split, n in document["rows"].items())
         kind = f"; {document['images']} images" if "images" in document else " cases"
-        print(f"{document['name']} {document['split']}: {counts}{kind}")
+        print(f"{document['name']} {document['variant']}: {counts}{kind}")
         for note in document["notes"]:
             print(f"note: {note}")
         if document["findings"]:
@@ -310,8 +309,8 @@ def audit(
 
     def show(document: dict[str, Any]) -> None:
         for one in document["data"]:
-            counts = ", ".join(f"{n} {part}" for part, n in one["rows"].items() if n)
-            print(f"{one['name']} {one['split']}: {counts}; {one['images']} images")
+            counts = ", ".join(f"{n} {split}" for split, n in one["rows"].items() if n)
+            print(f"{one['name']} {one['variant']}: {counts}; {one['images']} images")
             for note in one["notes"]:
                 print(f"note: {note}")
         rows = [[f["title"], f"{f['count']} of {f['of']}", f["severity"]] for f in document["findings"]]
@@ -372,7 +371,7 @@ def score(
             predictions,
             protocol,
             root=root,
-            references=references,
+            references=references,  # type: ignore[arg-type]
             normaliser=normaliser,
             metric=metric,  # type: ignore[arg-type]
         )
@@ -424,9 +423,9 @@ def new_vlm(
     write_model(
         folder,
         corpus_texts(corpus or []) if corpus else [],
-        family,
-        size,
-        seed=seed,  # type: ignore[arg-type]
+        family,  # type: ignore[arg-type]
+        size,  # type: ignore[arg-type]
+        seed=seed,
         vocabulary_size=vocabulary_size,
         max_pixels=max_pixels,
         language_model=language_model,
@@ -440,9 +439,10 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
     """List the shipped recipes."""
     if context.invoked_subcommand:
         return
-    from preceptor.recipe import load_any_recipe, recipe_names
+    from preceptor.recipe import recipe_names
+    from preceptor.tasks import load_recipe
 
-    found = {name: load_any_recipe(name).description for name in recipe_names()}
+    found = {name: load_recipe(name).description for name in recipe_names()}
     say(found, as_json, lambda _: table("recipes", ["name", "what it does"], [[n, d] for n, d in found.items()]))
 
 

@@ -15,7 +15,7 @@ from preceptor.errors import UserError
 if TYPE_CHECKING:
     from preceptor.grounding.endpoint import EndpointTeacher
     from preceptor.grounding.pseudo_labels import Teacher
-    from preceptor.grounding.teach import Lesson
+    from preceptor.grounding.teach import LabelingRequest
 
 
 def teach(
@@ -43,7 +43,7 @@ def teach(
         ),
     ] = None,
     question: Annotated[list[str] | None, typer.Option(help="Asked about each image of a folder; repeatable.")] = None,
-    part: Annotated[str | None, typer.Option(help="train or unlabelled; default: train, where there is any.")] = None,
+    split: Annotated[str | None, typer.Option(help="train or unlabelled; default: train, where there is any.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many dialogues.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 for the most likely answer.")] = 0.0,
     candidates: Annotated[int, typer.Option(min=1, help="Answers to each question, the best agreed one is kept.")] = 1,
@@ -95,10 +95,10 @@ def teach(
         )
         ask = AskSettings(temperature, candidates, max_tokens, seed, system_prompt, max_pixels, logprobs)
         who = EndpointTeacher(model, client, ask, concurrent=concurrent, max_tokens_total=max_tokens_total)
-        lesson = teaching.gather(data, root, part, limit, question or ())  # type: ignore[arg-type]
+        lesson = teaching.gather(data, root, split, limit, question or ())  # type: ignore[arg-type]
         _agree(lesson, output, who, yes, max_tokens_total)
     else:
-        lesson = teaching.gather(data, root, part, limit, question or ())  # type: ignore[arg-type]
+        lesson = teaching.gather(data, root, split, limit, question or ())  # type: ignore[arg-type]
         from preceptor.grounding.local_teacher import LocalTeacher
         from preceptor.grounding.model import GroundedVlm
 
@@ -146,7 +146,7 @@ def teach(
         raise typer.Exit(1)
 
 
-def _agree(lesson: Lesson, output: Path, who: EndpointTeacher, yes: bool, ceiling: int | None) -> None:
+def _agree(lesson: LabelingRequest, output: Path, who: EndpointTeacher, yes: bool, ceiling: int | None) -> None:
     """Print what is to come, and go on only where that is wanted."""
     from preceptor.grounding.teach import estimate
 

@@ -46,7 +46,7 @@ class Group:
 
 
 def group_models(models: Sequence[TrainedModel]) -> list[Group]:
-    """Return the groups: stages in the order teacher, alone, distilled, methods as given, shares rising."""
+    """Return the groups: stages in the order teacher, baseline, distilled, methods as given, shares rising."""
     methods: list[list[TrainedModel]] = []
     for model in models:
         same = (m for m in methods if (m[0].stage, m[0].settings) == (model.stage, model.settings))
@@ -77,9 +77,9 @@ def choose_baseline(groups: Sequence[Group], asked: str | None) -> Group:
     Raises UserError for what names no group, or several methods.
     """
     if asked is None:
-        alone = {group.method for group in groups if group.stage == "alone"}
+        alone = {group.method for group in groups if group.stage == "baseline"}
         if len(alone) == 1:
-            return _largest([group for group in groups if group.stage == "alone"])
+            return _largest([group for group in groups if group.stage == "baseline"])
         return _largest(groups[:1])
     exact = [group for group in groups if group.name == asked]
     named = exact or [g for g in groups if g.method == asked] or [g for g in groups if g.stage == asked]

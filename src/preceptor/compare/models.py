@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from preceptor.errors import UserError, nearest
-from preceptor.recipe import load_recipe
-from preceptor.report.contents import look
+from preceptor.report.contents import get_nested
+from preceptor.tasks import load_recipe
 from preceptor.vqa.metrics import Row
 
 FIELDS = {"id": str, "target": str, "prediction": str, "correct": bool, "answer_type": str, "question_type": str}
@@ -48,7 +48,7 @@ SILENT = {
 # What a stage reads of a recipe. A student alone takes tokens and image size of the teacher's model, and the labels.
 READS = {
     "teacher": ("data.", "teacher.", "method.label."),
-    "alone": ("data.", "student.", "teacher.model.", "method.label."),
+    "baseline": ("data.", "student.", "teacher.model.", "method.label."),
 }
 
 
@@ -125,7 +125,7 @@ def _stages(run: Path) -> list[tuple[Path, dict[str, Any]]]:
             )
         raise UserError(f"{run} is no run folder: it holds no results.json; give the output folder of a training")
     root = _results(run / "results.json")
-    if isinstance(look(root, "stages"), dict) and root["stages"]:
+    if isinstance(get_nested(root, "stages"), dict) and root["stages"]:
         return [(run / name, _checked(run / name / "results.json")) for name in root["stages"]]
     return [(run, _checked(run / "results.json"))]
 
@@ -209,20 +209,21 @@ def _rows(folder: Path, protocol: str, scores: dict[str, Any]) -> tuple[Row, ...
         except ValueError as error:
             raise UserError(f"{path}, line {number} is damaged ({error}); evaluate the run again") from error
         for key, kind in FIELDS.items():
-            if not isinstance(look(row, key), kind):
+            if not isinstance(get_nested(row, key), kind):
                 raise UserError(
-                    f"{path}, line {number}: {key} is {look(row, key)!r}, not {kind.__name__}; evaluate the run again"
+                    f"{path}, line {number}: {key} is {get_nested(row, key)!r}, not {kind.__name__}; "
+                    "evaluate the run again"
                 )
         rows.append(row)
     rows.sort(key=lambda row: row["id"])
     for row, following in pairwise(rows):
         if row["id"] == following["id"]:
             raise UserError(f"{path} holds id {row['id']!r} twice; evaluate the run again")
-    if (metric := look(scores, "metric") or "accuracy") != "accuracy":
+    if (metric := get_nested(scores, "metric") or "accuracy") != "accuracy":
         raise UserError(
             f"{path} is scored by {metric}, and runs are compared by right and wrong answers; choose another --protocol"
         )
-    n, accuracy = look(scores, "n"), look(scores, "accuracy")
+    n, accuracy = get_nested(scores, "n"), get_nested(scores, "accuracy")
     if not rows or len(rows) != n:
         raise UserError(f"{path} holds {len(rows)} questions, but results.json says {n}; evaluate the run again")
     found = sum(row["correct"] for row in rows) / len(rows)
@@ -273,7 +274,7 @@ def _refuse_other_data(one: TrainedModel, other: TrainedModel) -> None:
     Runs from before the hash of the test rows was written are held to their questions and answers.
     """
     key = "sha256" if one.share == other.share else "test_sha256"
-    ours, theirs = look(one.results, "data", key), look(other.results, "data", key)
+    ours, theirs = get_nested(one.results, "data", key), get_nested(other.results, "data", key)
     if ours != theirs and (key == "sha256" or (ours and theirs)):
         raise UserError(
             f"{one.folder} and {other.folder} were made with different data (data.{key} {str(ours)[:12]}... and "
@@ -291,7 +292,7 @@ def _without_repeats(models: list[TrainedModel], notes: list[str]) -> list[Train
         twin = next((other for other in kept if _same_training(model, other)), None)
         if twin is None:
             kept.append(model)
-        elif look(model.results, "weights_sha256") and _weights(model) == _weights(twin):
+        elif get_nested(model.results, "weights_sha256") and _weights(model) == _weights(twin):
             notes.append(f"{model.name} has the weights of {twin.name} and is left out.")
         else:
             raise UserError(
@@ -306,4 +307,4 @@ def _same_training(a: TrainedModel, b: TrainedModel) -> bool:
 
 
 def _weights(model: TrainedModel) -> Any:
-    return look(model.results, "weights_sha256")
+    return get_nested(model.results, "weights_sha256")

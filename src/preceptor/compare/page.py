@@ -9,7 +9,7 @@ from preceptor.compare.deltas import MOST_QUESTION_TYPES, Delta
 from preceptor.compare.forest import Mark, forest
 from preceptor.compare.groups import Group, shown_value
 from preceptor.compare.run import Comparison
-from preceptor.report.contents import look
+from preceptor.report.contents import get_nested
 from preceptor.report.figures import Line, line_chart
 from preceptor.report.markup import chip, document, escape, row, table
 from preceptor.report.words import NONE, count, percent, points
@@ -37,7 +37,7 @@ def _header(comparison: Comparison) -> str:
     data = comparison.data
     models = sum(len(group.models) for group in comparison.groups)
     facts = [
-        " / ".join(escape(data[key]) for key in ("name", "split") if data.get(key)),
+        " / ".join(escape(data[key]) for key in ("name", "variant") if data.get(key)),
         f"{len(comparison.categories[0].columns)} questions",
         f"{models} models in {len(comparison.groups)} groups",
     ]
@@ -79,7 +79,7 @@ def _accuracies(comparison: Comparison) -> str:
     kinds = {group.name: group for group in comparison.groups}
     lines = []
     for name, *cells in rows:
-        parameters = count(look(kinds[name].models[0].results, "parameters"))
+        parameters = count(get_nested(kinds[name].models[0].results, "parameters"))
         lines.append(row(chip(words.kind(kinds[name]), name), [*cells, parameters]))
     caption = f"Accuracy in\u00a0%, <code>{escape(comparison.protocol)}</code>"
     return f'<div class="after">{table(caption, [*heads, "parameters"], lines)}</div>'
@@ -150,7 +150,7 @@ def _curves(comparison: Comparison) -> str:
         lines.append(Line(curve.method, kind, dots, spreads=[(score.low, score.high) for score in scores]))
         legend += f'<li><i class="stroke {escape(kind)}"></i>{escape(curve.method)}</li>'
         for group, score in zip(curve.groups, scores, strict=True):
-            train = look(group.models[0].results, "data", "train")
+            train = get_nested(group.models[0].results, "data", "train")
             cells = [f"{100 * group.share:g}\u00a0%", NONE if train is None else str(train), str(len(group.models))]
             cells += [percent(score.accuracy, unit=False), words.interval(score), str(score.n)]
             rows.append(row(chip(kind, curve.method), cells))

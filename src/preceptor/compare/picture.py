@@ -11,7 +11,7 @@ from typing import Any
 from preceptor.compare.run import Comparison
 from preceptor.files import flush
 
-COLOURS = {"teacher": "#6d4ab5", "alone": "#b85c00", "distilled": "#00756f"}
+COLOURS = {"teacher": "#6d4ab5", "baseline": "#b85c00", "distilled": "#00756f"}
 VARIANTS = ("#2f5d9b", "#a1307a", "#5f6b00", "#8a4b2f")
 MOST_LETTERS = 44
 

@@ -24,7 +24,7 @@ from preceptor.compare.deltas import (
 from preceptor.compare.groups import Group, baseline_of, choose_baseline, group_models, shown_value
 from preceptor.compare.models import read_models
 from preceptor.files import write_text
-from preceptor.report.contents import look
+from preceptor.report.contents import get_nested
 from preceptor.statistics import Interval
 
 
@@ -57,7 +57,7 @@ class Comparison:
 
     @property
     def describes(self) -> str:
-        return look(self.groups[0].models[0].results, "describes", self.protocol) or ""
+        return get_nested(self.groups[0].models[0].results, "describes", self.protocol) or ""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def compare_runs(
     resamples = max(resamples, math.ceil(10 * len(against) * len(parts) / ALPHA))
     contrasts = adjust([contrast(group, other, parts, resamples) for group, other in against])
     scores = {group.name: tuple(score_group(group, part, resamples) for part in parts) for group in groups}
-    said = (note for model in models for note in look(model.results, "notes") or [])
+    said = (note for model in models for note in get_nested(model.results, "notes") or [])
     # The share is part of a group's name.
     notes = dict.fromkeys(note for note in said if not note.endswith("(data.train_share)"))
     return Comparison(
@@ -147,7 +147,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         "alpha": ALPHA,
         "correction": "Holm",
         "baseline": comparison.baseline.name,
-        "data": {key: comparison.data.get(key) for key in ("name", "split", "test_sha256")},
+        "data": {key: comparison.data.get(key) for key in ("name", "variant", "test_sha256")},
         "notes": list(comparison.notes),
         "groups": [_group(comparison, group) for group in comparison.groups],
         "differences": [_contrast(c) for c in comparison.contrasts],
@@ -164,11 +164,16 @@ def _group(comparison: Comparison, group: Group) -> dict[str, Any]:
         "train_share": group.share,
         "settings": {key: shown_value(value) for key, value in group.differs.items()},
         "seeds": group.seeds,
-        "parameters": look(first, "parameters"),
-        "data_sha256": look(first, "data", "sha256"),
+        "parameters": get_nested(first, "parameters"),
+        "data_sha256": get_nested(first, "data", "sha256"),
         "scores": [_score(score) for score in comparison.scores[group.name]],
         "runs": [
-            {"run": m.name, "seed": m.seed, "accuracy": m.accuracy, "weights_sha256": look(m.results, "weights_sha256")}
+            {
+                "run": m.name,
+                "seed": m.seed,
+                "accuracy": m.accuracy,
+                "weights_sha256": get_nested(m.results, "weights_sha256"),
+            }
             for m in group.models
         ],
     }
@@ -231,7 +236,7 @@ def _curve(comparison: Comparison, curve: Curve) -> dict[str, Any]:
         "points": [
             {
                 "train_share": g.share,
-                "train": look(g.models[0].results, "data", "train"),
+                "train": get_nested(g.models[0].results, "data", "train"),
                 "seeds": len(g.models),
                 "accuracy": s.accuracy,
                 "low": s.low,

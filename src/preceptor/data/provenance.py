@@ -21,7 +21,7 @@ from preceptor.data.types import VqaData
 from preceptor.errors import UserError
 from preceptor.files import write_text
 
-SEEN = "images.json"
+PROVENANCE_FILE = "images.json"
 CACHE = "image-hashes.json"
 FORMAT = 1
 
@@ -35,13 +35,13 @@ class Source:
     """
 
     name: str
-    split: str
+    variant: str
     test_sha256: str
     images: dict[str, str]
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        return self.name, self.split, self.test_sha256
+        return self.name, self.variant, self.test_sha256
 
 
 def hash_images(
@@ -78,11 +78,11 @@ def _read_cache(path: Path) -> dict[str, str]:
         return {}
 
 
-def learnt_images(data: VqaData, cache: Path | None = None, **limits: int) -> Source:
+def training_images(data: VqaData, cache: Path | None = None, **limits: int) -> Source:
     """Return the training and validation images of a data set."""
-    paths = [sample.image for sample in data.samples if sample.part != "test"]
+    paths = [sample.image for sample in data.samples if sample.split != "test"]
     images = dict(sorted(hash_images(paths, cache, **limits).values()))
-    return Source(data.name, data.split, data.fingerprint("test"), images)
+    return Source(data.name, data.variant, data.fingerprint("test"), images)
 
 
 def merge(sources: Iterable[Source]) -> list[Source]:
@@ -94,23 +94,23 @@ def merge(sources: Iterable[Source]) -> list[Source]:
     return list(found.values())
 
 
-def write_seen(folder: Path, sources: Sequence[Source]) -> None:
+def write_provenance(folder: Path, sources: Sequence[Source]) -> None:
     """Write `images.json` into a model's folder."""
-    listed = [{"data": s.name, "split": s.split, "test_sha256": s.test_sha256, "images": s.images} for s in sources]
-    write_text(folder / SEEN, json.dumps({"format": FORMAT, "sources": listed}, indent=0))
+    listed = [{"data": s.name, "variant": s.variant, "test_sha256": s.test_sha256, "images": s.images} for s in sources]
+    write_text(folder / PROVENANCE_FILE, json.dumps({"format": FORMAT, "sources": listed}, indent=0))
 
 
-def read_seen(folder: Path) -> list[Source] | None:
+def read_provenance(folder: Path) -> list[Source] | None:
     """Return what a model's folder says about the images of its training; None where it says nothing.
 
     Raises UserError where `images.json` is damaged.
     """
-    path = folder / SEEN
+    path = folder / PROVENANCE_FILE
     if not path.is_file():
         return None
     try:
         document: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        sources = [Source(s["data"], s["split"], s["test_sha256"], dict(s["images"])) for s in document["sources"]]
+        sources = [Source(s["data"], s["variant"], s["test_sha256"], dict(s["images"])) for s in document["sources"]]
         for source in sources:
             from_text(list(source.images.values()))
         return sources
@@ -118,19 +118,21 @@ def read_seen(folder: Path) -> list[Source] | None:
         raise UserError(f"{path} is damaged ({error}); copy the model's folder again, or train it again") from error
 
 
-def known_tests(data: VqaData, sources: Iterable[Source], cache: Path | None = None, **limits: int) -> list[str]:
+def contaminated_test_ids(
+    data: VqaData, sources: Iterable[Source], cache: Path | None = None, **limits: int
+) -> list[str]:
     """Return, for each test image that was trained on elsewhere, the id of its first test row.
 
     An image counts as trained on where its file is among those of a source, or its perceptual hash differs from one in
     at most `COPY_BITS` bits. A source of the same data set with the same split and test rows is not asked: what that
-    split shares between its own parts is part of its protocol.
+    split shares between its own splits is part of its protocol.
     """
-    own = (data.name, data.split, data.fingerprint("test"))
+    own = (data.name, data.variant, data.fingerprint("test"))
     others = merge(source for source in sources if source.identity != own)
     images = {digest: text for source in others for digest, text in source.images.items()}
-    test = data.part("test")
+    test = data.split("test")
     found = hash_images([sample.image for sample in test], cache, **limits) if images else {}
-    known = among(found, images)
+    known = match_images(found, images)
     ids: dict[Path, str] = {}
     for sample in test:
         if sample.image in known:
@@ -138,7 +140,7 @@ def known_tests(data: VqaData, sources: Iterable[Source], cache: Path | None = N
     return list(ids.values())
 
 
-def among(found: dict[Path, tuple[str, str]], images: dict[str, str]) -> set[Path]:
+def match_images(found: dict[Path, tuple[str, str]], images: dict[str, str]) -> set[Path]:
     """Return the files of `found` that are in `images` too, by SHA-256 or by perceptual hash."""
     if not found or not images:
         return set()
@@ -152,10 +154,10 @@ def among(found: dict[Path, tuple[str, str]], images: dict[str, str]) -> set[Pat
 def leave_out(data: VqaData, images: Sequence[Path], whose: str, cache: Path | None = None, **limits: int) -> None:
     """Drop the training and validation rows of `data` whose image is among `images`, and note how many."""
     theirs = dict(hash_images(images, cache, **limits).values())
-    learnt = [sample.image for sample in data.samples if sample.part != "test"]
-    dropped = among(hash_images(learnt, cache, **limits), theirs)
+    learnt = [sample.image for sample in data.samples if sample.split != "test"]
+    dropped = match_images(hash_images(learnt, cache, **limits), theirs)
     before = len(data.samples)
-    data.samples = [sample for sample in data.samples if sample.part == "test" or sample.image not in dropped]
+    data.samples = [sample for sample in data.samples if sample.split == "test" or sample.image not in dropped]
     data.notes.append(
         f"Left out of training and validation: {len(dropped)} images ({before - len(data.samples)} questions) that are "
         f"also images of {whose} (data.exclude_images_of)."

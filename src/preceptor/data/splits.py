@@ -1,4 +1,4 @@
-"""Cuts by group: validation out of training, and nested shares of the training part.
+"""Cuts by group: validation out of training, and nested shares of the training split.
 
 Groups are ordered by a hash of seed and name, so that a cut depends neither on the order of the rows nor on a random
 generator's version.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from preceptor.data.images import content_hash
-from preceptor.data.types import Case, Dialogue, Part, Sample, VqaData
+from preceptor.data.types import Case, Dialogue, Sample, Split, VqaData
 from preceptor.errors import UserError
 
 Row = TypeVar("Row", Sample, Case, Dialogue)
@@ -30,42 +30,42 @@ def cut_validation(samples: Iterable[Row], fraction: float, seed: int) -> list[R
     return cut(samples, "validation", fraction, seed)
 
 
-def cut(rows: Iterable[Row], part: Part, fraction: float, seed: int, *, leave: int = 1) -> list[Row]:
-    """Return the rows with whole groups moved from training to `part`, about `fraction` of the training rows.
+def cut(rows: Iterable[Row], split: Split, fraction: float, seed: int, *, leave: int = 1) -> list[Row]:
+    """Return the rows with whole groups moved from training to `split`, about `fraction` of the training rows.
 
     The share is met to within half of the largest group, except that at least one group is moved and at least `leave`
-    stay, if need be one (with fewer than two training groups nothing moves). Other parts are untouched, the order is
+    stay, if need be one (with fewer than two training groups nothing moves). Other splits are untouched, the order is
     kept.
     """
     rows = list(rows)
-    sizes = Counter(row.group for row in rows if row.part == "train")
+    sizes = Counter(row.group for row in rows if row.split == "train")
     target = fraction * sizes.total()
     moved: set[str] = set()
     count = 0
-    order = ordered(sizes, f"{part}:{seed}")
+    order = ordered(sizes, f"{split}:{seed}")
     for group in order:
         if count + sizes[group] / 2 <= target and len(moved) < len(sizes) - leave:
             moved.add(group)
             count += sizes[group]
     if not moved and len(sizes) > 1:
         moved = {min(order, key=lambda group: sizes[group])}
-    return [replace(row, part=part) if row.part == "train" and row.group in moved else row for row in rows]
+    return [replace(row, split=split) if row.split == "train" and row.group in moved else row for row in rows]
 
 
 def subsample(samples: Iterable[Sample], share: float, seed: int, *, keep_rest: bool = False) -> list[Sample]:
-    """Return the rows with only `share` of the training part kept, by whole groups; for learning curves.
+    """Return the rows with only `share` of the training split kept, by whole groups; for learning curves.
 
     A smaller share's rows are among those of every larger share with the same seed. At least one group stays; other
-    parts are untouched. With `keep_rest` the other training rows stay too, unlabelled.
+    splits are untouched. With `keep_rest` the other training rows stay too, unlabelled.
 
     Raises:
         UserError: `share` is not in (0, 1].
     """
     samples = list(samples)
     kept = groups_of_share(samples, share, seed)
-    rest = [s for s in samples if s.part == "train" and s.group not in kept]
-    found = [s for s in samples if s.part != "train" or s.group in kept]
-    return found + ([replace(s, part="unlabelled", answers=()) for s in rest] if keep_rest else [])
+    rest = [s for s in samples if s.split == "train" and s.group not in kept]
+    found = [s for s in samples if s.split != "train" or s.group in kept]
+    return found + ([replace(s, split="unlabelled", answers=()) for s in rest] if keep_rest else [])
 
 
 def groups_of_share(rows: Iterable[Row], share: float, seed: int) -> set[str]:
@@ -76,7 +76,7 @@ def groups_of_share(rows: Iterable[Row], share: float, seed: int) -> set[str]:
     """
     if not 0 < share <= 1:
         raise UserError(f"training share {share} is not in (0, 1]; 1 keeps everything")
-    sizes = Counter(row.group for row in rows if row.part == "train")
+    sizes = Counter(row.group for row in rows if row.split == "train")
     target = share * sizes.total()
     kept: set[str] = set()
     count = 0
@@ -98,9 +98,9 @@ def cross_questions(samples: Iterable[Sample], number: int, seed: int) -> list[S
     An unlabelled row without a question is given one at least. The rows depend on the ids of those rows and on `seed`
     alone. Where an image runs out of questions there are fewer.
     """
-    rows = [sample for sample in samples if sample.part in ("train", "unlabelled")]
+    rows = [sample for sample in samples if sample.split in ("train", "unlabelled")]
     asked = {(sample.group, sample.question.lower()) for sample in rows}
-    train = [sample for sample in rows if sample.part == "train"]
+    train = [sample for sample in rows if sample.split == "train"]
     pools: dict[str, list[Sample]] = {}
     for sample in train:
         pools.setdefault(_organ(sample), []).append(sample)
@@ -126,7 +126,7 @@ def cross_questions(samples: Iterable[Sample], number: int, seed: int) -> list[S
                     if other.group != sample.group and key not in asked:
                         asked.add(key)
                         question = replace(other, id=f"{name}+{other.id}", image=sample.image, group=sample.group)
-                        found.append(replace(question, answers=(), part=sample.part))
+                        found.append(replace(question, answers=(), split=sample.split))
                         break
     return found
 
@@ -165,18 +165,18 @@ def _last(chain: dict[str, str], name: str) -> str:
 
 
 def note_leaks(data: VqaData) -> None:
-    """Mark the data as leaking where a group or an image is in several parts. Names may identify: only counts."""
-    parts_of_group: defaultdict[str, set[Part]] = defaultdict(set)
-    parts_of_image: defaultdict[Path, set[Part]] = defaultdict(set)
+    """Mark the data as leaking where a group or an image is in several splits. Names may identify: only counts."""
+    parts_of_group: defaultdict[str, set[Split]] = defaultdict(set)
+    parts_of_image: defaultdict[Path, set[Split]] = defaultdict(set)
     for sample in data.samples:
-        parts_of_group[sample.group].add(sample.part)
-        parts_of_image[sample.image].add(sample.part)
-    for what, parts in (("groups", parts_of_group), ("images", parts_of_image)):
-        divided = sum(len(held) > 1 for held in parts.values())
+        parts_of_group[sample.group].add(sample.split)
+        parts_of_image[sample.image].add(sample.split)
+    for what, splits in (("groups", parts_of_group), ("images", parts_of_image)):
+        divided = sum(len(held) > 1 for held in splits.values())
         if divided:
             data.leaking = True
             data.notes.append(
-                f"Leaking split: {divided} of {len(parts)} {what} have rows in more than one part, so that held-out "
+                f"Leaking split: {divided} of {len(splits)} {what} have rows in more than one split, so that held-out "
                 "scores are too good."
             )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 AnswerType = Literal["open", "closed"]
-Part = Literal["train", "validation", "test", "unlabelled", "teacher"]
+Split = Literal["train", "validation", "test", "unlabelled", "teacher"]
 """`unlabelled` rows have no answers: a teacher gives them. From those of `teacher` it alone has learnt."""
 
 
@@ -22,7 +22,7 @@ class Sample:
     """One question about one image; of an unlabelled row the question may be empty.
 
     `answers` holds every accepted answer, as written in the data set; the first is the one that is learnt. `group`
-    names what must not be divided between parts (an image, a patient). `tags` carries whatever else a protocol selects
+    names what must not be divided between splits (an image, a patient). `tags` carries whatever else a protocol selects
     on, such as VQA-RAD's `phrase_type`.
     """
 
@@ -32,7 +32,7 @@ class Sample:
     answers: tuple[str, ...]
     answer_type: AnswerType
     group: str
-    part: Part
+    split: Split
     question_type: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -43,29 +43,38 @@ class Sample:
 
 @dataclass
 class VqaData:
-    """A data set as read, divided into parts.
+    """A data set as read, divided into splits.
 
-    `name` and `split` name the protocol (`vqa-rad`, `clean`); `notes` are sentences that must be printed beside every
+    `name` and `variant` name the protocol (`vqa-rad`, `clean`); `notes` are sentences that must be printed beside every
     result (a leaking split says so here); `leaking` is true where test rows share frames, images of held-out groups
     or patients with training rows.
     """
 
     name: str
-    split: str
+    variant: str
     root: Path
     samples: list[Sample]
     notes: list[str] = field(default_factory=list)
     leaking: bool = False
 
-    def part(self, part: Part) -> list[Sample]:
-        return [sample for sample in self.samples if sample.part == part]
+    def split(self, split: Split) -> list[Sample]:
+        return [sample for sample in self.samples if sample.split == split]
 
-    def fingerprint(self, part: Part | None = None) -> str:
-        """Return the SHA-256 of the rows (ids, questions, answers, parts; image names, not their bytes)."""
+    def fingerprint(self, split: Split | None = None) -> str:
+        """Return the SHA-256 of the rows (ids, questions, answers, splits; image names, not their bytes)."""
         digest = hashlib.sha256()
         for s in self.samples:
-            if part is None or s.part == part:
-                row = [s.id, s.image.name, s.question, list(s.answers), s.answer_type, s.group, s.part, s.question_type]
+            if split is None or s.split == split:
+                row = [
+                    s.id,
+                    s.image.name,
+                    s.question,
+                    list(s.answers),
+                    s.answer_type,
+                    s.group,
+                    s.split,
+                    s.question_type,
+                ]
                 digest.update(json.dumps(row, ensure_ascii=False).encode())
         return digest.hexdigest()
 
@@ -91,20 +100,21 @@ class VolumeFile:
 class Case:
     """One examination: the modalities that are there, by name, and its label map where it has one.
 
-    All images and the label map share one voxel grid. `group` names what must not be divided between parts (a patient).
+    All images and the label map share one voxel grid. `group` names the patient, whose cases stay in one
+    split.
     """
 
     id: str
     images: Mapping[str, VolumeFile]
     mask: VolumeFile | None
     group: str
-    part: Part
+    split: Split
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class CaseData:
-    """Cases as read, divided into parts.
+    """Cases as read, divided into splits.
 
     `modalities` is the order of the network's inputs; a case may lack some of them, never all. `regions` are what is
     segmented: the label values that make up each (BraTS: ``{"et": (4,), "tc": (1, 4), "wt": (1, 2, 4)}``); they may
@@ -112,7 +122,7 @@ class CaseData:
     """
 
     name: str
-    split: str
+    variant: str
     root: Path
     modalities: tuple[str, ...]
     regions: Mapping[str, tuple[int, ...]]
@@ -120,18 +130,18 @@ class CaseData:
     notes: list[str] = field(default_factory=list)
     leaking: bool = False
 
-    def part(self, part: Part) -> list[Case]:
-        return [case for case in self.cases if case.part == part]
+    def split(self, split: Split) -> list[Case]:
+        return [case for case in self.cases if case.split == split]
 
-    def fingerprint(self, part: Part | None = None) -> str:
-        """Return the SHA-256 of ids, groups, parts, file names and regions (not of the files' bytes)."""
+    def fingerprint(self, split: Split | None = None) -> str:
+        """Return the SHA-256 of ids, groups, splits, file names and regions (not of the files' bytes)."""
         digest = hashlib.sha256()
         digest.update(json.dumps([self.modalities, {k: list(v) for k, v in self.regions.items()}]).encode())
         for c in self.cases:
-            if part is None or c.part == part:
+            if split is None or c.split == split:
                 files = {m: [f.path.name, f.channel] for m, f in sorted(c.images.items())}
                 mask = [c.mask.path.name, c.mask.channel] if c.mask else None
-                digest.update(json.dumps([c.id, c.group, c.part, files, mask], ensure_ascii=False).encode())
+                digest.update(json.dumps([c.id, c.group, c.split, files, mask], ensure_ascii=False).encode())
         return digest.hexdigest()
 
 
@@ -144,7 +154,7 @@ class Dialogue:
     """Questions and answers about images, in their order; boxes are written in the texts (`data.boxes`).
 
     `modality` is one of the eight of Med-GRIT-270k (ct, mr, x, pet, endoscopy, dermoscopy, fundus, ultrasound) or
-    another word, by which scores are divided. `group` names what must not be divided between parts.
+    another word, by which scores are divided. `group` names what must not be divided between splits.
     """
 
     id: str
@@ -153,16 +163,16 @@ class Dialogue:
     task: GroundingTask
     modality: str
     group: str
-    part: Part
+    split: Split
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class DialogueData:
-    """Dialogues as read, divided into parts; `faults` counts the faults of boxes, `faulty` lists where they are."""
+    """Dialogues as read, divided into splits; `faults` counts the faults of boxes, `faulty` lists where they are."""
 
     name: str
-    split: str
+    variant: str
     root: Path
     dialogues: list[Dialogue]
     faults: dict[str, int] = field(default_factory=dict)
@@ -170,14 +180,14 @@ class DialogueData:
     leaking: bool = False
     faulty: list[str] = field(default_factory=list)
 
-    def part(self, part: Part) -> list[Dialogue]:
-        return [dialogue for dialogue in self.dialogues if dialogue.part == part]
+    def split(self, split: Split) -> list[Dialogue]:
+        return [dialogue for dialogue in self.dialogues if dialogue.split == split]
 
-    def fingerprint(self, part: Part | None = None) -> str:
-        """Return the SHA-256 of ids, image names, turns, tasks, groups and parts."""
+    def fingerprint(self, split: Split | None = None) -> str:
+        """Return the SHA-256 of ids, image names, turns, tasks, groups and splits."""
         digest = hashlib.sha256()
         for d in self.dialogues:
-            if part is None or d.part == part:
-                row = [d.id, [image.name for image in d.images], d.turns, d.task, d.modality, d.group, d.part]
+            if split is None or d.split == split:
+                row = [d.id, [image.name for image in d.images], d.turns, d.task, d.modality, d.group, d.split]
                 digest.update(json.dumps(row, ensure_ascii=False).encode())
         return digest.hexdigest()

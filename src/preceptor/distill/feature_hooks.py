@@ -26,13 +26,13 @@ def _natural(path: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.split(".")]
 
 
-class Taps:
+class FeatureHooks:
     """Keeps the outputs of the modules whose path matches a pattern (`fnmatch`: ``fusion.*``, ``embed_*``).
 
     A module that returns a tuple or list is represented by its first tensor. The tensors are the network's own:
     gradients flow through them, and several terms may use one.
 
-        taps = Taps(model, ["fusion.3", "embed_*"])
+        taps = FeatureHooks(model, ["fusion.3", "embed_*"])
         with taps.capture() as features:
             model(x)
             loss = distance(features["fusion.3"])

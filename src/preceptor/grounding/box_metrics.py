@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preceptor.data.grounding.boxes import Box, find_boxes, find_references, iou, mend
+from preceptor.data.grounding.boxes import Box, find_boxes, find_references, iou, repair_box
 from preceptor.normalizers import NORMALISERS
 
 THRESHOLD = 0.5
@@ -117,7 +117,7 @@ def _whole(match: re.Match[str]) -> Box:
 
 def _good(text: str) -> list[Box]:
     boxes = (found.box for found in find_boxes(text))
-    return [good for good in (mend(box) for box in boxes if box is not None) if good is not None]
+    return [good for good in (repair_box(box) for box in boxes if box is not None) if good is not None]
 
 
 def _plain(text: str) -> str:

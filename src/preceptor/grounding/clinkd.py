@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from preceptor.distill.chunked_kl import HiddenTeacher, TopKTeacher, chunked_cross_entropy, distillation_loss
-from preceptor.distributed import agreed
+from preceptor.distributed import broadcast_from_main
 from preceptor.grounding.config import ClinkdConfig
 from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.reflection import Correction, CorrectionBuffer
 from preceptor.task import Batch, LossTerms, Task
-from preceptor.training.fsdp import gathered
+from preceptor.training.fsdp import summon_full_params
 from preceptor.training.sampler import mix_seed
 
 
@@ -140,9 +140,9 @@ class ClinkdTask(Task):
         while len(self.buffer.rounds) < rounds and progress >= (len(self.buffer.rounds) + 1) / (rounds + 1):
             assert self._reflect is not None
             training = self.student.training
-            with gathered(self):
+            with summon_full_params(self):
                 self._reflect(len(self.buffer.rounds), self.buffer)
-            self.buffer = CorrectionBuffer.restore(agreed(self.buffer.state()))
+            self.buffer = CorrectionBuffer.restore(broadcast_from_main(self.buffer.state()))
             self.student.train(training)
 
     def task_state(self) -> dict[str, Tensor]:

@@ -6,10 +6,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from preceptor.config import Folder, Fraction, OutputFolder, PhantomConfig, Positive, Section, Seed, TrainConfig
+from preceptor.config import (
+    BaseRecipe,
+    Folder,
+    Fraction,
+    PhantomConfig,
+    Positive,
+    PositiveNumber,
+    Section,
+    Seed,
+    TrainConfig,
+)
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
-PositiveNumber = Annotated[float, Field(gt=0)]
 
 
 class DialogueDataConfig(Section):
@@ -230,32 +239,21 @@ class GroundingReport(Section):
     """Images that are drawn with true and predicted boxes."""
 
 
-VlmStage = Literal["teacher", "supervised", "guided", "distilled", "clinkd"]
+VlmStage = Literal["teacher", "baseline", "guided", "distilled", "clinkd"]
 STAGE_ADDS: dict[str, str] = {
     "teacher": "a larger model, answers alone",
-    "supervised": "answers alone, positions as upstream",
+    "baseline": "answers alone, positions as upstream",
     "guided": "guided positions",
     "distilled": "guided positions, pseudo-labels",
     "clinkd": "guided positions, pseudo-labels, reflection",
 }
 
 
-class VlmRecipe(OutputFolder):
-    name: str
-    """Name of the recipe; it may be used as `{name}` in `output`."""
-    description: str = ""
-    """One line, shown by `preceptor recipes` and at the head of the report."""
-    output: Folder = "runs/{name}"
-    """Run folder. Started again on the same folder, a run goes on where it stopped."""
-    seed: Seed = 0
-    """Seed of the initial weights, the order of dialogues and the sampled answers."""
-    stages: tuple[VlmStage, ...] = ("teacher", "supervised", "guided", "distilled", "clinkd")
+class GroundingRecipe(BaseRecipe):
+    task: Literal["grounding"] = "grounding"
+    stages: tuple[VlmStage, ...] = ("teacher", "baseline", "guided", "distilled", "clinkd")
     """teacher: the larger model. supervised: the student with answers alone. guided, distilled, clinkd: each adds one
     part of the method (positions, pseudo-labels, reflection). All students take the same number of steps."""
-    resume: Literal["auto", "never"] = "auto"
-    """`auto`: go on from the newest valid checkpoint. `never`: delete the stages' earlier results and start afresh."""
-    allow_downloads: bool = False
-    """Without it no hub is asked, whatever names the recipe holds."""
     data: DialogueDataConfig = DialogueDataConfig()
     method: ClinkdConfig = ClinkdConfig()
     teacher: VlmRunConfig = VlmRunConfig()
@@ -264,9 +262,7 @@ class VlmRecipe(OutputFolder):
     report: GroundingReport = GroundingReport()
 
     @model_validator(mode="after")
-    def _agree(self) -> VlmRecipe:
-        if not self.stages or len(set(self.stages)) != len(self.stages):
-            raise ValueError("stages must name at least one stage, each once")
+    def _agree(self) -> GroundingRecipe:
         taught = {"distilled", "clinkd"} & set(self.stages) and self.method.pseudo_labels.share > 0
         reflects = "clinkd" in self.stages and self.method.reflection.rounds > 0
         needs = taught or (reflects and self.method.reflection.corrector == "teacher")

@@ -49,7 +49,7 @@ class Curriculum:
         return torch.where(entered, score if self.weigh else torch.ones_like(score), torch.zeros_like(score))
 
 
-def sureness(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def confidence_and_margin(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return (confidence, margin), each (B,): means over answer tokens of p1 and of p1 - p2.
 
     `logits` (B, L, V) predict the tokens where `mask` (B, L) is true. A sample without answer tokens gives 0 and 0.

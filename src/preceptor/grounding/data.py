@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from preceptor.data.splits import cut, groups_of_share, ordered
-from preceptor.data.types import Dialogue, DialogueData, Part
+from preceptor.data.types import Dialogue, DialogueData, Split
 from preceptor.errors import UserError
 from preceptor.grounding.config import DialogueDataConfig
 from preceptor.vqa.data import FOLDERS, made_phantom, shared_folder
@@ -18,34 +18,34 @@ MOST_LISTED = 20
 
 
 def read_recipe_dialogues(
-    config: DialogueDataConfig, scratch: Path, needed: tuple[Part, ...] = ("train", "validation", "test")
+    config: DialogueDataConfig, scratch: Path, needed: tuple[Split, ...] = ("train", "validation", "test")
 ) -> DialogueData:
     """Return the dialogues of a recipe. Phantoms are made in `scratch`.
 
-    Raises UserError as the readers do, and where a part of `needed` is empty.
+    Raises UserError as the readers do, and where a split of `needed` is empty.
     """
     data = _read(config, scratch)
     rows = [row for row in data.dialogues if row.task in config.tasks]
     if config.train_share < 1:
         kept = groups_of_share(rows, config.train_share, config.split_seed)
         taken = groups_of_share(rows, config.train_share + config.teacher_share, config.split_seed)  # kept are in it
-        train = [row for row in rows if row.part == "train"]
+        train = [row for row in rows if row.split == "train"]
         rest = [row for row in train if row.group not in taken]
-        apart = [replace(row, part="teacher") for row in train if row.group in taken - kept]
-        rows = [row for row in rows if row.part != "train" or row.group in kept] + apart
+        apart = [replace(row, split="teacher") for row in train if row.group in taken - kept]
+        rows = [row for row in rows if row.split != "train" or row.group in kept] + apart
         data.notes.append(f"Trained on {config.train_share:.0%} of the training groups (data.train_share).")
         if apart:
             data.notes.append(f"The teacher learnt from {len(apart):,} other dialogues (data.teacher_share).")
         if config.unlabelled == "rest":
-            rows += [replace(row, part="unlabelled", turns=without_answer(row.turns)) for row in rest]
+            rows += [replace(row, split="unlabelled", turns=without_answer(row.turns)) for row in rest]
             data.notes.append(f"Beside them {len(rest):,} dialogues without their answers (data.unlabelled).")
     rows = _at_most(rows, "test", config.test_rows, config.split_seed)
     rows = _at_most(rows, "validation", config.validation_rows, config.split_seed)
     data.dialogues = rows
-    for part in needed:
-        if not data.part(part):
+    for split in needed:
+        if not data.split(split):
             tasks = ", ".join(config.tasks)
-            raise UserError(f"{data.name} has no {part} dialogues of {tasks}; see its split, or data.tasks")
+            raise UserError(f"{data.name} has no {split} dialogues of {tasks}; see its split, or data.tasks")
     return data
 
 
@@ -83,12 +83,12 @@ def _read(config: DialogueDataConfig, scratch: Path) -> DialogueData:
 
 
 def _parted(data: DialogueData, config: DialogueDataConfig) -> DialogueData:
-    """Return Med-GRIT with the parts that its folder has no file of, cut from the training images."""
-    fractions: dict[Part, float] = {"test": config.test_fraction, "validation": config.validation_fraction}
-    for part, fraction in fractions.items():
-        if not data.part(part):
-            data.dialogues = cut(data.dialogues, part, fraction, config.split_seed)
-            data.notes.append(f"There is no {part}.json: {fraction:.0%} of the training images are its {part} part.")
+    """Return Med-GRIT with the splits that its folder has no file of, cut from the training images."""
+    fractions: dict[Split, float] = {"test": config.test_fraction, "validation": config.validation_fraction}
+    for split, fraction in fractions.items():
+        if not data.split(split):
+            data.dialogues = cut(data.dialogues, split, fraction, config.split_seed)
+            data.notes.append(f"There is no {split}.json: {fraction:.0%} of the training images are its {split} split.")
     return data
 
 
@@ -97,31 +97,31 @@ def without_answer(turns: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str],
     return (*turns[:-1], (turns[-1][0], ""))
 
 
-def _at_most(rows: list[Dialogue], part: Part, most: int | None, seed: int) -> list[Dialogue]:
-    """Return the rows with at most so many of each task in `part`, chosen by a hash of their ids."""
+def _at_most(rows: list[Dialogue], split: Split, most: int | None, seed: int) -> list[Dialogue]:
+    """Return the rows with at most so many of each task in `split`, chosen by a hash of their ids."""
     if most is None:
         return rows
     left: set[str] = set()
     for task in {row.task for row in rows}:
-        own = [row.id for row in rows if row.part == part and row.task == task]
+        own = [row.id for row in rows if row.split == split and row.task == task]
         left.update(ordered(own, f"rows:{seed}")[most:])
-    return [row for row in rows if row.part != part or row.id not in left]
+    return [row for row in rows if row.split != split or row.id not in left]
 
 
 def describe_dialogues(data: DialogueData) -> dict[str, Any]:
-    """Return what results say of the data: names, fingerprints, numbers by part, task and modality, faults of boxes."""
-    parts: tuple[Part, ...] = get_args(Part)
+    """Describe the data for results.json: names, fingerprints, counts by split, task and modality, faulty boxes."""
+    splits: tuple[Split, ...] = get_args(Split)
     found: dict[str, Any] = {
         "name": data.name,
-        "split": data.split,
+        "variant": data.variant,
         "sha256": data.fingerprint(),
         "test_sha256": data.fingerprint("test"),
-        **{part: len(data.part(part)) for part in parts if data.part(part)},
+        **{split: len(data.split(split)) for split in splits if data.split(split)},
         "faults": dict(data.faults),
         "faulty": data.faulty[:MOST_LISTED],
     }
     for name, of in (("tasks", lambda row: row.task), ("modalities", lambda row: row.modality)):
         kinds = sorted({of(row) for row in data.dialogues})
-        counts = {part: Counter(of(row) for row in data.part(part)) for part in parts}
-        found[name] = {kind: {part: count[kind] for part, count in counts.items() if count[kind]} for kind in kinds}
+        counts = {split: Counter(of(row) for row in data.split(split)) for split in splits}
+        found[name] = {kind: {split: count[kind] for split, count in counts.items() if count[kind]} for kind in kinds}
     return found

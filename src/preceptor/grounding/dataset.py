@@ -17,7 +17,7 @@ from preceptor.task import Batch
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingExample:
     """A dialogue that is learnt: all answers of it, or with `last` the last alone; and how sure its teacher was."""
 
     dialogue: Dialogue
@@ -29,24 +29,24 @@ class Lesson:
 class DialogueExamples(Dataset):
     """Lessons in the tensors of an encoder; indexed by ``(index, epoch)``: every epoch shows them alike."""
 
-    def __init__(self, lessons: Sequence[Lesson], encoder: DialogueEncoder) -> None:
+    def __init__(self, lessons: Sequence[TrainingExample], encoder: DialogueEncoder) -> None:
         self.lessons, self.encoder = list(lessons), encoder
         self._hashes = ContentHashes()
 
     def __len__(self) -> int:
         return len(self.lessons)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Lesson, str, EncodedDialogue]:
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[TrainingExample, str, EncodedDialogue]:
         return self.read(self.lessons[item[0] if isinstance(item, tuple) else item])
 
-    def read(self, lesson: Lesson) -> tuple[Lesson, str, EncodedDialogue]:
+    def read(self, lesson: TrainingExample) -> tuple[TrainingExample, str, EncodedDialogue]:
         """Return a lesson as `collate` takes it. Raises UserError as `DialogueEncoder.encode`."""
         row = self.encoder.encode(lesson.dialogue)
         if lesson.last:
             row = replace(row, labels=last_answer(row.labels))
         return lesson, answers_key(lesson.dialogue, self._hashes), row
 
-    def collate(self, rows: Sequence[tuple[Lesson, str, EncodedDialogue]]) -> Batch:
+    def collate(self, rows: Sequence[tuple[TrainingExample, str, EncodedDialogue]]) -> Batch:
         """Return the batch of rows, padded to the longest; beside the encoder's tensors `images` (B,), the number of
         each dialogue's, and `confidence` and `margin` (B,)."""
         tensors: dict[str, Any] = self.encoder.collate([row for _, _, row in rows])

@@ -24,7 +24,7 @@ from preceptor.data.grounding.boxes import mark_boxes
 from preceptor.data.images import load_image
 from preceptor.errors import UserError
 from preceptor.grounding.pseudo_labels import PROMPT_VERSION, Keep, Prompt, best_of
-from preceptor.teachers.chat_client import ChatClient, ClientSettings, Refused, check_address
+from preceptor.teachers.chat_client import ChatClient, ClientSettings, RequestRejected, check_address
 from preceptor.teachers.label_store import Label, LabelIdentity, Source
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class EndpointTeacher:
                         )
                     try:
                         keep([await self._ask(client, prompt)])
-                    except Refused as error:
+                    except RequestRejected as error:
                         log.warning("question %s is not answered: %s", prompt.key[:12], error)
                         reasons[prompt.key] = str(error)
 

@@ -17,7 +17,9 @@ def answer_greedily(
 ) -> tuple[list[dict[str, Any]], float]:
     """Return (rows, seconds per answer): one row for each dialogue, its last question."""
     begun = time.perf_counter()
-    found = vlm.generate(dialogues, max_new_tokens=config.max_new_tokens, sureness=True, batch_size=config.batch_size)
+    found = vlm.generate(
+        dialogues, max_new_tokens=config.max_new_tokens, with_confidence=True, batch_size=config.batch_size
+    )
     seconds = (time.perf_counter() - begun) / max(1, len(dialogues))
     rows = [
         row(dialogue, answers[0].text) | {"confidence": answers[0].confidence, "ended": answers[0].ended}

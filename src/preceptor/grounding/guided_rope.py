@@ -245,7 +245,7 @@ def _sequence(types: list[int], supply: dict[int, Any], device: torch.device) ->
     return torch.cat(parts, dim=1)
 
 
-class Attached:
+class RopePatch:
     """The tie between one model and its guidance: remove it, or leave the `with` block, and the model is as before.
 
     `probabilities` (N, 8) belong to the images of the next call; set them before each `generate` or forward of `clip`.
@@ -269,14 +269,14 @@ class Attached:
         self._inner.language_model.rotary_emb.__dict__.pop("forward", None)
         self._inner.rope_deltas = None  # left over from another rule
 
-    def __enter__(self) -> Attached:
+    def __enter__(self) -> RopePatch:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.remove()
 
 
-def attach(model: nn.Module, guidance: Guidance, probabilities: Tensor | None = None) -> Attached:
+def attach(model: nn.Module, guidance: Guidance, probabilities: Tensor | None = None) -> RopePatch:
     """Let a Qwen-VL model (or a peft model around one) count positions by `guidance`, in forward and in `generate`.
 
     Only this instance changes: its `get_rope_index`, and with a learnable table the `forward` of its text rotation,
@@ -290,5 +290,5 @@ def attach(model: nn.Module, guidance: Guidance, probabilities: Tensor | None = 
         if hasattr(type(inner), "get_rope_index") and inner.config.model_type in FAMILIES:  # type: ignore
             if "get_rope_index" in inner.__dict__:
                 raise UserError("the model has guided positions already; remove those first")
-            return Attached(inner, guidance, probabilities)
+            return RopePatch(inner, guidance, probabilities)
     raise UserError(f"{type(model).__name__} has no positions to guide; give a model of {', '.join(FAMILIES)}")

@@ -115,7 +115,7 @@ class LocalTeacher:
                     candidates=self.candidates,
                     temperature=self.temperature,
                     max_new_tokens=self.max_tokens,
-                    sureness=True,
+                    with_confidence=True,
                     batch_size=len(fitting),
                     seed=self._seed(fitting),
                 )

@@ -14,7 +14,7 @@ from preceptor.data.types import Dialogue
 from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.grounding.checkpoint_files import load_image_processor, load_tokenizer, read_part, shrink_images
-from preceptor.grounding.config import VlmConfig, VlmRecipe, VlmRunConfig
+from preceptor.grounding.config import GroundingRecipe, VlmConfig, VlmRunConfig
 from preceptor.grounding.dialogue_encoder import DialogueEncoder
 from preceptor.grounding.memory_model import memory_estimate
 from preceptor.grounding.model import LoraSettings
@@ -28,8 +28,8 @@ SAMPLED = 64
 """Dialogues, evenly drawn, of which the longest stands for all."""
 
 
-def expected(
-    recipe: VlmRecipe,
+def estimate_memory(
+    recipe: GroundingRecipe,
     config: VlmRunConfig,
     model: Any,
     encoder: DialogueEncoder,
@@ -64,7 +64,7 @@ def expected(
     )
 
 
-def described(config: VlmConfig, source: str, allow_downloads: bool) -> tuple[Any, DialogueEncoder]:
+def load_model_config(config: VlmConfig, source: str, allow_downloads: bool) -> tuple[Any, DialogueEncoder]:
     """Return a checkpoint's configuration and encoder; its weights are not read.
 
     Raises UserError where it is not there, or lacks one of them.
@@ -108,7 +108,7 @@ def sentence(title: str, parts: dict[str, int], there: int) -> str:
     return f"{title}: about {_gib(parts['total'])} GiB of {_gib(there)} a device ({named})"
 
 
-def warning(title: str, parts: dict[str, int], there: int, config: VlmRunConfig, recipe: VlmRecipe) -> str | None:
+def warning(title: str, parts: dict[str, int], there: int, config: VlmRunConfig, recipe: GroundingRecipe) -> str | None:
     """Return what is said where the estimate is more than there is, with what would make it less; else None."""
     if not there or parts["total"] <= there:
         return None
@@ -140,7 +140,7 @@ def warning(title: str, parts: dict[str, int], there: int, config: VlmRunConfig,
 
 def announce(
     title: str,
-    recipe: VlmRecipe,
+    recipe: GroundingRecipe,
     config: VlmRunConfig,
     model: Any,
     encoder: DialogueEncoder,
@@ -148,7 +148,7 @@ def announce(
     teacher: Any = None,
 ) -> None:
     """Log the estimate of a part of a training, and a warning where it does not fit."""
-    parts, there = expected(recipe, config, model, encoder, rows, teacher), available()
+    parts, there = estimate_memory(recipe, config, model, encoder, rows, teacher), available()
     log.info(sentence(f"memory of {title}", parts, there))
     if (said := warning(title, parts, there, config, recipe)) is not None:
         log.warning(said)

@@ -227,7 +227,7 @@ class GroundedVlm(nn.Module):
         candidates: int = 1,
         temperature: float = 0.0,
         max_new_tokens: int = 64,
-        sureness: bool = False,
+        with_confidence: bool = False,
         batch_size: int = 8,
         seed: int | None = None,
     ) -> list[list[Answer]]:
@@ -235,7 +235,7 @@ class GroundedVlm(nn.Module):
 
         Args:
             temperature: 0 decodes greedily, one answer; above 0 samples from all words.
-            sureness: give each answer's confidence and margin.
+            with_confidence: give each answer's confidence and margin.
             batch_size: dialogues at a time.
             seed: of the sampled answers; without it torch's own state is used and moves on.
 
@@ -271,13 +271,13 @@ class GroundedVlm(nn.Module):
                 for start in range(0, len(dialogues), batch_size):
                     rows = [self.encoder.encode(d, prompt=True) for d in dialogues[start : start + batch_size]]
                     batch = {name: value.to(device) for name, value in self.encoder.collate(rows, "left").items()}
-                    answers = self._answer(batch, config, end, sureness)
+                    answers = self._answer(batch, config, end, with_confidence)
                     found += [answers[i : i + candidates] for i in range(0, len(answers), candidates)]
         finally:
             self.train(was_training)
         return found
 
-    def _answer(self, batch: dict[str, Tensor], config: Any, end: set[int], sureness: bool) -> list[Answer]:
+    def _answer(self, batch: dict[str, Tensor], config: Any, end: set[int], with_confidence: bool) -> list[Answer]:
         """Return the answers of a left-padded batch, the candidates of each row side by side."""
         from transformers import LogitsProcessorList
 
@@ -285,16 +285,18 @@ class GroundedVlm(nn.Module):
         batch.pop("labels")
         with attach(self.base, self.guidance, batch.pop("modalities", None)):
             out = self.base.generate(
-                **batch, generation_config=config, logits_processor=LogitsProcessorList([watch] if sureness else [])
+                **batch,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([watch] if with_confidence else []),
             )
         new_NS = out[:, batch["input_ids"].shape[1] :].tolist()
-        if sureness:
+        if with_confidence:
             top_NS2 = torch.stack(watch.steps, dim=1).cpu()
         answers = []
         for row, ids in enumerate(new_NS):
             length = next((i + 1 for i, token in enumerate(ids) if token in end), len(ids))
             said, confidence, margin = ids[:length], None, None
-            if sureness:
+            if with_confidence:
                 first, second = top_NS2[row, :length].unbind(-1)
                 confidence, margin = first.mean().item(), (first - second).mean().item()
             answers.append(Answer(self.encoder.decode(said), tuple(said), said[-1] in end, confidence, margin))

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from preceptor.grounding.config import VlmRecipe
+from preceptor.grounding.config import GroundingRecipe
 from preceptor.grounding.metrics import MAIN
 from preceptor.report.words import percent
 from preceptor.vqa.model_card import LICENCE, _text
@@ -29,7 +29,7 @@ FOLDER is the folder of this file, an ordinary Hugging Face folder. `guidance.js
 counted; plain transformers, which does not read it, counts them as upstream."""
 
 
-def grounding_card(results: dict[str, Any], recipe: VlmRecipe) -> str:
+def grounding_card(results: dict[str, Any], recipe: GroundingRecipe) -> str:
     """Return the card as Markdown with YAML front matter. `results` are those of one stage."""
     stage = str(results["stage"])
     title = f"{recipe.name}: {stage}"
@@ -58,9 +58,11 @@ def grounding_card(results: dict[str, Any], recipe: VlmRecipe) -> str:
 
 def _data(results: dict[str, Any]) -> str:
     data = results["data"]
-    sizes = ", ".join(f"{data[part]} {part}" for part in ("train", "validation", "test") if part in data)
+    sizes = ", ".join(f"{data[split]} {split}" for split in ("train", "validation", "test") if split in data)
     notes = "\n".join(f"- {_text(note)}" for note in results["notes"])
-    about = f"`{_text(data['name'])}`, split `{_text(data['split'])}`: {sizes} dialogues. SHA-256: `{data['sha256']}`."
+    about = (
+        f"`{_text(data['name'])}`, variant `{_text(data['variant'])}`: {sizes} dialogues. SHA-256: `{data['sha256']}`."
+    )
     return f"{about}\n\n{notes}" if notes else about
 
 

@@ -243,7 +243,7 @@ def corpus_texts(files: Iterable[Path]) -> list[str]:
     texts: list[str] = []
     for file in files:
         if file.suffix.lower() in (".json", ".jsonl"):
-            turns = [turn for dialogue in read_sharegpt(file).part("train") for turn in dialogue.turns]
+            turns = [turn for dialogue in read_sharegpt(file).split("train") for turn in dialogue.turns]
             texts += [text for turn in turns for text in turn]
         elif file.suffix.lower() == ".txt":
             texts += read_text(file, "write it in UTF-8").splitlines()

@@ -19,7 +19,7 @@ import numpy as np
 
 from preceptor.data.grounding.boxes import find_boxes, without_boxes
 from preceptor.data.images import content_hash
-from preceptor.data.types import Dialogue, DialogueData, Part
+from preceptor.data.types import Dialogue, DialogueData, Split
 from preceptor.errors import UserError
 from preceptor.grounding.selection import box_agreement, choose, word_overlap
 from preceptor.teachers.label_store import Label, LabelIdentity, LabelStore, read_labels, read_manifest
@@ -104,7 +104,7 @@ def prompts_of_turn(
 
 
 @dataclass(frozen=True)
-class Taught:
+class LabelingResult:
     """What `teach` did: questions in all, those that the store held before, those answered now; reasons of the others,
     with how many there are of each."""
 
@@ -130,7 +130,7 @@ def teach(
     *,
     hashes: ContentHashes | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Taught:
+) -> LabelingResult:
     """Have a teacher answer all questions of `dialogues`, which are of `data`, that the store in `folder` lacks.
 
     Answers are on the disk as soon as they have come: whatever ends it, the same call goes on from there. `progress`
@@ -162,7 +162,7 @@ def teach(
     counted = Counter(reasons.values())
     if waiting:
         counted["an earlier question of the dialogue has no answer"] = waiting
-    return Taught(len(keys), held, done - held, dict(counted))
+    return LabelingResult(len(keys), held, done - held, dict(counted))
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ class PseudoLabels:
         self.labelled, self.left_out = labelled, left_out
 
     @classmethod
-    def open(cls, folder: Path, data: DialogueData, *, part: Part | None = None, cut_off: bool = False) -> Self:
-        """Read the labels for the dialogues of `data`, of one `part` or of `train` and `unlabelled`.
+    def open(cls, folder: Path, data: DialogueData, *, split: Split | None = None, cut_off: bool = False) -> Self:
+        """Read the labels for the dialogues of `data`, of one `split` or of `train` and `unlabelled`.
 
         Args:
             cut_off: take answers too that reached the most tokens before they ended.
@@ -198,8 +198,8 @@ class PseudoLabels:
         manifest = read_manifest(folder)
         labels = {label.key: label for label in read_labels(folder)}
         hashes = ContentHashes()
-        parts = ("train", "unlabelled") if part is None else (part,)
-        wanted = [dialogue for dialogue in data.dialogues if dialogue.part in parts]
+        splits = ("train", "unlabelled") if split is None else (split,)
+        wanted = [dialogue for dialogue in data.dialogues if dialogue.split in splits]
         labelled: list[PseudoLabelled] = []
         left_out: dict[str, int] = {}
         found = False
@@ -239,7 +239,7 @@ class PseudoLabels:
             + (f" (left out: {reasons})." if reasons else ".")
         )
 
-    def sureness(self, unknown: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def confidence_and_margin(self, unknown: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return (confidence, margin), each (N,) float32, of the labelled dialogues, for `Curriculum.weights`.
 
         Where they are not known both are `unknown`. Raises UserError where they are not known and that is None.

@@ -76,7 +76,7 @@ def explain(row: Dialogue, wrong: str) -> str:
     return EXPLAIN.format(question=question, wrong=wrong, truth=truth)
 
 
-def lesson(row: Dialogue, correction: Correction, form: str) -> Dialogue:
+def correction_dialogue(row: Dialogue, correction: Correction, form: str) -> Dialogue:
     """Return the dialogue that teaches a correction; its last answer alone is learnt.
 
     Where nothing was answered there is nothing to look at again, and the correction is learnt as the answer.

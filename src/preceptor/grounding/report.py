@@ -10,11 +10,11 @@ from typing import Any
 from preceptor.data.types import DialogueData
 from preceptor.errors import UserError
 from preceptor.files import write_text
-from preceptor.grounding.config import STAGE_ADDS, VlmRecipe
+from preceptor.grounding.config import STAGE_ADDS, GroundingRecipe
 from preceptor.grounding.metrics import MAIN
 from preceptor.grounding.report_boxes import pictures, plain
-from preceptor.recipe import load_any_recipe
-from preceptor.report.contents import RunRecord, StageRecord, look, read_run
+from preceptor.recipe import read_recipe, validate
+from preceptor.report.contents import RunRecord, StageRecord, get_nested, read_run
 from preceptor.report.dotplot import Dot, dot_plot
 from preceptor.report.figures import Line, line_chart
 from preceptor.report.markup import banner, chip, document, escape, row, stylesheet, table
@@ -26,7 +26,7 @@ log = logging.getLogger("preceptor")
 
 TITLES = {
     "teacher": "Teacher",
-    "supervised": "Supervised",
+    "baseline": "Supervised",
     "guided": "+ guided positions",
     "distilled": "+ pseudo-labels",
     "clinkd": "+ reflection",
@@ -42,7 +42,9 @@ SHORT = {"vg": "grounding", "roc": "naming", "rc": "describing", "mia": "questio
 LEAKING = ("Leaking split: these scores flatter.", "Images or patients of test dialogues occur in training.")
 
 
-def write_grounding_report(run: Path, *, data: DialogueData | None = None, recipe: VlmRecipe | None = None) -> Path:
+def write_grounding_report(
+    run: Path, *, data: DialogueData | None = None, recipe: GroundingRecipe | None = None
+) -> Path:
     """Write RUN/report.html from what lies in a run folder, of one stage or of several, and return its path.
 
     Without `recipe` that of the run folder is used; without `data` no image is drawn. Raises UserError where `run` is
@@ -54,10 +56,10 @@ def write_grounding_report(run: Path, *, data: DialogueData | None = None, recip
     return path
 
 
-def render(run: RunRecord, data: DialogueData | None, recipe: VlmRecipe | None) -> str:
+def render(run: RunRecord, data: DialogueData | None, recipe: GroundingRecipe | None) -> str:
     """Return the page."""
     title = recipe.name if recipe else run.folder.resolve().name
-    settings = recipe or VlmRecipe(name="defaults")
+    settings = recipe or GroundingRecipe(name="defaults")
     sections = [
         ("finding", "What was found", finding(run)),
         ("modalities", "By modality", modalities(run)),
@@ -75,13 +77,13 @@ def render(run: RunRecord, data: DialogueData | None, recipe: VlmRecipe | None) 
     return document(f"{title} · Preceptor report", header, notes, sections, style=stylesheet("grounding.css"))
 
 
-def _saved_recipe(run: Path) -> VlmRecipe | None:
+def _saved_recipe(run: Path) -> GroundingRecipe | None:
     try:
-        recipe = load_any_recipe(str(run / "recipe.yaml"))
+        recipe = validate(*read_recipe(str(run / "recipe.yaml")), GroundingRecipe)
     except UserError as error:
         log.warning("the report goes without the recipe: %s", error)
         return None
-    return recipe if isinstance(recipe, VlmRecipe) else None
+    return recipe if isinstance(recipe, GroundingRecipe) else None
 
 
 def _fingerprint(run: RunRecord) -> dict[str, Any]:
@@ -113,10 +115,10 @@ def finding(run: RunRecord) -> str:
 def _headline(run: RunRecord, protocol: str) -> str:
     said = []
     for task, name in (("vg", "finds {} of the boxes"), ("roc", "names {} of the regions rightly")):
-        value = look(run.focus.results, "protocols", protocol, "mean", task, MAIN[task])
+        value = get_nested(run.focus.results, "protocols", protocol, "mean", task, MAIN[task])
         if value is not None:
             said.append(name.format(percent(value)))
-    mbmr = look(run.focus.results, "protocols", protocol, "mean", "mia", "mbmr")
+    mbmr = get_nested(run.focus.results, "protocols", protocol, "mean", "mia", "mbmr")
     said += [f"reaches an mBMR of {percent(mbmr)} on image questions"] if mbmr is not None else []
     what = STAGE_ADDS.get(run.focus.kind, run.focus.title)
     return f"The model ({what}) {', '.join(said)}." if said else "This run has no scores yet."
@@ -125,9 +127,9 @@ def _headline(run: RunRecord, protocol: str) -> str:
 def _stages(run: RunRecord, protocol: str) -> str:
     rows = []
     for stage in run.stages:
-        means = look(stage.results, "protocols", protocol, "mean") or {}
-        cells = [percent(look(means, task, MAIN[task]), unit=False) for task in TASKS]
-        cells += [count(stage.parameters), _milliseconds(look(stage.results, "latency_ms"))]
+        means = get_nested(stage.results, "protocols", protocol, "mean") or {}
+        cells = [percent(get_nested(means, task, MAIN[task]), unit=False) for task in TASKS]
+        cells += [count(stage.parameters), _milliseconds(get_nested(stage.results, "latency_ms"))]
         rows.append(row(chip(stage.kind, stage.title), cells))
     described = run.first("describes", protocol)
     about = f": {escape(described)}" if described else ""
@@ -144,16 +146,16 @@ def _milliseconds(value: Any) -> str:
 
 def _differences(run: RunRecord, protocol: str) -> str:
     """Return the paired differences with their intervals: to the supervised student, and to the stage before."""
-    compared = look(run.results, "comparison", protocol) or {}
+    compared = get_nested(run.results, "comparison", protocol) or {}
     charts = []
-    for what, title in (("supervised", "Less supervised"), ("", "Less the stage before")):
+    for what, title in (("baseline", "Less supervised"), ("", "Less the stage before")):
         rows = []
         for task, name in SHORT.items():
             dots = []
             for pair, entry in compared.items():
                 later, _, earlier = pair.partition(" - ")
-                found = look(entry, task)
-                if found is None or (earlier == "supervised") != (what == "supervised"):
+                found = get_nested(entry, task)
+                if found is None or (earlier == "baseline") != (what == "baseline"):
                     continue
                 label = f"{TITLES.get(later, later)} less {TITLES.get(earlier, earlier)}"
                 kind = later.partition(" ")[0]
@@ -178,13 +180,15 @@ def modalities(run: RunRecord) -> str:
     found = ""
     for protocol in run.protocols[:1]:
         for task, name in TASKS.items():
-            names = sorted(look(run.focus.results, "protocols", protocol, "modalities") or {})
+            names = sorted(get_nested(run.focus.results, "protocols", protocol, "modalities") or {})
             rows = []
             for stage in run.stages:
-                by = look(stage.results, "protocols", protocol, "modalities") or {}
-                cells = [percent(look(by, m, task, MAIN[task]), unit=False) for m in names]
+                by = get_nested(stage.results, "protocols", protocol, "modalities") or {}
+                cells = [percent(get_nested(by, m, task, MAIN[task]), unit=False) for m in names]
                 rows.append(row(chip(stage.kind, stage.title), cells))
-            sizes = [look(run.focus.results, "protocols", protocol, "modalities", m, task, "n") or 0 for m in names]
+            sizes = [
+                get_nested(run.focus.results, "protocols", protocol, "modalities", m, task, "n") or 0 for m in names
+            ]
             heads = [f"{m} (n = {n})" for m, n in zip(names, sizes, strict=True)]
             if names and any(sizes):
                 found += table(f"{escape(name)}, in %.", ["Model", *heads], rows)
@@ -195,7 +199,7 @@ def modalities(run: RunRecord) -> str:
 
 
 def _last_with(run: RunRecord, key: str) -> tuple[StageRecord, Mapping[str, Any]] | None:
-    found = [(stage, entry) for stage in run.stages if (entry := look(stage.results, key))]
+    found = [(stage, entry) for stage in run.stages if (entry := get_nested(stage.results, key))]
     return found[-1] if found else None
 
 
@@ -266,20 +270,22 @@ def selection(run: RunRecord) -> str:
     stage, entry = found
     rows = []
     for protocol, chosen in entry["protocols"].items():
-        greedy = look(stage.results, "protocols", protocol)
+        greedy = get_nested(stage.results, "protocols", protocol)
         kind = protocol.rpartition("/")[2]
         for name, scores, seconds in (
             ("greedy", greedy, entry["greedy_seconds_per_answer"]),
             ("chosen", chosen, entry["seconds_per_answer"]),
         ):
-            cells = [percent(look(scores, "mean", task, MAIN[task]), unit=False) for task in TASKS]
+            cells = [percent(get_nested(scores, "mean", task, MAIN[task]), unit=False) for task in TASKS]
             rows.append(row(f"{escape(kind)}: {name}", [*cells, f"{1000 * seconds:,.0f}"]))
     ratio = entry["seconds_per_answer"] / max(1e-9, entry["greedy_seconds_per_answer"])
     about = (
         f"<p>{entry['candidates']} answers sampled at temperature {entry['temperature']:g}; the one most like the "
         f"others is given (minimum Bayes risk; the truth takes no part). It takes {ratio:.1f} times as long.</p>"
     )
-    compared = look(run.results, "comparison", next(iter(entry["protocols"])), f"{stage.kind} selected - {stage.kind}")
+    compared = get_nested(
+        run.results, "comparison", next(iter(entry["protocols"])), f"{stage.kind} selected - {stage.kind}"
+    )
     said = "; ".join(
         f"{SHORT[task]} {points(d['difference'])} ({points(d['low'])} to {points(d['high'])})"
         for task, d in (compared or {}).items()

@@ -13,9 +13,9 @@ from preceptor.distributed import processes
 from preceptor.environment import QUESTIONS, versions
 from preceptor.errors import UserError
 from preceptor.files import write_text
-from preceptor.grounding.config import VlmRecipe, VlmStage
+from preceptor.grounding.config import GroundingRecipe, VlmStage
 from preceptor.grounding.data import read_recipe_dialogues
-from preceptor.grounding.dataset import Lesson
+from preceptor.grounding.dataset import TrainingExample
 from preceptor.grounding.metrics import compare
 from preceptor.grounding.stage import Part, Seminar, finish_stage, stage_method, train_part
 from preceptor.grounding.teachers import (
@@ -36,7 +36,7 @@ PRIOR = "prior"
 """Folder of the part of the training that learns what the teacher says."""
 
 
-def run_vlm(recipe: VlmRecipe) -> dict[str, Any]:
+def run_vlm(recipe: GroundingRecipe) -> dict[str, Any]:
     """Run the stages of a recipe, each resumable, and write results and report; return the results.
 
     A recipe of one stage writes straight into its output folder, one of several a folder per stage. What a teacher
@@ -76,7 +76,7 @@ def run_vlm(recipe: VlmRecipe) -> dict[str, Any]:
         return results
 
 
-def require_checkpoints(recipe: VlmRecipe) -> None:
+def require_checkpoints(recipe: GroundingRecipe) -> None:
     """Raise UserError where a checkpoint that a later stage begins with is not there: before hours of training."""
     from preceptor.vqa.bundle import find_pretrained
 
@@ -108,7 +108,7 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
     asked = share > 0 and (method.pseudo_labels.store is None or method.pseudo_labels.logits != "none")
     teacher = load_teacher(room) if corrects or asked else None
     taught = None
-    epoch = len(room.data.part("train"))
+    epoch = len(room.data.split("train"))
     beside = teacher.config if teacher is not None and recipe.method.teacher_offload == "none" else None
     if share > 0:
         lessons = pseudo_lessons(room, teacher)
@@ -130,10 +130,10 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
             beside=words.teacher.config if isinstance(words, OnlineWords) else beside,
         )
         train_part(part, room, config, prior)
-        source = str(part.folder / "student")
+        source = str(part.folder / "model")
     corrects_by = corrector(room, teacher) if teacher is not None else None
-    apart = room.data.part("teacher") if name == "teacher" else []
-    rows = [Lesson(row) for row in apart or room.data.part("train")]
+    apart = room.data.split("teacher") if name == "teacher" else []
+    rows = [TrainingExample(row) for row in apart or room.data.split("train")]
     part = Part(name, folder, source, rows, 1 - share, len(apart) or epoch, corrector=corrects_by, beside=beside)
     vlm, task, progress = train_part(part, room, config, method)
     return finish_stage(name, folder, room, vlm, task, progress, selective=name == recipe.stages[-1], taught=taught)
@@ -142,7 +142,7 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
 def compare_stages(root: Path, stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return per protocol the paired differences of each student to `supervised` and to the one before."""
     students = [name for name in stages if name != "teacher"]
-    pairs = [(name, "supervised") for name in students if "supervised" in students and name != "supervised"]
+    pairs = [(name, "baseline") for name in students if "baseline" in students and name != "baseline"]
     pairs += [(later, earlier) for earlier, later in pairwise(students) if (later, earlier) not in pairs]
     found: dict[str, dict[str, Any]] = {}
     for protocol in stages[students[-1]]["protocols"] if students else []:

@@ -14,31 +14,33 @@ from preceptor.data.images import ImageError, load_image
 from preceptor.data.types import Dialogue, DialogueData
 from preceptor.errors import UserError, nearest
 from preceptor.files import json_lines, write_text
-from preceptor.grounding.config import VlmRecipe
+from preceptor.grounding.config import GroundingRecipe
 from preceptor.grounding.data import MOST_LISTED, describe_dialogues, read_recipe_dialogues
 from preceptor.grounding.evaluate import answer_greedily
 from preceptor.grounding.guided_rope import MODALITIES
-from preceptor.grounding.memory import available, described, expected, sentence, warning
+from preceptor.grounding.memory import available, estimate_memory, load_model_config, sentence, warning
 from preceptor.grounding.metrics import DESCRIBES, score_rows
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.stage import PROTOCOLS, Seminar
-from preceptor.pipeline.run_dir import student_folder
+from preceptor.pipeline.run_dir import model_folder
 
 
-def evaluate_vlm(folder: Path, recipe: VlmRecipe, protocol: str | None, target: Path, *, whole: bool) -> dict[str, Any]:
-    """Score a model on the test part of its own or other data; with `whole`, write results.json to `target` too.
+def evaluate_vlm(
+    folder: Path, recipe: GroundingRecipe, protocol: str | None, target: Path, *, whole: bool
+) -> dict[str, Any]:
+    """Score a model on the test split of its own or other data; with `whole`, write results.json to `target` too.
 
     Raises UserError for an unknown protocol.
     """
     data = read_recipe_dialogues(recipe.data, recipe.output_folder / "data")
-    ids = {f"{data.name}/{data.split}/{name}": name for name in PROTOCOLS}
+    ids = {f"{data.name}/{data.variant}/{name}": name for name in PROTOCOLS}
     if protocol is not None:
         if protocol not in ids:
             raise UserError(f"protocol {protocol!r} is not known{nearest(protocol, ids)}")
         ids = {protocol: ids[protocol]}
     config = recipe.student.model
     vlm = GroundedVlm.load(folder, max_pixels=config.max_pixels, cut_off=config.cut_off).eval()
-    rows, seconds = answer_greedily(vlm, data.part("test"), recipe.answers)
+    rows, seconds = answer_greedily(vlm, data.split("test"), recipe.answers)
     results = {
         "stage": folder.parent.name,
         "protocols": {id: score_rows(rows, name) for id, name in ids.items()},
@@ -70,7 +72,7 @@ def answer_with_boxes(folder: Path, asked: Sequence[Dialogue], modality: str = "
             f"this model counts positions by an image's modality, and that of {id} is {word!r}; give --modality, "
             f"one of {', '.join(MODALITIES)}"
         )
-    found = vlm.generate(rows, max_new_tokens=128, sureness=True, batch_size=8)
+    found = vlm.generate(rows, max_new_tokens=128, with_confidence=True, batch_size=8)
     return [
         {
             "id": row.id,
@@ -81,7 +83,7 @@ def answer_with_boxes(folder: Path, asked: Sequence[Dialogue], modality: str = "
     ]
 
 
-def check_dialogues(recipe: VlmRecipe) -> dict[str, Any]:
+def check_dialogues(recipe: GroundingRecipe) -> dict[str, Any]:
     """Return what `doctor` finds in the dialogues of a recipe: broken images, and all faulty boxes."""
     refused = recipe.data.boxes == "refuse"
     config = recipe.data.model_copy(update={"boxes": "repair"}) if refused else recipe.data
@@ -105,20 +107,20 @@ def check_dialogues(recipe: VlmRecipe) -> dict[str, Any]:
         reason = f"{count} boxes are {fault}; data.boxes={recipe.data.boxes} says what is done about them"
         findings.append({"severity": "warning", "ids": [], "file": "", "reason": reason})
     memory: list[str] = []
-    if data.part("train") and not any(finding["severity"] == "error" for finding in findings):
+    if data.split("train") and not any(finding["severity"] == "error" for finding in findings):
         memory, doubts = check_memory(recipe, data)
         findings += [{"severity": "warning", "ids": [], "file": "", "reason": reason} for reason in doubts]
     return {
         "name": data.name,
-        "split": data.split,
+        "variant": data.variant,
         "notes": [*data.notes, *memory],
-        "rows": {part: len(data.part(part)) for part in ("train", "validation", "test")},
+        "rows": {split: len(data.split(split)) for split in ("train", "validation", "test")},
         "images": len(users),
         "findings": findings,
     }
 
 
-def check_memory(recipe: VlmRecipe, data: DialogueData) -> tuple[list[str], list[str]]:
+def check_memory(recipe: GroundingRecipe, data: DialogueData) -> tuple[list[str], list[str]]:
     """Return how much memory each model's training takes of a device, and what is wrong with that."""
     teacher: Any = None
     said: list[str] = []
@@ -132,15 +134,15 @@ def check_memory(recipe: VlmRecipe, data: DialogueData) -> tuple[list[str], list
             if role == "teacher" and "teacher" not in recipe.stages and not (run and taught):
                 continue
             try:
-                source = str(student_folder(Path(run))) if run and Path(run).is_dir() else run
+                source = str(model_folder(Path(run))) if run and Path(run).is_dir() else run
                 source = source or room.source(config.model, role)
-                model, encoder = described(config.model, source, recipe.allow_downloads)
+                model, encoder = load_model_config(config.model, source, recipe.allow_downloads)
                 if role == "student" or "teacher" in recipe.stages:
                     beside = teacher if taught and stays else None
-                    rows = data.part("train")
-                    parts, there = expected(recipe, config, model, encoder, rows, beside), available()
-                    said.append(sentence(f"memory to train the {role}", parts, there))
-                    doubt = warning(f"training the {role}", parts, there, config, recipe)
+                    rows = data.split("train")
+                    splits, there = estimate_memory(recipe, config, model, encoder, rows, beside), available()
+                    said.append(sentence(f"memory to train the {role}", splits, there))
+                    doubt = warning(f"training the {role}", splits, there, config, recipe)
                     doubts += [doubt] if doubt else []
             except UserError as error:
                 doubts.append(f"the memory that the {role} takes is not estimated: {error}")
@@ -149,7 +151,7 @@ def check_memory(recipe: VlmRecipe, data: DialogueData) -> tuple[list[str], list
     return said, doubts
 
 
-def report_dialogues(run: Path, recipe: VlmRecipe) -> Path:
+def report_dialogues(run: Path, recipe: GroundingRecipe) -> Path:
     """Write a run's report page from what lies in its folder."""
     from preceptor.grounding.report import write_grounding_report
 

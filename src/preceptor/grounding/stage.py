@@ -16,13 +16,13 @@ import torch
 
 from preceptor.data.types import Dialogue, DialogueData
 from preceptor.distill.chunked_kl import chunked_cross_entropy
-from preceptor.distributed import agreed, processes
+from preceptor.distributed import broadcast_from_main, processes
 from preceptor.environment import QUESTIONS, machine, versions
 from preceptor.files import json_lines, sha256, write_text
 from preceptor.grounding.clinkd import ClinkdTask, WordTeacher
-from preceptor.grounding.config import STAGE_ADDS, ClinkdConfig, VlmConfig, VlmRecipe, VlmRunConfig, VlmStage
+from preceptor.grounding.config import STAGE_ADDS, ClinkdConfig, GroundingRecipe, VlmConfig, VlmRunConfig, VlmStage
 from preceptor.grounding.data import describe_dialogues
-from preceptor.grounding.dataset import DialogueExamples, Lesson
+from preceptor.grounding.dataset import DialogueExamples, TrainingExample
 from preceptor.grounding.dialogue_encoder import ModalityRows
 from preceptor.grounding.evaluate import answer_greedily, answer_selectively
 from preceptor.grounding.guided_rope import MODALITIES, Guidance
@@ -31,13 +31,13 @@ from preceptor.grounding.metrics import DESCRIBES, score_rows
 from preceptor.grounding.modality_clip import ModalityClip, modality_probabilities
 from preceptor.grounding.model import GroundedVlm, LoraSettings
 from preceptor.grounding.reflection import Correction
-from preceptor.grounding.reflection_round import Ask, Reflector, lesson
+from preceptor.grounding.reflection_round import Ask, Reflector, correction_dialogue
 from preceptor.grounding.selection import Similarity
 from preceptor.grounding.sentence_similarity import choose_similarity
 from preceptor.recipe import differences, dump_recipe
 from preceptor.task import Task
 from preceptor.teachers.online import weights_fingerprint
-from preceptor.training.loop import Job, Progressed, fit
+from preceptor.training.loop import FitArguments, TrainState, fit
 
 PROTOCOLS = ("birdeval", "strict")
 LEFT_OUT: Any = {"teaching_run": True, "teacher_offload": True, "pseudo_labels": {"store"}}
@@ -48,7 +48,7 @@ LEFT_OUT: Any = {"teaching_run": True, "teacher_offload": True, "pseudo_labels":
 class Seminar:
     """What all stages of a recipe share: data, how texts are compared, the checkpoints that models start from."""
 
-    recipe: VlmRecipe
+    recipe: GroundingRecipe
     data: DialogueData
 
     @cached_property
@@ -116,7 +116,7 @@ class Seminar:
 
 def corpus(data: DialogueData) -> list[str]:
     """Return the texts of the training parts, in their order: what new words are learnt from."""
-    return [text for row in data.dialogues if row.part in ("train", "teacher") for turn in row.turns for text in turn]
+    return [text for row in data.dialogues if row.split in ("train", "teacher") for turn in row.turns for text in turn]
 
 
 def guidance_of(config: ClinkdConfig) -> Guidance:
@@ -130,10 +130,10 @@ def guidance_of(config: ClinkdConfig) -> Guidance:
     return Guidance("clip", table=[g.table.get(name, plain) for name in MODALITIES], learnable=g.learnable)
 
 
-def stage_method(recipe: VlmRecipe, stage: VlmStage) -> ClinkdConfig:
+def stage_method(recipe: GroundingRecipe, stage: VlmStage) -> ClinkdConfig:
     """Return what a stage learns from: each adds one part of the method to the one before."""
     method = recipe.method.model_copy(deep=True)
-    if stage in ("teacher", "supervised"):
+    if stage in ("teacher", "baseline"):
         method.guidance.kind = "none"
     if stage not in ("distilled", "clinkd"):
         method.pseudo_labels.share = 0.0
@@ -149,7 +149,7 @@ class Part:
     name: str
     folder: Path
     source: str
-    lessons: Sequence[Lesson]
+    lessons: Sequence[TrainingExample]
     share: float
     epoch: int
     """Dialogues that an epoch is: for all students as many as have answers, whatever a part draws from."""
@@ -162,7 +162,7 @@ class Part:
 
 def train_part(
     part: Part, room: Seminar, config: VlmRunConfig, method: ClinkdConfig
-) -> tuple[GroundedVlm, ClinkdTask, Progressed]:
+) -> tuple[GroundedVlm, ClinkdTask, TrainState]:
     """Train a part into its folder, or go on where it was stopped; return the model that was kept."""
     recipe, data = room.recipe, room.data
     train = config.train.model_copy(update={"epochs": config.train.epochs * part.share})
@@ -172,12 +172,14 @@ def train_part(
     by_id = {row.id: row for row in data.dialogues}
 
     def lessons(corrections: Sequence[Correction]) -> Any:
-        taught = [Lesson(lesson(by_id[c.id], c, method.reflection.form), last=True) for c in corrections]
+        taught = [
+            TrainingExample(correction_dialogue(by_id[c.id], c, method.reflection.form), last=True) for c in corrections
+        ]
         return examples.collate([examples.read(one) for one in taught])
 
     reflector = None
     if part.corrector is not None and method.reflection.rounds > 0:
-        rows = data.part("train")
+        rows = data.split("train")
         own = asker(vlm, method.reflection.max_new_tokens, recipe.answers.batch_size)
         corrector = own if method.reflection.corrector == "student" else part.corrector
         reflector = Reflector(own, corrector, rows, method.reflection, room.similarity, recipe.seed)
@@ -190,7 +192,7 @@ def train_part(
         lessons=lessons,
         seed=recipe.seed,
     )
-    held_out = DialogueExamples([Lesson(row) for row in data.part("validation")], vlm.encoder)
+    held_out = DialogueExamples([TrainingExample(row) for row in data.split("validation")], vlm.encoder)
 
     def validate(_: Task) -> dict[str, float]:
         loss = mean_loss(vlm, held_out, recipe.answers.batch_size)
@@ -204,7 +206,7 @@ def train_part(
         write_text(part.folder / "recipe.yaml", dump_recipe(recipe))
 
     announce(part.name, recipe, config, vlm.config, vlm.encoder, [one.dialogue for one in part.lessons], part.beside)
-    job = Job(
+    job = FitArguments(
         folder=part.folder,
         loader=lambda batches: examples.loader(batches, recipe.data.workers),
         samples=len(examples),
@@ -220,7 +222,7 @@ def train_part(
     )
     progress = fit(task, job, train)
     kept = GroundedVlm.load(
-        part.folder / "student",
+        part.folder / "model",
         max_pixels=config.model.max_pixels,
         cut_off=config.model.cut_off,
         modality_rows=room.modality_rows,
@@ -260,7 +262,7 @@ def asker(vlm: GroundedVlm, max_new_tokens: int, batch_size: int) -> Ask:
 
 
 def identity(
-    recipe: VlmRecipe, part: Part, config: VlmRunConfig, method: ClinkdConfig, examples: DialogueExamples
+    recipe: GroundingRecipe, part: Part, config: VlmRunConfig, method: ClinkdConfig, examples: DialogueExamples
 ) -> dict[str, Any]:
     """Return what must not change when a part is resumed."""
     data = recipe.data.model_dump(
@@ -291,7 +293,7 @@ def finish_stage(
     room: Seminar,
     vlm: GroundedVlm,
     task: ClinkdTask,
-    progress: Progressed,
+    progress: TrainState,
     *,
     selective: bool,
     taught: dict[str, Any] | None = None,
@@ -305,14 +307,14 @@ def finish_stage(
     config = recipe.teacher if name == "teacher" else recipe.student
     weights = weights_fingerprint(vlm.base)
     file = folder / "results.json"
-    finished = agreed(json.loads(file.read_text("utf-8")) if file.is_file() else None)
+    finished = broadcast_from_main(json.loads(file.read_text("utf-8")) if file.is_file() else None)
     found = (weights, data.fingerprint())
     if finished is not None and (finished.get("weights_sha256"), finished["data"]["sha256"]) == found:
         return finished
     vlm.eval()
-    test = data.part("test")
+    test = data.split("test")
     rows, seconds = answer_greedily(vlm, test, recipe.answers)
-    ids = {f"{data.name}/{data.split}/{protocol}": protocol for protocol in PROTOCOLS}
+    ids = {f"{data.name}/{data.variant}/{protocol}": protocol for protocol in PROTOCOLS}
     results: dict[str, Any] = {
         "stage": name,
         "adds": STAGE_ADDS[name],
@@ -335,7 +337,7 @@ def finish_stage(
         results["pseudo_labels"] = taught
     if task.buffer.rounds:
         kept = task.buffer.corrections[-20:]
-        by_id = {row.id: row for row in data.part("train")}
+        by_id = {row.id: row for row in data.split("train")}
         examples = [asdict(c) | {"truth": by_id[c.id].turns[-1][1]} for c in kept]
         results["reflection"] = {"rounds": task.buffer.rounds, "examples": examples}
     written = dict.fromkeys(ids, rows)
@@ -356,7 +358,7 @@ def finish_stage(
 
         for id, lines in written.items():
             write_text(folder / "predictions" / f"{id.replace('/', '-')}.jsonl", json_lines(lines))
-        write_text(folder / "student" / "README.md", grounding_card(results, recipe))
+        write_text(folder / "model" / "README.md", grounding_card(results, recipe))
         write_text(folder / "results.json", json.dumps(results, indent=1))
     processes().wait_for_everyone()
     return results

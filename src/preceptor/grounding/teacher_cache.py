@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.errors import UserError
-from preceptor.grounding.config import VlmRecipe
+from preceptor.grounding.config import GroundingRecipe
 from preceptor.grounding.data import read_recipe_dialogues
-from preceptor.grounding.dataset import Lesson
+from preceptor.grounding.dataset import TrainingExample
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels
@@ -20,7 +20,7 @@ from preceptor.teachers.cache_layout import MANIFEST
 from preceptor.teachers.label_store import broken_lines, check_identity, read_labels, read_manifest
 
 
-def cache_words(recipe: VlmRecipe, share: float) -> dict[str, Any]:
+def cache_words(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
     """Write a recipe's pseudo-labels, and with `logits: cached` its cache of words, where they are not there.
 
     With a `share` above 0 nothing is written: every line and file is read, and that share of the dialogues' words is
@@ -69,7 +69,7 @@ def cache_words(recipe: VlmRecipe, share: float) -> dict[str, Any]:
 
 def _teacher(room: Seminar) -> GroundedVlm:
     recipe = room.recipe
-    own = recipe.output_folder / "teacher" / "student" / "config.json"
+    own = recipe.output_folder / "teacher" / "model" / "config.json"
     if recipe.method.teaching_run is None and not own.is_file():
         raise UserError(
             f"there is no trained teacher in {own.parent}: train it first (`preceptor train` on the same recipe), or "
@@ -83,7 +83,7 @@ def _store(room: Seminar) -> Path:
     return Path(store) if store else room.recipe.output_folder / STORE
 
 
-def _verify_labels(room: Seminar, teacher: GroundedVlm | None, damage: list[str]) -> list[Lesson]:
+def _verify_labels(room: Seminar, teacher: GroundedVlm | None, damage: list[str]) -> list[TrainingExample]:
     """Return the lessons of a store as it is; what is wrong with it is added to `damage`, and none are returned."""
     recipe, folder = room.recipe, _store(room)
     method = recipe.method.pseudo_labels
@@ -139,7 +139,7 @@ def _words(
     room: Seminar,
     teacher: GroundedVlm,
     student: GroundedVlm,
-    lessons: list[Lesson],
+    lessons: list[TrainingExample],
     share: float,
     report: dict[str, Any],
     damage: list[str],

@@ -17,7 +17,7 @@ from preceptor.errors import UserError
 from preceptor.grounding.clinkd import WordTeacher
 from preceptor.grounding.config import PseudoLabelConfig
 from preceptor.grounding.curriculum import Curriculum
-from preceptor.grounding.dataset import Lesson
+from preceptor.grounding.dataset import TrainingExample
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, teach
@@ -26,7 +26,7 @@ from preceptor.grounding.stage import Seminar, asker
 from preceptor.grounding.topk_cache import TopKCache, TopKIdentity, answers_key, topk_identity
 from preceptor.grounding.topk_writer import write_topk_cache
 from preceptor.grounding.vocabulary import same_vocabulary
-from preceptor.pipeline.run_dir import student_folder
+from preceptor.pipeline.run_dir import model_folder
 from preceptor.task import Batch
 
 STORE, CACHE = "pseudo-labels", "teacher-cache"
@@ -39,8 +39,8 @@ def load_teacher(room: Seminar) -> GroundedVlm:
     """
     recipe = room.recipe
     run = recipe.method.teaching_run
-    folder = str(student_folder(Path(run))) if run and Path(run).is_dir() else run
-    source = folder or str(recipe.output_folder / "teacher" / "student")
+    folder = str(model_folder(Path(run))) if run and Path(run).is_dir() else run
+    source = folder or str(recipe.output_folder / "teacher" / "model")
     config = recipe.teacher.model
     vlm = GroundedVlm.load(
         source, max_pixels=config.max_pixels, cut_off=config.cut_off, allow_downloads=recipe.allow_downloads
@@ -77,7 +77,7 @@ def corrector(room: Seminar, teacher: GroundedVlm) -> Ask:
     return working
 
 
-def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
+def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[TrainingExample]:
     """Return the teacher's answers to the training questions and to those without an answer, as lessons.
 
     They are those of `method.pseudo_labels.store`; without one `teacher` is asked, and its answers are kept in the
@@ -93,7 +93,7 @@ def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
         # The others would each want to write it, and ask again what could not be answered.
         if processes().is_main_process:
             with at_work(teacher, recipe.method.teacher_offload):
-                teach(folder, data, [*data.part("train"), *data.part("unlabelled")], local)
+                teach(folder, data, [*data.split("train"), *data.split("unlabelled")], local)
         processes().wait_for_everyone()
     labels = PseudoLabels.open(folder, data)
     if (note := labels.note()) not in data.notes:
@@ -104,9 +104,9 @@ def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[Lesson]:
             f"no answer of the teacher can be learnt from ({reasons}): train it longer, raise "
             "method.pseudo_labels.max_new_tokens, or do without (method.pseudo_labels.share=0)"
         )
-    confidence, margin = labels.sureness()
+    confidence, margin = labels.confidence_and_margin()
     return [
-        Lesson(row.dialogue, confidence=float(c), margin=float(m))
+        TrainingExample(row.dialogue, confidence=float(c), margin=float(m))
         for row, c, m in zip(labels.labelled, confidence, margin, strict=True)
     ]
 
@@ -158,7 +158,7 @@ def words_identity(room: Seminar, teacher: GroundedVlm, student: GroundedVlm) ->
 
 
 def word_teacher(
-    room: Seminar, teacher: GroundedVlm, student: GroundedVlm, lessons: Sequence[Lesson]
+    room: Seminar, teacher: GroundedVlm, student: GroundedVlm, lessons: Sequence[TrainingExample]
 ) -> WordTeacher | None:
     """Return where the teacher's words come from; None with `logits: none`. A cache is written where there is none.
 
@@ -192,7 +192,9 @@ def _holds(folder: Path, identity: TopKIdentity, dialogues: Sequence[Dialogue], 
     return True
 
 
-def summary(lessons: Sequence[Lesson], config: PseudoLabelConfig, teacher: GroundedVlm | None) -> dict[str, Any]:
+def summary(
+    lessons: Sequence[TrainingExample], config: PseudoLabelConfig, teacher: GroundedVlm | None
+) -> dict[str, Any]:
     """Return what results say of pseudo-labels: how sure the teacher was, and how many had entered by when."""
     confidence, margin = (torch.tensor([getattr(row, name) for row in lessons]) for name in ("confidence", "margin"))
     c = config.curriculum

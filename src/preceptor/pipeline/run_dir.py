@@ -31,20 +31,20 @@ def logged_to(path: Path, wanted: bool = True) -> Iterator[None]:
 
 def start_afresh(folder: Path) -> None:
     """Remove what earlier trainings left in the folder of a stage."""
-    for part in ("checkpoints", "student", "predictions"):
+    for part in ("checkpoints", "model", "predictions"):
         shutil.rmtree(folder / part, ignore_errors=True)
     for part in ("metrics.jsonl", "results.json", "report.html"):
         (folder / part).unlink(missing_ok=True)
 
 
-def student_folder(folder: Path) -> Path:
+def model_folder(folder: Path) -> Path:
     """Return the model folder of a run, a stage or a model folder itself."""
-    for candidate in (folder, folder / "student", *(folder / stage / "student" for stage in FINAL)):
+    for candidate in (folder, folder / "model", *(folder / stage / "model" for stage in FINAL)):
         if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
             return candidate
     raise UserError(
         f"{folder} holds no trained model: expected config.json and model.safetensors in it, in {folder}/student or in "
-        f"{folder}/{FINAL[-1]}/student"
+        f"{folder}/{FINAL[-1]}/model"
     )
 
 

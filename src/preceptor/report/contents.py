@@ -11,8 +11,8 @@ from typing import Any
 from preceptor.errors import UserError
 from preceptor.training.trackers import read_metrics
 
-ORDER = ("teacher", "alone", "supervised", "guided", "distilled", "clinkd")
-TITLES = {"teacher": "Teacher", "alone": "Student, undistilled", "distilled": "Student, distilled"}
+ORDER = ("teacher", "baseline", "baseline", "guided", "distilled", "clinkd")
+TITLES = {"teacher": "Teacher", "baseline": "Student, undistilled", "distilled": "Student, distilled"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class StageRecord:
         return title if self.kind == self.name else f"{title} {self.name.removeprefix('teacher-')}"
 
     def score(self, protocol: str, key: str = "accuracy") -> float | None:
-        return look(self.results, "protocols", protocol, key)
+        return get_nested(self.results, "protocols", protocol, key)
 
     @property
     def parameters(self) -> int | None:
-        return look(self.results, "parameters")
+        return get_nested(self.results, "parameters")
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,19 @@ class RunRecord:
         """Protocol ids, the main one first."""
         found: dict[str, None] = {}
         for stage in reversed(self.stages):
-            found |= dict.fromkeys(look(stage.results, "protocols") or {})
+            found |= dict.fromkeys(get_nested(stage.results, "protocols") or {})
         return list(found)
 
     def first(self, *keys: str) -> Any:
         """Return a value of the focus, or of the last other stage that has it."""
-        values = (look(stage.results, *keys) for stage in reversed(self.stages))
+        values = (get_nested(stage.results, *keys) for stage in reversed(self.stages))
         return next((value for value in values if value), None)
 
     @property
     def notes(self) -> list[str]:
-        found: dict[str, None] = dict.fromkeys(look(self.results, "notes") or [])
+        found: dict[str, None] = dict.fromkeys(get_nested(self.results, "notes") or [])
         for stage in self.stages:
-            found |= dict.fromkeys(look(stage.results, "notes") or [])
+            found |= dict.fromkeys(get_nested(stage.results, "notes") or [])
         return list(found)
 
 
@@ -87,18 +87,20 @@ def read_run(folder: Path, titles: Mapping[str, str] = TITLES) -> RunRecord:
     Raises UserError where there is no results.json at all, or one that is not JSON.
     """
     root = _results(folder / "results.json")
-    listed = look(root, "stages") or {}
+    listed = get_nested(root, "stages") or {}
     names = set(listed) | {path.parent.name for path in folder.glob("*/results.json")}
     if not root and not names:
         raise UserError(f"{folder} is no run folder: it holds no results.json; give the output folder of a training")
     if names:
-        stages = [_stage(name, folder / name, look(listed, name) or {}, titles) for name in sorted(names, key=_rank)]
+        stages = [
+            _stage(name, folder / name, get_nested(listed, name) or {}, titles) for name in sorted(names, key=_rank)
+        ]
     else:
-        stages = [_stage(look(root, "stage") or "student", folder, root, titles)]
+        stages = [_stage(get_nested(root, "stage") or "student", folder, root, titles)]
     return RunRecord(folder, stages, root)
 
 
-def look(tree: Any, *keys: str) -> Any:
+def get_nested(tree: Any, *keys: str) -> Any:
     """Return ``tree[key][key]...``, or None where something on the way is missing."""
     for key in keys:
         if not isinstance(tree, Mapping):
@@ -117,7 +119,7 @@ def _stage(name: str, folder: Path, listed: dict[str, Any], titles: Mapping[str,
     results = _results(folder / "results.json") or listed
     metrics = folder / "metrics.jsonl"
     rows = {}
-    for protocol in look(results, "protocols") or {}:
+    for protocol in get_nested(results, "protocols") or {}:
         path = folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
         if path.is_file():
             rows[protocol] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]

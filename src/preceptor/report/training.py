@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from preceptor.report import words
-from preceptor.report.contents import RunRecord, look
+from preceptor.report.contents import RunRecord, get_nested
 from preceptor.report.figures import Line, line_chart
 from preceptor.report.markup import escape, row, table
 from preceptor.report.words import NONE
@@ -37,7 +37,7 @@ def _validation(run: RunRecord, score: str) -> str:
     lines = []
     for stage in run.stages:
         scored = [(line["step"], line["validation/score"]) for line in stage.metrics if "validation/score" in line]
-        best = look(stage.results, "training", "kept_step")
+        best = get_nested(stage.results, "training", "kept_step")
         lines.append(Line(stage.title, stage.kind, scored, best))
     chart = line_chart(f"Validation {score} by step", lines, x_title="step", percent=True)
     return figure(f"Validation {score} (ring: chosen step)", chart)
@@ -50,17 +50,17 @@ def figure(title: str, svg: str) -> str:
 
 def _effort(run: RunRecord, left_out: str) -> str:
     heads = ["Model", "Steps", "Chosen step", "Time", "Samples/s", "Seed", left_out]
-    begins = any(look(stage.results, "provenance") for stage in run.stages)
+    begins = any(get_nested(stage.results, "provenance") for stage in run.stages)
     rows = []
     for stage in run.stages:
-        t = look(stage.results, "training")
+        t = get_nested(stage.results, "training")
         if not t:
             continue
         numbers = [t.get("steps"), t.get("kept_step"), words.duration(t.get("seconds")), t.get("samples_per_second")]
-        numbers += [look(stage.results, "seed"), len(t.get("skipped") or [])]
+        numbers += [get_nested(stage.results, "seed"), len(t.get("skipped") or [])]
         cells = [NONE if number is None else str(number) for number in numbers]
         if begins:
-            begun = look(stage.results, "provenance") or {}
+            begun = get_nested(stage.results, "provenance") or {}
             cells.append("; ".join(f"{part}: {source}" for part, source in begun.items()) or NONE)
         rows.append(row(escape(stage.title), cells, wide=begins))
     if not rows:

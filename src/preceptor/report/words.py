@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 from preceptor.data.types import CaseData, VqaData
-from preceptor.report.contents import RunRecord, StageRecord, look
+from preceptor.report.contents import RunRecord, StageRecord, get_nested
 from preceptor.statistics import Interval, wilson
 
 NONE = "\u2013"
 SPACE = "\u00a0"
-SUBJECTS = {"distilled": "The distilled student", "alone": "The student", "teacher": "The teacher"}
+SUBJECTS = {"distilled": "The distilled student", "baseline": "The student", "teacher": "The teacher"}
 BASELINES = {
     "majority": "Most frequent answer",
     "question_only": "Question without the image",
@@ -59,7 +59,7 @@ def duration(seconds: float | None) -> str:
 
 def interval(stage: StageRecord, protocol: str) -> Interval | None:
     """Return a stage's accuracy with its 95 % interval over questions (Wilson); None where the metric is another."""
-    if look(stage.results, "protocols", protocol, "metric") not in (None, "accuracy"):
+    if get_nested(stage.results, "protocols", protocol, "metric") not in (None, "accuracy"):
         return None
     accuracy, n = stage.score(protocol), stage.score(protocol, "n")
     return wilson(round(accuracy * n), int(n)) if accuracy is not None and n else None
@@ -80,7 +80,7 @@ def headline(run: RunRecord) -> list[str]:
     within = f" (95{SPACE}% interval {percent(spread.low, unit=False)} to {percent(spread.high)})" if spread else ""
     found = [f"{subject}{size} answers {percent(accuracy)}{of} correctly{within}."]
     found += _versus_alone(run, protocol)
-    kept = look(run.results, "comparison", protocol, "distilled / teacher")
+    kept = get_nested(run.results, "comparison", protocol, "distilled / teacher")
     teacher = run.stage("teacher")
     if kept is not None and teacher:
         found.append(f"{subject} keeps {percent(kept)} of the teacher's {percent(teacher.score(protocol))}.")
@@ -97,11 +97,11 @@ def _size(run: RunRecord) -> list[str]:
 
 
 def _versus_alone(run: RunRecord, protocol: str) -> list[str]:
-    alone = run.stage("alone")
+    alone = run.stage("baseline")
     if alone is None or run.focus.kind != "distilled" or alone.score(protocol) is None:
         return []
     found = [f"The same student without distillation answers {percent(alone.score(protocol))}."]
-    if sentence := difference(look(run.results, "comparison", protocol, "distilled - alone")):
+    if sentence := difference(get_nested(run.results, "comparison", protocol, "distilled - baseline")):
         found.append(sentence)
     return found
 
@@ -111,7 +111,7 @@ def difference(entry: dict[str, Any] | None, over: str = "questions") -> str:
 
     `over` is what the interval is over.
     """
-    low, high = look(entry, "low"), look(entry, "high")
+    low, high = get_nested(entry, "low"), get_nested(entry, "high")
     if entry is None or low is None or high is None:
         return ""
     if low > 0:
@@ -132,7 +132,9 @@ def warnings(run: RunRecord, data: VqaData | None) -> list[str]:
     protocol = next(iter(run.protocols), None)
     if protocol:
         accuracy = run.focus.score(protocol)
-        blind = {name: look(scores, "accuracy") for name, scores in (run.first("baselines", protocol) or {}).items()}
+        blind = {
+            name: get_nested(scores, "accuracy") for name, scores in (run.first("baselines", protocol) or {}).items()
+        }
         known = {name: value for name, value in blind.items() if value is not None}
         best = max(known, key=lambda name: known[name], default=None)
         if best is not None and accuracy is not None and known[best] >= accuracy:
@@ -140,7 +142,7 @@ def warnings(run: RunRecord, data: VqaData | None) -> list[str]:
                 f"Without seeing the image, the baseline \u201c{BASELINES.get(best, best).lower()}\u201d answers "
                 f"{percent(known[best])}, no less than the model's {percent(accuracy)}."
             )
-    skipped = sum(len(look(stage.results, "training", "skipped") or []) for stage in run.stages)
+    skipped = sum(len(get_nested(stage.results, "training", "skipped") or []) for stage in run.stages)
     if skipped:
         found.append(f"{skipped} training rows were left out, their images being broken; their ids are listed below.")
     return found
@@ -150,5 +152,5 @@ def leaks(run: RunRecord, data: VqaData | CaseData | None) -> bool:
     """Return whether test rows share frames, images or patients with training rows."""
     if data is not None and data.leaking:
         return True
-    described = (look(stage.results, "describes") or {} for stage in run.stages)
+    described = (get_nested(stage.results, "describes") or {} for stage in run.stages)
     return any("leaks" in str(sentence) for sentences in described for sentence in sentences.values())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from preceptor.report.contents import RunRecord, StageRecord, look
+from preceptor.report.contents import RunRecord, StageRecord, get_nested
 
 Subset = tuple[str, ...]
 Table = dict[Subset, dict[str, float]]
@@ -98,13 +98,13 @@ def subject_of(run: RunRecord) -> Subject:
     """Return what a run is about, as its results say, or as the names of its scores do."""
     plain = [id for id in run.protocols if not _is_post(id, run.protocols)]
     protocol = next(iter(plain or run.protocols), None)
-    tables = [look(stage.results, "protocols", id, "subsets") for stage in run.stages for id in run.protocols]
-    tables += [look(stage.results, "validation_subsets") for stage in run.stages]
+    tables = [get_nested(stage.results, "protocols", id, "subsets") for stage in run.stages for id in run.protocols]
+    tables += [get_nested(stage.results, "validation_subsets") for stage in run.stages]
     names = [name for table in tables for name in table or {}]
     modalities = _strings(run.first("modalities")) or dict.fromkeys(m for name in names for m in name.split("+"))
     regions = _strings(run.first("regions")) or dict.fromkeys(run.first("protocols", protocol or "", "regions") or {})
     if not regions:
-        scored = (look(scores, "dice") for table in tables for scores in (table or {}).values())
+        scored = (get_nested(scores, "dice") for table in tables for scores in (table or {}).values())
         regions = dict.fromkeys(region for scores in scored if isinstance(scores, Mapping) for region in scores)
     return Subject(tuple(modalities), tuple(regions), protocol)
 
@@ -122,20 +122,20 @@ def table_of(stage: StageRecord, protocol: str, subject: Subject, score: str = "
 
     The mean of a combination is there where all its regions are.
     """
-    subsets = look(stage.results, "protocols", protocol, "subsets") or {}
-    return _table({name: look(scores, score) for name, scores in subsets.items()}, subject)
+    subsets = get_nested(stage.results, "protocols", protocol, "subsets") or {}
+    return _table({name: get_nested(scores, score) for name, scores in subsets.items()}, subject)
 
 
 def validation_table(stage: StageRecord, subject: Subject) -> Table:
     """Return the Dice on validation cases by combination and region, as `table_of`."""
-    return _table(look(stage.results, "validation_subsets") or {}, subject)
+    return _table(get_nested(stage.results, "validation_subsets") or {}, subject)
 
 
 def _table(found: Mapping[str, Any], subject: Subject) -> Table:
     table: Table = {}
     for name, scores in found.items():
         subset = parse(name, subject.modalities)
-        known = {region: number(look(scores, region)) for region in subject.regions}
+        known = {region: number(get_nested(scores, region)) for region in subject.regions}
         row = {region: value for region, value in known.items() if value is not None}
         if not subset or not row:
             continue

@@ -6,10 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from preceptor.config import Folder, Fraction, OutputFolder, Positive, Section, Seed, TermConfig, TrainConfig
+from preceptor.config import (
+    BaseRecipe,
+    Folder,
+    Fraction,
+    Positive,
+    PositiveNumber,
+    Section,
+    Seed,
+    TermConfig,
+    TrainConfig,
+)
 
 Sides = tuple[Positive, Positive, Positive]
-PositiveNumber = Annotated[float, Field(gt=0)]
 
 
 class PhantomCasesConfig(Section):
@@ -43,13 +52,13 @@ class VolumeDataConfig(Section):
     split_file: Folder | None = None
     """JSON of train, validation and test; CSV of case and split; or a folder of train.txt, val.txt and test.txt."""
     fold: Annotated[int, Field(ge=0)] | None = None
-    """With `folds`: which fold is the test part."""
+    """With `folds`: which fold is the test split."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Folds that the patients are divided into."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Share of all cases, by patient, where no split gives a validation part."""
+    """Share of all cases, by patient, where no split gives a validation split."""
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
-    """Share of all cases, by patient, where no split or fold gives a test part."""
+    """Share of all cases, by patient, where no split or fold gives a test split."""
     split_seed: Seed = 0
     """Which patients validate and test; apart from `seed`."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -188,24 +197,13 @@ class SegmentationReport(Section):
     """Worst cases that are drawn."""
 
 
-SegmentationStage = Literal["teacher", "alone", "distilled"]
+SegmentationStage = Literal["teacher", "baseline", "distilled"]
 
 
-class SegmentationRecipe(OutputFolder):
-    name: str
-    """Name of the recipe; it may be used as `{name}` in `output`."""
-    description: str = ""
-    """One line, shown by `preceptor recipes` and at the head of the report."""
-    output: Folder = "runs/{name}"
-    """Run folder. Started again on the same folder, a run goes on where it stopped."""
-    seed: Seed = 0
-    """Seed of the initial weights, the order of cases, patches and dropped modalities."""
-    stages: tuple[SegmentationStage, ...] = ("alone", "distilled")
+class SegmentationRecipe(BaseRecipe):
+    task: Literal["segmentation"] = "segmentation"
+    stages: tuple[SegmentationStage, ...] = ("baseline", "distilled")
     """teacher: all modalities, nothing dropped; for `method.full`. alone: no distillation. distilled: with it."""
-    resume: Literal["auto", "never"] = "auto"
-    """`auto`: go on from the newest valid checkpoint. `never`: delete the stages' earlier results and start afresh."""
-    allow_downloads: bool = False
-    """Nothing is downloaded for segmentation; the key is there for all recipes."""
     data: VolumeDataConfig = VolumeDataConfig()
     method: LckdConfig = LckdConfig()
     model: UNetConfig = UNetConfig()
@@ -215,8 +213,6 @@ class SegmentationRecipe(OutputFolder):
 
     @model_validator(mode="after")
     def _agree(self) -> SegmentationRecipe:
-        if not self.stages or len(set(self.stages)) != len(self.stages):
-            raise ValueError("stages must name at least one stage, each once")
         if len(set(self.data.modalities)) != len(self.data.modalities) or not self.data.modalities:
             raise ValueError(f"data.modalities {self.data.modalities} must name at least one modality, each once")
         initial = self.method.election.initial

@@ -8,16 +8,16 @@ from pathlib import Path
 from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.splits import groups_of_share
 from preceptor.data.synthetic.cases import SPLIT, write_phantom_cases
-from preceptor.data.types import Case, CaseData, Part
+from preceptor.data.types import Case, CaseData, Split
 from preceptor.errors import UserError
 from preceptor.segmentation.config import SegmentationRecipe, VolumeDataConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
 
 
-def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Part, ...] = ("train", "validation", "test")):
+def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...] = ("train", "validation", "test")):
     """Read the cases of a recipe as CaseData. Phantoms are written to `scratch`, or to `config.root`.
 
-    Raises UserError where the root is missing or holds no cases, and where a part of `needed` is empty.
+    Raises UserError where the root is missing or holds no cases, and where a split of `needed` is empty.
     """
     if config.name == "phantom":
         p = config.phantom
@@ -33,7 +33,7 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Part, ...]
         data = read_volumes(
             root, modalities=config.modalities, regions=config.regions, split_file=root / SPLIT, name="phantom"
         )
-        data.split = "made"
+        data.variant = "made"
         data.notes.append("Generated volumes: the numbers show that the method works, and nothing about medicine.")
     elif config.root is None:
         raise UserError(f"data.name={config.name} needs data.root=FOLDER, the folder of the cases or a table of them")
@@ -52,10 +52,10 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Part, ...]
             unlabelled=config.unlabelled == "rest",
         )
     _thin(data, config)
-    for part in needed:
-        if not data.part(part):
+    for split in needed:
+        if not data.split(split):
             raise UserError(
-                f"{data.name} has no {part} case; see data.split_file, data.fold, data.validation_fraction and "
+                f"{data.name} has no {split} case; see data.split_file, data.fold, data.validation_fraction and "
                 "data.test_fraction"
             )
     return data
@@ -68,13 +68,13 @@ def _thin(data: CaseData, config: VolumeDataConfig) -> None:
         data.notes.append(f"trained on {config.train_share:.0%} of the training cases (data.train_share)")
     cases: list[Case] = []
     for case in data.cases:
-        if case.part != "train" or case.group in kept:
+        if case.split != "train" or case.group in kept:
             cases.append(case)
         elif config.unlabelled == "rest":
-            cases.append(replace(case, part="unlabelled", mask=None))
+            cases.append(replace(case, split="unlabelled", mask=None))
     data.cases = cases
     if config.unlabelled == "rest":
-        number = len(data.part("unlabelled"))
+        number = len(data.split("unlabelled"))
         if not number:
             raise UserError(
                 "data.unlabelled=rest finds no case: all have masks, and data.train_share is 1; set it below 1"
@@ -96,8 +96,8 @@ def settings(config: VolumeDataConfig, *, augmented: bool) -> VolumeSettings:
 
 
 def examples(
-    recipe: SegmentationRecipe, data: CaseData, part: Part, seed: int, *, unlabelled: bool = False
+    recipe: SegmentationRecipe, data: CaseData, split: Split, seed: int, *, unlabelled: bool = False
 ) -> VolumeExamples:
-    """Return the examples of a part; those of training are augmented. With `unlabelled` its cases follow."""
-    cases = data.part(part) + (data.part("unlabelled") if unlabelled else [])
-    return VolumeExamples(cases, data, settings(recipe.data, augmented=part == "train"), seed=seed)
+    """Return the examples of a split; those of training are augmented. With `unlabelled` its cases follow."""
+    cases = data.split(split) + (data.split("unlabelled") if unlabelled else [])
+    return VolumeExamples(cases, data, settings(recipe.data, augmented=split == "train"), seed=seed)

@@ -164,7 +164,7 @@ class VolumeExamples(Dataset):
         label = case.label
         if label is None:
             own = self.cases[index]
-            if own.part != "unlabelled":
+            if own.split != "unlabelled":
                 raise VolumeError(f"case {own.id} has no label map; only cases with one can be trained on")
             label = np.zeros(case.shape, np.uint8)
         rng = np.random.default_rng([self.seed, int(key[:15], 16), epoch])

@@ -15,7 +15,7 @@ from preceptor.segmentation.config import EvaluationConfig, SegmentationRecipe
 from preceptor.segmentation.dataset import VolumeExamples, WholeCase
 from preceptor.segmentation.election import mean_scores
 from preceptor.segmentation.losses import soft_dice
-from preceptor.segmentation.metrics import clean, dice, hd95
+from preceptor.segmentation.metrics import dice, hd95, remove_small_components
 from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.sliding_window import predict_subsets
 from preceptor.segmentation.subsets import Subset, subsets
@@ -150,7 +150,7 @@ def masks_of(
 
 def post_processed(masks: np.ndarray, regions: list[str], config: EvaluationConfig) -> np.ndarray:
     """Return masks (R, D, H, W) without small components, and without an enhancing tumour that is too small."""
-    return clean(
+    return remove_small_components(
         masks,
         regions,
         share=config.minimum_component,

@@ -25,7 +25,7 @@ from preceptor.segmentation.config import LckdConfig
 from preceptor.segmentation.cross_modal import cross_modal
 from preceptor.segmentation.election import Election
 from preceptor.segmentation.losses import bce_loss, dice_loss
-from preceptor.segmentation.modality_dropping import show
+from preceptor.segmentation.modality_dropping import drop_modalities
 from preceptor.segmentation.model import MultimodalUNet, Segmentation
 from preceptor.task import Batch, LossTerms, Task
 from preceptor.teachers.online import weights_fingerprint
@@ -73,7 +73,7 @@ class LckdTask(Task):
 
     def forward(self, batch: Batch) -> LossTerms:
         c = self.config
-        shown = show(batch["available"], c.dropping, self.progress)
+        shown = drop_modalities(batch["available"], c.dropping, self.progress)
         found = self.student(batch["images"], shown)
         loss = LossTerms()
         masks, theirs = batch["masks"], self._theirs(batch)

@@ -49,7 +49,7 @@ def hd95(predicted: np.ndarray, target: np.ndarray, spacing: Sequence[float]) ->
     return float(found)
 
 
-def clean(
+def remove_small_components(
     masks: np.ndarray, regions: Sequence[str], *, share: float = 0.1, voxels: int = 2000, et_minimum: int = 500
 ) -> np.ndarray:
     """Return masks (R, D, H, W) bool without what is too small to be believed.

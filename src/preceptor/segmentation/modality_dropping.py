@@ -8,7 +8,7 @@ from torch import Tensor
 from preceptor.segmentation.config import DroppingConfig
 
 
-def show(available: Tensor, config: DroppingConfig, progress: float) -> Tensor:
+def drop_modalities(available: Tensor, config: DroppingConfig, progress: float) -> Tensor:
     """Return (B, N) bool: the modalities that each sample shows, at least one, of those `available` (B, N).
 
     Drawn from torch's global generator of the CPU, which the loop seeds for every micro-batch, so that a resumed run

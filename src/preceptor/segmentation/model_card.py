@@ -21,7 +21,7 @@ of how sure it is beyond its probabilities, which are not calibrated.
 validated on data from other hospitals, scanners or populations than those below."""
 ROLES = {
     "teacher": "It was trained on all modalities together, as a teacher.",
-    "alone": "It was trained on random subsets of the modalities, without distillation, for comparison.",
+    "baseline": "It was trained on random subsets of the modalities, without distillation, for comparison.",
     "distilled": "It was trained on random subsets of the modalities; elected modalities taught the others.",
 }
 
@@ -57,9 +57,9 @@ def segmentation_card(results: dict[str, Any], recipe: SegmentationRecipe) -> st
 
 def _data(results: dict[str, Any]) -> str:
     data = results["data"]
-    sizes = ", ".join(f"{data[part]} {part}" for part in ("train", "validation", "test"))
+    sizes = ", ".join(f"{data[split]} {split}" for split in ("train", "validation", "test"))
     notes = "\n".join(f"- {_text(note)}" for note in results["notes"])
-    about = f"`{_text(data['name'])}`, split `{_text(data['split'])}`: {sizes} cases. SHA-256: `{data['sha256']}`."
+    about = f"`{_text(data['name'])}`, variant `{_text(data['variant'])}`: {sizes} cases. SHA-256: `{data['sha256']}`."
     return f"{about}\n\n{notes}" if notes else about
 
 

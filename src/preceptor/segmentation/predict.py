@@ -14,12 +14,12 @@ from preceptor.data.segmentation.cases import find_case
 from preceptor.data.types import CaseData
 from preceptor.data.volumes import save_mask, save_probabilities, to_labels
 from preceptor.errors import UserError
-from preceptor.pipeline.run_dir import student_folder
+from preceptor.pipeline.run_dir import model_folder
 from preceptor.segmentation.config import EvaluationConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
 from preceptor.segmentation.evaluate import THRESHOLD, post_processed, predict_case
 from preceptor.segmentation.model import MultimodalUNet
-from preceptor.segmentation.stage import FACTS
+from preceptor.segmentation.stage import INFERENCE_CONFIG
 from preceptor.segmentation.subsets import name as subset_name
 
 
@@ -34,7 +34,7 @@ def segment_case(
 
     Raises UserError where the case has none of the network's modalities, or files that cannot be used.
     """
-    folder = student_folder(run)
+    folder = model_folder(run)
     network = MultimodalUNet.load(folder).eval()
     facts = _facts(folder)
     modalities, regions = network.config.modalities, {name: tuple(v) for name, v in facts["regions"].items()}
@@ -86,11 +86,13 @@ def segment_case(
 
 def _facts(folder: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((folder / FACTS).read_text("utf-8"))
+        facts = json.loads((folder / INFERENCE_CONFIG).read_text("utf-8"))
         for key in ("regions", "preparation", "inference", "validation", "data"):
             facts[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / FACTS} is missing or damaged ({error}); copy the model's folder again") from error
+        raise UserError(
+            f"{folder / INFERENCE_CONFIG} is missing or damaged ({error}); copy the model's folder again"
+        ) from error
     return dict(facts)
 
 

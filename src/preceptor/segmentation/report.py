@@ -10,8 +10,8 @@ from typing import Literal
 from preceptor.data.types import CaseData
 from preceptor.errors import UserError
 from preceptor.files import write_text
-from preceptor.recipe import load_any_recipe
-from preceptor.report.contents import RunRecord, StageRecord, look, read_run
+from preceptor.recipe import read_recipe, validate
+from preceptor.report.contents import RunRecord, StageRecord, get_nested, read_run
 from preceptor.report.dotplot import Dot, dot_plot
 from preceptor.report.markup import banner, chip, document, escape, row, stylesheet, table
 from preceptor.report.record import heading, record
@@ -83,7 +83,7 @@ def render(run: RunRecord, data: CaseData | None, recipe: SegmentationRecipe | N
 
 def _saved_recipe(run: Path) -> SegmentationRecipe | None:
     try:
-        recipe = load_any_recipe(str(run / "recipe.yaml"))
+        recipe = validate(*read_recipe(str(run / "recipe.yaml")), SegmentationRecipe)
     except UserError as error:
         log.warning("the report goes without the recipe: %s", error)
         return None
@@ -116,16 +116,16 @@ def _bars(run: RunRecord, subject: Subject) -> str:
 
 def _differences(run: RunRecord, subject: Subject) -> str:
     """Return the paired differences of distilled and undistilled network with their intervals, by region."""
-    entry = look(run.results, "comparison", subject.protocol or "", "distilled - alone")
-    named = [(name_of(region), look(entry, "regions", region)) for region in subject.regions]
+    entry = get_nested(run.results, "comparison", subject.protocol or "", "distilled - baseline")
+    named = [(name_of(region), get_nested(entry, "regions", region)) for region in subject.regions]
     if len(subject.regions) > 1:
         named.append((name_of("mean"), entry))
     rows = []
     for name, found in named:
-        value, low, high = (number(look(found, key)) for key in ("difference", "low", "high"))
+        value, low, high = (number(get_nested(found, key)) for key in ("difference", "low", "high"))
         if value is not None:
             rows.append((name, [Dot("distilled", "distilled less undistilled", value, low, high)]))
-    over = look(entry, "interval")
+    over = get_nested(entry, "interval")
     title = "Distilled less undistilled" + (f" ({over})" if isinstance(over, str) else "")
     return figure(title, dot_plot("Distilled less undistilled", rows, x_title="points of Dice"))
 
@@ -136,7 +136,10 @@ def _summary(run: RunRecord, subject: Subject) -> str:
         return ""
     last = subject.columns[-1]
     several = len(subject.modalities) > 1
-    rows, costs = [], any(look(stage.results, key) for stage in run.stages for key in ("parameters", "latency_ms"))
+    rows, costs = (
+        [],
+        any(get_nested(stage.results, key) for stage in run.stages for key in ("parameters", "latency_ms")),
+    )
     for stage in run.stages:
         scores = table_of(stage, subject.protocol, subject)
         if not scores:
@@ -147,7 +150,7 @@ def _summary(run: RunRecord, subject: Subject) -> str:
             cells.append(percent(column_mean(scores, last, single), unit=False))
             cells.append(percent(column_mean(scores, last, [subject.modalities]), unit=False))
         if costs:
-            milliseconds = number(look(stage.results, "latency_ms"))
+            milliseconds = number(get_nested(stage.results, "latency_ms"))
             cells += [count(stage.parameters), NONE if milliseconds is None else f"{milliseconds:,.0f}"]
         rows.append(row(chip(stage.kind, stage.title), cells))
     if not rows:
@@ -166,7 +169,7 @@ def _summary(run: RunRecord, subject: Subject) -> str:
 
 
 def _region(stage: StageRecord, scores: Table, region: str, subject: Subject) -> float | None:
-    given = number(look(stage.results, "protocols", subject.protocol or "", "regions", region))
+    given = number(get_nested(stage.results, "protocols", subject.protocol or "", "regions", region))
     return given if given is not None else column_mean(scores, region)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from preceptor.report.contents import RunRecord, StageRecord, look
+from preceptor.report.contents import RunRecord, StageRecord, get_nested
 from preceptor.report.figures import Line, line_chart
 from preceptor.report.markup import escape, row, table
 from preceptor.report.training import figure
@@ -42,8 +42,8 @@ def elections(run: RunRecord, subject: Subject, recipe: SegmentationRecipe | Non
 
 
 def _votes(stage: StageRecord) -> list[Mapping[str, Any]]:
-    votes = look(stage.results, "elections")
-    held = [vote for vote in votes if number(look(vote, "step")) is not None] if isinstance(votes, list) else []
+    votes = get_nested(stage.results, "elections")
+    held = [vote for vote in votes if number(get_nested(vote, "step")) is not None] if isinstance(votes, list) else []
     return sorted(held, key=lambda vote: vote["step"])
 
 
@@ -56,8 +56,8 @@ def _charts(votes: Sequence[Mapping[str, Any]], subject: Subject) -> str:
     for region in subject.regions:
         lines = []
         for place, modality in enumerate(subject.modalities):
-            scores = [(vote["step"], number(look(vote, "soft_dice", region, modality))) for vote in votes]
-            won = tuple(vote["step"] for vote in votes if look(vote, "elected", region) == modality)
+            scores = [(vote["step"], number(get_nested(vote, "soft_dice", region, modality))) for vote in votes]
+            won = tuple(vote["step"] for vote in votes if get_nested(vote, "elected", region) == modality)
             known = [(step, score) for step, score in scores if score is not None]
             lines.append(Line(name_of(modality), _kind(place), known, rings=won))
         title = f"Soft Dice of {name_of(region)} from each modality alone, by step"
@@ -69,7 +69,7 @@ def _winners(votes: Sequence[Mapping[str, Any]], subject: Subject) -> str:
     """Return who teaches, one row per stretch of votes with the same winners."""
     stretches: list[tuple[tuple[Any, ...], list[Any]]] = []
     for vote in votes:
-        won = tuple(look(vote, "elected", region) for region in subject.regions), look(vote, "overall")
+        won = tuple(get_nested(vote, "elected", region) for region in subject.regions), get_nested(vote, "overall")
         if not stretches or stretches[-1][0] != won:
             stretches.append((won, []))
         stretches[-1][1].append(vote["step"])

@@ -128,7 +128,7 @@ def _cells(
 ) -> str:
     """Return the cells of a row, of which `held` are the scores by region, per column."""
     kinds = [column.kind for column in columns]
-    against = held[kinds.index("alone")] if "alone" in kinds else {}
+    against = held[kinds.index("baseline")] if "baseline" in kinds else {}
     cells = []
     for key in subject.columns:
         for place, (kind, scores) in enumerate(zip(kinds, held, strict=True)):

@@ -94,7 +94,7 @@ def distribution(run: RunRecord, subject: Subject) -> str:
     if stage is None or protocol is None:
         return ""
     found = _by_row(stage, protocol, subject)
-    alone = run.stage("alone") if stage.kind == "distilled" else None
+    alone = run.stage("baseline") if stage.kind == "distilled" else None
     others = _by_row(alone, protocol, subject) if alone else {}
     charts = ""
     for region in subject.regions:
@@ -104,7 +104,9 @@ def distribution(run: RunRecord, subject: Subject) -> str:
             other = others.get((subset, region))
             strips.append(Strip(named(subset), on, found[subset, region], quartiles(other)[2] if other else None))
         title = f"Dice of {name_of(region)} over cases by combination, {stage.title}"
-        charts += figure(name_of(region), strip_plot(title, strips, kind=stage.kind, other="alone", x_title="Dice, %"))
+        charts += figure(
+            name_of(region), strip_plot(title, strips, kind=stage.kind, other="baseline", x_title="Dice, %")
+        )
     if not charts:
         return ""
     cases = len({row.get("id") for row in stage.rows[protocol]})
@@ -113,7 +115,7 @@ def distribution(run: RunRecord, subject: Subject) -> str:
         "the median, thin lines reach from the worst case to the best."
     )
     if any(others):
-        about += f" Rings are the medians of {chip('alone', alone.title if alone else '')}."
+        about += f" Rings are the medians of {chip('baseline', alone.title if alone else '')}."
     dots = f"Dots: {escape(', '.join(name_of(modality) for modality in subject.modalities))}, filled where present."
     return f'<p class="small">{about} {dots}</p><div class="charts spreads">{charts}</div>'
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from preceptor.data.types import CaseData
-from preceptor.report.contents import RunRecord, StageRecord, look
+from preceptor.report.contents import RunRecord, StageRecord, get_nested
 from preceptor.report.words import difference, percent, points
 from preceptor.segmentation.combinations import (
     MEAN,
@@ -18,8 +18,8 @@ from preceptor.segmentation.combinations import (
     table_of,
 )
 
-TITLES = {"teacher": "Teacher", "alone": "Undistilled", "distilled": "Distilled"}
-SUBJECTS = {"distilled": "The distilled network", "alone": "The network, not distilled,", "teacher": "The teacher"}
+TITLES = {"teacher": "Teacher", "baseline": "Undistilled", "distilled": "Distilled"}
+SUBJECTS = {"distilled": "The distilled network", "baseline": "The network, not distilled,", "teacher": "The teacher"}
 
 
 def headline(run: RunRecord, subject: Subject) -> list[str]:
@@ -33,7 +33,7 @@ def headline(run: RunRecord, subject: Subject) -> list[str]:
     of = f" of {listed([name_of(modality) for modality in subject.modalities])}" if subject.modalities else ""
     count, possible = len(table), len(every(subject.modalities))
     over = f"all {possible}" if count in (0, possible) else f"{count} of the {possible}"
-    cases = number(look(stage.results, "protocols", protocol, "n"))
+    cases = number(get_nested(stage.results, "protocols", protocol, "n"))
     on = f" on {cases:g} test cases" if cases else ""
     regions = listed([name_of(region) for region in subject.regions])
     means = f", the mean of {regions}" if len(subject.regions) > 1 else f" for {regions}" if regions else ""
@@ -41,12 +41,12 @@ def headline(run: RunRecord, subject: Subject) -> list[str]:
         found = [f"{who} reaches a mean Dice of {percent(overall)} over {over} combinations{of}{on}{means}."]
     else:
         found = [f"{who} reaches a mean Dice of {percent(overall)}{on}{means}."]
-    alone = run.stage("alone")
+    alone = run.stage("baseline")
     before = overall_dice(alone, subject) if alone and stage.kind == "distilled" else None
     if before is not None:
         found.append(f"The same network without distillation reaches {percent(before)}.")
-        entry = look(run.results, "comparison", protocol, "distilled - alone")
-        known = all(number(look(entry, key)) is not None for key in ("difference", "low", "high"))
+        entry = get_nested(run.results, "comparison", protocol, "distilled - baseline")
+        known = all(number(get_nested(entry, key)) is not None for key in ("difference", "low", "high"))
         sentence = difference(entry, "cases") if known else f"The difference is {points(overall - before)} points."
         found.append(sentence)
     found += _one_modality(table, subject)
@@ -57,7 +57,7 @@ def overall_dice(stage: StageRecord, subject: Subject) -> float | None:
     """Return the mean Dice of the main protocol, as the results say, or over combinations and regions."""
     if subject.protocol is None:
         return None
-    given = number(look(stage.results, "protocols", subject.protocol, "dice"))
+    given = number(get_nested(stage.results, "protocols", subject.protocol, "dice"))
     table = table_of(stage, subject.protocol, subject)
     return given if given is not None else column_mean(table, subject.columns[-1]) if subject.columns else None
 
@@ -71,7 +71,7 @@ def _one_modality(table: Table, subject: Subject) -> list[str]:
     low, high = min(single, key=lambda s: single[s]), max(single, key=lambda s: single[s])
     average = sum(single.values()) / len(single)
     span = f", from {percent(single[low], unit=False)} ({named(low)}) to {percent(single[high])} ({named(high)})"
-    together = look(table.get(tuple(subject.modalities)), column)
+    together = get_nested(table.get(tuple(subject.modalities)), column)
     count = len(subject.modalities)
     every_one = "both" if count == 2 else f"all {count}"
     whole = f"; {every_one} together give {percent(together)}" if together is not None else ""
@@ -80,7 +80,7 @@ def _one_modality(table: Table, subject: Subject) -> list[str]:
 
 def tally(run: RunRecord, subject: Subject) -> str:
     """Return in how many combinations the distilled network is better, by what the table prints; "" without both."""
-    alone = run.stage("alone")
+    alone = run.stage("baseline")
     if alone is None or run.focus.kind != "distilled" or subject.protocol is None or not subject.columns:
         return ""
     column = subject.columns[-1]
@@ -106,7 +106,7 @@ def warnings(run: RunRecord, data: CaseData | None) -> list[str]:
     found = []
     if data is not None and (recorded := run.first("data", "sha256")) and recorded != data.fingerprint():
         found.append("The data set has changed since this run: its fingerprint is no longer the one below.")
-    skipped = sum(len(look(stage.results, "training", "skipped") or []) for stage in run.stages)
+    skipped = sum(len(get_nested(stage.results, "training", "skipped") or []) for stage in run.stages)
     if skipped:
         found.append(f"{skipped} training cases were left out, their files being broken; their ids are listed below.")
     return found

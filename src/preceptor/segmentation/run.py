@@ -14,7 +14,7 @@ from preceptor.distributed import processes
 from preceptor.environment import VOLUMES, versions
 from preceptor.errors import UserError
 from preceptor.files import write_text
-from preceptor.pipeline.run_dir import logged_to, student_folder
+from preceptor.pipeline.run_dir import logged_to, model_folder
 from preceptor.recipe import dump_recipe
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.data import read_cases
@@ -63,7 +63,7 @@ def run_segmentation(recipe: SegmentationRecipe) -> dict[str, Any]:
 
 def _full_teacher(recipe: SegmentationRecipe, data: CaseData) -> MultimodalUNet:
     """Return the network that teaches from all modalities. Raises UserError where it does not fit the recipe's."""
-    folder = student_folder(Path(recipe.method.teaching_run or recipe.output_folder / "teacher"))
+    folder = model_folder(Path(recipe.method.teaching_run or recipe.output_folder / "teacher"))
     teacher = MultimodalUNet.load(folder)
     for what, theirs, ours in (
         ("modalities", teacher.config.modalities, data.modalities),
@@ -86,15 +86,15 @@ def _full_teacher(recipe: SegmentationRecipe, data: CaseData) -> MultimodalUNet:
 def compare_stages(root: Path, stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return per protocol the paired difference of Dice, distilled less undistilled, over all subsets of each case."""
     found: dict[str, dict[str, Any]] = {}
-    if not {"distilled", "alone"} <= set(stages):
+    if not {"distilled", "baseline"} <= set(stages):
         return found
     for protocol, scores in stages["distilled"]["protocols"].items():
-        mine, theirs = (by_case(root / name, protocol) for name in ("distilled", "alone"))
+        mine, theirs = (by_case(root / name, protocol) for name in ("distilled", "baseline"))
         regions = list(scores["regions"])
         entry: dict[str, Any] = _difference(mine.mean(axis=1), theirs.mean(axis=1))
         entry |= {"n": len(mine), "interval": "95 %, paired bootstrap over cases, one seed"}
         entry["regions"] = {r: _difference(mine[:, i], theirs[:, i]) for i, r in enumerate(regions)}
-        found[protocol] = {"distilled - alone": entry}
+        found[protocol] = {"distilled - baseline": entry}
     return found
 
 

@@ -19,7 +19,7 @@ from preceptor.segmentation.stage import evaluate, write_rows
 def evaluate_network(
     folder: Path, recipe: SegmentationRecipe, protocol: str | None, target: Path, *, whole: bool
 ) -> dict[str, Any]:
-    """Score a network on the test part of its own or other data; with `whole`, write results.json to `target` too.
+    """Score a network on the test split of its own or other data; with `whole`, write results.json to `target` too.
 
     Raises UserError where the data have other modalities or regions, and for an unknown protocol.
     """
@@ -52,11 +52,11 @@ def check_recipe(recipe: SegmentationRecipe) -> dict[str, Any]:
     ]
     return {
         "name": data.name,
-        "split": data.split,
+        "variant": data.variant,
         "notes": data.notes,
         "modalities": list(data.modalities),
         "regions": {name: list(values) for name, values in data.regions.items()},
-        "rows": {part: len(data.part(part)) for part in ("train", "validation", "test")},
+        "rows": {split: len(data.split(split)) for split in ("train", "validation", "test")},
         "findings": findings,
     }
 

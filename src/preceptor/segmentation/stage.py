@@ -22,9 +22,9 @@ from preceptor.segmentation.lckd import LckdTask
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.task import Task
-from preceptor.training.loop import Job, fit
+from preceptor.training.loop import FitArguments, fit
 
-FACTS = "segmentation.json"
+INFERENCE_CONFIG = "segmentation.json"
 
 
 def build_network(recipe: SegmentationRecipe, data: CaseData, seed: int) -> MultimodalUNet:
@@ -64,7 +64,7 @@ def train_stage(
     if recipe.resume == "never" and state.is_main_process:
         start_afresh(folder)
     state.wait_for_everyone()
-    labelled, held_out = len(data.part("train")), examples(recipe, data, "validation", recipe.seed)
+    labelled, held_out = len(data.split("train")), examples(recipe, data, "validation", recipe.seed)
     train = examples(recipe, data, "train", recipe.seed, unlabelled=name == "distilled")
     network = build_network(recipe, data, recipe.seed)
     every = max(1, round(method.election.every * labelled / recipe.train.batch_size))
@@ -91,14 +91,14 @@ def train_stage(
     def export(_: Task, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         network.save(target)
-        write_text(target / FACTS, json.dumps(facts(recipe, data, promised), indent=1))
+        write_text(target / INFERENCE_CONFIG, json.dumps(facts(recipe, data, promised), indent=1))
 
     def start() -> None:
         own = recipe.model_copy(deep=True)
         own.stages, own.output = (name,), str(folder)
         write_text(folder / "recipe.yaml", dump_recipe(own))
 
-    job = Job(
+    job = FitArguments(
         folder=folder,
         loader=lambda batches: train.loader(batches, recipe.data.workers),
         samples=len(train),
@@ -114,17 +114,17 @@ def train_stage(
         start=start,
     )
     progress = fit(task, job, recipe.train)
-    weights = sha256(folder / "student" / "model.safetensors")
+    weights = sha256(folder / "model" / "model.safetensors")
     if (folder / "results.json").is_file():
         finished = json.loads((folder / "results.json").read_text("utf-8"))
         if (finished.get("weights_sha256"), finished["data"]["sha256"]) == (weights, data.fingerprint()):
             return finished
-    best = MultimodalUNet.load(folder / "student").to(state.device).eval()
+    best = MultimodalUNet.load(folder / "model").to(state.device).eval()
     results, rows = evaluate(best, recipe, data)
     results = {"stage": name, **results}
     results |= {
         "elections": task.history(),
-        "validation_subsets": json.loads((folder / "student" / FACTS).read_text("utf-8"))["validation"],
+        "validation_subsets": json.loads((folder / "model" / INFERENCE_CONFIG).read_text("utf-8"))["validation"],
         "parameters": sum(parameter.numel() for parameter in best.parameters()),
         "latency_ms": latency_ms(best, recipe, data),
         "latency": "one case with all its modalities, read from memory, float32",
@@ -140,7 +140,7 @@ def train_stage(
         write_rows(folder, rows)
         worst = next(iter(rows.values()))
         write_worst(folder / "predictions" / "masks", best, examples(recipe, data, "test", 0), recipe, worst)
-        write_text(folder / "student" / "README.md", segmentation_card(results, recipe))
+        write_text(folder / "model" / "README.md", segmentation_card(results, recipe))
         write_text(folder / "results.json", json.dumps(results, indent=1))
     state.wait_for_everyone()
     return results
@@ -153,7 +153,7 @@ def facts(recipe: SegmentationRecipe, data: CaseData, validation: dict[str, dict
         "regions": {name: list(values) for name, values in data.regions.items()},
         "preparation": {"spacing": d.spacing, "intensity": d.intensity, "patch_size": list(d.patch_size)},
         "inference": e.model_dump(mode="json"),
-        "data": {"name": data.name, "split": data.split, "validation": len(data.part("validation"))},
+        "data": {"name": data.name, "variant": data.variant, "validation": len(data.split("validation"))},
         "validation": validation,
     }
 
@@ -178,10 +178,10 @@ def identity(recipe: SegmentationRecipe, data: CaseData, method: LckdConfig, tas
 def evaluate(
     network: MultimodalUNet, recipe: SegmentationRecipe, data: CaseData
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Return (results, rows by protocol id) of a network on the test part."""
+    """Return (results, rows by protocol id) of a network on the test split."""
     test = examples(recipe, data, "test", 0)
     found = score_cases(network, test, recipe)
-    rows = {f"{data.name}/{data.split}/{key}": value for key, value in found.items()}
+    rows = {f"{data.name}/{data.variant}/{key}": value for key, value in found.items()}
     results = {
         "protocols": {id: table(value) for id, value in rows.items()},
         "describes": {id: DESCRIBES[id.rpartition("/")[2]] for id in rows},
@@ -190,11 +190,11 @@ def evaluate(
         "regions": list(data.regions),
         "data": {
             "name": data.name,
-            "split": data.split,
+            "variant": data.variant,
             "sha256": data.fingerprint(),
             "test_sha256": data.fingerprint("test"),
-            **{part: len(data.part(part)) for part in ("train", "validation", "test")},
-            **({"unlabelled": len(data.part("unlabelled"))} if data.part("unlabelled") else {}),
+            **{split: len(data.split(split)) for split in ("train", "validation", "test")},
+            **({"unlabelled": len(data.split("unlabelled"))} if data.split("unlabelled") else {}),
         },
     }
     return results, rows

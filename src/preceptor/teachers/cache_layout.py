@@ -41,14 +41,14 @@ class CacheIdentity:
     """What a cached signal depends on beside the content keys.
 
     `teacher`: `TeacherSource.fingerprint`. `vocabulary`: fingerprint of the answer classes. `data`: name and
-    fingerprint of the rows. `split`: the protocol's split. `preprocessing` (image size, tokenizer hash, ...) and
-    `augmentation` (number of views, strengths) are JSON values.
+    fingerprint of the rows. `variant`: the variant of the data set. `preprocessing` (image size, tokenizer hash,
+    ...) and `augmentation` (number of views, strengths) are JSON values.
     """
 
     teacher: str
     vocabulary: str
     data: str
-    split: str
+    variant: str
     preprocessing: Mapping[str, Any]
     augmentation: Mapping[str, Any]
 

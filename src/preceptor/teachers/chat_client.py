@@ -36,7 +36,7 @@ STOPPING = {
 }
 
 
-class Refused(Exception):
+class RequestRejected(Exception):
     """The server does not answer this one request; `body` is what it said, which is not for logs: it may repeat parts
     of the request."""
 
@@ -143,12 +143,12 @@ class ChatClient:
         names one of them, the request is made again without.
 
         Raises:
-            Refused: the server will not answer this request, or did not in all tries.
+            RequestRejected: the server will not answer this request, or did not in all tries.
             UserError: it will answer none (401, 403, 404), or `max_failures` requests in a row have failed.
         """
         try:
             found = await self._known_fields(body, optional or {})
-        except Refused as error:
+        except RequestRejected as error:
             self._in_a_row += 1
             if self._in_a_row >= self.settings.max_failures:
                 raise UserError(
@@ -177,7 +177,7 @@ class ChatClient:
             extra = {name: value for name, value in optional.items() if name not in self.unknown}
             try:
                 return await self._tried({**body, **extra})
-            except Refused as error:
+            except RequestRejected as error:
                 named = {name for name in extra if re.search(rf"\b{name}\b", error.body)}
                 if not named:
                     raise
@@ -191,9 +191,9 @@ class ChatClient:
             await self._turn()
             try:
                 return await self._once(body)
-            except _Again as error:
+            except RetryableError as error:
                 if attempt + 1 == tries:
-                    raise Refused(f"{error}, in {tries} tries") from None
+                    raise RequestRejected(f"{error}, in {tries} tries") from None
                 log.info("%s; try %d of %d follows", error, attempt + 2, tries)
                 await self._wait(attempt, error.wait)
         raise AssertionError("unreachable")
@@ -205,11 +205,11 @@ class ChatClient:
         try:
             response = await self._http.post(f"{self.url}/chat/completions", json={"model": self.model, **body})
         except httpx2.TimeoutException as error:
-            raise _Again(f"it was silent for {self.settings.timeout:g} s ({type(error).__name__})") from None
+            raise RetryableError(f"it was silent for {self.settings.timeout:g} s ({type(error).__name__})") from None
         except httpx2.TransportError as error:
-            raise _Again(f"the connection failed ({type(error).__name__})") from None
+            raise RetryableError(f"the connection failed ({type(error).__name__})") from None
         except httpx2.DecodingError:
-            raise _Again("its answer cannot be decoded") from None
+            raise RetryableError("its answer cannot be decoded") from None
         status = response.status_code
         if status in STOPPING:
             names = {"model": self.model, "url": self.url, "key_variable": self.settings.key_variable}
@@ -218,15 +218,15 @@ class ChatClient:
             wait = _retry_after(response.headers.get("Retry-After"))
             if wait is not None:  # the others need not find out for themselves
                 self._next = max(self._next, time.monotonic() + min(wait, 10 * self.settings.longest_wait))
-            raise _Again(f"it answers with {status}", wait)
+            raise RetryableError(f"it answers with {status}", wait)
         if status != 200:
-            raise Refused(f"it answers with {status}", response.text[:4000])
+            raise RequestRejected(f"it answers with {status}", response.text[:4000])
         try:
             found = response.json()
             if not isinstance(found["choices"][0]["message"], dict):
                 raise TypeError
         except (ValueError, KeyError, IndexError, TypeError):
-            raise _Again("its answer is no chat completion") from None
+            raise RetryableError("its answer is no chat completion") from None
         return found
 
     async def _turn(self) -> None:
@@ -245,7 +245,7 @@ class ChatClient:
         await asyncio.sleep(max(drawn, min(asked_for or 0.0, 10 * longest)))
 
 
-class _Again(Exception):
+class RetryableError(Exception):
     """A failure that may pass; `wait` are the seconds that the server asks for."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:

@@ -83,7 +83,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def gathered(task: nn.Module) -> Iterator[None]:
+def summon_full_params(task: nn.Module) -> Iterator[None]:
     """Put the whole weights into the modules of a task that is sharded, on every process; changes to them are lost.
 
     For what runs apart from the task's own forward pass, such as generation and exports: within, processes need not
@@ -106,7 +106,7 @@ def gathered(task: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
-def whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+def gather_full(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Return tensors as they are without sharding, one after the other on the CPU, to the processes that `keep` them.
 
     All processes must call it.
@@ -119,7 +119,7 @@ def whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     return found
 
 
-def share_out(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def shard_state_dict(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return whole tensors, each with this process's part alone where its namesake in `like` is sharded."""
     return {name: _part(tensor, like.get(name)) for name, tensor in tensors.items()}
 

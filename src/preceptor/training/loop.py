@@ -30,7 +30,7 @@ from preceptor.files import recover, replace_folder
 from preceptor.task import Batch, LossTerms, Task
 from preceptor.training import checkpoint
 from preceptor.training.average import WeightAverage
-from preceptor.training.fsdp import gathered, is_sharded, shard, shard_settings, share_out, whole
+from preceptor.training.fsdp import gather_full, is_sharded, shard, shard_settings, shard_state_dict, summon_full_params
 from preceptor.training.guards import SkipCounter, offenders, refuse_non_finite
 from preceptor.training.lr_schedule import factor
 from preceptor.training.progress import Progress
@@ -46,7 +46,7 @@ class Interrupted(Exception):
 
 
 @dataclass
-class Progressed:
+class TrainState:
     """What a checkpoint remembers beside tensors."""
 
     step: int = 0
@@ -73,7 +73,7 @@ class Progressed:
 
 
 @dataclass
-class Job:
+class FitArguments:
     """All that the loop is told: where to write, what to draw from, and how to judge.
 
     `samples` are drawn from, and an epoch is `epoch_samples` of them (all, but for rows that only a teacher answers).
@@ -99,8 +99,8 @@ class Job:
     """Called on the main process once it is sure that the run may go on in its folder."""
 
 
-def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
-    """Train `task` and leave the model that `config.select` names in ``job.folder / "student"``.
+def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
+    """Train `task` and leave the model that `config.select` names in ``job.folder / "model"``.
 
     Raises UserError for a recipe that changed since the checkpoint, NonFiniteError, Interrupted after a saved stop.
     """
@@ -112,7 +112,7 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
     per_epoch = job.epoch_samples / config.batch_size
     evaluate_every = max(1, round(config.evaluate_every * per_epoch))
     checkpoint_every = max(1, round(config.checkpoint_every * per_epoch))
-    root, student = job.folder / "checkpoints", job.folder / "student"
+    root, student = job.folder / "checkpoints", job.folder / "model"
 
     optimizer, names = make_optimizer(task, config)
     if accelerator.is_main_process:
@@ -171,7 +171,7 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
                 "average": average.values,
             }
         if is_sharded(task):
-            tensors = {name: whole(group, accelerator.is_main_process) for name, group in tensors.items()}
+            tensors = {name: gather_full(group, accelerator.is_main_process) for name, group in tensors.items()}
         if accelerator.is_main_process:
             body = {"progress": asdict(state), "identity": job.identity}
             checkpoint.save(root, state.step, tensors, body, config.keep_checkpoints)
@@ -203,7 +203,7 @@ def fit(task: Task, job: Job, config: TrainConfig) -> Progressed:
                     accelerator.log({k: v for k, v in line.items() if k != "step"}, step=state.step)
             progress.advance(state.step)
             if state.step % evaluate_every == 0 or state.step == steps:
-                with average.applied(), gathered(task):
+                with average.applied(), summon_full_params(task):
                     last = state.step == steps if config.select == "last" else None
                     _validate(task, job, state, student, accelerator, metrics, progress, last)
                 state.finished = state.step == steps or bool(config.patience and state.worse >= config.patience)
@@ -246,7 +246,7 @@ def _step(model, task, group, accelerator, optimizer, parameters, config, job, s
     else:
         limit = config.clip_norm if config.clip_norm is not None else math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        norm = whole({"norm": norm}, keep=True)["norm"]
+        norm = gather_full({"norm": norm}, keep=True)["norm"]
     # The one synchronisation of a step, and the price of never taking a broken one.
     if not bool(torch.isfinite(norm + accelerator.reduce(loss_sum))):
         guilty = gather_object(offenders(group, lambda one: task(one).total(counts)))
@@ -321,16 +321,16 @@ def _validate(task, job, state, student, accelerator, metrics, progress, keep: b
         return
     state.kept_step = state.step
     if accelerator.is_main_process:
-        temporary = student.with_name(".student.tmp")
+        temporary = student.with_name(".model.tmp")
         job.export(task, temporary)
         replace_folder(temporary, student)
     accelerator.wait_for_everyone()
 
 
-def _resume(task, optimizer, names, average, root: Path, job: Job, accelerator: Accelerator) -> Progressed:
+def _resume(task, optimizer, names, average, root: Path, job: FitArguments, accelerator: Accelerator) -> TrainState:
     folder = checkpoint.newest(root, logging.getLogger("preceptor").warning) if job.resume else None
     if folder is None:
-        return Progressed()
+        return TrainState()
     tensors, body = checkpoint.load(folder)
     changed = job.differences(body["identity"], job.identity)
     if changed:
@@ -340,13 +340,13 @@ def _resume(task, optimizer, names, average, root: Path, job: Job, accelerator: 
         )
     extra = {name: value for name, value in tensors["task"].items() if name.startswith("state:")}
     weights = {name: value for name, value in tensors["task"].items() if name not in extra}
-    task.load_state_dict(share_out(weights, task.state_dict()))
+    task.load_state_dict(shard_state_dict(weights, task.state_dict()))
     task.load_task_state({name.removeprefix("state:"): value for name, value in extra.items()})
     parameters = dict(task.named_parameters())
     moments = {path: parameters[path.rpartition("/")[0]] for path, t in tensors["optimizer"].items() if t.dim()}
-    checkpoint.load_optimizer(optimizer, names, share_out(tensors["optimizer"], moments))
-    average.load(share_out(tensors["average"], parameters))
-    return Progressed(**body["progress"])
+    checkpoint.load_optimizer(optimizer, names, shard_state_dict(tensors["optimizer"], moments))
+    average.load(shard_state_dict(tensors["average"], parameters))
+    return TrainState(**body["progress"])
 
 
 class _Window:

@@ -1,6 +1,6 @@
 """Answers without looking at the image: what a result has to beat, and how far a split leaks.
 
-All learn from the training part alone, and of a test row they read the question and the image's name, never its
+All learn from the training split alone, and of a test row they read the question and the image's name, never its
 labels: not the answer, and neither the answer type nor the question type, which are annotations of the answer too.
 Answers are normalised. `probability` is the share of the training rows asked that agree, or for the look-ups the
 similarity of the question found.
@@ -22,11 +22,11 @@ _WORD = re.compile(r"\w+")
 
 
 def baselines(data: VqaData, normaliser: str = "mevf") -> dict[str, list[Prediction]]:
-    """Return the predictions of every baseline for the test part of `data`, by name.
+    """Return the predictions of every baseline for the test split of `data`, by name.
 
     Empty if there are no training rows to learn from.
     """
-    train, test = data.part("train"), data.part("test")
+    train, test = data.split("train"), data.split("test")
     if not train:
         return {}
     return {

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from preceptor.config import DataConfig, ModelConfig
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError, nearest
-from preceptor.pipeline.run_dir import student_folder
+from preceptor.pipeline.run_dir import model_folder
 from preceptor.vqa import efficientnet_lite
+from preceptor.vqa.config import DataConfig, ModelConfig
 from preceptor.vqa.dataset import Preprocessing
 from preceptor.vqa.model import VqaTransformer, VqaTransformerConfig
 
@@ -65,7 +65,7 @@ class VqaBundle:
         """Read a folder that `save` wrote. Raises UserError where it is none."""
         from transformers import AutoTokenizer
 
-        folder = student_folder(folder)
+        folder = model_folder(folder)
         found: Any = VqaTransformer.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         model, loaded = found
         wrong = sorted([*loaded["missing_keys"], *loaded["unexpected_keys"], *map(str, loaded["mismatched_keys"])])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
-from preceptor.config import DataConfig, PhantomConfig
+from preceptor.config import PhantomConfig
 from preceptor.data.splits import note_leaks, subsample
-from preceptor.data.types import Part, Sample, VqaData
+from preceptor.data.types import Sample, Split, VqaData
 from preceptor.data.vqa import parquet, vqa_rad
 from preceptor.errors import UserError, nearest
+from preceptor.recipe import apply_override, validate
+from preceptor.vqa.config import DataConfig, VqaRecipe
 
 FOLDERS = {
     "vqa-rad": "vqa_rad",
@@ -27,16 +30,33 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dc
 
 # Which data sets a setting is for, beside what it has to be for the others.
 _ONLY_FOR: dict[str, tuple[tuple[str, ...], object]] = {
-    "split": (("vqa-rad", "vqa-med-2019", "slake"), None),
+    "variant": (("vqa-rad", "vqa-med-2019", "slake"), None),
     "validation_by": (("vqa-rad",), "image"),
     "language": (("slake",), None),
 }
 
 
-def read_data(config: DataConfig, scratch: Path, needed: tuple[Part, ...] = ("train", "validation", "test")) -> VqaData:
+def load_data_config(name: str, root: Path | None, overrides: Iterable[str] = (), section: str = "data") -> DataConfig:
+    """Return data settings without a recipe: a data set's name, its root, and ``data.key=value`` overrides.
+
+    `section` is the first word of the overrides. Raises UserError for a value that does not fit and for keys of other
+    sections.
+    """
+    raw: dict[str, Any] = {"task": "vqa", "name": name}
+    raw["data"] = {"name": name, "root": None if root is None else str(root)}
+    for override in overrides:
+        if not override.startswith(f"{section}."):
+            raise UserError(f"override {override!r} must look like {section}.key=value")
+        apply_override(raw, f"data.{override.removeprefix(f'{section}.')}")
+    return validate(raw, f"data set {name}", VqaRecipe).data
+
+
+def read_data(
+    config: DataConfig, scratch: Path, needed: tuple[Split, ...] = ("train", "validation", "test")
+) -> VqaData:
     """Read the data set of a recipe. What has to be written (phantoms, images out of parquet files) goes to `scratch`.
 
-    Raises UserError where a part of `needed` is empty, where the root is missing or is not the data set that its name
+    Raises UserError where a split of `needed` is empty, where the root is missing or is not the data set that its name
     says, for a setting that the data set does not know, and for an entry of `exclude_images_of` that is nothing.
     """
     for setting, (names, default) in _ONLY_FOR.items():
@@ -58,9 +78,9 @@ def read_data(config: DataConfig, scratch: Path, needed: tuple[Part, ...] = ("tr
     elif keep_rest:
         raise UserError("data.unlabelled=[rest] is what data.train_share leaves out, and that is 1: set it below 1")
     add_unlabelled(data, config, scratch)
-    for part in needed:
-        if not data.part(part):
-            raise UserError(f"{data.name} has no {part} questions; see its split column or data.validation_fraction")
+    for split in needed:
+        if not data.split(split):
+            raise UserError(f"{data.name} has no {split} questions; see its split column or data.validation_fraction")
     return data
 
 
@@ -78,33 +98,35 @@ def _read(config: DataConfig, scratch: Path) -> VqaData:
     if config.name == "vqa-med-2019":
         from preceptor.data.vqa import vqa_med_2019
 
-        split = _known(config, get_args(vqa_med_2019.Split))
+        variant = _known(config, get_args(vqa_med_2019.Variant))
         return vqa_med_2019.read_vqa_med_2019(
-            root, split=cast(vqa_med_2019.Split, split or "val"), validation_fraction=fraction, seed=seed
+            root, variant=cast(vqa_med_2019.Variant, variant or "val"), validation_fraction=fraction, seed=seed
         )
     if config.name == "slake":
         from preceptor.data.vqa import slake
 
-        split = _known(config, get_args(slake.Split))
-        return slake.read_slake(root, language=config.language or "en", split=cast(slake.Split, split or "clean"))
+        variant = _known(config, get_args(slake.Variant))
+        return slake.read_slake(root, language=config.language or "en", variant=cast(slake.Variant, variant or "clean"))
     if config.name == "path-vqa":
         data = _parquet(config, root, scratch, "official")
         note_leaks(data)
         return data
-    split = _known(config, (*get_args(vqa_rad.Split), "hub"))
-    if split != "hub" and parquet.holds_parquet(root) and not (root / vqa_rad.TABLE).is_file():
-        if split is not None:
-            raise UserError(f"{root} holds the hub's parquet files, which know no data.split={split}: set it to hub")
-        split = "hub"
-    if split == "hub":
+    variant = _known(config, (*get_args(vqa_rad.Variant), "hub"))
+    if variant != "hub" and parquet.holds_parquet(root) and not (root / vqa_rad.TABLE).is_file():
+        if variant is not None:
+            raise UserError(
+                f"{root} holds the hub's parquet files, which know no data.variant={variant}: set it to hub"
+            )
+        variant = "hub"
+    if variant == "hub":
         if config.validation_by != "image":
-            raise UserError("data.validation_by=question is not for data.split=hub: leave it out")
+            raise UserError("data.validation_by=question is not for data.variant=hub: leave it out")
         data = _parquet(config, root, scratch, "hub")
         vqa_rad.note_hub(data)
         return data
     return vqa_rad.read_vqa_rad(
         root,
-        split=cast(vqa_rad.Split, split or "clean"),
+        variant=cast(vqa_rad.Variant, variant or "clean"),
         validation_fraction=fraction,
         validation_by=config.validation_by,
         seed=seed,
@@ -112,8 +134,8 @@ def _read(config: DataConfig, scratch: Path) -> VqaData:
 
 
 def add_unlabelled(data: VqaData, config: DataConfig, scratch: Path) -> None:
-    """Add the rows of `config.unlabelled` that are not of this data set, less images of its held-out parts."""
-    from preceptor.data.provenance import CACHE, among, hash_images
+    """Add the rows of `config.unlabelled` that are not of this data set, less images of its held-out splits."""
+    from preceptor.data.provenance import CACHE, hash_images, match_images
 
     limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
     cache = scratch.with_name(CACHE)
@@ -121,16 +143,16 @@ def add_unlabelled(data: VqaData, config: DataConfig, scratch: Path) -> None:
     for entry in (entry for entry in config.unlabelled if entry != "rest"):
         name = _public_name(entry)
         rows = _questions_of(entry, scratch)
-        held_out = [sample.image for sample in data.samples if sample.part in ("validation", "test")]
+        held_out = [sample.image for sample in data.samples if sample.split in ("validation", "test")]
         theirs = dict(hash_images(held_out, cache, **limits).values())
-        known = among(hash_images([sample.image for sample in rows], cache, **limits), theirs)
+        known = match_images(hash_images([sample.image for sample in rows], cache, **limits), theirs)
         left_out += len(known)
         data.samples += [
-            replace(s, id=f"{name}:{s.id}", group=f"{name}:{s.group}", part="unlabelled", answers=(), tags={})
+            replace(s, id=f"{name}:{s.id}", group=f"{name}:{s.group}", split="unlabelled", answers=(), tags={})
             for s in rows
             if s.image not in known
         ]
-    if added := data.part("unlabelled"):
+    if added := data.split("unlabelled"):
         data.notes.append(
             f"Beside the labelled rows a distilled student saw {len({s.image for s in added}):,} images "
             f"({sum(bool(s.question) for s in added):,} questions) without labels (data.unlabelled)"
@@ -145,7 +167,7 @@ def _questions_of(entry: str, scratch: Path) -> list[Sample]:
     if name in FOLDERS:
         chosen = {"name": name, "language": "en"} if name == "slake" else {"name": name}
         other = _read(DataConfig.model_validate(chosen), scratch.with_name(f"{scratch.name}-{name}"))
-        return other.part("train")
+        return other.split("train")
     if path.suffix in (".csv", ".jsonl"):
         from preceptor.data.vqa.table import read_table
 
@@ -166,11 +188,11 @@ def _image_files(path: Path, key: str, entry: str, kinds: str) -> list[Path]:
 
 def _images_of(entry: str, scratch: Path) -> list[Path]:
     """Return the test images of a data set or table, or all images of a folder."""
-    name, _, split = entry.replace("_", "-").partition("/")
+    name, _, variant = entry.replace("_", "-").partition("/")
     path = Path(entry)
     if name in FOLDERS:
         # Of SLAKE the test images of both languages.
-        chosen = {"language": "both", "split": "published"} if name == "slake" else {"split": split or None}
+        chosen = {"language": "both", "variant": "published"} if name == "slake" else {"variant": variant or None}
         data = _read(DataConfig.model_validate({"name": name, **chosen}), scratch.with_name(f"{scratch.name}-{name}"))
     elif path.suffix in (".csv", ".jsonl"):
         from preceptor.data.vqa.table import read_table
@@ -178,7 +200,7 @@ def _images_of(entry: str, scratch: Path) -> list[Path]:
         data = read_table(path)
     else:
         return _image_files(path, "data.exclude_images_of", entry, "a data set")
-    return [sample.image for sample in data.part("test")]
+    return [sample.image for sample in data.split("test")]
 
 
 def _public_name(entry: str) -> str:
@@ -186,16 +208,18 @@ def _public_name(entry: str) -> str:
 
 
 def _known(config: DataConfig, splits: tuple[str, ...]) -> str | None:
-    if config.split is not None and config.split not in splits:
-        raise UserError(f"data.split={config.split!r} of {config.name} is not known{nearest(config.split, splits)}")
-    return config.split
+    if config.variant is not None and config.variant not in splits:
+        raise UserError(
+            f"data.variant={config.variant!r} of {config.name} is not known{nearest(config.variant, splits)}"
+        )
+    return config.variant
 
 
-def _parquet(config: DataConfig, root: Path, scratch: Path, split: str) -> VqaData:
+def _parquet(config: DataConfig, root: Path, scratch: Path, variant: str) -> VqaData:
     return parquet.read_parquet(
         root,
         name=config.name,
-        split=split,
+        variant=variant,
         scratch=scratch,
         validation_fraction=config.validation_fraction,
         seed=config.split_seed,

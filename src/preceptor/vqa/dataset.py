@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from preceptor.config import AugmentConfig, DataConfig
 from preceptor.data.images import ImageError, content_hash, load_image
 from preceptor.data.types import Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.task import Batch
+from preceptor.vqa.config import AugmentConfig, DataConfig
 
 CACHE_BYTES = 2 * 2**30  # decoded, resized images kept in memory per process
 
@@ -71,7 +71,7 @@ def augment(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) 
 
 
 class VqaExamples(Dataset):
-    """Rows of one part; indexed by ``(index, epoch)``.
+    """Rows of one split; indexed by ``(index, epoch)``.
 
     An item is a dict of arrays, or the id of a row whose image is broken where the policy is `skip`.
     """

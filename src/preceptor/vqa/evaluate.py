@@ -1,4 +1,4 @@
-"""A trained model on a part of a data set: predictions, scores, latency."""
+"""A trained model on a split of a data set: predictions, scores, latency."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from preceptor.config import DataConfig
 from preceptor.data.types import Prediction, VqaData
 from preceptor.distributed import processes
 from preceptor.files import json_lines, write_text
 from preceptor.normalizers import NORMALISERS
 from preceptor.vqa.baselines import baselines
 from preceptor.vqa.bundle import VqaBundle
+from preceptor.vqa.config import DataConfig
 from preceptor.vqa.dataset import VqaExamples
 from preceptor.vqa.metrics import Row, score
 from preceptor.vqa.mhkd import predict
@@ -60,11 +60,11 @@ def accuracy(examples: VqaExamples, predictions: list[Prediction], normaliser: s
 def evaluate_bundle(
     bundle: VqaBundle, data: VqaData, config: DataConfig, *, only: list[Protocol] | None = None
 ) -> tuple[dict[str, Any], dict[str, list[Row]]]:
-    """Return (results, rows by protocol id) of a model on the test part of `data`.
+    """Return (results, rows by protocol id) of a model on the test split of `data`.
 
     The results hold `protocols`, `describes`, `baselines` and `notes`.
     """
-    samples = data.part("test")
+    samples = data.split("test")
     examples = VqaExamples(samples, bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, config)
     predictions = predict_part(bundle.model, examples)
     blind = baselines(data, bundle.vocabulary.normaliser)
@@ -99,7 +99,7 @@ def latency_ms(bundle: VqaBundle, data: VqaData, config: DataConfig, questions: 
 
     None where no image of these questions can be read.
     """
-    samples = data.part("test")[:questions]
+    samples = data.split("test")[:questions]
     examples = VqaExamples(samples, bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, config)
     device = next(bundle.model.parameters()).device
     batches = [batch for batch in examples.loader([[i] for i in range(len(samples))]) if len(batch)]

@@ -19,14 +19,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from preceptor.config import MhkdConfig, TermConfig
+from preceptor.config import TermConfig
 from preceptor.data.types import Prediction
 from preceptor.distill import losses as terms
 from preceptor.distill import projectors as align
-from preceptor.distill.feature_hooks import Taps
+from preceptor.distill.feature_hooks import FeatureHooks
 from preceptor.errors import UserError
 from preceptor.task import Batch, LossTerms, Task, TeacherSignal, TeacherSource
 from preceptor.teachers.online import EmaTeacher
+from preceptor.vqa.config import MhkdConfig
 from preceptor.vqa.model import VqaTransformer
 
 
@@ -38,7 +39,7 @@ def schedule(term: TermConfig, progress: float) -> float:
     return term.weight * risen
 
 
-class Lesson:
+class LayerMap:
     """Which layers of the student learn from which of the teacher, and the module paths to tap on either side."""
 
     def __init__(self, config: MhkdConfig, student_layers: int, teacher_layers: int) -> None:
@@ -74,11 +75,11 @@ def token_axes(path: str) -> tuple[int, ...]:
 
 def teacher_forward(paths: list[str]) -> Callable[[nn.Module, Batch], TeacherSignal]:
     """Return the function by which an online teacher answers: logits, and the outputs of the modules at `paths`."""
-    taps: dict[int, Taps] = {}
+    taps: dict[int, FeatureHooks] = {}
 
     def forward(model: nn.Module, batch: Batch) -> TeacherSignal:
         if paths and id(model) not in taps:
-            taps[id(model)] = Taps(model, paths)
+            taps[id(model)] = FeatureHooks(model, paths)
         if not paths:
             output = model(batch["pixels"], batch["input_ids"], batch["attention_mask"])
             return TeacherSignal(output.logits, {}, output.mask)
@@ -112,16 +113,16 @@ class MhkdTask(Task):
         self.student, self.config, self.teacher = student, config, teacher
         self.pretrained_parameters = {f"student.{name}" for name in pretrained}
         self.progress = 0.0
-        self.lesson: Lesson | None = None
+        self.lesson: LayerMap | None = None
         if teacher is not None:
             own = student.config
             if own.answers != teacher_config.answers:
                 raise UserError(
                     f"the teacher knows {teacher_config.num_labels} answers and the student {own.num_labels}, or in "
-                    "another order; both must be trained on the same data and split (data.name, data.split, ...)"
+                    "another order; both must be trained on the same data and split (data.name, data.variant, ...)"
                 )
-            self.lesson = Lesson(config, own.layers, teacher_config.layers)
-            self.taps = Taps(student, self.lesson.student_paths) if self.lesson.student_paths else None
+            self.lesson = LayerMap(config, own.layers, teacher_config.layers)
+            self.taps = FeatureHooks(student, self.lesson.student_paths) if self.lesson.student_paths else None
             pairs = {}
             for name in self.lesson.embedding:
                 pairs[f"embedding.{name}"] = (own.width, teacher_config.width)

@@ -106,7 +106,7 @@ class VqaOutput(ModelOutput):
 
 
 class VqaTransformer(PreTrainedModel):
-    """The network. Taps: `embed_image` (B, I, D), `embed_question` (B, Q, D), `fusion.N` (B, L, D),
+    """The network. FeatureHooks: `embed_image` (B, I, D), `embed_question` (B, Q, D), `fusion.N` (B, L, D),
     `fusion.N.attention.probabilities` (B, H, L, L)."""
 
     config_class = VqaTransformerConfig  # type: ignore[misc,assignment]

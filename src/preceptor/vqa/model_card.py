@@ -9,13 +9,14 @@ from typing import Any
 
 import yaml
 
-from preceptor.config import Recipe, TermConfig
-from preceptor.report.contents import look
+from preceptor.config import TermConfig
+from preceptor.report.contents import get_nested
 from preceptor.report.words import BASELINES, count, percent
+from preceptor.vqa.config import VqaRecipe
 
 ROLES = {
     "teacher": "It was trained on labels alone, as the teacher of a smaller student.",
-    "alone": "It was trained on labels alone, as the student that a distilled one is compared with.",
+    "baseline": "It was trained on labels alone, as the student that a distilled one is compared with.",
     "distilled": "It is a student: it learnt from labels and from a teacher.",
 }
 USE = """\
@@ -28,10 +29,10 @@ data from other hospitals, scanners or populations than those below, and its err
 patients."""
 LICENCE = """\
 The code that made this model is Apache-2.0. What the weights may be used for follows from the licences of the training
-data and of any pretrained parts; whoever publishes the folder names the licence here and in the front matter."""
+data and of any pretrained splits; whoever publishes the folder names the licence here and in the front matter."""
 
 
-def model_card(results: dict[str, Any], recipe: Recipe) -> str:
+def model_card(results: dict[str, Any], recipe: VqaRecipe) -> str:
     """Return the card as Markdown with YAML front matter. `results` are those of one stage; any may be missing."""
     stage = str(results.get("stage", "student"))
     title = f"{recipe.name}: {stage}"
@@ -55,15 +56,15 @@ def _front(title: str, stage: str, results: dict[str, Any]) -> dict[str, Any]:
         tags += ["knowledge-distillation", "mhkd"]
     task = "visual-question-answering"
     front: dict[str, Any] = {"license": "other", "library_name": "preceptor", "pipeline_tag": task, "tags": tags}
-    name, split = look(results, "data", "name"), look(results, "data", "split")
+    name, split = get_nested(results, "data", "name"), get_nested(results, "data", "variant")
     metrics = [
         {
-            "type": look(scores, "metric") or "accuracy",
-            "name": f"{look(scores, 'metric') or 'accuracy'}, {protocol}",
+            "type": get_nested(scores, "metric") or "accuracy",
+            "name": f"{get_nested(scores, 'metric') or 'accuracy'}, {protocol}",
             "value": round(scores["accuracy"], 4),
         }
         for protocol, scores in (results.get("protocols") or {}).items()
-        if look(scores, "accuracy") is not None
+        if get_nested(scores, "accuracy") is not None
     ]
     if name and metrics:
         dataset = {"type": name, "name": name, "split": "test", **({"config": split} if split else {})}
@@ -74,7 +75,7 @@ def _front(title: str, stage: str, results: dict[str, Any]) -> dict[str, Any]:
 
 def _about(stage: str, results: dict[str, Any]) -> str:
     size = f", {count(results['parameters'])} parameters" if results.get("parameters") else ""
-    begun = "; ".join(f"{part} {source}" for part, source in (results.get("provenance") or {}).items())
+    begun = "; ".join(f"{split} {source}" for split, source in (results.get("provenance") or {}).items())
     role = ROLES.get("teacher" if stage.startswith("teacher") else stage, "")
     origin = f" Weights began: {_text(begun)}." if begun else ""
     return f"Answers questions about medical images: a one-stream image-text transformer{size}. {role}{origin}".rstrip()
@@ -94,8 +95,8 @@ def _data(results: dict[str, Any]) -> str:
     data = results.get("data") or {}
     if not data:
         return ""
-    sizes = ", ".join(f"{data[part]} {part}" for part in ("train", "validation", "test") if part in data)
-    split = f", split `{data['split']}`" if data.get("split") else ""
+    sizes = ", ".join(f"{data[split]} {split}" for split in ("train", "validation", "test") if split in data)
+    split = f", variant `{data['variant']}`" if data.get("variant") else ""
     about = f"`{data.get('name', 'unknown')}`{split}: {sizes} questions."
     about += f" SHA-256 of the rows: `{data.get('sha256', 'unknown')}`."
     notes = "\n".join(f"- {_text(note)}" for note in results.get("notes") or [])
@@ -105,12 +106,12 @@ def _data(results: dict[str, Any]) -> str:
 def _accuracy(results: dict[str, Any]) -> str:
     rows = []
     for protocol, scores in (results.get("protocols") or {}).items():
-        numbers = [percent(look(scores, key)) for key in ("accuracy", "open", "closed")]
-        rows.append([f"**this model**, `{protocol}`", *numbers, str(look(scores, "n") or "")])
-        for name, blind in (look(results, "baselines", protocol) or {}).items():
-            numbers = [percent(look(blind, key)) for key in ("accuracy", "open", "closed")]
+        numbers = [percent(get_nested(scores, key)) for key in ("accuracy", "open", "closed")]
+        rows.append([f"**this model**, `{protocol}`", *numbers, str(get_nested(scores, "n") or "")])
+        for name, blind in (get_nested(results, "baselines", protocol) or {}).items():
+            numbers = [percent(get_nested(blind, key)) for key in ("accuracy", "open", "closed")]
             rows.append([BASELINES.get(name, name), *numbers, ""])
-        if look(scores, "ceiling") is not None:
+        if get_nested(scores, "ceiling") is not None:
             rows.append(["Answer ceiling: answers among the classes", percent(scores["ceiling"]), "", "", ""])
     if not rows:
         return ""
@@ -121,7 +122,7 @@ def _accuracy(results: dict[str, Any]) -> str:
     return f"{about}\n\n| | overall | open | closed | questions |\n|---|---:|---:|---:|---:|\n{table}{after}"
 
 
-def _training(stage: str, results: dict[str, Any], recipe: Recipe) -> str:
+def _training(stage: str, results: dict[str, Any], recipe: VqaRecipe) -> str:
     config = recipe.teacher if stage.startswith("teacher") else recipe.student
     train = config.train
     facts = [

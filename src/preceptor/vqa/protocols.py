@@ -38,15 +38,15 @@ class Protocol:
 
 
 def _test(sample: Sample) -> bool:
-    return sample.part == "test"
+    return sample.split == "test"
 
 
 def _test_freeform(sample: Sample) -> bool:
-    return sample.part == "test" and sample.tags.get("phrase_type") == "test_freeform"
+    return sample.split == "test" and sample.tags.get("phrase_type") == "test_freeform"
 
 
 def _test_in(language: str) -> Callable[[Sample], bool]:
-    return lambda sample: sample.part == "test" and sample.tags.get("language") == language
+    return lambda sample: sample.split == "test" and sample.tags.get("language") == language
 
 
 def protocols_for(data: VqaData) -> list[Protocol]:
@@ -54,31 +54,31 @@ def protocols_for(data: VqaData) -> list[Protocol]:
 
     VQA-RAD has two customs: all 451 test questions (conditional reasoning, MMBERT, M3AE, MUMC, MHKD-MVQA) and the 308
     of them asked in free form, without the 143 paraphrases (MEVF, MMQ, VQAMix). VQA-Med 2019 has strict accuracy and
-    BLEU; scored on the official validation part their ids say `val`. Its types of question are those of published
+    BLEU; scored on the official validation split their ids say `val`. Its types of question are those of published
     tables (CGMVQA, MMBERT): questions of yes and no, which the files have under modality and abnormality, stand apart.
     """
     label = "; the split leaks test rows into training" if data.leaking else ""
     if data.name == "vqa-rad":
-        prefix = f"{data.name}/{data.split}"
-        everything = f"all test questions, MEVF normaliser, split {data.split!r}{label}"
-        freeform = f"free-form test questions without paraphrases, MEVF normaliser, split {data.split!r}{label}"
+        prefix = f"{data.name}/{data.variant}"
+        everything = f"all test questions, MEVF normaliser, split {data.variant!r}{label}"
+        freeform = f"free-form test questions without paraphrases, MEVF normaliser, split {data.variant!r}{label}"
         found = [Protocol(f"{prefix}/451", "mevf", _test, everything)]
         # The hub's copy does not say which questions are paraphrases.
         return (
             found
-            if data.split == "hub"
+            if data.variant == "hub"
             else [*found, Protocol(f"{prefix}/freeform308", "mevf", _test_freeform, freeform)]
         )
     if data.name == "vqa-med-2019":
-        prefix, part = (data.name, "test") if data.split == "test" else (f"{data.name}/val", "official validation")
-        about = f"all {part} questions, lower case, any of the alternatives counts{label}"
-        bleu = f"all {part} questions, BLEU as ImageCLEF computes it, the best alternative counts{label}"
+        prefix, split = (data.name, "test") if data.variant == "test" else (f"{data.name}/val", "official validation")
+        about = f"all {split} questions, lower case, any of the alternatives counts{label}"
+        bleu = f"all {split} questions, BLEU as ImageCLEF computes it, the best alternative counts{label}"
         return [
             Protocol(f"{prefix}/strict", "lower", _test, about, category=_type_or_yes_no),
             Protocol(f"{prefix}/bleu", "lower", _test, bleu, metric="bleu", category=_type_or_yes_no),
         ]
     if data.name == "slake":
-        language, _, published = data.split.partition("-")
+        language, _, published = data.variant.partition("-")
         suffix = f"/{published}" if published else ""
         return [
             Protocol(f"slake-{one}{suffix}", "mevf", _test_in(one), f"test questions in {name}, MEVF normaliser{label}")
@@ -88,11 +88,11 @@ def protocols_for(data: VqaData) -> list[Protocol]:
     everything = f"all test questions, MEVF normaliser{label}"
     if data.name == "path-vqa":
         return [Protocol("path-vqa", "mevf", _test, everything)]
-    return [Protocol(f"{data.name}/{data.split or 'test'}", "mevf", _test, everything)]
+    return [Protocol(f"{data.name}/{data.variant or 'test'}", "mevf", _test, everything)]
 
 
 def settings_for(id: str) -> dict[str, str] | None:
-    """Return the settings of `data` whose test part a protocol id of a public data set scores; None for other ids."""
+    """Return the settings of `data` whose test split a protocol id of a public data set scores; None for other ids."""
     name, *rest = id.split("/")
     if name == "vqa-rad" and len(rest) == 2:
         return {"name": name, "split": rest[0]}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from preceptor.config import Recipe
 from preceptor.data.types import VqaData
 from preceptor.errors import UserError
 from preceptor.files import write_text
-from preceptor.recipe import load_recipe
+from preceptor.recipe import read_recipe, validate
 from preceptor.report import words
 from preceptor.report.contents import RunRecord, read_run
 from preceptor.report.markup import banner, chip, document, escape
@@ -17,12 +16,13 @@ from preceptor.report.record import heading, record
 from preceptor.report.training import training
 from preceptor.report.words import NONE, percent
 from preceptor.vqa import report_scores as scores
-from preceptor.vqa.report_samples import Question, Shown, questions
+from preceptor.vqa.config import VqaRecipe
+from preceptor.vqa.report_samples import AnswerView, Question, questions
 
 log = logging.getLogger("preceptor")
 
 
-def write_report(run: Path, *, data: VqaData | None = None, recipe: Recipe | None = None) -> Path:
+def write_report(run: Path, *, data: VqaData | None = None, recipe: VqaRecipe | None = None) -> Path:
     """Write RUN/report.html and return its path.
 
     Without `recipe` that of the run folder is used; without `data` the data set is read where the recipe says, and the
@@ -40,7 +40,7 @@ def write_report(run: Path, *, data: VqaData | None = None, recipe: Recipe | Non
     return path
 
 
-def render(run: RunRecord, data: VqaData | None, recipe: Recipe | None, shown: list[Question]) -> str:
+def render(run: RunRecord, data: VqaData | None, recipe: VqaRecipe | None, shown: list[Question]) -> str:
     """Return the page."""
     title = recipe.name if recipe else run.folder.resolve().name
     sections = [
@@ -55,15 +55,15 @@ def render(run: RunRecord, data: VqaData | None, recipe: Recipe | None, shown: l
     return document(f"{title} · Preceptor report", heading(run, title, recipe), _notes(run, data), sections)
 
 
-def _saved_recipe(run: Path) -> Recipe | None:
+def _saved_recipe(run: Path) -> VqaRecipe | None:
     try:
-        return load_recipe(str(run / "recipe.yaml"))
+        return validate(*read_recipe(str(run / "recipe.yaml")), VqaRecipe)
     except UserError as error:
         log.warning("the report goes without the recipe: %s", error)
         return None
 
 
-def _find_data(recipe: Recipe, run: Path) -> VqaData | None:
+def _find_data(recipe: VqaRecipe, run: Path) -> VqaData | None:
     from preceptor.vqa.data import read_data
 
     try:
@@ -115,7 +115,7 @@ def _question(question: Question) -> str:
     return f'<article class="question">{head}<div class="answers">{figures}</div></article>'
 
 
-def _shown(question: Question, shown: Shown) -> str:
+def _shown(question: Question, shown: AnswerView) -> str:
     alt = f"Class activation map of {shown.stage.title} on question {question.id}: {shown.where}"
     picture = f'<img src="{shown.picture}" alt="{escape(alt)}">' if shown.picture else ""
     verdict = '<span class="yes">✓ correct</span>' if shown.correct else '<span class="no">✗ wrong</span>'

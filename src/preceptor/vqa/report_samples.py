@@ -12,18 +12,18 @@ from typing import Any
 
 from PIL import Image
 
-from preceptor.config import Recipe
 from preceptor.data.images import ImageError, load_image
 from preceptor.data.types import Sample, VqaData
 from preceptor.errors import UserError
 from preceptor.report.contents import RunRecord, StageRecord
+from preceptor.vqa.config import VqaRecipe
 
 LONGEST_SIDE = 288  # pixels of an image in the report
 JPEG_QUALITY = 84
 
 
 @dataclass
-class Shown:
+class AnswerView:
     """One model's answer. `picture` is its class activation map as a data URI, `where` the same in words."""
 
     stage: StageRecord
@@ -44,7 +44,7 @@ class Question:
     question_type: str
     text: str = ""
     picture: str = ""
-    shown: list[Shown] = field(default_factory=list)
+    shown: list[AnswerView] = field(default_factory=list)
 
 
 def choose(rows: Sequence[Mapping[str, Any]], number: int, images: Mapping[str, str] | None = None) -> list[str]:
@@ -73,7 +73,7 @@ def choose(rows: Sequence[Mapping[str, Any]], number: int, images: Mapping[str, 
     return chosen
 
 
-def questions(run: RunRecord, data: VqaData | None, recipe: Recipe | None, number: int) -> list[Question]:
+def questions(run: RunRecord, data: VqaData | None, recipe: VqaRecipe | None, number: int) -> list[Question]:
     """Return the chosen questions of the main protocol with every model's answer and class activation map.
 
     Maps need `data`, `recipe` and the stage's student folder; where one is missing they are left out.
@@ -81,7 +81,7 @@ def questions(run: RunRecord, data: VqaData | None, recipe: Recipe | None, numbe
     protocol = next((name for name in run.protocols if run.focus.rows.get(name)), None)
     if protocol is None or number == 0:
         return []
-    samples = {sample.id: sample for sample in data.part("test")} if data else {}
+    samples = {sample.id: sample for sample in data.split("test")} if data else {}
     images = {id: str(sample.image) for id, sample in samples.items()}
     rows = {str(row["id"]): row for row in run.focus.rows[protocol]}
     chosen = choose(list(rows.values()), number, images)
@@ -97,7 +97,7 @@ def questions(run: RunRecord, data: VqaData | None, recipe: Recipe | None, numbe
 
 
 def _load_pictures(
-    found: Mapping[str, Question], samples: Mapping[str, Sample], recipe: Recipe | None
+    found: Mapping[str, Question], samples: Mapping[str, Sample], recipe: VqaRecipe | None
 ) -> dict[str, Image.Image]:
     """Fill in the text and picture of the questions; return the images by id, without those that cannot be read."""
     limits = {}
@@ -125,7 +125,7 @@ def _answer(
     found: Mapping[str, Question],
     samples: Mapping[str, Sample],
     pictures: Mapping[str, Image.Image],
-    recipe: Recipe | None,
+    recipe: VqaRecipe | None,
 ) -> None:
     """Add a stage's answers to the questions, with maps where the model and the image are there."""
     rows = {str(row["id"]): row for row in stage.rows.get(protocol, [])}
@@ -135,7 +135,7 @@ def _answer(
         if id not in rows:
             continue
         row = rows[id]
-        shown = Shown(stage, row.get("prediction", ""), row.get("probability"), bool(row.get("correct")))
+        shown = AnswerView(stage, row.get("prediction", ""), row.get("probability"), bool(row.get("correct")))
         if id in maps:
             from preceptor.vqa.activation_map import overlay, place
 
@@ -144,7 +144,7 @@ def _answer(
 
 
 def _maps(
-    stage: StageRecord, answers: Mapping[str, str], samples: Mapping[str, Sample], recipe: Recipe
+    stage: StageRecord, answers: Mapping[str, str], samples: Mapping[str, Sample], recipe: VqaRecipe
 ) -> dict[str, Any]:
     """Return the class activation map of each given answer, by question id; none where the model is gone."""
     from preceptor.vqa.activation_map import activation_map
@@ -152,7 +152,7 @@ def _maps(
     from preceptor.vqa.dataset import VqaExamples
 
     try:
-        bundle = VqaBundle.load(stage.folder / "student")
+        bundle = VqaBundle.load(stage.folder / "model")
     except UserError:
         return {}
     classes = {answer: label for label, answer in enumerate(bundle.vocabulary.answers)}

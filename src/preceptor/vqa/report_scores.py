@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from preceptor.report import words
-from preceptor.report.contents import RunRecord, look
+from preceptor.report.contents import RunRecord, get_nested
 from preceptor.report.markup import chip, escape, row, scrolling, table
 from preceptor.report.words import NONE, percent
 from preceptor.statistics import Interval
@@ -25,7 +25,7 @@ def _bars(run: RunRecord, protocol: str) -> str:
     ceiling = run.first("protocols", protocol, "ceiling")
     bars = []
     for name, scores in (run.first("baselines", protocol) or {}).items():
-        bars.append(bar(words.BASELINES.get(name, name), "baseline", look(scores, "accuracy"), None, ceiling))
+        bars.append(bar(words.BASELINES.get(name, name), "baseline", get_nested(scores, "accuracy"), None, ceiling))
     for stage in sorted(run.stages, key=lambda stage: stage.kind == "teacher"):
         spread = words.interval(stage, protocol)
         bars.append(bar(stage.title, stage.kind, stage.score(protocol), spread, ceiling))
@@ -69,13 +69,18 @@ def _protocol(run: RunRecord, protocol: str) -> str:
     for stage in run.stages:
         spread = words.interval(stage, protocol)
         within = f"{percent(spread.low, unit=False)} to {percent(spread.high, unit=False)}" if spread else NONE
-        latency = look(stage.results, "latency_ms")
+        latency = get_nested(stage.results, "latency_ms")
         cells = [percent(stage.score(protocol)), within]
         cells += [percent(stage.score(protocol, key)) for key in (*numbers, *more)]
         cells += [words.count(stage.parameters), NONE if latency is None else f"{latency:.1f}"]
         rows.append(row(chip(stage.kind, stage.title), cells))
     for name, scores in (run.first("baselines", protocol) or {}).items():
-        cells = [percent(look(scores, "accuracy")), "", *(percent(look(scores, kind)) for kind in numbers), *[""] * 4]
+        cells = [
+            percent(get_nested(scores, "accuracy")),
+            "",
+            *(percent(get_nested(scores, kind)) for kind in numbers),
+            *[""] * 4,
+        ]
         rows.append(row(chip("baseline", words.BASELINES.get(name, name)), cells, "baseline"))
     ceiling = run.first("protocols", protocol, "ceiling")
     if ceiling is not None:
@@ -87,11 +92,11 @@ def _protocol(run: RunRecord, protocol: str) -> str:
 
 
 def _compared(run: RunRecord, protocol: str) -> str:
-    entry = look(run.results, "comparison", protocol, "distilled - alone")
+    entry = get_nested(run.results, "comparison", protocol, "distilled - baseline")
     sentence = words.difference(entry)
     if not sentence:
         return ""
-    p = look(entry, "p")
+    p = get_nested(entry, "p")
     test = f" McNemar's exact test: p = {p:.3g}." if p is not None else ""
     return f"Distilled less undistilled student, on the same questions. {escape(sentence)}{test}"
 
@@ -104,8 +109,10 @@ def question_types(run: RunRecord) -> str:
     protocol = next(iter(run.protocols), "")
     by_stage = []
     for stage in run.stages:
-        types = look(stage.results, "protocols", protocol, "question_types") or {}
-        by_stage.append({name: s for name, s in types.items() if look(s, "n") and look(s, "accuracy") is not None})
+        types = get_nested(stage.results, "protocols", protocol, "question_types") or {}
+        by_stage.append(
+            {name: s for name, s in types.items() if get_nested(s, "n") and get_nested(s, "accuracy") is not None}
+        )
     counts = {name: scores["n"] for types in by_stage for name, scores in types.items()}
     if not counts:
         return ""

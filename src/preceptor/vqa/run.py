@@ -1,4 +1,4 @@
-"""A recipe from start to report: teacher, student alone, distilled student, and how they compare."""
+"""A recipe from start to report: teacher, student baseline, distilled student, and how they compare."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.config import Recipe
 from preceptor.distributed import processes
 from preceptor.environment import QUESTIONS, versions
 from preceptor.errors import UserError
@@ -21,22 +20,23 @@ from preceptor.recipe import dump_recipe
 from preceptor.statistics import mcnemar, paired_bootstrap
 from preceptor.task import TeacherSource
 from preceptor.vqa.bundle import VqaBundle
+from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.data import read_data
 from preceptor.vqa.evaluate import read_predictions
-from preceptor.vqa.mhkd import Lesson
+from preceptor.vqa.mhkd import LayerMap
 from preceptor.vqa.stage import Classroom, cache_folder, teacher_folders, train_stage
 from preceptor.vqa.teachers import cached_teacher, online_teacher
 
 log = logging.getLogger("preceptor")
 
 
-def open_classroom(recipe: Recipe) -> Classroom:
+def open_classroom(recipe: VqaRecipe) -> Classroom:
     """Read the data of a recipe; on several processes the first one goes ahead, in case data are generated."""
     with processes().main_process_first():
         return Classroom(recipe, read_data(recipe.data, recipe.output_folder / "data"))
 
 
-def make_teacher(recipe: Recipe, room: Classroom) -> tuple[TeacherSource | None, Any]:
+def make_teacher(recipe: VqaRecipe, room: Classroom) -> tuple[TeacherSource | None, Any]:
     """Return (teacher, its model configuration) of the distilled stage; (None, None) for a moving average."""
     teaching = recipe.method.teaching
     if teaching.kind == "ema":
@@ -45,11 +45,11 @@ def make_teacher(recipe: Recipe, room: Classroom) -> tuple[TeacherSource | None,
     source, config = online_teacher(teacher_folders(recipe), recipe.method, layers, repeats=recipe.data.augment.repeats)
     if teaching.kind == "online":
         return source, config
-    paths = Lesson(recipe.method, layers, config.layers).teacher_paths
+    paths = LayerMap(recipe.method, layers, config.layers).teacher_paths
     return cached_teacher(cache_folder(recipe), room, source, paths), config
 
 
-def run_recipe(recipe: Recipe) -> dict[str, Any]:
+def run_recipe(recipe: VqaRecipe) -> dict[str, Any]:
     """Run the stages of a recipe, each resumable, and write results and report; return the results.
 
     A recipe of one stage writes straight into its output folder, one of several a folder per stage.
@@ -90,7 +90,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
         return results
 
 
-def _stages(recipe: Recipe, room: Classroom) -> dict[str, Callable[[Path], dict[str, Any]]]:
+def _stages(recipe: VqaRecipe, room: Classroom) -> dict[str, Callable[[Path], dict[str, Any]]]:
     """Return the trainings of a recipe in their order, by the name of their folder."""
     found: dict[str, Callable[[Path], dict[str, Any]]] = {}
     for stage in recipe.stages:
@@ -99,14 +99,14 @@ def _stages(recipe: Recipe, room: Classroom) -> dict[str, Callable[[Path], dict[
                 name = "teacher" if number == 0 else f"teacher-{number + 1}"
                 seed = recipe.seed + 1000 * number
                 found[name] = partial(train_stage, stage, room=room, config=recipe.teacher, seed=seed, title=name)
-        elif stage == "alone":
+        elif stage == "baseline":
             found[stage] = partial(train_stage, stage, room=room, config=recipe.student, seed=recipe.seed)
         else:
             found[stage] = partial(_distil, recipe, room)
     return found
 
 
-def _distil(recipe: Recipe, room: Classroom, folder: Path) -> dict[str, Any]:
+def _distil(recipe: VqaRecipe, room: Classroom, folder: Path) -> dict[str, Any]:
     teacher, config = make_teacher(recipe, room)
     words = None
     if recipe.method.inherit_words:
@@ -137,15 +137,15 @@ def compare_stages(root: Path, stages: dict[str, dict[str, Any]]) -> dict[str, d
         return found
     for protocol, scores in stages["distilled"]["protocols"].items():
         entry: dict[str, Any] = {}
-        if "alone" in stages:
+        if "baseline" in stages:
             distilled, alone = (
                 np.array(
                     [row["score"] for row in sorted(read_predictions(root / name, protocol), key=lambda r: r["id"])]
                 )
-                for name in ("distilled", "alone")
+                for name in ("distilled", "baseline")
             )
             interval = paired_bootstrap(distilled, alone)
-            entry["distilled - alone"] = {
+            entry["distilled - baseline"] = {
                 "difference": interval.mean,
                 "low": interval.low,
                 "high": interval.high,

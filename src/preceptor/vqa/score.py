@@ -53,7 +53,7 @@ def score_file(
     else:
         with tempfile.TemporaryDirectory() as scratch:
             data = read_for(protocol, root, Path(scratch))
-        samples, chosen, notes = data.part("test"), protocol_named(data, protocol), list(data.notes)
+        samples, chosen, notes = data.split("test"), protocol_named(data, protocol), list(data.notes)
         notes += _check_ids(path, rows, [sample.id for sample in samples if chosen.select(sample)], protocol)
     other = replace(chosen, normaliser=normaliser or chosen.normaliser, metric=metric or chosen.metric)
     for name in ("normaliser", "metric"):
@@ -71,7 +71,7 @@ def read_for(protocol: str, root: Path | None, scratch: Path) -> VqaData:
     Raises UserError where the id is of no public data set and there is no table, or the data cannot be read.
     """
     # Here, so that a file with its own references is scored without their half second.
-    from preceptor.config import DataConfig
+    from preceptor.vqa.config import DataConfig
     from preceptor.vqa.data import read_data
 
     settings: dict[str, Any] | None = settings_for(protocol)
@@ -90,7 +90,7 @@ def protocol_alone(id: str, normaliser: str | None = None) -> Protocol:
     settings = settings_for(id)
     if settings is None:
         return Protocol(id, normaliser or "mevf", lambda sample: True, "all questions of the file")
-    data = VqaData(settings["name"], settings.get("language", "") or settings.get("split", ""), Path("."), [])
+    data = VqaData(settings["name"], settings.get("language", "") or settings.get("variant", ""), Path("."), [])
     known = {protocol.id.removesuffix("/published"): protocol for protocol in protocols_for(data)}
     if id.removesuffix("/published") not in known:
         raise UserError(f"there is no protocol {id!r}{nearest(id, known)}")

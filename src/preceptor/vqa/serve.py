@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from preceptor.config import DataConfig, Recipe
 from preceptor.data.images import load_image
-from preceptor.data.provenance import known_tests, read_seen
+from preceptor.data.provenance import contaminated_test_ids, read_provenance
 from preceptor.data.types import Dialogue, Sample
 from preceptor.data.vqa.check import check_data, check_images
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
 from preceptor.files import json_lines, write_text
-from preceptor.grounding.config import VlmRecipe
-from preceptor.pipeline.run_dir import holds_vlm, student_folder
-from preceptor.recipe import load_any_recipe
+from preceptor.grounding.config import GroundingRecipe
+from preceptor.pipeline.run_dir import holds_vlm, model_folder
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.task import Batch
+from preceptor.tasks import load_recipe
 from preceptor.vqa.bundle import VqaBundle
+from preceptor.vqa.config import DataConfig, VqaRecipe
 from preceptor.vqa.data import read_data
 from preceptor.vqa.dataset import VqaExamples
 from preceptor.vqa.evaluate import evaluate_bundle, write_predictions
@@ -30,18 +30,18 @@ from preceptor.vqa.protocols import protocol_named
 
 def evaluate_run(run: Path, overrides: list[str], protocol: str | None, output: Path | None) -> dict[str, Any]:
     """Score a run's model on its own or other data; the predictions go to `output` or beside the model's stage."""
-    folder = student_folder(run)
-    recipe = load_any_recipe(str(_stage(folder)), overrides)
+    folder = model_folder(run)
+    recipe = load_recipe(str(_stage(folder)), overrides)
     if isinstance(recipe, SegmentationRecipe):
         from preceptor.segmentation.serve import evaluate_network
 
         return evaluate_network(folder, recipe, protocol, output or _stage(folder), whole=output is not None)
-    if isinstance(recipe, VlmRecipe):
+    if isinstance(recipe, GroundingRecipe):
         from preceptor.grounding.serve import evaluate_vlm
 
         return evaluate_vlm(folder, recipe, protocol, output or _stage(folder), whole=output is not None)
     data = read_data(recipe.data, recipe.output_folder / "data", needed=("test",))
-    if ids := known_tests(data, read_seen(folder) or [], None):
+    if ids := contaminated_test_ids(data, read_provenance(folder) or [], None):
         data.notes.append(f"{len(ids)} of the test images were trained on, in another data set: these scores flatter.")
     bundle = VqaBundle.load(folder)
     only = [protocol_named(data, protocol)] if protocol else None
@@ -77,7 +77,7 @@ def answer_image(run: Path, image: Path, question: str, top: int, modality: str 
     some need to know the image's `modality`, and about each image where `image` is a folder."""
     if not question.strip():
         raise UserError("--question is empty")
-    folder = student_folder(run)
+    folder = model_folder(run)
     if holds_vlm(folder):
         from preceptor.grounding.serve import answer_with_boxes
         from preceptor.grounding.sources import read_images
@@ -95,8 +95,8 @@ def answer_image(run: Path, image: Path, question: str, top: int, modality: str 
 
 
 def answer_table(run: Path, table: Path, output: Path | None, top: int, modality: str = "") -> list[dict[str, Any]]:
-    """Answer every question of a table, whatever its part; written as JSON lines to `output` if given."""
-    folder = student_folder(run)
+    """Answer every question of a table, whatever its split; written as JSON lines to `output` if given."""
+    folder = model_folder(run)
     if holds_vlm(folder):
         from preceptor.grounding.serve import answer_with_boxes
 
@@ -114,13 +114,13 @@ def answer_table(run: Path, table: Path, output: Path | None, top: int, modality
     return rows
 
 
-def cache_run(recipe: Recipe, share: float) -> dict[str, Any]:
+def cache_run(recipe: VqaRecipe, share: float) -> dict[str, Any]:
     """Write the teacher's cache of a recipe if it is not there, or not as it must be; or recompute a share of it.
 
     A cache that is verified is never written again first: `mismatches` and `damage` say what is wrong with it.
     """
     from preceptor.teachers.cache import verify
-    from preceptor.vqa.mhkd import Lesson
+    from preceptor.vqa.mhkd import LayerMap
     from preceptor.vqa.run import open_classroom
     from preceptor.vqa.stage import cache_folder, teacher_folders
     from preceptor.vqa.teachers import cached_teacher, every_view, online_teacher
@@ -135,7 +135,7 @@ def cache_run(recipe: Recipe, share: float) -> dict[str, Any]:
     layers = recipe.student.model.layers
     source, config = online_teacher(teacher_folders(recipe), recipe.method, layers, repeats=recipe.data.augment.repeats)
     folder = cache_folder(recipe)
-    paths = Lesson(recipe.method, layers, config.layers).teacher_paths
+    paths = LayerMap(recipe.method, layers, config.layers).teacher_paths
     cached = cached_teacher(folder, room, source, paths, renew=share == 0)
     rows, batches = every_view(room)
     report = {"folder": str(folder), "rows": rows, "checked": 0, "worst": 0.0, "mismatches": [], "damage": ""}
@@ -155,12 +155,12 @@ def check_run(name: str, overrides: list[str]) -> dict[str, Any]:
     if path.suffix in (".csv", ".jsonl"):
         data, limits = read_table(path), {}
     else:
-        recipe = load_any_recipe(name, overrides)
+        recipe = load_recipe(name, overrides)
         if isinstance(recipe, SegmentationRecipe):
             from preceptor.segmentation.serve import check_recipe
 
             return check_recipe(recipe)
-        if isinstance(recipe, VlmRecipe):
+        if isinstance(recipe, GroundingRecipe):
             from preceptor.grounding.serve import check_dialogues
 
             return check_dialogues(recipe)
@@ -172,9 +172,9 @@ def check_run(name: str, overrides: list[str]) -> dict[str, Any]:
     ]
     return {
         "name": data.name,
-        "split": data.split,
+        "variant": data.variant,
         "notes": data.notes,
-        "rows": {part: len(data.part(part)) for part in ("train", "validation", "test")},
+        "rows": {split: len(data.split(split)) for split in ("train", "validation", "test")},
         "images": len({sample.image for sample in data.samples}),
         "findings": findings,
     }
@@ -186,12 +186,12 @@ def report_run(run: Path) -> Path:
 
     if not (run / "results.json").is_file():
         raise UserError(f"{run} has no results.json; `preceptor train` writes it when a run is finished")
-    recipe = load_any_recipe(str(run))
+    recipe = load_recipe(str(run))
     if isinstance(recipe, SegmentationRecipe):
         from preceptor.segmentation.serve import report_segmentation
 
         return report_segmentation(run, recipe)
-    if isinstance(recipe, VlmRecipe):
+    if isinstance(recipe, GroundingRecipe):
         from preceptor.grounding.serve import report_dialogues
 
         return report_dialogues(run, recipe)

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from preceptor.config import MhkdConfig, Recipe, RunModelConfig, Stage
 from preceptor.data import provenance as seen
 from preceptor.data.splits import cross_questions
 from preceptor.data.types import VqaData
@@ -20,11 +19,12 @@ from preceptor.distributed import processes
 from preceptor.environment import QUESTIONS, machine, versions
 from preceptor.errors import UserError
 from preceptor.files import sha256, write_text
-from preceptor.pipeline.run_dir import start_afresh, student_folder
+from preceptor.pipeline.run_dir import model_folder, start_afresh
 from preceptor.recipe import differences, dump_recipe
 from preceptor.task import Task, TeacherSource
-from preceptor.training.loop import Job, fit
+from preceptor.training.loop import FitArguments, fit
 from preceptor.vqa.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
+from preceptor.vqa.config import MhkdConfig, RunModelConfig, Stage, VqaRecipe
 from preceptor.vqa.dataset import Preprocessing, VqaExamples
 from preceptor.vqa.evaluate import (
     accuracy,
@@ -42,18 +42,18 @@ from preceptor.vqa.vision import remember_images
 class Classroom:
     """What all stages of a recipe share: data, tokens, answer classes."""
 
-    recipe: Recipe
+    recipe: VqaRecipe
     data: VqaData
 
     @cached_property
     def vocabulary(self) -> AnswerVocabulary:
         config = self.recipe.data
-        return AnswerVocabulary.build(self.data.part("train"), config.normaliser, config.minimum_answer_count)
+        return AnswerVocabulary.build(self.data.split("train"), config.normaliser, config.minimum_answer_count)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The teacher's tokens, for the student too: hidden layers can only be compared token by token."""
-        questions = [sample.question for sample in self.data.part("train")]
+        questions = [sample.question for sample in self.data.split("train")]
         runs = self.recipe.method.teaching.runs
         if runs:
             return VqaBundle.load(Path(runs[0])).tokenizer
@@ -86,8 +86,8 @@ class Classroom:
         return {"max_bytes": self.recipe.data.max_image_bytes, "max_pixels": self.recipe.data.max_image_pixels}
 
     @cached_property
-    def learnt_images(self) -> seen.Source:
-        return seen.learnt_images(self.data, self.hash_cache, **self.limits)
+    def training_images(self) -> seen.Source:
+        return seen.training_images(self.data, self.hash_cache, **self.limits)
 
     def refuse_known_tests(self) -> None:
         """Raise UserError where weights that this recipe starts from or is taught by know images of its test.
@@ -95,27 +95,27 @@ class Classroom:
         Where a run does not say what it was trained on, that is noted.
         """
         for key, run in earlier_runs(self.recipe).items():
-            sources = seen.read_seen(student_folder(run))
+            sources = seen.read_provenance(model_folder(run))
             if sources is None:
                 note = f"Not checked: {key} does not say which images it was trained on, so they may be test images."
                 self.data.notes.append(note)
                 continue
-            if ids := seen.known_tests(self.data, sources, self.hash_cache, **self.limits):
-                total = len({sample.image for sample in self.data.part("test")})
+            if ids := seen.contaminated_test_ids(self.data, sources, self.hash_cache, **self.limits):
+                total = len({sample.image for sample in self.data.split("test")})
                 listed = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
                 mine = self.data.root if self.data.name == "table" else self.data.name
-                mine = f"{mine}/{self.data.split}" if self.data.name == "vqa-med-2019" else mine
+                mine = f"{mine}/{self.data.variant}" if self.data.name == "vqa-med-2019" else mine
                 raise UserError(
                     f"{key}={run} was trained on {len(ids)} of the {total} test images of {self.data.name} "
-                    f"{self.data.split} (rows {listed}); train it again with data.exclude_images_of=[{mine}], or "
+                    f"{self.data.variant} (rows {listed}); train it again with data.exclude_images_of=[{mine}], or "
                     "on this very data set and split"
                 )
 
     def training_examples(self, seed: int, *, crossed: bool = False) -> VqaExamples:
         """Return the training rows; with `crossed`, the unlabelled ones and the recipe's cross questions after them."""
-        rows = self.data.part("train")
+        rows = self.data.split("train")
         if crossed:
-            every = rows + self.data.part("unlabelled")
+            every = rows + self.data.split("unlabelled")
             number = self.recipe.method.teaching.cross_questions
             rows = [row for row in every if row.question]
             rows += cross_questions(every, number, self.recipe.data.split_seed)
@@ -151,10 +151,10 @@ class Classroom:
         return json.loads(json.dumps(found))
 
 
-def stage_recipe(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> Recipe:
+def stage_recipe(recipe: VqaRecipe, stage: Stage, folder: Path, seed: int) -> VqaRecipe:
     """Return the recipe that runs this stage alone, into its own folder."""
     config = recipe.model_copy(deep=True)
-    config.stages, config.output, config.seed = [stage], str(folder), seed
+    config.stages, config.output, config.seed = (stage,), str(folder), seed
     config.teacher.members = 1
     teaching = config.method.teaching
     if stage == "distilled" and teaching.kind != "ema":
@@ -166,12 +166,12 @@ def stage_recipe(recipe: Recipe, stage: Stage, folder: Path, seed: int) -> Recip
     return config
 
 
-def cache_folder(recipe: Recipe) -> Path:
+def cache_folder(recipe: VqaRecipe) -> Path:
     """Return where the teacher's cache of a recipe lies."""
     return Path(recipe.method.teaching.cache or recipe.output_folder / "teacher-cache")
 
 
-def teacher_folders(recipe: Recipe) -> list[Path]:
+def teacher_folders(recipe: VqaRecipe) -> list[Path]:
     """Return the folders of the runs that teach."""
     if recipe.method.teaching.runs:
         return [Path(run) for run in recipe.method.teaching.runs]
@@ -179,12 +179,12 @@ def teacher_folders(recipe: Recipe) -> list[Path]:
     return [recipe.output_folder / name for name in names]
 
 
-def earlier_runs(recipe: Recipe) -> dict[str, Path]:
+def earlier_runs(recipe: VqaRecipe) -> dict[str, Path]:
     """Return the runs of before whose weights this recipe starts from or is taught by, by the key that names them."""
     stages, found = set(recipe.stages), {}
     if "teacher" in stages and recipe.teacher.model.init:
         found["teacher.model.init"] = Path(recipe.teacher.model.init)
-    if stages & {"alone", "distilled"} and recipe.student.model.init:
+    if stages & {"baseline", "distilled"} and recipe.student.model.init:
         found["student.model.init"] = Path(recipe.student.model.init)
     if "distilled" in stages:
         runs = recipe.method.teaching.runs
@@ -238,7 +238,7 @@ def train_stage(
     if recipe.data.augment.repeats:
         remember_images(bundle.model)
     held_out = VqaExamples(
-        data.part("validation"), bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, recipe.data
+        data.split("validation"), bundle.tokenizer, bundle.vocabulary, bundle.preprocessing, recipe.data
     )
 
     def validate(task: Task) -> dict[str, float]:
@@ -248,23 +248,23 @@ def train_stage(
     if teacher is not None and not ema:
         earlier += [str(run) for run in teacher_folders(recipe)]
     with state.main_process_first():
-        known = [seen.read_seen(student_folder(Path(run))) or [] for run in earlier]
-        sources = seen.merge([room.learnt_images, *(source for run in known for source in run)])
+        known = [seen.read_provenance(model_folder(Path(run))) or [] for run in earlier]
+        sources = seen.merge([room.training_images, *(source for run in known for source in run)])
 
     def export(task: Task, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         bundle.save(target)
-        seen.write_seen(target, sources)
+        seen.write_provenance(target, sources)
 
     def start() -> None:
         write_text(folder / "recipe.yaml", dump_recipe(stage_recipe(recipe, name, folder, seed)))
 
     taught_by = None if teacher is None or ema else teacher.fingerprint  # a moving average changes as it goes
-    job = Job(
+    job = FitArguments(
         folder=folder,
         loader=lambda batches: train.loader(batches, recipe.data.workers),
         samples=len(train),
-        epoch_samples=len(data.part("train")),
+        epoch_samples=len(data.split("train")),
         validate=validate,
         export=export,
         identity=room.identity(config, seed, method, taught_by),
@@ -276,11 +276,11 @@ def train_stage(
         start=start,
     )
     progress = fit(task, job, config.train)
-    weights = sha256(folder / "student" / "model.safetensors")
+    weights = sha256(folder / "model" / "model.safetensors")
     finished = read_results(folder)
     if finished and (finished.get("weights_sha256"), finished["data"]["sha256"]) == (weights, data.fingerprint()):
         return finished
-    best = VqaBundle.load(folder / "student")
+    best = VqaBundle.load(folder / "model")
     best.model.to(state.device)
     results, rows = evaluate_bundle(best, data, recipe.data)
     results = {"stage": title or name, **results}
@@ -295,17 +295,21 @@ def train_stage(
         "machine": machine(),
         "data": {
             "name": data.name,
-            "split": data.split,
+            "variant": data.variant,
             "sha256": data.fingerprint(),
             "test_sha256": data.fingerprint("test"),
-            **{part: len(data.part(part)) for part in ("train", "validation", "test")},
-            **({"unlabelled": len(data.part("unlabelled"))} if teacher is not None and data.part("unlabelled") else {}),
+            **{split: len(data.split(split)) for split in ("train", "validation", "test")},
+            **(
+                {"unlabelled": len(data.split("unlabelled"))}
+                if teacher is not None and data.split("unlabelled")
+                else {}
+            ),
         },
         "training": progress.summary(config.train.batch_size),
     }
     if state.is_main_process:
         write_predictions(folder, rows)
-        write_text(folder / "student" / "README.md", model_card(results, recipe))
+        write_text(folder / "model" / "README.md", model_card(results, recipe))
         write_text(folder / "results.json", json.dumps(results, indent=1))
     state.wait_for_everyone()
     return results

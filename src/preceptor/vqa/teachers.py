@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preceptor.config import MhkdConfig
 from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.task import Batch, TeacherSource
 from preceptor.teachers.cache import CachedTeacher, CacheIdentity, write_cache
 from preceptor.teachers.online import EmaTeacher, EnsembleTeacher, OnlineTeacher
 from preceptor.vqa.bundle import VqaBundle
-from preceptor.vqa.mhkd import Lesson, teacher_forward, token_axes
+from preceptor.vqa.config import MhkdConfig
+from preceptor.vqa.mhkd import LayerMap, teacher_forward, token_axes
 from preceptor.vqa.model import VqaTransformer
 from preceptor.vqa.vision import remember_images
 
@@ -27,7 +27,9 @@ def ema_teacher(student: VqaTransformer, method: MhkdConfig) -> EmaTeacher:
     """Return a moving average of the student, to learn from itself (mean teacher)."""
     layers = student.config.layers
     return EmaTeacher(
-        copy.deepcopy(student), teacher_forward(Lesson(method, layers, layers).teacher_paths), method.teaching.ema_decay
+        copy.deepcopy(student),
+        teacher_forward(LayerMap(method, layers, layers).teacher_paths),
+        method.teaching.ema_decay,
     )
 
 
@@ -43,7 +45,7 @@ def online_teacher(
     for folder in folders:
         bundle = VqaBundle.load(folder)
         config = config or bundle.model.config
-        paths = Lesson(method, student_layers, bundle.model.config.layers).teacher_paths
+        paths = LayerMap(method, student_layers, bundle.model.config.layers).teacher_paths
         # Only the first member of an ensemble shows its layers: averaged features would be nobody's.
         members.append(OnlineTeacher(bundle.model, teacher_forward(paths if not members else [])))
         if repeats:
@@ -56,20 +58,20 @@ def cache_identity(room: Classroom, source: TeacherSource, fields: list[str]) ->
     tokens = hashlib.sha256(room.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     data, crossed = room.recipe.data, room.recipe.method.teaching.cross_questions
     rows = f"{room.data.name} {room.data.fingerprint('train')}"
-    if room.data.part("unlabelled"):
+    if room.data.split("unlabelled"):
         rows += f" and unlabelled {room.data.fingerprint('unlabelled')}"
     return CacheIdentity(
         teacher=source.fingerprint,
         vocabulary=room.vocabulary.fingerprint(),
         data=rows + f" and {crossed} cross questions" * bool(crossed),
-        split=room.data.split,
+        variant=room.data.variant,
         preprocessing={**room.preprocessing.as_dict(), "tokenizer": tokens, "fields": sorted(fields)},
         augmentation=data.augment.model_dump(mode="json") if data.augment.enabled else {"enabled": False},
     )
 
 
 def every_view(room: Classroom) -> tuple[int, Iterator[Batch]]:
-    """Return (rows, batches) of the training part in every augmentation view."""
+    """Return (rows, batches) of the training split in every augmentation view."""
     examples = room.training_examples(room.recipe.seed, crossed=True)
     views = max(1, room.recipe.data.augment.views if examples.augment is not None else 1)
     items = [(index, view) for view in range(views) for index in range(len(examples))]

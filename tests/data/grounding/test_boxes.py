@@ -13,8 +13,6 @@ from preceptor.data.grounding.boxes import (
     find_references,
     from_pixels,
     iou,
-    mend,
-    problems,
     restyle,
     to_pixels,
     write_box,
@@ -60,9 +58,9 @@ def test_pixels():
 
 @given(anywhere)
 def test_a_mended_box_has_no_fault(box):
-    found = mend(box)
-    assert found is None or problems(found) == []
-    assert (problems(box) == []) == (found == box)
+    found = repair_box(box)
+    assert found is None or validate_box(found) == []
+    assert (validate_box(box) == []) == (found == box)
 
 
 def cells(box) -> set:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.data.grounding.boxes import find_boxes, problems
+from preceptor.data.grounding.boxes import find_boxes, validate_box
 from preceptor.data.grounding.med_grit import modality_of, read_med_grit, task_of
 from preceptor.data.grounding.sharegpt import read_sharegpt
 from preceptor.data.grounding.slake import CHINESE, read_slake_grounding
@@ -37,7 +37,7 @@ def test_tasks_and_modalities(tmp_path):
     assert [d.task for d in data.dialogues] == ["vg", "roc", "rc", "mia"]
     assert [d.modality for d in data.dialogues] == ["ct", "mr", "x", "pet"]
     assert data.dialogues[3].turns == (("Is it normal?", "Yes"), ("Why?", "Nothing is bright."))
-    assert data.part("train") == data.dialogues
+    assert data.split("train") == data.dialogues
     assert data.faults == {}
     assert modality_of("sub/Fundus_a_b") == "fundus"
     assert task_of([("hello", "there")]) == "mia"
@@ -95,11 +95,11 @@ def test_slake_in_four_tasks(language):
     assert len({d.id for d in data.dialogues}) == len(data.dialogues)
     parts_of_image: dict[str, set] = {}
     for d in data.dialogues:
-        parts_of_image.setdefault(d.group, set()).add(d.part)
+        parts_of_image.setdefault(d.group, set()).add(d.split)
         texts = " ".join(text for turn in d.turns for text in turn)
         boxes = find_boxes(texts, bare=False)
         assert bool(boxes) == (d.task != "mia")
-        assert all(found.box is not None and problems(found.box) == [] for found in boxes)
+        assert all(found.box is not None and validate_box(found.box) == [] for found in boxes)
         assert d.modality in ("ct", "mr", "x")
     assert all(len(parts) == 1 for parts in parts_of_image.values())
     assert data.fingerprint() == read_slake_grounding(root, language=language).fingerprint()
@@ -149,9 +149,9 @@ def test_sharegpt_divides_by_image(tmp_path, name):
     data = read_sharegpt(write_turns(tmp_path, records, name))
     assert data.dialogues[0].turns == (("Where is it, 0?", "<|box_start|>(1,2),(3,4)<|box_end|>"),)
     assert {(d.task, d.modality) for d in data.dialogues} == {("vg", "ct")}
-    parts = {d.group: {e.part for e in data.dialogues if e.group == d.group} for d in data.dialogues}
+    parts = {d.group: {e.split for e in data.dialogues if e.group == d.group} for d in data.dialogues}
     assert all(len(found) == 1 for found in parts.values())
-    assert [len(data.part(part)) for part in ("train", "validation", "test")] == [48, 6, 6]
+    assert [len(data.split(part)) for part in ("train", "validation", "test")] == [48, 6, 6]
 
 
 def test_messages_systems_and_given_splits(tmp_path):
@@ -169,7 +169,7 @@ def test_messages_systems_and_given_splits(tmp_path):
     }
     (dialogue,) = read_sharegpt(write_turns(tmp_path, [record])).dialogues
     assert dialogue.turns == (("You are a radiologist.\nNormal?", "Yes"), ("Sure?", "Yes."))
-    assert (dialogue.part, dialogue.modality, dialogue.images) == ("validation", "mr", ())
+    assert (dialogue.split, dialogue.modality, dialogue.images) == ("validation", "mr", ())
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_brats_2021(tmp_path):
     data = read_volumes(tmp_path)
     assert data.modalities == FOUR
     assert data.regions == brats_regions(4)
-    assert [len(data.part(p)) for p in ("train", "validation", "test")] == [7, 1, 2]
+    assert [len(data.split(p)) for p in ("train", "validation", "test")] == [7, 1, 2]
     case = next(case for case in data.cases if case.id == "BraTS2021_00003")
     assert {name: file.path.name for name, file in case.images.items()} == {
         name: f"BraTS2021_00003_{name}.nii.gz" for name in FOUR
@@ -59,7 +59,7 @@ def test_brats_2023_two_scans_of_a_patient_stay_together(tmp_path):
     for patient in range(6):
         held = [case for case in data.cases if case.group == f"BraTS-GLI-{patient:05d}"]
         assert len(held) == 2
-        assert len({case.part for case in held}) == 1
+        assert len({case.split for case in held}) == 1
     assert data.cases[0].images["t1ce"].path.name == "BraTS-GLI-00000-000-t1c.nii.gz"
 
 
@@ -204,7 +204,7 @@ def test_nothing_to_read(tmp_path):
 def test_one_case_to_predict_on(tmp_path):
     folder = write_case(tmp_path / "new", "BraTS-GLI-00007-001", 0, BRATS_2023)
     case = find_case(folder, ("t1ce", "flair", "pet"))
-    assert (case.id, case.group, case.part) == ("BraTS-GLI-00007-001", "BraTS-GLI-00007", "test")
+    assert (case.id, case.group, case.split) == ("BraTS-GLI-00007-001", "BraTS-GLI-00007", "test")
     assert list(case.images) == ["t1ce", "flair"]
     assert case.mask is not None
     files = [folder / f"BraTS-GLI-00007-001{ending}.nii.gz" for ending in ("-t1n", "-t2w")]

@@ -58,7 +58,7 @@ def test_everything_is_found_at_once(data, tmp_path):
 
 
 def test_what_concerns_several_cases(data):
-    cases = [replace(case, group="p", part="train" if i else "test") for i, case in enumerate(data.cases)]
+    cases = [replace(case, group="p", split="train" if i else "test") for i, case in enumerate(data.cases)]
     cases[1] = replace(cases[1], images={"t1": cases[1].images["t1"]})
     cases[2] = replace(cases[2], images={**cases[2].images, "t1": cases[0].images["t1"]})
     cases[3] = replace(cases[3], mask=None)
@@ -78,7 +78,7 @@ def test_what_concerns_several_cases(data):
 
 def test_a_modality_that_training_never_sees(data):
     cases = [
-        replace(case, images={n: f for n, f in case.images.items() if n != "t2"}) if case.part == "train" else case
+        replace(case, images={n: f for n, f in case.images.items() if n != "t2"}) if case.split == "train" else case
         for case in data.cases
     ]
     found = check_cases(replace(data, cases=cases))

@@ -29,13 +29,13 @@ def test_no_patient_is_divided_and_none_is_lost(held, seed):
     assert [case.id for case in made] == [case.id for case in cases(held)]
     assert made == cut_parts(cases(held), 0.2, 0.3, seed)
     if len(set(held)) >= 3:
-        assert {case.part for case in made} == {"train", "validation", "test"}
+        assert {case.split for case in made} == {"train", "validation", "test"}
 
 
 def test_shares_are_those_of_all_cases():
     made = cut_parts(cases(range(200)), 0.1, 0.2, 0)
-    assert Counter(case.part for case in made) == {"train": 140, "validation": 20, "test": 40}
-    assert {case.part for case in cut_parts(cases(range(20)), 0, 0, 0)} == {"train"}
+    assert Counter(case.split for case in made) == {"train": 140, "validation": 20, "test": 40}
+    assert {case.split for case in cut_parts(cases(range(20)), 0, 0, 0)} == {"train"}
 
 
 @given(groups.filter(lambda held: len(set(held)) >= 3), st.integers(0, 5), st.integers(2, 3))
@@ -44,13 +44,13 @@ def test_folds_test_every_case_once(held, seed, folds):
     for fold in range(folds):
         made = cut_fold(cases(held), fold, folds, 0.1, seed)
         require_whole_patients(made, "here")
-        tested.update(case.id for case in made if case.part == "test")
+        tested.update(case.id for case in made if case.split == "test")
     assert tested == {case.id: 1 for case in cases(held)}
 
 
 def test_three_folds_of_285_as_the_published_protocol_has_them():
     made = cut_fold(cases(range(285)), 1, 5, 29 / 285, 0)
-    assert Counter(case.part for case in made) == {"train": 199, "validation": 29, "test": 57}
+    assert Counter(case.split for case in made) == {"train": 199, "validation": 29, "test": 57}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_all_forms_of_split_files_say_the_same(tmp_path):
     for file in split_files(tmp_path):
         notes: list[str] = []
         made = apply_split(cases(range(5)), file, notes)
-        assert [(case.id, case.part) for case in made] == [
+        assert [(case.id, case.split) for case in made] == [
             ("c000", "train"),
             ("c001", "train"),
             ("c002", "validation"),
@@ -140,10 +140,10 @@ def test_a_patient_in_two_parts_is_an_error_and_validation_is_cut_where_there_is
         read_volumes(tmp_path / "data", split_file=file)
     file.write_text(json.dumps({"train": names[:8], "test": names[8:]}))
     data = read_volumes(tmp_path / "data", split_file=file, validation_fraction=0.25)
-    assert Counter(case.part for case in data.cases) == {"train": 6, "validation": 2, "test": 2}
-    assert data.split == "s"
+    assert Counter(case.split for case in data.cases) == {"train": 6, "validation": 2, "test": 2}
+    assert data.variant == "s"
     with pytest.raises(UserError, match="exclude each other"):
         read_volumes(tmp_path / "data", split_file=file, fold=0)
     folded = read_volumes(tmp_path / "data", fold=2, folds=5, validation_fraction=0)
     assert folded.split == "fold-2-of-5"
-    assert len(folded.part("test")) == 2
+    assert len(folded.split("test")) == 2

@@ -48,13 +48,13 @@ def test_missing_modalities_groups_and_parts(root):
         "p3,z,test,images/3a.nii.gz,,images/3m.nii.gz",
     )
     data = read_volumes(root)
-    assert [(case.group, case.part, tuple(case.images)) for case in data.cases] == [
+    assert [(case.group, case.split, tuple(case.images)) for case in data.cases] == [
         ("x", "train", ("t1",)),
         ("x", "train", ("t1", "ct")),
         ("y", "validation", ("ct",)),
         ("z", "test", ("t1",)),
     ]
-    assert data.split == "given"
+    assert data.variant == "given"
 
 
 @pytest.mark.parametrize(

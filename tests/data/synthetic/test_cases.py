@@ -37,7 +37,7 @@ def test_it_is_read_as_brats(folder):
     data = read_volumes(folder, split_file=folder / SPLIT)
     assert data.modalities == ("flair", "t1", "t1ce", "t2")
     assert data.regions == REGIONS
-    assert [len(data.part(part)) for part in ("train", "validation", "test")] == [3, 1, 2]
+    assert [len(data.split(part)) for part in ("train", "validation", "test")] == [3, 1, 2]
     assert check_cases(data) == []
     loaded = load_case(data.cases[0], data)
     case = make_tumour_case(3, 0, size=32)

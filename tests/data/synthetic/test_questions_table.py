@@ -120,7 +120,7 @@ def test_it_says_that_it_is_synthetic(folder: Path):
 
 def test_cases_are_never_divided_and_the_table_reads(folder: Path):
     data = read_table(folder / "questions.jsonl", name="phantom")
-    parts = {part: {sample.group for sample in data.part(part)} for part in ("train", "validation", "test")}
+    parts = {part: {sample.group for sample in data.split(part)} for part in ("train", "validation", "test")}
     assert sum(len(groups) for groups in parts.values()) == len(set.union(*parts.values())) == 12
     assert [len(parts[part]) for part in ("validation", "test")] == [2, 2]
     assert not data.leaking

@@ -13,7 +13,7 @@ from preceptor.data.vqa.answers import UNSEEN, AnswerVocabulary
 from preceptor.errors import UserError
 
 
-def sample(*answers, part="train", answer_type="open"):
+def sample(*answers, split="train", answer_type="open"):
     return Sample("id", Path("x.jpg"), "q", answers, answer_type, "x", part)
 
 
@@ -43,7 +43,7 @@ def test_a_sample_counts_for_its_first_answer():
 
 def test_ceiling():
     vocabulary = AnswerVocabulary.build(TRAIN)
-    test = [sample("Yes", part="test"), sample("spleen", part="test"), sample("spleen", "liver", part="test")]
+    test = [sample("Yes", split="test"), sample("spleen", split="test"), sample("spleen", "liver", split="test")]
     assert vocabulary.ceiling(test) == pytest.approx(2 / 3)
     assert math.isnan(vocabulary.ceiling([]))
 
@@ -78,10 +78,10 @@ def test_saved_and_read_again():
     assert again.encode(["liver"]) == 1
 
 
-@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize("split", ["validation", "test"])
 def test_other_parts_are_refused(part):
     with pytest.raises(UserError, match=f"'id' is of the {part} part"):
-        AnswerVocabulary.build([*TRAIN, sample("yes", part=part)])
+        AnswerVocabulary.build([*TRAIN, sample("yes", split=part)])
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_classes_of_vqa_rad_as_published(frames, classes, ceilings):
     for row in rows:
         one = sample(str(row["answer"]), answer_type=row["answer_type"].strip().lower())
         held_out = row["phrase_type"].startswith("test")
-        (test if held_out else train).append(replace(one, part="test") if held_out else one)
+        (test if held_out else train).append(replace(one, split="test") if held_out else one)
         if row["question_frame"] != "NULL" and (frames == "all" or not held_out):
             train.append(one)
     vocabulary = AnswerVocabulary.build(train)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from preceptor.data.types import Part, Sample, VqaData
+from preceptor.data.types import Sample, VqaData
 from preceptor.data.vqa import check
 from preceptor.data.vqa.check import check_data, check_images
 
 
-def sample(id: str, image: Path, answer: str = "yes", part: Part = "train") -> Sample:
+def sample(id: str, image: Path, answer: str = "yes", part: Split = "train") -> Sample:
     return Sample(id, image, "Q?", (answer,), "closed", id, part)
 
 
@@ -81,5 +81,5 @@ def test_rows_amiss(tmp_path):
 
 
 def test_data_without_a_training_part_is_no_finding(tmp_path):
-    rows = [sample("a", tmp_path / "a", part="test")]
+    rows = [sample("a", tmp_path / "a", split="test")]
     assert check_data(VqaData("x", "given", tmp_path, rows)) == []

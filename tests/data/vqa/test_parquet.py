@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from preceptor.config import DataConfig
 from preceptor.data.vqa import parquet as reader
 from preceptor.data.vqa.vqa_rad import TABLE, read_vqa_rad
 from preceptor.errors import UserError
+from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import read_data
 
 
@@ -51,7 +51,7 @@ def hub(root: Path) -> Path:
 def test_images_are_written_once_and_the_same_image_is_one_group(tmp_path):
     root = hub(tmp_path / "hub")
     data = read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path / "scratch")
-    assert (data.name, data.split, len(data.samples)) == ("path-vqa", "official", 10)
+    assert (data.name, data.variant, len(data.samples)) == ("path-vqa", "official", 10)
     by_id = {sample.id: sample for sample in data.samples}
     assert by_id["train-6"].image == by_id["train-0"].image
     assert by_id["train-6"].answers == ("Yes",)
@@ -62,7 +62,7 @@ def test_images_are_written_once_and_the_same_image_is_one_group(tmp_path):
     # The test part's second image is a training image: the reader finds it and says so.
     assert data.leaking
     assert any("1 of 8 images" in note for note in data.notes)
-    assert data.part("validation")
+    assert data.split("validation")
     before = {path: path.stat().st_mtime_ns for path in (root / "extracted-images").iterdir()}
     assert data.fingerprint() == read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path).fingerprint()
     assert before == {path: path.stat().st_mtime_ns for path in (root / "extracted-images").iterdir()}
@@ -163,13 +163,13 @@ def test_answers_that_are_numbers_stay(tmp_path):
     root = hub(tmp_path)
     table = [{"image": {"bytes": png(5), "path": None}, "question": "how many?", "answer": 0}]
     parquet.write_table(pa.Table.from_pylist(table), root / "data" / "test-00000-of-00001-ef.parquet")
-    assert read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path).part("test")[0].answers == ("0",)
+    assert read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path).split("test")[0].answers == ("0",)
 
 
 def test_vqa_rad_from_the_hub(tmp_path):
     root = hub(tmp_path)
     data = read_data(DataConfig(name="vqa-rad", split="hub", root=str(root)), tmp_path)
-    assert (data.name, data.split, data.leaking) == ("vqa-rad", "hub", False)
+    assert (data.name, data.variant, data.leaking) == ("vqa-rad", "hub", False)
     notes = " ".join(data.notes)
     assert "no question frames" in notes
     assert "1 of the 2 test images are also training images" in notes
@@ -199,21 +199,21 @@ def test_the_release_written_as_the_hub_has_it(tmp_path):
     release = Path(os.environ["PRECEPTOR_DATA"]) / "vqa_rad"
     texts = {str(row["qid"]): row for row in json.loads((release / TABLE).read_text("utf-8-sig"))}
     rows: dict[str, list[tuple[bytes, str, str]]] = {"train": [], "test": []}
-    for sample in sorted(read_vqa_rad(release, split="no_frames").samples, key=lambda s: s.part != "test"):
+    for sample in sorted(read_vqa_rad(release, split="no_frames").samples, key=lambda s: s.split != "test"):
         row = (sample.image.read_bytes(), str(texts[sample.id]["question"]), str(texts[sample.id]["answer"]))
-        if sample.part == "test" or row not in rows["train"] + rows["test"]:
-            rows["test" if sample.part == "test" else "train"].append(row)
+        if sample.split == "test" or row not in rows["train"] + rows["test"]:
+            rows["test" if sample.split == "test" else "train"].append(row)
     for key, table in rows.items():
         write_table(tmp_path / "data" / f"{key}-00000-of-00001.parquet", table)
     data = read_data(DataConfig(name="vqa-rad", root=str(tmp_path)), tmp_path)
-    assert len(data.part("train")) + len(data.part("validation")) == 1_793
-    assert len(data.part("test")) == 451
+    assert len(data.split("train")) + len(data.split("validation")) == 1_793
+    assert len(data.split("test")) == 451
     assert len(list((tmp_path / "extracted-images").glob("*.jpg"))) == 314
     notes = " ".join(data.notes)
     assert "202 of the 203 test images are also training images" in notes
     assert "Rows:" not in notes
     assert "repeat image" not in notes
-    assert not {s.group for s in data.part("train")} & {s.group for s in data.part("validation")}
+    assert not {s.group for s in data.split("train")} & {s.group for s in data.split("validation")}
     assert all("\t" not in s.question for s in data.samples)
 
 
@@ -221,8 +221,8 @@ def test_an_official_validation_part_is_kept(tmp_path):
     root = hub(tmp_path)
     write_table(root / "data" / "validation-00000-of-00001.parquet", [(png(77), "how?", "well")])
     data = read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path)
-    assert [sample.id for sample in data.part("validation")] == ["validation-0"]
-    assert len(data.part("train")) == 8
+    assert [sample.id for sample in data.split("validation")] == ["validation-0"]
+    assert len(data.split("train")) == 8
 
 
 def test_faults_are_named(tmp_path):

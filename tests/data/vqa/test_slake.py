@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from preceptor.config import DataConfig
 from preceptor.data.vqa.slake import read_slake
 from preceptor.errors import UserError
+from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import read_data
 
 
@@ -48,15 +48,15 @@ TEST = [row(7, 7, answer_type="CLOSED ", answer="Yes"), row(8, 3), row(9, 2, "zh
 
 
 def counts(data) -> tuple[int, ...]:
-    return tuple(len(data.part(part)) for part in ("train", "validation", "test"))
+    return tuple(len(data.split(part)) for part in ("train", "validation", "test"))
 
 
 def test_a_language_is_read_alone_and_its_rows_keep_what_protocols_need(tmp_path):
     data = read_slake(release(tmp_path, TRAIN, VALIDATE, TEST))
     assert counts(data) == (2, 1, 2)
-    sample = data.part("test")[0]
+    sample = data.split("test")[0]
     assert (sample.answer_type, sample.question_type, sample.tags["language"]) == ("closed", "Organ", "en")
-    assert (data.split, data.leaking) == ("en", False)
+    assert (data.variant, data.leaking) == ("en", False)
     assert "1 training or validation row(s) without an answer" in data.notes[0]
     assert data.notes[1].startswith("1 of the 2 test images are training images in Chinese")
     chinese = read_slake(tmp_path, language="zh")
@@ -68,7 +68,7 @@ def test_a_language_is_read_alone_and_its_rows_keep_what_protocols_need(tmp_path
 def test_both_languages_leave_out_what_the_other_holds_out(tmp_path):
     data = read_slake(release(tmp_path, TRAIN, VALIDATE, TEST), language="both")
     # qid 0 (image 1 validates in Chinese), 1 (image 2 is tested in Chinese), 2 (image 3 is tested in English) go.
-    assert [s.id for s in data.part("train")] == ["3"]
+    assert [s.id for s in data.split("train")] == ["3"]
     assert counts(data) == (1, 2, 3)
     assert not data.leaking
     assert "2 of the test images" in " ".join(data.notes)
@@ -139,13 +139,13 @@ def test_broken_files_are_named(tmp_path):
 def test_the_real_files(tmp_path):
     english = read_data(DataConfig(name="slake"), tmp_path)
     assert counts(english) == (4_918, 1_053, 1_061)  # one of 4,919 training rows has no answer
-    assert [s.answer_type for s in english.part("test")].count("closed") == 416
+    assert [s.answer_type for s in english.split("test")].count("closed") == 416
     chinese = read_data(DataConfig(name="slake", language="zh"), tmp_path)
     assert counts(chinese) == (4_916, 1_046, 1_033)
     for data in (english, chinese):
-        assert [len({s.group for s in data.part(p)}) for p in ("train", "validation", "test")] == [450, 96, 96]
+        assert [len({s.group for s in data.split(p)}) for p in ("train", "validation", "test")] == [450, 96, 96]
         assert not data.leaking
-    shared = {s.group for s in english.part("test")} & {s.group for s in chinese.part("train")}
+    shared = {s.group for s in english.split("test")} & {s.group for s in chinese.split("train")}
     assert len(shared) == 72
     assert any(note.startswith("72 of the 96 test images are training images in Chinese") for note in english.notes)
     assert any(note.startswith("70 of the 96 test images are training images in English") for note in chinese.notes)
@@ -158,8 +158,8 @@ def test_the_real_files(tmp_path):
     assert published.leaking
     assert counts(published) == (4_918 + 4_916, 1_053 + 1_046, 1_061 + 1_033)
     # Whatever is shared between the languages: 72 images one way, 70 the other.
-    trained = {s.group for s in published.part("train")}
-    assert len({s.group for s in published.part("test")} & trained) == 142
+    trained = {s.group for s in published.split("train")}
+    assert len({s.group for s in published.split("test")} & trained) == 142
     for part, stricter in (("train", ("validation", "test")), ("validation", ("test",))):
-        held = {s.group for other in stricter for s in both.part(other)}
-        assert not held & {s.group for s in both.part(part)}
+        held = {s.group for other in stricter for s in both.split(other)}
+        assert not held & {s.group for s in both.split(part)}

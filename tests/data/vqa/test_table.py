@@ -56,9 +56,9 @@ FULL = [
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
 def test_full_table(folder, name):
     data = read_table(write_rows(folder, FULL, name))
-    assert (data.name, data.split, data.root, data.leaking, data.notes) == ("t", "given", folder, False, [])
+    assert (data.name, data.variant, data.root, data.leaking, data.notes) == ("t", "given", folder, False, [])
     assert [s.id for s in data.samples] == ["q0", "q1", "q2"]
-    assert [s.part for s in data.samples] == ["train", "validation", "test"]
+    assert [s.split for s in data.samples] == ["train", "validation", "test"]
     assert [s.answer_type for s in data.samples] == ["open", "closed", "open"]
     last = data.samples[2]
     assert last.image == folder / "sub" / "c.png"
@@ -137,34 +137,34 @@ def many(folder: Path, groups: int, **cells) -> Path:
 
 def test_parts_by_hash(folder):
     data = read_table(many(folder, 2000))
-    part_of = {s.group: s.part for s in data.samples}
-    assert all(s.part == part_of[s.group] for s in data.samples)
+    part_of = {s.group: s.split for s in data.samples}
+    assert all(s.split == part_of[s.group] for s in data.samples)
     counts = Counter(part_of.values())
     # Five standard deviations of a binomial of 2,000.
     assert abs(counts["train"] - 1400) < 5 * (2000 * 0.7 * 0.3) ** 0.5
     assert abs(counts["test"] - 300) < 5 * (2000 * 0.15 * 0.85) ** 0.5
     fewer = read_table(many(folder, 1000))
-    assert {s.group: s.part for s in fewer.samples}.items() <= part_of.items()
-    assert data.split == "by-group-hash"
+    assert {s.group: s.split for s in fewer.samples}.items() <= part_of.items()
+    assert data.variant == "by-group-hash"
 
 
 def test_too_few_groups_for_a_test_part_is_said(folder):
     # `printf g1 | sha256sum` begins with 7114, a share of 0.44: training. g0's with f21b, a share of 0.95: test.
-    assert {s.group: s.part for s in read_table(many(folder, 2)).samples} == {"g0": "test", "g1": "train"}
+    assert {s.group: s.split for s in read_table(many(folder, 2)).samples} == {"g0": "test", "g1": "train"}
     row = {"image": "a.png", "question": "Q?", "answer": "yes", "group": "g1"}
     data = read_table(write_rows(folder, [row], "t.jsonl"))
-    assert not data.part("test")
+    assert not data.split("test")
     assert any("too few groups" in note for note in data.notes)
 
 
 def test_validation_is_cut_by_group_where_the_table_has_none(folder):
     path = many(folder, 50, split="train")
     data = read_table(path)
-    validation = data.part("validation")
+    validation = data.split("validation")
     assert len(validation) == 10
-    assert not {s.group for s in validation} & {s.group for s in data.part("train")}
-    assert len(read_table(path, validation_fraction=0.3).part("validation")) == 30
-    assert {s.id for s in read_table(path, seed=1).part("validation")} != {s.id for s in validation}
+    assert not {s.group for s in validation} & {s.group for s in data.split("train")}
+    assert len(read_table(path, validation_fraction=0.3).split("validation")) == 30
+    assert {s.id for s in read_table(path, seed=1).split("validation")} != {s.id for s in validation}
 
 
 def test_leaks_are_counted_without_names(folder):

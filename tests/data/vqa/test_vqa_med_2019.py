@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from preceptor.config import DataConfig
 from preceptor.data.vqa.vqa_med_2019 import category_of, read_vqa_med_2019
 from preceptor.errors import UserError
+from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import read_data
 from preceptor.vqa.protocols import protocols_for
 
@@ -43,10 +43,10 @@ def with_test_file(root: Path, lines: list[str]) -> Path:
 
 def test_val_scores_the_official_validation_part_and_cuts_validation_by_image(tmp_path):
     data = read_vqa_med_2019(release(tmp_path), validation_fraction=0.2)
-    assert len(data.part("test")) == 24
-    assert {s.group for s in data.part("train")}.isdisjoint(s.group for s in data.part("validation"))
-    assert len(data.part("validation")) == 4
-    sample = data.part("test")[0]
+    assert len(data.split("test")) == 24
+    assert {s.group for s in data.split("train")}.isdisjoint(s.group for s in data.split("validation"))
+    assert len(data.split("validation")) == 4
+    sample = data.split("test")[0]
     assert (sample.id, sample.answers, sample.answer_type, sample.question_type) == (
         "synpicval0-modality",
         ("no",),
@@ -62,9 +62,9 @@ def test_the_official_folder_names_and_the_test_file_with_alternatives(tmp_path)
     )
     with_test_file(root, ["synpict|Abnormality|what is wrong?|a # b#c|d", "synpict|plane|which plane?|axial"])
     data = read_vqa_med_2019(root, split="test")
-    first = data.part("test")[0]
+    first = data.split("test")[0]
     assert (first.answers, first.question_type) == (("a", "b", "c|d"), "abnormality")
-    assert {part: len(data.part(part)) for part in ("train", "validation", "test")} == {
+    assert {part: len(data.split(part)) for part in ("train", "validation", "test")} == {
         "train": 24,
         "validation": 24,
         "test": 2,
@@ -88,7 +88,7 @@ def test_an_image_under_two_names_is_cut_as_one_and_found_across_parts(tmp_path)
 def test_what_a_mac_leaves_in_an_archive_is_passed_over(tmp_path):
     root = with_test_file(release(tmp_path), ["synpict|plane|which plane?|axial"])
     (root / "VQAMed2019Test" / "._VQAMed2019_Test_Questions_w_Ref_Answers.txt").write_bytes(b"\x00\x05\x16\x07")
-    assert len(read_vqa_med_2019(root, split="test").part("test")) == 1
+    assert len(read_vqa_med_2019(root, split="test").split("test")) == 1
 
 
 # Questions and answers of the challenge's overview paper and of the test set's description.
@@ -115,7 +115,7 @@ def test_published_examples_of_test_lines(tmp_path):
     ]
     rows = {
         s.question_type: s
-        for s in read_vqa_med_2019(with_test_file(release(tmp_path), lines), split="test").part("test")
+        for s in read_vqa_med_2019(with_test_file(release(tmp_path), lines), split="test").split("test")
     }
     assert rows["abnormality"].answers == ("anaplastic oligodendroglioma", "multi-cystic complex mass")
     assert rows["modality"].question == "is this a t1 weighted image?"
@@ -166,9 +166,9 @@ def test_other_bytes_and_missing_files_are_named(tmp_path):
 @pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 def test_the_real_files(tmp_path):
     data = read_data(DataConfig(name="vqa-med-2019"), tmp_path)
-    assert len(data.part("train")) + len(data.part("validation")) == 12_792
-    assert len(data.part("test")) == 2_000
-    held_in = [sample for sample in data.samples if sample.part != "test"]
+    assert len(data.split("train")) + len(data.split("validation")) == 12_792
+    assert len(data.split("test")) == 2_000
+    held_in = [sample for sample in data.samples if sample.split != "test"]
     kinds = Counter(sample.question_type for sample in held_in)
     assert kinds == {"modality": 3200, "plane": 3200, "organ": 3200, "abnormality": 3192}
     assert {len(sample.answers) for sample in data.samples} == {1}
@@ -178,17 +178,17 @@ def test_the_real_files(tmp_path):
         asked.setdefault(sample.group, []).append(sample.question_type)
     whole = ["abnormality", "modality", "organ", "plane"]
     assert Counter(tuple(sorted(kinds)) for kinds in asked.values()) == {tuple(whole): 3692, tuple(whole[1:]): 8}
-    assert {s.group for s in data.part("test")}.isdisjoint(s.group for s in held_in)
+    assert {s.group for s in data.split("test")}.isdisjoint(s.group for s in held_in)
     assert not data.leaking
     # Yes and no: 1,294 and 202, all of them about modality and abnormality.
-    closed = Counter((s.part == "test", s.question_type) for s in data.samples if s.answer_type == "closed")
+    closed = Counter((s.split == "test", s.question_type) for s in data.samples if s.answer_type == "closed")
     assert closed == {
         (False, "modality"): 1184,
         (False, "abnormality"): 110,
         (True, "modality"): 179,
         (True, "abnormality"): 23,
     }
-    (types,) = {tuple(sorted(Counter(map(p.category, data.part("test"))).items())) for p in protocols_for(data)}
+    (types,) = {tuple(sorted(Counter(map(p.category, data.split("test"))).items())) for p in protocols_for(data)}
     assert dict(types) == {"modality": 321, "plane": 500, "organ": 500, "abnormality": 477, "yes/no": 202}
 
 

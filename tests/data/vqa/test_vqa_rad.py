@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from preceptor.config import DataConfig
 from preceptor.data.types import Sample, VqaData
 from preceptor.data.vqa.check import check_data, check_images
 from preceptor.data.vqa.vqa_rad import IMAGES, TABLE, read_vqa_rad
 from preceptor.errors import UserError
+from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import read_data
 
 SPLITS = ("clean", "published", "no_frames")
@@ -99,14 +99,14 @@ def test_frames_of_each_split(tmp_path):
     assert frames["clean"] == {"0-frame", "2-frame"} | more
     frame = by_id(read_vqa_rad(root, split="published"))["10-frame"]
     assert (frame.question, frame.answers, frame.group) == ("Is/Are it here?", ("yes",), "a.jpg")
-    assert frame.part in ("train", "validation")
+    assert frame.split in ("train", "validation")
     assert frame.tags["phrase_type"] == "frame"
 
 
 def test_default_is_clean_and_notes_count(tmp_path):
     root = release(tmp_path / "rad")
     data = read_vqa_rad(root)
-    assert (data.name, data.split, data.root, data.leaking) == ("vqa-rad", "clean", root, False)
+    assert (data.name, data.variant, data.root, data.leaking) == ("vqa-rad", "clean", root, False)
     assert any("frames of 2 test questions, and 2 frames of training" in note for note in data.notes)
     published = read_vqa_rad(root, split="published")
     assert published.leaking
@@ -135,7 +135,7 @@ def test_training_row_that_asks_a_test_question_is_said(tmp_path):
 def test_validation_is_cut_by_image(tmp_path, split):
     root = release(tmp_path / "rad")
     data = read_vqa_rad(root, split=split, validation_fraction=0.3, seed=3)
-    train, validation = ({s.group for s in data.part(part)} for part in ("train", "validation"))
+    train, validation = ({s.group for s in data.split(part)} for part in ("train", "validation"))
     assert train
     assert validation
     assert not train & validation
@@ -150,15 +150,15 @@ def test_validation_by_question_is_cut_as_the_test_is(tmp_path, split):
         rows[-20 + i]["question_frame"] = f"lesion number {i} is there"
     root = release(tmp_path / "rad", rows)
     data = read_vqa_rad(root, split=split, validation_fraction=0.3, validation_by="question", seed=1)
-    held = {s.id for s in data.part("validation")}
+    held = {s.id for s in data.split("validation")}
     assert held
     assert not any(name.endswith("-frame") for name in held)
-    assert "a.jpg" in {s.group for s in data.part("validation")} & {s.group for s in data.part("train")}
-    train = {s.id for s in data.part("train")}
+    assert "a.jpg" in {s.group for s in data.split("validation")} & {s.group for s in data.split("train")}
+    train = {s.id for s in data.split("train")}
     framed = {f"{name}-frame" for name in held if int(name) >= 200}
     assert framed
     assert framed & train == (framed if split == "published" else set())
-    assert {s.id for s in data.part("test")} == {s.id for s in read_vqa_rad(root, split=split).part("test")}
+    assert {s.id for s in data.split("test")} == {s.id for s in read_vqa_rad(root, split=split).split("test")}
     with pytest.raises(UserError, match=r"not for data\.name=phantom: leave it out"):
         read_data(DataConfig(validation_by="question"), tmp_path)
 
@@ -236,8 +236,8 @@ def real() -> Path:
 @pytest.mark.parametrize(("split", "training"), [("clean", 1797 + 983 - 7), ("published", 3064), ("no_frames", 1797)])
 def test_real_counts(real, split, training):
     data = read_vqa_rad(real, split=split)
-    test = data.part("test")
-    assert len(data.part("train")) + len(data.part("validation")) == training
+    test = data.split("test")
+    assert len(data.split("train")) + len(data.split("validation")) == training
     assert Counter(s.answer_type for s in test) == {"open": 179, "closed": 272}
     free = [s for s in test if s.tags["phrase_type"] == "test_freeform"]
     assert Counter(s.answer_type for s in free) == {"open": 123, "closed": 185}
@@ -245,7 +245,7 @@ def test_real_counts(real, split, training):
     assert len({s.id for s in data.samples}) == training + 451
     assert data.leaking == (split == "published")
 
-    trained = {s.group for s in data.samples if s.part != "test"}
+    trained = {s.group for s in data.samples if s.split != "test"}
     images = {s.group for s in test}
     # The one image that the release keeps for the test enters training with the frames of its test questions.
     shared = 203 if split == "published" else 202
@@ -253,13 +253,13 @@ def test_real_counts(real, split, training):
     assert data.notes[0].startswith(f"{shared} of the 203 test images")
     assert any("284" in note for note in data.notes) == (split != "no_frames")
     assert not any("qid_linked_id" in note for note in data.notes)
-    assert not {s.group for s in data.part("train")} & {s.group for s in data.part("validation")}
-    assert len(data.part("validation")) == pytest.approx(0.1 * training, rel=0.05)
+    assert not {s.group for s in data.split("train")} & {s.group for s in data.split("validation")}
+    assert len(data.split("validation")) == pytest.approx(0.1 * training, rel=0.05)
 
 
 @pytest.mark.real_data
 def test_real_clean_split_holds_no_frame_of_a_test_row(real):
-    test_ids = {s.id for s in read_vqa_rad(real, split="no_frames").part("test")}
+    test_ids = {s.id for s in read_vqa_rad(real, split="no_frames").split("test")}
     leaked = {s.id for s in read_vqa_rad(real, split="published").samples if s.tags["phrase_type"] == "frame"}
     assert sum(id.removesuffix("-frame") in test_ids for id in leaked) == 284
     clean = read_vqa_rad(real, split="clean")
@@ -279,10 +279,10 @@ def test_real_clean_split_holds_no_frame_of_a_test_row(real):
 def test_real_validation_by_question(real):
     for split, training in (("clean", 1797 + 983 - 7), ("published", 3064), ("no_frames", 1797)):
         data = read_vqa_rad(real, split=split, validation_by="question")
-        held = {s.id for s in data.part("validation")}
+        held = {s.id for s in data.split("validation")}
         assert len(held) == pytest.approx(180, abs=1)
-        lost = training - len(held) - len(data.part("train"))
-        frames = {f"{name}-frame" for name in held} & {s.id for s in data.part("train")}
+        lost = training - len(held) - len(data.split("train"))
+        frames = {f"{name}-frame" for name in held} & {s.id for s in data.split("train")}
         if split == "clean":
             assert lost > 50
             assert not frames

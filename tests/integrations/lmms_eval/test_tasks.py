@@ -138,10 +138,10 @@ def test_the_entry_point_names_the_model(monkeypatch):
 def test_a_run_through_lmms_eval_gives_the_numbers_of_score(tmp_path):
     pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
     data = make_data(tmp_path / "data")
-    make_bundle(data, 16, 0).save(tmp_path / "student")
+    make_bundle(data, 16, 0).save(tmp_path / "model")
     keys = ("id", "question", "answer_type", "question_type")
     rows = [
-        {**{key: getattr(s, key) for key in keys}, "image": s.image.name, "answer": s.answer, "split": s.part}
+        {**{key: getattr(s, key) for key in keys}, "image": s.image.name, "answer": s.answer, "split": s.split}
         for s in data.samples
     ]
     toy = tmp_path / "data" / "toy.jsonl"
@@ -175,7 +175,7 @@ def test_a_run_through_lmms_eval_gives_the_numbers_of_score(tmp_path):
     (tmp_path / "data" / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     said = [
         {"id": row["id"], "answer": row["answers"][0]["answer"]}
-        for row in answer_table(tmp_path / "student", tmp_path / "data" / "ask.jsonl", None, 1)
+        for row in answer_table(tmp_path / "model", tmp_path / "data" / "ask.jsonl", None, 1)
     ]
     ours = score_file(predictions(tmp_path, said), "toy/given", root=toy)[0].as_dict()
     for metric, key in (("score", "accuracy"), ("open", "open"), ("closed", "closed"), ("bleu", "bleu"), ("f1", "f1")):
@@ -185,12 +185,12 @@ def test_a_run_through_lmms_eval_gives_the_numbers_of_score(tmp_path):
 def test_the_answers_are_those_of_predict(tmp_path):
     data = make_data(tmp_path / "data")
     bundle = make_bundle(data, 16, 0)
-    bundle.save(tmp_path / "student")
-    samples = data.part("test")
+    bundle.save(tmp_path / "model")
+    samples = data.split("test")
     rows = [{"id": s.id, "image": s.image.name, "question": s.question} for s in samples]
     (samples[0].image.parent / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = answer_table(tmp_path / "student", samples[0].image.parent / "ask.jsonl", None, 1)
+    asked = answer_table(tmp_path / "model", samples[0].image.parent / "ask.jsonl", None, 1)
     expected = {row["id"]: row["answers"][0]["answer"] for row in asked}
     images = [load_image(sample.image) for sample in samples]
-    answers = answer_images(VqaBundle.load(tmp_path / "student"), images, [sample.question for sample in samples])
+    answers = answer_images(VqaBundle.load(tmp_path / "model"), images, [sample.question for sample in samples])
     assert dict(zip([sample.id for sample in samples], answers, strict=True)) == expected

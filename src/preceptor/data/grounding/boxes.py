@@ -103,7 +103,7 @@ def to_pixels(box: Sequence[float], width: int, height: int) -> Box:
     return (x0 * width / SIDE, y0 * height / SIDE, x1 * width / SIDE, y1 * height / SIDE)
 
 
-def problems(box: Sequence[float]) -> list[str]:
+def validate_box(box: Sequence[float]) -> list[str]:
     """Return what is wrong with a box: ``swapped corners``, ``outside``, ``empty``; nothing where it is good."""
     x0, y0, x1, y1 = box
     found = ["swapped corners"] * (x0 > x1 or y0 > y1)
@@ -111,7 +111,7 @@ def problems(box: Sequence[float]) -> list[str]:
     return found + ["empty"] * (x0 == x1 or y0 == y1)
 
 
-def mend(box: Sequence[float]) -> Box | None:
+def repair_box(box: Sequence[float]) -> Box | None:
     """Return the box with its corners in order and inside the image; None where nothing of it is left."""
     x0, x1 = sorted((box[0], box[2]))
     y0, y1 = sorted((box[1], box[3]))
@@ -135,7 +135,7 @@ def apply_policy(text: str, policy: Policy, place: str, counts: Counter[str]) ->
         nonlocal good
         inner = match[1] if match[1] is not None else match[2]
         box = _corners(inner)
-        faults = ["unreadable"] if box is None else problems(box)
+        faults = ["unreadable"] if box is None else validate_box(box)
         counts.update(faults)
         if not faults or box is None:
             good = good and not faults
@@ -144,7 +144,7 @@ def apply_policy(text: str, policy: Policy, place: str, counts: Counter[str]) ->
             return match[0]
         if policy == "refuse":
             raise UserError(f"{place}: box {inner.strip()} is {' and '.join(faults)}; mend it, or set boxes=repair")
-        mended = mend(box) if policy == "repair" else None
+        mended = repair_box(box) if policy == "repair" else None
         if mended is None:
             good = False
             return match[0]

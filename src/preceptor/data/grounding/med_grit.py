@@ -1,7 +1,7 @@
 """Med-GRIT-270k (BiRD, Huang et al. 2024): dialogues with boxes about images of SAM-Med2D.
 
 A record is ``{"id": image name without .png, "conversations": [[question, answer], ...]}``. Its task is not written in
-it; it follows from where the boxes stand. Its modality is the part of the image name before the first underscore.
+it; it follows from where the boxes stand. Its modality is the split of the image name before the first underscore.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from preceptor.data.grounding.boxes import Policy, apply_to_turns, find_boxes
 from preceptor.data.images import require_images
 from preceptor.data.texts import read_text
-from preceptor.data.types import Dialogue, DialogueData, GroundingTask, Part
+from preceptor.data.types import Dialogue, DialogueData, GroundingTask, Split
 from preceptor.errors import UserError
 
 MODALITIES = ("ct", "mr", "x", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound")
@@ -24,9 +24,9 @@ NAME_WORDS = 6
 
 
 def read_med_grit(
-    files: dict[Part, Path], images: Path, *, boxes: Policy = "refuse", require: bool = True
+    files: dict[Split, Path], images: Path, *, boxes: Policy = "refuse", require: bool = True
 ) -> DialogueData:
-    """Read one JSON file per part; the images lie in `images` as ``ID.png``.
+    """Read one JSON file per split; the images lie in `images` as ``ID.png``.
 
     `boxes` says what happens to a row with a faulty box (`data.boxes.apply_policy`). Without `require` images may be
     missing.
@@ -39,7 +39,7 @@ def read_med_grit(
     dialogues: list[Dialogue] = []
     places: dict[Path, str] = {}
     dropped = 0
-    for part, file in files.items():
+    for split, file in files.items():
         for number, record in enumerate(_records(file)):
             place = f"{file}, record {number}"
             name, turns = _turns(record, place)
@@ -49,7 +49,9 @@ def read_med_grit(
                 continue
             image = images / f"{name}.png"
             places.setdefault(image, place)
-            dialogues.append(Dialogue(f"{part}-{number}", (image,), kept, task_of(kept), modality_of(name), name, part))
+            dialogues.append(
+                Dialogue(f"{split}-{number}", (image,), kept, task_of(kept), modality_of(name), name, split)
+            )
     if require:
         require_images(places)
     data = DialogueData("med-grit", "given", images, dialogues, dict(faults), faulty=faulty)
@@ -60,20 +62,20 @@ def read_med_grit(
     return data
 
 
-PARTS: dict[Part, tuple[str, ...]] = {
+SPLITS: dict[Split, tuple[str, ...]] = {
     "train": ("train.json",),
     "validation": ("validation.json", "val.json"),
     "test": ("test.json",),
 }
-"""What the file of each part may be called."""
+"""What the file of each split may be called."""
 
 
 def read_med_grit_folder(root: Path, images: Path | None = None, *, boxes: Policy = "refuse") -> DialogueData:
-    """Read the parts that a folder holds (`PARTS`); images lie in `images`, by default in images/ or beside the files.
+    """Read the splits that a folder holds (`PARTS`); images lie in `images`, by default in images/ or beside the files.
 
     Raises UserError where the folder holds none of them, and as `read_med_grit`.
     """
-    there = {part: root / name for part, names in PARTS.items() for name in names if (root / name).is_file()}
+    there = {split: root / name for split, names in SPLITS.items() for name in names if (root / name).is_file()}
     if not there:
         raise UserError(f"{root} holds no train.json, validation.json or test.json; name the files of Med-GRIT so")
     if images is None:

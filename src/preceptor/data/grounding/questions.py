@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preceptor.data.grounding.boxes import Box, Style, write_box, write_reference
-from preceptor.data.types import Dialogue, GroundingTask, Part
+from preceptor.data.types import Dialogue, GroundingTask, Split
 
 _ASK = {
     "en": (
@@ -44,7 +44,7 @@ class Picture:
     image: Path
     key: str
     group: str
-    part: Part
+    split: Split
     modality: str
     shown_as: str
     location: str
@@ -58,13 +58,13 @@ class Picture:
             task,
             self.modality,
             self.group,
-            self.part,
+            self.split,
             {"language": self.language},
         )
 
 
 @dataclass(frozen=True)
-class Marked:
+class LabeledBox:
     """What lies in boxes, in thousandths: its name as it is said, and whether it is a finding or an organ."""
 
     name: str
@@ -72,7 +72,7 @@ class Marked:
     finding: bool
 
 
-def ask_about_boxes(picture: Picture, marked: Sequence[Marked], style: Style = "qwen") -> list[Dialogue]:
+def ask_about_boxes(picture: Picture, marked: Sequence[LabeledBox], style: Style = "qwen") -> list[Dialogue]:
     """Return the dialogues about what is marked in a picture: one of `vg` for each name, one of `roc` and one of `rc`
     for each box. Sides in descriptions are those of the picture, not of the patient."""
     made = []
@@ -91,7 +91,7 @@ def ask_about_boxes(picture: Picture, marked: Sequence[Marked], style: Style = "
     return made
 
 
-def _description(picture: Picture, one: Marked, box: Box) -> str:
+def _description(picture: Picture, one: LabeledBox, box: Box) -> str:
     sentence, organ, finding = _SAY[picture.language]
     row, column = (min(2, int((low + high) / 2 * 3 / 1000)) for low, high in ((box[1], box[3]), (box[0], box[2])))
     text = sentence.format(

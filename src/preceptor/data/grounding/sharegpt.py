@@ -17,8 +17,8 @@ from preceptor.data.grounding.med_grit import modality_of, task_of
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import cut
 from preceptor.data.texts import read_text
-from preceptor.data.types import Dialogue, DialogueData, GroundingTask, Part
-from preceptor.data.vqa.table import PARTS
+from preceptor.data.types import Dialogue, DialogueData, GroundingTask, Split
+from preceptor.data.vqa.table import SPLITS
 from preceptor.errors import UserError, nearest
 
 SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
@@ -38,7 +38,7 @@ def read_sharegpt(
     """Read a file of dialogues; image paths are relative to `images`, by default the file's folder.
 
     Every question must have an answer, unless `answered` is false: a record one of whose questions has none, two
-    questions one after the other among them, is then of the part `unlabelled`, with an empty text for the answer.
+    questions one after the other among them, is then of the split `unlabelled`, with an empty text for the answer.
 
     Parts are those of `split`; without any, images are divided by their group (`group`, or the first image), by
     fractions of all rows. `task` and `modality` follow from the boxes and the first image's name where they are not
@@ -66,17 +66,19 @@ def read_sharegpt(
         task = record.get("task") or task_of(kept)
         if task not in get_args(GroundingTask):
             raise UserError(f"{place}: task {task!r} is not known{nearest(str(task), get_args(GroundingTask))}")
-        split = record.get("split")
-        if split is not None and str(split) not in PARTS:
-            raise UserError(f"{place}: split {split!r} is not known{nearest(str(split), PARTS)}")
-        part: Part = PARTS[str(split)] if split is not None else "train"
+        written = record.get("split")
+        if written is not None and str(written) not in SPLITS:
+            raise UserError(f"{place}: split {written!r} is not known{nearest(str(written), SPLITS)}")
+        split: Split = SPLITS[str(written)] if written is not None else "train"
         labelled = all(answer for _, answer in kept)
         if not labelled:
-            part = "unlabelled"
+            split = "unlabelled"
         group = str(record.get("group") or first or record.get("id") or place)
         id = str(record.get("id") or f"row-{len(rows) + dropped + 1}")
         modality = str(record.get("modality") or modality_of(first))
-        rows.append((Dialogue(id, paths, kept, task, modality, group, part), split is not None if labelled else None))
+        rows.append(
+            (Dialogue(id, paths, kept, task, modality, group, split), written is not None if labelled else None)
+        )
     require_images(places)
     splits = {given for _, given in rows if given is not None}
     if len(splits) > 1:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from preceptor.data.grounding.boxes import Box, Style, from_pixels, mend, problems
-from preceptor.data.grounding.questions import Marked, Picture, ask_about_boxes
+from preceptor.data.grounding.boxes import Box, Style, from_pixels, repair_box, validate_box
+from preceptor.data.grounding.questions import LabeledBox, Picture, ask_about_boxes
 from preceptor.data.texts import AS_RELEASED, read_text
 from preceptor.data.types import Dialogue, DialogueData, Sample
 from preceptor.data.vqa.slake import Language, read_slake
@@ -85,7 +85,7 @@ FINDINGS = {
 
 
 def read_slake_grounding(root: Path, *, language: Language = "en", style: Style = "qwen") -> DialogueData:
-    """Read SLAKE and return its dialogues; the parts are those of `read_slake`, which images never leave.
+    """Read SLAKE and return its dialogues; the splits are those of `read_slake`, which images never leave.
 
     Sides in descriptions are those of the picture, not of the patient. Boxes outside the image are cut to it and
     counted in `faults`; one of which nothing is left is left out. In Chinese the names are translated (`CHINESE`).
@@ -104,11 +104,11 @@ def read_slake_grounding(root: Path, *, language: Language = "en", style: Style 
         for spoken in dict.fromkeys(sample.tags["language"] for sample in samples):
             first = next(sample for sample in samples if sample.tags["language"] == spoken)
             names = {name: CHINESE.get(name, name) if spoken == "zh" else name.lower() for name in found}
-            marked = [Marked(names[name], tuple(boxes), name in FINDINGS) for name, boxes in found.items()]
+            marked = [LabeledBox(names[name], tuple(boxes), name in FINDINGS) for name, boxes in found.items()]
             dialogues += ask_about_boxes(_picture(first), marked, style)
         for sample in samples:
             dialogues.append(_picture(sample).dialogue(f"mia-{sample.id}", sample.question, sample.answer, "mia"))
-    data = DialogueData("slake-grounding", questions.split, questions.root, dialogues, dict(faults))
+    data = DialogueData("slake-grounding", questions.variant, questions.root, dialogues, dict(faults))
     data.notes = [*questions.notes, "Grounding questions are made from SLAKE's boxes by templates."]
     data.leaking = questions.leaking
     return data
@@ -120,7 +120,7 @@ def _picture(sample: Sample) -> Picture:
         sample.image,
         sample.image.parent.name,
         sample.group,
-        sample.part,
+        sample.split,
         MODALITIES.get(modality, modality),
         sample.tags["modality"],
         sample.tags["location"].replace("_", " ").lower(),
@@ -143,8 +143,8 @@ def _boxes(image: Path, faults: Counter[str]) -> dict[str, list[Box]]:
         for row in rows:
             for name, (x, y, w, h) in row.items():
                 box = from_pixels((x, y, x + w, y + h), width, height)
-                faults.update(wrong := problems(box))
-                good = mend(box) if wrong else box
+                faults.update(wrong := validate_box(box))
+                good = repair_box(box) if wrong else box
                 if good is not None:
                     found.setdefault(str(name), []).append(good)
     except (ValueError, TypeError, AttributeError, OSError) as error:

@@ -44,16 +44,16 @@ def read_volumes(
     name: str = "brats",
     unlabelled: bool = False,
 ) -> CaseData:
-    """Read the cases of a folder or a table, and divide them into parts.
+    """Read the cases of a folder or a table, and divide them into splits.
 
     `modalities` are the network's inputs in order (default: those found, flair, t1, t1ce, t2 first); a case may lack
     some of them. `regions` are label values by name (default: those of BraTS or of dataset.json). Parts come from
-    `split_file`, else from the table's split column, else from `fold` of `folds` (the fold is the test part), else
-    they are cut by patient; fractions are of all cases. A split without a validation part has one cut from training.
-    Cases without a label map are left out; with `unlabelled` those of the training part are there as part `unlabelled`.
+    `split_file`, else from the table's split column, else from `fold` of `folds` (the fold is the test split), else
+    they are cut by patient; fractions are of all cases. A split without a validation split has one cut from training.
+    Cases without a label map are left out; with `unlabelled`, those of the training split become the split `unlabelled`.
 
     Raises:
-        UserError: nothing is found, a setting does not fit, or a patient is in two parts.
+        UserError: nothing is found, a setting does not fit, or a patient is in two splits.
     """
     chosen = None if modalities is None else checked(modalities)
     if not root.exists():
@@ -75,10 +75,10 @@ def read_volumes(
         cases = cut_parts(cases, validation_fraction, test_fraction, seed)
     if given is not None:
         require_whole_patients(cases, str(given))
-        if validation_fraction and not any(case.part == "validation" for case in cases):
+        if validation_fraction and not any(case.split == "validation" for case in cases):
             cases = cut_parts(cases, validation_fraction, 0, seed)
             found.notes.append(
-                f"{given.name} has no validation part: {validation_fraction:.0%} of training is cut off."
+                f"{given.name} has no validation split: {validation_fraction:.0%} of training is cut off."
             )
     cases = _told_apart(cases, found.notes)
     lacking = sum(len(case.images) < len(found.modalities) for case in cases)
@@ -96,9 +96,9 @@ def _found(root: Path, modalities: tuple[str, ...] | None) -> Found:
 
 
 def _told_apart(cases: list[Case], notes: list[str]) -> list[Case]:
-    """Return the cases with training cases that have no label map as part `unlabelled`; held out they are of no use."""
-    found = [replace(c, part="unlabelled") if c.mask is None and c.part == "train" else c for c in cases]
-    kept = [case for case in found if case.mask is not None or case.part == "unlabelled"]
+    """Move training cases without a label map to the split `unlabelled`; drop held-out cases without one."""
+    found = [replace(c, split="unlabelled") if c.mask is None and c.split == "train" else c for c in cases]
+    kept = [case for case in found if case.mask is not None or case.split == "unlabelled"]
     if len(kept) < len(found):
         notes.append(f"{len(found) - len(kept)} validation or test cases without a label map are left out.")
     return kept
@@ -147,7 +147,7 @@ def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
     """Return one case to predict on: a folder, its files, or one 4-D file with `modalities` as its channels.
 
     Modalities that are not there are absent from the case. The channels of a Decathlon's file are named by the
-    `dataset.json` above it. A label map that lies in the folder is the case's mask. Its part is test.
+    `dataset.json` above it. A label map that lies in the folder is the case's mask. Its split is test.
 
     Raises:
         UserError: a path does not exist, a file is of no modality, two are of the same, or none is there.
@@ -159,16 +159,16 @@ def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
     prefixes: set[str] = set()
     for file in files:
         bare = stem(file.name)
-        parts = None if bare is None else endings.split(bare)
+        splits = None if bare is None else endings.split(bare)
         if bare is None:
             raise UserError(f"{file} is no .nii or .nii.gz file")
-        if parts is None and len(files) == 1:
+        if splits is None and len(files) == 1:
             return _one_file(file, bare, names)
-        if parts is None:
+        if splits is None:
             if isinstance(path, Path):  # a folder may hold more than the model wants
                 continue
             raise UserError(f"{file}: the name ends in none of {', '.join(names)}; rename it as CASE_{names[0]}.nii.gz")
-        prefix, kind = parts
+        prefix, kind = splits
         if kind in held:
             raise UserError(f"{held[kind].path} and {file} are both {kind}; give the files of one case")
         held[kind] = VolumeFile(file)

@@ -20,7 +20,7 @@ def check_cases(data: CaseData, *, max_voxels: int = MAX_VOXELS) -> list[Finding
     """Read every file once and return what is amiss, case by case in their order, then over all cases.
 
     Errors: a missing or unreadable file, NaN, a constant image, files on different grids, unknown labels, one file
-    under two names, a patient or the same file in two parts. Warnings: empty label maps, missing regions, the number
+    under two names, a patient or the same file in two splits. Warnings: empty label maps, missing regions, the number
     of cases with one modality.
     """
     findings: list[Finding] = []
@@ -42,7 +42,7 @@ def _check_case(case: Case, data: CaseData, max_voxels: int, hashes: dict[Path, 
     files = [*case.images.items(), *([("mask", case.mask)] if case.mask else [])]
     if not case.images:
         say(None, f"case {case.id} has no image; give at least one modality")
-    if case.mask is None and case.part != "unlabelled":
+    if case.mask is None and case.split != "unlabelled":
         say(None, f"case {case.id} has no label map; only a case with one can be trained on or scored")
     for name, file in files:
         try:
@@ -72,18 +72,18 @@ def _check_case(case: Case, data: CaseData, max_voxels: int, hashes: dict[Path, 
 
 
 def _patients(cases: Sequence[Case]) -> list[Finding]:
-    parts: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    splits: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for case in cases:
-        parts[case.group].setdefault(case.part, case.id)
+        splits[case.group].setdefault(case.split, case.id)
     return [
-        Finding(tuple(held.values()), None, f"patient {group!r} is in {' and in '.join(sorted(held))}; keep one part")
-        for group, held in parts.items()
+        Finding(tuple(held.values()), None, f"patient {group!r} is in {' and in '.join(sorted(held))}; keep one split")
+        for group, held in splits.items()
         if len(held) > 1
     ]
 
 
 def _copies(data: CaseData, hashes: dict[Path, str]) -> list[Finding]:
-    """Return a finding for every image file whose bytes are those of another case's, worse across parts."""
+    """Return a finding for every image file whose bytes are those of another case's, worse across splits."""
     users: defaultdict[str, dict[str, Case]] = defaultdict(dict)
     for case in data.cases:
         for file in case.images.values():
@@ -92,12 +92,12 @@ def _copies(data: CaseData, hashes: dict[Path, str]) -> list[Finding]:
     pairs: dict[tuple[str, ...], bool] = {}
     for held in users.values():
         if len(held) > 1:
-            pairs[tuple(held)] = len({case.part for case in held.values()}) > 1
+            pairs[tuple(held)] = len({case.split for case in held.values()}) > 1
     return [
         Finding(
             ids,
             None,
-            f"cases {', '.join(ids)} hold the same image file{' in different parts' if leaks else ''}; are they one "
+            f"cases {', '.join(ids)} hold the same image file{' in different splits' if leaks else ''}; are they one "
             "patient? Give them one group",
             "error" if leaks else "warning",
         )
@@ -112,8 +112,8 @@ def _counts(data: CaseData) -> list[Finding]:
         each = ", ".join(f"{name} {count}" for name, count in sorted(single.items()))
         reason = f"{single.total()} of {len(data.cases)} cases have a single modality ({each}): none can teach in them"
         found.append(Finding((), None, reason, "warning"))
-    held = {name for case in data.part("train") for name in case.images}
-    never = [name for name in data.modalities if data.part("train") and name not in held]
+    held = {name for case in data.split("train") for name in case.images}
+    never = [name for name in data.modalities if data.split("train") and name not in held]
     if never:
         found.append(Finding((), None, f"no training case has {', '.join(never)}; nothing can be learnt of it"))
     return found

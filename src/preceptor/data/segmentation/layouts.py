@@ -20,7 +20,7 @@ LIST = "dataset.json"  # of the Decathlon
 
 @dataclass
 class Found:
-    """What a folder holds: `cases` all in the training part, `layout` for people, and what is to be said of it."""
+    """What a folder holds: `cases` all in the training split, `layout` for people, and what is to be said of it."""
 
     layout: str
     modalities: tuple[str, ...]
@@ -52,11 +52,11 @@ def find_files(root: Path, modalities: tuple[str, ...] | None) -> Found:
         name = None if path.name.startswith(".") else stem(path.name)
         if name is None:
             continue
-        parts = endings.split(name)
-        if parts is None:
+        splits = endings.split(name)
+        if splits is None:
             unknown[re.split(r"[_-]", name)[-1]] += 1
         else:
-            by_folder[path.parent].append((*parts, path))
+            by_folder[path.parent].append((*splits, path))
     for folder, entries in by_folder.items():
         # A folder that is named as the files in it is a case: one file of BraTS 2020 has a name of its own in there.
         one_case = folder != root and any(case == folder.name for case, _, _ in entries)
@@ -87,7 +87,7 @@ def find_files(root: Path, modalities: tuple[str, ...] | None) -> Found:
 
 def _case(name: str, held: Mapping[str, Path], root: Path) -> Case:
     images = {kind: VolumeFile(path) for kind, path in held.items() if kind != MASK}
-    parents = {part.upper() for path in held.values() for part in path.relative_to(root).parts[:-1]}
+    parents = {split.upper() for path in held.values() for split in path.relative_to(root).parts[:-1]}
     grade = parents & {"HGG", "LGG"}
     tags = {"grade": grade.pop()} if len(grade) == 1 else {}
     mask = VolumeFile(held[MASK]) if MASK in held else None

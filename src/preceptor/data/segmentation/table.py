@@ -12,8 +12,8 @@ from preceptor.data.images import resolve_image
 from preceptor.data.segmentation.layouts import Found, patient_of
 from preceptor.data.segmentation.modalities import MASK, in_order, plain, stem
 from preceptor.data.texts import read_text
-from preceptor.data.types import Case, Part, VolumeFile
-from preceptor.data.vqa.table import PARTS
+from preceptor.data.types import Case, Split, VolumeFile
+from preceptor.data.vqa.table import SPLITS
 from preceptor.errors import UserError, nearest
 
 OWN = ("case", MASK, "group", "split")
@@ -40,7 +40,7 @@ def find_table(file: Path, modalities: tuple[str, ...] | None) -> Found:
     images = _image_columns(rows, columns, modalities, file)
     cases: list[Case] = []
     lines: dict[str, int] = {}
-    parts = _parts(rows, file)
+    splits = _parts(rows, file)
     for line, cells in rows:
         place = f"{file}:{line}"
         name = cells.get("case", "")
@@ -54,9 +54,9 @@ def find_table(file: Path, modalities: tuple[str, ...] | None) -> Found:
             raise UserError(f"{place}: case {name!r} has no image; a case may lack modalities, but not all of them")
         mask = _file(file, cells[MASK], place) if cells.get(MASK) else None
         group = cells.get("group") or patient_of(name)
-        cases.append(Case(name, held, mask, group, parts.get(line, "train")))
+        cases.append(Case(name, held, mask, group, splits.get(line, "train")))
     order = modalities or in_order(images)
-    return Found("table", order, sorted(cases, key=lambda case: case.id), split_given=bool(parts))
+    return Found("table", order, sorted(cases, key=lambda case: case.id), split_given=bool(splits))
 
 
 def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
@@ -133,18 +133,18 @@ def _close(name: str, columns: set[str]) -> str:
     return nearest(name, columns) if columns else ""
 
 
-def _parts(rows: list[tuple[int, dict[str, str]]], file: Path) -> dict[int, Part]:
-    parts: dict[int, Part] = {}
+def _parts(rows: list[tuple[int, dict[str, str]]], file: Path) -> dict[int, Split]:
+    splits: dict[int, Split] = {}
     for line, cells in rows:
         value = cells.get("split", "")
-        if value and value.lower() not in PARTS:
-            raise UserError(f"{file}:{line}: split {value!r} is not known{nearest(value.lower(), PARTS)}")
+        if value and value.lower() not in SPLITS:
+            raise UserError(f"{file}:{line}: split {value!r} is not known{nearest(value.lower(), SPLITS)}")
         if value:
-            parts[line] = PARTS[value.lower()]
-    without = [line for line, _ in rows if line not in parts]
-    if parts and without:
+            splits[line] = SPLITS[value.lower()]
+    without = [line for line, _ in rows if line not in splits]
+    if splits and without:
         raise UserError(f"{file}:{without[0]}: no split, though other rows have one; give it to every row or to none")
-    return parts
+    return splits
 
 
 def _file(table: Path, name: str, place: str) -> VolumeFile:

@@ -30,7 +30,7 @@ def write_phantom_cases(
     """Write cases into `folder` and return it; those that are there already are used again.
 
     `folder/PHANTOM_000/PHANTOM_000_t1ce.nii.gz` and so on for flair, t1, t1ce, t2 and the label map `seg` (1 necrotic
-    core, 2 oedema, 4 enhancing tumour), `size` voxels a side; `splits.json` holds the parts. Of each case each
+    core, 2 oedema, 4 enhancing tumour), `size` voxels a side; `splits.json` holds the splits. Of each case each
     modality but one drawn by lot is left out with a probability that makes the share `missing` of all files.
     The same arguments give the same voxels and files.
 
@@ -46,7 +46,7 @@ def write_phantom_cases(
             f"missing is {missing}; of four modalities at most 0.75 can be, as none has all of them missing"
         )
     if size < 32:
-        raise UserError(f"size is {size}; below 32 voxels a side a tumour's parts vanish")
+        raise UserError(f"size is {size}; below 32 voxels a side a tumour's splits vanish")
     arguments: dict[str, Any] = {
         "format": FORMAT,
         "train": train,
@@ -61,15 +61,15 @@ def write_phantom_cases(
 
 
 def _write(folder: Path, arguments: dict[str, Any]) -> None:
-    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     number = 0
-    for part, names in parts.items():
-        for _ in range(arguments[part]):
+    for split, names in splits.items():
+        for _ in range(arguments[split]):
             name = f"PHANTOM_{number:03d}"
             _case(folder / name, name, number, arguments)
             names.append(name)
             number += 1
-    (folder / SPLIT).write_text(json.dumps(parts, indent=1), "utf-8")
+    (folder / SPLIT).write_text(json.dumps(splits, indent=1), "utf-8")
     (folder / README).write_text(_readme(arguments), "utf-8")
 
 

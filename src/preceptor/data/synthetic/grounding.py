@@ -8,15 +8,15 @@ from pathlib import Path
 from PIL import Image
 
 from preceptor.data.grounding.boxes import Style, from_pixels
-from preceptor.data.grounding.questions import Marked, Picture, ask_about_boxes
+from preceptor.data.grounding.questions import LabeledBox, Picture, ask_about_boxes
 from preceptor.data.types import Dialogue, DialogueData
-from preceptor.data.vqa.table import PARTS
+from preceptor.data.vqa.table import SPLITS
 
 MODALITIES = {"ct": "ct", "mri": "mr", "x-ray": "x"}
 
 
 def read_phantom_grounding(table: Path, *, style: Style = "qwen") -> DialogueData:
-    """Return the dialogues about the images of a phantom's table (`phantom.write_phantom`), in its parts.
+    """Return the dialogues about the images of a phantom's table (`phantom.write_phantom`), in its splits.
 
     The questions of the table are those of image analysis. Lesions of one kind are one name with several boxes.
     """
@@ -27,7 +27,7 @@ def read_phantom_grounding(table: Path, *, style: Style = "qwen") -> DialogueDat
         image = table.parent / row["image"]
         modality = row["modality"]
         picture = Picture(
-            image, image.stem, row["group"], PARTS[row["split"]], MODALITIES[modality], modality, row["region"]
+            image, image.stem, row["group"], SPLITS[row["split"]], MODALITIES[modality], modality, row["region"]
         )
         if row["image"] not in asked:
             asked.add(row["image"])
@@ -40,9 +40,9 @@ def read_phantom_grounding(table: Path, *, style: Style = "qwen") -> DialogueDat
     return data
 
 
-def _marked(row: dict, width: int, height: int) -> list[Marked]:
+def _marked(row: dict, width: int, height: int) -> list[LabeledBox]:
     names: dict[str, list[tuple[float, float, float, float]]] = {}
     for key, box in row["boxes"].items():
         names.setdefault(row["findings"].get(key, key), []).append(from_pixels(box, width, height))
     findings = set(row["findings"].values())
-    return [Marked(name, tuple(boxes), name in findings) for name, boxes in names.items()]
+    return [LabeledBox(name, tuple(boxes), name in findings) for name, boxes in names.items()]

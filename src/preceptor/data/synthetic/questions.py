@@ -117,7 +117,7 @@ def _x_ray(case: PhantomCase) -> View:
 
 
 @dataclass(frozen=True)
-class Asked:
+class GeneratedQuestion:
     """A question with its answer; `kind` is the question type, closed where the answer is yes or no."""
 
     kind: str
@@ -159,10 +159,10 @@ class Ledger:
         self.answers: dict[str, Counter[str]] = defaultdict(Counter)
         self.kinds: Counter[tuple[str, bool]] = Counter()
 
-    def choose(self, candidates: list[_Candidate], rng: np.random.Generator, number: int) -> list[Asked]:
+    def choose(self, candidates: list[_Candidate], rng: np.random.Generator, number: int) -> list[GeneratedQuestion]:
         """Return up to `number` questions, those of the least asked kinds first."""
         left = [candidates[place] for place in rng.permutation(len(candidates))]
-        found: list[Asked] = []
+        found: list[GeneratedQuestion] = []
         while left and len(found) < number:
             allowed = [c for c in left if self._ahead(c) <= self._slack(c)]
             allowed = allowed or [c for c in left if not c.closed]
@@ -172,7 +172,7 @@ class Ledger:
             left.remove(best)
             self.answers[best.key][best.answer] += 1
             self.kinds[best.kind, best.closed] += 1
-            found.append(Asked(best.kind, best.phrases[int(rng.integers(len(best.phrases)))], best.answer))
+            found.append(GeneratedQuestion(best.kind, best.phrases[int(rng.integers(len(best.phrases)))], best.answer))
         return found
 
     def _ahead(self, candidate: _Candidate) -> float:
@@ -264,7 +264,7 @@ def _near_the_middle(view: View, lesion: Lesion) -> bool:
     return bool(view.lesions[lesion].sum() >= 0.7 * areas.max())
 
 
-def ask(view: View, rng: np.random.Generator, number: int, ledger: Ledger | None = None) -> list[Asked]:
+def ask(view: View, rng: np.random.Generator, number: int, ledger: Ledger | None = None) -> list[GeneratedQuestion]:
     """Return up to `number` different questions about a view; one `ledger` over many views balances their answers."""
     kinds = (_modality, _plane, _organ, _lesion_questions)
     candidates = [candidate for kind in kinds for candidate in kind(view)]

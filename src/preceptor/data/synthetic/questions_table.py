@@ -51,9 +51,9 @@ def write_phantom(
 
 def _write(folder: Path, arguments: dict[str, Any]) -> None:
     (folder / "images").mkdir()
-    parts = _parts(arguments["cases"], arguments["seed"])
-    ledgers = {part: Ledger() for part in ("train", "validation", "test")}
-    rows = [row for i, part in enumerate(parts) for row in _case(folder, i, part, ledgers[part], arguments)]
+    splits = _parts(arguments["cases"], arguments["seed"])
+    ledgers = {split: Ledger() for split in ("train", "validation", "test")}
+    rows = [row for i, split in enumerate(splits) for row in _case(folder, i, split, ledgers[split], arguments)]
     (folder / TABLE).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (folder / "README.txt").write_text(_readme(arguments), "utf-8")
 
@@ -67,16 +67,16 @@ def _digest(folder: Path) -> str:
 
 
 def _parts(cases: int, seed: int) -> list[str]:
-    """Return the part of every case."""
+    """Return the split of every case."""
     order = np.random.default_rng([seed, cases]).permutation(cases)
     held = max(1, round(0.15 * cases))
-    parts = ["train"] * cases
+    splits = ["train"] * cases
     for place, number in enumerate(order[: 2 * held]):
-        parts[number] = "validation" if place < held else "test"
-    return parts
+        splits[number] = "validation" if place < held else "test"
+    return splits
 
 
-def _case(folder: Path, number: int, part: str, ledger: Ledger, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+def _case(folder: Path, number: int, split: str, ledger: Ledger, arguments: dict[str, Any]) -> list[dict[str, Any]]:
     """Write the images of a case and return its rows."""
     seed, size = arguments["seed"], arguments["image_size"]
     region: Region = "head" if np.random.default_rng([seed, number, 100]).random() < 0.5 else "torso"
@@ -103,7 +103,7 @@ def _case(folder: Path, number: int, part: str, ledger: Ledger, arguments: dict[
                     "answer": asked.answer,
                     "answer_type": asked.answer_type,
                     "group": case.id,
-                    "split": part,
+                    "split": split,
                     "question_type": asked.kind,
                     "boxes": boxes,
                     "findings": findings,

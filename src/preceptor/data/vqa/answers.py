@@ -43,14 +43,14 @@ class AnswerVocabulary:
         """Return the classes of `train_samples`: most frequent first, ties in the order of their text.
 
         Each sample counts for its first answer, the one that is learnt. Raises UserError for a sample that is not of
-        the training part (classes taken from test answers would leak them), for an unknown normaliser, and if no
+        the training split (classes taken from test answers would leak them), for an unknown normaliser, and if no
         answer occurs `minimum_count` times.
         """
         for sample in train_samples:
-            if sample.part != "train":
+            if sample.split != "train":
                 raise UserError(
-                    f"answer classes come from the training part alone, but {sample.id!r} is of the {sample.part} "
-                    "part; give the training samples only"
+                    f"answer classes come from the training split alone, but {sample.id!r} is of the {sample.split} "
+                    "split; give the training samples only"
                 )
         vocabulary = cls([], normaliser)
         counts = Counter(vocabulary.normalise(sample.answer) for sample in train_samples)

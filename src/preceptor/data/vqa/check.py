@@ -62,15 +62,15 @@ def check_data(data: VqaData) -> list[Finding]:
     repeated = [id for id, count in Counter(sample.id for sample in data.samples).items() if count > 1]
     findings = [Finding((id,), None, f"id {id!r} is given to several rows; make ids unique") for id in repeated]
     for sample in data.samples:
-        if sample.part == "unlabelled":
+        if sample.split == "unlabelled":
             continue
         if not sample.question.strip():
             findings.append(Finding((sample.id,), None, "the question is empty"))
         if not any(answer.strip() for answer in sample.answers):
             findings.append(Finding((sample.id,), None, "the answer is empty"))
 
-    learnt = {_plain(sample.answer) for sample in data.part("train") if sample.answers}
-    test = data.part("test")
+    learnt = {_plain(sample.answer) for sample in data.split("train") if sample.answers}
+    test = data.split("test")
     unseen = sum(learnt.isdisjoint(map(_plain, sample.answers)) for sample in test)
     if learnt and unseen:
         reason = (

@@ -1,7 +1,7 @@
 """Hugging Face parquet folders of `image, question, answer`: PathVQA and VQA-RAD as they lie on the hub.
 
 The bytes of the images are in the tables. They are written out once, each under the hash of its content, so that the
-same image of several rows or parts is one file and one group; an index beside them spares later reads the bytes.
+same image of several rows or splits is one file and one group; an index beside them spares later reads the bytes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 from preceptor.data.images import MAX_BYTES
 from preceptor.data.splits import cut_validation
-from preceptor.data.types import Part, Sample, VqaData
+from preceptor.data.types import Sample, Split, VqaData
 from preceptor.data.vqa.answers import inferred_type
 from preceptor.errors import UserError
 from preceptor.files import write_text
 
-PARTS: dict[str, Part] = {"train": "train", "validation": "validation", "test": "test"}
+SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "test": "test"}
 COLUMNS = ("image", "question", "answer")
 IMAGES = "extracted-images"
 _MARKS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"II*\0": ".tif", b"MM\0*": ".tif", b"BM": ".bmp"}
@@ -41,7 +41,7 @@ def read_parquet(
     root: Path,
     *,
     name: str,
-    split: str,
+    variant: str,
     scratch: Path,
     validation_fraction: float = 0.1,
     seed: int = 0,
@@ -51,9 +51,9 @@ def read_parquet(
 
     Columns: `image` (a struct whose `bytes` are the file), `question`, `answer`; others are ignored. Images are written
     to `extracted-images/` beside the tables, or where that cannot be written, to `scratch`; a later read takes them
-    from there as long as the table's size and time of change are the same. An id is ``<part>-<row>``, from 0; the group
-    is the image's content; answers of yes or no are taken as closed. Where no validation part is given it is cut from
-    training by image. Whether parts share images is left to the caller to judge.
+    from there as long as the table's size and time of change are the same. An id is ``<split>-<row>``, from 0;
+    the group is the image's content; answers of yes or no are taken as closed. Where no validation split is given it is cut from
+    training by image. Whether splits share images is left to the caller to judge.
 
     Raises:
         UserError: pyarrow is missing, or names the file, the row (from 0, within the file) and the fix.
@@ -62,7 +62,7 @@ def read_parquet(
         raise UserError(f"data.root {root} is no folder; give the folder with the parquet files")
     folders = (root / IMAGES, scratch / IMAGES)
     samples: list[Sample] = []
-    for key, part in PARTS.items():
+    for key, split in SPLITS.items():
         files = _files(root, key)
         if not files and key != "validation":
             raise UserError(f"{root} has no {key}-*.parquet, nor has its data/; give the folder as it is on the hub")
@@ -70,12 +70,12 @@ def read_parquet(
         for file in files:
             images = _images(file, folders, max_bytes)
             for row, (image, cells) in enumerate(zip(images, _cells(file, COLUMNS[1:]), strict=True)):
-                samples.append(_sample(cells, f"{file}: row {row}", f"{key}-{next(number)}", part, image))
+                samples.append(_sample(cells, f"{file}: row {row}", f"{key}-{next(number)}", split, image))
     notes = ["Answer types are inferred: yes and no are closed, all others open."]
-    if not any(sample.part == "validation" for sample in samples):
+    if not any(sample.split == "validation" for sample in samples):
         samples = cut_validation(samples, validation_fraction, seed)
         notes.append("Validation is cut from training by image.")
-    return VqaData(name, split, root, samples, notes)
+    return VqaData(name, variant, root, samples, notes)
 
 
 def _files(root: Path, key: str) -> list[Path]:
@@ -105,7 +105,7 @@ def _cells(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         raise UserError(f"{file} cannot be read as parquet ({reason}); {_COPY_AGAIN}") from error
 
 
-def _sample(cells: dict[str, Any], place: str, name: str, part: Part, image: Path) -> Sample:
+def _sample(cells: dict[str, Any], place: str, name: str, split: Split, image: Path) -> Sample:
     question, answer = (_text(cells[column]) for column in COLUMNS[1:])
     if not (question and answer):
         raise UserError(f"{place}: the question or the answer is empty; fill it in or delete the row")
@@ -116,7 +116,7 @@ def _sample(cells: dict[str, Any], place: str, name: str, part: Part, image: Pat
         answers=(answer,),
         answer_type=inferred_type(answer),
         group=image.stem[:16],
-        part=part,
+        split=split,
     )
 
 

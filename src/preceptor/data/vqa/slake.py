@@ -10,23 +10,23 @@ from typing import Any, Literal, get_args
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import group_by_content, note_leaks
 from preceptor.data.texts import read_json_rows
-from preceptor.data.types import AnswerType, Part, Sample, VqaData
+from preceptor.data.types import AnswerType, Sample, Split, VqaData
 from preceptor.errors import UserError, nearest
 
 Language = Literal["en", "zh", "both"]
-Split = Literal["clean", "published"]
-FILES: dict[Part, str] = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
+Variant = Literal["clean", "published"]
+FILES: dict[Split, str] = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
 IMAGES = "imgs"
 NAMES = {"en": "English", "zh": "Chinese"}
 ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
 NEEDED = ("qid", "img_id", "img_name", "question", "answer", "q_lang", "answer_type", "content_type")
 
 
-def read_slake(root: Path, *, language: Language = "en", split: Split | None = None) -> VqaData:
+def read_slake(root: Path, *, language: Language = "en", variant: Variant | None = None) -> VqaData:
     """Read SLAKE from its folder: `train.json`, `validate.json`, `test.json` and `imgs/`.
 
-    The parts are the official ones. Within a language they share no image; across the two languages they do, so with
-    `language="both"` the split `clean` (the default) leaves out training and validation rows about test images, and
+    The splits are the official ones. Within a language they share no image; across the two languages they do, so with
+    `language="both"` the variant `clean` (the default) leaves out training and validation rows about test images, and
     training rows about validation images. `published` keeps all rows, and says that it leaks. For one language the two
     are the same; the notes count the test images that are training images in the other one.
 
@@ -34,10 +34,10 @@ def read_slake(root: Path, *, language: Language = "en", split: Split | None = N
     tags: `language`, `location`, `modality`, `base_type` (kvqa: needs knowledge beyond the image).
 
     Raises:
-        UserError: files are missing, a row is broken, images are missing, or language or split are unknown.
+        UserError: files are missing, a row is broken, images are missing, or language or variant are unknown.
     """
-    split = split or "clean"
-    for what, value, known in (("split", split, get_args(Split)), ("language", language, get_args(Language))):
+    variant = variant or "clean"
+    for what, value, known in (("variant", variant, get_args(Variant)), ("language", language, get_args(Language))):
         if value not in known:
             raise UserError(f"SLAKE {what} {value!r} is not known{nearest(value, known)}")
     folder = _release_folder(root)
@@ -45,17 +45,17 @@ def read_slake(root: Path, *, language: Language = "en", split: Split | None = N
     places: dict[Path, str] = {}
     trained: defaultdict[str, set[str]] = defaultdict(set)  # training images of each language
     unanswered = 0
-    for part, name in FILES.items():
+    for split, name in FILES.items():
         for number, row in enumerate(read_json_rows(folder / name, NEEDED), start=1):
             place = f"{folder / name}: entry {number} (qid {row['qid']!r})"
             spoken = _language(row, place)
-            if part == "train":
+            if split == "train":
                 trained[spoken].add(_cell(row, "img_name"))
             if language in ("both", spoken):
-                if not _cell(row, "answer") and part != "test":
+                if not _cell(row, "answer") and split != "test":
                     unanswered += 1  # one English training row of the release
                     continue
-                sample = _sample(row, place, folder, part)
+                sample = _sample(row, place, folder, split)
                 places.setdefault(sample.image, f"{name}, qid {sample.id}")
                 samples.append(sample)
     repeated = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
@@ -70,9 +70,9 @@ def read_slake(root: Path, *, language: Language = "en", split: Split | None = N
     if language != "both":
         _note_other_language(samples, language, trained, notes)
     samples = group_by_content(samples)
-    if split == "clean":
+    if variant == "clean":
         samples = _drop_shared_images(samples, notes)
-    label = "both-published" if (language, split) == ("both", "published") else language
+    label = "both-published" if (language, variant) == ("both", "published") else language
     data = VqaData("slake", label, folder, samples, notes)
     note_leaks(data)
     return data
@@ -82,7 +82,7 @@ def _note_other_language(
     samples: list[Sample], language: Language, trained: Mapping[str, set[str]], notes: list[str]
 ) -> None:
     """Note how many test images a model has seen that learnt from the other language before."""
-    test = {sample.group for sample in samples if sample.part == "test"}
+    test = {sample.group for sample in samples if sample.split == "test"}
     for other in sorted(trained.keys() - {language}):
         if shared := test & trained[other]:
             notes.append(
@@ -92,15 +92,15 @@ def _note_other_language(
 
 
 def _drop_shared_images(samples: list[Sample], notes: list[str]) -> list[Sample]:
-    """Leave out the rows of training and validation whose image is in a part that is held out more strictly."""
-    rank: dict[Part, int] = {"train": 0, "validation": 1, "test": 2}
+    """Leave out the rows of training and validation whose image is in a split that is held out more strictly."""
+    rank: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
     held: dict[str, int] = {}
     for sample in samples:
-        held[sample.group] = max(rank[sample.part], held.get(sample.group, 0))
-    kept = [sample for sample in samples if rank[sample.part] == held[sample.group]]
+        held[sample.group] = max(rank[sample.split], held.get(sample.group, 0))
+    kept = [sample for sample in samples if rank[sample.split] == held[sample.group]]
     if len(kept) < len(samples):
-        train = {sample.group for sample in samples if sample.part == "train"}
-        shared = len({sample.group for sample in samples if sample.part == "test"} & train)
+        train = {sample.group for sample in samples if sample.split == "train"}
+        shared = len({sample.group for sample in samples if sample.split == "test"} & train)
         notes.append(
             f"Left out: {len(samples) - len(kept)} rows of training and validation about images that are held out in "
             f"the other language ({shared} of the test images)."
@@ -128,7 +128,7 @@ def _language(row: dict[str, Any], place: str) -> str:
     return language
 
 
-def _sample(row: dict[str, Any], place: str, folder: Path, part: Part) -> Sample:
+def _sample(row: dict[str, Any], place: str, folder: Path, split: Split) -> Sample:
     kind, question, answer = _cell(row, "answer_type").upper(), _cell(row, "question"), _cell(row, "answer")
     if not (_cell(row, "qid") and question and answer):
         raise UserError(f"{place}: the id, the question or the answer is missing; fill it in or delete the entry")
@@ -141,7 +141,7 @@ def _sample(row: dict[str, Any], place: str, folder: Path, part: Part) -> Sample
         answers=(answer,),
         answer_type=ANSWER_TYPES[kind],
         group=_cell(row, "img_name"),
-        part=part,
+        split=split,
         question_type=_cell(row, "content_type"),
         tags={
             "language": _language(row, place),

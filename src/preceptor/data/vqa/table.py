@@ -14,13 +14,13 @@ from typing import Any, TypeVar, get_args
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import cut_validation, note_leaks
 from preceptor.data.texts import read_text
-from preceptor.data.types import AnswerType, Part, Sample, VqaData
+from preceptor.data.types import AnswerType, Sample, Split, VqaData
 from preceptor.data.vqa.answers import inferred_type
 from preceptor.errors import UserError, nearest
 
 REQUIRED = ("image", "question", "answer")
 COLUMNS = (*REQUIRED, "id", "answer_type", "group", "split", "question_type")
-PARTS: dict[str, Part] = {
+SPLITS: dict[str, Split] = {
     "train": "train",
     "validation": "validation",
     "val": "validation",
@@ -46,11 +46,11 @@ def read_table(
     closed where the answer is yes or no), `group` (what must not be divided, such as a patient; default the image),
     `split` (train, validation, test) and `question_type`. Other columns are ignored.
 
-    Without a `split` column each group's part follows from a hash of its name, 70 : 15 : 15, so that rows added later
-    never move a group from one part to another. Where no row is for validation, `cut_validation` takes
+    Without a `split` column each group's split follows from a hash of its name, 70 : 15 : 15, so that rows added later
+    never move a group from one split to another. Where no row is for validation, `cut_validation` takes
     `validation_fraction` of the training rows, by group, with `seed`.
 
-    With `answered` off, the answers may be missing: questions to be answered, all in the test part.
+    With `answered` off, the answers may be missing: questions to be answered, all in the test split.
 
     Raises:
         UserError: names the file, the line and the fix.
@@ -67,10 +67,10 @@ def read_table(
     samples: list[Sample] = []
     lines: dict[str, int] = {}
     places: dict[Path, str] = {}
-    unanswered: dict[int, Part] = {line: "test" for line, _ in rows}
-    parts = _given_parts(rows, file) if answered else unanswered
+    unanswered: dict[int, Split] = {line: "test" for line, _ in rows}
+    splits = _given_parts(rows, file) if answered else unanswered
     for line, cells in rows:
-        sample = _sample(cells, line, file, parts, answered)
+        sample = _sample(cells, line, file, splits, answered)
         if sample.id in lines:
             raise UserError(f"{file}:{line}: id {sample.id!r} is that of line {lines[sample.id]} too; make ids unique")
         lines[sample.id] = line
@@ -78,12 +78,12 @@ def read_table(
         samples.append(sample)
     require_images(places)
 
-    if answered and not any(sample.part == "validation" for sample in samples):
+    if answered and not any(sample.split == "validation" for sample in samples):
         samples = cut_validation(samples, validation_fraction, seed)
-    data = VqaData(name or default_name, "given" if parts else "by-group-hash", root, samples)
+    data = VqaData(name or default_name, "given" if splits else "by-group-hash", root, samples)
     note_leaks(data)
-    if not parts and not data.part("test"):
-        data.notes.append("The table has no split column and too few groups to fill a test part by their hash.")
+    if not splits and not data.split("test"):
+        data.notes.append("The table has no split column and too few groups to fill a test split by their hash.")
     return data
 
 
@@ -164,22 +164,22 @@ def _check_names(names: list[str], place: str, required: tuple[str, ...]) -> Non
         raise UserError(f"{place}: no column {absent[0]!r}; needed are {', '.join(required)}")
 
 
-def _given_parts(rows: list[Row], file: Path) -> dict[int, Part]:
-    """Return the part of every line, or nothing where the table gives none."""
-    parts: dict[int, Part] = {}
+def _given_parts(rows: list[Row], file: Path) -> dict[int, Split]:
+    """Return the split of every line, or nothing where the table gives none."""
+    splits: dict[int, Split] = {}
     without = 0
     for line, cells in rows:
         value = _text(cells, "split", line, file)
         if value:
-            parts[line] = _choice(value, PARTS, "split", line, file)
+            splits[line] = _choice(value, SPLITS, "split", line, file)
         else:
             without = without or line
-    if parts and without:
+    if splits and without:
         raise UserError(f"{file}:{without}: no split, though other rows have one; give it to every row or to none")
-    return parts
+    return splits
 
 
-def _sample(cells: Mapping[str, Any], line: int, file: Path, parts: Mapping[int, Part], answered: bool) -> Sample:
+def _sample(cells: Mapping[str, Any], line: int, file: Path, splits: Mapping[int, Split], answered: bool) -> Sample:
     image, question = _text(cells, "image", line, file), _text(cells, "question", line, file)
     answers = _answers(cells, line, file) if answered else ("",)
     for column, value in (
@@ -199,7 +199,7 @@ def _sample(cells: Mapping[str, Any], line: int, file: Path, parts: Mapping[int,
         answers=answers,
         answer_type=(_choice(kind, ANSWER_TYPES, "answer_type", line, file) if kind else inferred_type(answers[0])),
         group=group,
-        part=parts[line] if parts else _part_by_hash(group),
+        split=splits[line] if splits else _part_by_hash(group),
         question_type=_text(cells, "question_type", line, file),
     )
 
@@ -233,6 +233,6 @@ def _choice(value: str, known: Mapping[str, T], column: str, line: int, file: Pa
     return known[value.lower()]
 
 
-def _part_by_hash(group: str) -> Part:
+def _part_by_hash(group: str) -> Split:
     share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
     return "train" if share < 0.70 else "validation" if share < 0.85 else "test"

@@ -1,6 +1,6 @@
 """VQA-Med 2019 of ImageCLEF (Ben Abacha et al., CLEF 2019): pairs of training and validation, and the test file.
 
-Lines are ``image|question|answer``; the test file has ``image|category|question|answer``. `#` parts alternatives.
+Lines are ``image|question|answer``; the test file has ``image|category|question|answer``. `#` splits alternatives.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Literal, get_args
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import cut_validation, group_by_content, note_leaks
 from preceptor.data.texts import read_text
-from preceptor.data.types import Part, Sample, VqaData
+from preceptor.data.types import Sample, Split, VqaData
 from preceptor.data.vqa.answers import inferred_type
 from preceptor.errors import UserError, nearest
 
-Split = Literal["val", "test"]
+Variant = Literal["val", "test"]
 CATEGORIES = ("modality", "plane", "organ", "abnormality")
 FILES = {"train": "All_QA_Pairs_train.txt", "val": "All_QA_Pairs_val.txt", "test": "*Test_Questions_w_Ref_Answers*.txt"}
 _RELEASE = f"{FILES['train']} and {FILES['val']} in folders of their own, each beside a folder of images"
@@ -39,37 +39,38 @@ def category_of(question: str) -> str:
 
 
 def read_vqa_med_2019(
-    root: Path, *, split: Split | None = None, validation_fraction: float = 0.1, seed: int = 0
+    root: Path, *, variant: Variant | None = None, validation_fraction: float = 0.1, seed: int = 0
 ) -> VqaData:
-    """Read VQA-Med 2019 from the folder that holds its two or three parts, packed out.
+    """Read VQA-Med 2019 from the folder that holds its two or three splits, packed out.
 
-    - `val` (the default): the official validation part is the test part, and validation is cut from training by image.
+    - `val` (the default): the official validation split is the test split. Validation is cut from training by
+      image.
       For choosing models and comparing while the test questions stay unseen.
-    - `test`: the official parts, scored on the 500 test questions; needs the test file with its answers.
+    - `test`: the official splits, scored on the 500 test questions; needs the test file with its answers.
 
     An id is ``<image>-<category>``; `question_type` holds the category; every alternative of an answer is accepted and
     the first is learnt. Answers of yes or no are closed, the others open. The group is the image.
 
     Raises:
-        UserError: files are missing, a line is broken, images are missing, or the split is unknown.
+        UserError: files are missing, a line is broken, images are missing, or the variant is unknown.
     """
-    split = split or "val"
-    if split not in get_args(Split):
-        raise UserError(f"VQA-Med 2019 split {split!r} is not known{nearest(split, get_args(Split))}")
+    variant = variant or "val"
+    if variant not in get_args(Variant):
+        raise UserError(f"VQA-Med 2019 variant {variant!r} is not known{nearest(variant, get_args(Variant))}")
     if not root.is_dir():
         raise UserError(f"data.root {root} is no folder; give the folder of VQA-Med 2019: {_RELEASE}")
-    if split == "test":
-        parts: dict[str, Part] = {"train": "train", "val": "validation", "test": "test"}
+    if variant == "test":
+        splits: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
     else:
-        parts = {"train": "train", "val": "test"}
+        splits = {"train": "train", "val": "test"}
     samples: list[Sample] = []
     places: dict[Path, str] = {}
-    for key, part in parts.items():
+    for key, split in splits.items():
         table = _find(root, key)
         images = _image_folder(table)
         for line, text in enumerate(read_text(table).split("\n"), start=1):
             if text.strip():
-                sample = _sample(text.rstrip("\r"), f"{table}:{line}", images, part, key)
+                sample = _sample(text.rstrip("\r"), f"{table}:{line}", images, split, key)
                 places.setdefault(sample.image, f"{table.name}:{line}")
                 samples.append(sample)
     repeated = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
@@ -83,10 +84,10 @@ def read_vqa_med_2019(
         "Categories of training and validation questions are inferred from their wording.",
         "Answer types are inferred: yes and no are closed, all others open.",
     ]
-    if split == "val":
+    if variant == "val":
         samples = cut_validation(samples, validation_fraction, seed)
-        notes.append("Scored on the official validation part; validation is cut from training by image.")
-    data = VqaData("vqa-med-2019", split, root, samples, notes)
+        notes.append("Scored on the official validation split; validation is cut from training by image.")
+    data = VqaData("vqa-med-2019", variant, root, samples, notes)
     note_leaks(data)
     return data
 
@@ -98,7 +99,7 @@ def _find(root: Path, key: str) -> Path:
     if len(found) == 1:
         return found[0]
     state = f"{len(found)} files named" if found else "no file named"
-    fix = _RELEASE if key != "test" else "get the test file with its answers, or set data.split=val"
+    fix = _RELEASE if key != "test" else "get the test file with its answers, or set data.variant=val"
     raise UserError(f"{root} holds {state} {FILES[key]}; needed: {fix}")
 
 
@@ -111,9 +112,9 @@ def _image_folder(table: Path) -> Path:
     return found[0]
 
 
-def _sample(text: str, place: str, images: Path, part: Part, key: str) -> Sample:
+def _sample(text: str, place: str, images: Path, split: Split, key: str) -> Sample:
     wanted = 4 if key == "test" else 3
-    # An answer may hold the sign itself; the first three (two) part the fields.
+    # An answer may hold the sign itself; the first three (two) split the fields.
     fields = [" ".join(field.split()) for field in text.split("|", wanted - 1)]
     if len(fields) != wanted or not all(fields):
         form = "image|category|question|answer" if key == "test" else "image|question|answer"
@@ -134,6 +135,6 @@ def _sample(text: str, place: str, images: Path, part: Part, key: str) -> Sample
         answers=answers,
         answer_type=inferred_type(answers[0]),
         group=name,
-        part=part,
+        split=split,
         question_type=category,
     )

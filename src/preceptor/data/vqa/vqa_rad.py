@@ -14,15 +14,15 @@ from typing import Any, Literal, get_args
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import cut_validation
 from preceptor.data.texts import read_json_rows
-from preceptor.data.types import AnswerType, Part, Sample, VqaData
+from preceptor.data.types import AnswerType, Sample, Split, VqaData
 from preceptor.errors import UserError, nearest
 
-Split = Literal["clean", "published", "no_frames"]
+Variant = Literal["clean", "published", "no_frames"]
 
 TABLE = "VQA_RAD Dataset Public.json"
 IMAGES = "VQA_RAD Image Folder"
 # What `phrase_type` says; para(phrased) and free-form questions alike are training rows unless marked as test.
-PARTS: dict[str, Part] = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
+SPLITS: dict[str, Split] = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
 ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
 HUB_ROWS = (1793, 451)
 """Training and test rows of the copy on the Hugging Face hub."""
@@ -45,7 +45,7 @@ _PUNCTUATION = str.maketrans(string.punctuation, " " * len(string.punctuation))
 def read_vqa_rad(
     root: Path,
     *,
-    split: Split = "clean",
+    variant: Variant = "clean",
     validation_fraction: float = 0.1,
     validation_by: Literal["image", "question"] = "image",
     seed: int = 0,
@@ -69,10 +69,10 @@ def read_vqa_rad(
     all; `notes` says so.
 
     Raises:
-        UserError: the folder is not the release, a row is broken, images are missing, or the split is unknown.
+        UserError: the folder is not the release, a row is broken, images are missing, or the variant is unknown.
     """
-    if split not in get_args(Split):
-        raise UserError(f"VQA-RAD split {split!r} is not known{nearest(split, get_args(Split))}")
+    if variant not in get_args(Variant):
+        raise UserError(f"VQA-RAD variant {variant!r} is not known{nearest(variant, get_args(Variant))}")
     folder = _release_folder(root)
     rows = read_json_rows(folder / TABLE, NEEDED)
     samples: list[Sample] = []
@@ -92,22 +92,22 @@ def read_vqa_rad(
         raise UserError(f"{folder / TABLE}: qid {repeated[0]!r} occurs twice; take the file as released")
     require_images(places)
 
-    test = {sample.id for sample in samples if sample.part == "test"}
+    test = {sample.id for sample in samples if sample.split == "test"}
     frames_of_test = [frame for frame in frames if frame.id.removesuffix("-frame") in test]
     frames_of_train = [frame for frame in frames if frame.id.removesuffix("-frame") not in test]
-    asked_in_test = {_key(sample) for sample in samples if sample.part == "test"}
+    asked_in_test = {_key(sample) for sample in samples if sample.split == "test"}
     asked_in_test |= {_key(frame) for frame in frames_of_test}
     kept_frames = [frame for frame in frames_of_train if _key(frame) not in asked_in_test]
 
     notes: list[str] = []
-    same = sum(sample.part == "train" and _key(sample) in asked_in_test for sample in samples)
-    if split == "published":
+    same = sum(sample.split == "train" and _key(sample) in asked_in_test for sample in samples)
+    if variant == "published":
         notes.append(
             f"This split leaks: the question frames of {len(frames_of_test)} of the {len(test)} test questions are "
             "training rows, with the same image and the same answer. Its scores only compare with papers that used it."
         )
         samples += frames_of_train + frames_of_test
-    elif split == "clean":
+    elif variant == "clean":
         notes.append(
             f"Left out of training: the frames of {len(frames_of_test)} test questions, and "
             f"{len(frames_of_train) - len(kept_frames)} frames of training questions that ask the same of the same "
@@ -117,15 +117,15 @@ def read_vqa_rad(
     notes.insert(0, _note_shared_images(samples))
     if same:
         notes.append(f"In the release, {same} training question(s) ask the same of the same image as a test question.")
-    crossing = sum(len({sample.part for sample in linked}) > 1 for linked in links.values())
+    crossing = sum(len({sample.split for sample in linked}) > 1 for linked in links.values())
     if crossing:
         notes.append(f"{crossing} question(s) have paraphrases both in training and in test (qid_linked_id).")
     if validation_by == "image":
         samples = cut_validation(samples, validation_fraction, seed)
     else:
-        samples = _cut_questions(samples, validation_fraction, seed, keep_frames=split == "published")
+        samples = _cut_questions(samples, validation_fraction, seed, keep_frames=variant == "published")
         notes.append("Validation questions are about training images (data.validation_by=question), like the test's.")
-    return VqaData("vqa-rad", split, folder, samples, notes, leaking=split == "published" or crossing > 0)
+    return VqaData("vqa-rad", variant, folder, samples, notes, leaking=variant == "published" or crossing > 0)
 
 
 def note_hub(data: VqaData) -> None:
@@ -140,15 +140,15 @@ def note_hub(data: VqaData) -> None:
         "The hub's copy of VQA-RAD has no question frames, so none leaks, and does not say which test questions are "
         "paraphrases, so that the 308 free-form ones cannot be scored."
     )
-    test = [sample for sample in data.samples if sample.part == "test"]
+    test = [sample for sample in data.samples if sample.split == "test"]
     counts = (len(data.samples) - len(test), len(test))
     if counts != HUB_ROWS:
         data.notes.append("Rows: {:,} and {:,}; the hub's card says {:,} and {:,}.".format(*counts, *HUB_ROWS))
     asked = {_key(sample) for sample in test}
-    same = sum(sample.part != "test" and _key(sample) in asked for sample in data.samples)
+    same = sum(sample.split != "test" and _key(sample) in asked for sample in data.samples)
     if same:
         data.notes.append(f"{same} training question(s) ask the same of the same image as a test question.")
-    triplets = Counter((*_key(sample), sample.answer.lower()) for sample in data.samples if sample.part != "test")
+    triplets = Counter((*_key(sample), sample.answer.lower()) for sample in data.samples if sample.split != "test")
     repeated = triplets.total() - len(triplets)
     if repeated:
         data.notes.append(f"{repeated} training row(s) repeat image, question and answer of another.")
@@ -159,8 +159,8 @@ def _cut_questions(samples: list[Sample], fraction: float, seed: int, *, keep_fr
     frames = {sample.id: sample for sample in samples if sample.id.endswith("-frame")}
     # Every question a group of its own; a frame is the question's copy, and is no candidate.
     own = [replace(sample, group=sample.id) for sample in samples if sample.id not in frames]
-    cut = {sample.id for sample in cut_validation(own, fraction, seed) if sample.part == "validation"}
-    moved = [replace(sample, part="validation") if sample.id in cut else sample for sample in samples]
+    cut = {sample.id for sample in cut_validation(own, fraction, seed) if sample.split == "validation"}
+    moved = [replace(sample, split="validation") if sample.id in cut else sample for sample in samples]
     if keep_frames:
         return moved
     asked = {_key(sample) for sample in samples if sample.id in cut}
@@ -187,8 +187,8 @@ def _sample(row: dict[str, Any], folder: Path) -> Sample:
     kind = _text(row["answer_type"]).upper()
     if not (_text(row["qid"]) and question and answer):
         raise UserError(f"{place}: the id, the question or the answer is missing; fill it in or delete the entry")
-    if phrase not in PARTS:
-        raise UserError(f"{place}: phrase_type {phrase!r} is not known{nearest(phrase, PARTS)}")
+    if phrase not in SPLITS:
+        raise UserError(f"{place}: phrase_type {phrase!r} is not known{nearest(phrase, SPLITS)}")
     if kind not in ANSWER_TYPES:
         raise UserError(f"{place}: answer_type {kind!r} is not known{nearest(kind, ANSWER_TYPES)}")
     name = _text(row["image_name"])
@@ -199,7 +199,7 @@ def _sample(row: dict[str, Any], folder: Path) -> Sample:
         answers=(answer,),
         answer_type=ANSWER_TYPES[kind],
         group=name,
-        part=PARTS[phrase],
+        split=SPLITS[phrase],
         question_type=_question_type(_text(row["question_type"])),
         tags={"phrase_type": phrase, "image_organ": _text(row["image_organ"]).upper()},
     )
@@ -213,7 +213,7 @@ def _frame(sample: Sample, question: str) -> Sample:
         answers=sample.answers,
         answer_type=sample.answer_type,
         group=sample.group,
-        part="train",
+        split="train",
         question_type=sample.question_type,
         tags={**sample.tags, "phrase_type": "frame"},
     )
@@ -236,8 +236,8 @@ def _key(sample: Sample) -> tuple[str, str]:
 
 
 def _note_shared_images(samples: list[Sample]) -> str:
-    test = {sample.group for sample in samples if sample.part == "test"}
-    shared = test & {sample.group for sample in samples if sample.part != "test"}
+    test = {sample.group for sample in samples if sample.split == "test"}
+    shared = test & {sample.group for sample in samples if sample.split != "test"}
     return (
         f"{len(shared)} of the {len(test)} test images are also training images: the release is divided by question, "
         "not by patient."

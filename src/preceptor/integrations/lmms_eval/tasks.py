@@ -54,7 +54,7 @@ def write_task(protocol: str, root: Path | None, folder: Path) -> str:
             "question_type": s.question_type,
             "protocol": protocol,
         }
-        for s in data.part("test")
+        for s in data.split("test")
         if chosen.select(s)
     ]
     questions = folder / f"{name}.jsonl"

@@ -1,0 +1,43 @@
+"""The tasks that Preceptor knows. This module is the only place that lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from preceptor.config import BaseRecipe
+from preceptor.errors import UserError, nearest
+from preceptor.grounding.config import GroundingRecipe
+from preceptor.recipe import read_recipe, validate
+from preceptor.segmentation.config import SegmentationRecipe
+from preceptor.vqa.config import VqaRecipe
+
+TASKS: dict[str, type[BaseRecipe]] = {
+    "vqa": VqaRecipe,
+    "segmentation": SegmentationRecipe,
+    "grounding": GroundingRecipe,
+}
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> BaseRecipe:
+    """Read a recipe, apply ``key.sub=value`` overrides and validate it. No slow package is imported.
+
+    Args:
+        name: name of a shipped recipe, path of a YAML file, or a run folder.
+        overrides: settings to change. Their values are YAML.
+
+    Raises:
+        UserError: the file cannot be read, a key is unknown (the message names the nearest one) or a value does not
+            fit; each with its place.
+    """
+    return recipe_from(*read_recipe(name, overrides))
+
+
+def recipe_from(raw: Mapping[str, Any], place: str) -> BaseRecipe:
+    """Return the validated recipe of nested dictionaries; `place` names them in errors."""
+    task = raw.get("task")
+    if task is None:
+        raise UserError(f"{place} lacks the key 'task': one of {', '.join(TASKS)}")
+    if task not in TASKS:
+        raise UserError(f"{place}, key task: {task!r} is not known{nearest(str(task), TASKS)}")
+    return validate(raw, place, TASKS[task])
