@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from preceptor.config import BaseRecipe
@@ -41,3 +43,8 @@ def recipe_from(raw: Mapping[str, Any], place: str) -> BaseRecipe:
     if task not in TASKS:
         raise UserError(f"{place}, key task: {task!r} is not known{nearest(str(task), TASKS)}")
     return validate(raw, place, TASKS[task])
+
+
+def module(task: str, name: str) -> ModuleType:
+    """Import ``preceptor.<task>.<name>``. The same name means the same thing in the package of every task."""
+    return import_module(f"preceptor.{task}.{name}")
