@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from preceptor.data.types import AnswerType, Prediction, Sample
 from preceptor.errors import UserError
 from preceptor.normalizers import NORMALISERS
+from preceptor.statistics import wilson
 from preceptor.text_metrics import corpus_bleu, imageclef_bleu, token_f1, tokens, vqa_soft
 from preceptor.vqa.protocols import Metric, Protocol
 
@@ -72,6 +73,13 @@ class Scores:
     def closed(self) -> float | None:
         return self._accuracy(lambda row: row["answer_type"] == "closed")
 
+    def interval(self) -> dict[str, float] | None:
+        """Return Wilson's 95 % interval of the accuracy over questions; None for another metric or without questions."""
+        if self.metric != "accuracy" or not self.scored:
+            return None
+        found = wilson(sum(row["correct"] for row in self.scored), len(self.scored))
+        return {"low": found.low, "high": found.high}
+
     def question_types(self) -> dict[str, dict[str, float | int]]:
         """Return ``{question type: {"accuracy": share, "n": count}}``; questions without a type are left out."""
         by_type: dict[str, list[float]] = {}
@@ -92,6 +100,7 @@ class Scores:
         return {
             "metric": self.metric,
             "accuracy": self.accuracy,
+            "interval": self.interval(),
             "open": self.open,
             "closed": self.closed,
             "macro": sum(found["accuracy"] for found in types.values()) / len(types) if types else None,
