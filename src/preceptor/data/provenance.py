@@ -17,7 +17,7 @@ import numpy as np
 
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image
 from preceptor.data.phash import COPY_BITS, as_text, from_text, hashes, near, thumbnail
-from preceptor.data.types import VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.errors import UserError
 from preceptor.files import write_text
 
@@ -78,7 +78,7 @@ def _read_cache(path: Path) -> dict[str, str]:
         return {}
 
 
-def training_images(data: VqaData, cache: Path | None = None, **limits: int) -> Source:
+def training_images(data: Dataset[Sample], cache: Path | None = None, **limits: int) -> Source:
     """Return the training and validation images of a data set."""
     paths = [sample.image for sample in data.samples if sample.split != "test"]
     images = dict(sorted(hash_images(paths, cache, **limits).values()))
@@ -119,7 +119,7 @@ def read_provenance(folder: Path) -> list[Source] | None:
 
 
 def contaminated_test_ids(
-    data: VqaData, sources: Iterable[Source], cache: Path | None = None, **limits: int
+    data: Dataset[Sample], sources: Iterable[Source], cache: Path | None = None, **limits: int
 ) -> list[str]:
     """Return, for each test image that was trained on elsewhere, the id of its first test row.
 
@@ -151,7 +151,9 @@ def match_images(found: dict[Path, tuple[str, str]], images: dict[str, str]) -> 
     }
 
 
-def leave_out(data: VqaData, images: Sequence[Path], whose: str, cache: Path | None = None, **limits: int) -> None:
+def leave_out(
+    data: Dataset[Sample], images: Sequence[Path], whose: str, cache: Path | None = None, **limits: int
+) -> None:
     """Drop the training and validation rows of `data` whose image is among `images`, and note how many."""
     theirs = dict(hash_images(images, cache, **limits).values())
     learnt = [sample.image for sample in data.samples if sample.split != "test"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from preceptor.data.segmentation.cases import find_case
-from preceptor.data.types import CaseData
+from preceptor.data.types import SegmentationDataset
 from preceptor.data.volumes import save_mask, save_probabilities, to_labels
 from preceptor.errors import UserError
 from preceptor.pipeline.run_dir import model_folder
@@ -40,7 +40,7 @@ def segment_case(
     modalities, regions = network.config.modalities, {name: tuple(v) for name, v in facts["regions"].items()}
     # A label map that lies beside the images is nobody's business here.
     case = replace(find_case(path, modalities), mask=None)
-    data = CaseData("case", "none", folder, modalities, regions, [case])
+    data = SegmentationDataset("case", "none", folder, [case], modalities=modalities, regions=regions)
     preparation = facts["preparation"]
     window = tuple(preparation["patch_size"])
     settings = VolumeSettings(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from preceptor.data.types import Prediction, VqaData
+from preceptor.data.types import Dataset, Prediction, Sample
 from preceptor.distributed import processes
 from preceptor.files import json_lines, write_text
 from preceptor.normalizers import NORMALISERS
@@ -58,7 +58,7 @@ def accuracy(examples: VqaExamples, predictions: list[Prediction], normaliser: s
 
 
 def evaluate_bundle(
-    bundle: VqaBundle, data: VqaData, config: DataConfig, *, only: list[Protocol] | None = None
+    bundle: VqaBundle, data: Dataset[Sample], config: DataConfig, *, only: list[Protocol] | None = None
 ) -> tuple[dict[str, Any], dict[str, list[Row]]]:
     """Return (results, rows by protocol id) of a model on the test split of `data`.
 
@@ -94,7 +94,7 @@ def read_predictions(folder: Path, protocol: str) -> list[Row]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def latency_ms(bundle: VqaBundle, data: VqaData, config: DataConfig, questions: int) -> float | None:
+def latency_ms(bundle: VqaBundle, data: Dataset[Sample], config: DataConfig, questions: int) -> float | None:
     """Return the median milliseconds of the model for one question at a time, image decoding left out.
 
     None where no image of these questions can be read.
