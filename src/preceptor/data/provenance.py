@@ -17,7 +17,7 @@ import numpy as np
 
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image
 from preceptor.data.phash import COPY_BITS, as_text, from_text, hashes, near, thumbnail
-from preceptor.data.types import VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.errors import UserError
 from preceptor.files import write_text
 
@@ -124,7 +124,9 @@ def match_images(found: dict[Path, tuple[str, str]], images: dict[str, str]) -> 
     return {paths[row] for row in np.unique(rows).tolist()} | same
 
 
-def leave_out(data: VqaData, images: Sequence[Path], whose: str, cache: Path | None = None, **limits: int) -> None:
+def leave_out(
+    data: Dataset[Sample], images: Sequence[Path], whose: str, cache: Path | None = None, **limits: int
+) -> None:
     """Drop the training and validation rows of `data` whose image is among `images`, and note how many."""
     theirs = dict(hash_images(images, cache, **limits).values())
     learnt = [sample.image for sample in data.samples if sample.split != "test"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from preceptor.data import nifti
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
-from preceptor.data.types import Case, CaseData, VolumeFile
+from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.errors import UserError
 
 TOLERANCE = 1e-3
@@ -36,7 +36,7 @@ class LoadedVolume:
     geometry: Geometry
 
 
-def load_case(case: Case, data: CaseData | None = None, *, max_voxels: int = MAX_VOXELS) -> LoadedVolume:
+def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels: int = MAX_VOXELS) -> LoadedVolume:
     """Return a case's volumes. `data` says which labels may occur; without it any may.
 
     Raises:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from preceptor.data.types import DialogueData
+from preceptor.data.types import GroundingDataset
 from preceptor.distributed import processes
 from preceptor.grounding.config import ClinkdConfig, GroundingRecipe, VlmConfig
 from preceptor.grounding.dialogue_encoder import ModalityRows
@@ -25,7 +25,7 @@ class RunContext:
     """The recipe and the data of a run, and what is derived from them once for all stages."""
 
     recipe: GroundingRecipe
-    data: DialogueData
+    data: GroundingDataset
 
     @cached_property
     def similarity(self) -> Similarity:
@@ -38,7 +38,7 @@ class RunContext:
         if self.recipe.method.guidance.kind != "clip" or scorer is None:
             return None
         clip = ModalityClip.load(scorer, allow_downloads=self.recipe.allow_downloads)
-        paths = list(dict.fromkeys(image for row in self.data.dialogues for image in row.images))
+        paths = list(dict.fromkeys(image for row in self.data.samples for image in row.images))
         with processes().main_process_first():
             found = modality_probabilities(paths, clip, file=self.recipe.output_folder / "modalities.json")
         known = dict(zip(paths, found, strict=True))
@@ -89,9 +89,9 @@ class RunContext:
         return vlm
 
 
-def corpus(data: DialogueData) -> list[str]:
+def corpus(data: GroundingDataset) -> list[str]:
     """Return the texts of the training parts, in their order: what new words are learnt from."""
-    return [text for row in data.dialogues if row.split in ("train", "teacher") for turn in row.turns for text in turn]
+    return [text for row in data.samples if row.split in ("train", "teacher") for turn in row.turns for text in turn]
 
 
 def guidance_of(config: ClinkdConfig) -> Guidance:

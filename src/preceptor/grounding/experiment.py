@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data import provenance
-from preceptor.data.types import Dialogue, DialogueData, Split
+from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.distributed import processes
 from preceptor.errors import UserError, nearest
 from preceptor.files import sha256
@@ -40,7 +40,7 @@ from preceptor.grounding.teachers import (
     word_teacher,
 )
 from preceptor.hub import find_pretrained
-from preceptor.pipeline.experiment import HELD_OUT, Evaluation, Experiment, Stage, Training
+from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.task import Task
 
@@ -78,10 +78,10 @@ class GroundingExperiment(Experiment):
     shared_folders = (STORE, CACHE, PRIOR, "new-teacher", "new-student")
     final_stages = ("clinkd", "distilled")
     recipe: GroundingRecipe
-    data: DialogueData
+    data: GroundingDataset
 
     @classmethod
-    def read_data(cls, recipe: GroundingRecipe, needed: tuple[Split, ...] = HELD_OUT) -> DialogueData:
+    def read_data(cls, recipe: GroundingRecipe, needed: tuple[Split, ...] = SPLITS) -> GroundingDataset:
         return read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=needed)
 
     @cached_property
@@ -164,7 +164,7 @@ class GroundingExperiment(Experiment):
         recipe, context, data = self.recipe, self.context, self.data
         vlm = context.load(phase.source, config.model, guidance_of(method), recipe.seed)
         examples = DialogueExamples(phase.examples, vlm.encoder)
-        by_id = {row.id: row for row in data.dialogues}
+        by_id = {row.id: row for row in data.samples}
 
         def corrections_batch(corrections: Sequence[Correction]) -> Any:
             rows = [

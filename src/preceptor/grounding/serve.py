@@ -11,7 +11,7 @@ from typing import Any
 
 from preceptor.data.grounding.boxes import find_boxes
 from preceptor.data.images import ImageError, load_image
-from preceptor.data.types import Dialogue, DialogueData
+from preceptor.data.types import Dialogue, GroundingDataset
 from preceptor.errors import UserError, nearest
 from preceptor.files import json_lines, write_text
 from preceptor.grounding.config import GroundingRecipe
@@ -89,7 +89,7 @@ def check_dialogues(recipe: GroundingRecipe) -> dict[str, Any]:
     config = recipe.data.model_copy(update={"boxes": "repair"}) if refused else recipe.data
     data = read_recipe_dialogues(config, recipe.output_folder / "data", needed=())
     users: dict[Path, list[str]] = {}
-    for row in data.dialogues:
+    for row in data.samples:
         for image in row.images:
             users.setdefault(image, []).append(row.id)
     limits = {"max_bytes": recipe.data.max_image_bytes, "max_pixels": recipe.data.max_image_pixels}
@@ -120,7 +120,7 @@ def check_dialogues(recipe: GroundingRecipe) -> dict[str, Any]:
     }
 
 
-def check_memory(recipe: GroundingRecipe, data: DialogueData) -> tuple[list[str], list[str]]:
+def check_memory(recipe: GroundingRecipe, data: GroundingDataset) -> tuple[list[str], list[str]]:
     """Return how much memory each model's training takes of a device, and what is wrong with that."""
     teacher: Any = None
     said: list[str] = []

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from preceptor.data.types import Dialogue, DialogueData
+from preceptor.data.types import Dialogue, GroundingDataset
 from preceptor.distill.chunked_kl import chunked_cross_entropy
 from preceptor.distributed import broadcast_from_main, processes
 from preceptor.environment import QUESTIONS, machine, versions
@@ -49,7 +49,7 @@ class Seminar:
     """What all stages of a recipe share: data, how texts are compared, the checkpoints that models start from."""
 
     recipe: GroundingRecipe
-    data: DialogueData
+    data: GroundingDataset
 
     @cached_property
     def similarity(self) -> Similarity:
@@ -62,7 +62,7 @@ class Seminar:
         if self.recipe.method.guidance.kind != "clip" or scorer is None:
             return None
         clip = ModalityClip.load(scorer, allow_downloads=self.recipe.allow_downloads)
-        paths = list(dict.fromkeys(image for row in self.data.dialogues for image in row.images))
+        paths = list(dict.fromkeys(image for row in self.data.samples for image in row.images))
         with processes().main_process_first():
             found = modality_probabilities(paths, clip, file=self.recipe.output_folder / "modalities.json")
         known = dict(zip(paths, found, strict=True))
@@ -114,9 +114,9 @@ class Seminar:
         return vlm
 
 
-def corpus(data: DialogueData) -> list[str]:
+def corpus(data: GroundingDataset) -> list[str]:
     """Return the texts of the training parts, in their order: what new words are learnt from."""
-    return [text for row in data.dialogues if row.split in ("train", "teacher") for turn in row.turns for text in turn]
+    return [text for row in data.samples if row.split in ("train", "teacher") for turn in row.turns for text in turn]
 
 
 def guidance_of(config: ClinkdConfig) -> Guidance:
@@ -169,7 +169,7 @@ def train_part(
     guidance = guidance_of(method)
     vlm = room.load(part.source, config.model, guidance, recipe.seed)
     examples = DialogueExamples(part.lessons, vlm.encoder)
-    by_id = {row.id: row for row in data.dialogues}
+    by_id = {row.id: row for row in data.samples}
 
     def lessons(corrections: Sequence[Correction]) -> Any:
         taught = [

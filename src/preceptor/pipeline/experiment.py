@@ -17,7 +17,7 @@ from preceptor.pipeline.speed import SpeedTest
 from preceptor.task import Task
 from preceptor.training.sampler import StepBatches
 
-HELD_OUT: tuple[Split, ...] = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Experiment(ABC):
         self.recipe, self.data = recipe, data
 
     @classmethod
-    def read(cls, recipe: BaseRecipe, needed: tuple[Split, ...] = HELD_OUT) -> Self:
+    def read(cls, recipe: BaseRecipe, needed: tuple[Split, ...] = SPLITS) -> Self:
         """Return the experiment of a recipe. Raises UserError if the data cannot be read or a split is empty."""
         return cls(recipe, cls.read_data(recipe, needed))
 
@@ -169,9 +169,17 @@ class Experiment(ABC):
             UserError: the protocol is unknown.
         """
 
-    @abstractmethod
     def describe_data(self) -> dict[str, Any]:
         """Return the entry `data` of results.json: name, variant, fingerprints and the size of each split."""
+        data = self.data
+        splits: tuple[Split, ...] = SPLITS + (("unlabelled",) if data.split("unlabelled") else ())
+        return {
+            "name": data.name,
+            "variant": data.variant,
+            "sha256": data.fingerprint(),
+            "test_sha256": data.fingerprint("test"),
+            **{split: len(data.split(split)) for split in splits},
+        }
 
     @abstractmethod
     def parameter_count(self, model: Any) -> int:

@@ -17,7 +17,8 @@ SIDE_BY_SIDE_BYTES = 8 * 2**30
 
 @dataclass(frozen=True)
 class SpeedTest:
-    """What to time of a model: `one_by_one` handles `units` units, one at a time; `batch` handles `batch_size` at once.
+    """What to time of a model: `one_by_one` handles `units` units, one at a time; `batch` handles `batch_size`
+    at once, if units can be batched.
 
     `unit` is the word for a unit: question, case, answer.
     """
@@ -25,8 +26,8 @@ class SpeedTest:
     unit: str
     one_by_one: Callable[[], Any]
     units: int
-    batch: Callable[[], Any]
-    batch_size: int
+    batch: Callable[[], Any] | None = None
+    batch_size: int = 1
 
 
 def measure_speed(prepare: Callable[[Path], SpeedTest], folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
@@ -48,7 +49,8 @@ def _in_turn(tests: dict[str, SpeedTest]) -> dict[str, dict[str, Any]]:
     duration = dict.fromkeys(tests, float("inf"))
     for number in range(ROUNDS + 1):
         for name, test in tests.items():
-            single, batch = _seconds(test.one_by_one) / test.units, _seconds(test.batch) / test.batch_size
+            single = _seconds(test.one_by_one) / test.units
+            batch = _seconds(test.batch) / test.batch_size if test.batch else single
             if number > 0:
                 latency[name], duration[name] = min(latency[name], single), min(duration[name], batch)
     together = "all models in turn" if len(tests) > 1 else "this model alone"

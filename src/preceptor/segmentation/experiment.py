@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.types import CaseData, Split
+from preceptor.data.types import SegmentationDataset, Split
 from preceptor.distributed import processes
 from preceptor.errors import UserError, nearest
 from preceptor.files import sha256, write_text
-from preceptor.pipeline.experiment import HELD_OUT, Evaluation, Experiment, Stage, Training
+from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.segmentation.config import LckdConfig, SegmentationRecipe
@@ -33,10 +33,10 @@ class SegmentationExperiment(Experiment):
     task = "segmentation"
     packages = ("monai", "nibabel", "scipy")
     recipe: SegmentationRecipe
-    data: CaseData
+    data: SegmentationDataset
 
     @classmethod
-    def read_data(cls, recipe: SegmentationRecipe, needed: tuple[Split, ...] = HELD_OUT) -> CaseData:
+    def read_data(cls, recipe: SegmentationRecipe, needed: tuple[Split, ...] = SPLITS) -> SegmentationDataset:
         return read_cases(recipe.data, recipe.output_folder / "data", needed=needed)
 
     # Training
@@ -208,17 +208,6 @@ class SegmentationExperiment(Experiment):
             extras={"modalities": list(data.modalities), "regions": list(data.regions)},
         )
 
-    def describe_data(self) -> dict[str, Any]:
-        data = self.data
-        splits: tuple[Split, ...] = HELD_OUT + (("unlabelled",) if data.split("unlabelled") else ())
-        return {
-            "name": data.name,
-            "variant": data.variant,
-            "sha256": data.fingerprint(),
-            "test_sha256": data.fingerprint("test"),
-            **{split: len(data.split(split)) for split in splits},
-        }
-
     def parameter_count(self, model: MultimodalUNet) -> int:
         return sum(parameter.numel() for parameter in model.parameters())
 
@@ -229,7 +218,7 @@ class SegmentationExperiment(Experiment):
         def one_case() -> None:
             predict_case(model, case, self.recipe.evaluation, self.recipe.data.patch_size, only=[subset])
 
-        return SpeedTest("case with all its modalities", one_case, 1, one_case, 1)
+        return SpeedTest("case with all its modalities", one_case, 1)
 
     def compare_stages(self, folders: Mapping[str, Path], stages: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         raise NotImplementedError

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from preceptor.data.segmentation.cases import find_case
-from preceptor.data.types import Case, CaseData, VolumeFile
+from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import LoadedVolume, on_source_grid, save_mask, save_probabilities, to_regions
 from preceptor.errors import UserError
 from preceptor.pipeline.run_dir import model_folder
@@ -116,7 +116,9 @@ class SegmentationModel:
             augment="none",
             spacing=tuple(preparation["spacing"]) if preparation["spacing"] else None,
         )
-        data = CaseData("case", "none", Path(), self.modalities, self.regions, [source])
+        data = SegmentationDataset(
+            "case", "none", Path(), [source], modalities=self.modalities, regions=self.regions
+        )
         whole = VolumeExamples([source], data, settings).whole(0)
         subset = tuple(bool(there) for there in whole.available)
         inside = predict_case(self.network, whole, self.inference, window, only=[subset])[subset]

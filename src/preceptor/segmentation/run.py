@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.data.types import CaseData
+from preceptor.data.types import SegmentationDataset
 from preceptor.distributed import processes
 from preceptor.environment import VOLUMES, versions
 from preceptor.errors import UserError
@@ -61,7 +61,7 @@ def run_segmentation(recipe: SegmentationRecipe) -> dict[str, Any]:
         return results
 
 
-def _full_teacher(recipe: SegmentationRecipe, data: CaseData) -> MultimodalUNet:
+def _full_teacher(recipe: SegmentationRecipe, data: SegmentationDataset) -> MultimodalUNet:
     """Return the network that teaches from all modalities. Raises UserError where it does not fit the recipe's."""
     folder = model_folder(Path(recipe.method.teaching_run or recipe.output_folder / "teacher"))
     teacher = MultimodalUNet.load(folder)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.types import CaseData
+from preceptor.data.types import SegmentationDataset
 from preceptor.distributed import processes
 from preceptor.environment import VOLUMES, machine, versions
 from preceptor.files import json_lines, sha256, write_text
@@ -27,7 +27,7 @@ from preceptor.training.loop import FitArguments, fit
 INFERENCE_CONFIG = "segmentation.json"
 
 
-def build_network(recipe: SegmentationRecipe, data: CaseData, seed: int) -> MultimodalUNet:
+def build_network(recipe: SegmentationRecipe, data: SegmentationDataset, seed: int) -> MultimodalUNet:
     """Return a new network; its weights depend on `seed` alone. Raises UserError for sizes that do not fit it."""
     m = recipe.model
     config = MultimodalUNetConfig(
@@ -54,7 +54,11 @@ def stage_method(recipe: SegmentationRecipe, stage: SegmentationStage) -> LckdCo
 
 
 def train_stage(
-    name: SegmentationStage, folder: Path, recipe: SegmentationRecipe, data: CaseData, full: MultimodalUNet | None
+    name: SegmentationStage,
+    folder: Path,
+    recipe: SegmentationRecipe,
+    data: SegmentationDataset,
+    full: MultimodalUNet | None,
 ) -> dict[str, Any]:
     """Train a network into `folder` (or go on where it was stopped), evaluate it and return its results.
 
@@ -146,7 +150,9 @@ def train_stage(
     return results
 
 
-def facts(recipe: SegmentationRecipe, data: CaseData, validation: dict[str, dict[str, float]]) -> dict[str, Any]:
+def facts(
+    recipe: SegmentationRecipe, data: SegmentationDataset, validation: dict[str, dict[str, float]]
+) -> dict[str, Any]:
     """Return what prediction must know beside the weights: preparation, labels, and what validation promises."""
     d, e = recipe.data, recipe.evaluation
     return {
@@ -158,7 +164,9 @@ def facts(recipe: SegmentationRecipe, data: CaseData, validation: dict[str, dict
     }
 
 
-def identity(recipe: SegmentationRecipe, data: CaseData, method: LckdConfig, task: LckdTask) -> dict[str, Any]:
+def identity(
+    recipe: SegmentationRecipe, data: SegmentationDataset, method: LckdConfig, task: LckdTask
+) -> dict[str, Any]:
     """Return what must not change when a stage is resumed."""
     kept = recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_voxels", "split_file"})
     return json.loads(
@@ -176,7 +184,7 @@ def identity(recipe: SegmentationRecipe, data: CaseData, method: LckdConfig, tas
 
 
 def evaluate(
-    network: MultimodalUNet, recipe: SegmentationRecipe, data: CaseData
+    network: MultimodalUNet, recipe: SegmentationRecipe, data: SegmentationDataset
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """Return (results, rows by protocol id) of a network on the test split."""
     test = examples(recipe, data, "test", 0)
@@ -206,7 +214,9 @@ def write_rows(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
         write_text(folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl", json_lines(lines))
 
 
-def latency_ms(network: MultimodalUNet, recipe: SegmentationRecipe, data: CaseData, repeats: int = 3) -> float:
+def latency_ms(
+    network: MultimodalUNet, recipe: SegmentationRecipe, data: SegmentationDataset, repeats: int = 3
+) -> float:
     """Return the median milliseconds for a test case with all the modalities that it has."""
     case = examples(recipe, data, "test", 0).whole(0)
     only = [tuple(bool(a) for a in case.available)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data.splits import cross_questions
-from preceptor.data.types import Sample, VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.vqa.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
 from preceptor.vqa.config import RunModelConfig, VqaRecipe
@@ -20,7 +20,7 @@ class RunContext:
     """The recipe and the data of a run, and what is derived from them once for all stages."""
 
     recipe: VqaRecipe
-    data: VqaData
+    data: Dataset[Sample]
 
     @cached_property
     def vocabulary(self) -> AnswerVocabulary:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data import provenance
-from preceptor.data.types import Split, VqaData
+from preceptor.data.types import Dataset, Sample, Split
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.pipeline.experiment import HELD_OUT, Evaluation, Experiment, Stage, Training
+from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.task import Task, TeacherSource
 from preceptor.vqa.baselines import baselines
@@ -39,10 +39,10 @@ class VqaExperiment(Experiment):
     packages = ("transformers", "tokenizers", "pillow")
     shared_folders = ("teacher-cache",)
     recipe: VqaRecipe
-    data: VqaData
+    data: Dataset[Sample]
 
     @classmethod
-    def read_data(cls, recipe: VqaRecipe, needed: tuple[Split, ...] = HELD_OUT) -> VqaData:
+    def read_data(cls, recipe: VqaRecipe, needed: tuple[Split, ...] = SPLITS) -> Dataset[Sample]:
         return read_data(recipe.data, recipe.output_folder / "data", needed=needed)
 
     @cached_property
@@ -222,17 +222,6 @@ class VqaExperiment(Experiment):
                 name: {"accuracy": s.accuracy, "open": s.open, "closed": s.closed} for name, s in without_image.items()
             }
         return found
-
-    def describe_data(self) -> dict[str, Any]:
-        data = self.data
-        splits: tuple[Split, ...] = HELD_OUT + (("unlabelled",) if data.split("unlabelled") else ())
-        return {
-            "name": data.name,
-            "variant": data.variant,
-            "sha256": data.fingerprint(),
-            "test_sha256": data.fingerprint("test"),
-            **{split: len(data.split(split)) for split in splits},
-        }
 
     def parameter_count(self, model: VqaBundle) -> int:
         return model.model.parameter_count()

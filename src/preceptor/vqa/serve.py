@@ -83,7 +83,7 @@ def answer_image(run: Path, image: Path, question: str, top: int, modality: str 
         from preceptor.grounding.sources import read_images
 
         if image.is_dir():
-            return answer_with_boxes(folder, read_images(image, [question]).dialogues, modality)
+            return answer_with_boxes(folder, read_images(image, [question]).samples, modality)
         load_image(image)  # a broken file is named before the model is loaded
         asked = Dialogue("question", (image,), ((question, ""),), "mia", modality, "", "test")
         return answer_with_boxes(folder, [asked], modality)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from preceptor.data import provenance as seen
 from preceptor.data.splits import cross_questions
-from preceptor.data.types import VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.distributed import processes
 from preceptor.environment import QUESTIONS, machine, versions
@@ -43,7 +43,7 @@ class Classroom:
     """What all stages of a recipe share: data, tokens, answer classes."""
 
     recipe: VqaRecipe
-    data: VqaData
+    data: Dataset[Sample]
 
     @cached_property
     def vocabulary(self) -> AnswerVocabulary:
