@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from preceptor.grounding.config import STAGE_ADDS, ClinkdConfig, GroundingRecipe
 from preceptor.grounding.context import RunContext, guidance_of
 from preceptor.grounding.data import describe_dialogues, read_recipe_dialogues
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample
-from preceptor.grounding.evaluate import answer_greedily, answer_selectively, asker, mean_loss
+from preceptor.grounding.evaluate import answer_greedily, answer_selectively, asker, mean_loss, prediction_row
 from preceptor.grounding.memory import announce
 from preceptor.grounding.metrics import DESCRIBES, score_rows
 from preceptor.grounding.model import GroundedVlm
@@ -39,10 +40,10 @@ from preceptor.grounding.teachers import (
     summary,
     word_teacher,
 )
-from preceptor.hub import find_pretrained
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.task import Task
+from preceptor.vqa.bundle import find_pretrained
 
 PRIOR = "prior"
 """Folder of the training phase on pseudo-labels; all stages that distil start from its model."""
@@ -163,7 +164,7 @@ class GroundingExperiment(Experiment):
     ) -> Training:
         recipe, context, data = self.recipe, self.context, self.data
         vlm = context.load(phase.source, config.model, guidance_of(method), recipe.seed)
-        examples = DialogueExamples(phase.examples, vlm.encoder)
+        examples = DialogueExamples(phase.examples, vlm.encoder, skip_broken=recipe.data.broken == "skip")
         by_id = {row.id: row for row in data.samples}
 
         def corrections_batch(corrections: Sequence[Correction]) -> Any:
@@ -189,7 +190,11 @@ class GroundingExperiment(Experiment):
             lessons=corrections_batch,
             seed=recipe.seed,
         )
-        held_out = DialogueExamples([TrainingExample(row) for row in data.split("validation")], vlm.encoder)
+        held_out = DialogueExamples(
+            [TrainingExample(row) for row in data.split("validation")],
+            vlm.encoder,
+            skip_broken=recipe.data.broken == "skip",
+        )
 
         def validate(_: Task) -> dict[str, float]:
             loss = mean_loss(vlm, held_out, recipe.answers.batch_size)
@@ -314,7 +319,11 @@ class GroundingExperiment(Experiment):
                 raise UserError(f"protocol {protocol!r} is not known{nearest(protocol, ids)}")
             ids = {protocol: ids[protocol]}
         test: list[Dialogue] = data.split("test")
+        broken = self._broken(test) if recipe.data.broken == "skip" else []
+        test = [row for row in test if row not in broken]
+        empty = [prediction_row(row, "") for row in broken]
         rows, seconds = answer_greedily(model, test, recipe.answers)
+        rows += empty
         found = Evaluation(
             rows=dict.fromkeys(ids, rows),
             scores={id: score_rows(rows, name) for id, name in ids.items()},
@@ -326,6 +335,7 @@ class GroundingExperiment(Experiment):
             chosen, slower = answer_selectively(
                 model, test, recipe.answers, selection, self.context.similarity, recipe.seed
             )
+            chosen += empty
             found.extras["selection"] = {
                 "candidates": selection.candidates,
                 "temperature": selection.temperature,
@@ -338,6 +348,14 @@ class GroundingExperiment(Experiment):
 
     def describe_data(self) -> dict[str, Any]:
         return describe_dialogues(self.data)
+
+    def _broken(self, rows: Sequence[Dialogue]) -> list[Dialogue]:
+        """Return the dialogues with an image that cannot be read; they are answered with the empty text."""
+        config = self.recipe.data
+        paths = [path for row in rows for path in row.images]
+        limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
+        readable = provenance.hash_images(paths, None, **limits)
+        return [row for row in rows if not readable.keys() >= set(row.images)]
 
     def parameter_count(self, model: GroundedVlm) -> int:
         return sum(parameter.numel() for parameter in model.base.parameters())
@@ -354,8 +372,10 @@ class GroundingExperiment(Experiment):
             "answer", lambda: generate(few, 1), len(few), lambda: generate(rows, answers.batch_size), len(rows)
         )
 
-    def compare_stages(self, folders: Mapping[str, Path], stages: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        raise NotImplementedError
+    def comparisons(self) -> list[tuple[str, str]]:
+        students = [kind for kind in self.recipe.stages if kind != "teacher"]
+        pairs = [(name, "baseline") for name in students if name != "baseline"]
+        return pairs + [pair for earlier, later in pairwise(students) if (pair := (later, earlier)) not in pairs]
 
     # Files
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -190,8 +190,8 @@ class Experiment(ABC):
         """Return what to time of a model."""
 
     @abstractmethod
-    def compare_stages(self, folders: Mapping[str, Path], stages: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        """Return the paired differences between the stages of a run, by protocol."""
+    def comparisons(self) -> list[tuple[str, str]]:
+        """Return the pairs of stages (a, b) whose difference a - b the run reports, if both were trained."""
 
     # Files
 

@@ -220,8 +220,8 @@ class SegmentationExperiment(Experiment):
 
         return SpeedTest("case with all its modalities", one_case, 1)
 
-    def compare_stages(self, folders: Mapping[str, Path], stages: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        raise NotImplementedError
+    def comparisons(self) -> list[tuple[str, str]]:
+        return [("distilled", "baseline")]
 
     # Files
 

@@ -116,9 +116,7 @@ class SegmentationModel:
             augment="none",
             spacing=tuple(preparation["spacing"]) if preparation["spacing"] else None,
         )
-        data = SegmentationDataset(
-            "case", "none", Path(), [source], modalities=self.modalities, regions=self.regions
-        )
+        data = SegmentationDataset("case", "none", Path(), [source], modalities=self.modalities, regions=self.regions)
         whole = VolumeExamples([source], data, settings).whole(0)
         subset = tuple(bool(there) for there in whole.available)
         inside = predict_case(self.network, whole, self.inference, window, only=[subset])[subset]

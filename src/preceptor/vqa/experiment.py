@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -239,8 +239,8 @@ class VqaExperiment(Experiment):
 
         return SpeedTest("question", one_by_one, len(singles), lambda: predict(model.model, together), len(together))
 
-    def compare_stages(self, folders: Mapping[str, Path], stages: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        raise NotImplementedError
+    def comparisons(self) -> list[tuple[str, str]]:
+        return [("distilled", "baseline")]
 
     # Files
 
