@@ -396,3 +396,6 @@ def stage_method(recipe: GroundingRecipe, kind: str) -> ClinkdConfig:
     if kind != "clinkd":
         method.reflection.rounds = 0
     return method
+
+
+EXPERIMENT = GroundingExperiment

@@ -245,3 +245,6 @@ def stage_method(recipe: SegmentationRecipe, kind: str) -> LckdConfig:
     if kind == "teacher":
         method.dropping.kind = "none"
     return method
+
+
+EXPERIMENT = SegmentationExperiment

@@ -249,3 +249,6 @@ class VqaExperiment(Experiment):
 
     def write_report(self, run: Path) -> Path:
         return write_report(run, data=self.data, recipe=self.recipe)
+
+
+EXPERIMENT = VqaExperiment
