@@ -78,7 +78,7 @@ def run_vlm(recipe: GroundingRecipe) -> dict[str, Any]:
 
 def require_checkpoints(recipe: GroundingRecipe) -> None:
     """Raise UserError where a checkpoint that a later stage begins with is not there: before hours of training."""
-    from preceptor.vqa.bundle import find_pretrained
+    from preceptor.hub import find_pretrained
 
     named = {"student.model.source": recipe.student.model.source, "method.teaching_run": recipe.method.teaching_run}
     if "teacher" in recipe.stages:
