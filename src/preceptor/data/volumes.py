@@ -61,6 +61,18 @@ def load_case(case: Case, data: CaseData | None = None, *, max_voxels: int = MAX
     return LoadedVolume(case.id, images, label, first[1].canonical_shape, first[1].spacing, first[1])
 
 
+def load_label(
+    file: VolumeFile, regions: Mapping[str, Sequence[int]] | None = None, *, max_voxels: int = MAX_VOXELS
+) -> tuple[np.ndarray, Geometry]:
+    """Return (label map (D, H, W) uint8, geometry) of a file. `regions` are the labels that may occur.
+
+    Raises:
+        VolumeError: the file is missing, unreadable or too large, or holds fractions or labels of no region.
+    """
+    volume, geometry = nifti.Reader(max_voxels).volume(file)
+    return label_map(volume, file, regions), geometry
+
+
 def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:
     """Return a volume as float32; raises VolumeError where all of it has one value."""
     low, high = float(volume.min()), float(volume.max())
@@ -188,16 +200,17 @@ def save_mask(path: Path, label: np.ndarray, loaded: LoadedVolume) -> None:
     path that is not named as NIfTI.
     """
     assert 0 <= label.min() <= label.max() < 256, "labels are 0 to 255"
-    nifti.write(path, _restored(label.astype(np.uint8), loaded), loaded.geometry)
+    nifti.write(path, to_source_grid(label.astype(np.uint8), loaded), loaded.geometry)
 
 
 def save_probabilities(path: Path, probabilities: np.ndarray, loaded: LoadedVolume) -> None:
     """Write probabilities (R, D, H, W) as one float32 file with the source's grid: (X, Y, Z, R), regions in order."""
-    restored = _restored(probabilities.astype(np.float32), loaded)
-    nifti.write(path, np.moveaxis(restored, 0, -1), loaded.geometry)
+    volume = to_source_grid(probabilities.astype(np.float32), loaded)
+    nifti.write(path, np.moveaxis(volume, 0, -1), loaded.geometry)
 
 
-def _restored(volume: np.ndarray, loaded: LoadedVolume) -> np.ndarray:
+def to_source_grid(volume: np.ndarray, loaded: LoadedVolume) -> np.ndarray:
+    """Return a volume (..., d, h, w) on the grid of the files it was read from: labels by nearest neighbour."""
     shape = loaded.geometry.canonical_shape
     assert volume.shape[-3:] in (shape, loaded.shape), f"{volume.shape} is not on the grid of {loaded.id}"
     return resize(volume, shape)

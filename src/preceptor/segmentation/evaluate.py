@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preceptor.data.volumes import save_mask, to_labels
+from preceptor.data.volumes import load_label, save_mask, to_labels, to_source_grid
 from preceptor.segmentation.config import EvaluationConfig, SegmentationRecipe
 from preceptor.segmentation.dataset import VolumeExamples, WholeCase
 from preceptor.segmentation.election import mean_scores
 from preceptor.segmentation.losses import soft_dice
-from preceptor.segmentation.metrics import dice, hd95, remove_small_components
+from preceptor.segmentation.metrics import dice, post_process, score_label_map
 from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.sliding_window import predict_subsets
 from preceptor.segmentation.subsets import Subset, subsets
@@ -112,26 +112,22 @@ def mean_of(scores: dict[str, dict[str, float]]) -> float:
 def score_cases(
     network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows {id, subset, region, dice, hd95} of every case, raw (`A`) and post-processed (`A-post`)."""
-    config, names = recipe.evaluation, list(cases.regions)
+    """Return the rows {id, subset, region, dice, hd95} of every case, raw (`A`) and post-processed (`A-post`).
+
+    Scores are those of the label map that is saved: on the grid of the case's files, after the regions were merged into
+    labels.
+    """
     rows: dict[str, list[dict[str, Any]]] = {"A": [], "A-post": []}
     for index in range(len(cases)):
         case = cases.whole(index)
-        assert case.masks is not None
-        target = case.masks.numpy()
-        for subset, raw in masks_of(network, case, recipe):
+        file = cases.cases[index].mask
+        assert file is not None
+        reference, geometry = load_label(file, cases.regions, max_voxels=cases.settings.max_voxels)
+        for subset, masks in masks_of(network, case, recipe):
             name = subset_name(subset, cases.modalities)
-            for key, masks in (("A", raw), ("A-post", post_processed(raw, names, config))):
-                for r, region in enumerate(names):
-                    rows[key].append(
-                        {
-                            "id": case.id,
-                            "subset": name,
-                            "region": region,
-                            "dice": dice(masks[r], target[r]),
-                            "hd95": hd95(masks[r], target[r], case.loaded.spacing),
-                        }
-                    )
+            label = to_source_grid(to_labels(masks, cases.regions), case.loaded)
+            for key, scored in (("A", label), ("A-post", post_process(label, cases.regions, recipe.evaluation))):
+                rows[key] += score_label_map(case.id, name, scored, reference, cases.regions, geometry.spacing)
     return rows
 
 
@@ -146,17 +142,6 @@ def masks_of(
         masks = np.zeros((len(probabilities), *shape), bool)
         masks[(slice(None), *case.box)] = (probabilities >= THRESHOLD).cpu().numpy()
         yield subset, masks
-
-
-def post_processed(masks: np.ndarray, regions: list[str], config: EvaluationConfig) -> np.ndarray:
-    """Return masks (R, D, H, W) without small components, and without an enhancing tumour that is too small."""
-    return remove_small_components(
-        masks,
-        regions,
-        share=config.minimum_component,
-        voxels=config.minimum_component_voxels,
-        et_minimum=config.et_minimum,
-    )
 
 
 def write_worst(

@@ -12,12 +12,13 @@ import numpy as np
 
 from preceptor.data.segmentation.cases import find_case
 from preceptor.data.types import CaseData
-from preceptor.data.volumes import save_mask, save_probabilities, to_labels
+from preceptor.data.volumes import save_mask, save_probabilities, to_labels, to_regions, to_source_grid
 from preceptor.errors import UserError
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.segmentation.config import EvaluationConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
-from preceptor.segmentation.evaluate import THRESHOLD, post_processed, predict_case
+from preceptor.segmentation.evaluate import THRESHOLD, predict_case
+from preceptor.segmentation.metrics import post_process
 from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.stage import INFERENCE_CONFIG
 from preceptor.segmentation.subsets import name as subset_name
@@ -55,18 +56,18 @@ def segment_case(
     found = predict_case(network, whole, config, window, only=[subset])[subset].float().cpu().numpy()
     full = np.zeros((len(regions), *whole.images.shape[1:]), np.float32)
     full[(slice(None), *whole.box)] = found
-    masks = full >= THRESHOLD
+    label = to_source_grid(to_labels(full >= THRESHOLD, regions), whole.loaded)
     if post:
-        masks = post_processed(masks, list(regions), config)
+        label = post_process(label, regions, config)
     target = output / f"{case.id}_seg.nii.gz"
     output.mkdir(parents=True, exist_ok=True)
-    save_mask(target, to_labels(masks, regions), whole.loaded)
+    save_mask(target, label, whole.loaded)
     files = [str(target)]
     if probabilities:
         target = output / f"{case.id}_prob.nii.gz"
         save_probabilities(target, full, whole.loaded)
         files.append(str(target))
-    millilitres = float(np.prod(whole.loaded.spacing)) / 1000
+    masks, millilitres = to_regions(label, regions), float(np.prod(whole.loaded.geometry.spacing)) / 1000
     name = subset_name(subset, modalities)
     missing = [modality for modality, there in zip(modalities, subset, strict=True) if not there]
     return {
