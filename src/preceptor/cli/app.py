@@ -265,7 +265,7 @@ def compare(
         str | None, typer.Option(help="Group or run to compare with; default: stage baseline.")
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="Protocol; default: the main one of the first run.")] = None,
-    output: Annotated[Path, typer.Option(help="Output folder: page, JSON, CSV, LaTeX, figures.")] = Path("runs/compare"),
+    output: Annotated[Path, typer.Option(help="Folder for page, JSON, CSV, LaTeX and figures.")] = Path("runs/compare"),
     as_json: Json = False,
 ) -> None:
     """Compare runs of one task on the same test set: intervals, tests, learning curves."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from preceptor.errors import UserError, nearest
-from preceptor.pipeline.comparison import prediction_file
+from preceptor.pipeline.run_dir import predictions_file
 from preceptor.report.contents import get_nested
 from preceptor.scores import Metrics, UnitScore, align
 from preceptor.tasks import load_recipe, module
@@ -145,7 +145,7 @@ def _model(source: Path, folder: Path, results: dict[str, Any], protocol: str) -
     recipe = load_recipe(str(folder / "recipe.yaml"))
     stage = "teacher" if results["stage"].startswith("teacher-") else results["stage"]
     keys = module(recipe.task, "config").STAGE_KEYS.get(stage, ("",))
-    rows = _rows(prediction_file(folder, protocol), module(recipe.task, "metrics"))
+    rows = _rows(predictions_file(folder, protocol), module(recipe.task, "metrics"))
     return TrainedModel(
         source,
         folder,
@@ -220,7 +220,7 @@ def _scores(
     folder: Path, rows: list[dict[str, Any]], protocol: str, recorded: dict[str, Any], metrics: Metrics
 ) -> tuple[UnitScore, ...]:
     """Return the values of the units, after checking that the rows give the scores in results.json."""
-    path = prediction_file(folder, protocol)
+    path = predictions_file(folder, protocol)
     for key, value in metrics.headline_scores(rows, protocol).items():
         expected = get_nested(recorded, *key.split("."))
         if key == "n" and value != expected:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from preceptor.pipeline.run_dir import predictions_file, read_predictions
 from preceptor.scores import Metrics, UnitScore, align, unit_means
 from preceptor.statistics import ALPHA, MINIMUM_UNITS, mcnemar, paired_bootstrap, verdict
 
@@ -15,22 +15,11 @@ TEACHER, BASELINE = "teacher", "baseline"
 SELECTED = "selected"
 
 
-def prediction_file(folder: Path, protocol: str) -> Path:
-    """Return the path of the predictions of a stage under a protocol."""
-    return folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
-
-
-def read_rows(folder: Path, protocol: str) -> list[dict[str, Any]]:
-    """Return the rows of a predictions file of a stage."""
-    return [json.loads(line) for line in prediction_file(folder, protocol).read_text("utf-8").splitlines()]
-
-
-def compare_stages(root: Path, stages: Sequence[str], protocols: Sequence[str], metrics: Metrics) -> dict[str, Any]:
+def compare_stages(folders: Mapping[str, Path], protocols: Iterable[str], metrics: Metrics) -> dict[str, Any]:
     """Compare the students of a run with the baseline and each with the one before, on the same units.
 
     Args:
-        root: run folder, which holds a folder per stage.
-        stages: names of the finished stages, in the order of the recipe.
+        folders: of the finished stages by name, in the order of the recipe.
         protocols: ids of the protocols that all stages were scored under.
         metrics: module ``preceptor.<task>.metrics``.
 
@@ -39,20 +28,21 @@ def compare_stages(root: Path, stages: Sequence[str], protocols: Sequence[str], 
         answers, ``"STAGE selected - STAGE"`` is included. If ``metrics.RATIO_TO_TEACHER``, ``"distilled / teacher"`` is
         the student's score divided by the teacher's.
     """
-    students = [stage for stage in stages if stage.partition("-")[0] != TEACHER]
+    students = [stage for stage in folders if stage.partition("-")[0] != TEACHER]
     pairs = [(stage, BASELINE) for stage in students if BASELINE in students and stage != BASELINE]
     pairs += [(later, earlier) for earlier, later in pairwise(students) if (later, earlier) not in pairs]
     comparison: dict[str, Any] = {}
     for protocol in protocols if students else []:
         scores = {
-            stage: metrics.unit_scores(read_rows(root / stage, protocol), protocol)
-            for stage in stages
+            stage: metrics.unit_scores(read_predictions(folders[stage], protocol), protocol)
+            for stage in folders
             if stage in students or (stage == TEACHER and metrics.RATIO_TO_TEACHER)
         }
         entry: dict[str, Any] = {f"{a} - {b}": difference(scores[a], scores[b], metrics.UNIT) for a, b in pairs}
         last = students[-1]
-        if prediction_file(root / last, f"{protocol}/{SELECTED}").is_file():
-            chosen = metrics.unit_scores(read_rows(root / last, f"{protocol}/{SELECTED}"), protocol)
+        selected = f"{protocol}/{SELECTED}"
+        if predictions_file(folders[last], selected).is_file():
+            chosen = metrics.unit_scores(read_predictions(folders[last], selected), protocol)
             entry[f"{last} {SELECTED} - {last}"] = difference(chosen, scores[last], metrics.UNIT)
         if TEACHER in scores and last != BASELINE:
             means = [_mean(unit_means(scores[stage])[0]) for stage in (last, TEACHER)]

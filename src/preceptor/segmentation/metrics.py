@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.data.volumes import to_labels, to_regions
 from preceptor.scores import UnitScore
-from preceptor.segmentation.config import EvaluationConfig
 
 UNIT = "case"
 ROW_FIELDS = {"id": str, "subset": str, "region": str, "dice": float, "hd95": float}
@@ -84,39 +82,26 @@ def remove_small_components(
     return kept
 
 
-def post_process(label: np.ndarray, regions: Mapping[str, Sequence[int]], config: EvaluationConfig) -> np.ndarray:
-    """Return a label map (D, H, W) after `remove_small_components` with the settings of a recipe."""
-    masks = remove_small_components(
-        to_regions(label, regions),
-        list(regions),
-        share=config.minimum_component,
-        voxels=config.minimum_component_voxels,
-        et_minimum=config.et_minimum,
-    )
-    return to_labels(masks, regions)
-
-
-def score_label_map(
+def score_masks(
     id: str,
     subset: str,
-    label: np.ndarray,
-    reference: np.ndarray,
-    regions: Mapping[str, Sequence[int]],
+    masks: np.ndarray,
+    targets: np.ndarray,
+    regions: Sequence[str],
     spacing: Sequence[float],
 ) -> list[dict[str, Any]]:
     """Return the rows {id, subset, region, dice, hd95} of one predicted label map, one row per region.
 
-    All scores of a run and of `preceptor score` are made here, from label maps as they are saved.
+    All scores of a run and of `preceptor score` are made here, from the regions of label maps as they are saved.
 
     Args:
         id: of the case.
         subset: the modalities that were given, as in ``flair+t1``.
-        label: predicted label map (D, H, W).
-        reference: label map (D, H, W) of the case on the same grid.
-        regions: label values by name of the region.
+        masks: predicted regions (R, D, H, W) bool.
+        targets: the regions (R, D, H, W) bool of the reference on the same grid.
+        regions: names of the R regions.
         spacing: voxel size in mm along D, H, W.
     """
-    masks, targets = to_regions(label, regions), to_regions(reference, regions)
     return [
         {
             "id": id,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from preceptor.data.types import Sample, VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.errors import UserError, nearest
 
 Metric = Literal["accuracy", "bleu", "soft"]
@@ -53,7 +53,7 @@ def _test_in(language: str) -> Callable[[Sample], bool]:
     return lambda sample: sample.split == "test" and sample.tags.get("language") == language
 
 
-def protocols_for(data: VqaData) -> list[Protocol]:
+def protocols_for(data: Dataset[Sample]) -> list[Protocol]:
     """Return the protocols that `data` can be scored with; the first is the main one.
 
     VQA-RAD is scored in two ways: all 451 test questions (conditional reasoning, MMBERT, M3AE, MUMC, MHKD-MVQA), or
@@ -111,7 +111,7 @@ def metric_of(id: str) -> Metric:
     return "bleu" if id.startswith("vqa-med-2019/") and id.endswith("/bleu") else "accuracy"
 
 
-def protocol_named(data: VqaData, id: str) -> Protocol:
+def protocol_named(data: Dataset[Sample], id: str) -> Protocol:
     """Return the protocol of `data` with that id. Raises UserError with the nearest id if there is none."""
     known = {protocol.id: protocol for protocol in protocols_for(data)}
     if id not in known:
