@@ -8,7 +8,6 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.distributed import processes
 from preceptor.errors import UserError, nearest
 from preceptor.files import sha256
+from preceptor.grounding import metrics
 from preceptor.grounding.clinkd import ClinkdTask, WordTeacher
 from preceptor.grounding.config import STAGE_ADDS, ClinkdConfig, GroundingRecipe, VlmRunConfig
 from preceptor.grounding.context import RunContext, guidance_of
@@ -75,6 +75,7 @@ class GroundingExperiment(Experiment):
     """Dialogues about images with boxes, by a Qwen-VL model with guided rotary positions."""
 
     task = "grounding"
+    metrics = metrics
     packages = ("transformers", "tokenizers", "pillow")
     shared_folders = (STORE, CACHE, PRIOR, "new-teacher", "new-student")
     final_stages = ("clinkd", "distilled")
@@ -371,11 +372,6 @@ class GroundingExperiment(Experiment):
         return SpeedTest(
             "answer", lambda: generate(few, 1), len(few), lambda: generate(rows, answers.batch_size), len(rows)
         )
-
-    def comparisons(self) -> list[tuple[str, str]]:
-        students = [kind for kind in self.recipe.stages if kind != "teacher"]
-        pairs = [(name, "baseline") for name in students if name != "baseline"]
-        return pairs + [pair for earlier, later in pairwise(students) if (pair := (later, earlier)) not in pairs]
 
     # Files
 

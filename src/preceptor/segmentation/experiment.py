@@ -15,6 +15,7 @@ from preceptor.files import sha256, write_text
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.pipeline.speed import SpeedTest
+from preceptor.segmentation import metrics
 from preceptor.segmentation.config import LckdConfig, SegmentationRecipe
 from preceptor.segmentation.data import examples, read_cases
 from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
@@ -31,6 +32,7 @@ class SegmentationExperiment(Experiment):
     """Segmentation of volumes in which any modality may be missing."""
 
     task = "segmentation"
+    metrics = metrics
     packages = ("monai", "nibabel", "scipy")
     recipe: SegmentationRecipe
     data: SegmentationDataset
@@ -219,9 +221,6 @@ class SegmentationExperiment(Experiment):
             predict_case(model, case, self.recipe.evaluation, self.recipe.data.patch_size, only=[subset])
 
         return SpeedTest("case with all its modalities", one_case, 1)
-
-    def comparisons(self) -> list[tuple[str, str]]:
-        return [("distilled", "baseline")]
 
     # Files
 

@@ -16,6 +16,7 @@ from preceptor.errors import UserError
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.task import Task, TeacherSource
+from preceptor.vqa import metrics
 from preceptor.vqa.baselines import baselines
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import MhkdConfig, VqaRecipe
@@ -36,6 +37,7 @@ class VqaExperiment(Experiment):
     """Medical visual question answering with a classifier over the answers of the training split."""
 
     task = "vqa"
+    metrics = metrics
     packages = ("transformers", "tokenizers", "pillow")
     shared_folders = ("teacher-cache",)
     recipe: VqaRecipe
@@ -238,9 +240,6 @@ class VqaExperiment(Experiment):
                 predict(model.model, batch)
 
         return SpeedTest("question", one_by_one, len(singles), lambda: predict(model.model, together), len(together))
-
-    def comparisons(self) -> list[tuple[str, str]]:
-        return [("distilled", "baseline")]
 
     # Files
 
