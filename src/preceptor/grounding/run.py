@@ -21,7 +21,7 @@ from preceptor.grounding.stage import Part, Seminar, finish_stage, stage_method,
 from preceptor.grounding.teachers import (
     CACHE,
     STORE,
-    OnlineWords,
+    OnlineTokenTeacher,
     corrector,
     load_teacher,
     pseudo_lessons,
@@ -127,7 +127,7 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
             epoch,
             prior=True,
             teacher=words,
-            beside=words.teacher.config if isinstance(words, OnlineWords) else beside,
+            beside=words.teacher.config if isinstance(words, OnlineTokenTeacher) else beside,
         )
         train_part(part, room, config, prior)
         source = str(part.folder / "model")

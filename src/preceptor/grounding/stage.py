@@ -19,7 +19,7 @@ from preceptor.distill.chunked_kl import chunked_cross_entropy
 from preceptor.distributed import broadcast_from_main, processes
 from preceptor.environment import QUESTIONS, machine, versions
 from preceptor.files import json_lines, sha256, write_text
-from preceptor.grounding.clinkd import ClinkdTask, WordTeacher
+from preceptor.grounding.clinkd import ClinkdTask
 from preceptor.grounding.config import STAGE_ADDS, ClinkdConfig, GroundingRecipe, VlmConfig, VlmRunConfig, VlmStage
 from preceptor.grounding.data import describe_dialogues
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample
@@ -35,7 +35,7 @@ from preceptor.grounding.reflection_round import Ask, Reflector, correction_dial
 from preceptor.grounding.selection import Similarity
 from preceptor.grounding.sentence_similarity import choose_similarity
 from preceptor.recipe import differences, dump_recipe
-from preceptor.task import Task
+from preceptor.task import Task, Teacher
 from preceptor.teachers.online import weights_fingerprint
 from preceptor.training.loop import FitArguments, TrainState, fit
 
@@ -154,7 +154,7 @@ class Part:
     epoch: int
     """Dialogues that an epoch is: for all students as many as have answers, whatever a part draws from."""
     prior: bool = False
-    teacher: WordTeacher | None = None
+    teacher: Teacher | None = None
     corrector: Ask | None = None
     beside: Any = None
     """Configuration of a teacher that is on the device while the part is trained."""

@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from preceptor.data.types import Dialogue
-from preceptor.distill.chunked_kl import HiddenTeacher, TopKTeacher
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.grounding.clinkd import WordTeacher
 from preceptor.grounding.config import PseudoLabelConfig
 from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.dataset import TrainingExample
+from preceptor.grounding.dialogue_encoder import IGNORED
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, teach
@@ -27,7 +25,7 @@ from preceptor.grounding.topk_cache import TopKCache, TopKIdentity, answers_key,
 from preceptor.grounding.topk_writer import write_topk_cache
 from preceptor.grounding.vocabulary import same_vocabulary
 from preceptor.pipeline.run_dir import model_folder
-from preceptor.task import Batch
+from preceptor.task import Batch, HiddenTeacher, Teacher, TeacherSignal
 
 STORE, CACHE = "pseudo-labels", "teacher-cache"
 
@@ -111,11 +109,11 @@ def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[TrainingE
     ]
 
 
-class OnlineWords:
-    """The teacher's hidden states, computed with every batch."""
+class OnlineTokenTeacher:
+    """A language model whose hidden states at the answer tokens are computed with every batch."""
 
     def __init__(self, teacher: GroundedVlm, student: GroundedVlm, offload: str = "none") -> None:
-        """`offload` is `method.teacher_offload`. Raises UserError where the two do not speak of the same words."""
+        """`offload` is `method.teacher_offload`. Raises UserError if the two vocabularies differ."""
         same_vocabulary(
             student.encoder.tokenizer,
             teacher.encoder.tokenizer,
@@ -125,22 +123,31 @@ class OnlineWords:
         self.teacher, self.offload = teacher, offload
         self.fingerprint = vlm_fingerprint(teacher)
 
-    def words(self, batch: Batch, targets_T: Tensor) -> HiddenTeacher:
+    def signal(self, batch: Batch) -> TeacherSignal:
         with torch.no_grad(), at_work(self.teacher, self.offload):
             states = self.teacher.eval()(batch.tensors)
-            # A tensor of its own: a parameter goes to the CPU with its module.
-            return HiddenTeacher(states.hidden, self.teacher.lm_head_weight.detach())
+            # Detached, because a parameter itself would return to the CPU with its module.
+            return TeacherSignal(tokens=HiddenTeacher(states.hidden, self.teacher.lm_head_weight.detach()))
+
+    def to(self, device: torch.device | str) -> Self:
+        self.teacher.to(device)
+        return self
 
 
-class CachedWords:
-    """The teacher's likeliest words, read from a cache."""
+class CachedTokenTeacher:
+    """The teacher's most likely tokens, read from a cache."""
 
     def __init__(self, cache: TopKCache) -> None:
         self.cache = cache
         self.fingerprint = cache.identity.teacher
 
-    def words(self, batch: Batch, targets_T: Tensor) -> TopKTeacher:
-        return self.cache.gather(batch.keys, targets_T)
+    def signal(self, batch: Batch) -> TeacherSignal:
+        targets_T = batch["labels"][:, 1:]
+        return TeacherSignal(tokens=self.cache.gather(batch.keys, targets_T[targets_T != IGNORED]))
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the teacher itself: signals are on the batch's device."""
+        return self
 
 
 def words_identity(room: Seminar, teacher: GroundedVlm, student: GroundedVlm) -> TopKIdentity:
@@ -159,7 +166,7 @@ def words_identity(room: Seminar, teacher: GroundedVlm, student: GroundedVlm) ->
 
 def word_teacher(
     room: Seminar, teacher: GroundedVlm, student: GroundedVlm, lessons: Sequence[TrainingExample]
-) -> WordTeacher | None:
+) -> Teacher | None:
     """Return where the teacher's words come from; None with `logits: none`. A cache is written where there is none.
 
     Raises UserError where teacher and student do not speak of the same words: only pseudo-labels are then possible.
@@ -168,7 +175,7 @@ def word_teacher(
     if config.logits == "none":
         return None
     if config.logits == "online":
-        return OnlineWords(teacher, student, room.recipe.method.teacher_offload)
+        return OnlineTokenTeacher(teacher, student, room.recipe.method.teacher_offload)
     dialogues = [lesson.dialogue for lesson in lessons]
     identity = words_identity(room, teacher, student)
     folder, hashes = room.recipe.output_folder / CACHE, ContentHashes()
@@ -178,7 +185,7 @@ def word_teacher(
                 write_topk_cache(
                     folder, teacher, dialogues, identity, hashes, batch_size=room.recipe.answers.batch_size
                 )
-    return CachedWords(TopKCache.open(folder, identity))
+    return CachedTokenTeacher(TopKCache.open(folder, identity))
 
 
 def _holds(folder: Path, identity: TopKIdentity, dialogues: Sequence[Dialogue], hashes: ContentHashes) -> bool:

@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 
 from preceptor.errors import UserError
+from preceptor.task import TopKTeacher
 from preceptor.teachers.cache_layout import MANIFEST, damaged_files, differences, key_bytes
 
 if TYPE_CHECKING:
     from preceptor.data.types import Dialogue
-    from preceptor.distill.chunked_kl import TopKTeacher
     from preceptor.grounding.model import GroundedVlm
     from preceptor.grounding.pseudo_labels import ContentHashes
 
@@ -264,8 +264,6 @@ class TopKCache:
 
         Raises UserError where a dialogue is not cached, or its tokens are others now.
         """
-        from preceptor.distill.chunked_kl import TopKTeacher
-
         ids, logs, tails, targets = (np.concatenate(part) for part in zip(*map(self.row, keys), strict=True))
         if targets_T is not None and not np.array_equal(targets, targets_T.cpu().numpy()):
             raise UserError(

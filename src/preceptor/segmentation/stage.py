@@ -18,7 +18,7 @@ from preceptor.recipe import differences, dump_recipe
 from preceptor.segmentation.config import LckdConfig, SegmentationRecipe, SegmentationStage
 from preceptor.segmentation.data import examples
 from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
-from preceptor.segmentation.lckd import LckdTask
+from preceptor.segmentation.lckd import LckdTask, full_modality_teacher
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.task import Task
@@ -74,7 +74,7 @@ def train_stage(
         distil=name == "distilled",
         votes=lambda student: votes(student, held_out, recipe),
         vote_every=every,
-        full=full.to(state.device) if full is not None and method.full.weight > 0 else None,
+        teacher=full_modality_teacher(full).to(state.device) if full is not None and method.full.weight > 0 else None,
     )
     promised: dict[str, dict[str, float]] = {}
 
@@ -169,7 +169,7 @@ def identity(recipe: SegmentationRecipe, data: CaseData, method: LckdConfig, tas
                 "model": recipe.model.model_dump(mode="json"),
                 "train": recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
                 "method": method.model_dump(mode="json", exclude={"teaching_run"}),
-                "full": task.full_fingerprint,
+                "full": task.teacher.fingerprint if task.teacher is not None else None,
             }
         )
     )

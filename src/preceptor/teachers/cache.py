@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from preceptor.errors import UserError, nearest
-from preceptor.task import Batch, TeacherSignal, TeacherSource
+from preceptor.task import Batch, Teacher, TeacherSignal
 from preceptor.teachers.cache_layout import (
     AGAIN,
     FORMAT,
@@ -178,7 +178,7 @@ class VerifyReport:
 
 def verify(
     cached: CachedTeacher,
-    source: TeacherSource,
+    source: Teacher,
     batches: Iterable[Batch],
     fraction: float = 0.01,
     seed: int = 0,
@@ -221,7 +221,7 @@ def verify(
     return VerifyReport(checked, worst, mismatched)
 
 
-def _distances(cached: CachedTeacher, source: TeacherSource, batch: Batch) -> np.ndarray:
+def _distances(cached: CachedTeacher, source: Teacher, batch: Batch) -> np.ndarray:
     """Return (B,): the largest relative distance of cached and recomputed signal over all fields off padding."""
     question_BQ = question_mask(batch)
     old = signal_arrays(cached.signal(batch), cached.features)

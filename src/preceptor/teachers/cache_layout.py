@@ -40,7 +40,7 @@ AGAIN = "write the cache again with `preceptor cache`"
 class CacheIdentity:
     """What a cached signal depends on beside the content keys.
 
-    `teacher`: `TeacherSource.fingerprint`. `vocabulary`: fingerprint of the answer classes. `data`: name and
+    `teacher`: `Teacher.fingerprint`. `vocabulary`: fingerprint of the answer classes. `data`: name and
     fingerprint of the rows. `variant`: the variant of the data set. `preprocessing` (image size, tokenizer hash,
     ...) and `augmentation` (number of views, strengths) are JSON values.
     """
@@ -102,6 +102,7 @@ class Field:
 
 def signal_arrays(signal: TeacherSignal, features: Iterable[str]) -> dict[str, np.ndarray]:
     """Return a signal as arrays: `logits`, `mask` where there is one, and `features/TAP` for every tap asked for."""
+    assert signal.logits is not None
     arrays = {"logits": signal.logits.detach().float().cpu().numpy()}
     if signal.mask is not None:
         arrays["mask"] = signal.mask.detach().bool().cpu().numpy()

@@ -17,7 +17,7 @@ import numpy as np
 
 from preceptor.errors import UserError, nearest
 from preceptor.files import replace_folder, sha256
-from preceptor.task import Batch, TeacherSignal, TeacherSource
+from preceptor.task import Batch, Teacher, TeacherSignal
 from preceptor.teachers.cache_layout import (
     FORMAT,
     MANIFEST,
@@ -116,7 +116,7 @@ class _FieldWriter:
 
 def write_cache(
     folder: Path,
-    source: TeacherSource,
+    source: Teacher,
     batches: Iterable[Batch],
     identity: CacheIdentity,
     *,

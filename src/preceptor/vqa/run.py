@@ -18,7 +18,7 @@ from preceptor.files import write_text
 from preceptor.pipeline.run_dir import logged_to
 from preceptor.recipe import dump_recipe
 from preceptor.statistics import mcnemar, paired_bootstrap
-from preceptor.task import TeacherSource
+from preceptor.task import Teacher
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.data import read_data
@@ -36,7 +36,7 @@ def open_classroom(recipe: VqaRecipe) -> Classroom:
         return Classroom(recipe, read_data(recipe.data, recipe.output_folder / "data"))
 
 
-def make_teacher(recipe: VqaRecipe, room: Classroom) -> tuple[TeacherSource | None, Any]:
+def make_teacher(recipe: VqaRecipe, room: Classroom) -> tuple[Teacher | None, Any]:
     """Return (teacher, its model configuration) of the distilled stage; (None, None) for a moving average."""
     teaching = recipe.method.teaching
     if teaching.kind == "ema":

@@ -21,7 +21,7 @@ from preceptor.errors import UserError
 from preceptor.files import sha256, write_text
 from preceptor.pipeline.run_dir import model_folder, start_afresh
 from preceptor.recipe import differences, dump_recipe
-from preceptor.task import Task, TeacherSource
+from preceptor.task import Task, Teacher
 from preceptor.training.loop import FitArguments, fit
 from preceptor.vqa.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
 from preceptor.vqa.config import MhkdConfig, RunModelConfig, Stage, VqaRecipe
@@ -207,7 +207,7 @@ def train_stage(
     seed: int,
     title: str | None = None,
     method: MhkdConfig | None = None,
-    teacher: TeacherSource | None = None,
+    teacher: Teacher | None = None,
     teacher_config: Any = None,
     ema: bool = False,
     words: Tensor | None = None,

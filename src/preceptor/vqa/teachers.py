@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.task import Batch, TeacherSource
+from preceptor.task import Batch, Teacher
 from preceptor.teachers.cache import CachedTeacher, CacheIdentity, write_cache
 from preceptor.teachers.online import EmaTeacher, EnsembleTeacher, OnlineTeacher
 from preceptor.vqa.bundle import VqaBundle
@@ -35,12 +35,12 @@ def ema_teacher(student: VqaTransformer, method: MhkdConfig) -> EmaTeacher:
 
 def online_teacher(
     folders: list[Path], method: MhkdConfig, student_layers: int, *, repeats: bool = False
-) -> tuple[TeacherSource, Any]:
+) -> tuple[Teacher, Any]:
     """Return (teacher, its model configuration) from trained runs; several are an ensemble.
 
     `repeats`: it will be shown the same images again and again, so its vision backbone may remember them.
     """
-    members: list[TeacherSource] = []
+    members: list[Teacher] = []
     config = None
     for folder in folders:
         bundle = VqaBundle.load(folder)
@@ -53,7 +53,7 @@ def online_teacher(
     return (members[0] if len(members) == 1 else EnsembleTeacher(members)), config
 
 
-def cache_identity(room: Classroom, source: TeacherSource, fields: list[str]) -> CacheIdentity:
+def cache_identity(room: Classroom, source: Teacher, fields: list[str]) -> CacheIdentity:
     """Return what a cache must have been written from."""
     tokens = hashlib.sha256(room.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     data, crossed = room.recipe.data, room.recipe.method.teaching.cross_questions
@@ -80,7 +80,7 @@ def every_view(room: Classroom) -> tuple[int, Iterator[Batch]]:
 
 
 def cached_teacher(
-    folder: Path, room: Classroom, source: TeacherSource, paths: list[str], *, renew: bool = False
+    folder: Path, room: Classroom, source: Teacher, paths: list[str], *, renew: bool = False
 ) -> CachedTeacher:
     """Open the cache in `folder`, writing it first where there is none.
 
