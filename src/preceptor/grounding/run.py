@@ -26,7 +26,7 @@ from preceptor.grounding.teachers import (
     load_teacher,
     pseudo_lessons,
     summary,
-    word_teacher,
+    token_teacher,
 )
 from preceptor.pipeline.run_dir import logged_to, start_afresh
 from preceptor.recipe import dump_recipe
@@ -117,7 +117,7 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
         prior = stage_method(recipe, "distilled")
         words = None
         if teacher is not None:
-            words = word_teacher(room, teacher, room.load(source, config.model, None, recipe.seed), lessons)
+            words = token_teacher(room, teacher, room.load(source, config.model, None, recipe.seed), lessons)
         part = Part(
             PRIOR,
             recipe.output_folder / PRIOR,

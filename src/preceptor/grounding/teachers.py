@@ -21,8 +21,7 @@ from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, teach
 from preceptor.grounding.reflection_round import Ask
 from preceptor.grounding.stage import Seminar, asker
-from preceptor.grounding.topk_cache import TopKCache, TopKIdentity, answers_key, topk_identity
-from preceptor.grounding.topk_writer import write_topk_cache
+from preceptor.grounding.topk_cache import TopKCache, TopKCacheKey, answers_key, topk_cache_key, write_topk_cache
 from preceptor.grounding.vocabulary import same_vocabulary
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.task import Batch, HiddenTeacher, Teacher, TeacherSignal
@@ -139,7 +138,7 @@ class CachedTokenTeacher:
 
     def __init__(self, cache: TopKCache) -> None:
         self.cache = cache
-        self.fingerprint = cache.identity.teacher
+        self.fingerprint = cache.cache_key.teacher
 
     def signal(self, batch: Batch) -> TeacherSignal:
         targets_T = batch["labels"][:, 1:]
@@ -150,26 +149,26 @@ class CachedTokenTeacher:
         return self
 
 
-def words_identity(room: Seminar, teacher: GroundedVlm, student: GroundedVlm) -> TopKIdentity:
-    """Return what a recipe's cache of words is written for. Raises UserError as `topk_identity`."""
-    config, words = room.recipe.method.pseudo_labels, len(student.lm_head_weight)
-    return topk_identity(
+def token_cache_key(room: Seminar, teacher: GroundedVlm, student: GroundedVlm) -> TopKCacheKey:
+    """Return the key of a recipe's cache of tokens. Raises UserError as `topk_cache_key`."""
+    config, vocab_size = room.recipe.method.pseudo_labels, len(student.lm_head_weight)
+    return topk_cache_key(
         teacher,
         student.encoder.tokenizer,
-        words,
+        vocab_size,
         room.data.fingerprint(),
-        k=min(config.top_k, words),
+        k=min(config.top_k, vocab_size),
         temperature=config.temperature,
         dtype="float32",
     )
 
 
-def word_teacher(
+def token_teacher(
     room: Seminar, teacher: GroundedVlm, student: GroundedVlm, lessons: Sequence[TrainingExample]
 ) -> Teacher | None:
-    """Return where the teacher's words come from; None with `logits: none`. A cache is written where there is none.
+    """Return the teacher that gives token distributions; None with `logits: none`. A missing cache is written.
 
-    Raises UserError where teacher and student do not speak of the same words: only pseudo-labels are then possible.
+    Raises UserError if the vocabularies of teacher and student differ: only pseudo-labels are possible then.
     """
     config = room.recipe.method.pseudo_labels
     if config.logits == "none":
@@ -177,26 +176,23 @@ def word_teacher(
     if config.logits == "online":
         return OnlineTokenTeacher(teacher, student, room.recipe.method.teacher_offload)
     dialogues = [lesson.dialogue for lesson in lessons]
-    identity = words_identity(room, teacher, student)
+    cache_key = token_cache_key(room, teacher, student)
     folder, hashes = room.recipe.output_folder / CACHE, ContentHashes()
     with processes().main_process_first():
-        if not _holds(folder, identity, dialogues, hashes):
+        if not _is_complete(folder, cache_key, dialogues, hashes):
             with at_work(teacher, room.recipe.method.teacher_offload):
                 write_topk_cache(
-                    folder, teacher, dialogues, identity, hashes, batch_size=room.recipe.answers.batch_size
+                    folder, teacher, dialogues, cache_key, hashes, batch_size=room.recipe.answers.batch_size
                 )
-    return CachedTokenTeacher(TopKCache.open(folder, identity))
+    return CachedTokenTeacher(TopKCache.open(folder, cache_key))
 
 
-def _holds(folder: Path, identity: TopKIdentity, dialogues: Sequence[Dialogue], hashes: ContentHashes) -> bool:
-    """Return whether a whole cache of these dialogues is there. One of another teacher is written anew."""
+def _is_complete(folder: Path, cache_key: TopKCacheKey, dialogues: Sequence[Dialogue], hashes: ContentHashes) -> bool:
+    """Return whether `folder` holds a cache of all these dialogues for `cache_key`."""
     try:
-        cache = TopKCache.open(folder, identity)
-        for dialogue in dialogues:
-            cache.row(answers_key(dialogue, hashes))
+        return not TopKCache.open(folder, cache_key).missing([answers_key(dialogue, hashes) for dialogue in dialogues])
     except UserError:
         return False
-    return True
 
 
 def summary(

@@ -141,7 +141,7 @@ def cache_run(recipe: VqaRecipe, share: float) -> dict[str, Any]:
     report = {"folder": str(folder), "rows": rows, "checked": 0, "worst": 0.0, "mismatches": [], "damage": ""}
     if share > 0:
         try:
-            cached.verify_files()
+            cached.store.verify_files()
         except UserError as error:
             report["damage"] = str(error)
         checked = verify(cached, source, batches, fraction=share, seed=recipe.seed)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.task import Batch, Teacher
-from preceptor.teachers.cache import CachedTeacher, CacheIdentity, write_cache
+from preceptor.teachers.array_store import MANIFEST
+from preceptor.teachers.cache import CachedTeacher, CacheKey, write_cache
 from preceptor.teachers.online import EmaTeacher, EnsembleTeacher, OnlineTeacher
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import MhkdConfig
@@ -53,14 +54,14 @@ def online_teacher(
     return (members[0] if len(members) == 1 else EnsembleTeacher(members)), config
 
 
-def cache_identity(room: Classroom, source: Teacher, fields: list[str]) -> CacheIdentity:
-    """Return what a cache must have been written from."""
+def signal_cache_key(room: Classroom, source: Teacher, fields: list[str]) -> CacheKey:
+    """Return everything that a recipe's cache of teacher signals depends on."""
     tokens = hashlib.sha256(room.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     data, crossed = room.recipe.data, room.recipe.method.teaching.cross_questions
     rows = f"{room.data.name} {room.data.fingerprint('train')}"
     if room.data.split("unlabelled"):
         rows += f" and unlabelled {room.data.fingerprint('unlabelled')}"
-    return CacheIdentity(
+    return CacheKey(
         teacher=source.fingerprint,
         vocabulary=room.vocabulary.fingerprint(),
         data=rows + f" and {crossed} cross questions" * bool(crossed),
@@ -82,17 +83,17 @@ def every_view(room: Classroom) -> tuple[int, Iterator[Batch]]:
 def cached_teacher(
     folder: Path, room: Classroom, source: Teacher, paths: list[str], *, renew: bool = False
 ) -> CachedTeacher:
-    """Open the cache in `folder`, writing it first where there is none.
+    """Open the cache in `folder`; write it first if there is none.
 
     A cache of another teacher, split, vocabulary or preprocessing, or a damaged one, raises UserError; with `renew` it
     is written again.
     """
-    identity = cache_identity(room, source, ["logits", *paths])
+    cache_key = signal_cache_key(room, source, ["logits", *paths])
     state = processes()
-    write = not (folder / "manifest.json").exists()
+    write = not (folder / MANIFEST).exists()
     if renew and not write:
         try:
-            CachedTeacher.open(folder, identity).verify_files()
+            CachedTeacher.open(folder, cache_key).store.verify_files()
         except UserError:
             write = True
     state.wait_for_everyone()
@@ -100,6 +101,6 @@ def cached_teacher(
         _, batches = every_view(room)
         on_device = (batch.to(state.device) for batch in batches)
         axes = {path: token_axes(path) for path in paths}
-        write_cache(folder, source.to(state.device), on_device, identity, token_axes=axes)
+        write_cache(folder, source.to(state.device), on_device, cache_key, token_axes=axes)
     state.wait_for_everyone()
-    return CachedTeacher.open(folder, identity)
+    return CachedTeacher.open(folder, cache_key)
