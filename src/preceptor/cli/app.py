@@ -261,9 +261,7 @@ def report(run: RunFolder, as_json: Json = False) -> None:
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of their stages.")],
-    baseline: Annotated[
-        str | None, typer.Option(help="Group or run to compare with; default: stage baseline.")
-    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Group or run to compare with; default: stage baseline.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Protocol; default: the main one of the first run.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for page, JSON, CSV, LaTeX and figures.")] = Path("runs/compare"),
     as_json: Json = False,

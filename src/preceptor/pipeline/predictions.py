@@ -45,7 +45,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         path.write_bytes(complete)
     try:
         text = complete.decode("utf-8")
-        rows = list(csv.DictReader(io.StringIO(text))) if path.suffix == ".csv" else list(map(json.loads, text.split("\n")[:-1]))
+        rows = (
+            list(csv.DictReader(io.StringIO(text)))
+            if path.suffix == ".csv"
+            else list(map(json.loads, text.split("\n")[:-1]))
+        )
         for row in rows:
             row["id"]
     except (ValueError, KeyError, TypeError) as error:

@@ -19,7 +19,7 @@ from preceptor.segmentation import metrics
 from preceptor.segmentation.config import LckdConfig, SegmentationRecipe
 from preceptor.segmentation.data import examples, read_cases
 from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
-from preceptor.segmentation.lckd import LckdTask
+from preceptor.segmentation.lckd import LckdTask, full_modality_teacher
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.model_card import segmentation_card
@@ -57,7 +57,7 @@ class SegmentationExperiment(Experiment):
             distil=distils,
             votes=lambda student: votes(student, held_out, recipe),
             vote_every=max(1, round(method.election.every * labelled / recipe.train.batch_size)),
-            full=full.to(state.device) if full is not None else None,
+            teacher=full_modality_teacher(full).to(state.device) if full is not None else None,
         )
         validation_dice: dict[str, dict[str, float]] = {}
 
@@ -158,7 +158,7 @@ class SegmentationExperiment(Experiment):
             "model": recipe.model.model_dump(mode="json"),
             "train": recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
             "method": method.model_dump(mode="json", exclude={"teaching_run"}),
-            "full": task.full_fingerprint,
+            "full": task.teacher.fingerprint if task.teacher is not None else None,
         }
         return json.loads(json.dumps(config))
 

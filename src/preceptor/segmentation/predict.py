@@ -151,7 +151,6 @@ class SegmentationModel:
         for case in cases:
             yield self.segment(case, post=post)
 
-
     # What `preceptor predict` calls
 
     def items(

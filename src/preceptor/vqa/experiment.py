@@ -15,7 +15,7 @@ from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.speed import SpeedTest
-from preceptor.task import Task, TeacherSource
+from preceptor.task import Task, Teacher
 from preceptor.vqa import metrics
 from preceptor.vqa.baselines import baselines
 from preceptor.vqa.bundle import VqaBundle
@@ -107,7 +107,7 @@ class VqaExperiment(Experiment):
             summary=lambda: {"provenance": bundle.provenance},
         )
 
-    def _teacher(self) -> tuple[TeacherSource | None, Any]:
+    def _teacher(self) -> tuple[Teacher | None, Any]:
         """Return (teacher, its model configuration) of the distilled stage; (None, None) for a moving average."""
         recipe, teaching = self.recipe, self.recipe.method.teaching
         if teaching.kind == "ema":
@@ -125,7 +125,7 @@ class VqaExperiment(Experiment):
         paths = LayerMap(recipe.method, layers, config.layers).teacher_paths
         return cached_teacher(self.cache_folder(), self.context, source, paths), config
 
-    def _resume_config(self, stage: Stage, teacher: TeacherSource | None) -> dict[str, Any]:
+    def _resume_config(self, stage: Stage, teacher: Teacher | None) -> dict[str, Any]:
         recipe = self.recipe
         config = recipe.teacher if stage.kind == "teacher" else recipe.student
         # The rows tell what excluded images change.
