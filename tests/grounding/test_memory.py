@@ -141,7 +141,7 @@ def test_words_of_a_resting_teacher_outlast_its_work(vlm, moves, offload):
     batch = examples.collate([examples.read(TrainingExample(row))])
     with torch.no_grad():
         want = vlm.eval()(batch.tensors)
-    said = teaching.OnlineWords(vlm, vlm, offload).words(batch, want.targets)
+    said = teaching.OnlineTokenTeacher(vlm, vlm, offload).signal(batch).tokens
     assert torch.equal(said.hidden_TE, want.hidden)
     assert not isinstance(said.weight_WE, torch.nn.Parameter)
     assert torch.equal(said.weight_WE, vlm.lm_head_weight)
@@ -170,14 +170,14 @@ def test_recipes_for_med_grit_say_what_the_published_code_does(name):
 
 
 def test_adapters_learn_beside_weights_in_half_precision(vlm, tmp_path):
-    from preceptor.data.types import DialogueData
+    from preceptor.data.types import GroundingDataset
     from preceptor.grounding.stage import Seminar
 
     recipe = tiny()
     recipe.student.model.training = "lora"
     recipe.student.model.lora.base = "bfloat16"
     vlm.save(tmp_path / "start")
-    room = Seminar(recipe, DialogueData("none", "given", Path(), [], {}))
+    room = Seminar(recipe, GroundingDataset("none", "given", Path(), []))
     found = room.load(str(tmp_path / "start"), recipe.student.model, None, 0)
     kinds = {p.requires_grad: p.dtype for p in found.model.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}

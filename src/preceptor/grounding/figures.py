@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from preceptor.data.images import ImageError, load_image
-from preceptor.data.types import DialogueData
+from preceptor.data.types import GroundingDataset
 from preceptor.grounding.config import GroundingRecipe
 from preceptor.grounding.metrics import row_score
 from preceptor.report.pictures import FigureWriter
@@ -19,7 +19,7 @@ T = TypeVar("T")
 def write_figures(
     folder: Path,
     model: object,
-    data: DialogueData,
+    data: GroundingDataset,
     recipe: GroundingRecipe,
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
@@ -36,13 +36,14 @@ def write_figures(
         rows: predictions by protocol id, the main protocol first.
     """
     protocol, predictions = next(iter(rows.items()), ("", []))
-    dialogues = {dialogue.id: dialogue for dialogue in data.dialogues if dialogue.images}
+    dialogues = {dialogue.id: dialogue for dialogue in data.samples if dialogue.images}
     scored = [
         (score, str(row["id"]))
         for row in predictions
-        if row["task"] == "vg" and row["id"] in dialogues
+        if row["task"] == "vg"
+        and row["id"] in dialogues
         and (score := row_score(row, protocol.rpartition("/")[2])) is not None
-    ]  # fmt: skip
+    ]
     writer, pictures = FigureWriter(folder), []
     for number, (_, id) in enumerate(take_evenly(sorted(scored), recipe.report.pictures), 1):
         try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from preceptor.grounding.config import GroundingRecipe
-from preceptor.grounding.report import summary
+from preceptor.grounding.report import score_tables
 from preceptor.report.format import count
 from preceptor.report.model_card import render_card
 
@@ -18,7 +18,7 @@ def model_card(results: Mapping[str, Any], recipe: GroundingRecipe) -> str:
         "grounding/templates/card.md.j2",
         results,
         recipe,
-        tables=summary(results),
+        tables=score_tables(results),
         train=(recipe.teacher if stage == "teacher" else recipe.student).train,
         unit="dialogues",
         library="transformers",
@@ -27,6 +27,3 @@ def model_card(results: Mapping[str, Any], recipe: GroundingRecipe) -> str:
         method=recipe.method.name if stage in ("distilled", "clinkd") else "",
         size=f", {count(results['parameters'])} parameters" if results.get("parameters") else "",
     )
-
-
-grounding_card = model_card

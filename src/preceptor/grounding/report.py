@@ -1,4 +1,7 @@
-"""The report of a grounding run: one HTML page, and the tables that the terminal shows too. It reads only the run folder."""
+"""The report of a grounding run: one HTML page, and the tables that the terminal shows too.
+
+It reads only the run folder.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 from preceptor.data.grounding.boxes import SIDE, find_boxes
 from preceptor.files import write_text
+from preceptor.grounding import metrics
 from preceptor.grounding.config import STAGE_ADDS
 from preceptor.grounding.metrics import MAIN
 from preceptor.report.contents import (
@@ -21,11 +25,11 @@ from preceptor.report.contents import (
     stage_title,
     stages_of,
 )
-from preceptor.report.format import NONE, SPACE, count, enumerate_words, interval, milliseconds, percent, points
+from preceptor.report.format import NONE, SPACE, enumerate_words, interval, milliseconds, percent, points
 from preceptor.report.page import Charts, Fragment, Page, Section, Text
 from preceptor.report.pictures import data_uri, read_figures
 from preceptor.report.plots import Dot, Line, interval_plot, line_chart
-from preceptor.report.sections import heading, record_section, skipped_note, training_section
+from preceptor.report.sections import cost_table, heading, record_section, skipped_note, training_section
 from preceptor.report.tables import Table
 
 TITLES = {
@@ -37,11 +41,16 @@ TITLES = {
 }
 TASKS = {"vg": "Grounding", "roc": "Classification", "rc": "Captioning", "mia": "Image questions"}
 """Med-GRIT's tasks: visual grounding, referring object classification, referring captioning, image analysis."""
+ABBREVIATIONS = {"vg": "VG", "roc": "ROC", "rc": "RC", "mia": "MIA"}
 METRICS = {"vg": "Recall@0.5", "roc": "Accuracy", "rc": "ROUGE-L", "mia": "mBMR"}
+COLUMNS = [f"{ABBREVIATIONS[task]} {metric}" for task, metric in METRICS.items()]
+ABOUT_TASKS = (
+    "VG: visual grounding, ROC: referring object classification, RC: referring captioning, MIA: medical image analysis."
+)
 LEAK = "Leaking split: these scores are too high. Images or patients of test dialogues occur in training."
 
 
-def write_report(run: Path, **unused: Any) -> Path:
+def write_report(run: Path) -> Path:
     """Write RUN/report.html from the files of the run folder and return its path.
 
     Raises UserError if `run` is not a run folder.
@@ -49,9 +58,6 @@ def write_report(run: Path, **unused: Any) -> Path:
     path = run / "report.html"
     write_text(path, render(read_run(run, TITLES)))
     return path
-
-
-write_grounding_report = write_report
 
 
 def render(run: RunRecord) -> str:
@@ -78,6 +84,11 @@ def render(run: RunRecord) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> list[Table]:
+    """Return the scores under each protocol, and the size and speed of the models."""
+    return [*score_tables(results), cost_table(results, metrics.UNIT, TITLES)]
+
+
+def score_tables(results: Mapping[str, Any]) -> list[Table]:
     """Return a table for each protocol: the main metric of each task for every stage, and the paired differences."""
     return [_scores(results, protocol) for protocol in protocols_of(results)]
 
@@ -85,27 +96,29 @@ def summary(results: Mapping[str, Any]) -> list[Table]:
 def _scores(results: Mapping[str, Any], protocol: str) -> Table:
     rows, keys = [], []
     for name, stage in stages_of(results).items():
-        size, selection = count(stage.get("parameters")), get_nested(stage, "selection") or {}
-        seconds = selection.get("seconds_per_answer")
-        for title, scores, latency in (
-            (stage_title(name, TITLES), get_nested(stage, "protocols", protocol), stage.get("latency_ms")),
-            ("  selected", get_nested(selection, "protocols", protocol), None if seconds is None else 1000 * seconds),
+        for title, scores in (
+            (stage_title(name, TITLES), get_nested(stage, "protocols", protocol)),
+            (f"{stage_title(name, TITLES)}, selected", get_nested(stage, "selection", "protocols", protocol)),
         ):
             if scores:
-                rows.append([title, *_main_metrics(scores), size, milliseconds(latency)])
+                rows.append([title, *_main_metrics(scores)])
                 keys.append(stage_kind(name))
     n, described = first_value(results, "protocols", protocol, "n"), first_value(results, "describes", protocol)
-    title = f"{protocol} (n{SPACE}={SPACE}{n}){f': {described}' if described else ''}. Mean over modalities, in{SPACE}%."
+    title = (
+        f"{protocol} (n{SPACE}={SPACE}{n}){f': {described}' if described else ''}. Mean over modalities, in{SPACE}%."
+    )
     notes = []
     for pair, tasks in (get_nested(results, "comparison", protocol) or {}).items():
         listed = ", ".join(
-            f"{TASKS[task].lower()} {points(entry['difference'])} ({interval(entry['low'], entry['high'], points)})"
-            for task, entry in tasks.items()
-            if task in TASKS
+            f"{ABBREVIATIONS[task]} {_difference(entry)}" for task, entry in tasks.items() if task in TASKS
         )
         notes.append(f"{_pair_title(pair)}, in points: {listed}.")
-    columns = ["Model", *(f"{TASKS[task]}: {METRICS[task]}" for task in TASKS), "Parameters", "ms/answer"]
-    return Table(title, columns, rows, notes, keys)
+    return Table(title, ["Model", *COLUMNS], rows, [*notes, ABOUT_TASKS], keys)
+
+
+def _difference(entry: Mapping[str, Any]) -> str:
+    bounds = f" ({interval(entry['low'], entry['high'], points)})" if entry["low"] is not None else ""
+    return f"{points(entry['difference'])}{bounds}"
 
 
 def _main_metrics(scores: Mapping[str, Any]) -> list[str]:
@@ -125,11 +138,9 @@ def _pair_title(pair: str) -> str:
 def _finding(run: RunRecord) -> list[Any]:
     if run.protocol is None:
         return [Text("This run has no scores yet.", "headline")]
-    timing = run.first("latency")
     return [
         Text(_headline(run), "headline"),
         *summary(run.document),
-        Text(f"Milliseconds: {timing}." if timing else "", "small"),
         *_differences(run),
     ]
 
@@ -218,8 +229,8 @@ def _pseudo_labels(run: RunRecord) -> list[Any]:
     curve = [Line("added", "distilled", [(x, y) for x, y in entry["entered"]])]
     added = line_chart("Share of the pseudo-labels in use", curve, x_title="share of the phase", as_percent=True)
     about = (
-        f"The student was trained on {entry['rows']:,} answers of the teacher before the answers of the data. Confidence "
-        "is the mean probability of the most probable token, margin its distance to the second."
+        f"The student was trained on {entry['rows']:,} answers of the teacher before the answers of the data. "
+        "Confidence is the mean probability of the most probable token, margin its distance to the second."
     )
     charts = [("Confidence of the teacher", confidence), ("Added by the curriculum", added)]
     return [Text(about), Charts(charts, list(kinds.items()))]
@@ -234,10 +245,9 @@ def _reflection(run: RunRecord) -> list[Any]:
     rounds = entry["rounds"]
     rates = Line("failed", stage.kind, [(r["round"] + 1, r["failure_rate"]) for r in rounds], [*range(1, 99)])
     sizes = Line("kept", stage.kind, [(r["round"] + 1, float(r["size"])) for r in rounds], [*range(1, 99)])
-    charts = [
-        ("Answers that failed", line_chart("Failure rate by round", [rates], x_title="round", as_percent=True, integers=True)),
-        ("Corrections in the buffer", line_chart("Corrections in the buffer", [sizes], x_title="round", integers=True)),
-    ]  # fmt: skip
+    failed = line_chart("Failure rate by round", [rates], x_title="round", as_percent=True, integers=True)
+    kept = line_chart("Corrections in the buffer", [sizes], x_title="round", integers=True)
+    charts = [("Answers that failed", failed), ("Corrections in the buffer", kept)]
     rows = [
         [
             str(r["round"] + 1),
@@ -276,10 +286,10 @@ def _selection(run: RunRecord) -> list[Any]:
             rows.append([title, *_main_metrics(scores), milliseconds(1000 * seconds)])
     ratio = entry["seconds_per_answer"] / max(1e-9, entry["greedy_seconds_per_answer"])
     about = (
-        f"{entry['candidates']} answers are sampled at temperature {entry['temperature']:g}, and the one most similar to "
-        f"the others is selected (minimum Bayes risk, without the true answer). It takes {ratio:.1f} times as long."
+        f"{entry['candidates']} answers are sampled at temperature {entry['temperature']:g}, and the one most similar "
+        f"to the others is selected (minimum Bayes risk, without the true answer). It takes {ratio:.1f} times as long."
     )
-    columns = ["Answers", *(f"{TASKS[task]}: {METRICS[task]}" for task in TASKS), "ms/answer"]
+    columns = ["Answers", *COLUMNS, "ms per answer"]
     return [Text(about), Table(f"Mean over modalities, in{SPACE}%", columns, rows)]
 
 

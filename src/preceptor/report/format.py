@@ -8,6 +8,14 @@ from typing import Any
 
 NONE = "\u2013"
 SPACE = "\u00a0"
+VERDICTS = {
+    "better": "distillation helped",
+    "worse": "distillation hurt",
+    "better for this seed": "better for this seed; one seed does not show that distillation helps",
+    "worse for this seed": "worse for this seed; one seed does not show that distillation hurts",
+    "undecided": "not distinguishable from 0",
+}
+"""Verdicts of a comparison as the end of a sentence."""
 
 
 def percent(share: float | None, *, unit: bool = False) -> str:
@@ -79,19 +87,16 @@ def enumerate_words(words: Sequence[str]) -> str:
 def difference_sentence(entry: Mapping[str, Any] | None) -> str:
     """Describe a paired difference of distilled and baseline model from `results["comparison"]`.
 
-    Returns an empty string if the entry holds no interval.
+    Returns an empty string without a difference.
     """
     difference, low, high = (finite((entry or {}).get(key)) for key in ("difference", "low", "high"))
-    if entry is None or difference is None or low is None or high is None:
+    if entry is None or difference is None:
         return ""
-    if low > 0:
-        verdict = "distillation helped"
-    elif high < 0:
-        verdict = "distillation hurt"
-    else:
-        verdict = "not distinguishable from 0"
-    how = entry.get("interval") or "95 %"
-    return f"The difference is {points(difference)} points, {interval(low, high, points)} ({how}): {verdict}."
+    text, how = f"The difference is {points(difference)} points", entry.get("interval") or "95 %"
+    if low is None or high is None:
+        return f"{text}; interval: {how}." if entry.get("interval") else f"{text}."
+    verdict = VERDICTS.get(str(entry.get("verdict")), "not distinguishable from 0" if low <= 0 <= high else "")
+    return f"{text}, {interval(low, high, points)} ({how}){f': {verdict}' if verdict else ''}."
 
 
 def finite(value: Any) -> float | None:

@@ -6,7 +6,6 @@ It holds nothing that changes if the same recipe runs again: no time, no speed, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -16,8 +15,6 @@ from preceptor.config import BaseRecipe, TrainConfig
 from preceptor.report.contents import get_nested
 from preceptor.report.page import render_markdown
 from preceptor.report.tables import Table
-
-LATENCY = "ms/"
 
 
 def render_card(
@@ -40,7 +37,7 @@ def render_card(
         template: the task's template, which extends ``report/templates/card.md.j2``.
         results: the results of the stage. Any part may be missing.
         recipe: the recipe of the run.
-        tables: scores; columns of latency are left out.
+        tables: scores, without measured times.
         train: training settings of the stage.
         unit: the samples of the data set, such as ``questions``.
         pipeline_tag, tags, library: front matter of the hub.
@@ -64,7 +61,7 @@ def render_card(
         results=results,
         data={"name": "unknown", "variant": "", "sha256": "unknown", **data, "sizes": sizes} if data else None,
         notes=results.get("notes") or [],
-        tables=[_without_latency(table) for table in tables if table],
+        tables=[table for table in tables if table],
         facts=_training(results, train, method),
         unit=unit,
         **context,
@@ -83,16 +80,8 @@ def _model_index(title: str, results: Mapping[str, Any], task: str) -> dict[str,
         return {}
     dataset = {"type": name, "name": name, "split": "test", **({"config": variant} if variant else {})}
     return {
-        "model-index": [
-            {"name": title, "results": [{"task": {"type": task}, "dataset": dataset, "metrics": metrics}]}
-        ]
+        "model-index": [{"name": title, "results": [{"task": {"type": task}, "dataset": dataset, "metrics": metrics}]}]
     }
-
-
-def _without_latency(table: Table) -> Table:
-    kept = [place for place, column in enumerate(table.columns) if not column.startswith(LATENCY)]
-    rows = [[row[place] for place in kept] for row in table.rows]
-    return replace(table, columns=[table.columns[place] for place in kept], rows=rows)
 
 
 def _training(results: Mapping[str, Any], train: TrainConfig, method: str) -> list[str]:

@@ -146,12 +146,16 @@ class Page:
         """Return the HTML."""
         sheets = [f"{TEMPLATES}/page.css", *([self.style] if self.style else [])]
         css = "".join((resources.files("preceptor") / sheet).read_text("utf-8") for sheet in sheets)
-        return _environment().get_template(f"{TEMPLATES}/page.html.j2").render(
-            page=self,
-            sections=[section for section in self.sections if any(section.blocks)],
-            notes=list(dict.fromkeys(self.notes)),
-            css=Markup(css),
-            policy=POLICY,
+        return (
+            _environment()
+            .get_template(f"{TEMPLATES}/page.html.j2")
+            .render(
+                page=self,
+                sections=[section for section in self.sections if any(section.blocks)],
+                notes=list(dict.fromkeys(self.notes)),
+                css=Markup(css),
+                policy=POLICY,
+            )
         )
 
 
@@ -170,7 +174,7 @@ def render_markdown(template: str, **context: Any) -> str:
     """Render a Markdown template. Every value is escaped: it can be neither HTML nor the end of a table cell."""
     environment = Environment(
         loader=PackageLoader("preceptor", ""),
-        autoescape=False,  # noqa: S701 - the finalizer escapes for Markdown
+        autoescape=False,
         finalize=escape_markdown,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,11 +6,13 @@ Pictures are numbered. Their names and contents hold no file name of the data se
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from preceptor.files import write_text
@@ -29,11 +31,7 @@ class FigureWriter:
 
     def add(self, name: str, image: Image.Image, longest_side: int) -> str:
         """Write an image as PNG without metadata, shrunk to `longest_side` pixels, and return its file name."""
-        scale = longest_side / max(image.size)
-        if scale < 1:
-            width, height = (max(1, round(side * scale)) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-        Image.fromarray(_pixels(image)).save(self.folder / f"{name}.png", optimize=True)
+        (self.folder / f"{name}.png").write_bytes(encode_png(image, longest_side))
         return f"{name}.png"
 
     def finish(self, index: dict[str, Any]) -> None:
@@ -41,12 +39,23 @@ class FigureWriter:
         write_text(self.folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False))
 
 
-def _pixels(image: Image.Image) -> Any:
-    import numpy as np
-
+def encode_png(image: Image.Image, longest_side: int) -> bytes:
+    """Return an image as PNG without metadata, shrunk to `longest_side` pixels; an RGB image without colour is grey."""
+    scale = longest_side / max(image.size)
+    if scale < 1:
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
-    grey = pixels.ndim == 3 and pixels.shape[2] == 3 and (pixels == pixels[..., :1]).all()
-    return pixels[..., 0].copy() if grey else pixels
+    if pixels.ndim == 3 and pixels.shape[2] == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def as_uri(png: bytes) -> str:
+    """Return a PNG as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def read_figures(stage: Path) -> dict[str, Any]:
@@ -67,4 +76,4 @@ def data_uri(stage: Path, name: str | None) -> str:
     if not name or Path(name).name != name or not (stage / FOLDER / name).is_file():
         return ""
     content = (stage / FOLDER / name).read_bytes()
-    return "data:image/png;base64," + base64.b64encode(content).decode() if content.startswith(b"\x89PNG") else ""
+    return as_uri(content) if content.startswith(b"\x89PNG") else ""

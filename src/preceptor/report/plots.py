@@ -166,15 +166,25 @@ def box_plot(title: str, boxes: Sequence[Box], *, x_title: str, other: str = "ba
             axes.vlines(median, y - 0.36, y + 0.36, color=PALETTE["text"], linewidth=2)
             if box.other is not None:
                 axes.plot(
-                    box.other, y, "o", markersize=5, markerfacecolor=PALETTE["card"],
-                    markeredgecolor=PALETTE.get(other, PALETTE["other"]), markeredgewidth=1.6,
-                )  # fmt: skip
+                    box.other,
+                    y,
+                    "o",
+                    markersize=5,
+                    markerfacecolor=PALETTE["card"],
+                    markeredgecolor=PALETTE.get(other, PALETTE["other"]),
+                    markeredgewidth=1.6,
+                )
             for place, there in enumerate(box.present):
                 axes.plot(
-                    step * (place - columns) - 0.02, y, "o", markersize=4.5, markeredgewidth=0.8, clip_on=False,
+                    step * (place - columns) - 0.02,
+                    y,
+                    "o",
+                    markersize=4.5,
+                    markeredgewidth=0.8,
+                    clip_on=False,
                     markerfacecolor=PALETTE["text"] if there else PALETTE["card"],
                     markeredgecolor=PALETTE["text"] if there else PALETTE["blind"],
-                )  # fmt: skip
+                )
         axes.set(xlim=(-step * (columns + 1), 1.02), ylim=(len(boxes) - 0.4, -0.6), xlabel=x_title, yticks=[])
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
         axes.grid(axis="x")
@@ -201,10 +211,9 @@ def draw_lines(axes: Axes, lines: Sequence[Line], *, as_percent: bool = False, i
         ringed = [(a, b) for a, b, (at, _) in zip(x, y, line.points, strict=True) if line.spreads or at in line.marked]
         if ringed:
             axes.plot(*zip(*ringed, strict=True), "o", color=color, markerfacecolor=PALETTE["card"], markersize=6.5)
-    low, high = axes.get_ylim()
     # A loss falls towards 0, so its axis begins there unless that would squeeze the curve into the upper half.
-    if not as_percent and 0 <= min(y for line in lines for _, y in line.points) < 0.5 * high:
-        axes.set_ylim(0, high)
+    if not as_percent and 0 <= min(y for line in lines for _, y in line.points) < 0.5 * axes.get_ylim()[1]:
+        axes.set_ylim(bottom=0)
     if integers:
         axes.set_xticks(sorted({round(x) for x in xs}))
         axes.margins(x=0.12)
@@ -232,9 +241,13 @@ def draw_intervals(
         if labels_above:
             axes.annotate(
                 escape_math(textwrap.shorten(label, 52, placeholder=" …")),
-                (0, place - 0.36), xycoords=("axes fraction", "data"), va="center", fontsize=11, color=PALETTE["text"],
+                (0, place - 0.36),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=11,
+                color=PALETTE["text"],
                 bbox={"facecolor": PALETTE["card"], "edgecolor": "none", "pad": 1},
-            )  # fmt: skip
+            )
         for number, dot in enumerate(dots):
             y = place + (0.14 if labels_above else 0) + 0.26 * (number - (len(dots) - 1) / 2)
             color = PALETTE.get(dot.key, PALETTE["other"])
@@ -298,9 +311,7 @@ def to_svg(canvas: Figure, description: str) -> Markup:
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": description}):
         canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    for event in ElementTree.iterparse(io.StringIO(buffer.getvalue())):
-        pass
-    root = _plain(event[1])
+    root = _plain(ElementTree.fromstring(buffer.getvalue()))
     _, _, width, height = root.attrib["viewBox"].split()
     root.attrib = {
         "viewBox": f"0 0 {width} {height}",

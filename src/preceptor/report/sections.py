@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from preceptor.report.contents import RunRecord, get_nested
-from preceptor.report.format import NONE, SPACE, duration
+from preceptor.report.contents import TITLES, RunRecord, first_value, get_nested, stage_kind, stage_title, stages_of
+from preceptor.report.format import NONE, SPACE, count, duration, finite, milliseconds
 from preceptor.report.page import Charts, Code, Details, Facts, Section
 from preceptor.report.plots import Line, line_chart
 from preceptor.report.tables import Table
@@ -19,7 +19,7 @@ PATH_KEYS = {"output", "root", "images", "cache", "runs", "init", "split_file", 
 
 
 def heading(run: RunRecord, task: str, unit: str) -> tuple[str, list[str]]:
-    """Return the title of a report and the facts below it: the data that were used, the recipe, and counts of `unit`."""
+    """Return the title of a report, which names the data that were used, and facts: the recipe and counts of `unit`."""
     sizes = run.first("data") or {}
     data = " / ".join(str(sizes[key]) for key in ("name", "variant") if sizes.get(key))
     counts = [
@@ -28,6 +28,22 @@ def heading(run: RunRecord, task: str, unit: str) -> tuple[str, list[str]]:
         if isinstance(sizes.get(split), int)
     ]
     return f"{task}: {data}" if data else task, [" · ".join([f"Recipe {run.name}", *counts])]
+
+
+def cost_table(results: Mapping[str, Any], unit: str, titles: Mapping[str, str] = TITLES) -> Table:
+    """Return the number of parameters and the speed of every model; `unit` is what is timed, such as ``question``."""
+    rows, keys = [], []
+    for name, stage in stages_of(results).items():
+        per_second = finite(get_nested(stage, "speed", "units_per_second"))
+        cells = [count(stage.get("parameters")), milliseconds(finite(stage.get("latency_ms")))]
+        rows.append([stage_title(name, titles), *cells, NONE if per_second is None else f"{per_second:,.1f}"])
+        keys.append(stage_kind(name))
+    batch, how = first_value(results, "speed", "batch_size"), first_value(results, "latency")
+    processor = first_value(results, "machine", "gpu") or first_value(results, "machine", "processor")
+    where = f", on {processor}" if processor else ""
+    per_second = f"{unit.capitalize()}s/s{f', batch of {batch}' if batch else ''}"
+    notes = [f"Milliseconds: {how}{where}."] if how else []
+    return Table("Size and speed", ["Model", "Parameters", f"ms per {unit}", per_second], rows, notes, keys)
 
 
 def training_section(run: RunRecord, *, score: str, unit: str) -> Section:

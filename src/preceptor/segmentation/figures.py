@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from preceptor.data.types import Case, CaseData
+from preceptor.data.types import Case, SegmentationDataset
 from preceptor.errors import UserError
 from preceptor.report.pictures import FigureWriter
 from preceptor.segmentation import planes
@@ -28,7 +28,7 @@ PREFERRED_IMAGES = ("flair", "t1ce", "t2")
 def write_figures(
     folder: Path,
     model: object,
-    data: CaseData,
+    data: SegmentationDataset,
     recipe: SegmentationRecipe,
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
@@ -53,7 +53,7 @@ def write_figures(
         id: mean(value for by_region in found.values() for value in by_region.values()) for id, found in scores.items()
     }
     masks = _predicted_masks(folder, modalities)
-    cases = {case.id: case for case in data.cases if case.mask is not None and case.id in masks}
+    cases = {case.id: case for case in data.samples if case.mask is not None and case.id in masks}
     writer, drawn = FigureWriter(folder), []
     for id in sorted(cases, key=lambda id: (overall.get(id) or 0.0, id)):
         if len(drawn) == recipe.report.cases:
@@ -102,7 +102,7 @@ def _draw(
     case: Case,
     masks: Mapping[Subset, Path],
     scores: Mapping[Subset, dict[str, float]],
-    data: CaseData,
+    data: SegmentationDataset,
     max_voxels: int,
 ) -> list[dict[str, Any]]:
     """Draw the chosen combinations of a case and return their entries in the index."""

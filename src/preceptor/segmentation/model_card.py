@@ -8,7 +8,7 @@ from typing import Any
 from preceptor.report.format import count
 from preceptor.report.model_card import render_card
 from preceptor.segmentation.config import SegmentationRecipe
-from preceptor.segmentation.report import summary
+from preceptor.segmentation.report import score_tables
 
 
 def model_card(results: Mapping[str, Any], recipe: SegmentationRecipe) -> str:
@@ -20,7 +20,7 @@ def model_card(results: Mapping[str, Any], recipe: SegmentationRecipe) -> str:
         "segmentation/templates/card.md.j2",
         results,
         recipe,
-        tables=summary(results),
+        tables=score_tables(results),
         train=recipe.train,
         unit="cases",
         pipeline_tag="image-segmentation",
@@ -31,6 +31,3 @@ def model_card(results: Mapping[str, Any], recipe: SegmentationRecipe) -> str:
         first_modality=next(iter(modalities), "flair"),
         size=f", {count(results['parameters'])} parameters" if results.get("parameters") else "",
     )
-
-
-segmentation_card = model_card

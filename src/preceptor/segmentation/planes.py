@@ -55,7 +55,9 @@ def read_volume(path: Path, channel: int | None = None, *, max_voxels: int) -> V
         source: Any = nibabel.load(path)
         shape = source.shape if channel is None else source.shape[:3]
         if len(shape) != 3 or int(np.prod(shape, dtype=object)) > max_voxels or min(shape) < 2:
-            raise UserError(f"{path}: {source.shape} voxels are not a volume of at most {max_voxels}; see data.max_voxels")
+            raise UserError(
+                f"{path}: {source.shape} voxels are not a volume of at most {max_voxels}; see data.max_voxels"
+            )
         image = source if channel is None else source.slicer[..., channel]
         canonical = nibabel.as_closest_canonical(image)
         return Volume(np.nan_to_num(np.asarray(canonical.dataobj, np.float32)), np.asarray(canonical.affine, float))

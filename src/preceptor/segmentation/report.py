@@ -28,11 +28,9 @@ from preceptor.report.contents import (
 from preceptor.report.format import (
     NONE,
     SPACE,
-    count,
     difference_sentence,
     enumerate_words,
     finite,
-    milliseconds,
     percent,
     points,
     signed,
@@ -40,8 +38,9 @@ from preceptor.report.format import (
 from preceptor.report.page import Bar, Bars, Charts, Details, Fragment, Heading, Page, Section, Text
 from preceptor.report.pictures import data_uri, read_figures
 from preceptor.report.plots import Box, Dot, Line, box_plot, interval_plot, line_chart
-from preceptor.report.sections import heading, record_section, skipped_note, training_section
+from preceptor.report.sections import cost_table, heading, record_section, skipped_note, training_section
 from preceptor.report.tables import Table
+from preceptor.segmentation import metrics
 from preceptor.segmentation.combinations import (
     LONG,
     MEAN,
@@ -74,7 +73,7 @@ COLORS = 6
 LONG_NAME, MANY_MODALITIES = 6, 5  # from here on the names of modalities are rotated
 
 
-def write_report(run: Path, **unused: Any) -> Path:
+def write_report(run: Path) -> Path:
     """Write RUN/report.html from the files of the run folder and return its path.
 
     Raises UserError if `run` is not a run folder.
@@ -82,9 +81,6 @@ def write_report(run: Path, **unused: Any) -> Path:
     path = run / "report.html"
     write_text(path, render(read_run(run)))
     return path
-
-
-write_segmentation_report = write_report
 
 
 def render(run: RunRecord) -> str:
@@ -110,6 +106,11 @@ def render(run: RunRecord) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> list[Table]:
+    """Return the scores under each protocol, and the size and speed of the models."""
+    return [*score_tables(results), cost_table(results, metrics.UNIT)]
+
+
+def score_tables(results: Mapping[str, Any]) -> list[Table]:
     """Return a table of the models for each protocol, and one of every combination for the main protocol."""
     subject = subject_of(results)
     tables = [_models(results, protocol, subject) for protocol in protocols_of(results)]
@@ -117,7 +118,7 @@ def summary(results: Mapping[str, Any]) -> list[Table]:
 
 
 def _models(results: Mapping[str, Any], protocol: str, subject: Subject) -> Table:
-    """Return a row per stage: the mean by region, with one and with all modalities, and the cost of the network."""
+    """Return a row per stage: the mean by region, and with one and with all modalities."""
     last, several = subject.columns[-1] if subject.columns else MEAN, len(subject.modalities) > 1
     rows, keys = [], []
     for name, stage in stages_of(results).items():
@@ -131,8 +132,7 @@ def _models(results: Mapping[str, Any], protocol: str, subject: Subject) -> Tabl
         if several:
             single = [subset for subset in scores if len(subset) == 1]
             values += [column_mean(scores, last, single), column_mean(scores, last, [subject.modalities])]
-        cells = [*map(percent, values), count(stage.get("parameters")), milliseconds(finite(stage.get("latency_ms")))]
-        rows.append([stage_title(name), *cells])
+        rows.append([stage_title(name), *map(percent, values)])
         keys.append(stage_kind(name))
     columns = ["Model", *map(name_of, subject.columns)]
     columns += ["One modality", "All modalities"] if several else []
@@ -141,7 +141,7 @@ def _models(results: Mapping[str, Any], protocol: str, subject: Subject) -> Tabl
         title += f" ({', '.join(explained)})"
     sentence = difference_sentence(get_nested(results, "comparison", protocol, "distilled - baseline"))
     notes = [f"Distilled minus baseline, mean Dice. {sentence}"] if sentence else []
-    return Table(f"{title}.", [*columns, "Parameters", "ms/case"], rows, notes, keys)
+    return Table(f"{title}.", columns, rows, notes, keys)
 
 
 def _all_combinations(results: Mapping[str, Any], subject: Subject) -> Table:
@@ -210,11 +210,14 @@ def _one_modality(scores: Scores, subject: Subject) -> str:
         return ""
     low, high = min(single, key=lambda s: single[s]), max(single, key=lambda s: single[s])
     average = sum(single.values()) / len(single)
-    span = f"from {percent(single[low])} ({name_subset(low)}) to {percent(single[high], unit=True)} ({name_subset(high)})"
+    span = (
+        f"from {percent(single[low])} ({name_subset(low)}) to {percent(single[high], unit=True)} ({name_subset(high)})"
+    )
     together = get_nested(scores.get(tuple(subject.modalities)), column)
     every = "both" if len(subject.modalities) == 2 else f"all {len(subject.modalities)}"
     whole = f"; {every} together give {percent(together, unit=True)}" if together is not None else ""
-    return f"One modality alone gives {percent(average, unit=True)} on average{f', {span}' if len(single) > 1 else ''}{whole}."
+    spread = f", {span}" if len(single) > 1 else ""
+    return f"One modality alone gives {percent(average, unit=True)} on average{spread}{whole}."
 
 
 def _finding(run: RunRecord, subject: Subject) -> list[Any]:
@@ -227,13 +230,12 @@ def _finding(run: RunRecord, subject: Subject) -> list[Any]:
         for stage in sorted(run.stages, key=lambda stage: stage.kind == "teacher")
     ]
     over = "combinations and regions" if len(subject.regions) > 1 else "combinations"
-    timing = run.first("latency")
     return [
         *blocks,
         Bars(bars, f"Mean Dice over {over}. Protocol {subject.protocol}."),
         _differences(run, subject),
         replace(_models(run.document, subject.protocol, subject), notes=()),  # the first paragraph holds them
-        Text(f"Milliseconds per case: {timing}." if timing else "", "small"),
+        cost_table(run.document, metrics.UNIT),
     ]
 
 
@@ -310,7 +312,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Scale:
-    """The range of a combination table, in shares (shown in percent; more is better) or millimetres (less is better)."""
+    """The range of a combination table: shares (shown in percent, more is better) or millimetres (less is better)."""
 
     low: float
     high: float
@@ -455,9 +457,7 @@ def _by_number(tables: Sequence[tuple[StageRecord, Scores]], column: str) -> str
                 sizes.setdefault(len(subset), []).append(row[column])
         found = sorted(sizes.items())
         means = [(float(size), sum(values) / len(values)) for size, values in found]
-        lines.append(
-            Line(stage.title, stage.kind, means, spreads=[(min(values), max(values)) for _, values in found])
-        )
+        lines.append(Line(stage.title, stage.kind, means, spreads=[(min(values), max(values)) for _, values in found]))
     title = f"Dice of {_title(column)} by number of modalities"
     return line_chart(title, lines, x_title="modalities present", as_percent=True, integers=True)
 
@@ -602,11 +602,11 @@ def _cases(run: RunRecord, subject: Subject) -> list[Any]:
             )
         cases.append({"id": case["id"], "dice": percent(finite(case.get("dice")), unit=True), "views": views})
     about = (
-        f"The worst cases of \u201c{run.focus.title}\u201d by mean Dice over all combinations, from all modalities down "
-        "to fewer. Tinted areas are the reference, each voxel in the colour of its smallest region; solid lines are the "
-        "prediction. Planes go through the centre of the reference. Radiological convention: the patient\u2019s right "
-        "(R) is on the left of axial and coronal planes; sagittal planes show the face on the left (A). The image is "
-        "one that the network was given, black and white at its 1st and 99.5th percentile."
+        f"The worst cases of \u201c{run.focus.title}\u201d by mean Dice over all combinations, from all modalities "
+        "down to fewer. Tinted areas are the reference, each voxel in the colour of its smallest region; solid lines "
+        "are the prediction. Planes go through the centre of the reference. Radiological convention: the "
+        "patient\u2019s right (R) is on the left of axial and coronal planes; sagittal planes show the face on the left "
+        "(A). The image is one that the network was given, black and white at its 1st and 99.5th percentile."
     )
     legend = [(keys[region], name_of(region)) for region in subject.regions]
     data = {"legend": legend, "cases": cases}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data.images import ImageError, load_image
-from preceptor.data.types import Sample, VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.report.pictures import FigureWriter
 from preceptor.vqa.activation_map import activation_map, color_map, describe_peak
 from preceptor.vqa.bundle import VqaBundle
@@ -21,7 +21,11 @@ MAP_SIDE = 96  # pixels of a map, which the page enlarges
 
 
 def write_figures(
-    folder: Path, model: VqaBundle, data: VqaData, recipe: VqaRecipe, rows: Mapping[str, Sequence[Mapping[str, Any]]]
+    folder: Path,
+    model: VqaBundle,
+    data: Dataset[Sample],
+    recipe: VqaRecipe,
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
     """Store `recipe.report.questions` test questions with their images and Grad-CAM maps in ``folder/figures``.
 

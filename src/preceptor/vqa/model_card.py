@@ -9,7 +9,7 @@ from preceptor.config import TermConfig
 from preceptor.report.format import count
 from preceptor.report.model_card import render_card
 from preceptor.vqa.config import VqaRecipe
-from preceptor.vqa.report import summary
+from preceptor.vqa.report import score_tables
 
 
 def model_card(results: Mapping[str, Any], recipe: VqaRecipe) -> str:
@@ -21,7 +21,7 @@ def model_card(results: Mapping[str, Any], recipe: VqaRecipe) -> str:
         "vqa/templates/card.md.j2",
         results,
         recipe,
-        tables=summary(results),
+        tables=score_tables(results),
         train=(recipe.teacher if stage.startswith("teacher") else recipe.student).train,
         unit="questions",
         pipeline_tag="visual-question-answering",

@@ -17,11 +17,12 @@ from preceptor.report.contents import (
     stage_title,
     stages_of,
 )
-from preceptor.report.format import SPACE, count, difference_sentence, interval, milliseconds, p_value, percent
+from preceptor.report.format import SPACE, count, difference_sentence, interval, p_value, percent
 from preceptor.report.page import Bar, Bars, Details, Fragment, Page, Section, Text
 from preceptor.report.pictures import data_uri, read_figures
-from preceptor.report.sections import heading, record_section, skipped_note, training_section
+from preceptor.report.sections import cost_table, heading, record_section, skipped_note, training_section
 from preceptor.report.tables import Table
+from preceptor.vqa import metrics
 from preceptor.vqa.metrics import OTHER, confusion
 
 FREQUENT_ANSWERS = 10
@@ -29,15 +30,15 @@ MOST_QUESTION_TYPES = 12
 SUBJECTS = {"distilled": "The distilled student", "baseline": "The baseline", "teacher": "The teacher"}
 BASELINES = {
     "majority": "Most frequent answer",
-    "question_only": "Question without the image",
-    "look_up": "Most similar training question",
-    "look_up_same_image": "Most similar training question on the same image",
+    "question_only": "Question only, without the image",
+    "look_up": "Nearest training question",
+    "look_up_same_image": "Nearest question on the same image",
 }
 METRICS = {"accuracy": "Accuracy", "bleu": "BLEU", "vqa_soft": "VQA accuracy"}
 LEAK = "Leaking split: these scores are too high. Answers of test questions occur in training."
 
 
-def write_report(run: Path, **unused: Any) -> Path:
+def write_report(run: Path) -> Path:
     """Write RUN/report.html from the files of the run folder and return its path.
 
     Raises UserError if `run` is not a run folder.
@@ -68,6 +69,11 @@ def render(run: RunRecord) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> list[Table]:
+    """Return the scores under each protocol, and the size and speed of the models."""
+    return [*score_tables(results), cost_table(results, metrics.UNIT)]
+
+
+def score_tables(results: Mapping[str, Any]) -> list[Table]:
     """Return a table for each protocol: the score of every stage and of the baselines without the image."""
     return [_scores(results, protocol) for protocol in protocols_of(results)]
 
@@ -78,22 +84,21 @@ def _scores(results: Mapping[str, Any], protocol: str) -> Table:
         scores = get_nested(stage, "protocols", protocol) or {}
         cells = [percent(scores.get("accuracy")), interval(*_interval(scores))]
         cells += [percent(scores.get("open")), percent(scores.get("closed"))]
-        cells += [count(stage.get("parameters")), milliseconds(stage.get("latency_ms"))]
         rows.append([stage_title(name), *cells])
         keys.append(stage_kind(name))
     for name, scores in (first_value(results, "baselines", protocol) or {}).items():
         cells = [percent(get_nested(scores, key)) for key in ("accuracy", "open", "closed")]
-        rows.append([BASELINES.get(name, name), cells[0], "", *cells[1:], "", ""])
+        rows.append([BASELINES.get(name, name), cells[0], "", *cells[1:]])
         keys.append("blind")
     ceiling = first_value(results, "protocols", protocol, "ceiling")
     if ceiling is not None:
-        rows.append(["Answer ceiling", percent(ceiling), "", "", "", "", ""])
+        rows.append(["Answer ceiling", percent(ceiling), "", "", ""])
         keys.append("ceiling-mark")
     metric = first_value(results, "protocols", protocol, "metric") or "accuracy"
     kinds = [
         f"{kind.title()}{_of(first_value(results, 'protocols', protocol, f'n_{kind}'))}" for kind in ("open", "closed")
     ]
-    columns = ["Model", METRICS.get(metric, metric), f"95{SPACE}% interval", *kinds, "Parameters", "ms/question"]
+    columns = ["Model", METRICS.get(metric, metric), f"95{SPACE}% interval", *kinds]
     described = first_value(results, "describes", protocol)
     n = first_value(results, "protocols", protocol, "n")
     title = f"{protocol}{_of(n)}{f': {described}' if described else ''}. In{SPACE}%."
@@ -105,7 +110,7 @@ def _compared(results: Mapping[str, Any], protocol: str) -> list[str]:
     notes = []
     if sentence := difference_sentence(entry):
         p = get_nested(entry, "p")
-        test = f" McNemar's exact test: p {p_value(p)}." if p is not None else ""
+        test = f" McNemar's exact test: p = {p_value(p)}.".replace("= <", "<") if p is not None else ""
         notes.append(f"Distilled minus baseline, on the same questions. {sentence}{test}")
     kept = get_nested(results, "comparison", protocol, "distilled / teacher")
     if kept is not None:
@@ -217,10 +222,7 @@ def _accuracy(run: RunRecord) -> list[Any]:
         ]
         keys = [stage.kind for stage, scores in scored if scores]
         measures.append(Table(protocol, ["Model", "Mean over types", "Token F1", "BLEU"], rows, keys=keys))
-    timing = run.first("latency")
-    processor = run.first("machine", "gpu") or run.first("machine", "processor")
-    about = f"Milliseconds per question: {timing}{f', on {processor}' if processor else ''}." if timing else ""
-    return [*summary(run.document), Text(about, "small"), Details("Further measures", measures)]
+    return [*summary(run.document), Details("Further measures", measures)]
 
 
 def _warnings(run: RunRecord) -> list[str]:
