@@ -605,8 +605,8 @@ def _cases(run: RunRecord, subject: Subject) -> list[Any]:
         f"The worst cases of \u201c{run.focus.title}\u201d by mean Dice over all combinations, from all modalities "
         "down to fewer. Tinted areas are the reference, each voxel in the colour of its smallest region; solid lines "
         "are the prediction. Planes go through the centre of the reference. Radiological convention: the "
-        "patient\u2019s right (R) is on the left of axial and coronal planes; sagittal planes show the face on the left "
-        "(A). The image is one that the network was given, black and white at its 1st and 99.5th percentile."
+        "patient\u2019s right (R) is on the left of axial and coronal planes; sagittal planes show the face on the "
+        "left (A). The image is one that the network was given, black and white at its 1st and 99.5th percentile."
     )
     legend = [(keys[region], name_of(region)) for region in subject.regions]
     data = {"legend": legend, "cases": cases}
