@@ -57,6 +57,7 @@ def recipe(tmp_path, models) -> Path:
         yaml.safe_dump(
             {
                 "name": "cached",
+                "task": "grounding",
                 "stages": ["distilled"],
                 "output": str(tmp_path / "run"),
                 "teacher": model,

@@ -119,7 +119,7 @@ def make_stage(folder: Path, data: VqaData, bundle: VqaBundle, recipe: VqaRecipe
         "machine": {"processor": "Xeon", "threads": 2},
         "data": {
             "name": data.name,
-            "split": data.variant,
+            "variant": data.variant,
             "sha256": data.fingerprint(),
             **{part: len(data.split(part)) for part in ("train", "validation", "test")},
         },

@@ -95,13 +95,13 @@ def settings_for(id: str) -> dict[str, str] | None:
     """Return the settings of `data` whose test split a protocol id of a public data set scores; None for other ids."""
     name, *rest = id.split("/")
     if name == "vqa-rad" and len(rest) == 2:
-        return {"name": name, "split": rest[0]}
+        return {"name": name, "variant": rest[0]}
     if name == "vqa-med-2019" and rest:
-        return {"name": name, "split": "val" if rest[0] == "val" else "test"}
+        return {"name": name, "variant": "val" if rest[0] == "val" else "test"}
     if name in ("slake-en", "slake-zh"):
         language = name.removeprefix("slake-")
         # Only training and validation differ by language and split.
-        return {"name": "slake", "language": "both" if rest else language, "split": rest[0] if rest else "clean"}
+        return {"name": "slake", "language": "both" if rest else language, "variant": rest[0] if rest else "clean"}
     return {"name": name} if id == "path-vqa" else None
 
 

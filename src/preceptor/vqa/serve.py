@@ -195,6 +195,7 @@ def report_run(run: Path) -> Path:
         from preceptor.grounding.serve import report_dialogues
 
         return report_dialogues(run, recipe)
+    assert isinstance(recipe, VqaRecipe)
     try:
         data = read_data(recipe.data, recipe.output_folder / "data")
     except UserError:

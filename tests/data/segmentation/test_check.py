@@ -67,8 +67,8 @@ def test_what_concerns_several_cases(data):
     assert found == {
         "case c3 has no label map; only a case with one can be trained on or scored": (("c3",), "error"),
         "case c4 has no image; give at least one modality": (("c4",), "error"),
-        "patient 'p' is in test and in train; keep one part": (("c0", "c1"), "error"),
-        "cases c0, c2 hold the same image file in different parts; are they one patient? Give them one group": (
+        "patient 'p' is in test and in train; keep one split": (("c0", "c1"), "error"),
+        "cases c0, c2 hold the same image file in different splits; are they one patient? Give them one group": (
             ("c0", "c2"),
             "error",
         ),

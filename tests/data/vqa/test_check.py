@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from preceptor.data.types import Sample, VqaData
+from preceptor.data.types import Sample, Split, VqaData
 from preceptor.data.vqa import check
 from preceptor.data.vqa.check import check_data, check_images
 
 
-def sample(id: str, image: Path, answer: str = "yes", part: Split = "train") -> Sample:
-    return Sample(id, image, "Q?", (answer,), "closed", id, part)
+def sample(id: str, image: Path, answer: str = "yes", split: Split = "train") -> Sample:
+    return Sample(id, image, "Q?", (answer,), "closed", id, split)
 
 
 @pytest.fixture

@@ -49,8 +49,8 @@ def read_volumes(
     `modalities` are the network's inputs in order (default: those found, flair, t1, t1ce, t2 first); a case may lack
     some of them. `regions` are label values by name (default: those of BraTS or of dataset.json). Parts come from
     `split_file`, else from the table's split column, else from `fold` of `folds` (the fold is the test split), else
-    they are cut by patient; fractions are of all cases. A split without a validation split has one cut from training.
-    Cases without a label map are left out; with `unlabelled`, those of the training split become the split `unlabelled`.
+    they are cut by patient; fractions are of all cases. Without a validation split, one is cut from training. Cases
+    without a label map are left out; with `unlabelled`, those of the training split become the split `unlabelled`.
 
     Raises:
         UserError: nothing is found, a setting does not fit, or a patient is in two splits.

@@ -52,8 +52,8 @@ def read_parquet(
     Columns: `image` (a struct whose `bytes` are the file), `question`, `answer`; others are ignored. Images are written
     to `extracted-images/` beside the tables, or where that cannot be written, to `scratch`; a later read takes them
     from there as long as the table's size and time of change are the same. An id is ``<split>-<row>``, from 0;
-    the group is the image's content; answers of yes or no are taken as closed. Where no validation split is given it is cut from
-    training by image. Whether splits share images is left to the caller to judge.
+    the group is the image's content; answers of yes or no are taken as closed. If there is no validation split, it is
+    cut from training by image. Whether splits share images is left to the caller to judge.
 
     Raises:
         UserError: pyarrow is missing, or names the file, the row (from 0, within the file) and the fix.
