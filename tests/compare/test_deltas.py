@@ -61,7 +61,7 @@ def test_parts_add_up_to_the_whole():
     rng = np.random.default_rng(0)
     found = compare(make_group("a", rng.random((3, 121)) < 0.7), make_group("b", rng.random((3, 121)) < 0.5))
     for kind in (("open", "closed"), ("type",)):
-        parts = [part for part in found.splits if part.category.kind in kind]
+        parts = [part for part in found.parts if part.category.kind in kind]
         assert sum(part.n for part in parts) == 121
         assert sum(part.n * part.difference for part in parts) == pytest.approx(121 * found.overall.difference)
 
@@ -138,9 +138,7 @@ def test_holm_counts_overall_differences_apart_from_parts():
     adjusted = adjust(raw)
     smallest = min(range(3), key=lambda i: raw[i].overall.p or 0)
     assert adjusted[smallest].overall.p_holm == pytest.approx(min(1, 3 * (raw[smallest].overall.p or 0)))
-    parts = [
-        (d.p, e.p_holm) for c, a in zip(raw, adjusted, strict=True) for d, e in zip(c.splits, a.splits, strict=True)
-    ]
+    parts = [(d.p, e.p_holm) for c, a in zip(raw, adjusted, strict=True) for d, e in zip(c.parts, a.parts, strict=True)]
     p, p_holm = min(parts, key=lambda pair: pair[0] or 0)
     assert p_holm == pytest.approx(min(1, len(parts) * (p or 0)))
 
@@ -152,7 +150,7 @@ answers = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed)
 def test_a_group_against_itself_is_nothing(rng, seeds, n):
     hits = rng.random((seeds, n)) < 0.5
     found = compare(make_group("a", hits), make_group("b", hits), 50)
-    for delta in (found.overall, *found.splits):
+    for delta in (found.overall, *found.parts):
         assert (delta.difference, delta.low, delta.high, delta.p_holm) == (0, 0, 0, 1)
         assert not delta.significant
         assert delta.verdict == "undecided"
@@ -164,7 +162,7 @@ def test_swapping_the_groups_flips_the_signs(rng, of_a, of_b, n, shifted):
     b = make_group("b", rng.random((of_b, n)) < 0.4, list(range(int(shifted), of_b + int(shifted))))
     there, back = compare(a, b, 50), compare(b, a, 50)
     opposite = {"better": "worse", "worse": "better"}
-    for one, other in zip((there.overall, *there.splits), (back.overall, *back.splits), strict=True):
+    for one, other in zip((there.overall, *there.parts), (back.overall, *back.parts), strict=True):
         assert one.difference == pytest.approx(-other.difference)
         assert one.p_mcnemar == other.p_mcnemar
         assert (one.n, one.differing) == (other.n, other.differing)
@@ -180,7 +178,7 @@ def test_a_marked_difference_excludes_zero(rng, seeds, n):
     a = make_group("a", rng.random((seeds, n)) < rng.random())
     b = make_group("b", rng.random((seeds, n)) < rng.random())
     found = compare(a, b, 2000)
-    for delta in (found.overall, *found.splits):
+    for delta in (found.overall, *found.parts):
         assert -1 <= delta.low <= delta.difference <= delta.high <= 1
         assert not delta.significant or delta.low > 0 or delta.high < 0
 

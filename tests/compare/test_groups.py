@@ -77,7 +77,7 @@ def test_settings_of_the_method_do_not_divide_students_that_learn_alone(tmp_path
         seed=2,
         settings={"teacher": {"model": {"text": {"layers": 3}}}},
     )
-    assert len(groups_of(tmp_path / "alone-0", other)) == 2  # it shares the teacher's tokens
+    assert len(groups_of(tmp_path / "baseline-0", other)) == 2  # it shares the teacher's tokens
 
 
 def test_another_number_of_teachers_is_another_group(tmp_path: Path):
@@ -121,12 +121,12 @@ def shares(tmp_path: Path, stages: tuple[str, ...] = ("baseline", "distilled")) 
 
 def test_shares_divide_groups_but_not_methods(tmp_path: Path):
     groups = groups_of(*shares(tmp_path))
-    assert [group.name for group in groups][:3] == ["alone at 10 %", "alone at 50 %", "alone at 100 %"]
+    assert [group.name for group in groups][:3] == ["baseline at 10 %", "baseline at 50 %", "baseline at 100 %"]
     assert len({group.method for group in groups}) == 2
     baseline = choose_baseline(groups, None)
-    assert baseline.name == "alone at 100 %"
+    assert baseline.name == "baseline at 100 %"
     against = {group.name: other and other.name for group in groups if (other := baseline_of(group, baseline, groups))}
-    assert against == {f"distilled at {share} %": f"alone at {share} %" for share in (10, 50, 100)}
+    assert against == {f"distilled at {share} %": f"baseline at {share} %" for share in (10, 50, 100)}
 
 
 def test_shares_of_one_method_are_compared_with_the_largest(tmp_path: Path):

@@ -116,7 +116,7 @@ def test_damage_is_named(pair, damage: str):
 def test_an_interrupted_run_names_its_finished_stages(tmp_path: Path):
     run = write_run(tmp_path / "run", {"teacher": hits(20, 0.9), "baseline": hits(20, 0.5)})
     (run / "results.json").unlink()
-    with pytest.raises(UserError, match=r"not finished.*run/alone .*run/teacher"):
+    with pytest.raises(UserError, match=r"not finished.*run/baseline .*run/teacher"):
         read_models([run])
     assert len(read_models([run / "baseline", run / "teacher"])[0]) == 2
 
@@ -159,7 +159,7 @@ def test_other_protocols(tmp_path: Path, pair):
 
 def test_other_data(tmp_path: Path, pair):
     other = write_stage(
-        tmp_path / "other", hits(20, 0.5), data={"name": "toy", "split": "", "sha256": "x", "test_sha256": "t" * 64}
+        tmp_path / "other", hits(20, 0.5), data={"name": "toy", "variant": "", "sha256": "x", "test_sha256": "t" * 64}
     )
     with pytest.raises(UserError, match=r"different data \(data\.sha256 rows at 1"):
         read_models([pair[0], other])
@@ -167,7 +167,7 @@ def test_other_data(tmp_path: Path, pair):
 
 def test_shares_of_the_training_data_must_have_the_same_test_rows(tmp_path: Path):
     def write(name: str, share: float, test: str | None) -> Path:
-        data = {"name": "toy", "split": "", "sha256": f"rows at {share}", "test_sha256": test}
+        data = {"name": "toy", "variant": "", "sha256": f"rows at {share}", "test_sha256": test}
         return write_stage(tmp_path / name, hits(20, 0.5), settings={"data": {"train_share": share}}, data=data)
 
     whole, half, other, old = (

@@ -24,7 +24,7 @@ HOSTILE = '<script>alert("x")</script> $\\frac'
 
 
 def make_runs(root: Path, shares: Sequence[float] = (1.0,), seeds: int = 3) -> list[Path]:
-    """Write runs of alone and distilled; the latter is right where the former is, and on about 40 questions more."""
+    """Write runs of baseline and distilled; the latter is right where the former is, and on about 40 questions more."""
     runs = []
     for share in shares:
         for seed in range(seeds):
@@ -52,8 +52,8 @@ def test_a_comparison_of_three_seeds(tmp_path: Path):
     assert document["n"] == 300
     assert document["baseline"] == "baseline"
     baseline, distilled = document["groups"]
-    assert alone["seeds"] == distilled["seeds"] == [0, 1, 2]
-    assert alone["scores"][0]["accuracy"] == pytest.approx(0.5)
+    assert baseline["seeds"] == distilled["seeds"] == [0, 1, 2]
+    assert baseline["scores"][0]["accuracy"] == pytest.approx(0.5)
     (difference,) = document["differences"]
     assert difference["difference"] == pytest.approx(distilled["scores"][0]["accuracy"] - 0.5)
     assert difference["verdict"] == "better"
@@ -98,7 +98,7 @@ def test_learning_curves(curves: Comparison):
     )
     assert all(point["low"] < point["accuracy"] < point["high"] and point["n"] == 300 for point in points)
     assert [(c.group.name, c.baseline.name) for c in curves.contrasts] == [
-        (f"distilled at {share} %", f"alone at {share} %") for share in (10, 25, 50, 100)
+        (f"distilled at {share} %", f"baseline at {share} %") for share in (10, 25, 50, 100)
     ]
 
 
@@ -149,7 +149,7 @@ def test_the_page_needs_nothing_but_itself(curves: Comparison):
 def test_the_curve_shows_every_interval(curves: Comparison):
     page = render(curves)
     section = page[page.index('<section id="curves">') : page.index('<section id="runs">')]
-    assert section.count('class="spread alone"') == section.count('class="spread distilled"') == 4
+    assert section.count('class="spread baseline"') == section.count('class="spread distilled"') == 4
 
 
 def test_hostile_names_and_paths_stay_text(tmp_path: Path):
@@ -212,7 +212,7 @@ def test_the_terminal(tmp_path: Path, capsys, monkeypatch):
     assert (code, err) == (0, "")
     for word in (
         "toy/test (n = 300)",
-        "distilled \u2212 alone",
+        "distilled \u2212 baseline",
         "3 paired seeds",
         "p (Holm)",
         "better *",
