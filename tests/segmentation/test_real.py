@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from preceptor.segmentation.run import run_segmentation
 
 from preceptor.segmentation.predict import segment_case
-from preceptor.segmentation.run import run_segmentation
 from tests.segmentation.conftest import recipe
 
 pytestmark = [

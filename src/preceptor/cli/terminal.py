@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from preceptor.report.format import SPACE
-from preceptor.report.tables import Table
+from preceptor.report.tables import MOST_LETTERS, Table
 from preceptor.tasks import module
 
 
@@ -46,7 +46,12 @@ def print_table(table: Table) -> None:
     for name, cells, number in zip(table.columns, zip(*table.rows, strict=True), table.numeric, strict=True):
         if number and "\n" not in name:  # the head may be wrapped, its numbers may not
             name = "\n".join(textwrap.wrap(name, max(map(len, [*cells, *name.split(" ")]))))
-        columns.append(Column(name, justify="right" if number else "left", no_wrap=number))
+        longest_word = max(len(word) for cell in (name, *cells) for word in (cell.split() or [""]))
+        columns.append(
+            Column(
+                name, justify="right" if number else "left", no_wrap=number, min_width=min(longest_word, MOST_LETTERS)
+            )
+        )
     grid = Grid(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in table.rows:
         grid.add_row(*(Text(cell.replace(SPACE, " ")) for cell in row))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from preceptor.compare.summary import HOW_MARKED, color, delta_table, headline, score_of, scores_table
-from preceptor.report.format import NONE, SPACE, interval, p_value, percent, points
+from preceptor.report.format import NONE, SPACE, count, interval, p_value, percent, points
 from preceptor.report.page import Bar, Bars, Charts, Facts, Heading, Page, Section, Text
 from preceptor.report.plots import Dot, Line, interval_plot, line_chart
 from preceptor.report.tables import Table
@@ -125,9 +125,19 @@ def _runs(document: Mapping[str, Any]) -> list[Any]:
             pair, baseline = pairs.get((group["name"], run["seed"]), (None, ""))
             difference = f"{points(pair['difference'])} ({baseline})" if pair else NONE
             p = p_value(pair["p_mcnemar"]) if pair else NONE
-            rows.append([group["name"], run["run"], str(run["seed"]), percent(run["mean"]), difference, p])
+            rows.append(
+                [
+                    group["name"],
+                    run["run"],
+                    str(run["seed"]),
+                    percent(run["mean"]),
+                    difference,
+                    p,
+                    count(group["parameters"]),
+                ]
+            )
             keys.append(color(group))
-    columns = ["Group", "Run", "Seed", metric, "Minus baseline, same seed", "McNemar's p"]
+    columns = ["Group", "Run", "Seed", metric, "Minus baseline, same seed", "McNemar's p", "Parameters"]
     facts = {
         f"Settings of {group['name']}": ", ".join(f"{key}={value}" for key, value in group["settings"].items())
         for group in document["groups"]

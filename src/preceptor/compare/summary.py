@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from preceptor.report.format import NONE, SPACE, count, interval, p_value, percent, points
+from preceptor.report.format import NONE, SPACE, interval, p_value, percent, points
 from preceptor.report.tables import Table
 
 VERDICTS = {
@@ -86,11 +86,11 @@ def scores_table(document: Mapping[str, Any], metric: str) -> Table:
         over_seeds = interval(max(0.0, seeds["low"]), min(1.0, seeds["high"])) if seeds else NONE
         cells = [str(len(group["seeds"])), percent(score["mean"]), interval(score["low"], score["high"]), over_seeds]
         cells += [percent(by_name[s["kind"], s["category"]]["mean"]) for s in shown]
-        rows.append([group["name"], *cells, count(group["parameters"])])
+        rows.append([group["name"], *cells])
     columns = ["Group", "Seeds", metric, f"95{SPACE}% interval", "Over seeds"]
     columns += [f"{score['category']} ({score['n']})" for score in shown]
     title = f"{document['protocol']} (n = {score_of(document['groups'][0], metric)['n']}): {metric} in{SPACE}%"
-    return Table(title, [*columns, "Parameters"], rows, keys=[color(group) for group in document["groups"]])
+    return Table(title, columns, rows, keys=[color(group) for group in document["groups"]])
 
 
 def delta_table(title: str, deltas: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> Table:

@@ -138,7 +138,7 @@ def interval_plot(title: str, rows: Sequence[tuple[str, Sequence[Dot]]], *, x_ti
         for label, dots in rows
         for dot in dots
     ]
-    above = max(len(label) for label, _ in rows) > 15
+    above = max(len(label) for label, _ in rows) > 18
     with figure(WIDTH, 46 + (38 if above else 30) * len(rows)) as (canvas, axes):
         draw_intervals(axes, rows, labels_above=above)
         axes.set_xlabel(x_title)
@@ -327,17 +327,17 @@ def to_svg(canvas: Figure, description: str) -> Markup:
 
 
 def _plain(element: ElementTree.Element) -> ElementTree.Element:
-    """Strip namespaces, metadata, style rules and the names of groups from an SVG element, in place."""
+    """Strip namespaces, metadata, style rules, clipping and the names of groups from an SVG element, in place."""
     element.tag = element.tag.rpartition("}")[2]
     attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+    attributes.pop("clip-path", None)  # all data lie within the axes
     if element.tag == "g":
         attributes.pop("id", None)
     element.attrib.clear()
     element.attrib.update(attributes)
     for child in list(element):
         _plain(child)
-        empty = child.tag == "defs" and all(inner.tag == "style" for inner in child)
-        if child.tag in ("metadata", "style") or empty:
+        if child.tag in ("metadata", "style", "clipPath") or (child.tag == "defs" and len(child) == 0):
             element.remove(child)
     element.text, element.tail = (element.text or "").strip() or None, None
     return element
