@@ -69,7 +69,6 @@ class VqaBundle:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(model.eval(), tokenizer, preprocessing, vocabulary, dict(config.preceptor.get("provenance", {})))
 
-
     def examples(self, samples: Sequence[Sample], config: DataConfig) -> VqaExamples:
         """Return samples as this model's inputs, not augmented."""
         return VqaExamples(samples, self.tokenizer, self.vocabulary, self.preprocessing, config)
