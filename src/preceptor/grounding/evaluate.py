@@ -27,7 +27,7 @@ def answer_greedily(
     )
     seconds = (time.perf_counter() - begun) / max(1, len(dialogues))
     rows = [
-        row(dialogue, answers[0].text) | {"confidence": answers[0].confidence, "ended": answers[0].ended}
+        prediction_row(dialogue, answers[0].text) | {"confidence": answers[0].confidence, "ended": answers[0].ended}
         for dialogue, answers in zip(dialogues, found, strict=True)
     ]
     return rows, seconds
@@ -54,12 +54,14 @@ def answer_selectively(
     rows = []
     for dialogue, answers in zip(dialogues, found, strict=True):
         texts = [answer.text for answer in answers]
-        rows.append(row(dialogue, texts[choose(texts, similarity, selection.box_weight)]) | {"candidates": texts})
+        rows.append(
+            prediction_row(dialogue, texts[choose(texts, similarity, selection.box_weight)]) | {"candidates": texts}
+        )
     return rows, (time.perf_counter() - begun) / max(1, len(dialogues))
 
 
-def row(dialogue: Dialogue, prediction: str) -> dict[str, Any]:
-    """Return what is written of an answer, and scored."""
+def prediction_row(dialogue: Dialogue, prediction: str) -> dict[str, Any]:
+    """Return the row of the predictions file for the last answer of a dialogue."""
     question, target = dialogue.turns[-1]
     return {
         "id": dialogue.id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,13 @@ from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.distributed import processes
 from preceptor.errors import UserError, nearest
 from preceptor.files import sha256
-from preceptor.grounding.clinkd import ClinkdTask, WordTeacher
+from preceptor.grounding import metrics
+from preceptor.grounding.clinkd import ClinkdTask
 from preceptor.grounding.config import STAGE_ADDS, ClinkdConfig, GroundingRecipe, VlmRunConfig
 from preceptor.grounding.context import RunContext, guidance_of
 from preceptor.grounding.data import describe_dialogues, read_recipe_dialogues
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample
-from preceptor.grounding.evaluate import answer_greedily, answer_selectively, asker, mean_loss
+from preceptor.grounding.evaluate import answer_greedily, answer_selectively, asker, mean_loss, prediction_row
 from preceptor.grounding.memory import announce
 from preceptor.grounding.metrics import DESCRIBES, score_rows
 from preceptor.grounding.model import GroundedVlm
@@ -32,17 +33,17 @@ from preceptor.grounding.report import write_grounding_report
 from preceptor.grounding.teachers import (
     CACHE,
     STORE,
-    OnlineWords,
+    OnlineTokenTeacher,
     corrector,
     load_teacher,
     pseudo_lessons,
     summary,
-    word_teacher,
+    token_teacher,
 )
-from preceptor.hub import find_pretrained
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.speed import SpeedTest
-from preceptor.task import Task
+from preceptor.task import Task, Teacher
+from preceptor.vqa.bundle import find_pretrained
 
 PRIOR = "prior"
 """Folder of the training phase on pseudo-labels; all stages that distil start from its model."""
@@ -65,7 +66,7 @@ class TrainingPhase:
     share: float
     epoch: int
     prior: bool = False
-    teacher: WordTeacher | None = None
+    teacher: Teacher | None = None
     corrector: Ask | None = None
     teacher_on_device: Any = None
 
@@ -74,6 +75,7 @@ class GroundingExperiment(Experiment):
     """Dialogues about images with boxes, by a Qwen-VL model with guided rotary positions."""
 
     task = "grounding"
+    metrics = metrics
     packages = ("transformers", "tokenizers", "pillow")
     shared_folders = (STORE, CACHE, PRIOR, "new-teacher", "new-student")
     final_stages = ("clinkd", "distilled")
@@ -123,10 +125,10 @@ class GroundingExperiment(Experiment):
             pseudo_labels = summary(examples, method.pseudo_labels, teacher)
             # It does not depend on what a stage adds, so it is trained once for all of them.
             prior_method = stage_method(recipe, "distilled")
-            words = None
+            tokens = None
             if teacher is not None:
                 student = context.load(source, config.model, None, recipe.seed)
-                words = word_teacher(context, teacher, student, examples)
+                tokens = token_teacher(context, teacher, student, examples)
             prior = TrainingPhase(
                 PRIOR,
                 recipe.output_folder / PRIOR,
@@ -135,8 +137,8 @@ class GroundingExperiment(Experiment):
                 share,
                 epoch,
                 prior=True,
-                teacher=words,
-                teacher_on_device=words.teacher.config if isinstance(words, OnlineWords) else on_device,
+                teacher=tokens,
+                teacher_on_device=tokens.teacher.config if isinstance(tokens, OnlineTokenTeacher) else on_device,
             )
             yield self._training(prior, config, prior_method)
             source = str(prior.folder / "model")
@@ -163,7 +165,7 @@ class GroundingExperiment(Experiment):
     ) -> Training:
         recipe, context, data = self.recipe, self.context, self.data
         vlm = context.load(phase.source, config.model, guidance_of(method), recipe.seed)
-        examples = DialogueExamples(phase.examples, vlm.encoder)
+        examples = DialogueExamples(phase.examples, vlm.encoder, skip_broken=recipe.data.broken == "skip")
         by_id = {row.id: row for row in data.samples}
 
         def corrections_batch(corrections: Sequence[Correction]) -> Any:
@@ -189,7 +191,11 @@ class GroundingExperiment(Experiment):
             lessons=corrections_batch,
             seed=recipe.seed,
         )
-        held_out = DialogueExamples([TrainingExample(row) for row in data.split("validation")], vlm.encoder)
+        held_out = DialogueExamples(
+            [TrainingExample(row) for row in data.split("validation")],
+            vlm.encoder,
+            skip_broken=recipe.data.broken == "skip",
+        )
 
         def validate(_: Task) -> dict[str, float]:
             loss = mean_loss(vlm, held_out, recipe.answers.batch_size)
@@ -314,7 +320,11 @@ class GroundingExperiment(Experiment):
                 raise UserError(f"protocol {protocol!r} is not known{nearest(protocol, ids)}")
             ids = {protocol: ids[protocol]}
         test: list[Dialogue] = data.split("test")
+        broken = self._broken(test) if recipe.data.broken == "skip" else []
+        test = [row for row in test if row not in broken]
+        empty = [prediction_row(row, "") for row in broken]
         rows, seconds = answer_greedily(model, test, recipe.answers)
+        rows += empty
         found = Evaluation(
             rows=dict.fromkeys(ids, rows),
             scores={id: score_rows(rows, name) for id, name in ids.items()},
@@ -326,6 +336,7 @@ class GroundingExperiment(Experiment):
             chosen, slower = answer_selectively(
                 model, test, recipe.answers, selection, self.context.similarity, recipe.seed
             )
+            chosen += empty
             found.extras["selection"] = {
                 "candidates": selection.candidates,
                 "temperature": selection.temperature,
@@ -338,6 +349,14 @@ class GroundingExperiment(Experiment):
 
     def describe_data(self) -> dict[str, Any]:
         return describe_dialogues(self.data)
+
+    def _broken(self, rows: Sequence[Dialogue]) -> list[Dialogue]:
+        """Return the dialogues with an image that cannot be read; they are answered with the empty text."""
+        config = self.recipe.data
+        paths = [path for row in rows for path in row.images]
+        limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
+        readable = provenance.hash_images(paths, None, **limits)
+        return [row for row in rows if not readable.keys() >= set(row.images)]
 
     def parameter_count(self, model: GroundedVlm) -> int:
         return sum(parameter.numel() for parameter in model.base.parameters())
@@ -353,9 +372,6 @@ class GroundingExperiment(Experiment):
         return SpeedTest(
             "answer", lambda: generate(few, 1), len(few), lambda: generate(rows, answers.batch_size), len(rows)
         )
-
-    def compare_stages(self, folders: Mapping[str, Path], stages: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        raise NotImplementedError
 
     # Files
 
@@ -376,3 +392,6 @@ def stage_method(recipe: GroundingRecipe, kind: str) -> ClinkdConfig:
     if kind != "clinkd":
         method.reflection.rounds = 0
     return method
+
+
+EXPERIMENT = GroundingExperiment

@@ -14,6 +14,7 @@ from preceptor.environment import versions
 from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.pipeline import run_dir
+from preceptor.pipeline.comparison import compare_stages
 from preceptor.pipeline.experiment import Experiment
 from preceptor.pipeline.speed import measure_speed
 from preceptor.pipeline.stage import run_stage
@@ -60,9 +61,7 @@ def run(experiment_class: type[Experiment], recipe: BaseRecipe) -> dict[str, Any
         return document
 
 
-def summarize(
-    experiment: Experiment, folders: dict[str, Path], results: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def summarize(experiment: Experiment, folders: dict[str, Path], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return results.json of a run: those of its only stage, or those of the last one with all stages and a comparison."""
     last = list(results.values())[-1]
     if len(results) == 1:
@@ -71,7 +70,7 @@ def summarize(
     return {
         **{key: last[key] for key in shared if key in last},
         "stages": results,
-        "comparison": experiment.compare_stages(folders, results),
+        "comparison": compare_stages(folders, last["protocols"], experiment.metrics),
         "seed": experiment.recipe.seed,
         "versions": versions(*experiment.packages),
     }

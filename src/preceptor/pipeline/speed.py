@@ -38,7 +38,7 @@ def measure_speed(prepare: Callable[[Path], SpeedTest], folders: dict[str, Path]
     size = sum(file.stat().st_size for folder in folders.values() for file in folder.glob("*.safetensors"))
     if size <= SIDE_BY_SIDE_BYTES:
         return _in_turn({name: prepare(folder) for name, folder in folders.items()})
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, folder in folders.items():
         found |= _in_turn({name: prepare(folder)})
     return found

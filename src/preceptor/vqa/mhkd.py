@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from preceptor.config import TermConfig
-from preceptor.data.types import Prediction
 from preceptor.distill import losses as terms
 from preceptor.distill import projectors as align
 from preceptor.distill.feature_hooks import FeatureHooks
 from preceptor.errors import UserError
-from preceptor.task import Batch, LossTerms, Task, TeacherSignal, TeacherSource
+from preceptor.task import Batch, LossTerms, Task, Teacher, TeacherSignal
 from preceptor.teachers.online import EmaTeacher
 from preceptor.vqa.config import MhkdConfig
 from preceptor.vqa.model import VqaTransformer
@@ -101,7 +100,7 @@ class MhkdTask(Task):
         config: MhkdConfig,
         *,
         pretrained: frozenset[str] = frozenset(),
-        teacher: TeacherSource | None = None,
+        teacher: Teacher | None = None,
         teacher_config=None,
         seed: int = 0,
     ) -> None:
@@ -136,6 +135,7 @@ class MhkdTask(Task):
             self._label(loss, self._run(batch).logits, batch)
             return loss
         signal = self.teacher.signal(batch)
+        assert signal.logits is not None
         if self.taps is None:
             output, features = self._run(batch), {}
         else:
@@ -207,10 +207,6 @@ class MhkdTask(Task):
     def units(self, batch: Batch) -> dict[str, int]:
         return {"samples": len(batch), "labelled": int((batch.tensors["labels"] >= 0).sum())}
 
-    @torch.inference_mode()
-    def predict(self, batch: Batch) -> list[Prediction]:
-        return predict(self.student, batch)
-
     def on_interval(self, progress: float) -> None:
         self.progress = progress
 
@@ -224,14 +220,3 @@ class MhkdTask(Task):
     def load_task_state(self, state: dict[str, Tensor]) -> None:
         if isinstance(self.teacher, EmaTeacher):
             self.teacher.load_state_dict(state)
-
-
-def predict(model: VqaTransformer, batch: Batch) -> list[Prediction]:
-    """Return the most probable answer class of every question."""
-    logits = model(batch["pixels"], batch["input_ids"], batch["attention_mask"]).logits
-    probabilities, classes = logits.softmax(-1).max(-1)
-    answers: list[str] = model.config.answers
-    return [
-        Prediction(name, answers[c], p)
-        for name, c, p in zip(batch.ids, classes.tolist(), probabilities.tolist(), strict=True)
-    ]

@@ -28,7 +28,7 @@ def broken(tmp_path) -> list[Sample]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_images_are_listed_with_their_rows(broken, workers):
+def test_broken_are_listed_with_their_rows(broken, workers):
     findings = check_images(broken, workers=workers, max_pixels=9_999)
     assert [(f.file.name, f.sample_ids) for f in findings if f.file] == [
         ("cut.jpg", ("s1", "s5")),
