@@ -42,8 +42,11 @@ def model_folder(folder: Path) -> Path:
     for candidate in (folder, folder / "model", *(folder / stage / "model" for stage in FINAL)):
         if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
             return candidate
+    for old in (folder / "student", *(folder / stage / "student" for stage in FINAL)):
+        if (old / "model.safetensors").is_file():
+            raise UserError(f"{old} was written by an earlier version; the folder is now called model: rename it")
     raise UserError(
-        f"{folder} holds no trained model: expected config.json and model.safetensors in it, in {folder}/student or in "
+        f"{folder} holds no trained model: expected config.json and model.safetensors in it, in {folder}/model or in "
         f"{folder}/{FINAL[-1]}/model"
     )
 
