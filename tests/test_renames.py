@@ -39,5 +39,5 @@ def test_an_old_model_folder_names_the_new_one(tmp_path: Path, place: str) -> No
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"the folder is now called model"):
+    with pytest.raises(UserError, match=r"which is now called model"):
         model_folder(tmp_path)

@@ -170,14 +170,14 @@ def test_recipes_for_med_grit_say_what_the_published_code_does(name):
 
 
 def test_adapters_learn_beside_weights_in_half_precision(vlm, tmp_path):
-    from preceptor.data.types import DialogueData
+    from preceptor.data.types import GroundingDataset
     from preceptor.grounding.stage import Seminar
 
     recipe = tiny()
     recipe.student.model.training = "lora"
     recipe.student.model.lora.base = "bfloat16"
     vlm.save(tmp_path / "start")
-    room = Seminar(recipe, DialogueData("none", "given", Path(), [], {}))
+    room = Seminar(recipe, GroundingDataset("none", "given", Path(), []))
     found = room.load(str(tmp_path / "start"), recipe.student.model, None, 0)
     kinds = {p.requires_grad: p.dtype for p in found.model.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}

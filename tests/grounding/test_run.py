@@ -182,7 +182,7 @@ def test_the_verbs(trained):
     assert check_dialogues(recipe(trained))["findings"] == []
 
 
-def test_doctor_lists_broken_images_and_faulty_boxes(tmp_path, trained):
+def test_doctor_lists_broken_and_faulty_boxes(tmp_path, trained):
     images = sorted((trained / "phantom" / "images").iterdir())[:2]
     (tmp_path / "good.png").write_bytes(images[0].read_bytes())
     (tmp_path / "cut.png").write_bytes(images[1].read_bytes()[:100])

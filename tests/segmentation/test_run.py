@@ -110,7 +110,7 @@ def test_votes_are_of_each_modality_alone(trained: Path) -> None:
         if scores:
             want[m] = torch.stack(scores).mean(0)
     assert torch.allclose(got, want, atol=1e-5, equal_nan=True)
-    assert any(not case.images for case in data.cases) is False
+    assert any(not case.images for case in data.samples) is False
     assert subset_name((True, False, False, True), data.modalities) == "flair+t2"
 
 

@@ -15,7 +15,7 @@ from preceptor.audit.rows import RESTATED, Match, asked_in_both, frames_of, rest
 from preceptor.audit.shortcuts import Shortcut, shortcuts
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS
 from preceptor.data.phash import ALIKE_BITS, BITS
-from preceptor.data.types import Sample, Split, VqaData
+from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
 from preceptor.files import write_text
@@ -50,7 +50,7 @@ class Finding:
 class Audit:
     """What was found in one data set, or between two."""
 
-    data: list[VqaData]
+    data: list[Dataset[Sample]]
     atlas: Atlas
     findings: list[Finding] = field(default_factory=list)
     overlaps: list[Overlap] = field(default_factory=list)
@@ -110,8 +110,8 @@ def _named_data(name: str, root: Path | None, overrides: list[str], section: str
 
 
 def audit(
-    data: VqaData,
-    against: VqaData | None = None,
+    data: Dataset[Sample],
+    against: Dataset[Sample] | None = None,
     *,
     normaliser: str = "mevf",
     workers: int | None = None,

@@ -56,6 +56,11 @@ class DialogueDataConfig(Section):
     """A larger image file is refused before it is decoded."""
     max_image_pixels: Positive = 64_000_000
     """An image of more pixels is refused before it is decoded."""
+    broken: Literal["raise", "skip"] = "raise"
+    """raise: stop at an image that cannot be read. skip: replace its dialogue in training and count it; in tests its
+    answer is empty."""
+    skip_limit: Fraction = 0.01
+    """With `broken: skip`, the largest share of the training dialogues that may be skipped."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that read ahead."""
     phantom: PhantomConfig = PhantomConfig()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from preceptor.data.splits import cut, groups_of_share, ordered
-from preceptor.data.types import Dialogue, DialogueData, Split
+from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
 from preceptor.grounding.config import DialogueDataConfig
 from preceptor.vqa.data import FOLDERS, made_phantom, shared_folder
@@ -19,13 +19,13 @@ MOST_LISTED = 20
 
 def read_recipe_dialogues(
     config: DialogueDataConfig, scratch: Path, needed: tuple[Split, ...] = ("train", "validation", "test")
-) -> DialogueData:
+) -> GroundingDataset:
     """Return the dialogues of a recipe. Phantoms are made in `scratch`.
 
     Raises UserError as the readers do, and where a split of `needed` is empty.
     """
     data = _read(config, scratch)
-    rows = [row for row in data.dialogues if row.task in config.tasks]
+    rows = [row for row in data.samples if row.task in config.tasks]
     if config.train_share < 1:
         kept = groups_of_share(rows, config.train_share, config.split_seed)
         taken = groups_of_share(rows, config.train_share + config.teacher_share, config.split_seed)  # kept are in it
@@ -41,7 +41,7 @@ def read_recipe_dialogues(
             data.notes.append(f"Beside them {len(rest):,} dialogues without their answers (data.unlabelled).")
     rows = _at_most(rows, "test", config.test_rows, config.split_seed)
     rows = _at_most(rows, "validation", config.validation_rows, config.split_seed)
-    data.dialogues = rows
+    data.samples = rows
     for split in needed:
         if not data.split(split):
             tasks = ", ".join(config.tasks)
@@ -49,7 +49,7 @@ def read_recipe_dialogues(
     return data
 
 
-def _read(config: DialogueDataConfig, scratch: Path) -> DialogueData:
+def _read(config: DialogueDataConfig, scratch: Path) -> GroundingDataset:
     if config.name == "phantom-grounding":
         from preceptor.data.synthetic.grounding import read_phantom_grounding
 
@@ -82,12 +82,12 @@ def _read(config: DialogueDataConfig, scratch: Path) -> DialogueData:
     )
 
 
-def _parted(data: DialogueData, config: DialogueDataConfig) -> DialogueData:
+def _parted(data: GroundingDataset, config: DialogueDataConfig) -> GroundingDataset:
     """Return Med-GRIT with the splits that its folder has no file of, cut from the training images."""
     fractions: dict[Split, float] = {"test": config.test_fraction, "validation": config.validation_fraction}
     for split, fraction in fractions.items():
         if not data.split(split):
-            data.dialogues = cut(data.dialogues, split, fraction, config.split_seed)
+            data.samples = cut(data.samples, split, fraction, config.split_seed)
             data.notes.append(f"There is no {split}.json: {fraction:.0%} of the training images are its {split} split.")
     return data
 
@@ -108,7 +108,7 @@ def _at_most(rows: list[Dialogue], split: Split, most: int | None, seed: int) ->
     return [row for row in rows if row.split != split or row.id not in left]
 
 
-def describe_dialogues(data: DialogueData) -> dict[str, Any]:
+def describe_dialogues(data: GroundingDataset) -> dict[str, Any]:
     """Describe the data for results.json: names, fingerprints, counts by split, task and modality, faulty boxes."""
     splits: tuple[Split, ...] = get_args(Split)
     found: dict[str, Any] = {
@@ -121,7 +121,7 @@ def describe_dialogues(data: DialogueData) -> dict[str, Any]:
         "faulty": data.faulty[:MOST_LISTED],
     }
     for name, of in (("tasks", lambda row: row.task), ("modalities", lambda row: row.modality)):
-        kinds = sorted({of(row) for row in data.dialogues})
+        kinds = sorted({of(row) for row in data.samples})
         counts = {split: Counter(of(row) for row in data.split(split)) for split in splits}
         found[name] = {kind: {split: count[kind] for split, count in counts.items() if count[kind]} for kind in kinds}
     return found

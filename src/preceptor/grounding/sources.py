@@ -9,7 +9,7 @@ from preceptor.data.grounding.boxes import Policy
 from preceptor.data.grounding.med_grit import modality_of, read_med_grit_folder
 from preceptor.data.grounding.sharegpt import read_sharegpt
 from preceptor.data.grounding.slake import read_slake_grounding
-from preceptor.data.types import Dialogue, DialogueData
+from preceptor.data.types import Dialogue, GroundingDataset
 from preceptor.errors import UserError, nearest
 from preceptor.vqa.data import FOLDERS, IMAGE_ENDINGS, shared_folder
 
@@ -20,7 +20,7 @@ def read_dialogues(
     *,
     questions: Sequence[str] = (),
     boxes: Policy = "refuse",
-) -> DialogueData:
+) -> GroundingDataset:
     """Read dialogues, labelled or not.
 
     Args:
@@ -46,18 +46,18 @@ def read_dialogues(
     raise UserError(f"{name!r} is no data set, .json or .jsonl file, or folder of images{nearest(name, READERS)}")
 
 
-def _slake(root: Path, boxes: Policy) -> DialogueData:
+def _slake(root: Path, boxes: Policy) -> GroundingDataset:
     return read_slake_grounding(root)
 
 
-def _med_grit(root: Path, boxes: Policy) -> DialogueData:
+def _med_grit(root: Path, boxes: Policy) -> GroundingDataset:
     return read_med_grit_folder(root, boxes=boxes)
 
 
-READERS: dict[str, Callable[[Path, Policy], DialogueData]] = {"slake-grounding": _slake, "med-grit": _med_grit}
+READERS: dict[str, Callable[[Path, Policy], GroundingDataset]] = {"slake-grounding": _slake, "med-grit": _med_grit}
 
 
-def read_images(folder: Path, questions: Sequence[str]) -> DialogueData:
+def read_images(folder: Path, questions: Sequence[str]) -> GroundingDataset:
     """Read the images of a folder, and of folders in it, as dialogues that ask the questions about each; ids are names.
 
     Raises UserError where there is no question or no image.
@@ -73,4 +73,4 @@ def read_images(folder: Path, questions: Sequence[str]) -> DialogueData:
         for file in found
         for name in [file.relative_to(folder).as_posix()]
     ]
-    return DialogueData(folder.name, "unlabelled", folder, dialogues)
+    return GroundingDataset(folder.name, "unlabelled", folder, dialogues)

@@ -16,13 +16,14 @@ from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.grounding.clinkd import WordTeacher
 from preceptor.grounding.config import PseudoLabelConfig
+from preceptor.grounding.context import RunContext
 from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.dataset import TrainingExample
+from preceptor.grounding.evaluate import asker
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, teach
 from preceptor.grounding.reflection_round import Ask
-from preceptor.grounding.stage import Seminar, asker
 from preceptor.grounding.topk_cache import TopKCache, TopKIdentity, answers_key, topk_identity
 from preceptor.grounding.topk_writer import write_topk_cache
 from preceptor.grounding.vocabulary import same_vocabulary
@@ -32,12 +33,12 @@ from preceptor.task import Batch
 STORE, CACHE = "pseudo-labels", "teacher-cache"
 
 
-def load_teacher(room: Seminar) -> GroundedVlm:
+def load_teacher(context: RunContext) -> GroundedVlm:
     """Return the frozen teacher: `method.teaching_run`, or the stage `teacher` of this recipe.
 
     With `method.teacher_offload=cpu` it is on the CPU; `at_work` has it on the device.
     """
-    recipe = room.recipe
+    recipe = context.recipe
     run = recipe.method.teaching_run
     folder = str(model_folder(Path(run))) if run and Path(run).is_dir() else run
     source = folder or str(recipe.output_folder / "teacher" / "model")
@@ -65,9 +66,9 @@ def at_work(teacher: GroundedVlm, offload: str) -> Iterator[None]:
             torch.cuda.empty_cache()  # else what it took stays this process's, and the training's peak lies above it
 
 
-def corrector(room: Seminar, teacher: GroundedVlm) -> Ask:
+def corrector(context: RunContext, teacher: GroundedVlm) -> Ask:
     """Return what writes corrections in rounds of reflection."""
-    recipe = room.recipe
+    recipe = context.recipe
     ask = asker(teacher, recipe.method.reflection.max_new_tokens, recipe.answers.batch_size)
 
     def working(rows: Sequence[Dialogue], candidates: int, temperature: float, seed: int) -> list[list[str]]:
@@ -77,14 +78,14 @@ def corrector(room: Seminar, teacher: GroundedVlm) -> Ask:
     return working
 
 
-def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[TrainingExample]:
+def pseudo_lessons(context: RunContext, teacher: GroundedVlm | None) -> list[TrainingExample]:
     """Return the teacher's answers to the training questions and to those without an answer, as lessons.
 
     They are those of `method.pseudo_labels.store`; without one `teacher` is asked, and its answers are kept in the
     output folder. Raises UserError as `PseudoLabels.open`, where answers are not known to be sure or not, and where
     none is left to learn from.
     """
-    recipe, data = room.recipe, room.data
+    recipe, data = context.recipe, context.data
     config = recipe.method.pseudo_labels
     folder = Path(config.store) if config.store else recipe.output_folder / STORE
     if not config.store:
@@ -143,14 +144,14 @@ class CachedWords:
         return self.cache.gather(batch.keys, targets_T)
 
 
-def words_identity(room: Seminar, teacher: GroundedVlm, student: GroundedVlm) -> TopKIdentity:
+def words_identity(context: RunContext, teacher: GroundedVlm, student: GroundedVlm) -> TopKIdentity:
     """Return what a recipe's cache of words is written for. Raises UserError as `topk_identity`."""
-    config, words = room.recipe.method.pseudo_labels, len(student.lm_head_weight)
+    config, words = context.recipe.method.pseudo_labels, len(student.lm_head_weight)
     return topk_identity(
         teacher,
         student.encoder.tokenizer,
         words,
-        room.data.fingerprint(),
+        context.data.fingerprint(),
         k=min(config.top_k, words),
         temperature=config.temperature,
         dtype="float32",
@@ -158,25 +159,25 @@ def words_identity(room: Seminar, teacher: GroundedVlm, student: GroundedVlm) ->
 
 
 def word_teacher(
-    room: Seminar, teacher: GroundedVlm, student: GroundedVlm, lessons: Sequence[TrainingExample]
+    context: RunContext, teacher: GroundedVlm, student: GroundedVlm, lessons: Sequence[TrainingExample]
 ) -> WordTeacher | None:
     """Return where the teacher's words come from; None with `logits: none`. A cache is written where there is none.
 
     Raises UserError where teacher and student do not speak of the same words: only pseudo-labels are then possible.
     """
-    config = room.recipe.method.pseudo_labels
+    config = context.recipe.method.pseudo_labels
     if config.logits == "none":
         return None
     if config.logits == "online":
-        return OnlineWords(teacher, student, room.recipe.method.teacher_offload)
+        return OnlineWords(teacher, student, context.recipe.method.teacher_offload)
     dialogues = [lesson.dialogue for lesson in lessons]
-    identity = words_identity(room, teacher, student)
-    folder, hashes = room.recipe.output_folder / CACHE, ContentHashes()
+    identity = words_identity(context, teacher, student)
+    folder, hashes = context.recipe.output_folder / CACHE, ContentHashes()
     with processes().main_process_first():
         if not _holds(folder, identity, dialogues, hashes):
-            with at_work(teacher, room.recipe.method.teacher_offload):
+            with at_work(teacher, context.recipe.method.teacher_offload):
                 write_topk_cache(
-                    folder, teacher, dialogues, identity, hashes, batch_size=room.recipe.answers.batch_size
+                    folder, teacher, dialogues, identity, hashes, batch_size=context.recipe.answers.batch_size
                 )
     return CachedWords(TopKCache.open(folder, identity))
 

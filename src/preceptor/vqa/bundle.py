@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from preceptor.data.types import Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError, nearest
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.vqa import efficientnet_lite
 from preceptor.vqa.config import DataConfig, ModelConfig
-from preceptor.vqa.dataset import Preprocessing
+from preceptor.vqa.dataset import Preprocessing, VqaExamples
 from preceptor.vqa.model import VqaTransformer, VqaTransformerConfig
 
 LITE = f"package:{efficientnet_lite.PACKAGE}"
@@ -82,6 +83,10 @@ class VqaBundle:
         vocabulary = AnswerVocabulary(config.answers, config.normaliser)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(model.eval(), tokenizer, preprocessing, vocabulary, dict(config.preceptor.get("provenance", {})))
+
+    def examples(self, samples: Sequence[Sample], config: DataConfig) -> VqaExamples:
+        """Return samples as this model's inputs, not augmented."""
+        return VqaExamples(samples, self.tokenizer, self.vocabulary, self.preprocessing, config)
 
 
 def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:

@@ -72,9 +72,9 @@ class DataConfig(Section):
     minimum_answer_count: Positive = 1
     normaliser: Literal["mevf", "lower", "vqa-v2"] = "mevf"
     augment: AugmentConfig = AugmentConfig()
-    broken_images: Literal["raise", "skip"] = "raise"
+    broken: Literal["raise", "skip"] = "raise"
     skip_limit: Fraction = 0.01
-    """With `broken_images: skip`, the largest share of the training rows that may be skipped."""
+    """With `broken: skip`, the largest share of the training rows that may be skipped."""
     max_image_bytes: Positive = 64 * 2**20
     max_image_pixels: Positive = 64_000_000
     workers: Annotated[int, Field(ge=0, le=64)] = 0

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 
 from preceptor.config import PhantomConfig
 from preceptor.data.splits import note_leaks, subsample
-from preceptor.data.types import Sample, Split, VqaData
+from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa import parquet, vqa_rad
 from preceptor.errors import UserError, nearest
 from preceptor.recipe import apply_override, validate
@@ -53,7 +53,7 @@ def load_data_config(name: str, root: Path | None, overrides: Iterable[str] = ()
 
 def read_data(
     config: DataConfig, scratch: Path, needed: tuple[Split, ...] = ("train", "validation", "test")
-) -> VqaData:
+) -> Dataset[Sample]:
     """Read the data set of a recipe. What has to be written (phantoms, images out of parquet files) goes to `scratch`.
 
     Raises UserError where a split of `needed` is empty, where the root is missing or is not the data set that its name
@@ -84,7 +84,7 @@ def read_data(
     return data
 
 
-def _read(config: DataConfig, scratch: Path) -> VqaData:
+def _read(config: DataConfig, scratch: Path) -> Dataset[Sample]:
     fraction, seed = config.validation_fraction, config.split_seed
     if config.name == "phantom":
         return _phantom(config, scratch)
@@ -133,7 +133,7 @@ def _read(config: DataConfig, scratch: Path) -> VqaData:
     )
 
 
-def add_unlabelled(data: VqaData, config: DataConfig, scratch: Path) -> None:
+def add_unlabelled(data: Dataset[Sample], config: DataConfig, scratch: Path) -> None:
     """Add the rows of `config.unlabelled` that are not of this data set, less images of its held-out splits."""
     from preceptor.data.provenance import CACHE, hash_images, match_images
 
@@ -215,7 +215,7 @@ def _known(config: DataConfig, splits: tuple[str, ...]) -> str | None:
     return config.variant
 
 
-def _parquet(config: DataConfig, root: Path, scratch: Path, variant: str) -> VqaData:
+def _parquet(config: DataConfig, root: Path, scratch: Path, variant: str) -> Dataset[Sample]:
     return parquet.read_parquet(
         root,
         name=config.name,
@@ -227,7 +227,7 @@ def _parquet(config: DataConfig, root: Path, scratch: Path, variant: str) -> Vqa
     )
 
 
-def _phantom(config: DataConfig, scratch: Path) -> VqaData:
+def _phantom(config: DataConfig, scratch: Path) -> Dataset[Sample]:
     from preceptor.data.vqa.table import read_table
 
     table = made_phantom(config.phantom, Path(config.root) if config.root else scratch, config.image_size)

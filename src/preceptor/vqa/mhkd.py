@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from preceptor.config import TermConfig
-from preceptor.data.types import Prediction
 from preceptor.distill import losses as terms
 from preceptor.distill import projectors as align
 from preceptor.distill.feature_hooks import FeatureHooks
@@ -207,10 +206,6 @@ class MhkdTask(Task):
     def units(self, batch: Batch) -> dict[str, int]:
         return {"samples": len(batch), "labelled": int((batch.tensors["labels"] >= 0).sum())}
 
-    @torch.inference_mode()
-    def predict(self, batch: Batch) -> list[Prediction]:
-        return predict(self.student, batch)
-
     def on_interval(self, progress: float) -> None:
         self.progress = progress
 
@@ -224,14 +219,3 @@ class MhkdTask(Task):
     def load_task_state(self, state: dict[str, Tensor]) -> None:
         if isinstance(self.teacher, EmaTeacher):
             self.teacher.load_state_dict(state)
-
-
-def predict(model: VqaTransformer, batch: Batch) -> list[Prediction]:
-    """Return the most probable answer class of every question."""
-    logits = model(batch["pixels"], batch["input_ids"], batch["attention_mask"]).logits
-    probabilities, classes = logits.softmax(-1).max(-1)
-    answers: list[str] = model.config.answers
-    return [
-        Prediction(name, answers[c], p)
-        for name, c, p in zip(batch.ids, classes.tolist(), probabilities.tolist(), strict=True)
-    ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from preceptor.data.types import Sample, VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.errors import UserError, nearest
 
 Metric = Literal["accuracy", "bleu", "soft"]
@@ -49,7 +49,7 @@ def _test_in(language: str) -> Callable[[Sample], bool]:
     return lambda sample: sample.split == "test" and sample.tags.get("language") == language
 
 
-def protocols_for(data: VqaData) -> list[Protocol]:
+def protocols_for(data: Dataset[Sample]) -> list[Protocol]:
     """Return the protocols that `data` can be scored with; the first is the main one.
 
     VQA-RAD has two customs: all 451 test questions (conditional reasoning, MMBERT, M3AE, MUMC, MHKD-MVQA) and the 308
@@ -105,7 +105,7 @@ def settings_for(id: str) -> dict[str, str] | None:
     return {"name": name} if id == "path-vqa" else None
 
 
-def protocol_named(data: VqaData, id: str) -> Protocol:
+def protocol_named(data: Dataset[Sample], id: str) -> Protocol:
     """Return the protocol of `data` with that id; raises UserError naming the nearest one."""
     known = {protocol.id: protocol for protocol in protocols_for(data)}
     if id not in known:

@@ -58,12 +58,12 @@ def test_everything_is_found_at_once(data, tmp_path):
 
 
 def test_what_concerns_several_cases(data):
-    cases = [replace(case, group="p", split="train" if i else "test") for i, case in enumerate(data.cases)]
+    cases = [replace(case, group="p", split="train" if i else "test") for i, case in enumerate(data.samples)]
     cases[1] = replace(cases[1], images={"t1": cases[1].images["t1"]})
     cases[2] = replace(cases[2], images={**cases[2].images, "t1": cases[0].images["t1"]})
     cases[3] = replace(cases[3], mask=None)
     cases[4] = replace(cases[4], images={})
-    found = {f.reason: (f.sample_ids, f.severity) for f in check_cases(replace(data, cases=cases))}
+    found = {f.reason: (f.sample_ids, f.severity) for f in check_cases(replace(data, samples=cases))}
     assert found == {
         "case c3 has no label map; only a case with one can be trained on or scored": (("c3",), "error"),
         "case c4 has no image; give at least one modality": (("c4",), "error"),
@@ -79,14 +79,14 @@ def test_what_concerns_several_cases(data):
 def test_a_modality_that_training_never_sees(data):
     cases = [
         replace(case, images={n: f for n, f in case.images.items() if n != "t2"}) if case.split == "train" else case
-        for case in data.cases
+        for case in data.samples
     ]
-    found = check_cases(replace(data, cases=cases))
+    found = check_cases(replace(data, samples=cases))
     assert [f.reason for f in found] == ["no training case has t2; nothing can be learnt of it"]
 
 
 def test_channels_of_one_file_are_no_copies(data, tmp_path):
     path = save(tmp_path / "four.nii.gz", np.stack([head(50 + c) for c in range(4)], -1))
     images = {name: VolumeFile(path, channel) for channel, name in enumerate(data.modalities)}
-    cases = [replace(data.cases[0], images=images), *data.cases[1:]]
-    assert check_cases(replace(data, cases=cases)) == []
+    cases = [replace(data.samples[0], images=images), *data.samples[1:]]
+    assert check_cases(replace(data, samples=cases)) == []

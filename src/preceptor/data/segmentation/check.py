@@ -10,13 +10,13 @@ import numpy as np
 
 from preceptor.data import nifti
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
-from preceptor.data.types import Case, CaseData, VolumeFile
+from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import intensities, label_map, require_same_grid
 from preceptor.data.vqa.check import Finding
 from preceptor.files import sha256
 
 
-def check_cases(data: CaseData, *, max_voxels: int = MAX_VOXELS) -> list[Finding]:
+def check_cases(data: SegmentationDataset, *, max_voxels: int = MAX_VOXELS) -> list[Finding]:
     """Read every file once and return what is amiss, case by case in their order, then over all cases.
 
     Errors: a missing or unreadable file, NaN, a constant image, files on different grids, unknown labels, one file
@@ -25,12 +25,12 @@ def check_cases(data: CaseData, *, max_voxels: int = MAX_VOXELS) -> list[Finding
     """
     findings: list[Finding] = []
     hashes: dict[Path, str] = {}
-    for case in data.cases:
+    for case in data.samples:
         findings += _check_case(case, data, max_voxels, hashes)
-    return findings + _patients(data.cases) + _copies(data, hashes) + _counts(data)
+    return findings + _patients(data.samples) + _copies(data, hashes) + _counts(data)
 
 
-def _check_case(case: Case, data: CaseData, max_voxels: int, hashes: dict[Path, str]) -> list[Finding]:
+def _check_case(case: Case, data: SegmentationDataset, max_voxels: int, hashes: dict[Path, str]) -> list[Finding]:
     found: list[Finding] = []
 
     def say(file: Path | None, reason: str, severity: str = "error") -> None:
@@ -82,10 +82,10 @@ def _patients(cases: Sequence[Case]) -> list[Finding]:
     ]
 
 
-def _copies(data: CaseData, hashes: dict[Path, str]) -> list[Finding]:
+def _copies(data: SegmentationDataset, hashes: dict[Path, str]) -> list[Finding]:
     """Return a finding for every image file whose bytes are those of another case's, worse across splits."""
     users: defaultdict[str, dict[str, Case]] = defaultdict(dict)
-    for case in data.cases:
+    for case in data.samples:
         for file in case.images.values():
             if file.path in hashes:
                 users[hashes[file.path]].setdefault(case.id, case)
@@ -105,12 +105,14 @@ def _copies(data: CaseData, hashes: dict[Path, str]) -> list[Finding]:
     ]
 
 
-def _counts(data: CaseData) -> list[Finding]:
+def _counts(data: SegmentationDataset) -> list[Finding]:
     found = []
-    single = Counter(next(iter(case.images)) for case in data.cases if len(case.images) == 1)
+    single = Counter(next(iter(case.images)) for case in data.samples if len(case.images) == 1)
     if single and len(data.modalities) > 1:
         each = ", ".join(f"{name} {count}" for name, count in sorted(single.items()))
-        reason = f"{single.total()} of {len(data.cases)} cases have a single modality ({each}): none can teach in them"
+        reason = (
+            f"{single.total()} of {len(data.samples)} cases have a single modality ({each}): none can teach in them"
+        )
         found.append(Finding((), None, reason, "warning"))
     held = {name for case in data.split("train") for name in case.images}
     never = [name for name in data.modalities if data.split("train") and name not in held]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, load_image
-from preceptor.data.types import Sample, VqaData
+from preceptor.data.types import Dataset, Sample
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def check_images(
     ]
 
 
-def check_data(data: VqaData) -> list[Finding]:
+def check_data(data: Dataset[Sample]) -> list[Finding]:
     """Return what is amiss in the rows; `check_images` looks at the files they name.
 
     Errors: duplicate ids, empty questions or answers. A warning: the number of test questions none of whose answers
