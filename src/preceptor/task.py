@@ -1,4 +1,4 @@
-"""The nouns of training that every room shares: Batch, TeacherSignal, LossTerms, TeacherSource, Task.
+"""The types that all tasks share: Batch, TeacherSignal, Teacher, LossTerms, Task.
 
 Shape suffixes in names: B batch, C answer classes, L tokens, D width, H heads.
 """
@@ -47,18 +47,46 @@ class Batch:
         return Batch(pinned, self.ids, self.keys, self.skipped)
 
 
-@dataclass
-class TeacherSignal:
-    """What a teacher says about a batch, without gradients.
+@dataclass(frozen=True)
+class HiddenTeacher:
+    """Logits over a large vocabulary as factors: hidden states (T, E) of T tokens and output weights (W, E).
 
-    `logits` is (B, C). `features` maps a tap name (a module path such as `fusion.layers.3`, matched by `distill.taps`)
-    to that module's output, batch first. `mask` (B, L), where given, marks the tokens of the fused sequence that are
-    not padding.
+    No gradient reaches either. If W differs from the student's vocabulary size V, both distributions are those of the
+    first min(V, W) tokens, renormalised: the extra columns must be padding (`vocabulary.same_vocabulary` checks it).
     """
 
-    logits: Tensor
+    hidden_TE: Tensor
+    weight_WE: Tensor
+
+
+@dataclass(frozen=True)
+class TopKTeacher:
+    """The K most likely vocabulary entries at each of T tokens.
+
+    Log-probabilities (T, K), ids (T, K) and the logarithm of the probability of all other entries (T,), at the
+    temperature of the loss: those of another temperature cannot be computed from them. The ids of a row differ and are
+    below V.
+    """
+
+    log_probabilities_TK: Tensor
+    ids_TK: Tensor
+    log_tail_T: Tensor
+
+
+@dataclass
+class TeacherSignal:
+    """A teacher's output for a batch, without gradients.
+
+    A classifier or a segmentation network gives `logits`, (B, C) or (B, R, D, H, W). A language model gives `tokens`,
+    its distribution over the vocabulary at each answer token of the batch, in the order of the batch's rows.
+    `features` maps a name, usually a module path such as `fusion.3` (`distill.feature_hooks`), to a tensor with the
+    batch first. `mask` (B, L), if given, is True for the tokens of the fused sequence that are not padding.
+    """
+
+    logits: Tensor | None = None
     features: dict[str, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
+    tokens: HiddenTeacher | TopKTeacher | None = None
 
 
 @dataclass
@@ -84,8 +112,11 @@ class LossTerms:
         return sum(parts[1:], parts[0])
 
 
-class TeacherSource(Protocol):
-    """Anything that can teach: online, ensemble, moving average, cached. All look the same to a task."""
+class Teacher(Protocol):
+    """A source of teacher signals: a frozen model, an ensemble, a moving average or a cache. A task sees no difference.
+
+    A teacher is not a submodule of the task: its weights are neither trained nor saved with the student.
+    """
 
     @property
     def fingerprint(self) -> str:
@@ -93,10 +124,10 @@ class TeacherSource(Protocol):
         ...
 
     def signal(self, batch: Batch) -> TeacherSignal:
-        """Return what the teacher says about `batch`; no gradient flows and no module is left in training mode."""
+        """Return the teacher's output for `batch`, on the batch's device, without gradients and in eval mode."""
         ...
 
-    def to(self, device) -> TeacherSource: ...
+    def to(self, device) -> Teacher: ...
 
 
 class Task(nn.Module):

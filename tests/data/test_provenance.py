@@ -82,7 +82,7 @@ def test_an_unknown_entry_is_refused(
 
 def test_a_folder_without_images_is_refused(pretraining: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no image files"):
+    with pytest.raises(UserError, match="contains no image files"):
         read_data(
             DataConfig(name="table", root=str(pretraining), exclude_images_of=[str(tmp_path / "empty")]), tmp_path / "d"
         )

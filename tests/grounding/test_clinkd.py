@@ -15,7 +15,7 @@ from preceptor.grounding.dataset import DialogueExamples, TrainingExample, last_
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.new_vlm import new_vlm
 from preceptor.grounding.reflection import Correction
-from preceptor.grounding.teachers import OnlineWords
+from preceptor.grounding.teachers import OnlineTokenTeacher
 from preceptor.task import Batch
 
 TEXTS = ["Where is the liver?", "It is at <|box_start|>(120,345),(567,890)<|box_end|>", "What is it?", "An MR.", "No."]
@@ -100,7 +100,7 @@ def test_the_prior_weighs_by_the_curriculum_and_learns_the_teachers_words(folder
         for parameter in teacher.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     c = config(pseudo_labels={"alpha": 0.5, "temperature": 0.5, "curriculum": {"begin": 0.8, "end": 0.2, "over": 1.0}})
-    task = ClinkdTask(vlm, c, prior=True, teacher=OnlineWords(teacher, vlm))
+    task = ClinkdTask(vlm, c, prior=True, teacher=OnlineTokenTeacher(teacher, vlm))
     given = batch(vlm, rows)
     given.tensors["confidence"] = torch.tensor([0.9, 0.7, 0.9, 0.1])
     given.tensors["margin"] = torch.tensor([0.9, 0.7, 0.75, 0.1])

@@ -141,7 +141,7 @@ def test_words_of_a_resting_teacher_outlast_its_work(vlm, moves, offload):
     batch = examples.collate([examples.read(TrainingExample(row))])
     with torch.no_grad():
         want = vlm.eval()(batch.tensors)
-    said = teaching.OnlineWords(vlm, vlm, offload).words(batch, want.targets)
+    said = teaching.OnlineTokenTeacher(vlm, vlm, offload).signal(batch).tokens
     assert torch.equal(said.hidden_TE, want.hidden)
     assert not isinstance(said.weight_WE, torch.nn.Parameter)
     assert torch.equal(said.weight_WE, vlm.lm_head_weight)

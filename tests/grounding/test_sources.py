@@ -70,10 +70,10 @@ def test_a_folder_of_images_is_asked_about(tmp_path):
         ("sub/ct_1.jpg", "ct", "unlabelled"),
     ]
     assert {d.turns for d in data.samples} == {(("What?", ""), ("Where?", ""))}
-    with pytest.raises(UserError, match="say what to ask about each, with --question"):
+    with pytest.raises(UserError, match="give the questions to ask about each with --question"):
         read_dialogues(str(tmp_path))
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="holds no image files"):
+    with pytest.raises(UserError, match="contains no image files"):
         read_dialogues(str(tmp_path / "none"), questions=["?"])
 
 
@@ -88,11 +88,13 @@ def test_named_sets(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"holds no train\.json"):
         read_dialogues("med-grit", tmp_path)
     monkeypatch.delenv("PRECEPTOR_DATA")
-    with pytest.raises(UserError, match=r"slake-grounding needs its folder, .* --root FOLDER, or PRECEPTOR_DATA"):
+    with pytest.raises(
+        UserError, match="folder of slake-grounding is not known; .* --root FOLDER, or set PRECEPTOR_DATA"
+    ):
         read_dialogues("slake-grounding")
     with pytest.raises(UserError, match="did you mean 'med-grit'"):
         read_dialogues("med-grid")
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="does not exist"):
         read_dialogues(str(tmp_path / "none.jsonl"))
 
 

@@ -66,7 +66,7 @@ def test_a_table_of_questions_and_the_rest_of_a_share(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("entry", "said"),
-    [("rest", "set it below 1"), ("vqa-radd", "did you mean 'vqa-rad'"), ("{empty}", "holds no image files")],
+    [("rest", "set it below 1"), ("vqa-radd", "did you mean 'vqa-rad'"), ("{empty}", "contains no image files")],
 )
 def test_wrong_entries(tmp_path: Path, entry: str, said: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -61,6 +61,18 @@ def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels
     return LoadedVolume(case.id, images, label, first[1].canonical_shape, first[1].spacing, first[1])
 
 
+def load_label(
+    file: VolumeFile, regions: Mapping[str, Sequence[int]] | None = None, *, max_voxels: int = MAX_VOXELS
+) -> tuple[np.ndarray, Geometry]:
+    """Return (label map (D, H, W) uint8, geometry) of a file. `regions` are the labels that may occur.
+
+    Raises:
+        VolumeError: the file is missing, unreadable or too large, or holds fractions or labels of no region.
+    """
+    volume, geometry = nifti.Reader(max_voxels).volume(file)
+    return label_map(volume, file, regions), geometry
+
+
 def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:
     """Return a volume as float32; raises VolumeError where all of it has one value."""
     low, high = float(volume.min()), float(volume.max())

@@ -12,34 +12,19 @@ published code leave open or do differently is a setting (docs/paper_index.md).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from preceptor.distill.chunked_kl import HiddenTeacher, TopKTeacher, chunked_cross_entropy, distillation_loss
+from preceptor.distill.chunked_kl import chunked_cross_entropy, distillation_loss
 from preceptor.distributed import broadcast_from_main
 from preceptor.grounding.config import ClinkdConfig
 from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.reflection import Correction, CorrectionBuffer
-from preceptor.task import Batch, LossTerms, Task
+from preceptor.task import Batch, LossTerms, Task, Teacher
 from preceptor.training.fsdp import summon_full_params
 from preceptor.training.sampler import mix_seed
-
-
-class WordTeacher(Protocol):
-    """What a teacher says at each answer token."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 that changes whenever the teacher's weights do."""
-        ...
-
-    def words(self, batch: Batch, targets_T: Tensor) -> HiddenTeacher | TopKTeacher:
-        """Return what it says at the answer tokens of a batch, which are `targets_T`, in their order."""
-        ...
-
 
 Collate = Callable[[list[Correction]], Batch]
 Reflect = Callable[[int, CorrectionBuffer], None]
@@ -56,7 +41,7 @@ class ClinkdTask(Task):
         config: ClinkdConfig,
         *,
         prior: bool = False,
-        teacher: WordTeacher | None = None,
+        teacher: Teacher | None = None,
         reflect: Reflect | None = None,
         lessons: Collate | None = None,
         seed: int = 0,
@@ -85,11 +70,13 @@ class ClinkdTask(Task):
             weights = self._weights(part)[states.rows]
             if self._teacher is not None and name == "answers":
                 c = self.config.pseudo_labels
+                signal = self._teacher.signal(part)
+                assert signal.tokens is not None, "the teacher of a language model gives token distributions"
                 both = distillation_loss(
                     states.hidden,
                     words,
                     states.targets,
-                    self._teacher.words(part, states.targets),
+                    signal.tokens,
                     alpha=c.alpha,
                     temperature=c.temperature,
                     t_squared=c.t_squared,

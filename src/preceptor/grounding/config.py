@@ -245,6 +245,12 @@ class GroundingReport(Section):
 
 
 VlmStage = Literal["teacher", "baseline", "guided", "distilled", "clinkd"]
+STAGE_KEYS = {
+    "teacher": ("data.", "teacher.", "answers."),
+    "baseline": ("data.", "student.", "answers."),
+    "guided": ("data.", "student.", "answers.", "method.guidance."),
+}
+"""Keys of the recipe, by prefix, that the model of a stage depends on; other stages depend on all."""
 STAGE_ADDS: dict[str, str] = {
     "teacher": "a larger model, answers alone",
     "baseline": "answers alone, positions as upstream",

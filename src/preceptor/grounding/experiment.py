@@ -8,7 +8,6 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.distributed import processes
 from preceptor.errors import UserError, nearest
 from preceptor.files import sha256
-from preceptor.grounding.clinkd import ClinkdTask, WordTeacher
+from preceptor.grounding import metrics
+from preceptor.grounding.clinkd import ClinkdTask
 from preceptor.grounding.config import STAGE_ADDS, ClinkdConfig, GroundingRecipe, VlmRunConfig
 from preceptor.grounding.context import RunContext, guidance_of
 from preceptor.grounding.data import describe_dialogues, read_recipe_dialogues
@@ -33,16 +33,16 @@ from preceptor.grounding.report import write_grounding_report
 from preceptor.grounding.teachers import (
     CACHE,
     STORE,
-    OnlineWords,
+    OnlineTokenTeacher,
     corrector,
     load_teacher,
     pseudo_lessons,
     summary,
-    word_teacher,
+    token_teacher,
 )
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.speed import SpeedTest
-from preceptor.task import Task
+from preceptor.task import Task, Teacher
 from preceptor.vqa.bundle import find_pretrained
 
 PRIOR = "prior"
@@ -66,7 +66,7 @@ class TrainingPhase:
     share: float
     epoch: int
     prior: bool = False
-    teacher: WordTeacher | None = None
+    teacher: Teacher | None = None
     corrector: Ask | None = None
     teacher_on_device: Any = None
 
@@ -75,6 +75,7 @@ class GroundingExperiment(Experiment):
     """Dialogues about images with boxes, by a Qwen-VL model with guided rotary positions."""
 
     task = "grounding"
+    metrics = metrics
     packages = ("transformers", "tokenizers", "pillow")
     shared_folders = (STORE, CACHE, PRIOR, "new-teacher", "new-student")
     final_stages = ("clinkd", "distilled")
@@ -124,10 +125,10 @@ class GroundingExperiment(Experiment):
             pseudo_labels = summary(examples, method.pseudo_labels, teacher)
             # It does not depend on what a stage adds, so it is trained once for all of them.
             prior_method = stage_method(recipe, "distilled")
-            words = None
+            tokens = None
             if teacher is not None:
                 student = context.load(source, config.model, None, recipe.seed)
-                words = word_teacher(context, teacher, student, examples)
+                tokens = token_teacher(context, teacher, student, examples)
             prior = TrainingPhase(
                 PRIOR,
                 recipe.output_folder / PRIOR,
@@ -136,8 +137,8 @@ class GroundingExperiment(Experiment):
                 share,
                 epoch,
                 prior=True,
-                teacher=words,
-                teacher_on_device=words.teacher.config if isinstance(words, OnlineWords) else on_device,
+                teacher=tokens,
+                teacher_on_device=tokens.teacher.config if isinstance(tokens, OnlineTokenTeacher) else on_device,
             )
             yield self._training(prior, config, prior_method)
             source = str(prior.folder / "model")
@@ -372,11 +373,6 @@ class GroundingExperiment(Experiment):
             "answer", lambda: generate(few, 1), len(few), lambda: generate(rows, answers.batch_size), len(rows)
         )
 
-    def comparisons(self) -> list[tuple[str, str]]:
-        students = [kind for kind in self.recipe.stages if kind != "teacher"]
-        pairs = [(name, "baseline") for name in students if name != "baseline"]
-        return pairs + [pair for earlier, later in pairwise(students) if (pair := (later, earlier)) not in pairs]
-
     # Files
 
     def model_card(self, results: dict[str, Any]) -> str:
@@ -396,3 +392,6 @@ def stage_method(recipe: GroundingRecipe, kind: str) -> ClinkdConfig:
     if kind != "clinkd":
         method.reflection.rounds = 0
     return method
+
+
+EXPERIMENT = GroundingExperiment

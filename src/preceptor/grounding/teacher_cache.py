@@ -14,9 +14,9 @@ from preceptor.grounding.dataset import TrainingExample
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels
-from preceptor.grounding.teachers import CACHE, STORE, load_teacher, pseudo_lessons, word_teacher, words_identity
-from preceptor.grounding.topk_cache import TopKCache, TopKIdentity, answers_key, verify
-from preceptor.teachers.cache_layout import MANIFEST
+from preceptor.grounding.teachers import CACHE, STORE, load_teacher, pseudo_lessons, token_cache_key, token_teacher
+from preceptor.grounding.topk_cache import TopKCache, TopKCacheKey, answers_key, verify
+from preceptor.teachers.array_store import MANIFEST
 from preceptor.teachers.label_store import broken_lines, check_identity, read_labels, read_manifest
 
 
@@ -61,8 +61,8 @@ def cache_words(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
     if method.logits == "cached" and teacher is not None and lessons:
         student = context.load(context.source(recipe.student.model, "student"), recipe.student.model, None, recipe.seed)
         if share == 0:
-            _remove_damaged(recipe.output_folder / CACHE, words_identity(context, teacher, student))
-            word_teacher(context, teacher, student, lessons)
+            _remove_damaged(recipe.output_folder / CACHE, token_cache_key(context, teacher, student))
+            token_teacher(context, teacher, student, lessons)
         report["words"] = _words(context, teacher, student, lessons, share, report, damage)
     return report | {"damage": "; ".join(damage)}
 
@@ -126,11 +126,11 @@ def _labels(context: RunContext, damage: list[str], *, complete: bool) -> dict[s
     }
 
 
-def _remove_damaged(folder: Path, identity: TopKIdentity) -> None:
+def _remove_damaged(folder: Path, cache_key: TopKCacheKey) -> None:
     """Remove a cache one of whose files is not as it was written; a training hashes the small ones alone."""
     if (folder / MANIFEST).is_file():
         try:
-            TopKCache.open(folder, identity).verify_files()
+            TopKCache.open(folder, cache_key).store.verify_files()
         except UserError:
             shutil.rmtree(folder)
 
@@ -147,12 +147,12 @@ def _words(
     folder, hashes = context.recipe.output_folder / CACHE, ContentHashes()
     found: dict[str, Any] = {"folder": str(folder)}
     try:
-        cache = TopKCache.open(folder, words_identity(context, teacher, student))
-        found |= {"rows": len(cache), "tokens": cache.tokens, "k": cache.identity.k}
+        cache = TopKCache.open(folder, token_cache_key(context, teacher, student))
+        found |= {"rows": len(cache), "tokens": cache.tokens, "k": cache.cache_key.k}
         if share > 0:
-            cache.verify_files()
+            cache.store.verify_files()
             dialogues = [lesson.dialogue for lesson in lessons]
-            for dialogue in dialogues:
+            for dialogue in dialogues:  # raises UserError if one is not cached
                 cache.row(answers_key(dialogue, hashes))
             checked = verify(cache, teacher, dialogues, hashes, fraction=share, seed=context.recipe.seed)
             report |= {"checked": checked.checked, "worst": checked.worst, "mismatches": checked.mismatched}

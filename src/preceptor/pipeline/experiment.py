@@ -14,6 +14,7 @@ from preceptor.config import BaseRecipe, TrainConfig
 from preceptor.data.provenance import Source
 from preceptor.data.types import Split
 from preceptor.pipeline.speed import SpeedTest
+from preceptor.scores import Metrics
 from preceptor.task import Task
 from preceptor.training.sampler import StepBatches
 
@@ -83,6 +84,8 @@ class Experiment(ABC):
     """What a task brings to the pipeline. An object holds a recipe and its data for one run."""
 
     task: ClassVar[str]
+    metrics: ClassVar[Metrics]
+    """The module `metrics` of the task, which gives the score of each unit."""
     packages: ClassVar[tuple[str, ...]]
     """Packages whose versions results.json records, beside those that every run needs."""
     shared_folders: ClassVar[tuple[str, ...]] = ()
@@ -188,10 +191,6 @@ class Experiment(ABC):
     @abstractmethod
     def speed_test(self, model: Any) -> SpeedTest:
         """Return what to time of a model."""
-
-    @abstractmethod
-    def comparisons(self) -> list[tuple[str, str]]:
-        """Return the pairs of stages (a, b) whose difference a - b the run reports, if both were trained."""
 
     # Files
 

@@ -14,6 +14,7 @@ from preceptor.environment import versions
 from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.pipeline import run_dir
+from preceptor.pipeline.comparison import compare_stages
 from preceptor.pipeline.experiment import Experiment
 from preceptor.pipeline.speed import measure_speed
 from preceptor.pipeline.stage import run_stage
@@ -69,7 +70,7 @@ def summarize(experiment: Experiment, folders: dict[str, Path], results: dict[st
     return {
         **{key: last[key] for key in shared if key in last},
         "stages": results,
-        "comparison": {},
+        "comparison": compare_stages(folders, last["protocols"], experiment.metrics),
         "seed": experiment.recipe.seed,
         "versions": versions(*experiment.packages),
     }

@@ -15,7 +15,7 @@ from preceptor.segmentation.config import EvaluationConfig, SegmentationRecipe
 from preceptor.segmentation.dataset import VolumeExamples, WholeCase
 from preceptor.segmentation.election import mean_scores
 from preceptor.segmentation.losses import soft_dice
-from preceptor.segmentation.metrics import dice, hd95, remove_small_components
+from preceptor.segmentation.metrics import dice, remove_small_components, score_masks
 from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.sliding_window import predict_subsets
 from preceptor.segmentation.subsets import Subset, subsets
@@ -120,7 +120,6 @@ def score_cases(
 
     A row scores the label map that would be written, on the grid of the source file.
     """
-    names = list(cases.regions)
     rows: dict[str, list[dict[str, Any]]] = {"A": [], "A-post": []}
     for index in range(len(cases)):
         case = cases.whole(index)
@@ -130,16 +129,8 @@ def score_cases(
             for key, post in (("A", None), ("A-post", recipe.evaluation)):
                 label = on_source_grid(label_map(probabilities, cases.regions, post), case.loaded)
                 masks = to_regions(label, cases.regions)
-                for r, region in enumerate(names):
-                    rows[key].append(
-                        {
-                            "id": case.id,
-                            "subset": subset_name(subset, cases.modalities),
-                            "region": region,
-                            "dice": dice(masks[r], target[r]),
-                            "hd95": hd95(masks[r], target[r], spacing),
-                        }
-                    )
+                name = subset_name(subset, cases.modalities)
+                rows[key] += score_masks(case.id, name, masks, target, list(cases.regions), spacing)
     return rows
 
 

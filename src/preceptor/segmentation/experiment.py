@@ -15,10 +15,11 @@ from preceptor.files import sha256, write_text
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.pipeline.speed import SpeedTest
+from preceptor.segmentation import metrics
 from preceptor.segmentation.config import LckdConfig, SegmentationRecipe
 from preceptor.segmentation.data import examples, read_cases
 from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
-from preceptor.segmentation.lckd import LckdTask
+from preceptor.segmentation.lckd import LckdTask, full_modality_teacher
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.model_card import segmentation_card
@@ -31,6 +32,7 @@ class SegmentationExperiment(Experiment):
     """Segmentation of volumes in which any modality may be missing."""
 
     task = "segmentation"
+    metrics = metrics
     packages = ("monai", "nibabel", "scipy")
     recipe: SegmentationRecipe
     data: SegmentationDataset
@@ -55,7 +57,7 @@ class SegmentationExperiment(Experiment):
             distil=distils,
             votes=lambda student: votes(student, held_out, recipe),
             vote_every=max(1, round(method.election.every * labelled / recipe.train.batch_size)),
-            full=full.to(state.device) if full is not None else None,
+            teacher=full_modality_teacher(full).to(state.device) if full is not None else None,
         )
         validation_dice: dict[str, dict[str, float]] = {}
 
@@ -156,7 +158,7 @@ class SegmentationExperiment(Experiment):
             "model": recipe.model.model_dump(mode="json"),
             "train": recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
             "method": method.model_dump(mode="json", exclude={"teaching_run"}),
-            "full": task.full_fingerprint,
+            "full": task.teacher.fingerprint if task.teacher is not None else None,
         }
         return json.loads(json.dumps(config))
 
@@ -220,9 +222,6 @@ class SegmentationExperiment(Experiment):
 
         return SpeedTest("case with all its modalities", one_case, 1)
 
-    def comparisons(self) -> list[tuple[str, str]]:
-        return [("distilled", "baseline")]
-
     # Files
 
     def write_figures(self, folder: Path, model: MultimodalUNet, evaluation: Evaluation) -> None:
@@ -245,3 +244,6 @@ def stage_method(recipe: SegmentationRecipe, kind: str) -> LckdConfig:
     if kind == "teacher":
         method.dropping.kind = "none"
     return method
+
+
+EXPERIMENT = SegmentationExperiment

@@ -27,8 +27,8 @@ from preceptor.segmentation.election import Election
 from preceptor.segmentation.losses import bce_loss, dice_loss
 from preceptor.segmentation.modality_dropping import drop_modalities
 from preceptor.segmentation.model import MultimodalUNet, Segmentation
-from preceptor.task import Batch, LossTerms, Task
-from preceptor.teachers.online import weights_fingerprint
+from preceptor.task import Batch, LossTerms, Task, Teacher, TeacherSignal
+from preceptor.teachers.online import OnlineTeacher
 from preceptor.vqa.mhkd import schedule
 
 
@@ -45,10 +45,10 @@ class LckdTask(Task):
         distil: bool = True,
         votes: Callable[[MultimodalUNet], Tensor] | None = None,
         vote_every: int = 0,
-        full: MultimodalUNet | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         """`votes(network)` returns the soft Dice (N, R) of every modality alone on validation cases; it is asked before
-        the first step and after every `vote_every` steps. `full` is the frozen teacher that sees all modalities.
+        the first step and after every `vote_every` steps. `teacher` sees all modalities (`full_modality_teacher`).
         Without `distil` the network learns from the masks alone, at the same dropping.
         """
         super().__init__()
@@ -68,34 +68,29 @@ class LckdTask(Task):
                 levels = range(len(own.widths)) if config.cross_modal.levels == "all" else [len(own.widths) - 1]
                 widths = {f"{level} {m}": (own.widths[level],) * 2 for level in levels for m in own.modalities}
                 self.projectors = Projectors(widths)
-        # In a list, so that it is no submodule: neither trained nor saved.
-        self._full = [full.eval().requires_grad_(False)] if full is not None else []
+        self.teacher = teacher
 
     def forward(self, batch: Batch) -> LossTerms:
         c = self.config
         shown = drop_modalities(batch["available"], c.dropping, self.progress)
         found = self.student(batch["images"], shown)
         loss = LossTerms()
-        masks, theirs = batch["masks"], self._theirs(batch)
-        if theirs is not None:  # stands in for the masks of cases that have none
-            known = batch["labelled"][:, None, None, None, None]
-            masks = torch.where(known, masks, (theirs.logits > 0).to(masks.dtype))
+        masks, signal = batch["masks"], None
+        if self.teacher is not None:
+            signal = self.teacher.signal(batch)
+            assert signal.logits is not None
+            # The teacher's masks replace those of cases that have none.
+            labelled = batch["labelled"][:, None, None, None, None]
+            masks = torch.where(labelled, masks, (signal.logits > 0).to(masks.dtype))
         loss.add("dice", dice_loss(found.logits, masks), c.loss.dice)
         loss.add("bce", bce_loss(found.logits, masks, c.loss.bce_reduction), c.loss.bce)
         if self.election is not None:
             loss.add(
                 "cross_modal", self._cross_modal(found, shown, masks).sum(), schedule(c.cross_modal, self.progress)
             )
-        if theirs is not None:
-            self._from_full(loss, batch, found, shown, theirs)
+        if signal is not None:
+            self._from_full(loss, batch, found, shown, signal)
         return loss
-
-    def _theirs(self, batch: Batch) -> Segmentation | None:
-        """Return what the teacher that sees all modalities segments; None without one."""
-        if not self._full:
-            return None
-        with torch.no_grad():
-            return self._full[0](batch["images"], batch["available"])
 
     def _cross_modal(self, found: Segmentation, shown: Tensor, masks: Tensor) -> Tensor:
         """Return (B,): mean over the levels that are compared, summed over regions that teach apart."""
@@ -134,13 +129,14 @@ class LckdTask(Task):
         return torch.stack(found, dim=1).movedim(-1, 2)
 
     def _from_full(
-        self, loss: LossTerms, batch: Batch, found: Segmentation, shown: Tensor, theirs: Segmentation
+        self, loss: LossTerms, batch: Batch, found: Segmentation, shown: Tensor, signal: TeacherSignal
     ) -> None:
+        assert signal.logits is not None
         term, weight = self.config.full, schedule(self.config.full, self.progress)
-        loss.add("full/output", binary_kl(found.logits, theirs.logits, term.temperature).sum(), weight)
+        loss.add("full/output", binary_kl(found.logits, signal.logits, term.temperature).sum(), weight)
         if term.features > 0:
             mine = mean_available(found.features[-1], shown)
-            target = mean_available(theirs.features[-1], batch["available"])
+            target = mean_available(signal.features["bottleneck"], batch["available"])
             distance = (mine - target).abs().flatten(1).mean(dim=1)
             loss.add("full/features", distance.sum(), weight * term.features)
 
@@ -172,14 +168,22 @@ class LckdTask(Task):
         if self.election is not None:
             self.election.load({key.removeprefix("election."): value for key, value in state.items()})
 
-    @property
-    def full_fingerprint(self) -> str | None:
-        """SHA-256 of the weights of the teacher that sees all modalities; None without one."""
-        return weights_fingerprint(self._full[0]) if self._full else None
-
     def history(self) -> list[dict[str, Any]]:
         """Return the votes so far, as `Election.history`."""
         return [] if self.election is None else self.election.history()
+
+
+def full_modality_teacher(network: MultimodalUNet) -> OnlineTeacher:
+    """Return a frozen teacher that sees all available modalities of a batch.
+
+    Its signal holds the logits (B, R, D, H, W) and the feature `bottleneck` (B, N, C, d, h, w).
+    """
+
+    def forward(model: torch.nn.Module, batch: Batch) -> TeacherSignal:
+        output: Segmentation = model(batch["images"], batch["available"])
+        return TeacherSignal(output.logits, {"bottleneck": output.features[-1]})
+
+    return OnlineTeacher(network, forward)
 
 
 def binary_kl(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from preceptor.data.segmentation.cases import find_case
+from preceptor.data.segmentation.cases import find_case, find_cases
+from preceptor.data.segmentation.modalities import Endings, stem
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import LoadedVolume, on_source_grid, save_mask, save_probabilities, to_regions
 from preceptor.errors import UserError
@@ -150,6 +151,61 @@ class SegmentationModel:
         for case in cases:
             yield self.segment(case, post=post)
 
+    # What `preceptor predict` calls
+
+    def items(
+        self,
+        *,
+        case: Sequence[Path] | None = None,
+        files: Mapping[str, Path] | None = None,
+        table: Path | None = None,
+        **_: Any,
+    ) -> Sequence[Case]:
+        """Return the cases of files by modality, of a case's files or folder, of a folder of cases or of a table.
+
+        Raises UserError if the inputs do not belong together.
+        """
+        if bool(case) + bool(files) + (table is not None) != 1:
+            raise UserError(
+                f"a segmentation model needs MODALITY=FILE ({', '.join(self.modalities)}), --case PATH or --table FILE"
+            )
+        if files:
+            return [as_case(files, self.modalities)]
+        if table is not None or (case and len(case) == 1 and not holds_one_case(case[0], self.modalities)):
+            return find_cases(table or case[0], self.modalities)  # type: ignore[index]
+        assert case
+        return [as_case(case[0] if len(case) == 1 else list(case), self.modalities)]
+
+    def predict_rows(
+        self, items: Sequence[Case], *, output: Path, post: bool = False, probabilities: bool = False, **_: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yield one flat row per case (id, files, volumes, expected Dice) after writing its label map to `output`."""
+        output.mkdir(parents=True, exist_ok=True)
+        for result in self.segment_many(items, post=post):
+            row: dict[str, Any] = {
+                "id": result.case,
+                "modalities": result.modalities,
+                "missing": "+".join(result.missing),
+                "mask": str(result.save(output / f"{result.case}_seg.nii.gz")),
+            }
+            if probabilities:
+                row["probabilities"] = str(result.save_probabilities(output / f"{result.case}_prob.nii.gz"))
+            expected = result.expected_dice or {}
+            row |= {f"{region}_ml": volume for region, volume in result.volumes_ml.items()}
+            row |= {f"{region}_expected_dice": expected.get(region, "") for region in self.regions}
+            yield row | {"warnings": " ".join(result.warnings)}
+
+
+def holds_one_case(path: Path, modalities: Sequence[str]) -> bool:
+    """Return whether a path is a NIfTI file or a folder with the files of a single case directly in it."""
+    if path.is_file():
+        return stem(path.name) is not None
+    names = [stem(file.name) for file in path.iterdir() if file.is_file()] if path.is_dir() else []
+    endings = Endings(modalities)
+    found = [endings.split(name) for name in names if name is not None]
+    cases = {prefix for prefix, kind in filter(None, found)}
+    return len(cases) == 1 or not path.is_dir()
+
 
 def as_case(source: CaseSource, modalities: Sequence[str]) -> Case:
     """Return the case of files by modality, a folder, a list of files or one 4-D file.
@@ -181,3 +237,6 @@ def read_inference_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is missing or damaged ({error}); copy the model's folder again") from error
     return dict(config)
+
+
+MODEL = SegmentationModel

@@ -19,6 +19,12 @@ from preceptor.config import (
 )
 
 Stage = Literal["teacher", "baseline", "distilled"]
+STAGE_KEYS = {
+    "teacher": ("data.", "teacher.", "method.label."),
+    "baseline": ("data.", "student.", "teacher.model.", "method.label."),
+}
+"""Keys of the recipe, by prefix, that the model of a stage depends on; other stages depend on all. A baseline takes the
+tokens and the image size from the teacher's model."""
 
 
 class AugmentConfig(Section):

@@ -15,7 +15,8 @@ from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.speed import SpeedTest
-from preceptor.task import Task, TeacherSource
+from preceptor.task import Task, Teacher
+from preceptor.vqa import metrics
 from preceptor.vqa.baselines import baselines
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import MhkdConfig, VqaRecipe
@@ -36,6 +37,7 @@ class VqaExperiment(Experiment):
     """Medical visual question answering with a classifier over the answers of the training split."""
 
     task = "vqa"
+    metrics = metrics
     packages = ("transformers", "tokenizers", "pillow")
     shared_folders = ("teacher-cache",)
     recipe: VqaRecipe
@@ -105,7 +107,7 @@ class VqaExperiment(Experiment):
             summary=lambda: {"provenance": bundle.provenance},
         )
 
-    def _teacher(self) -> tuple[TeacherSource | None, Any]:
+    def _teacher(self) -> tuple[Teacher | None, Any]:
         """Return (teacher, its model configuration) of the distilled stage; (None, None) for a moving average."""
         recipe, teaching = self.recipe, self.recipe.method.teaching
         if teaching.kind == "ema":
@@ -123,7 +125,7 @@ class VqaExperiment(Experiment):
         paths = LayerMap(recipe.method, layers, config.layers).teacher_paths
         return cached_teacher(self.cache_folder(), self.context, source, paths), config
 
-    def _resume_config(self, stage: Stage, teacher: TeacherSource | None) -> dict[str, Any]:
+    def _resume_config(self, stage: Stage, teacher: Teacher | None) -> dict[str, Any]:
         recipe = self.recipe
         config = recipe.teacher if stage.kind == "teacher" else recipe.student
         # The rows tell what excluded images change.
@@ -239,9 +241,6 @@ class VqaExperiment(Experiment):
 
         return SpeedTest("question", one_by_one, len(singles), lambda: predict(model.model, together), len(together))
 
-    def comparisons(self) -> list[tuple[str, str]]:
-        return [("distilled", "baseline")]
-
     # Files
 
     def model_card(self, results: dict[str, Any]) -> str:
@@ -249,3 +248,6 @@ class VqaExperiment(Experiment):
 
     def write_report(self, run: Path) -> Path:
         return write_report(run, data=self.data, recipe=self.recipe)
+
+
+EXPERIMENT = VqaExperiment

@@ -24,7 +24,7 @@ from preceptor.distill import losses as terms
 from preceptor.distill import projectors as align
 from preceptor.distill.feature_hooks import FeatureHooks
 from preceptor.errors import UserError
-from preceptor.task import Batch, LossTerms, Task, TeacherSignal, TeacherSource
+from preceptor.task import Batch, LossTerms, Task, Teacher, TeacherSignal
 from preceptor.teachers.online import EmaTeacher
 from preceptor.vqa.config import MhkdConfig
 from preceptor.vqa.model import VqaTransformer
@@ -100,7 +100,7 @@ class MhkdTask(Task):
         config: MhkdConfig,
         *,
         pretrained: frozenset[str] = frozenset(),
-        teacher: TeacherSource | None = None,
+        teacher: Teacher | None = None,
         teacher_config=None,
         seed: int = 0,
     ) -> None:
@@ -135,6 +135,7 @@ class MhkdTask(Task):
             self._label(loss, self._run(batch).logits, batch)
             return loss
         signal = self.teacher.signal(batch)
+        assert signal.logits is not None
         if self.taps is None:
             output, features = self._run(batch), {}
         else:

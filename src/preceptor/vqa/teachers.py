@@ -10,8 +10,9 @@ from typing import Any
 
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.task import Batch, TeacherSource
-from preceptor.teachers.cache import CachedTeacher, CacheIdentity, write_cache
+from preceptor.task import Batch, Teacher
+from preceptor.teachers.array_store import MANIFEST
+from preceptor.teachers.cache import CachedTeacher, CacheKey, write_cache
 from preceptor.teachers.online import EmaTeacher, EnsembleTeacher, OnlineTeacher
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import MhkdConfig
@@ -33,12 +34,12 @@ def ema_teacher(student: VqaTransformer, method: MhkdConfig) -> EmaTeacher:
 
 def online_teacher(
     folders: list[Path], method: MhkdConfig, student_layers: int, *, repeats: bool = False
-) -> tuple[TeacherSource, Any]:
+) -> tuple[Teacher, Any]:
     """Return (teacher, its model configuration) from trained runs; several are an ensemble.
 
     `repeats`: it will be shown the same images again and again, so its vision backbone may remember them.
     """
-    members: list[TeacherSource] = []
+    members: list[Teacher] = []
     config = None
     for folder in folders:
         bundle = VqaBundle.load(folder)
@@ -51,14 +52,14 @@ def online_teacher(
     return (members[0] if len(members) == 1 else EnsembleTeacher(members)), config
 
 
-def cache_identity(context: RunContext, source: TeacherSource, fields: list[str]) -> CacheIdentity:
-    """Return what a cache must have been written from."""
+def signal_cache_key(context: RunContext, source: Teacher, fields: list[str]) -> CacheKey:
+    """Return everything that a recipe's cache of teacher signals depends on."""
     tokens = hashlib.sha256(context.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     data, crossed = context.recipe.data, context.recipe.method.teaching.cross_questions
     rows = f"{context.data.name} {context.data.fingerprint('train')}"
     if context.data.split("unlabelled"):
         rows += f" and unlabelled {context.data.fingerprint('unlabelled')}"
-    return CacheIdentity(
+    return CacheKey(
         teacher=source.fingerprint,
         vocabulary=context.vocabulary.fingerprint(),
         data=rows + f" and {crossed} cross questions" * bool(crossed),
@@ -78,19 +79,19 @@ def every_view(context: RunContext) -> tuple[int, Iterator[Batch]]:
 
 
 def cached_teacher(
-    folder: Path, context: RunContext, source: TeacherSource, paths: list[str], *, renew: bool = False
+    folder: Path, context: RunContext, source: Teacher, paths: list[str], *, renew: bool = False
 ) -> CachedTeacher:
-    """Open the cache in `folder`, writing it first where there is none.
+    """Open the cache in `folder`; write it first if there is none.
 
     A cache of another teacher, split, vocabulary or preprocessing, or a damaged one, raises UserError; with `renew` it
     is written again.
     """
-    identity = cache_identity(context, source, ["logits", *paths])
+    cache_key = signal_cache_key(context, source, ["logits", *paths])
     state = processes()
-    write = not (folder / "manifest.json").exists()
+    write = not (folder / MANIFEST).exists()
     if renew and not write:
         try:
-            CachedTeacher.open(folder, identity).verify_files()
+            CachedTeacher.open(folder, cache_key).store.verify_files()
         except UserError:
             write = True
     state.wait_for_everyone()
@@ -98,6 +99,6 @@ def cached_teacher(
         _, batches = every_view(context)
         on_device = (batch.to(state.device) for batch in batches)
         axes = {path: token_axes(path) for path in paths}
-        write_cache(folder, source.to(state.device), on_device, identity, token_axes=axes)
+        write_cache(folder, source.to(state.device), on_device, cache_key, token_axes=axes)
     state.wait_for_everyone()
-    return CachedTeacher.open(folder, identity)
+    return CachedTeacher.open(folder, cache_key)

@@ -143,6 +143,24 @@ def _regions(found: Found, cases: Sequence[Case]) -> dict[str, tuple[int, ...]]:
     return regions
 
 
+def find_cases(root: Path, modalities: Sequence[str]) -> list[Case]:
+    """Return the cases of a folder or a table to predict on, each with those of `modalities` that it has.
+
+    Raises:
+        UserError: there is no case with any of the modalities.
+    """
+    names = checked(modalities)
+    found = _found(root, None)
+    cases = [
+        replace(case, images={name: case.images[name] for name in names if name in case.images}, mask=None)
+        for case in found.cases
+    ]
+    cases = [case for case in cases if case.images]
+    if not cases:
+        raise UserError(f"{root} holds no case with any of the modalities {', '.join(names)}")
+    return cases
+
+
 def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
     """Return one case to predict on: a folder, its files, or one 4-D file with `modalities` as its channels.
 

@@ -49,8 +49,8 @@ def read_parquet(
 ) -> Dataset[Sample]:
     """Read ``train-*.parquet``, ``validation-*.parquet`` and ``test-*.parquet`` from a folder or from its `data/`.
 
-    The columns are `image` (a struct whose `bytes` are the file), `question` and `answer`; others are ignored. Images are
-    written to `extracted-images/` next to the tables, or to `scratch` if that folder is not writable. A later call
+    The columns are `image` (a struct whose `bytes` are the file), `question` and `answer`; others are ignored. Images
+    are written to `extracted-images/` next to the tables, or to `scratch` if that folder is not writable. A later call
     reuses them if the size and the modification time of the table are unchanged. An id is ``<split>-<row>``, counted
     from 0. The group is a hash of the image file. Answers of yes or no make a question closed. If there is no
     validation split, it is cut from training by image. The caller decides whether splits may share images.
