@@ -62,7 +62,7 @@ def run(experiment_class: type[Experiment], recipe: BaseRecipe) -> dict[str, Any
 
 
 def summarize(experiment: Experiment, folders: dict[str, Path], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return results.json of a run: those of its only stage, or those of the last one with all stages and a comparison."""
+    """Return results.json of a run: that of its only stage, or that of the last with all stages and a comparison."""
     last = list(results.values())[-1]
     if len(results) == 1:
         return last
@@ -111,8 +111,8 @@ def refuse_contaminated(experiment: Experiment) -> None:
         if ids:
             listed = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
             raise UserError(
-                f"{key}={earlier} was trained on {images} of the {total} test images of {data.name} {data.variant} (samples "
-                f"{listed}); train it again without them{experiment.exclusion_hint()}, or on this very data set and "
+                f"{key}={earlier} was trained on {images} of the {total} test images of {data.name} {data.variant} "
+                f"(samples {listed}); train it again without them{experiment.exclusion_hint()}, or on this very data set and "
                 "variant"
             )
 
