@@ -41,7 +41,7 @@ def run_segmentation(recipe: SegmentationRecipe) -> dict[str, Any]:
         stages: dict[str, dict[str, Any]] = {}
         for name in recipe.stages:
             log.info("stage %s", name)
-            full = _full_teacher(recipe, data) if name == "distilled" and recipe.method.full.weight > 0 else None
+            full = _full_teacher(recipe, data) if recipe.method.needs_teacher(name) else None
             stages[name] = train_stage(name, root / name if several else root, recipe, data, full)
         last = stages[recipe.stages[-1]]
         results = last
@@ -72,7 +72,7 @@ def _full_teacher(recipe: SegmentationRecipe, data: CaseData) -> MultimodalUNet:
         if tuple(theirs) != tuple(ours):
             raise UserError(f"the teacher {folder} has the {what} {list(theirs)}, this recipe {list(ours)}")
     own = recipe.model
-    if recipe.method.full.features > 0 and (teacher.config.net, tuple(teacher.config.channels)) != (
+    if recipe.method.compares_features and (teacher.config.net, tuple(teacher.config.channels)) != (
         own.net,
         tuple(own.channels),
     ):

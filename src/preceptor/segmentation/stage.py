@@ -15,12 +15,12 @@ from preceptor.environment import VOLUMES, machine, versions
 from preceptor.files import json_lines, sha256, write_text
 from preceptor.pipeline.run_dir import start_afresh
 from preceptor.recipe import differences, dump_recipe
-from preceptor.segmentation.config import LckdConfig, SegmentationRecipe, SegmentationStage
+from preceptor.segmentation.config import SegmentationRecipe, SegmentationStage
 from preceptor.segmentation.data import examples
 from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
-from preceptor.segmentation.lckd import LckdTask
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
+from preceptor.segmentation.task import SegmentationTask, full_modality_teacher
 from preceptor.task import Task
 from preceptor.training.loop import FitArguments, fit
 
@@ -43,16 +43,6 @@ def build_network(recipe: SegmentationRecipe, data: CaseData, seed: int) -> Mult
     return network
 
 
-def stage_method(recipe: SegmentationRecipe, stage: SegmentationStage) -> LckdConfig:
-    """Return what a stage learns from: the teacher drops nothing, and `alone` is taught by nobody."""
-    method = recipe.method.model_copy(deep=True)
-    if stage != "distilled":
-        method.cross_modal.weight, method.full.weight = 0.0, 0.0
-    if stage == "teacher":
-        method.dropping.kind = "none"
-    return method
-
-
 def train_stage(
     name: SegmentationStage, folder: Path, recipe: SegmentationRecipe, data: CaseData, full: MultimodalUNet | None
 ) -> dict[str, Any]:
@@ -60,21 +50,19 @@ def train_stage(
 
     `full` is the teacher that sees all modalities. A finished stage is read back, not trained again.
     """
-    state, method = processes(), stage_method(recipe, name)
+    state = processes()
     if recipe.resume == "never" and state.is_main_process:
         start_afresh(folder)
     state.wait_for_everyone()
     labelled, held_out = len(data.split("train")), examples(recipe, data, "validation", recipe.seed)
     train = examples(recipe, data, "train", recipe.seed, unlabelled=name == "distilled")
     network = build_network(recipe, data, recipe.seed)
-    every = max(1, round(method.election.every * labelled / recipe.train.batch_size))
-    task = LckdTask(
+    task = recipe.method.build_task(
         network,
-        method,
-        distil=name == "distilled",
+        stage=name,
+        teacher=full_modality_teacher(full).to(state.device) if full is not None else None,
         votes=lambda student: votes(student, held_out, recipe),
-        vote_every=every,
-        full=full.to(state.device) if full is not None and method.full.weight > 0 else None,
+        steps_per_epoch=labelled / recipe.train.batch_size,
     )
     promised: dict[str, dict[str, float]] = {}
 
@@ -105,7 +93,7 @@ def train_stage(
         epoch_samples=labelled,
         validate=validate,
         export=export,
-        identity=identity(recipe, data, method, task),
+        identity=identity(recipe, data, name, task),
         differences=differences,
         seed=recipe.seed,
         skip_limit=recipe.data.skip_limit,
@@ -123,7 +111,7 @@ def train_stage(
     results, rows = evaluate(best, recipe, data)
     results = {"stage": name, **results}
     results |= {
-        "elections": task.history(),
+        "elections": task.results().get("elections", []),
         "validation_subsets": json.loads((folder / "model" / INFERENCE_CONFIG).read_text("utf-8"))["validation"],
         "parameters": sum(parameter.numel() for parameter in best.parameters()),
         "latency_ms": latency_ms(best, recipe, data),
@@ -158,7 +146,7 @@ def facts(recipe: SegmentationRecipe, data: CaseData, validation: dict[str, dict
     }
 
 
-def identity(recipe: SegmentationRecipe, data: CaseData, method: LckdConfig, task: LckdTask) -> dict[str, Any]:
+def identity(recipe: SegmentationRecipe, data: CaseData, stage: str, task: SegmentationTask) -> dict[str, Any]:
     """Return what must not change when a stage is resumed."""
     kept = recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_voxels", "split_file"})
     return json.loads(
@@ -168,8 +156,8 @@ def identity(recipe: SegmentationRecipe, data: CaseData, method: LckdConfig, tas
                 "seed": recipe.seed,
                 "model": recipe.model.model_dump(mode="json"),
                 "train": recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
-                "method": method.model_dump(mode="json", exclude={"teaching_run"}),
-                "full": task.full_fingerprint,
+                "method": recipe.method.stage_settings(stage),
+                "full": task.teacher.fingerprint if task.teacher else None,
             }
         )
     )

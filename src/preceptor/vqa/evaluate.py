@@ -16,12 +16,12 @@ from preceptor.data.types import Prediction, VqaData
 from preceptor.distributed import processes
 from preceptor.files import json_lines, write_text
 from preceptor.normalizers import NORMALISERS
+from preceptor.task import Batch
 from preceptor.vqa.baselines import baselines
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import DataConfig
 from preceptor.vqa.dataset import VqaExamples
 from preceptor.vqa.metrics import Row, score
-from preceptor.vqa.mhkd import predict
 from preceptor.vqa.model import VqaTransformer
 from preceptor.vqa.protocols import Protocol, protocols_for
 
@@ -47,6 +47,17 @@ def predict_part(model: VqaTransformer, examples: VqaExamples) -> list[Predictio
             found += [(name, "", 0.0) for name in batch.skipped]
     model.train(training)
     return [Prediction(*row) for row in (gather_object(found) if state.num_processes > 1 else found)]
+
+
+def predict(model: VqaTransformer, batch: Batch) -> list[Prediction]:
+    """Return the most probable answer class of every question."""
+    logits = model(batch["pixels"], batch["input_ids"], batch["attention_mask"]).logits
+    probabilities, classes = logits.softmax(-1).max(-1)
+    answers: list[str] = model.config.answers
+    return [
+        Prediction(name, answers[c], p)
+        for name, c, p in zip(batch.ids, classes.tolist(), probabilities.tolist(), strict=True)
+    ]
 
 
 def accuracy(examples: VqaExamples, predictions: list[Prediction], normaliser: str) -> float:

@@ -18,12 +18,11 @@ from preceptor.files import write_text
 from preceptor.pipeline.run_dir import logged_to
 from preceptor.recipe import dump_recipe
 from preceptor.statistics import mcnemar, paired_bootstrap
-from preceptor.task import TeacherSource
+from preceptor.task import Teacher
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.data import read_data
 from preceptor.vqa.evaluate import read_predictions
-from preceptor.vqa.mhkd import LayerMap
 from preceptor.vqa.stage import Classroom, cache_folder, teacher_folders, train_stage
 from preceptor.vqa.teachers import cached_teacher, online_teacher
 
@@ -36,7 +35,7 @@ def open_classroom(recipe: VqaRecipe) -> Classroom:
         return Classroom(recipe, read_data(recipe.data, recipe.output_folder / "data"))
 
 
-def make_teacher(recipe: VqaRecipe, room: Classroom) -> tuple[TeacherSource | None, Any]:
+def make_teacher(recipe: VqaRecipe, room: Classroom) -> tuple[Teacher | None, Any]:
     """Return (teacher, its model configuration) of the distilled stage; (None, None) for a moving average."""
     teaching = recipe.method.teaching
     if teaching.kind == "ema":
@@ -45,7 +44,7 @@ def make_teacher(recipe: VqaRecipe, room: Classroom) -> tuple[TeacherSource | No
     source, config = online_teacher(teacher_folders(recipe), recipe.method, layers, repeats=recipe.data.augment.repeats)
     if teaching.kind == "online":
         return source, config
-    paths = LayerMap(recipe.method, layers, config.layers).teacher_paths
+    paths = recipe.method.teacher_features(layers, config.layers)
     return cached_teacher(cache_folder(recipe), room, source, paths), config
 
 
@@ -109,9 +108,9 @@ def _stages(recipe: VqaRecipe, room: Classroom) -> dict[str, Callable[[Path], di
 def _distil(recipe: VqaRecipe, room: Classroom, folder: Path) -> dict[str, Any]:
     teacher, config = make_teacher(recipe, room)
     words = None
-    if recipe.method.inherit_words:
+    if recipe.method.inherit_token_embeddings:
         if teacher is None:
-            raise UserError("method.inherit_words needs a trained teacher; with method.teaching.kind=ema there is none")
+            raise UserError("method.inherit_token_embeddings needs a trained teacher; with method.teaching.kind=ema there is none")
         words = VqaBundle.load(teacher_folders(recipe)[0]).model.text.get_input_embeddings().weight.detach()
     if teacher is not None:
         teacher = teacher.to(processes().device)

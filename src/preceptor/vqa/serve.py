@@ -120,7 +120,6 @@ def cache_run(recipe: VqaRecipe, share: float) -> dict[str, Any]:
     A cache that is verified is never written again first: `mismatches` and `damage` say what is wrong with it.
     """
     from preceptor.teachers.cache import verify
-    from preceptor.vqa.mhkd import LayerMap
     from preceptor.vqa.run import open_classroom
     from preceptor.vqa.stage import cache_folder, teacher_folders
     from preceptor.vqa.teachers import cached_teacher, every_view, online_teacher
@@ -135,7 +134,7 @@ def cache_run(recipe: VqaRecipe, share: float) -> dict[str, Any]:
     layers = recipe.student.model.layers
     source, config = online_teacher(teacher_folders(recipe), recipe.method, layers, repeats=recipe.data.augment.repeats)
     folder = cache_folder(recipe)
-    paths = LayerMap(recipe.method, layers, config.layers).teacher_paths
+    paths = recipe.method.teacher_features(layers, config.layers)
     cached = cached_teacher(folder, room, source, paths, renew=share == 0)
     rows, batches = every_view(room)
     report = {"folder": str(folder), "rows": rows, "checked": 0, "worst": 0.0, "mismatches": [], "damage": ""}

@@ -21,10 +21,10 @@ from preceptor.errors import UserError
 from preceptor.files import sha256, write_text
 from preceptor.pipeline.run_dir import model_folder, start_afresh
 from preceptor.recipe import differences, dump_recipe
-from preceptor.task import Task, TeacherSource
+from preceptor.task import Task, Teacher
 from preceptor.training.loop import FitArguments, fit
 from preceptor.vqa.bundle import VqaBundle, build_bundle, choose_preprocessing, choose_tokenizer
-from preceptor.vqa.config import MhkdConfig, RunModelConfig, Stage, VqaRecipe
+from preceptor.vqa.config import RunModelConfig, Stage, VqaRecipe
 from preceptor.vqa.dataset import Preprocessing, VqaExamples
 from preceptor.vqa.evaluate import (
     accuracy,
@@ -33,8 +33,8 @@ from preceptor.vqa.evaluate import (
     predict_part,
     write_predictions,
 )
-from preceptor.vqa.mhkd import MhkdTask
-from preceptor.vqa.token_embeddings import inherit_words
+from preceptor.vqa.method import VqaMethod
+from preceptor.vqa.token_embeddings import inherit_token_embeddings
 from preceptor.vqa.vision import remember_images
 
 
@@ -130,7 +130,7 @@ class Classroom:
         )
 
     def identity(
-        self, config: RunModelConfig, seed: int, method: MhkdConfig | None, teacher: str | None
+        self, config: RunModelConfig, seed: int, method: VqaMethod | None, teacher: str | None
     ) -> dict[str, Any]:
         """Return what must not change when a stage is resumed."""
         # What excluded images change is told by the rows.
@@ -206,8 +206,8 @@ def train_stage(
     *,
     seed: int,
     title: str | None = None,
-    method: MhkdConfig | None = None,
-    teacher: TeacherSource | None = None,
+    method: VqaMethod | None = None,
+    teacher: Teacher | None = None,
     teacher_config: Any = None,
     ema: bool = False,
     words: Tensor | None = None,
@@ -227,12 +227,11 @@ def train_stage(
     state.wait_for_everyone()
     bundle = room.bundle(config, seed)
     if words is not None:
-        inherit_words(bundle.model, words)
-    lessons = method or MhkdConfig(label=recipe.method.label)
+        inherit_token_embeddings(bundle.model, words)
     if ema:
-        teacher, teacher_config = ema_teacher(bundle.model, lessons).to(state.device), bundle.model.config
-    task = MhkdTask(
-        bundle.model, lessons, pretrained=bundle.pretrained, teacher=teacher, teacher_config=teacher_config, seed=seed
+        teacher, teacher_config = ema_teacher(bundle.model, recipe.method).to(state.device), bundle.model.config
+    task = recipe.method.build_task(
+        bundle.model, pretrained=bundle.pretrained, teacher=teacher, teacher_config=teacher_config, seed=seed
     )
     train = room.training_examples(seed, crossed=teacher is not None)
     if recipe.data.augment.repeats:

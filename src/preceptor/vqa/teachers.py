@@ -1,4 +1,4 @@
-"""Teachers for a student, from trained runs, caches or the student itself."""
+"""Teachers of a VQA student: trained runs, a cache of their outputs, or a moving average of the student."""
 
 from __future__ import annotations
 
@@ -10,51 +10,47 @@ from typing import TYPE_CHECKING, Any
 
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.task import Batch, TeacherSource
+from preceptor.task import Batch, Teacher
 from preceptor.teachers.cache import CachedTeacher, CacheIdentity, write_cache
 from preceptor.teachers.online import EmaTeacher, EnsembleTeacher, OnlineTeacher
 from preceptor.vqa.bundle import VqaBundle
-from preceptor.vqa.config import MhkdConfig
-from preceptor.vqa.mhkd import LayerMap, teacher_forward, token_axes
+from preceptor.vqa.method import VqaMethod
 from preceptor.vqa.model import VqaTransformer
+from preceptor.vqa.task import token_axes
 from preceptor.vqa.vision import remember_images
 
 if TYPE_CHECKING:
     from preceptor.vqa.stage import Classroom
 
 
-def ema_teacher(student: VqaTransformer, method: MhkdConfig) -> EmaTeacher:
-    """Return a moving average of the student, to learn from itself (mean teacher)."""
+def ema_teacher(student: VqaTransformer, method: VqaMethod) -> EmaTeacher:
+    """Return a moving average of the student as its teacher (mean teacher)."""
     layers = student.config.layers
-    return EmaTeacher(
-        copy.deepcopy(student),
-        teacher_forward(LayerMap(method, layers, layers).teacher_paths),
-        method.teaching.ema_decay,
-    )
+    return EmaTeacher(copy.deepcopy(student), method.teacher_forward(layers, layers), method.teaching.ema_decay)
 
 
 def online_teacher(
-    folders: list[Path], method: MhkdConfig, student_layers: int, *, repeats: bool = False
-) -> tuple[TeacherSource, Any]:
-    """Return (teacher, its model configuration) from trained runs; several are an ensemble.
+    folders: list[Path], method: VqaMethod, student_layers: int, *, repeats: bool = False
+) -> tuple[Teacher, Any]:
+    """Return (teacher, its model configuration) from trained runs. Several form an ensemble.
 
-    `repeats`: it will be shown the same images again and again, so its vision backbone may remember them.
+    With `repeats` the same images come repeatedly, so a frozen vision backbone may cache its features.
     """
-    members: list[TeacherSource] = []
+    members: list[Teacher] = []
     config = None
     for folder in folders:
         bundle = VqaBundle.load(folder)
         config = config or bundle.model.config
-        paths = LayerMap(method, student_layers, bundle.model.config.layers).teacher_paths
-        # Only the first member of an ensemble shows its layers: averaged features would be nobody's.
-        members.append(OnlineTeacher(bundle.model, teacher_forward(paths if not members else [])))
+        # Features of different networks have no common coordinates, so only the first member's are used.
+        forward = method.teacher_forward(student_layers, bundle.model.config.layers, features=not members)
+        members.append(OnlineTeacher(bundle.model, forward))
         if repeats:
             remember_images(bundle.model)
     return (members[0] if len(members) == 1 else EnsembleTeacher(members)), config
 
 
-def cache_identity(room: Classroom, source: TeacherSource, fields: list[str]) -> CacheIdentity:
-    """Return what a cache must have been written from."""
+def cache_identity(room: Classroom, source: Teacher, fields: list[str]) -> CacheIdentity:
+    """Return what the contents of a teacher cache depend on."""
     tokens = hashlib.sha256(room.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     data, crossed = room.recipe.data, room.recipe.method.teaching.cross_questions
     rows = f"{room.data.name} {room.data.fingerprint('train')}"
@@ -71,7 +67,7 @@ def cache_identity(room: Classroom, source: TeacherSource, fields: list[str]) ->
 
 
 def every_view(room: Classroom) -> tuple[int, Iterator[Batch]]:
-    """Return (rows, batches) of the training split in every augmentation view."""
+    """Return (number of rows, batches) of the training split in every augmentation view."""
     examples = room.training_examples(room.recipe.seed, crossed=True)
     views = max(1, room.recipe.data.augment.views if examples.augment is not None else 1)
     items = [(index, view) for view in range(views) for index in range(len(examples))]
@@ -80,12 +76,12 @@ def every_view(room: Classroom) -> tuple[int, Iterator[Batch]]:
 
 
 def cached_teacher(
-    folder: Path, room: Classroom, source: TeacherSource, paths: list[str], *, renew: bool = False
+    folder: Path, room: Classroom, source: Teacher, paths: list[str], *, renew: bool = False
 ) -> CachedTeacher:
-    """Open the cache in `folder`, writing it first where there is none.
+    """Open the cache in `folder`. Write it first if it does not exist.
 
-    A cache of another teacher, split, vocabulary or preprocessing, or a damaged one, raises UserError; with `renew` it
-    is written again.
+    Raises UserError if the cache belongs to another teacher, split, vocabulary or preprocessing, or is damaged; with
+    `renew` it is written again instead.
     """
     identity = cache_identity(room, source, ["logits", *paths])
     state = processes()
