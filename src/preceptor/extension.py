@@ -57,7 +57,9 @@ def find_module(reference: str, place: str, folder: Path | None = None) -> None:
         raise UserError(f"{prefix}{reference!r} must look like module:Class")
     for path in (None, Path.cwd(), folder):
         if path is not None:
-            if str(path) in sys.path or not any((path / f"{module.split('.')[0]}{end}").exists() for end in ("", ".py")):
+            if str(path) in sys.path or not any(
+                (path / f"{module.split('.')[0]}{end}").exists() for end in ("", ".py")
+            ):
                 continue
             sys.path.append(str(path))
             importlib.invalidate_caches()

@@ -13,8 +13,8 @@ from PIL import Image
 
 from preceptor.data.types import Dialogue
 from preceptor.distributed import processes
-from preceptor.grounding.clinkd import ClinkdTask
-from preceptor.grounding.config import ClinkdConfig
+from preceptor.grounding.task import ClinkdTask
+from preceptor.grounding.clinkd import ClinkdConfig
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample
 from preceptor.grounding.model import GroundedVlm, LoraSettings
 from preceptor.grounding.new_vlm import new_vlm

@@ -10,7 +10,7 @@ from PIL import Image
 
 from preceptor.data.types import Dialogue
 from preceptor.grounding.clinkd import ClinkdTask, first_rows
-from preceptor.grounding.config import ClinkdConfig
+from preceptor.grounding.clinkd import ClinkdConfig
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample, last_answer
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.new_vlm import new_vlm

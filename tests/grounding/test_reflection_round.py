@@ -7,7 +7,7 @@ import pytest
 
 from preceptor.data.grounding.boxes import write_box
 from preceptor.data.types import Dialogue
-from preceptor.grounding.config import ReflectionConfig
+from preceptor.grounding.clinkd import ReflectionConfig
 from preceptor.grounding.reflection import CorrectionBuffer
 from preceptor.grounding.reflection_round import AGAIN, Reflector, correction_dialogue
 from preceptor.grounding.selection import word_overlap

@@ -1,171 +1,184 @@
-"""ClinKD: a vision-language model learns from answers, from a teacher's, and from its own mistakes (Ge et al. 2025).
+"""ClinKD: a vision-language model learns from answers, from a teacher, and from its corrected mistakes (Ge et al. 2025).
 
     answers      cross-entropy of the answers' tokens
     teacher      KL(teacher || student) of each token, at a temperature; both: (alpha KL + CE) / (1 + alpha)
-    corrections  cross-entropy of corrected answers, which take the place of a share of the batch
+    corrections  cross-entropy of corrected answers, which replace a fraction of each batch
 
-The training has two parts. In the first, the prior, the answers are the teacher's own (pseudo-labels), easy ones first;
-in the second they are the data's, and rounds of reflection correct what the student gets wrong. What paper and
-published code leave open or do differently is a setting (docs/paper_index.md).
+The training has two phases. In the first one the answers are the teacher's (pseudo-labels), easy ones first; in the
+second one they are the data set's, and rounds of reflection correct the student's mistakes. Where the paper and the
+published code leave something open or differ, there is a setting (docs/paper_index.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from preceptor.distill.chunked_kl import HiddenTeacher, TopKTeacher, chunked_cross_entropy, distillation_loss
-from preceptor.distributed import broadcast_from_main
-from preceptor.grounding.config import ClinkdConfig
-from preceptor.grounding.curriculum import Curriculum
-from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.reflection import Correction, CorrectionBuffer
-from preceptor.task import Batch, LossTerms, Task
-from preceptor.training.fsdp import summon_full_params
-from preceptor.training.sampler import mix_seed
+from preceptor.config import Folder, Fraction, Positive, PositiveNumber, Section
+
+if TYPE_CHECKING:
+    from preceptor.grounding.model import GroundedVlm
+    from preceptor.grounding.task import ClinkdTask, Collate, Reflect, WordTeacher
 
 
-class WordTeacher(Protocol):
-    """What a teacher says at each answer token."""
+class GuidanceConfig(Section):
+    """Rotary positions (Med-CLIP guided RoPE): distances between text and image, and between neighbours in an image."""
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 that changes whenever the teacher's weights do."""
-        ...
+    kind: Literal["none", "fixed", "clip"] = "fixed"
+    """none: the positions of the base model. fixed: the same for all images (the published code). clip: depends on each
+    image's modality."""
+    gap: PositiveNumber = 2.0
+    """Lambda: from the last text token to the first visual one, and back."""
+    row_step: PositiveNumber = 1.0
+    """Alpha: from one row of an image to the next."""
+    column_step: PositiveNumber = 1.0
+    """Alpha: from one column to the next."""
+    table: dict[str, tuple[PositiveNumber, PositiveNumber, PositiveNumber]] = Field(default_factory=dict)
+    """Of `clip`: (gap, row_step, column_step) by modality (ct, mr, x, pet, endoscopy, dermoscopy, fundus, ultrasound);
+    others take the three above."""
+    learnable: bool = False
+    """Of `clip`: whether the table is trained."""
+    scorer: str | None = None
+    """Of `clip`: a CLIP-like model (folder or hub name) that says which modality an image is. Default: the data set's
+    own word for it."""
 
-    def words(self, batch: Batch, targets_T: Tensor) -> HiddenTeacher | TopKTeacher:
-        """Return what it says at the answer tokens of a batch, which are `targets_T`, in their order."""
-        ...
+
+class CurriculumConfig(Section):
+    begin: Fraction = 0.8
+    """Score that a pseudo-label needs at the beginning. The score is a mean of confidence and margin."""
+    end: Fraction = 0.0
+    """Score that it needs at the end."""
+    over: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Fraction of the training with pseudo-labels over which the threshold falls."""
+    margin_weight: Fraction = 0.5
+    """Weight of the margin (top 1 minus top 2) in the score; the rest is the weight of the confidence (top 1)."""
+    weigh: bool = True
+    """Weight a pseudo-label by its score instead of 1."""
 
 
-Collate = Callable[[list[Correction]], Batch]
-Reflect = Callable[[int, CorrectionBuffer], None]
+class PseudoLabelConfig(Section):
+    """Training on a teacher's answers before the training on the data set's."""
+
+    share: Fraction = 0.3
+    """Fraction of the steps, the first ones, that train on pseudo-labels; 0: no teacher."""
+    store: Folder | None = None
+    """Folder of answers written by `preceptor teach`; default: the teacher answers when they are first needed."""
+    alpha: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the divergence from the teacher's token distributions: (alpha KL + cross-entropy) / (1 + alpha)."""
+    logits: Literal["none", "online", "cached"] = "cached"
+    """Source of the teacher's token distributions. none: only its answers are used. online: the teacher runs on every
+    batch. cached: they are read from a cache."""
+    top_k: Positive = 64
+    """For `cached`: vocabulary entries stored per token; the others are stored as one sum."""
+    temperature: PositiveNumber = 0.5
+    """Temperature of both distributions. The default is that of the published code."""
+    t_squared: bool = False
+    """Scale the divergence by the squared temperature. The published code does not."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    max_new_tokens: Positive = 64
+    """Largest length of an answer. Longer answers are left out."""
 
 
-class ClinkdTask(Task):
-    """A student, and what it learns from in one of the two parts of the training."""
+class ReflectionConfig(Section):
+    """Reflection: wrong answers of the student are corrected during the training and added to it."""
 
-    student: GroundedVlm
+    rounds: Annotated[int, Field(ge=0)] = 4
+    """Number of rounds, evenly spaced over the training on the data set's answers; 0: none."""
+    rows: Positive = 64
+    """Training dialogues that the student answers in a round."""
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Fraction of each batch that is replaced by corrections, once there are any."""
+    buffer: Positive = 512
+    """Largest number of corrections that are kept."""
+    corrector: Literal["teacher", "student"] = "teacher"
+    """Model that writes corrections, given the wrong and the true answer."""
+    candidates: Positive = 4
+    """Corrections that are sampled; the best one is kept."""
+    temperature: PositiveNumber = 0.7
+    """Temperature of the sampled corrections."""
+    tau: Fraction = 0.5
+    """An answer fails if its similarity to the truth is below this value."""
+    overlap: Fraction = 0.5
+    """An answer fails if the mean IoU of its boxes is below this value."""
+    form: Literal["two_turns", "plain"] = "two_turns"
+    """two_turns: the correction follows the wrong answer and a request to look again. plain: it is the answer."""
+    max_new_tokens: Positive = 64
+    """Largest length of an answer and of a correction."""
 
-    def __init__(
+
+class SelectionConfig(Section):
+    """Selective generation: sample several answers and choose the one that is most similar to the others."""
+
+    candidates: Positive = 5
+    """Sampled answers; 1: greedy decoding."""
+    temperature: PositiveNumber = 0.7
+    """Temperature of the sampled answers."""
+    box_weight: Fraction = 0.5
+    """Weight of the boxes' overlap in the similarity of two answers; the rest is the weight of the text."""
+
+
+class ClinkdConfig(Section):
+    """ClinKD (Ge et al. 2025): guided positions, pseudo-labels, reflection, selection."""
+
+    name: Literal["clinkd"] = "clinkd"
+    guidance: GuidanceConfig = GuidanceConfig()
+    pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
+    reflection: ReflectionConfig = ReflectionConfig()
+    selection: SelectionConfig = SelectionConfig()
+    similarity: Folder | None = None
+    """Sentence embedder (folder, `package:NAME/FOLDER` or hub name) that compares answers; default: the overlap of their
+    words."""
+    teaching_run: Folder | None = None
+    """A trained run or a checkpoint that is the teacher, instead of this recipe's teacher stage."""
+    teacher_offload: Literal["none", "cpu"] = "none"
+    """cpu: keep the teacher's weights in CPU memory and move them to the GPU only while the teacher runs."""
+
+    def needs_teacher(self, stage: str) -> bool:
+        """Return whether a stage needs a teacher: for pseudo-labels, their token distributions, or corrections."""
+        method = self.for_stage(stage)
+        labels = method.pseudo_labels
+        answers = labels.share > 0 and (labels.store is None or labels.logits != "none")
+        return answers or (method.reflection.rounds > 0 and method.reflection.corrector == "teacher")
+
+    def for_stage(self, stage: str) -> Self:
+        """Return the settings of a stage. Each stage adds one part of the method to the one before."""
+        method = self.model_copy(deep=True)
+        if stage in ("teacher", "baseline"):
+            method.guidance.kind = "none"
+        if stage not in ("distilled", "clinkd"):
+            method.pseudo_labels.share = 0.0
+        if stage != "clinkd":
+            method.reflection.rounds = 0
+        return method
+
+    def stage_settings(self, stage: str) -> dict[str, Any]:
+        """Return the settings that a stage uses. They must not change when it is resumed."""
+        exclude: Any = {"teaching_run": True, "teacher_offload": True, "pseudo_labels": {"store"}}
+        return self.for_stage(stage).model_dump(mode="json", exclude=exclude)
+
+    def build_task(
         self,
         student: GroundedVlm,
-        config: ClinkdConfig,
         *,
-        prior: bool = False,
+        pseudo_labels: bool = False,
         teacher: WordTeacher | None = None,
         reflect: Reflect | None = None,
-        lessons: Collate | None = None,
+        collate: Collate | None = None,
         seed: int = 0,
-    ) -> None:
-        """`prior`: batches hold a teacher's answers, with `confidence` and `margin`, which enter by the curriculum.
+    ) -> ClinkdTask:
+        """Return the training task of one phase of a stage, on pseudo-labels or on the data set's answers.
 
-        `reflect(round, buffer)` is called `config.reflection.rounds` times, evenly over the training but for its
-        beginning; `lessons` makes a batch of corrections.
+        Call it on the settings of the stage, ``method.for_stage(stage)``. The arguments are those of `ClinkdTask`.
         """
-        super().__init__()
-        self.student, self.config = student, config
-        self.prior, self.seed = prior, seed
-        self.progress = 0.0
-        self._teacher = teacher
-        self._reflect, self._lessons = reflect, lessons
-        self.buffer = CorrectionBuffer(config.reflection.buffer)
-        c = config.pseudo_labels.curriculum
-        self.curriculum = Curriculum(c.begin, c.end, c.over, c.margin_weight, c.weigh)
-        self._parts: tuple[Batch, list[tuple[str, Batch]]] | None = None
+        from preceptor.grounding.task import ClinkdTask
 
-    def forward(self, batch: Batch) -> LossTerms:
-        loss = LossTerms()
-        for name, part in self._split(batch):
-            states = self.student(part.tensors)
-            words = self.student.lm_head_weight
-            weights = self._weights(part)[states.rows]
-            if self._teacher is not None and name == "answers":
-                c = self.config.pseudo_labels
-                both = distillation_loss(
-                    states.hidden,
-                    words,
-                    states.targets,
-                    self._teacher.words(part, states.targets),
-                    alpha=c.alpha,
-                    temperature=c.temperature,
-                    t_squared=c.t_squared,
-                    weights_T=weights,
-                )
-                loss.add("distilled", both.loss, 1.0, "tokens")
-                # For the log: their gradient is in the sum.
-                loss.add("answers", both.cross_entropy, 0.0, "tokens")
-                loss.add("teacher", both.kl, 0.0, "tokens")
-            else:
-                alone = chunked_cross_entropy(states.hidden, words, states.targets, weights_T=weights)
-                loss.add(name, alone, 1.0, "tokens")
-        return loss
-
-    def units(self, batch: Batch) -> dict[str, int]:
-        parts = self._split(batch)
-        tokens = sum(
-            int(((part["labels"][:, 1:] >= 0) & (self._weights(part) > 0)[:, None]).sum()) for _, part in parts
+        return ClinkdTask(
+            student,
+            self,
+            pseudo_labels=pseudo_labels,
+            teacher=teacher,
+            reflect=reflect,
+            collate=collate,
+            seed=seed,
         )
-        return {"samples": sum(len(part) for _, part in parts), "tokens": tokens}
-
-    def _weights(self, batch: Batch) -> Tensor:
-        """Return (B,): what each dialogue weighs now."""
-        if not self.prior:
-            return torch.ones(len(batch), device=batch["labels"].device)
-        return self.curriculum.weights(batch["confidence"], batch["margin"], self.progress)
-
-    def _split(self, batch: Batch) -> list[tuple[str, Batch]]:
-        """Return the batch, its last rows given up for corrections where there are any; the same until the next one."""
-        if self._parts is not None and self._parts[0] is batch:
-            return self._parts[1]
-        count = min(round(self.config.reflection.ratio * len(batch)), len(batch) - 1)
-        parts = [("answers", batch)]
-        if self._lessons is not None and len(self.buffer) and count > 0:
-            # By the rows themselves, so that each process and micro-batch draws its own, and a resumed run the same.
-            own = int.from_bytes(batch.keys[0].encode()[:7], "big")
-            drawn = torch.Generator().manual_seed(mix_seed(self.seed, round(self.progress * 1e9), own))
-            kept = self.buffer.corrections
-            chosen = [kept[int(i)] for i in torch.randint(len(kept), (count,), generator=drawn)]
-            lessons = self._lessons(chosen).to(batch["labels"].device)
-            parts = [("answers", first_rows(batch, len(batch) - count)), ("corrections", lessons)]
-        self._parts = (batch, parts)
-        return parts
-
-    def on_interval(self, progress: float) -> None:
-        self.progress = progress
-        rounds = self.config.reflection.rounds if self._reflect is not None else 0
-        while len(self.buffer.rounds) < rounds and progress >= (len(self.buffer.rounds) + 1) / (rounds + 1):
-            assert self._reflect is not None
-            training = self.student.training
-            with summon_full_params(self):
-                self._reflect(len(self.buffer.rounds), self.buffer)
-            self.buffer = CorrectionBuffer.restore(broadcast_from_main(self.buffer.state()))
-            self.student.train(training)
-
-    def task_state(self) -> dict[str, Tensor]:
-        if self._reflect is None:
-            return {}
-        return {"buffer": torch.tensor(list(self.buffer.state().encode()), dtype=torch.uint8)}
-
-    def load_task_state(self, state: dict[str, Tensor]) -> None:
-        if "buffer" in state:
-            self.buffer = CorrectionBuffer.restore(bytes(state["buffer"].tolist()).decode())
-
-
-def first_rows(batch: Batch, count: int) -> Batch:
-    """Return the first `count` dialogues of a batch, with their images."""
-    images = int(batch["images"][:count].sum())
-    found = {}
-    for name, tensor in batch.tensors.items():
-        if name in ("image_grid_thw", "modalities"):
-            found[name] = tensor[:images]
-        elif name == "pixel_values":
-            found[name] = tensor[: int(batch["image_grid_thw"][:images].prod(dim=1).sum())]
-        else:
-            found[name] = tensor[:count]
-    if images == 0:
-        found = {name: value for name, value in found.items() if name not in ("pixel_values", "image_grid_thw")}
-    return Batch(found, batch.ids[:count], batch.keys[:count])

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from preceptor.data.types import Dialogue
-from preceptor.grounding.config import AnswerConfig, SelectionConfig
+from preceptor.grounding.clinkd import SelectionConfig
+from preceptor.grounding.config import AnswerConfig
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.selection import Similarity, choose
 

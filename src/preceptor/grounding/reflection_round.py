@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from preceptor.data.splits import ordered
 from preceptor.data.types import Dialogue
-from preceptor.grounding.config import ReflectionConfig
+from preceptor.grounding.clinkd import ReflectionConfig
 from preceptor.grounding.reflection import Alike, Correction, CorrectionBuffer, Reason, best_correction, judge
 from preceptor.grounding.selection import Similarity
 

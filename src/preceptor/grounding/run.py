@@ -17,7 +17,7 @@ from preceptor.grounding.config import GroundingRecipe, VlmStage
 from preceptor.grounding.data import read_recipe_dialogues
 from preceptor.grounding.dataset import TrainingExample
 from preceptor.grounding.metrics import compare
-from preceptor.grounding.stage import Part, Seminar, finish_stage, stage_method, train_part
+from preceptor.grounding.stage import Part, Seminar, finish_stage, train_part
 from preceptor.grounding.teachers import (
     CACHE,
     STORE,
@@ -94,19 +94,17 @@ def require_checkpoints(recipe: GroundingRecipe) -> None:
 
 
 def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
-    """Train and evaluate one stage: what it adds comes from `stage_method`."""
+    """Train and evaluate one stage: what it adds comes from `ClinkdConfig.for_stage`."""
     recipe, state = room.recipe, processes()
     if recipe.resume == "never" and state.is_main_process:
         start_afresh(folder)
     state.wait_for_everyone()
-    method = stage_method(recipe, name)
+    method = recipe.method.for_stage(name)
     config = recipe.teacher if name == "teacher" else recipe.student
     with state.main_process_first():
         source = room.source(config.model, "teacher" if name == "teacher" else "student")
-    share, reflection = method.pseudo_labels.share, method.reflection
-    corrects = reflection.rounds > 0 and reflection.corrector == "teacher"
-    asked = share > 0 and (method.pseudo_labels.store is None or method.pseudo_labels.logits != "none")
-    teacher = load_teacher(room) if corrects or asked else None
+    share = method.pseudo_labels.share
+    teacher = load_teacher(room) if recipe.method.needs_teacher(name) else None
     taught = None
     epoch = len(room.data.split("train"))
     beside = teacher.config if teacher is not None and recipe.method.teacher_offload == "none" else None
@@ -114,7 +112,7 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
         lessons = pseudo_lessons(room, teacher)
         taught = summary(lessons, method.pseudo_labels, teacher)
         # Once for all stages: it does not depend on what they add to it.
-        prior = stage_method(recipe, "distilled")
+        prior = recipe.method.for_stage("distilled")
         words = None
         if teacher is not None:
             words = word_teacher(room, teacher, room.load(source, config.model, None, recipe.seed), lessons)

@@ -19,8 +19,8 @@ from preceptor.distill.chunked_kl import chunked_cross_entropy
 from preceptor.distributed import broadcast_from_main, processes
 from preceptor.environment import QUESTIONS, machine, versions
 from preceptor.files import json_lines, sha256, write_text
-from preceptor.grounding.clinkd import ClinkdTask, WordTeacher
-from preceptor.grounding.config import STAGE_ADDS, ClinkdConfig, GroundingRecipe, VlmConfig, VlmRunConfig, VlmStage
+from preceptor.grounding.clinkd import ClinkdConfig
+from preceptor.grounding.config import STAGE_ADDS, GroundingRecipe, VlmConfig, VlmRunConfig, VlmStage
 from preceptor.grounding.data import describe_dialogues
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample
 from preceptor.grounding.dialogue_encoder import ModalityRows
@@ -34,14 +34,13 @@ from preceptor.grounding.reflection import Correction
 from preceptor.grounding.reflection_round import Ask, Reflector, correction_dialogue
 from preceptor.grounding.selection import Similarity
 from preceptor.grounding.sentence_similarity import choose_similarity
+from preceptor.grounding.task import ClinkdTask, WordTeacher
 from preceptor.recipe import differences, dump_recipe
 from preceptor.task import Task
 from preceptor.teachers.online import weights_fingerprint
 from preceptor.training.loop import FitArguments, TrainState, fit
 
 PROTOCOLS = ("birdeval", "strict")
-LEFT_OUT: Any = {"teaching_run": True, "teacher_offload": True, "pseudo_labels": {"store"}}
-"""Settings of the method that change nothing in what is learnt, or are known by a fingerprint."""
 
 
 @dataclass
@@ -130,18 +129,6 @@ def guidance_of(config: ClinkdConfig) -> Guidance:
     return Guidance("clip", table=[g.table.get(name, plain) for name in MODALITIES], learnable=g.learnable)
 
 
-def stage_method(recipe: GroundingRecipe, stage: VlmStage) -> ClinkdConfig:
-    """Return what a stage learns from: each adds one part of the method to the one before."""
-    method = recipe.method.model_copy(deep=True)
-    if stage in ("teacher", "baseline"):
-        method.guidance.kind = "none"
-    if stage not in ("distilled", "clinkd"):
-        method.pseudo_labels.share = 0.0
-    if stage != "clinkd":
-        method.reflection.rounds = 0
-    return method
-
-
 @dataclass
 class Part:
     """One part of a stage's training: what is drawn from, for which share of the steps, and what it starts from."""
@@ -183,13 +170,12 @@ def train_part(
         own = asker(vlm, method.reflection.max_new_tokens, recipe.answers.batch_size)
         corrector = own if method.reflection.corrector == "student" else part.corrector
         reflector = Reflector(own, corrector, rows, method.reflection, room.similarity, recipe.seed)
-    task = ClinkdTask(
+    task = method.build_task(
         vlm,
-        method,
-        prior=part.prior,
+        pseudo_labels=part.prior,
         teacher=part.teacher,
         reflect=reflector.round if reflector else None,
-        lessons=lessons,
+        collate=lessons,
         seed=recipe.seed,
     )
     held_out = DialogueExamples([TrainingExample(row) for row in data.split("validation")], vlm.encoder)
@@ -280,7 +266,7 @@ def identity(
                 "start": sha256(weights) if weights.is_file() else part.source,
                 "train": config.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
                 "share": part.share,
-                "method": method.model_dump(mode="json", exclude=LEFT_OUT),
+                "method": method.stage_settings("clinkd"),
                 "teacher": part.teacher.fingerprint if part.teacher else None,
             }
         )

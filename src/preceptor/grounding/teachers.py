@@ -14,8 +14,7 @@ from preceptor.data.types import Dialogue
 from preceptor.distill.chunked_kl import HiddenTeacher, TopKTeacher
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.grounding.clinkd import WordTeacher
-from preceptor.grounding.config import PseudoLabelConfig
+from preceptor.grounding.clinkd import PseudoLabelConfig
 from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.dataset import TrainingExample
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
@@ -23,6 +22,7 @@ from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, teach
 from preceptor.grounding.reflection_round import Ask
 from preceptor.grounding.stage import Seminar, asker
+from preceptor.grounding.task import WordTeacher
 from preceptor.grounding.topk_cache import TopKCache, TopKIdentity, answers_key, topk_identity
 from preceptor.grounding.topk_writer import write_topk_cache
 from preceptor.grounding.vocabulary import same_vocabulary

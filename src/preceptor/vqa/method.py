@@ -108,9 +108,7 @@ class VqaMethod(MethodConfig):
         if teacher is None:
             return VqaTask(student, [LabelLoss(self.label)], pretrained=pretrained)
         terms = self._every_term(student.config.layers, teacher_config.layers)
-        return VqaTask(
-            student, terms, teacher=teacher, teacher_config=teacher_config, pretrained=pretrained, seed=seed
-        )
+        return VqaTask(student, terms, teacher=teacher, teacher_config=teacher_config, pretrained=pretrained, seed=seed)
 
     def _every_term(self, student_layers: int, teacher_layers: int) -> list[LossTerm]:
         from preceptor.distill.loss_term import own_losses

@@ -110,7 +110,9 @@ def _distil(recipe: VqaRecipe, room: Classroom, folder: Path) -> dict[str, Any]:
     words = None
     if recipe.method.inherit_token_embeddings:
         if teacher is None:
-            raise UserError("method.inherit_token_embeddings needs a trained teacher; with method.teaching.kind=ema there is none")
+            raise UserError(
+                "method.inherit_token_embeddings needs a trained teacher; with method.teaching.kind=ema there is none"
+            )
         words = VqaBundle.load(teacher_folders(recipe)[0]).model.text.get_input_embeddings().weight.detach()
     if teacher is not None:
         teacher = teacher.to(processes().device)
