@@ -86,7 +86,8 @@ class FeatureLoss(VqaLoss):
         self.student_features, self.teacher_features = (student_path,), (teacher_path,)
 
     def prepare(self, student: nn.Module, teacher_config: Any, generator: torch.Generator) -> None:
-        self.projector = projector(student.config.width, teacher_config.width, generator)  # type: ignore[union-attr]
+        student_config: Any = student.config
+        self.projector = projector(student_config.width, teacher_config.width, generator)
 
     def forward(self, student: TeacherSignal, teacher: TeacherSignal, batch: Batch) -> Tensor:
         s, t = student.features[self.student_features[0]], teacher.features[self.teacher_features[0]]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from preceptor.distill.loss_term import LossTerm
     from preceptor.task import Batch, Teacher, TeacherSignal
+    from preceptor.vqa.model import VqaTransformer
     from preceptor.vqa.task import VqaTask
 
 Layers = Literal["uniform", "last"] | list[tuple[int, int]]
@@ -84,7 +85,7 @@ class VqaMethod(MethodConfig):
 
     def build_task(
         self,
-        student: nn.Module,
+        student: VqaTransformer,
         *,
         teacher: Teacher | None = None,
         teacher_config: Any = None,
@@ -94,7 +95,7 @@ class VqaMethod(MethodConfig):
         """Return the training task of a student. Without a teacher it learns from the answers alone.
 
         Args:
-            student: a `VqaTransformer`.
+            student: the model to train.
             teacher_config: the `VqaTransformerConfig` of the teacher; of the first member of an ensemble.
             pretrained: names of the student's parameters that did not start from scratch.
             seed: seed of the projectors' initial weights.
