@@ -35,13 +35,13 @@ def main() -> None:
     from PIL import Image
 
     from preceptor.data.types import Dialogue
-    from preceptor.distill.chunked_kl import HiddenTeacher, chunked_cross_entropy, distillation_loss
+    from preceptor.distill.chunked_kl import chunked_cross_entropy, distillation_loss
     from preceptor.environment import machine
     from preceptor.grounding.model import GroundedVlm
     from preceptor.grounding.new_vlm import new_vlm
     from preceptor.grounding.pseudo_labels import ContentHashes
-    from preceptor.grounding.topk_cache import TopKCache, answers_key, topk_identity
-    from preceptor.grounding.topk_writer import write_topk_cache
+    from preceptor.grounding.topk_cache import TopKCache, answers_key, topk_cache_key, write_topk_cache
+    from preceptor.task import HiddenTeacher
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -61,12 +61,12 @@ def main() -> None:
                 model.base.resize_token_embeddings(args.words, mean_resizing=False)
         teacher = models.pop("teacher").requires_grad_(False).eval()
         words = len(teacher.lm_head_weight)
-        identity = topk_identity(teacher, teacher.encoder.tokenizer, words, "bench", k=args.k)
+        cache_key = topk_cache_key(teacher, teacher.encoder.tokenizer, words, "bench", k=args.k)
         hashes = ContentHashes()
         begun = time.perf_counter()
-        write_topk_cache(root / "cache", teacher, rows, identity, hashes)
+        write_topk_cache(root / "cache", teacher, rows, cache_key, hashes)
         written = time.perf_counter() - begun
-        cache = TopKCache.open(root / "cache", identity)
+        cache = TopKCache.open(root / "cache", cache_key)
         optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-5) for name, model in models.items()}
         times: dict[str, list[float]] = {name: [] for name in models}
         reading: list[float] = []

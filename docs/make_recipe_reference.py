@@ -56,7 +56,7 @@ MEANINGS = {
     "DataConfig.normaliser": (
         "How answers are normalised into classes and for validation. Test scores name their own normaliser."
     ),
-    "DataConfig.broken_images": (
+    "DataConfig.broken": (
         "`raise`: a broken image ends the training with its name. `skip`: its rows are left out and counted; in "
         "validation and test they count as wrong."
     ),

@@ -138,9 +138,6 @@ class Teacher(Protocol):
     def to(self, device) -> Teacher: ...
 
 
-TeacherSource = Teacher
-
-
 class Task(nn.Module):
     """A student and its loss: what the training loop needs to know.
 

@@ -82,7 +82,7 @@ def test_an_unknown_entry_is_refused(
 
 def test_a_folder_without_images_is_refused(pretraining: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no image files"):
+    with pytest.raises(UserError, match="contains no image files"):
         read_data(
             DataConfig(name="table", root=str(pretraining), exclude_images_of=[str(tmp_path / "empty")]), tmp_path / "d"
         )
@@ -133,7 +133,7 @@ def test_the_cache_saves_decoding_and_a_damaged_one_is_made_again(
     assert seen.hash_images(paths, cache) == first
 
 
-def test_broken_images_are_left_out_and_blank_ones_known_by_their_bytes(tmp_path: Path) -> None:
+def test_broken_are_left_out_and_blank_ones_known_by_their_bytes(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"x")
     for name, grey in (("a", 3), ("b", 200)):
         Image.fromarray(np.full((40, 40), grey, np.uint8)).save(tmp_path / f"{name}.png")

@@ -153,7 +153,7 @@ def test_skipped_rows_are_counted_in_the_results_of_every_part(tmp_path):
     write_table(tmp_path)
     for number in (1, 4, 22):
         DAMAGE["truncated"](tmp_path / f"scan-{number}.png")
-    policy = ["data.broken_images=skip", "data.skip_limit=0.2", "data.workers=1", "teacher.train.epochs=2"]
+    policy = ["data.broken=skip", "data.skip_limit=0.2", "data.workers=1", "teacher.train.epochs=2"]
     code, out, err = call("train", *settings(tmp_path, *policy), "--json")
     assert code == 0, err
     results = json.loads(out)

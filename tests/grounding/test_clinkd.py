@@ -15,7 +15,7 @@ from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.new_vlm import new_vlm
 from preceptor.grounding.reflection import Correction
 from preceptor.grounding.task import ClinkdTask
-from preceptor.grounding.teachers import OnlineWords
+from preceptor.grounding.teachers import OnlineTokenTeacher
 from preceptor.task import Batch
 from preceptor.training.guards import offenders
 
@@ -60,7 +60,7 @@ def plain(vlm: GroundedVlm, rows: Batch) -> torch.Tensor:
 
 def test_answers_alone(folder, rows):
     vlm = GroundedVlm.load(folder).eval()
-    task = ClinkdTask(vlm, config())
+    task = config().build_task(vlm)
     given = batch(vlm, rows)
     loss = task(given)
     assert set(loss.sums) == {"answers"}
@@ -106,7 +106,7 @@ def test_every_row_of_a_batch_narrows_to_its_own_images(folder, rows):
 
 def test_the_dialogue_with_a_broken_image_is_named(folder, rows):
     vlm = GroundedVlm.load(folder).eval()
-    task, given = ClinkdTask(vlm, config()), batch(vlm, rows)
+    task, given = config().build_task(vlm), batch(vlm, rows)
     patches = given["image_grid_thw"].prod(dim=1)
     given["pixel_values"][int(patches[:2].sum())] = torch.nan  # the first patch of the third image, of dialogue c
     counts = {"tokens": 1.0, "samples": 1.0}
@@ -127,7 +127,7 @@ def test_the_prior_weighs_by_the_curriculum_and_learns_the_teachers_words(folder
         for parameter in teacher.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     c = config(pseudo_labels={"alpha": 0.5, "temperature": 0.5, "curriculum": {"begin": 0.8, "end": 0.2, "over": 1.0}})
-    task = ClinkdTask(vlm, c, pseudo_labels=True, teacher=OnlineWords(teacher, vlm))
+    task = c.build_task(vlm, pseudo_labels=True, teacher=OnlineTokenTeacher(teacher, vlm))
     given = batch(vlm, rows)
     given.tensors["confidence"] = torch.tensor([0.9, 0.7, 0.9, 0.1])
     given.tensors["margin"] = torch.tensor([0.9, 0.7, 0.75, 0.1])
@@ -163,7 +163,7 @@ def reflecting(vlm: GroundedVlm, asked: list[int], **settings) -> ClinkdTask:
         return batch(vlm, taught, last=True)
 
     c = config(reflection={"rounds": 3, "ratio": 0.5, **settings})
-    return ClinkdTask(vlm, c, reflect=reflect, collate=collate, seed=5)
+    return c.build_task(vlm, reflect=reflect, collate=collate, seed=5)
 
 
 def test_corrections_take_the_place_of_the_last_rows(folder, rows):

@@ -57,6 +57,7 @@ def recipe(tmp_path, models) -> Path:
         yaml.safe_dump(
             {
                 "name": "cached",
+                "task": "grounding",
                 "stages": ["distilled"],
                 "output": str(tmp_path / "run"),
                 "teacher": model,
@@ -134,7 +135,7 @@ def test_a_flipped_byte_of_a_label_is_found(recipe, written, capsys, last):
     assert f"labels-00000.jsonl:{5 if last else 1}" in found["damage"]
 
 
-@pytest.mark.parametrize("name", ["ids.npy", "logs.npy", "tails.npy", "targets.npy", "keys.npy"])
+@pytest.mark.parametrize("name", ["ids.npy", "log_probabilities.npy", "log_tail.npy", "targets.npy", "keys.npy"])
 def test_a_flipped_byte_of_the_cached_words_is_found_and_mended(recipe, written, capsys, name):
     file = written / CACHE / name
     good = file.read_bytes()
@@ -155,12 +156,12 @@ def test_words_that_are_not_the_teachers_differ(recipe, written, capsys):
 
     import numpy as np
 
-    file = written / CACHE / "logs.npy"
+    file = written / CACHE / "log_probabilities.npy"
     logs = np.load(file)
     logs[:, 0] -= 0.5
     np.save(file, logs)
     manifest = json.loads((written / CACHE / "manifest.json").read_text())
-    manifest["files"]["logs.npy"]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest["files"]["log_probabilities.npy"]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     (written / CACHE / "manifest.json").write_text(json.dumps(manifest))
     code, found, _ = call(capsys, str(recipe), "--verify", "1")
     assert code == 1

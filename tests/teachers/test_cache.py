@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 
 from preceptor.errors import UserError
 from preceptor.task import Batch, TeacherSignal
-from preceptor.teachers.cache import CachedTeacher, CacheIdentity, verify, write_cache
-from tests.teachers.tiny_teacher import FIXED, TOKEN_AXES, Samples, identity, teacher
+from preceptor.teachers.array_store import differences
+from preceptor.teachers.cache import CachedTeacher, CacheKey, verify, write_cache
+from tests.teachers.tiny_teacher import FIXED, TOKEN_AXES, Samples, cache_key, teacher
 
 
 @pytest.fixture
@@ -28,12 +30,12 @@ def samples():
 @pytest.fixture
 def cache(tmp_path, samples):
     source = teacher()
-    write_cache(tmp_path / "cache", source, samples.batches(), identity(source), token_axes=TOKEN_AXES)
+    write_cache(tmp_path / "cache", source, samples.batches(), cache_key(source), token_axes=TOKEN_AXES)
     return tmp_path / "cache"
 
 
 def open_cache(folder, **options):
-    return CachedTeacher.open(folder, identity(teacher()), **options)
+    return CachedTeacher.open(folder, cache_key(teacher()), **options)
 
 
 def flip_byte(path: Path, offset: int) -> None:
@@ -75,7 +77,7 @@ def test_cached_signal_does_not_depend_on_how_the_cache_was_batched(tmp_path, sa
     batch = samples.batch([20, 1, 8])
     signals = []
     for name, batches in orders.items():
-        assert write_cache(tmp_path / name, source, batches, identity(source), token_axes=TOKEN_AXES) == 24
+        assert write_cache(tmp_path / name, source, batches, cache_key(source), token_axes=TOKEN_AXES) == 24
         signals.append(open_cache(tmp_path / name).signal(batch))
     for other in signals[1:]:
         torch.testing.assert_close(other.logits, signals[0].logits)
@@ -88,12 +90,12 @@ def test_signal_may_be_written_to_without_changing_the_cache(cache, samples):
     expected = cached.signal(batch).logits.clone()
     cached.signal(batch).logits.zero_()
     assert torch.equal(cached.signal(batch).logits, expected)
-    cached.verify_files()
+    cached.store.verify_files()
 
 
 def test_float16_is_half_the_size_and_close(tmp_path, cache, samples):
     source = teacher()
-    write_cache(tmp_path / "half", source, samples.batches(), identity(source), token_axes=TOKEN_AXES, dtype="float16")
+    write_cache(tmp_path / "half", source, samples.batches(), cache_key(source), token_axes=TOKEN_AXES, dtype="float16")
     batch = samples.batch([5, 6, 7])
     half, full = open_cache(tmp_path / "half"), open_cache(cache)
     assert half.signal(batch).logits.dtype == torch.float32
@@ -106,14 +108,14 @@ def test_float16_is_half_the_size_and_close(tmp_path, cache, samples):
 def test_fields_choose_what_is_written_and_features_what_is_read(tmp_path, cache, samples):
     source, batch = teacher(), samples.batch([1, 2])
     write_cache(
-        tmp_path / "some", source, samples.batches(), identity(source), fields=["fusion"], token_axes=TOKEN_AXES
+        tmp_path / "some", source, samples.batches(), cache_key(source), fields=["fusion"], token_axes=TOKEN_AXES
     )
     assert set(open_cache(tmp_path / "some").signal(batch).features) == {"fusion"}
     assert set(open_cache(cache, features=["attention"]).signal(batch).features) == {"attention"}
     with pytest.raises(UserError, match=r"lacks the feature 'fusions'.*did you mean 'fusion'\?"):
         open_cache(cache, features=["fusions"])
     with pytest.raises(UserError, match=r"no feature 'pool'"):
-        write_cache(tmp_path / "none", source, samples.batches(), identity(source), fields=["pool"])
+        write_cache(tmp_path / "none", source, samples.batches(), cache_key(source), fields=["pool"])
     assert not (tmp_path / "none").exists()
 
 
@@ -121,7 +123,7 @@ def test_repeated_keys_are_written_once(tmp_path, samples):
     source, seen = teacher(), []
     batches = [samples.batch([0, 1, 0]), samples.batch([1, 2]), samples.batch([2, 0])]
     rows = write_cache(
-        tmp_path / "cache", source, batches, identity(source), token_axes=TOKEN_AXES, progress=seen.append
+        tmp_path / "cache", source, batches, cache_key(source), token_axes=TOKEN_AXES, progress=seen.append
     )
     cached = open_cache(tmp_path / "cache")
     assert (rows, len(cached), seen) == (3, 3, [2, 3])
@@ -142,8 +144,8 @@ def test_a_teacher_of_images_alone_needs_no_token_axes(tmp_path):
 
     pixels = torch.randn(3, 3, 2, 2)
     batch = Batch({"pixels": pixels}, ["a", "b", "c"], [hashlib.sha256(bytes([i])).hexdigest() for i in range(3)])
-    write_cache(tmp_path / "cache", Images(), [batch], identity(Images()))
-    cached = CachedTeacher.open(tmp_path / "cache", identity(Images()))
+    write_cache(tmp_path / "cache", Images(), [batch], cache_key(Images()))
+    cached = CachedTeacher.open(tmp_path / "cache", cache_key(Images()))
     turned = Batch({"pixels": pixels[[2, 0]]}, ["c", "a"], [batch.keys[2], batch.keys[0]])
     assert cached.signal(turned).mask is None
     assert torch.equal(cached.signal(turned).features["map"], pixels[[2, 0]])
@@ -174,8 +176,8 @@ def test_keys_find_their_own_rows_and_no_others(tmp_path_factory, stored, asked,
     def batch(keys):
         return Batch({"pixels": torch.zeros(len(keys), 1)}, ["x"] * len(keys), [key.hex() for key in keys])
 
-    write_cache(folder, Counter(), [batch(rows)], identity(Counter()))
-    cached = CachedTeacher.open(folder, identity(Counter()))
+    write_cache(folder, Counter(), [batch(rows)], cache_key(Counter()))
+    cached = CachedTeacher.open(folder, cache_key(Counter()))
     places = [i % len(rows) for i in asked]
     assert cached.signal(batch([rows[i] for i in places])).logits[:, 0].tolist() == places
     if absent not in rows:
@@ -201,22 +203,22 @@ def test_keys_find_their_own_rows_and_no_others(tmp_path_factory, stored, asked,
         ("augmentation", {"views": 4, "flip": True}, "augmentation.flip: cached nothing, wanted True"),
     ],
 )
-def test_each_other_identity_is_refused_by_name(cache, name, value, shown):
+def test_each_other_cache_key_is_refused_by_name(cache, name, value, shown):
     with pytest.raises(UserError, match=shown) as refusal:
-        CachedTeacher.open(cache, identity(teacher(), **{name: value}))
+        CachedTeacher.open(cache, cache_key(teacher(), **{name: value}))
     assert "preceptor cache" in str(refusal.value)
     assert not any(other in str(refusal.value) for other in {"vocabulary", "variant", "data"} - {name})
 
 
 def test_every_difference_is_listed():
-    old = identity(teacher())
-    new = CacheIdentity("x", "y", "z", "w", {"image_size": 9}, {})
-    names = [line.split(":")[0] for line in old.differences(new)]
+    old = cache_key(teacher())
+    new = CacheKey("x", "y", "z", "w", {"image_size": 9}, {})
+    names = [line.split(":")[0] for line in differences(asdict(old), asdict(new))]
     expected = ["teacher", "vocabulary", "data", "variant", "preprocessing.image_size", "preprocessing.mean"]
     assert names == [*expected, "preprocessing.tokenizer", "augmentation.views"]
-    assert old.differences(identity(teacher())) == []
+    assert differences(asdict(old), asdict(cache_key(teacher()))) == []
     # None is a value of its own.
-    assert identity(teacher(), augmentation={"views": None}).differences(identity(teacher(), augmentation={}))
+    assert differences({"augmentation": {"views": None}}, {"augmentation": {}})
 
 
 def test_missing_keys_name_the_sample_and_the_cause(cache, samples):
@@ -232,12 +234,14 @@ def test_a_question_longer_than_it_comes_now_is_refused(cache, samples):
     for name in ("input_ids", "attention_mask"):
         batch.tensors[name] = batch.tensors[name][:, :3]
     with pytest.raises(
-        UserError, match=f"'sample-{longest}' was cached with {samples.lengths[longest]} tokens .* 3 now"
+        UserError, match=f"'sample-{longest}' was cached with {samples.lengths[longest]} tokens and now has at most 3"
     ):
         open_cache(cache).signal(batch)
 
 
-@pytest.mark.parametrize("name", ["logits.npy", "mask.npy", "feature-1.npy", "keys.npy", "rows.npy", "lengths.npy"])
+@pytest.mark.parametrize(
+    "name", ["logits.npy", "mask.npy", "feature.fusion.npy", "keys.npy", "rows.npy", "lengths.npy"]
+)
 def test_truncated_and_missing_files_are_refused_at_open(cache, name):
     path = cache / name
     data = path.read_bytes()
@@ -269,14 +273,14 @@ def test_a_corrupted_byte_is_found_by_both_checks(cache, samples):
     flip_byte(cache / "logits.npy", 128 + (row * 5 + 2) * 4 + 3)
     cached = open_cache(cache)
     with pytest.raises(UserError, match=r"logits\.npy has another SHA-256"):
-        cached.verify_files()
+        cached.store.verify_files()
     report = verify(cached, source, samples.batches(7), fraction=1.0)
     assert (report.checked, report.mismatched) == (24, [f"sample-{row}"])
     assert report.worst > 1e-3
 
 
 def test_a_value_that_became_nan_is_found(cache, samples):
-    path = cache / "feature-1.npy"
+    path = cache / "feature.fusion.npy"
     array = np.load(path)
     array[9, 2, 0] = np.nan
     np.save(path, array)
@@ -285,7 +289,8 @@ def test_a_value_that_became_nan_is_found(cache, samples):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 2, "identity": {}}', '{"format": 2, "identity": 3}']
+    "text",
+    ["", "{", "[]", "{}", '{"format": 3}', '{"format": 3, "kind": "signals", "cache_key": 3}'],
 )
 def test_a_damaged_manifest_is_refused(cache, text):
     (cache / "manifest.json").write_text(text)
@@ -305,8 +310,8 @@ def test_another_format_and_no_cache_are_refused(cache, tmp_path):
 def test_file_names_that_leave_the_folder_are_refused(cache, tmp_path):
     (tmp_path / "outside.npy").write_bytes((cache / "logits.npy").read_bytes())
     manifest = json.loads((cache / "manifest.json").read_text())
-    manifest["fields"]["logits"]["file"] = "../outside.npy"
-    manifest["files"]["../outside.npy"] = manifest["files"]["logits.npy"]
+    manifest["arrays"]["feature.../../outside"] = manifest["arrays"]["logits"]
+    manifest["files"]["feature.../../outside.npy"] = manifest["files"]["logits.npy"]
     (cache / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="outside"):
         open_cache(cache)
@@ -350,14 +355,14 @@ def test_verify_finds_another_teacher_and_other_data(cache, samples):
 def test_token_axes_that_are_not_named_or_do_not_fit_are_refused(tmp_path, samples):
     source = teacher()
     batches = [samples.batch([0, 1], pad_to=8), samples.batch([2, 3], pad_to=9)]
-    with pytest.raises(UserError, match=r"feature 'fusion' has shape \(2, 14, 8\).*after \(2, 13, 8\)"):
-        write_cache(tmp_path / "a", source, batches, identity(source), fields=["fusion"])
-    with pytest.raises(UserError, match=r"Token axes \(3,\) do not fit feature 'fusion'"):
-        write_cache(tmp_path / "a", source, batches, identity(source), token_axes={"fusion": (3,)})
+    with pytest.raises(UserError, match=r"feature\.fusion has shape \(2, 14, 8\).*unlike the first batch"):
+        write_cache(tmp_path / "a", source, batches, cache_key(source), fields=["fusion"])
+    with pytest.raises(UserError, match=r"Token axes \(3,\) do not fit feature\.fusion of shape"):
+        write_cache(tmp_path / "a", source, batches, cache_key(source), token_axes={"fusion": (3,)})
     with pytest.raises(UserError, match=r"'fusoin' to cache; did you mean 'fusion'"):
-        write_cache(tmp_path / "a", source, batches, identity(source), token_axes={"fusoin": (1,)})
+        write_cache(tmp_path / "a", source, batches, cache_key(source), token_axes={"fusoin": (1,)})
     with pytest.raises(UserError, match="no samples"):
-        write_cache(tmp_path / "a", source, [], identity(source))
+        write_cache(tmp_path / "a", source, [], cache_key(source))
     assert os.listdir(tmp_path) == []
 
 
@@ -367,22 +372,22 @@ def test_values_that_are_not_finite_are_refused(tmp_path, samples, bias, dtype):
     with torch.no_grad():
         source.model.head.bias[1] = bias
     with pytest.raises(UserError, match=f"logits for sample 'sample-0' .* not finite as {dtype}"):
-        write_cache(tmp_path / "a", source, samples.batches(), identity(source), token_axes=TOKEN_AXES, dtype=dtype)
+        write_cache(tmp_path / "a", source, samples.batches(), cache_key(source), token_axes=TOKEN_AXES, dtype=dtype)
 
 
 def test_a_folder_that_is_no_cache_is_left_alone(tmp_path, samples):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("years of work")
     source = teacher()
-    with pytest.raises(UserError, match="is no teacher cache"):
-        write_cache(tmp_path / "notes", source, samples.batches(), identity(source))
+    with pytest.raises(UserError, match="is not a teacher cache"):
+        write_cache(tmp_path / "notes", source, samples.batches(), cache_key(source))
     assert (tmp_path / "notes" / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_cache_is_replaced_by_a_new_one_under_its_readers(cache, samples):
     reader, batch, source = open_cache(cache), samples.batch([0, 1]), teacher(1)
-    write_cache(cache, source, samples.batches(), identity(source), token_axes=TOKEN_AXES)
-    new = CachedTeacher.open(cache, identity(source))
+    write_cache(cache, source, samples.batches(), cache_key(source), token_axes=TOKEN_AXES)
+    new = CachedTeacher.open(cache, cache_key(source))
     torch.testing.assert_close(new.signal(batch).logits, source.signal(batch).logits)
     torch.testing.assert_close(reader.signal(batch).logits, teacher().signal(batch).logits)
     with pytest.raises(UserError, match="teacher: cached"):
@@ -390,25 +395,50 @@ def test_a_cache_is_replaced_by_a_new_one_under_its_readers(cache, samples):
     assert os.listdir(cache.parent) == ["cache"]
 
 
-def test_an_exception_leaves_no_half_cache_and_the_old_one(cache, samples):
-    source, before = teacher(1), {path.name: path.read_bytes() for path in cache.iterdir()}
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_interrupted_writer_keeps_the_old_cache_and_resumes(cache, samples):
+    """The batches that were written are not computed again, and the result is byte-equal to an undisturbed one."""
+    source, before = teacher(1), contents(cache)
 
     def batches():
-        yield samples.batch([0, 1])
+        yield from samples.batches()[:3]
         raise OSError("the network share is gone")
 
     for folder in (cache, cache.with_name("new")):
         with pytest.raises(OSError, match="share is gone"):
-            write_cache(folder, source, batches(), identity(source), token_axes=TOKEN_AXES)
-    assert os.listdir(cache.parent) == ["cache"]
-    assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
+            write_cache(folder, source, batches(), cache_key(source), token_axes=TOKEN_AXES)
+    assert not cache.with_name("new").exists()
+    assert contents(cache) == before
+    computed = []
+
+    class Counting:
+        fingerprint = source.fingerprint
+
+        def signal(self, batch):
+            computed.append(batch.ids)
+            return source.signal(batch)
+
+        def to(self, device):
+            return self
+
+    write_cache(cache, Counting(), samples.batches(), cache_key(source), token_axes=TOKEN_AXES)
+    assert computed == [batch.ids for batch in samples.batches()[3:]]
+    write_cache(cache.with_name("whole"), source, samples.batches(), cache_key(source), token_axes=TOKEN_AXES)
+    assert contents(cache) == contents(cache.with_name("whole"))
+    # Blocks of other settings are not resumed.
+    write_cache(cache.with_name("new"), source, samples.batches(), cache_key(source), fields=["pooled"])
+    assert CachedTeacher.open(cache.with_name("new"), cache_key(source)).features == ["pooled"]
+    assert sorted(os.listdir(cache.parent)) == ["cache", "new", "whole"]
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.teachers.tiny_teacher import *
-from preceptor.teachers import cache_writer
+from preceptor.teachers import array_store, cache
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -419,9 +449,9 @@ def batches():
         die()
 
 if sys.argv[2] == "rename":
-    cache_writer.replace_folder = die
+    array_store.replace_folder = die
 source = teacher(1)
-cache_writer.write_cache(Path(sys.argv[1]), source, batches(), identity(source), token_axes=TOKEN_AXES)
+cache.write_cache(Path(sys.argv[1]), source, batches(), cache_key(source), token_axes=TOKEN_AXES)
 """
 
 
@@ -435,12 +465,12 @@ def test_sigkill_leaves_no_half_cache_and_the_next_writer_cleans_up(cache, sampl
     assert not cache.with_name("new").exists()
     with pytest.raises(UserError, match="no teacher cache"):
         open_cache(cache.with_name("new"))
-    open_cache(cache).verify_files()
+    open_cache(cache).store.verify_files()
     assert sorted(os.listdir(cache.parent)) == [".cache.partial", ".new.partial", "cache"]
     source = teacher(1)
     for folder in (cache, cache.with_name("new")):
-        write_cache(folder, source, samples.batches(), identity(source), token_axes=TOKEN_AXES)
-        CachedTeacher.open(folder, identity(source)).verify_files()
+        write_cache(folder, source, samples.batches(), cache_key(source), token_axes=TOKEN_AXES)
+        CachedTeacher.open(folder, cache_key(source)).store.verify_files()
     assert sorted(os.listdir(cache.parent)) == ["cache", "new"]
 
 
@@ -452,9 +482,9 @@ def test_two_writers_of_one_cache_do_not_mix(tmp_path, samples):
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
         with pytest.raises(UserError, match="Another process is writing"):
-            write_cache(tmp_path / "cache", source, samples.batches(), identity(source), token_axes=TOKEN_AXES)
+            write_cache(tmp_path / "cache", source, samples.batches(), cache_key(source), token_axes=TOKEN_AXES)
         assert (partial / "logits.npy.raw").read_bytes() == b"of the other writer"
     finally:
         os.close(descriptor)
-    write_cache(tmp_path / "cache", source, samples.batches(), identity(source), token_axes=TOKEN_AXES)
+    write_cache(tmp_path / "cache", source, samples.batches(), cache_key(source), token_axes=TOKEN_AXES)
     assert os.listdir(tmp_path) == ["cache"]

@@ -7,7 +7,7 @@ from torch import nn
 from preceptor.errors import UserError
 from preceptor.teachers.cache import CachedTeacher, write_cache
 from preceptor.teachers.online import EmaTeacher, EnsembleTeacher, OnlineTeacher, weights_fingerprint
-from tests.teachers.tiny_teacher import Samples, TinyNet, forward, identity, teacher
+from tests.teachers.tiny_teacher import Samples, TinyNet, cache_key, forward, teacher
 
 
 @pytest.fixture
@@ -227,11 +227,11 @@ def test_ema_refuses_another_network_and_a_bad_decay():
 def test_all_teachers_answer_alike(batch, tmp_path):
     """One network behind every kind of teacher gives one distribution."""
     online = teacher()
-    write_cache(tmp_path / "cache", online, [batch], identity(online))
+    write_cache(tmp_path / "cache", online, [batch], cache_key(online))
     sources = [
         EmaTeacher(TinyNet(), forward, decay=0.9),
         EnsembleTeacher([online, teacher()]),
-        CachedTeacher.open(tmp_path / "cache", identity(online)),
+        CachedTeacher.open(tmp_path / "cache", cache_key(online)),
     ]
     for source in sources:
         signal = source.to("cpu").signal(batch)

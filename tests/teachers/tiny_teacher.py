@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from preceptor.task import Batch, TeacherSignal
-from preceptor.teachers.cache import CacheIdentity
+from preceptor.teachers.cache import CacheKey
 from preceptor.teachers.online import OnlineTeacher
 
 IMAGE_TOKENS, WIDTH, HEADS, CLASSES = 4, 8, 2, 5
@@ -81,7 +81,7 @@ class Samples:
         return [self.batch(list(range(i, min(i + size, len(self.lengths))))) for i in range(0, len(self.lengths), size)]
 
 
-def identity(source, **changes) -> CacheIdentity:
+def cache_key(source, **changes) -> CacheKey:
     values = {
         "teacher": source.fingerprint,
         "vocabulary": "v" * 64,
@@ -90,4 +90,4 @@ def identity(source, **changes) -> CacheIdentity:
         "preprocessing": {"image_size": 8, "mean": (0.5, 0.5, 0.5), "tokenizer": "t" * 64},
         "augmentation": {"views": 1},
     }
-    return CacheIdentity(**{**values, **changes})
+    return CacheKey(**{**values, **changes})

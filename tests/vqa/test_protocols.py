@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.data.types import Prediction, Sample, VqaData
+from preceptor.data.types import Dataset, Prediction, Sample
 from preceptor.errors import UserError
 from preceptor.vqa.metrics import score
 from preceptor.vqa.protocols import protocol_named, protocols_for, settings_for
@@ -21,7 +21,7 @@ def data(name, split, leaking=False):
         # Only the part decides what is test: a row that a split trains on is never scored.
         sample("moved", "train", "test_freeform"),
     ]
-    return VqaData(name, split, Path("."), samples, leaking=leaking)
+    return Dataset(name, split, Path("."), samples, leaking=leaking)
 
 
 def selected(data, protocol):
@@ -79,7 +79,7 @@ def test_every_data_set_has_its_own(name, split, ids):
 
 
 def test_slake_scores_the_questions_of_its_language():
-    slake = VqaData(
+    slake = Dataset(
         "slake",
         "both",
         Path("."),
@@ -94,7 +94,7 @@ def test_slake_scores_the_questions_of_its_language():
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_vqa_med_counts_yes_and_no_apart_as_its_published_tables_do(split):
     kinds = [("open", "modality"), ("closed", "modality"), ("open", "plane"), ("closed", "abnormality")]
-    med = VqaData(
+    med = Dataset(
         "vqa-med-2019",
         split,
         Path("."),

@@ -17,7 +17,7 @@ import numpy as np
 
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image
 from preceptor.data.phash import COPY_BITS, as_text, from_text, hashes, near, thumbnail
-from preceptor.data.types import VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.errors import UserError
 from preceptor.files import write_text
 
@@ -40,7 +40,7 @@ class Source:
     images: dict[str, str]
 
     @property
-    def identity(self) -> tuple[str, str, str]:
+    def key(self) -> tuple[str, str, str]:
         return self.name, self.variant, self.test_sha256
 
 
@@ -78,19 +78,12 @@ def _read_cache(path: Path) -> dict[str, str]:
         return {}
 
 
-def training_images(data: VqaData, cache: Path | None = None, **limits: int) -> Source:
-    """Return the training and validation images of a data set."""
-    paths = [sample.image for sample in data.samples if sample.split != "test"]
-    images = dict(sorted(hash_images(paths, cache, **limits).values()))
-    return Source(data.name, data.variant, data.fingerprint("test"), images)
-
-
 def merge(sources: Iterable[Source]) -> list[Source]:
     """Return the sources with those of the same data set put together."""
     found: dict[tuple[str, str, str], Source] = {}
     for source in sources:
-        images = {**(found[source.identity].images if source.identity in found else {}), **source.images}
-        found[source.identity] = Source(*source.identity, dict(sorted(images.items())))
+        images = {**(found[source.key].images if source.key in found else {}), **source.images}
+        found[source.key] = Source(*source.key, dict(sorted(images.items())))
     return list(found.values())
 
 
@@ -112,46 +105,28 @@ def read_provenance(folder: Path) -> list[Source] | None:
         document: dict[str, Any] = json.loads(path.read_text("utf-8"))
         sources = [Source(s["data"], s["variant"], s["test_sha256"], dict(s["images"])) for s in document["sources"]]
         for source in sources:
-            from_text(list(source.images.values()))
+            from_text([phash for phash in source.images.values() if phash])
         return sources
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); copy the model's folder again, or train it again") from error
-
-
-def contaminated_test_ids(
-    data: VqaData, sources: Iterable[Source], cache: Path | None = None, **limits: int
-) -> list[str]:
-    """Return, for each test image that was trained on elsewhere, the id of its first test row.
-
-    An image counts as trained on where its file is among those of a source, or its perceptual hash differs from one in
-    at most `COPY_BITS` bits. A source of the same data set with the same split and test rows is not asked: what that
-    split shares between its own splits is part of its protocol.
-    """
-    own = (data.name, data.variant, data.fingerprint("test"))
-    others = merge(source for source in sources if source.identity != own)
-    images = {digest: text for source in others for digest, text in source.images.items()}
-    test = data.split("test")
-    found = hash_images([sample.image for sample in test], cache, **limits) if images else {}
-    known = match_images(found, images)
-    ids: dict[Path, str] = {}
-    for sample in test:
-        if sample.image in known:
-            ids.setdefault(sample.image, sample.id)
-    return list(ids.values())
 
 
 def match_images(found: dict[Path, tuple[str, str]], images: dict[str, str]) -> set[Path]:
     """Return the files of `found` that are in `images` too, by SHA-256 or by perceptual hash."""
     if not found or not images:
         return set()
-    paths = list(found)
-    rows, _, _ = near(from_text([found[path][1] for path in paths]), from_text(list(images.values())), COPY_BITS)
-    return {paths[row] for row in np.unique(rows).tolist()} | {
-        p for p, (digest, _) in found.items() if digest in images
-    }
+    same = {path for path, (digest, _) in found.items() if digest in images}
+    paths = [path for path, (_, phash) in found.items() if phash]
+    phashes = [phash for phash in images.values() if phash]
+    if not paths or not phashes:  # volumes have no perceptual hash
+        return same
+    rows, _, _ = near(from_text([found[path][1] for path in paths]), from_text(phashes), COPY_BITS)
+    return {paths[row] for row in np.unique(rows).tolist()} | same
 
 
-def leave_out(data: VqaData, images: Sequence[Path], whose: str, cache: Path | None = None, **limits: int) -> None:
+def leave_out(
+    data: Dataset[Sample], images: Sequence[Path], whose: str, cache: Path | None = None, **limits: int
+) -> None:
     """Drop the training and validation rows of `data` whose image is among `images`, and note how many."""
     theirs = dict(hash_images(images, cache, **limits).values())
     learnt = [sample.image for sample in data.samples if sample.split != "test"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from preceptor.data.images import content_hash
-from preceptor.data.types import Case, Dialogue, Sample, Split, VqaData
+from preceptor.data.types import Case, Dataset, Dialogue, Sample, Split
 from preceptor.errors import UserError
 
 Row = TypeVar("Row", Sample, Case, Dialogue)
@@ -164,7 +164,7 @@ def _last(chain: dict[str, str], name: str) -> str:
     return name
 
 
-def note_leaks(data: VqaData) -> None:
+def note_leaks(data: Dataset[Sample]) -> None:
     """Mark the data as leaking where a group or an image is in several splits. Names may identify: only counts."""
     parts_of_group: defaultdict[str, set[Split]] = defaultdict(set)
     parts_of_image: defaultdict[Path, set[Split]] = defaultdict(set)

@@ -14,7 +14,7 @@ import numpy as np
 
 from preceptor.data import nifti
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
-from preceptor.data.types import Case, CaseData, VolumeFile
+from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.errors import UserError
 
 TOLERANCE = 1e-3
@@ -36,7 +36,7 @@ class LoadedVolume:
     geometry: Geometry
 
 
-def load_case(case: Case, data: CaseData | None = None, *, max_voxels: int = MAX_VOXELS) -> LoadedVolume:
+def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels: int = MAX_VOXELS) -> LoadedVolume:
     """Return a case's volumes. `data` says which labels may occur; without it any may.
 
     Raises:
@@ -59,6 +59,18 @@ def load_case(case: Case, data: CaseData | None = None, *, max_voxels: int = MAX
         require_same_grid(*first, case.mask, place)
         label = label_map(volume, case.mask, data.regions if data else None)
     return LoadedVolume(case.id, images, label, first[1].canonical_shape, first[1].spacing, first[1])
+
+
+def load_label(
+    file: VolumeFile, regions: Mapping[str, Sequence[int]] | None = None, *, max_voxels: int = MAX_VOXELS
+) -> tuple[np.ndarray, Geometry]:
+    """Return (label map (D, H, W) uint8, geometry) of a file. `regions` are the labels that may occur.
+
+    Raises:
+        VolumeError: the file is missing, unreadable or too large, or holds fractions or labels of no region.
+    """
+    volume, geometry = nifti.Reader(max_voxels).volume(file)
+    return label_map(volume, file, regions), geometry
 
 
 def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:
@@ -188,16 +200,20 @@ def save_mask(path: Path, label: np.ndarray, loaded: LoadedVolume) -> None:
     path that is not named as NIfTI.
     """
     assert 0 <= label.min() <= label.max() < 256, "labels are 0 to 255"
-    nifti.write(path, _restored(label.astype(np.uint8), loaded), loaded.geometry)
+    nifti.write(path, on_source_grid(label.astype(np.uint8), loaded), loaded.geometry)
 
 
 def save_probabilities(path: Path, probabilities: np.ndarray, loaded: LoadedVolume) -> None:
     """Write probabilities (R, D, H, W) as one float32 file with the source's grid: (X, Y, Z, R), regions in order."""
-    restored = _restored(probabilities.astype(np.float32), loaded)
+    restored = on_source_grid(probabilities.astype(np.float32), loaded)
     nifti.write(path, np.moveaxis(restored, 0, -1), loaded.geometry)
 
 
-def _restored(volume: np.ndarray, loaded: LoadedVolume) -> np.ndarray:
+def on_source_grid(volume: np.ndarray, loaded: LoadedVolume) -> np.ndarray:
+    """Return a volume (..., D, H, W) of the network's grid on the grid of the source file.
+
+    Whole numbers are resampled by nearest neighbour, floats linearly. Nothing changes if the case was not resampled.
+    """
     shape = loaded.geometry.canonical_shape
     assert volume.shape[-3:] in (shape, loaded.shape), f"{volume.shape} is not on the grid of {loaded.id}"
     return resize(volume, shape)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from preceptor.errors import UserError
+from preceptor.task import HiddenTeacher, TopKTeacher
 
 CHUNK = 128
 """Tokens at a time: 78 MB for each table of 151,936 words in float32, of which four are held."""
@@ -39,31 +39,6 @@ class DistillationLoss(NamedTuple):
     loss: Tensor
     kl: Tensor
     cross_entropy: Tensor
-
-
-@dataclass(frozen=True)
-class HiddenTeacher:
-    """A teacher's hidden states (T, E) of the same tokens, and its output weights (W, E). No gradient reaches it.
-
-    Where W and V differ, both distributions are those of the first min(V, W) words, renormalised: the extra columns of
-    one must be padding (`teachers.vocabulary` sees to it).
-    """
-
-    hidden_TE: Tensor
-    weight_WE: Tensor
-
-
-@dataclass(frozen=True)
-class TopKTeacher:
-    """A teacher's K likeliest words of each token: log-probabilities (T, K), ids (T, K), log mass of the rest (T,).
-
-    They are probabilities at the temperature of the loss: those of another cannot be computed from them, as the rest's
-    mass is one number. The words of a row differ, and their ids are below V.
-    """
-
-    log_probabilities_TK: Tensor
-    ids_TK: Tensor
-    log_tail_T: Tensor
 
 
 def distillation_loss(

@@ -59,6 +59,11 @@ class DialogueDataConfig(Section):
     """A larger image file is refused before it is decoded."""
     max_image_pixels: Positive = 64_000_000
     """An image of more pixels is refused before it is decoded."""
+    broken: Literal["raise", "skip"] = "raise"
+    """raise: stop at an image that cannot be read. skip: replace its dialogue in training and count it; in tests its
+    answer is empty."""
+    skip_limit: Fraction = 0.01
+    """With `broken: skip`, the largest share of the training dialogues that may be skipped."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that read ahead."""
     phantom: PhantomConfig = PhantomConfig()
@@ -134,6 +139,12 @@ class GroundingReport(Section):
 
 
 VlmStage = Literal["teacher", "baseline", "guided", "distilled", "clinkd"]
+STAGE_KEYS = {
+    "teacher": ("data.", "teacher.", "answers."),
+    "baseline": ("data.", "student.", "answers."),
+    "guided": ("data.", "student.", "answers.", "method.guidance."),
+}
+"""Keys of the recipe, by prefix, that the model of a stage depends on; other stages depend on all."""
 STAGE_ADDS: dict[str, str] = {
     "teacher": "a larger model, answers alone",
     "baseline": "answers alone, positions as upstream",

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from preceptor.distill.chunked_kl import HiddenTeacher, TopKTeacher, chunked_cross_entropy, distillation_loss
+from preceptor.distill.chunked_kl import chunked_cross_entropy, distillation_loss
 from preceptor.distributed import broadcast_from_main
-from preceptor.grounding.clinkd import ClinkdConfig
 from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.reflection import Correction, CorrectionBuffer
-from preceptor.task import Batch, LossTerms, Task
+from preceptor.grounding.settings import PseudoLabelConfig, ReflectionConfig
+from preceptor.task import Batch, LossTerms, Task, Teacher
 from preceptor.training.fsdp import summon_full_params
 from preceptor.training.sampler import mix_seed
-
-
-class WordTeacher(Protocol):
-    """What a teacher says at each answer token."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 that changes whenever the teacher's weights do."""
-        ...
-
-    def words(self, batch: Batch, targets_T: Tensor) -> HiddenTeacher | TopKTeacher:
-        """Return what it says at the answer tokens of a batch, which are `targets_T`, in their order."""
-        ...
-
 
 Collate = Callable[[list[Correction]], Batch]
 Reflect = Callable[[int, CorrectionBuffer], None]
@@ -41,8 +26,9 @@ class ClinkdTask(Task):
 
     Args:
         student: the model to train.
-        config: the settings of the stage.
-        pseudo_labels: the batches hold a teacher's answers, with `confidence` and `margin`; they enter by the curriculum.
+        pseudo_labels: settings of the loss on pseudo-labels, and of their curriculum.
+        reflection: settings of the rounds of reflection.
+        on_pseudo_labels: the batches hold a teacher's answers, with `confidence` and `margin`; they enter by the curriculum.
         teacher: gives token distributions, for pseudo-labels.
         reflect: ``reflect(round, buffer)`` adds corrections to the buffer. It is called `config.reflection.rounds` times,
             evenly spaced over the training, not at its beginning.
@@ -55,22 +41,23 @@ class ClinkdTask(Task):
     def __init__(
         self,
         student: GroundedVlm,
-        config: ClinkdConfig,
+        pseudo_labels: PseudoLabelConfig,
+        reflection: ReflectionConfig,
         *,
-        pseudo_labels: bool = False,
-        teacher: WordTeacher | None = None,
+        on_pseudo_labels: bool = False,
+        teacher: Teacher | None = None,
         reflect: Reflect | None = None,
         collate: Collate | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.student, self.config = student, config
-        self.pseudo_labels, self.seed = pseudo_labels, seed
+        self.student, self.config, self.reflection = student, pseudo_labels, reflection
+        self.on_pseudo_labels, self.seed = on_pseudo_labels, seed
         self.progress = 0.0
         self._teacher = teacher
         self._reflect, self._collate = reflect, collate
-        self.buffer = CorrectionBuffer(config.reflection.buffer)
-        c = config.pseudo_labels.curriculum
+        self.buffer = CorrectionBuffer(reflection.buffer)
+        c = pseudo_labels.curriculum
         self.curriculum = Curriculum(c.begin, c.end, c.over, c.margin_weight, c.weigh)
         self._cached_split: tuple[Batch, list[tuple[str, Batch]]] | None = None
 
@@ -81,12 +68,14 @@ class ClinkdTask(Task):
             lm_head = self.student.lm_head_weight
             weights = self._weights(part)[states.rows]
             if self._teacher is not None and name == "answers":
-                c = self.config.pseudo_labels
+                c = self.config
+                signal = self._teacher.signal(part)
+                assert signal.tokens is not None, "the teacher of a language model gives token distributions"
                 both = distillation_loss(
                     states.hidden,
                     lm_head,
                     states.targets,
-                    self._teacher.words(part, states.targets),
+                    signal.tokens,
                     alpha=c.alpha,
                     temperature=c.temperature,
                     t_squared=c.t_squared,
@@ -110,7 +99,7 @@ class ClinkdTask(Task):
 
     def _weights(self, batch: Batch) -> Tensor:
         """Return (B,): the current weight of each dialogue."""
-        if not self.pseudo_labels:
+        if not self.on_pseudo_labels:
             return torch.ones(len(batch), device=batch["labels"].device)
         return self.curriculum.weights(batch["confidence"], batch["margin"], self.progress)
 
@@ -118,7 +107,7 @@ class ClinkdTask(Task):
         """Return the batch, its last rows replaced by corrections if there are any. The same batch gives the same."""
         if self._cached_split is not None and self._cached_split[0] is batch:
             return self._cached_split[1]
-        count = min(round(self.config.reflection.ratio * len(batch)), len(batch) - 1)
+        count = min(round(self.reflection.ratio * len(batch)), len(batch) - 1)
         parts = [("answers", batch)]
         if self._collate is not None and len(self.buffer) and count > 0:
             # Seeded by the rows, so that each process and micro-batch draws its own and a resumed run the same.
@@ -133,7 +122,7 @@ class ClinkdTask(Task):
 
     def on_interval(self, progress: float) -> None:
         self.progress = progress
-        rounds = self.config.reflection.rounds if self._reflect is not None else 0
+        rounds = self.reflection.rounds if self._reflect is not None else 0
         while len(self.buffer.rounds) < rounds and progress >= (len(self.buffer.rounds) + 1) / (rounds + 1):
             assert self._reflect is not None
             training = self.student.training

@@ -8,15 +8,15 @@ from typing import Any
 
 from preceptor.errors import UserError
 from preceptor.grounding.config import GroundingRecipe
+from preceptor.grounding.context import RunContext
 from preceptor.grounding.data import read_recipe_dialogues
 from preceptor.grounding.dataset import TrainingExample
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels
-from preceptor.grounding.stage import Seminar
-from preceptor.grounding.teachers import CACHE, STORE, load_teacher, pseudo_lessons, word_teacher, words_identity
-from preceptor.grounding.topk_cache import TopKCache, TopKIdentity, answers_key, verify
-from preceptor.teachers.cache_layout import MANIFEST
+from preceptor.grounding.teachers import CACHE, STORE, load_teacher, pseudo_lessons, token_cache_key, token_teacher
+from preceptor.grounding.topk_cache import TopKCache, TopKCacheKey, answers_key, verify
+from preceptor.teachers.array_store import MANIFEST
 from preceptor.teachers.label_store import broken_lines, check_identity, read_labels, read_manifest
 
 
@@ -38,10 +38,10 @@ def cache_words(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
             "this recipe has no pseudo-labels to cache: it needs the stage distilled or clinkd, and "
             "method.pseudo_labels.share above 0"
         )
-    room = Seminar(recipe, read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=("train",)))
+    context = RunContext(recipe, read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=("train",)))
     asked = method.store is None or method.logits != "none"
-    teacher = _teacher(room) if asked else None
-    lessons = pseudo_lessons(room, teacher) if share == 0 else []
+    teacher = _teacher(context) if asked else None
+    lessons = pseudo_lessons(context, teacher) if share == 0 else []
     report: dict[str, Any] = {
         "folder": str(recipe.output_folder),
         "teacher": vlm_fingerprint(teacher) if teacher else None,
@@ -54,38 +54,38 @@ def cache_words(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
     }
     damage: list[str] = []
     if share > 0:
-        lessons = _verify_labels(room, teacher, damage)
-    report["labels"] = _labels(room, damage, complete=share > 0 and method.store is None)
+        lessons = _verify_labels(context, teacher, damage)
+    report["labels"] = _labels(context, damage, complete=share > 0 and method.store is None)
     report["teacher"] = report["teacher"] or report["labels"].get("teacher")
     report["rows"] = report["labels"].get("dialogues", 0)
     if method.logits == "cached" and teacher is not None and lessons:
-        student = room.load(room.source(recipe.student.model, "student"), recipe.student.model, None, recipe.seed)
+        student = context.load(context.source(recipe.student.model, "student"), recipe.student.model, None, recipe.seed)
         if share == 0:
-            _remove_damaged(recipe.output_folder / CACHE, words_identity(room, teacher, student))
-            word_teacher(room, teacher, student, lessons)
-        report["words"] = _words(room, teacher, student, lessons, share, report, damage)
+            _remove_damaged(recipe.output_folder / CACHE, token_cache_key(context, teacher, student))
+            token_teacher(context, teacher, student, lessons)
+        report["words"] = _words(context, teacher, student, lessons, share, report, damage)
     return report | {"damage": "; ".join(damage)}
 
 
-def _teacher(room: Seminar) -> GroundedVlm:
-    recipe = room.recipe
+def _teacher(context: RunContext) -> GroundedVlm:
+    recipe = context.recipe
     own = recipe.output_folder / "teacher" / "model" / "config.json"
     if recipe.method.teaching_run is None and not own.is_file():
         raise UserError(
             f"there is no trained teacher in {own.parent}: train it first (`preceptor train` on the same recipe), or "
             "give method.teaching_run=RUN"
         )
-    return load_teacher(room)
+    return load_teacher(context)
 
 
-def _store(room: Seminar) -> Path:
-    store = room.recipe.method.pseudo_labels.store
-    return Path(store) if store else room.recipe.output_folder / STORE
+def _store(context: RunContext) -> Path:
+    store = context.recipe.method.pseudo_labels.store
+    return Path(store) if store else context.recipe.output_folder / STORE
 
 
-def _verify_labels(room: Seminar, teacher: GroundedVlm | None, damage: list[str]) -> list[TrainingExample]:
+def _verify_labels(context: RunContext, teacher: GroundedVlm | None, damage: list[str]) -> list[TrainingExample]:
     """Return the lessons of a store as it is; what is wrong with it is added to `damage`, and none are returned."""
-    recipe, folder = room.recipe, _store(room)
+    recipe, folder = context.recipe, _store(context)
     method = recipe.method.pseudo_labels
     try:
         manifest = read_manifest(folder)
@@ -103,14 +103,14 @@ def _verify_labels(room: Seminar, teacher: GroundedVlm | None, damage: list[str]
                 )
             }
         )
-        return pseudo_lessons(Seminar(own, room.data), None)
+        return pseudo_lessons(RunContext(own, context.data), None)
     except UserError as error:
         damage.append(str(error))
         return []
 
 
-def _labels(room: Seminar, damage: list[str], *, complete: bool) -> dict[str, Any]:
-    folder, data = _store(room), room.data
+def _labels(context: RunContext, damage: list[str], *, complete: bool) -> dict[str, Any]:
+    folder, data = _store(context), context.data
     found: dict[str, Any] = {"folder": str(folder)}
     if damage:
         return found
@@ -126,17 +126,17 @@ def _labels(room: Seminar, damage: list[str], *, complete: bool) -> dict[str, An
     }
 
 
-def _remove_damaged(folder: Path, identity: TopKIdentity) -> None:
+def _remove_damaged(folder: Path, cache_key: TopKCacheKey) -> None:
     """Remove a cache one of whose files is not as it was written; a training hashes the small ones alone."""
     if (folder / MANIFEST).is_file():
         try:
-            TopKCache.open(folder, identity).verify_files()
+            TopKCache.open(folder, cache_key).store.verify_files()
         except UserError:
             shutil.rmtree(folder)
 
 
 def _words(
-    room: Seminar,
+    context: RunContext,
     teacher: GroundedVlm,
     student: GroundedVlm,
     lessons: list[TrainingExample],
@@ -144,17 +144,17 @@ def _words(
     report: dict[str, Any],
     damage: list[str],
 ) -> dict[str, Any]:
-    folder, hashes = room.recipe.output_folder / CACHE, ContentHashes()
+    folder, hashes = context.recipe.output_folder / CACHE, ContentHashes()
     found: dict[str, Any] = {"folder": str(folder)}
     try:
-        cache = TopKCache.open(folder, words_identity(room, teacher, student))
-        found |= {"rows": len(cache), "tokens": cache.tokens, "k": cache.identity.k}
+        cache = TopKCache.open(folder, token_cache_key(context, teacher, student))
+        found |= {"rows": len(cache), "tokens": cache.tokens, "k": cache.cache_key.k}
         if share > 0:
-            cache.verify_files()
+            cache.store.verify_files()
             dialogues = [lesson.dialogue for lesson in lessons]
-            for dialogue in dialogues:
+            for dialogue in dialogues:  # raises UserError if one is not cached
                 cache.row(answers_key(dialogue, hashes))
-            checked = verify(cache, teacher, dialogues, hashes, fraction=share, seed=room.recipe.seed)
+            checked = verify(cache, teacher, dialogues, hashes, fraction=share, seed=context.recipe.seed)
             report |= {"checked": checked.checked, "worst": checked.worst, "mismatches": checked.mismatched}
     except UserError as error:
         damage.append(str(error))

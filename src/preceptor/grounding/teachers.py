@@ -5,39 +5,37 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from preceptor.data.types import Dialogue
-from preceptor.distill.chunked_kl import HiddenTeacher, TopKTeacher
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.grounding.clinkd import PseudoLabelConfig
+from preceptor.grounding.context import RunContext
 from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.dataset import TrainingExample
+from preceptor.grounding.dialogue_encoder import IGNORED
+from preceptor.grounding.evaluate import asker
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, teach
 from preceptor.grounding.reflection_round import Ask
-from preceptor.grounding.stage import Seminar, asker
-from preceptor.grounding.task import WordTeacher
-from preceptor.grounding.topk_cache import TopKCache, TopKIdentity, answers_key, topk_identity
-from preceptor.grounding.topk_writer import write_topk_cache
+from preceptor.grounding.settings import PseudoLabelConfig
+from preceptor.grounding.topk_cache import TopKCache, TopKCacheKey, answers_key, topk_cache_key, write_topk_cache
 from preceptor.grounding.vocabulary import same_vocabulary
 from preceptor.pipeline.run_dir import model_folder
-from preceptor.task import Batch
+from preceptor.task import Batch, HiddenTeacher, Teacher, TeacherSignal
 
 STORE, CACHE = "pseudo-labels", "teacher-cache"
 
 
-def load_teacher(room: Seminar) -> GroundedVlm:
+def load_teacher(context: RunContext) -> GroundedVlm:
     """Return the frozen teacher: `method.teaching_run`, or the stage `teacher` of this recipe.
 
     With `method.teacher_offload=cpu` it is on the CPU; `at_work` has it on the device.
     """
-    recipe = room.recipe
+    recipe = context.recipe
     run = recipe.method.teaching_run
     folder = str(model_folder(Path(run))) if run and Path(run).is_dir() else run
     source = folder or str(recipe.output_folder / "teacher" / "model")
@@ -65,9 +63,9 @@ def at_work(teacher: GroundedVlm, offload: str) -> Iterator[None]:
             torch.cuda.empty_cache()  # else what it took stays this process's, and the training's peak lies above it
 
 
-def corrector(room: Seminar, teacher: GroundedVlm) -> Ask:
+def corrector(context: RunContext, teacher: GroundedVlm) -> Ask:
     """Return what writes corrections in rounds of reflection."""
-    recipe = room.recipe
+    recipe = context.recipe
     ask = asker(teacher, recipe.method.reflection.max_new_tokens, recipe.answers.batch_size)
 
     def working(rows: Sequence[Dialogue], candidates: int, temperature: float, seed: int) -> list[list[str]]:
@@ -77,14 +75,14 @@ def corrector(room: Seminar, teacher: GroundedVlm) -> Ask:
     return working
 
 
-def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[TrainingExample]:
+def pseudo_lessons(context: RunContext, teacher: GroundedVlm | None) -> list[TrainingExample]:
     """Return the teacher's answers to the training questions and to those without an answer, as lessons.
 
     They are those of `method.pseudo_labels.store`; without one `teacher` is asked, and its answers are kept in the
     output folder. Raises UserError as `PseudoLabels.open`, where answers are not known to be sure or not, and where
     none is left to learn from.
     """
-    recipe, data = room.recipe, room.data
+    recipe, data = context.recipe, context.data
     config = recipe.method.pseudo_labels
     folder = Path(config.store) if config.store else recipe.output_folder / STORE
     if not config.store:
@@ -111,11 +109,11 @@ def pseudo_lessons(room: Seminar, teacher: GroundedVlm | None) -> list[TrainingE
     ]
 
 
-class OnlineWords:
-    """The teacher's hidden states, computed with every batch."""
+class OnlineTokenTeacher:
+    """A language model whose hidden states at the answer tokens are computed with every batch."""
 
     def __init__(self, teacher: GroundedVlm, student: GroundedVlm, offload: str = "none") -> None:
-        """`offload` is `method.teacher_offload`. Raises UserError where the two do not speak of the same words."""
+        """`offload` is `method.teacher_offload`. Raises UserError if the two vocabularies differ."""
         same_vocabulary(
             student.encoder.tokenizer,
             teacher.encoder.tokenizer,
@@ -125,71 +123,77 @@ class OnlineWords:
         self.teacher, self.offload = teacher, offload
         self.fingerprint = vlm_fingerprint(teacher)
 
-    def words(self, batch: Batch, targets_T: Tensor) -> HiddenTeacher:
+    def signal(self, batch: Batch) -> TeacherSignal:
         with torch.no_grad(), at_work(self.teacher, self.offload):
             states = self.teacher.eval()(batch.tensors)
-            # A tensor of its own: a parameter goes to the CPU with its module.
-            return HiddenTeacher(states.hidden, self.teacher.lm_head_weight.detach())
+            # Detached, because a parameter itself would return to the CPU with its module.
+            return TeacherSignal(tokens=HiddenTeacher(states.hidden, self.teacher.lm_head_weight.detach()))
+
+    def to(self, device: torch.device | str) -> Self:
+        self.teacher.to(device)
+        return self
 
 
-class CachedWords:
-    """The teacher's likeliest words, read from a cache."""
+class CachedTokenTeacher:
+    """The teacher's most likely tokens, read from a cache."""
 
     def __init__(self, cache: TopKCache) -> None:
         self.cache = cache
-        self.fingerprint = cache.identity.teacher
+        self.fingerprint = cache.cache_key.teacher
 
-    def words(self, batch: Batch, targets_T: Tensor) -> TopKTeacher:
-        return self.cache.gather(batch.keys, targets_T)
+    def signal(self, batch: Batch) -> TeacherSignal:
+        targets_T = batch["labels"][:, 1:]
+        return TeacherSignal(tokens=self.cache.gather(batch.keys, targets_T[targets_T != IGNORED]))
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the teacher itself: signals are on the batch's device."""
+        return self
 
 
-def words_identity(room: Seminar, teacher: GroundedVlm, student: GroundedVlm) -> TopKIdentity:
-    """Return what a recipe's cache of words is written for. Raises UserError as `topk_identity`."""
-    config, words = room.recipe.method.pseudo_labels, len(student.lm_head_weight)
-    return topk_identity(
+def token_cache_key(context: RunContext, teacher: GroundedVlm, student: GroundedVlm) -> TopKCacheKey:
+    """Return the key of a recipe's cache of tokens. Raises UserError as `topk_cache_key`."""
+    config, vocab_size = context.recipe.method.pseudo_labels, len(student.lm_head_weight)
+    return topk_cache_key(
         teacher,
         student.encoder.tokenizer,
-        words,
-        room.data.fingerprint(),
-        k=min(config.top_k, words),
+        vocab_size,
+        context.data.fingerprint(),
+        k=min(config.top_k, vocab_size),
         temperature=config.temperature,
         dtype="float32",
     )
 
 
-def word_teacher(
-    room: Seminar, teacher: GroundedVlm, student: GroundedVlm, lessons: Sequence[TrainingExample]
-) -> WordTeacher | None:
-    """Return where the teacher's words come from; None with `logits: none`. A cache is written where there is none.
+def token_teacher(
+    context: RunContext, teacher: GroundedVlm, student: GroundedVlm, lessons: Sequence[TrainingExample]
+) -> Teacher | None:
+    """Return the teacher that gives token distributions; None with `logits: none`. A missing cache is written.
 
-    Raises UserError where teacher and student do not speak of the same words: only pseudo-labels are then possible.
+    Raises UserError if the vocabularies of teacher and student differ: only pseudo-labels are possible then.
     """
-    config = room.recipe.method.pseudo_labels
+    config = context.recipe.method.pseudo_labels
     if config.logits == "none":
         return None
     if config.logits == "online":
-        return OnlineWords(teacher, student, room.recipe.method.teacher_offload)
+        return OnlineTokenTeacher(teacher, student, context.recipe.method.teacher_offload)
     dialogues = [lesson.dialogue for lesson in lessons]
-    identity = words_identity(room, teacher, student)
-    folder, hashes = room.recipe.output_folder / CACHE, ContentHashes()
+    cache_key = token_cache_key(context, teacher, student)
+    folder, hashes = context.recipe.output_folder / CACHE, ContentHashes()
     with processes().main_process_first():
-        if not _holds(folder, identity, dialogues, hashes):
-            with at_work(teacher, room.recipe.method.teacher_offload):
+        if not _is_complete(folder, cache_key, dialogues, hashes):
+            with at_work(teacher, context.recipe.method.teacher_offload):
                 write_topk_cache(
-                    folder, teacher, dialogues, identity, hashes, batch_size=room.recipe.answers.batch_size
+                    folder, teacher, dialogues, cache_key, hashes, batch_size=context.recipe.answers.batch_size
                 )
-    return CachedWords(TopKCache.open(folder, identity))
+    return CachedTokenTeacher(TopKCache.open(folder, cache_key))
 
 
-def _holds(folder: Path, identity: TopKIdentity, dialogues: Sequence[Dialogue], hashes: ContentHashes) -> bool:
-    """Return whether a whole cache of these dialogues is there. One of another teacher is written anew."""
+def _is_complete(folder: Path, cache_key: TopKCacheKey, dialogues: Sequence[Dialogue], hashes: ContentHashes) -> bool:
+    """Return whether `folder` holds a cache of all these dialogues for `cache_key`."""
     try:
-        cache = TopKCache.open(folder, identity)
-        for dialogue in dialogues:
-            cache.row(answers_key(dialogue, hashes))
+        return not TopKCache.open(folder, cache_key).missing([answers_key(dialogue, hashes) for dialogue in dialogues])
     except UserError:
         return False
-    return True
 
 
 def summary(

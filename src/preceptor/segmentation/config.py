@@ -133,6 +133,11 @@ class SegmentationReport(Section):
 
 
 SegmentationStage = Literal["teacher", "baseline", "distilled"]
+STAGE_KEYS = {
+    "teacher": ("data.", "model.", "train.", "evaluation.", "method.loss."),
+    "baseline": ("data.", "model.", "train.", "evaluation.", "method.loss.", "method.dropping."),
+}
+"""Keys of the recipe, by prefix, that the model of a stage depends on; other stages depend on all."""
 
 
 class SegmentationRecipe(BaseRecipe):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from preceptor.distill.loss_term import LossTerm
 from preceptor.distill.projectors import projector
 from preceptor.segmentation.election import Election
-from preceptor.segmentation.lckd import LckdConfig
+from preceptor.segmentation.settings import CrossModalTerm
 from preceptor.task import Batch, TeacherSignal
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class CrossModalLoss(LossTerm):
     """The `cross_modal` distance of one or all levels, between the elected modalities and the others.
 
     ``votes(student)`` returns the soft Dice (N, R) of each modality alone on validation cases. It is called before the
-    first step, unless `election.initial` names the first teacher, and after every `every` steps.
+    first step, unless `initial` names the first teacher modality, and after every `every` steps.
     """
 
     name = "cross_modal"
@@ -114,19 +114,20 @@ class CrossModalLoss(LossTerm):
     def __init__(
         self,
         student: MultimodalUNet,
-        config: LckdConfig,
+        config: CrossModalTerm,
+        teachers: Literal["single", "multi", "per_task"],
         *,
         votes: Callable[[MultimodalUNet], Tensor],
         every: int,
+        initial: str | None = None,
     ) -> None:
         super().__init__()
-        self.schedule, self.teachers = config.cross_modal, config.teachers
-        self.config, self.every = config.cross_modal, every
+        self.schedule, self.config, self.teachers, self.every = config, config, teachers, every
         self.modalities, widths = student.config.modalities, student.config.widths
         self.levels = list(range(len(widths))) if self.config.levels == "all" else [len(widths) - 1]
         self.election = Election(student.config.modalities, student.config.regions)
-        if config.election.initial is not None:
-            self.election.appoint(config.election.initial)
+        if initial is not None:
+            self.election.appoint(initial)
         # A closure, because an attribute would make the student a submodule of the term.
         self._vote: Callable[[int], None] = lambda step: self.election.vote(step, _evaluated(student, votes))
         if self.config.projector:

@@ -14,57 +14,16 @@ Where the paper and the published code leave something open or differ, there is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from preceptor.config import Positive, Section, TermConfig
 from preceptor.segmentation.method import SegmentationMethod
+from preceptor.segmentation.settings import CrossModalTerm, ElectionConfig, FullTeacherTerm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from preceptor.distill.loss_term import LossTerm
     from preceptor.segmentation.model import MultimodalUNet
-
-
-class ElectionConfig(Section):
-    every: Annotated[float, Field(gt=0)] = 5.0
-    """Epochs between elections. The first one is before the first step."""
-    cases: Positive | None = None
-    """Largest number of validation cases that vote; default: all."""
-    initial: str | None = None
-    """Modality that is the teacher until the first election, which then takes place after `every` epochs (the published
-    code: flair)."""
-
-
-class CrossModalTerm(TermConfig):
-    """Distance between the features of an elected teacher modality, detached, and those of the other modalities."""
-
-    weight: Annotated[float, Field(ge=0)] = 0.1
-    distance: Literal["l1", "mse", "cosine"] = "l1"
-    """l1 and mse: mean over channels and voxels. cosine: mean over voxels of 1 - cos across channels."""
-    levels: Literal["bottleneck", "all"] = "bottleneck"
-    """Which features are compared: the deepest (published), or those of every level."""
-    students: Literal["others", "all"] = "others"
-    """Which modalities learn: those that are not elected, or all available ones, other teachers included (published)."""
-    pairs: Literal["mean", "sum"] = "mean"
-    """Mean or sum (published) over the pairs of teacher and student."""
-    normalise: bool = False
-    """Normalise the features to zero mean and unit variance over channels first, so that their scale has no effect."""
-    projector: bool = False
-    """Project the features of each student modality with a learned linear layer first (FitNets). The projector is not
-    exported."""
-
-
-class FullTeacherTerm(TermConfig):
-    """Distillation from a network that sees all modalities to the one that sees a subset."""
-
-    weight: Annotated[float, Field(ge=0)] = 0.0
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-    """Temperature T of both probabilities; the term is scaled by T squared."""
-    features: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the distance between the two networks' fused bottleneck features, relative to that of the output."""
 
 
 class LckdConfig(SegmentationMethod):
@@ -92,7 +51,10 @@ class LckdConfig(SegmentationMethod):
             if votes is None:
                 raise ValueError("LCKD needs the votes of validation cases")
             every = max(1, round(self.election.every * steps_per_epoch))
-            terms.append(CrossModalLoss(student, self, votes=votes, every=every))
+            initial = self.election.initial
+            terms.append(
+                CrossModalLoss(student, self.cross_modal, self.teachers, votes=votes, every=every, initial=initial)
+            )
         if self.full.weight > 0:
             terms.append(OutputLoss("full/output", self.full, self.full.temperature))
             if self.full.features > 0:

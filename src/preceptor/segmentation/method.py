@@ -8,11 +8,10 @@ imported in functions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from preceptor.config import Folder, Fraction, MethodConfig, Section, TermConfig
+from preceptor.config import Folder, MethodConfig, TermConfig
+from preceptor.segmentation.settings import DroppingConfig, SegmentationLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,27 +20,6 @@ if TYPE_CHECKING:
     from preceptor.segmentation.model import MultimodalUNet
     from preceptor.segmentation.task import SegmentationTask
     from preceptor.task import Teacher
-
-
-class SegmentationLoss(Section):
-    dice: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the soft Dice loss."""
-    bce: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the binary cross-entropy."""
-    bce_reduction: Literal["mean", "sum"] = "mean"
-    """Mean or sum over the regions."""
-
-
-class DroppingConfig(Section):
-    """How modalities are dropped from training samples."""
-
-    kind: Literal["subsets", "published", "none"] = "subsets"
-    """subsets: each sample keeps a random subset, all subsets equally likely. published: one subset of one to three
-    modalities per batch, so that no sample keeps all four. none: nothing is dropped."""
-    start: Fraction = 0.0
-    """Fraction of the training before which nothing is dropped."""
-    ramp: Fraction = 0.0
-    """Further fraction of the training over which the probability of dropping rises to 1."""
 
 
 class SegmentationMethod(MethodConfig):

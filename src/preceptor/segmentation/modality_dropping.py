@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from preceptor.segmentation.method import DroppingConfig
+from preceptor.segmentation.settings import DroppingConfig
 
 
 def drop_modalities(available: Tensor, config: DroppingConfig, progress: float) -> Tensor:

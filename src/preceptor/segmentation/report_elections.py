@@ -11,8 +11,8 @@ from preceptor.report.markup import escape, row, table
 from preceptor.report.training import figure
 from preceptor.report.words import NONE
 from preceptor.segmentation.combinations import Subject, listed, name_of, number
-from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.config import SegmentationRecipe
+from preceptor.segmentation.lckd import LckdConfig
 
 COLOURS = 6
 TEACHING = {

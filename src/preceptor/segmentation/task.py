@@ -10,9 +10,9 @@ from torch import nn
 
 from preceptor.distill.loss_term import LossTerm
 from preceptor.distill.task import DistillationTask
-from preceptor.segmentation.method import DroppingConfig
 from preceptor.segmentation.modality_dropping import drop_modalities
 from preceptor.segmentation.model import Segmentation
+from preceptor.segmentation.settings import DroppingConfig
 from preceptor.task import Batch, Teacher, TeacherSignal
 from preceptor.teachers.online import OnlineTeacher
 

@@ -1,160 +1,121 @@
-"""A teacher's signal written once and read from memory-mapped files; `cache_layout` describes the folder.
+"""A classifier's signals, written once and read from memory-mapped files (`array_store`).
 
-`write_cache` writes, `CachedTeacher.open` reads and refuses what was written for something else, `verify` recomputes.
+Arrays of the store: `logits` (N, C), `mask` (N, L) bool if the teacher gives one, and `feature.NAME` (N, ...) for every
+feature. Rows are found by content key (`Batch.keys`), never by position.
+
+A token axis has a fixed part (class token, image tokens) and then the question's tokens, so that its length in any
+batch is ``fixed + batch["attention_mask"].shape[1]``. It is stored up to the longest question of the data set, with
+zeros for padding. A cached signal therefore has the shapes that the online teacher gives for the same batch, and its
+values at every token that is not padding, whatever batches the cache was written from.
+
+Shapes: B batch, C answer classes, L tokens of the fused sequence, Q tokens of the question.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from preceptor.errors import UserError, nearest
-from preceptor.task import Batch, TeacherSignal, TeacherSource
-from preceptor.teachers.cache_layout import (
-    AGAIN,
-    FORMAT,
-    INDEX,
-    MANIFEST,
-    CacheIdentity,
-    Field,
-    damaged_files,
-    key_bytes,
-    question_mask,
-    signal_arrays,
-    without_padding,
-)
-from preceptor.teachers.cache_writer import write_cache
+from preceptor.task import Batch, Teacher, TeacherSignal
+from preceptor.teachers.array_store import REWRITE, ArrayStore, ArrayStoreWriter, VerifyReport
 
-__all__ = ["CacheIdentity", "CachedTeacher", "VerifyReport", "verify", "write_cache"]
+KIND = "signals"
+FEATURE = "feature."
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """Everything that a cached signal depends on except the content keys.
+
+    `teacher` is `Teacher.fingerprint`, `vocabulary` the fingerprint of the answer classes, `data` the name and
+    fingerprint of the rows, `variant` the variant of the data set. `preprocessing` (image size, tokenizer hash, ...)
+    and `augmentation` (number of views, strengths) are JSON values.
+    """
+
+    teacher: str
+    vocabulary: str
+    data: str
+    variant: str
+    preprocessing: Mapping[str, Any]
+    augmentation: Mapping[str, Any]
 
 
 class CachedTeacher:
-    """A teacher whose signal is read from a cache; `open` it.
+    """A teacher whose signals are read from a cache; `open` one.
 
-    `fingerprint` is that of the teacher that was cached, `features` the names of the taps that are read.
+    `fingerprint` is that of the cached teacher, `features` are the names of the features that a signal holds.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], features: Sequence[str] | None) -> None:
-        self.folder = folder
-        self.identity = CacheIdentity(**manifest["identity"])
-        self.fingerprint = self.identity.teacher
-        self.rows = int(manifest["rows"])
-        self.files: dict[str, dict[str, Any]] = manifest["files"]
-        self.fields = {
-            name: Field(f["file"], f["dtype"], tuple(f["shape"]), tuple(f["token_axes"]), tuple(f["fixed"]))
-            for name, f in manifest["fields"].items()
+    def __init__(self, store: ArrayStore, features: Sequence[str] | None) -> None:
+        self.store, self.folder = store, store.folder
+        self.fingerprint = str(store.cache_key["teacher"])
+        self.token_axes: dict[str, tuple[int, ...]] = {
+            name: tuple(axes) for name, axes in store.settings["token_axes"].items()
         }
-        cached = [name.removeprefix("features/") for name in self.fields if name.startswith("features/")]
+        cached = [name.removeprefix(FEATURE) for name in store.arrays if name.startswith(FEATURE)]
         self.features = cached if features is None else list(features)
         for name in self.features:
             if name not in cached:
-                known = nearest(name, cached)
-                raise UserError(f"The teacher cache {folder} lacks the feature {name!r}: {AGAIN}{known}")
-        # Only the index is hashed here: it is small, and a wrong row would be a wrong answer without a sign of it.
-        self._check_files(INDEX)
-        self._keys = np.load(folder / "keys.npy").reshape(-1).view("S32")
-        self._rows = np.load(folder / "rows.npy")
-        self._lengths = np.load(folder / "lengths.npy")
-        wanted = {"logits", "mask", *(f"features/{name}" for name in self.features)}
-        self._arrays = {name: self._map(field) for name, field in self.fields.items() if name in wanted}
+                similar = nearest(name, cached)
+                raise UserError(f"The teacher cache {self.folder} lacks the feature {name!r}: {REWRITE}{similar}")
+        names = ["logits", *(["mask"] if "mask" in store.arrays else []), *(FEATURE + name for name in self.features)]
+        self._arrays = {name: store.load(name) for name in names}
+        self._longest = int(store.lengths.max())
 
     @classmethod
-    def open(cls, folder: Path, identity: CacheIdentity, features: Sequence[str] | None = None) -> Self:
-        """Open the cache in `folder`, which must have been written for `identity`.
+    def open(cls, folder: Path, cache_key: CacheKey, features: Sequence[str] | None = None) -> Self:
+        """Open the cache in `folder`, which must have been written for `cache_key`.
 
-        `features` are the taps to read, all by default. Raises `UserError` where there is no cache, a file is damaged,
-        a feature was not cached, or the identity differs; the message lists every difference.
+        `features` are the features to read, all by default. Raises UserError as `ArrayStore.open`, and if a feature is
+        not in the cache.
         """
-        folder = Path(folder)
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-            version = manifest["format"]
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"There is no teacher cache in {folder}: write it first with `preceptor cache`.") from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{folder / MANIFEST} is damaged ({error!r}): {AGAIN}.") from None
-        if version != FORMAT:
-            raise UserError(f"The teacher cache {folder} has format {version!r}, this version reads {FORMAT}: {AGAIN}.")
-        try:
-            cached = CacheIdentity(**manifest["identity"])
-            different = cached.differences(identity)
-            if different:
-                lines = "\n".join(f"  {line}" for line in different)
-                raise UserError(f"The teacher cache {folder} is of something else:\n{lines}\nTo mend: {AGAIN}.")
-            return cls(folder, manifest, features)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{folder / MANIFEST} is damaged ({error!r}): {AGAIN}.") from None
+        return cls(ArrayStore.open(folder, KIND, asdict(cache_key)), features)
 
     def __len__(self) -> int:
-        return self.rows
+        return self.store.rows
 
-    def _check_files(self, hashed: Iterable[str]) -> None:
-        """Compare the files' sizes, and the SHA-256 of those in `hashed`, with the manifest."""
-        damaged = damaged_files(self.folder, self.files, hashed)
-        if damaged:
-            raise UserError(f"The teacher cache {self.folder} is damaged: {'; '.join(damaged)}. To mend: {AGAIN}.")
+    def signal(self, batch: Batch) -> TeacherSignal:
+        """Return the cached signal on the batch's device, in float32; token axes have the batch's own length.
 
-    def _map(self, field: Field) -> np.ndarray:
-        try:
-            if field.file not in self.files:
-                raise ValueError("not among the files of the manifest")
-            # A plain array: the memmap class costs time with every slice.
-            array = np.asarray(np.load(self.folder / field.file, mmap_mode="r", allow_pickle=False))
-            if array.shape != field.shape or array.dtype != np.dtype(field.dtype):
-                raise ValueError(f"{array.dtype} {array.shape} instead of {field.dtype} {field.shape}")
-        except ValueError as error:
-            raise UserError(f"The teacher cache {self.folder} is damaged: {field.file}: {error}; {AGAIN}.") from None
-        return array
-
-    def verify_files(self) -> None:
-        """Read every file and compare its SHA-256 with the manifest; raise `UserError` that names the damaged ones."""
-        self._check_files(self.files)
-
-    def find(self, batch: Batch) -> np.ndarray:
-        """Return the rows (B,) of a batch's samples, found by key; raise `UserError` that names one not cached."""
-        keys = key_bytes(batch.keys)
-        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        missing = np.flatnonzero(self._keys[places] != keys)
+        Raises UserError that names a sample which is not cached, or whose question has become shorter.
+        """
+        rows = self.store.find(batch.keys)
+        missing = np.flatnonzero(rows < 0)
         if len(missing):
             raise UserError(
                 f"Sample {batch.ids[missing[0]]!r} is not in the teacher cache {self.folder} ({len(missing)} of "
-                f"{len(batch)} samples of this batch are not). Either its augmentation view is beyond those cached "
-                f"(augmentation {dict(self.identity.augmentation)}), or its image file or question has changed since. "
-                f"To mend: {AGAIN}."
+                f"{len(batch)} samples of this batch are not). Either its augmentation view was not cached "
+                f"(augmentation {self.store.cache_key['augmentation']}), or its image file or question has changed. "
+                f"Fix: {REWRITE}."
             )
-        return self._rows[places]
-
-    def signal(self, batch: Batch) -> TeacherSignal:
-        """Return the cached signal on the batch's device, in float32; token axes have the batch's own length."""
-        rows = self.find(batch)
         tokens = batch["attention_mask"].shape[1] if "attention_mask" in batch.tensors else 0
-        lengths = self._lengths[rows]
+        lengths = self.store.lengths[rows]
         if lengths.max() > tokens:
             sample = batch.ids[int(lengths.argmax())]
             raise UserError(
-                f"The question of sample {sample!r} was cached with {lengths.max()} tokens and comes with at most "
-                f"{tokens} now: the tokenizer or the longest question allowed has changed; {AGAIN}."
+                f"The question of sample {sample!r} was cached with {lengths.max()} tokens and now has at most "
+                f"{tokens}: the tokenizer or the maximum question length has changed; {REWRITE}."
             )
         device = next(iter(batch.tensors.values())).device
         tensors = {name: self._gather(name, rows, tokens, device) for name in self._arrays}
-        features = {name: tensors[f"features/{name}"] for name in self.features}
+        features = {name: tensors[FEATURE + name] for name in self.features}
         return TeacherSignal(tensors["logits"], features, tensors.get("mask"))
 
     def _gather(self, name: str, rows: np.ndarray, tokens: int, device: torch.device) -> Tensor:
-        array, field = self._arrays[name], self.fields[name]
+        array = self._arrays[name]
         window, padding = [slice(None)] * array.ndim, [(0, 0)] * array.ndim
-        for axis, fixed in zip(field.token_axes, field.fixed, strict=True):
-            window[axis] = slice(0, fixed + tokens)
-            padding[axis] = (0, max(0, fixed + tokens - array.shape[axis]))
-        # Indexed by rows after slicing: np.take would first copy the whole sliced array.
+        for axis in self.token_axes.get(name, ()):
+            length = array.shape[axis] - self._longest + tokens
+            window[axis] = slice(0, length)
+            padding[axis] = (0, max(0, length - array.shape[axis]))
+        # Slices first: np.take would copy all rows of the sliced array.
         part = array[tuple(window)][rows]
         if any(after for _, after in padding):
             part = np.pad(part, padding)
@@ -162,52 +123,168 @@ class CachedTeacher:
         return tensor if tensor.dtype == torch.bool else tensor.float()
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the teacher itself: signals follow the batch's device."""
+        """Return the teacher itself: signals are on the batch's device."""
         return self
 
 
-@dataclass(frozen=True)
-class VerifyReport:
-    """`checked` samples were recomputed; `worst` is the largest ``|cached - recomputed| / max(1, |recomputed|)``;
-    `mismatched` are the ids beyond the tolerance."""
+def write_cache(
+    folder: Path,
+    teacher: Teacher,
+    batches: Iterable[Batch],
+    cache_key: CacheKey,
+    *,
+    fields: Sequence[str] | None = None,
+    token_axes: Mapping[str, tuple[int, ...]] | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Write the teacher's signals for all samples of `batches` to `folder`; return the number of rows.
 
-    checked: int
-    worst: float
-    mismatched: list[str]
+    Args:
+        fields: names of the features to store, all by default; logits and mask are always stored.
+        token_axes: the token axes of every feature that has them, where the batch is axis 0: (1,) for (B, L, D),
+            (2, 3) for attention maps (B, H, L, L).
+        progress: is called with the number of rows after every batch that adds some.
+
+    A key that occurs again is written once. A writer that was interrupted resumes if it is given the same batches.
+
+    Raises:
+        UserError: `folder` holds anything but a cache, another process is writing it, there are no samples, or a
+            feature is unknown, changes its shape or is not finite.
+    """
+    assert cache_key.teacher == teacher.fingerprint, "the cache key names another teacher"
+    token_axes = token_axes or {}
+    axes = {FEATURE + name: list(token_axes[name]) for name in sorted(token_axes)} | {"mask": [1]}
+    settings = {"dtype": dtype, "fields": None if fields is None else list(fields), "token_axes": axes}
+    frames: dict[str, tuple[int, ...]] = {}
+    written: set[str] = set()
+    with ArrayStoreWriter(folder, KIND, asdict(cache_key), settings) as writer:
+        for batch in batches:
+            new = [i for i, key in enumerate(batch.keys) if key not in written and batch.keys.index(key) == i]
+            keys = [batch.keys[i] for i in new]
+            written.update(keys)
+            if not new:
+                continue
+            if not writer.resume(keys):
+                signal, question_BQ = teacher.signal(batch), question_mask(batch)
+                names = list(signal.features) if fields is None else list(fields)
+                for name in [*names, *token_axes]:
+                    if name not in signal.features:
+                        raise UserError(
+                            f"The teacher gives no feature {name!r} to cache{nearest(name, signal.features)}"
+                        )
+                ids = [batch.ids[i] for i in new]
+                arrays = {}
+                for name, array in signal_arrays(signal, names).items():
+                    frame = _frame(name, array.shape, axes.get(name, []), question_BQ.shape[1])
+                    if frames.setdefault(name, frame) != frame:
+                        raise UserError(
+                            f"The teacher's {name} has shape {array.shape} for questions of {question_BQ.shape[1]} "
+                            f"tokens, unlike the first batch; only its token axes, {axes.get(name, [])}, may vary, and "
+                            "only with the length of the questions."
+                        )
+                    arrays[name] = _stored(name, array[new], axes.get(name, []), question_BQ[new], dtype, ids)
+                writer.append(keys, question_BQ[new].sum(axis=1), arrays)
+            if progress is not None:
+                progress(len(written))
+        return writer.finish()
+
+
+def _frame(name: str, shape: tuple[int, ...], axes: Sequence[int], tokens: int) -> tuple[int, ...]:
+    """Return the lengths that must be the same in every batch: of a token axis, its fixed part.
+
+    Raises UserError if the token axes do not fit the shape.
+    """
+    frame = tuple(length - tokens if axis in axes else length for axis, length in enumerate(shape) if axis)
+    if not all(0 < axis < len(shape) for axis in axes) or min(frame, default=0) < 0:
+        raise UserError(f"Token axes {tuple(axes)} do not fit {name} of shape {shape}.")
+    return frame
+
+
+def _stored(
+    name: str, array: np.ndarray, axes: Sequence[int], question_BQ: np.ndarray, dtype: str, ids: Sequence[str]
+) -> np.ndarray:
+    """Return an array as it is stored: no longer than the longest question, zeros at padding, as `dtype`.
+
+    Raises UserError that names a sample whose values are not finite.
+    """
+    window, surplus = [slice(None)] * array.ndim, question_BQ.shape[1] - question_BQ.sum(axis=1).max()
+    for axis in axes:
+        window[axis] = slice(0, array.shape[axis] - surplus)
+    array = without_padding(array, axes, question_BQ)[tuple(window)]
+    if array.dtype == bool:
+        return array
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype)
+    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    if not finite.all():
+        fix = "write the cache as float32" if dtype == "float16" else "train the teacher again"
+        raise UserError(
+            f"The teacher's {name} for sample {ids[int(finite.argmin())]!r} has values that are not finite as {dtype}: "
+            f"{fix}."
+        )
+    return array
+
+
+def signal_arrays(signal: TeacherSignal, features: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return a signal as arrays: `logits`, `mask` if there is one, and `feature.NAME` for every name in `features`."""
+    assert signal.logits is not None
+    arrays = {"logits": signal.logits.detach().float().cpu().numpy()}
+    if signal.mask is not None:
+        arrays["mask"] = signal.mask.detach().bool().cpu().numpy()
+    for name in features:
+        arrays[FEATURE + name] = signal.features[name].detach().float().cpu().numpy()
+    return arrays
+
+
+def question_mask(batch: Batch) -> np.ndarray:
+    """Return (B, Q) bool: True for the tokens of the questions that are not padding; (B, 0) without questions."""
+    if "attention_mask" not in batch.tensors:
+        return np.zeros((len(batch), 0), bool)
+    mask = batch["attention_mask"].cpu().numpy().astype(bool)
+    assert not (mask[:, 1:] & ~mask[:, :-1]).any(), "questions must be padded at the end"
+    return mask
+
+
+def without_padding(array: np.ndarray, token_axes: Sequence[int], question_BQ: np.ndarray) -> np.ndarray:
+    """Return the array with zeros at every padding token of its token axes."""
+    for axis in token_axes:
+        fixed = np.ones((len(array), array.shape[axis] - question_BQ.shape[1]), bool)
+        shape = [len(array)] + [1] * (array.ndim - 1)
+        shape[axis] = array.shape[axis]
+        array = np.where(np.concatenate([fixed, question_BQ], axis=1).reshape(shape), array, array.dtype.type(0))
+    return array
 
 
 def verify(
     cached: CachedTeacher,
-    source: TeacherSource,
+    teacher: Teacher,
     batches: Iterable[Batch],
     fraction: float = 0.01,
     seed: int = 0,
     tolerance: float = 1e-3,
 ) -> VerifyReport:
-    """Recompute a random fraction of a cache, at least one row, and compare all fields.
+    """Recompute a random fraction of a cache, at least one row, and compare all arrays.
 
-    The rows are drawn from the cache's keys; `batches` must run over the samples that it was written from, and is left
-    as soon as all drawn rows have been met. The default tolerance holds for float32 and float16 caches of a float32
-    teacher; one computed in bfloat16 depends on its batch and needs about 0.05. Raises `UserError` where no batch holds
-    a drawn row.
+    `batches` must run over the samples that the cache was written from; reading stops as soon as all drawn rows have
+    been seen. The difference is ``|cached - recomputed| / max(1, |recomputed|)``. The default tolerance is for float32
+    and float16 caches of a float32 teacher; a bfloat16 teacher depends on its batch and needs about 0.05.
+
+    Raises UserError if no batch holds a drawn row.
     """
-    if not 0 < fraction <= 1:
-        raise UserError(f"The fraction of the cache to verify must be in (0, 1], not {fraction}.")
-    count = math.ceil(fraction * len(cached))
-    drawn = set(np.random.default_rng(seed).choice(cached._keys, count, replace=False).tolist())
-    worst, checked, mismatched = 0.0, 0, []
+    drawn = cached.store.sample(fraction, seed)
+    count, worst, checked, mismatched = len(drawn), 0.0, 0, []
     for batch in batches:
-        keys = key_bytes(batch.keys).tolist()
-        picked = [i for i, key in enumerate(keys) if key in drawn and keys.index(key) == i]
+        picked = [i for i, key in enumerate(batch.keys) if key in drawn and batch.keys.index(key) == i]
         if not picked:
             continue
-        drawn -= {keys[i] for i in picked}
+        drawn -= {batch.keys[i] for i in picked}
         part = Batch(
             {name: tensor[picked] for name, tensor in batch.tensors.items()},
             [batch.ids[i] for i in picked],
             [batch.keys[i] for i in picked],
         )
-        distances = _distances(cached, source, part)
+        distances = _distances(cached, teacher, part)
         checked += len(picked)
         worst = max(worst, float(distances.max()))
         mismatched += [part.ids[i] for i in np.flatnonzero(distances > tolerance)]
@@ -215,22 +292,22 @@ def verify(
             break
     if not checked:
         raise UserError(
-            f"None of the {count} rows drawn from the teacher cache {cached.folder} occurs in the data given: verify "
-            "it on the samples and augmentation views that it was written from."
+            f"None of the {count} rows drawn from the teacher cache {cached.folder} occurs in these data: verify it on "
+            "the samples and augmentation views that it was written from."
         )
     return VerifyReport(checked, worst, mismatched)
 
 
-def _distances(cached: CachedTeacher, source: TeacherSource, batch: Batch) -> np.ndarray:
-    """Return (B,): the largest relative distance of cached and recomputed signal over all fields off padding."""
+def _distances(cached: CachedTeacher, teacher: Teacher, batch: Batch) -> np.ndarray:
+    """Return (B,): the largest relative difference over all arrays, without padding."""
     question_BQ = question_mask(batch)
     old = signal_arrays(cached.signal(batch), cached.features)
-    new = signal_arrays(source.signal(batch), cached.features)
+    new = signal_arrays(teacher.signal(batch), cached.features)
     distances = np.zeros(len(batch))
     for name in old:
-        right = without_padding(new[name], cached.fields[name].token_axes, question_BQ).astype(np.float64)
-        left = without_padding(old[name], cached.fields[name].token_axes, question_BQ).astype(np.float64)
+        axes = cached.token_axes.get(name, ())
+        left, right = (without_padding(one[name], axes, question_BQ).astype(np.float64) for one in (old, new))
         distance = np.abs(left - right) / np.maximum(1, np.abs(right))
-        # A value that is not a number is as far off as can be; max(0, nan) would hide it.
+        # NaN counts as infinitely far: max(0, nan) would hide it.
         distances = np.maximum(distances, np.nan_to_num(distance, nan=np.inf).reshape(len(batch), -1).max(axis=1))
     return distances

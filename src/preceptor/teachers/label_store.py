@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 
 from preceptor.errors import UserError
 from preceptor.files import flush, json_lines, write_text
-from preceptor.teachers.cache_layout import differences
+from preceptor.teachers.array_store import differences
 
 FORMAT = 1
 MANIFEST = "manifest.json"

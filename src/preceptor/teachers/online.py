@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from preceptor.errors import UserError
-from preceptor.task import Batch, TeacherSignal, TeacherSource
+from preceptor.task import Batch, Teacher, TeacherSignal
 
 Forward = Callable[[nn.Module, Batch], TeacherSignal]
 """Runs a model on a batch and gathers its logits and tapped features; supplied by the method."""
@@ -139,7 +139,7 @@ class EnsembleTeacher:
     Features and mask are those of the first member, since features of different networks have no common coordinates.
     """
 
-    def __init__(self, sources: Sequence[TeacherSource]) -> None:
+    def __init__(self, sources: Sequence[Teacher]) -> None:
         if not sources:
             raise UserError("An ensemble of teachers needs at least one; the list of teachers is empty.")
         self.sources = list(sources)
@@ -150,13 +150,15 @@ class EnsembleTeacher:
 
     def signal(self, batch: Batch) -> TeacherSignal:
         signals = [source.signal(batch) for source in self.sources]
-        classes = [signal.logits.shape[-1] for signal in signals]
+        members = [signal.logits for signal in signals if signal.logits is not None]
+        assert len(members) == len(signals), "only classifiers form an ensemble"
+        classes = [logits.shape[-1] for logits in members]
         if len(set(classes)) > 1:
             raise UserError(
                 f"The teachers of an ensemble know {', '.join(map(str, classes))} answer classes; they must have been "
                 "trained with one answer vocabulary."
             )
-        log_probabilities = torch.stack([signal.logits.float().log_softmax(-1) for signal in signals])
+        log_probabilities = torch.stack([logits.float().log_softmax(-1) for logits in members])
         logits_BC = log_probabilities.logsumexp(0) - math.log(len(signals))
         return TeacherSignal(logits_BC, signals[0].features, signals[0].mask)
 

@@ -23,6 +23,12 @@ from preceptor.vqa.method import VqaMethod
 from preceptor.vqa.mhkd import MhkdConfig
 
 Stage = Literal["teacher", "baseline", "distilled"]
+STAGE_KEYS = {
+    "teacher": ("data.", "teacher.", "method.label."),
+    "baseline": ("data.", "student.", "teacher.model.", "method.label."),
+}
+"""Keys of the recipe, by prefix, that the model of a stage depends on; other stages depend on all. A baseline takes the
+tokens and the image size from the teacher's model."""
 
 
 class AugmentConfig(Section):
@@ -76,9 +82,9 @@ class DataConfig(Section):
     minimum_answer_count: Positive = 1
     normaliser: Literal["mevf", "lower", "vqa-v2"] = "mevf"
     augment: AugmentConfig = AugmentConfig()
-    broken_images: Literal["raise", "skip"] = "raise"
+    broken: Literal["raise", "skip"] = "raise"
     skip_limit: Fraction = 0.01
-    """With `broken_images: skip`, the largest share of the training rows that may be skipped."""
+    """With `broken: skip`, the largest share of the training rows that may be skipped."""
     max_image_bytes: Positive = 64 * 2**20
     max_image_pixels: Positive = 64_000_000
     workers: Annotated[int, Field(ge=0, le=64)] = 0

@@ -28,7 +28,6 @@ class KdConfig(VqaMethod):
     temperature: Annotated[float, Field(gt=0)] = 2.0
 
     def loss_terms(self, student_layers: int, teacher_layers: int) -> list[LossTerm]:
-        from preceptor.vqa.losses import LabelLoss, OutputLoss
+        from preceptor.vqa.losses import OutputLoss
 
-        label = self.label.model_copy(update={"weight": (1 - self.alpha) * self.label.weight})
-        return [LabelLoss(label), OutputLoss(TermConfig(weight=self.alpha), self.temperature)]
+        return [self.label_loss(1 - self.alpha), OutputLoss(TermConfig(weight=self.alpha), self.temperature)]

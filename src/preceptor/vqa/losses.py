@@ -17,7 +17,6 @@ from preceptor.distill.projectors import projector
 from preceptor.distill.schedule import scheduled_weight
 from preceptor.errors import UserError
 from preceptor.task import Batch, TeacherSignal
-from preceptor.vqa.method import LabelTerm
 
 
 class VqaLoss(LossTerm):
@@ -34,10 +33,10 @@ class VqaLoss(LossTerm):
 class LabelLoss(VqaLoss):
     """Cross-entropy of the answers, or binary cross-entropy of all classes (``kind: bce``)."""
 
-    def __init__(self, config: LabelTerm) -> None:
-        super().__init__("label", config)
-        self.kind, self.label_smoothing = config.kind, config.label_smoothing
-        self.unit = "samples" if config.kind == "bce" else "labelled"
+    def __init__(self, schedule: TermConfig, kind: Literal["ce", "bce"] = "ce", label_smoothing: float = 0.0) -> None:
+        super().__init__("label", schedule)
+        self.kind, self.label_smoothing = kind, label_smoothing
+        self.unit = "samples" if kind == "bce" else "labelled"
 
     def forward(self, student: TeacherSignal, teacher: TeacherSignal | None, batch: Batch) -> Tensor:
         assert student.logits is not None
@@ -67,21 +66,22 @@ class FeatureLoss(VqaLoss):
     """Distance of two layers' tokens, the student's through a learned linear projection (FitNets; TinyBERT eq. 8).
 
     `tokens` says which tokens the layers hold, and so which mask marks the padding: those of the image, of the
-    question, or the fused ones. The schedule's `kind` is ``mse``, of normalised tokens, or ``cosine``.
+    question, or the fused ones. `kind` is ``mse``, of normalised tokens, or ``cosine``.
     """
 
     def __init__(
         self,
         name: str,
-        schedule: Any,
+        schedule: TermConfig,
         student_path: str,
         teacher_path: str,
         *,
+        kind: Literal["mse", "cosine"],
         tokens: str = "fused",
         divisor: int = 1,
     ) -> None:
         super().__init__(name, schedule, divisor)
-        self.kind: Literal["mse", "cosine"] = schedule.kind
+        self.kind = kind
         self.tokens = tokens
         self.student_features, self.teacher_features = (student_path,), (teacher_path,)
 
@@ -102,9 +102,18 @@ class FeatureLoss(VqaLoss):
 class AttentionLoss(VqaLoss):
     """Distance of the attention probabilities of two fusion layers (MiniLM eq. 1; TinyBERT eq. 7)."""
 
-    def __init__(self, name: str, schedule: Any, student_layer: int, teacher_layer: int, divisor: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        schedule: TermConfig,
+        student_layer: int,
+        teacher_layer: int,
+        *,
+        kind: Literal["kl", "mse"],
+        divisor: int = 1,
+    ) -> None:
         super().__init__(name, schedule, divisor)
-        self.kind: Literal["kl", "mse"] = schedule.kind
+        self.kind = kind
         self.student_features = (f"fusion.{student_layer}.attention.probabilities",)
         self.teacher_features = (f"fusion.{teacher_layer}.attention.probabilities",)
 

@@ -61,9 +61,25 @@ class VqaMethod(MethodConfig):
         """
         raise NotImplementedError
 
+    def label_loss(self, factor: float = 1.0) -> LossTerm:
+        """Return the loss term of the data set's answers, its weight times `factor`."""
+        from preceptor.vqa.losses import LabelLoss
+
+        schedule = self.label.model_copy(update={"weight": factor * self.label.weight})
+        return LabelLoss(schedule, self.label.kind, self.label.label_smoothing)
+
     def needs_teacher(self, stage: str) -> bool:
         """Return whether a stage needs a teacher that was trained before."""
         return stage == "distilled" and self.teaching.kind != "ema"
+
+    def stage_settings(self, stage: str) -> dict[str, Any]:
+        """Return the settings that a stage uses. They must not change when it is resumed.
+
+        The teacher's weights identify it, not their path.
+        """
+        if stage == "distilled":
+            return self.model_dump(mode="json", exclude={"teaching": {"runs", "cache"}})
+        return self.model_dump(mode="json", include={"label"})
 
     def teacher_forward(
         self, student_layers: int, teacher_layers: int, *, features: bool = True
@@ -103,11 +119,10 @@ class VqaMethod(MethodConfig):
         Raises:
             UserError: the teacher has other answer classes, or lacks a module that a term taps.
         """
-        from preceptor.vqa.losses import LabelLoss
         from preceptor.vqa.task import VqaTask
 
         if teacher is None:
-            return VqaTask(student, [LabelLoss(self.label)], pretrained=pretrained)
+            return VqaTask(student, [self.label_loss()], pretrained=pretrained)
         terms = self._every_term(student.config.layers, teacher_config.layers)
         return VqaTask(student, terms, teacher=teacher, teacher_config=teacher_config, pretrained=pretrained, seed=seed)
 

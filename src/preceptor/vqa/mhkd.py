@@ -60,24 +60,24 @@ class MhkdConfig(VqaMethod):
 
     def loss_terms(self, student_layers: int, teacher_layers: int) -> list[LossTerm]:
         from preceptor.distill.projectors import layer_pairs
-        from preceptor.vqa.losses import AttentionLoss, FeatureLoss, LabelLoss, OutputLoss, RelationLoss
+        from preceptor.vqa.losses import AttentionLoss, FeatureLoss, OutputLoss, RelationLoss
 
-        terms: list[LossTerm] = [LabelLoss(self.label)]
-        if self.output.weight:
-            terms.append(OutputLoss(self.output, self.output.temperature))
-        if self.embedding.weight:
+        terms: list[LossTerm] = [self.label_loss()]
+        if (o := self.output).weight:
+            terms.append(OutputLoss(o, o.temperature))
+        if (e := self.embedding).weight:
             for tokens in ("image", "question"):
                 path = f"embed_{tokens}"
-                terms.append(FeatureLoss(f"embedding/{tokens}", self.embedding, path, path, tokens=tokens, divisor=2))
-        if self.hidden.weight:
-            pairs = layer_pairs(student_layers, teacher_layers, self.hidden.layers)
+                terms.append(FeatureLoss(f"embedding/{tokens}", e, path, path, kind=e.kind, tokens=tokens, divisor=2))
+        if (h := self.hidden).weight:
+            pairs = layer_pairs(student_layers, teacher_layers, h.layers)
             for s, t in pairs:
-                name = f"hidden/{s}-{t}"
-                terms.append(FeatureLoss(name, self.hidden, f"fusion.{s}", f"fusion.{t}", divisor=len(pairs)))
-        if self.attention.weight:
-            pairs = layer_pairs(student_layers, teacher_layers, self.attention.layers)
+                paths = f"fusion.{s}", f"fusion.{t}"
+                terms.append(FeatureLoss(f"hidden/{s}-{t}", h, *paths, kind=h.kind, divisor=len(pairs)))
+        if (a := self.attention).weight:
+            pairs = layer_pairs(student_layers, teacher_layers, a.layers)
             for s, t in pairs:
-                terms.append(AttentionLoss(f"attention/{s}-{t}", self.attention, s, t, divisor=len(pairs)))
+                terms.append(AttentionLoss(f"attention/{s}-{t}", a, s, t, kind=a.kind, divisor=len(pairs)))
         if self.relation.weight:
             terms.append(RelationLoss(self.relation, student_layers - 1, teacher_layers - 1))
         return terms

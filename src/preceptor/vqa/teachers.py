@@ -6,21 +6,20 @@ import copy
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.task import Batch, Teacher
-from preceptor.teachers.cache import CachedTeacher, CacheIdentity, write_cache
+from preceptor.teachers.array_store import MANIFEST
+from preceptor.teachers.cache import CachedTeacher, CacheKey, write_cache
 from preceptor.teachers.online import EmaTeacher, EnsembleTeacher, OnlineTeacher
 from preceptor.vqa.bundle import VqaBundle
+from preceptor.vqa.context import RunContext
 from preceptor.vqa.method import VqaMethod
 from preceptor.vqa.model import VqaTransformer
 from preceptor.vqa.task import token_axes
 from preceptor.vqa.vision import remember_images
-
-if TYPE_CHECKING:
-    from preceptor.vqa.stage import Classroom
 
 
 def ema_teacher(student: VqaTransformer, method: VqaMethod) -> EmaTeacher:
@@ -49,53 +48,53 @@ def online_teacher(
     return (members[0] if len(members) == 1 else EnsembleTeacher(members)), config
 
 
-def cache_identity(room: Classroom, source: Teacher, fields: list[str]) -> CacheIdentity:
-    """Return what the contents of a teacher cache depend on."""
-    tokens = hashlib.sha256(room.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    data, crossed = room.recipe.data, room.recipe.method.teaching.cross_questions
-    rows = f"{room.data.name} {room.data.fingerprint('train')}"
-    if room.data.split("unlabelled"):
-        rows += f" and unlabelled {room.data.fingerprint('unlabelled')}"
-    return CacheIdentity(
+def signal_cache_key(context: RunContext, source: Teacher, fields: list[str]) -> CacheKey:
+    """Return everything that a recipe's cache of teacher signals depends on."""
+    tokens = hashlib.sha256(context.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    data, crossed = context.recipe.data, context.recipe.method.teaching.cross_questions
+    rows = f"{context.data.name} {context.data.fingerprint('train')}"
+    if context.data.split("unlabelled"):
+        rows += f" and unlabelled {context.data.fingerprint('unlabelled')}"
+    return CacheKey(
         teacher=source.fingerprint,
-        vocabulary=room.vocabulary.fingerprint(),
+        vocabulary=context.vocabulary.fingerprint(),
         data=rows + f" and {crossed} cross questions" * bool(crossed),
-        variant=room.data.variant,
-        preprocessing={**room.preprocessing.as_dict(), "tokenizer": tokens, "fields": sorted(fields)},
+        variant=context.data.variant,
+        preprocessing={**context.preprocessing.as_dict(), "tokenizer": tokens, "fields": sorted(fields)},
         augmentation=data.augment.model_dump(mode="json") if data.augment.enabled else {"enabled": False},
     )
 
 
-def every_view(room: Classroom) -> tuple[int, Iterator[Batch]]:
-    """Return (number of rows, batches) of the training split in every augmentation view."""
-    examples = room.training_examples(room.recipe.seed, crossed=True)
-    views = max(1, room.recipe.data.augment.views if examples.augment is not None else 1)
+def every_view(context: RunContext) -> tuple[int, Iterator[Batch]]:
+    """Return (rows, batches) of the training split in every augmentation view."""
+    examples = context.training_examples(context.recipe.seed, with_teacher=True)
+    views = max(1, context.recipe.data.augment.views if examples.augment is not None else 1)
     items = [(index, view) for view in range(views) for index in range(len(examples))]
     lists = [items[i : i + 64] for i in range(0, len(items), 64)]
-    return len(items), iter(examples.loader(lists, room.recipe.data.workers))
+    return len(items), iter(examples.loader(lists, context.recipe.data.workers))
 
 
 def cached_teacher(
-    folder: Path, room: Classroom, source: Teacher, paths: list[str], *, renew: bool = False
+    folder: Path, context: RunContext, source: Teacher, paths: list[str], *, renew: bool = False
 ) -> CachedTeacher:
-    """Open the cache in `folder`. Write it first if it does not exist.
+    """Open the cache in `folder`; write it first if there is none.
 
     Raises UserError if the cache belongs to another teacher, split, vocabulary or preprocessing, or is damaged; with
     `renew` it is written again instead.
     """
-    identity = cache_identity(room, source, ["logits", *paths])
+    cache_key = signal_cache_key(context, source, ["logits", *paths])
     state = processes()
-    write = not (folder / "manifest.json").exists()
+    write = not (folder / MANIFEST).exists()
     if renew and not write:
         try:
-            CachedTeacher.open(folder, identity).verify_files()
+            CachedTeacher.open(folder, cache_key).store.verify_files()
         except UserError:
             write = True
     state.wait_for_everyone()
     if write and state.is_main_process:
-        _, batches = every_view(room)
+        _, batches = every_view(context)
         on_device = (batch.to(state.device) for batch in batches)
         axes = {path: token_axes(path) for path in paths}
-        write_cache(folder, source.to(state.device), on_device, identity, token_axes=axes)
+        write_cache(folder, source.to(state.device), on_device, cache_key, token_axes=axes)
     state.wait_for_everyone()
-    return CachedTeacher.open(folder, identity)
+    return CachedTeacher.open(folder, cache_key)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from preceptor.data.types import Sample, VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.data.vqa.check import check_data, check_images
 from preceptor.data.vqa.vqa_rad import IMAGES, TABLE, read_vqa_rad
 from preceptor.errors import UserError
@@ -69,7 +69,7 @@ def release(folder: Path, rows: Any = None, images: set[str] | None = None) -> P
     return folder
 
 
-def by_id(data: VqaData) -> dict[str, Sample]:
+def by_id(data: Dataset[Sample]) -> dict[str, Sample]:
     return {s.id: s for s in data.samples}
 
 
