@@ -1,4 +1,4 @@
-"""Write docs/reference/recipe.md, recipe-lckd.md and recipe-clinkd.md from the pydantic models of `preceptor.config*`.
+"""Write docs/reference/recipe.md, recipe-lckd.md and recipe-clinkd.md from the pydantic models of the recipes.
 
     python docs/make_recipe_reference.py
 
@@ -18,30 +18,17 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from preceptor import config
-from preceptor.grounding import config as config_vlm
-from preceptor.segmentation import config as config_volumes
+from preceptor.grounding.config import GroundingRecipe
+from preceptor.segmentation.config import SegmentationRecipe
+from preceptor.vqa.config import VqaRecipe
 
 PAGE = Path(__file__).parent / "reference" / "recipe.md"
 LCKD_PAGE = PAGE.with_name("recipe-lckd.md")
 CLINKD_PAGE = PAGE.with_name("recipe-clinkd.md")
 
 MEANINGS = {
-    "Recipe.name": "Name of the recipe; it may be used as `{name}` in `output`.",
-    "Recipe.description": "One line, shown by `preceptor recipes` and at the head of the report.",
-    "Recipe.output": "Run folder. Started again on the same folder, a run goes on where it stopped.",
-    "Recipe.seed": (
-        "Seed of the initial weights, the order of samples, dropout and endless augmentation. Both students start from "
-        "it; teacher number k (from 0) from `seed + 1000 k`."
-    ),
-    "Recipe.stages": (
-        "What is trained, in this order. A single stage writes straight into `output`, several into a folder each."
-    ),
-    "Recipe.trust_remote_code": (
+    "VqaRecipe.trust_remote_code": (
         "Let transformers run Python code that comes with a pretrained model. Leave it off unless you have read it."
-    ),
-    "Recipe.resume": (
-        "`auto`: go on from the newest valid checkpoint. `never`: delete the stages' earlier results and start afresh."
     ),
     "DataConfig.name": (
         "Data set: generated `phantom` images, a `table` of your own, or one of the "
@@ -108,9 +95,10 @@ MEANINGS = {
 }
 
 HEAD = """\
-# Recipe reference
+# Recipe reference: visual question answering
 
-Every key of a recipe, with its type, its default and its meaning. This page is made by
+Every key of a recipe with `task: vqa`, with its type, its default and its meaning. The keys of the other tasks are in
+[segmentation](recipe-lckd.md) and [grounded dialogue](recipe-clinkd.md). This page is made by
 `python docs/make_recipe_reference.py`; do not edit it by hand.
 
 A recipe is a YAML file with these keys. On the command line a key is written with dots, `key.sub=value`, and its value
@@ -145,10 +133,10 @@ SECTIONS = [
 ]
 
 LCKD_HEAD = """\
-# Recipe reference: LCKD
+# Recipe reference: segmentation
 
-Every key of a recipe of segmentation, one whose `method.name` is `lckd`. How recipes and overrides are written is said
-in [VqaRecipe reference](recipe.md). This page is made by `python docs/make_recipe_reference.py`; do not edit it by hand.
+Every key of a recipe with `task: segmentation`. The [recipe reference](recipe.md) explains how recipes and overrides
+are written. This page is made by `python docs/make_recipe_reference.py`; do not edit it by hand.
 """
 
 LCKD_SECTIONS = [
@@ -168,11 +156,10 @@ LCKD_SECTIONS = [
 ]
 
 CLINKD_HEAD = """\
-# Recipe reference: ClinKD
+# Recipe reference: grounded dialogue
 
-Every key of a recipe of a grounded vision-language model, one whose `method.name` is `clinkd`. How recipes and
-overrides are written is said in [VqaRecipe reference](recipe.md). This page is made by
-`python docs/make_recipe_reference.py`; do not edit it by hand.
+Every key of a recipe with `task: grounding`. The [recipe reference](recipe.md) explains how recipes and overrides are
+written. This page is made by `python docs/make_recipe_reference.py`; do not edit it by hand.
 """
 
 CLINKD_SECTIONS = [
@@ -209,8 +196,9 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type
 
 def meaning(model: type[BaseModel], name: str, field: FieldInfo) -> str:
     """Return what a key means. Raises KeyError where neither the field nor MEANINGS says."""
-    if field.description:
-        return " ".join(field.description.split())
+    fields = [base.model_fields.get(name) for base in model.__mro__ if issubclass(base, BaseModel)]
+    if described := [text for text in (known.description for known in fields if known) if text]:
+        return " ".join(described[0].split())
     places = (f"{base.__name__}.{name}" for base in model.__mro__)
     return MEANINGS[next((place for place in places if place in MEANINGS), f"{model.__name__}.{name}")]
 
@@ -253,31 +241,31 @@ def shown(value: Any) -> str:
 
 def make_page() -> str:
     """Return the page. Asserts that every key has its place and that teacher and student share their defaults."""
-    defaults = config.VqaRecipe(name="x")
+    defaults = VqaRecipe(name="x")
     text, placed = _tables(defaults, SECTIONS)
     assert defaults.teacher.model == defaults.student.model, "teacher.model and student.model have one table"
     assert defaults.teacher.train == defaults.student.train, "teacher.train and student.train have one table"
     twins = [key.replace("student.", "teacher.", 1) for key in placed if key.startswith("student.")]
-    missing = {key for key, *_ in leaves(config.VqaRecipe)} - {*placed, *twins}
+    missing = {key for key, *_ in leaves(VqaRecipe)} - {*placed, *twins}
     assert not missing, f"keys without a section: {sorted(missing)}"
     return HEAD + text
 
 
 def make_lckd_page() -> str:
     """Return the page of segmentation recipes. Asserts that every key has its place."""
-    text, placed = _tables(config_volumes.SegmentationRecipe(name="x"), LCKD_SECTIONS)
-    missing = {key for key, *_ in leaves(config_volumes.SegmentationRecipe)} - set(placed)
+    text, placed = _tables(SegmentationRecipe(name="x"), LCKD_SECTIONS)
+    missing = {key for key, *_ in leaves(SegmentationRecipe)} - set(placed)
     assert not missing, f"keys without a section: {sorted(missing)}"
     return LCKD_HEAD + text
 
 
 def make_clinkd_page() -> str:
     """Return the page of vision-language recipes. Asserts that every key has its place."""
-    defaults = config_vlm.GroundingRecipe(name="x", stages=("baseline",))
+    defaults = GroundingRecipe(name="x", stages=("baseline",))
     text, placed = _tables(defaults, CLINKD_SECTIONS)
     assert defaults.teacher == defaults.student, "teacher and student have one table"
     twins = [key.replace("student.", "teacher.", 1) for key in placed if key.startswith("student.")]
-    missing = {key for key, *_ in leaves(config_vlm.GroundingRecipe)} - {*placed, *twins}
+    missing = {key for key, *_ in leaves(GroundingRecipe)} - {*placed, *twins}
     assert not missing, f"keys without a section: {sorted(missing)}"
     return CLINKD_HEAD + text
 

@@ -389,7 +389,14 @@ def test_hostile_names_are_escaped(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "lost",
-    ["teacher", "alone/metrics.jsonl", "distilled/predictions", "recipe.yaml", "results.json", "alone/predictions"],
+    [
+        "teacher",
+        "baseline/metrics.jsonl",
+        "distilled/predictions",
+        "recipe.yaml",
+        "results.json",
+        "baseline/predictions",
+    ],
 )
 def test_missing_files_are_survived(copied: MadeSegmentation, lost: str):
     path = copied.folder / lost

@@ -79,8 +79,8 @@ class FitArguments:
     `samples` are drawn from, and an epoch is `epoch_samples` of them (all, but for rows that only a teacher answers).
 
     `validate(task)` returns metrics with a `score`, higher is better; it is called on every process. `export(task,
-    folder)` writes the model of the best validation; it is called on the main process alone. `resume_config` is what must
-    not change when the run is resumed: ``{"recipe": ..., ...}``.
+    folder)` writes the model of the best validation; it is called on the main process alone. `resume_config` is what
+    must not change when the run is resumed.
     """
 
     folder: Path
