@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,13 +81,34 @@ def construct(kind: type[T], arguments: Mapping[str, Any], place: str) -> T:
         raise UserError(f"{place}: {kind.__name__} does not accept {dict(arguments)}: {error}") from error
 
 
-def require_trust(reference: str, folder: Path, trusted: bool) -> None:
-    """Raise UserError unless the class that a model folder names may be imported."""
-    if not (trusted or reference in _trusted):
+def load_trusted(reference: str, place: str, kind: type[T]) -> type[T]:
+    """Return the class that the configuration of a model names.
+
+    Raises UserError unless a recipe of this process names the class, or the caller trusts it (`trust`).
+    """
+    if reference not in _trusted:
         raise UserError(
-            f"{folder}/config.json names the class {reference}, whose code would be run; pass trust_remote_code=True "
-            "if you know this code"
+            f"the model needs the class {reference} ({place}), whose code would be run: pass trust_remote_code=True to "
+            "preceptor.load if you know this code"
         )
+    return load_object(reference, place, kind)
+
+
+def trust(reference: str) -> None:
+    """Allow models to use the class ``module:Class``."""
+    _trusted.add(reference)
+
+
+def trust_folder(folder: Path) -> None:
+    """Allow the classes that the config.json of a model folder names. The code itself is never read from the folder."""
+
+    def walk(value: Any) -> None:
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            if key in ("module", "net") and isinstance(inner, str) and ":" in inner:
+                trust(inner)
+            walk(inner)
+
+    walk(json.loads((folder / "config.json").read_text("utf-8")))
 
 
 def _reference(value: Any) -> Any:

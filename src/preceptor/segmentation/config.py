@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
@@ -18,6 +18,7 @@ from preceptor.config import (
     TrainConfig,
     choose_method,
 )
+from preceptor.extension import Reference
 from preceptor.segmentation.kd import KdConfig
 from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.method import SegmentationMethod
@@ -94,8 +95,11 @@ class VolumeDataConfig(Section):
 
 
 class UNetConfig(Section):
-    net: Literal["compact", "reference"] = "compact"
-    """compact: residual U-Net levels. reference: the published network (3-D ResNet-50 with ASPP, 43.66 M)."""
+    net: Literal["compact", "reference"] | Reference = "compact"
+    """compact: residual U-Net levels. reference: the published network (3-D ResNet-50 with ASPP, 43.66 M).
+    `module:Class`: a network of your own (see `preceptor.segmentation.model.MultimodalUNet`)."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of a network of your own."""
     encoder: Literal["shared", "separate"] = "shared"
     """One encoder for all modalities (published code), or one for each (published figure)."""
     channels: tuple[Positive, ...] = (16, 32, 64, 128)

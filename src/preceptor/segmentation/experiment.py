@@ -105,6 +105,7 @@ class SegmentationExperiment(Experiment):
             encoder=model.encoder,
             channels=model.channels,
             fill=model.fill,
+            arguments=model.arguments,
         )
         network = MultimodalUNet(config, seed=seed)
         network.check_size(self.recipe.data.patch_size, "data.patch_size")

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from preceptor.errors import UserError
 from preceptor.segmentation.method import SegmentationMethod
 from preceptor.segmentation.settings import CrossModalTerm, ElectionConfig, FullTeacherTerm
 
@@ -48,6 +49,11 @@ class LckdConfig(SegmentationMethod):
 
         terms: list[LossTerm] = []
         if self.cross_modal.weight > 0:
+            if not student.config.widths:
+                raise UserError(
+                    f"method.cross_modal compares features, and the network {student.config.net} returns none: set "
+                    "method.cross_modal.weight=0 or method.name=kd"
+                )
             if votes is None:
                 raise ValueError("LCKD needs the votes of validation cases")
             every = max(1, round(self.election.every * steps_per_epoch))

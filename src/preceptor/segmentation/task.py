@@ -26,7 +26,9 @@ def segmentation_forward(model: nn.Module, batch: Batch) -> TeacherSignal:
     visible = batch.tensors.get("visible", batch["available"])
     output: Segmentation = model(batch["images"], visible)
     levels = {f"level.{number}": features for number, features in enumerate(output.features)}
-    return TeacherSignal(output.logits, levels | {"bottleneck": output.features[-1]})
+    if output.features:
+        levels["bottleneck"] = output.features[-1]
+    return TeacherSignal(output.logits, levels)
 
 
 def full_modality_teacher(network: nn.Module) -> OnlineTeacher:

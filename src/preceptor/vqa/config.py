@@ -18,6 +18,7 @@ from preceptor.config import (
     TrainConfig,
     choose_method,
 )
+from preceptor.extension import Reference
 from preceptor.vqa.kd import KdConfig
 from preceptor.vqa.method import VqaMethod
 from preceptor.vqa.mhkd import MhkdConfig
@@ -125,6 +126,17 @@ class VisionConfig(Section):
     freeze: list[str] = []
     """Of a pretrained model: parameters that stay as they are, as patterns (`embeddings.*`); `*` freezes it whole."""
     conv: ConvVisionConfig = ConvVisionConfig()
+    module: Reference | None = None
+    """A backbone of your own, `module:Class`: an nn.Module that maps images (B, 3, H, W) to tokens (B, L, D) and has the
+    attribute `width` = D. The last tokens are taken for a square grid, row by row, where a report draws maps."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of that class."""
+
+    @model_validator(mode="after")
+    def _one_backbone(self) -> VisionConfig:
+        if self.module is not None and self.pretrained is not None:
+            raise ValueError("module and pretrained are two backbones: set one of them")
+        return self
 
 
 class ScratchTextConfig(Section):
