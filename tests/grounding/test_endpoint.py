@@ -358,7 +358,7 @@ def test_the_key_is_sent_and_never_written(tmp_path, monkeypatch, caplog):
         teach(tmp_path / "store", whole, whole.dialogues, teacher(asked))
     assert {headers["authorization"] for headers in asked.headers} == {"Bearer sk-secret-123"}
     assert "sk-secret" not in caplog.text
-    assert all("sk-secret" not in file.read_text() for file in (tmp_path / "store").iterdir())
+    assert all(b"sk-secret" not in file.read_bytes() for file in (tmp_path / "store").iterdir())
     monkeypatch.delenv("PRECEPTOR_API_KEY")
     with serving() as asked:
         answered(teacher(asked), prompts(tmp_path, 1, 1))
