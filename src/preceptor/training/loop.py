@@ -118,7 +118,8 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
         checkpoint.clear_temporaries(root)
         recover(student)
     accelerator.wait_for_everyone()
-    average = WeightAverage(task, config.average)
+    trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
+    average = WeightAverage(trained, config.average)
     state = _resume(task, optimizer, names, average, root, job, accelerator)
     if accelerator.is_main_process:
         job.start()
