@@ -42,6 +42,7 @@ def write_stage(
             "probability": 0.5,
             "target": "yes",
             "correct": bool(hit),
+            "score": float(hit),
             "answer_type": "closed" if i % 2 else "open",
             "question_type": TYPES[i % 4],
         }

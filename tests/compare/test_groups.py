@@ -33,8 +33,8 @@ def test_seed_output_caches_and_teachers_make_no_difference(tmp_path: Path):
         write_stage(tmp_path / "a", hits(20, 0.6), seed=1),
     )
     assert (group.name, group.seeds) == ("distilled", [1, 3])
-    assert group.hits.shape == (2, 20)
-    assert [row.mean() for row in group.hits] == [0.6, 0.5]
+    assert group.values.shape == (2, 20)
+    assert [row.mean() for row in group.values] == [0.6, 0.5]
 
 
 def test_the_stage_is_part_of_a_group(tmp_path: Path):
@@ -84,8 +84,8 @@ def test_another_number_of_teachers_is_another_group(tmp_path: Path):
     teachers = {"method": {"teaching": {"runs": ["runs/a", "runs/b"]}}}
     runs = write_stage(tmp_path / "1", hits(20, 0.5)), write_stage(tmp_path / "2", hits(20, 0.5), settings=teachers)
     assert [group.differs for group in groups_of(*runs)] == [
-        {"method.teaching.teachers": 1},
-        {"method.teaching.teachers": 2},
+        {"method.teaching.runs": 1},
+        {"method.teaching.runs": 2},
     ]
 
 

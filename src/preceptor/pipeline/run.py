@@ -77,9 +77,10 @@ def summarize(experiment: Experiment, folders: dict[str, Path], results: dict[st
 
 
 def add_speed(experiment: Experiment, folders: dict[str, Path], results: dict[str, dict[str, Any]]) -> None:
-    """Measure the speed of all models of a run in turn, unless that was done for just these weights."""
+    """Measure the speed of all models of a run in turn, unless just these weights were measured together before."""
     measured_with = sorted(stage["weights_sha256"] for stage in results.values())
-    if all(stage.get("speed", {}).get("measured_with") == measured_with for stage in results.values()):
+    before = [set(stage.get("speed", {}).get("measured_with", [])) for stage in results.values()]
+    if all(together == before[0] and together >= set(measured_with) for together in before):
         return
     if processes().is_main_process:
         speeds = measure_speed(
@@ -112,8 +113,8 @@ def refuse_contaminated(experiment: Experiment) -> None:
             listed = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
             raise UserError(
                 f"{key}={earlier} was trained on {images} of the {total} test images of {data.name} {data.variant} "
-                f"(samples {listed}); train it again without them{experiment.exclusion_hint()}, or on this very data set and "
-                "variant"
+                f"(samples {listed}); train it again without them{experiment.exclusion_hint()}, or on this very "
+                "data set and variant"
             )
 
 
