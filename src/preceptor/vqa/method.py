@@ -68,6 +68,11 @@ class VqaMethod(MethodConfig):
         schedule = self.label.model_copy(update={"weight": factor * self.label.weight})
         return LabelLoss(schedule, self.label.kind, self.label.label_smoothing)
 
+    def term_weights(self) -> dict[str, float]:
+        """Return the weights of the loss terms by name, at the end of their ramps, for the model card."""
+        weights = {name: term.weight for name, term in self if isinstance(term, TermConfig) and term.weight > 0}
+        return weights | {term.loss: term.weight for term in self.losses}
+
     def needs_teacher(self, stage: str) -> bool:
         """Return whether a stage needs a teacher that was trained before."""
         return stage == "distilled" and self.teaching.kind != "ema"
