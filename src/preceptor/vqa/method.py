@@ -34,7 +34,7 @@ class TeachingConfig(Section):
     kind: Literal["online", "cached", "ema"] = "online"
     """online: the teacher runs on every batch. cached: its outputs are read from a cache, which is written on first
     use. ema: the teacher is a moving average of the student; there is no other one."""
-    runs: list[Folder] = []
+    runs: list[Folder] = Field(default_factory=list)
     """Trained runs that are the teacher instead of this recipe's teacher stage. Several form an ensemble."""
     cache: Folder | None = None
     """Folder of the cache; default: `teacher-cache` in the output folder."""
