@@ -456,7 +456,7 @@ def show_recipe(name: Annotated[str, typer.Argument(help="Name of a shipped reci
 
 @recipes_app.command("accelerate")
 def accelerate_configuration(
-    name: Annotated[str, typer.Argument(help="fsdp2, fsdp2-zero2 or deepspeed-zero2.")],
+    name: Annotated[str, typer.Argument(help="fsdp2 or fsdp2-zero2.")],
 ) -> None:
     """Print the place of a shipped configuration, for `accelerate launch --config_file`."""
     from preceptor.recipe import accelerate_file

@@ -14,7 +14,7 @@ from preceptor.errors import UserError
 
 if TYPE_CHECKING:
     from preceptor.grounding.endpoint import EndpointTeacher
-    from preceptor.grounding.pseudo_labels import Teacher
+    from preceptor.grounding.pseudo_labels import Labeler
     from preceptor.grounding.teach import LabelingRequest
 
 
@@ -79,7 +79,7 @@ def teach(
     if (endpoint is None) != (model is None):
         raise UserError("--endpoint URL and --model NAME belong together: give both or none")
     _log_to_stderr()
-    who: Teacher
+    who: Labeler
     if endpoint is not None and model is not None:
         from preceptor.teachers.chat_client import ClientSettings
 
