@@ -31,8 +31,8 @@ class ClinkdTask(Task):
         on_pseudo_labels: the batches hold a teacher's answers, with `confidence` and `margin`, which enter by the
             curriculum.
         teacher: gives token distributions, for pseudo-labels.
-        reflect: ``reflect(round, buffer)`` adds corrections to the buffer. It is called `reflection.rounds` times, evenly
-            spaced over the training, not at its beginning.
+        reflect: ``reflect(round, buffer)`` adds corrections to the buffer. It is called `reflection.rounds` times,
+            evenly spaced over the training, not at its beginning.
         collate: makes a batch of corrections.
         seed: seed of the choice of corrections.
     """
