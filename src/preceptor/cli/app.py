@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from preceptor.cli.teach import teach
-from preceptor.cli.terminal import main_process, percent, say, show_cached_words, show_results, table
+from preceptor.cli.terminal import main_process, percent, say, show_cached_tokens, show_results, table
 from preceptor.errors import UserError
 
 app = typer.Typer(
@@ -186,9 +186,9 @@ def cache(
     loaded = _recipe(recipe, overrides)
     _log_to_stderr()
     if loaded.method.name == "clinkd":
-        from preceptor.grounding.teacher_cache import cache_words
+        from preceptor.grounding.teacher_cache import cache_teacher
 
-        report = cache_words(loaded, verify)
+        report = cache_teacher(loaded, verify)
     elif loaded.method.name == "lckd":
         raise UserError("an lckd recipe has no teacher to cache: its teachers are modalities of the network it trains")
     else:
@@ -198,7 +198,7 @@ def cache(
 
     def show(document: dict[str, Any]) -> None:
         if "labels" in document:
-            show_cached_words(document)
+            show_cached_tokens(document)
         else:
             table(
                 document["folder"],

@@ -139,19 +139,19 @@ def show_grounding(results: dict[str, Any], stages: dict[str, Any]) -> None:
         print(f"note: {note}")
 
 
-def show_cached_words(report: dict[str, Any]) -> None:
-    """Print what is stored of a ClinKD recipe's teacher: its answers, and its words at their tokens."""
-    labels, words = report["labels"], report["words"]
-    said = ", ".join(f"{n} {reason}" for reason, n in labels.get("left_out", {}).items())
-    coverage = f"{percent(labels.get('coverage'))} % of the dialogues{f' (left out: {said})' if said else ''}"
+def show_cached_tokens(report: dict[str, Any]) -> None:
+    """Print which outputs of a ClinKD recipe's teacher are stored: answers and token distributions."""
+    labels, tokens = report["labels"], report["tokens"]
+    reasons = ", ".join(f"{n} {reason}" for reason, n in labels.get("left_out", {}).items())
+    coverage = f"{percent(labels.get('coverage'))} % of the dialogues{f' (left out: {reasons})' if reasons else ''}"
     rows = [["pseudo-labels", labels["folder"], str(labels.get("rows", "-")), coverage]]
-    if words is not None:
-        tokens = f"{words['tokens']:,} tokens, {words['k']} words each" if "tokens" in words else "-"
-        rows.append(["cached words", words["folder"], str(words.get("rows", "-")), tokens])
-    table(f"teacher {str(report['teacher'])[:12]}", ["what", "folder", "rows", "holds"], rows)
+    if tokens is not None:
+        count = f"{tokens['tokens']:,} tokens, the {tokens['k']} most likely each" if "tokens" in tokens else "-"
+        rows.append(["cached tokens", tokens["folder"], str(tokens.get("rows", "-")), count])
+    table(f"teacher {str(report['teacher'])[:12]}", ["kind", "folder", "rows", "contents"], rows)
     if report["checked"]:
         print(
-            f"{report['checked']} dialogues computed again: largest difference of probabilities "
+            f"{report['checked']} dialogues recomputed: largest difference of probabilities "
             f"{report['worst']:.2g}, {len(report['mismatches'])} differ"
         )
 

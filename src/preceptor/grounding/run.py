@@ -24,7 +24,7 @@ from preceptor.grounding.teachers import (
     OnlineTokenTeacher,
     corrector,
     load_teacher,
-    pseudo_lessons,
+    pseudo_labelled_examples,
     summary,
     token_teacher,
 )
@@ -111,7 +111,7 @@ def run_stage(name: VlmStage, folder: Path, room: Seminar) -> dict[str, Any]:
     epoch = len(room.data.split("train"))
     beside = teacher.config if teacher is not None and recipe.method.teacher_offload == "none" else None
     if share > 0:
-        lessons = pseudo_lessons(room, teacher)
+        lessons = pseudo_labelled_examples(room, teacher)
         taught = summary(lessons, method.pseudo_labels, teacher)
         # Once for all stages: it does not depend on what they add to it.
         prior = stage_method(recipe, "distilled")
