@@ -332,22 +332,23 @@ def audit(
 
 @app.command()
 def score(
-    predictions: Annotated[Path, typer.Argument(help="JSONL file: a line has id and answer; or a dialogue's row.")],
-    protocol: Annotated[str, typer.Option(help="Protocol id, such as vqa-rad/clean/451, med-grit/given/birdeval.")],
+    predictions: Annotated[Path, typer.Argument(help="JSONL file of answers, or folder of NIfTI masks.")],
+    protocol: Annotated[
+        str, typer.Option(help="Protocol id, such as vqa-rad/clean/451 or brats/all/A.")
+    ],
     root: Annotated[Path | None, typer.Option(help="Data set; default: its folder under PRECEPTOR_DATA.")] = None,
-    references: Annotated[str, typer.Option(help="What is right: data, or file (the lines hold answers).")] = "data",
+    references: Annotated[str | None, typer.Option(help="data (default), or file: the lines have the answers.")] = None,
     normaliser: Annotated[str | None, typer.Option(help="mevf, lower or vqa-v2 instead of the protocol's.")] = None,
     metric: Annotated[str | None, typer.Option(help="accuracy, bleu or soft instead of the protocol's.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the scored questions here, as JSONL.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the scored units here, as JSONL.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a file of predictions, of any system, under a protocol."""
+    """Score the predictions of any system under a protocol."""
     import gc
 
+    from preceptor import api
     from preceptor.errors import nearest
     from preceptor.files import json_lines, write_text
-    from preceptor.grounding.score import score_dialogue_file, scores_dialogues
-    from preceptor.vqa.score import score_file
 
     for name, value, known in (
         ("--references", references, ("data", "file")),
@@ -356,45 +357,21 @@ def score(
     ):
         if value is not None and value not in known:
             raise UserError(f"{name} {value} is not known{nearest(value, known)}")
-    if scores_dialogues(protocol):
-        for name, given in (("--root", root), ("--normaliser", normaliser), ("--metric", metric)):
-            if given is not None:
-                raise UserError(f"{name} says nothing of {protocol}: its answers are scored against the file's own")
-        results, scored = score_dialogue_file(predictions, protocol)
-        if output is not None:
-            write_text(output, json_lines(scored))
-        say(results, as_json, show_results)
-        return
-    gc.disable()  # all that is read stays until the end, and looking through it again and again is a third of the time
+    options = {"root": root, "references": references, "normaliser": normaliser, "metric": metric}
+    gc.disable()  # Everything that is read is kept until the end; collecting garbage would take a third of the time.
     try:
-        scores, notes = score_file(
-            predictions,
-            protocol,
-            root=root,
-            references=references,  # type: ignore[arg-type]
-            normaliser=normaliser,
-            metric=metric,  # type: ignore[arg-type]
-        )
-        document = {"protocol": protocol, **scores.as_dict(), "notes": notes}
+        scored = api.score(predictions, protocol, **{key: value for key, value in options.items() if value is not None})
     finally:
         gc.enable()
     if output is not None:
-        write_text(output, json_lines(scores.rows()))
+        write_text(output, json_lines(scored.rows))
 
-    def show(found: dict[str, Any]) -> None:
-        rows = [["all", percent(found["accuracy"]), str(found["n"])]]
-        rows += [[kind, percent(found[kind]), str(found[f"n_{kind}"])] for kind in ("open", "closed")]
-        rows += [
-            [f"  {name}", percent(kind["accuracy"]), str(kind["n"])] for name, kind in found["question_types"].items()
-        ]
-        rows.append(["mean over question types", percent(found["macro"]), ""])
-        rows += [[f"BLEU-{n}, pooled", percent(found[f"bleu_{n}"]), ""] for n in range(1, 5)]
-        rows += [["token F1", percent(found["f1"]), ""], ["BLEU (ImageCLEF)", percent(found["bleu"]), ""]]
-        table(protocol, ["questions", found["metric"], "n"], rows)
-        for note in notes:
+    def show(_: dict[str, Any]) -> None:
+        table(protocol, scored.heads, scored.lines)
+        for note in scored.notes:
             print(f"note: {note}")
 
-    say(document, as_json, show)
+    say(scored.results, as_json, show)
 
 
 @app.command("new-vlm")
