@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from preceptor import tasks
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError
+from preceptor.extension import trust_folder
 from preceptor.scores import Scored
 
 if TYPE_CHECKING:
@@ -89,12 +90,14 @@ def run_recipe(recipe: BaseRecipe) -> dict[str, Any]:
     return run(tasks.module(recipe.task, "experiment").EXPERIMENT, recipe)
 
 
-def load(folder: str | Path, device: str | torch.device | None = None) -> Any:
+def load(folder: str | Path, device: str | torch.device | None = None, *, trust_remote_code: bool = False) -> Any:
     """Load a trained model from a run, a stage or a model folder.
 
     Args:
         folder: the folder; of a run with several stages the distilled model is loaded.
         device: where to compute, such as "cuda" or "cpu".
+        trust_remote_code: allow a model whose config.json names a class of the user's, ``module:Class``, to import it.
+            The module must be importable here; it is never read from the folder.
 
     Returns:
         A `VqaModel` (``.answer``), a `SegmentationModel` (``.segment``) or a `GroundingModel` (``.ask``).
@@ -106,6 +109,8 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Any:
     from preceptor.pipeline.run_dir import model_folder
 
     place = model_folder(Path(folder))
+    if trust_remote_code:
+        trust_folder(place)
     return tasks.module(tasks.task_of_model(place), "predict").MODEL.load(place, device)
 
 
@@ -149,11 +154,13 @@ def evaluate(
         The results: `protocols`, `describes`, `data`, `notes` and what else the task reports.
     """
     keep_offline()
-    from preceptor.pipeline.evaluation import evaluate_model
     from preceptor.pipeline.run_dir import model_folder, stage_folder
 
     model = model_folder(Path(run))
     recipe = _resolve(str(stage_folder(model)), overrides)
+    # Imported after the checks: a mistake is reported without waiting for torch.
+    from preceptor.pipeline.evaluation import evaluate_model
+
     experiment_class = tasks.module(recipe.task, "experiment").EXPERIMENT
     return evaluate_model(experiment_class, recipe, model, protocol, Path(output) if output else None)
 

@@ -17,7 +17,7 @@ from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels
 from preceptor.grounding.teachers import CACHE, STORE, load_teacher, pseudo_lessons, token_cache_key, token_teacher
 from preceptor.grounding.topk_cache import TopKCache, TopKCacheKey, answers_key, verify
 from preceptor.teachers.array_store import MANIFEST
-from preceptor.teachers.label_store import broken_lines, check_identity, read_labels, read_manifest
+from preceptor.teachers.label_store import check_cache_key, damaged_rows, read_labels, read_store
 
 
 def cache_words(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
@@ -88,13 +88,13 @@ def _verify_labels(context: RunContext, teacher: GroundedVlm | None, damage: lis
     recipe, folder = context.recipe, _store(context)
     method = recipe.method.pseudo_labels
     try:
-        manifest = read_manifest(folder)
-        if broken := broken_lines(folder):
-            listed = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
-            raise UserError(f"{len(broken)} lines of {folder} are damaged or unfinished: {listed}")
+        read_store(folder)
+        if damaged := damaged_rows(folder):
+            listed = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+            raise UserError(f"{len(damaged)} rows of {folder} are damaged: {listed}")
         if teacher is not None and method.store is None:
             local = LocalTeacher(teacher, max_tokens=method.max_new_tokens, batch_size=recipe.answers.batch_size)
-            check_identity(folder, manifest, local.identity)
+            check_cache_key(folder, local.cache_key)
         # What is verified is not asked: the lessons are those of a recipe whose store this is.
         own = recipe.model_copy(
             update={
