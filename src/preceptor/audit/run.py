@@ -289,7 +289,7 @@ def _answers(
     as_train = [sample for sample in train if sample.answers]
     vocabulary = AnswerVocabulary.build(as_train, normaliser)
     unseen = [sample for sample in test if vocabulary.encode(sample.answers) < 0]
-    ceiling = 1 - len(unseen) / len(test)
+    ceiling = vocabulary.ceiling(test)
     if main:
         found.ceiling = ceiling
     if unseen:
