@@ -167,12 +167,12 @@ def test_the_folder_above_will_do(tmp_path):
     release(tmp_path / "data" / "rad")
     assert read_vqa_rad(tmp_path / "data").root == tmp_path / "data" / "rad"
     release(tmp_path / "data" / "copy")
-    with pytest.raises(UserError, match="holds 2 VQA-RAD releases"):
+    with pytest.raises(UserError, match="contains 2 VQA-RAD releases"):
         read_vqa_rad(tmp_path / "data")
 
 
 def test_wrong_folders(tmp_path):
-    with pytest.raises(UserError, match=rf"holds no VQA-RAD release; give the folder that holds '{TABLE}'"):
+    with pytest.raises(UserError, match=rf"contains no VQA-RAD release; give the folder that contains '{TABLE}'"):
         read_vqa_rad(tmp_path)
     with pytest.raises(UserError, match="is no folder"):
         read_vqa_rad(tmp_path / "none")
@@ -214,7 +214,7 @@ def test_broken_table(tmp_path):
         read_vqa_rad(root)
     for text in ("[]", "{}"):
         table.write_text(text)
-        with pytest.raises(UserError, match="is no list of questions"):
+        with pytest.raises(UserError, match="is not a list of questions"):
             read_vqa_rad(root)
     table.write_text('[{"image": "a", "question": "b", "answer": "c"}]')  # the columns of the Hugging Face version
     with pytest.raises(UserError, match="entry 1 lacks qid, phrase_type"):
