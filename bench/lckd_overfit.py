@@ -50,11 +50,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key.sub=value for the recipe")
     args = parser.parse_args()
 
+    from preceptor.segmentation.stage import train_stage
+
     from preceptor.data.segmentation.cases import find_case
     from preceptor.data.types import SegmentationDataset
     from preceptor.segmentation.config import SegmentationRecipe
     from preceptor.segmentation.predict import segment_case
-    from preceptor.segmentation.stage import train_stage
     from preceptor.tasks import load_recipe
 
     for name in args.case:

@@ -30,7 +30,7 @@ def train(
     """Train what is not finished yet; return the run folders."""
     from preceptor.errors import UserError
     from preceptor.recipe import differences
-from preceptor.tasks import load_recipe
+    from preceptor.tasks import load_recipe
     from preceptor.vqa.run import run_recipe
 
     recipes = []

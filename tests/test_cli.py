@@ -14,7 +14,7 @@ from preceptor.cli import app as cli
 from tests.fault.tiny import write_recipe
 
 QUICK = [
-    "stages=[teacher,alone,distilled]",
+    "stages=[teacher,baseline,distilled]",
     "teacher.train.epochs=2",
     "student.train.epochs=2",
     "data.augment.views=2",

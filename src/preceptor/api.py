@@ -261,6 +261,28 @@ def audit(data: str | Path, overrides: Iterable[str] = (), **options: Any) -> di
     )
 
 
+def push_to_hub(run: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+    """Upload a trained model with its card to the Hugging Face hub.
+
+    Args:
+        run: a run, a stage or a model folder.
+        repo_id: ``USER/NAME`` of the repository, which is created if it does not exist.
+        private: whether a new repository is private.
+        token: access token; by default the one that `hf auth login` stored.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: the folder holds no model, or the hub refuses the upload.
+    """
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    from preceptor.hub import push_folder
+    from preceptor.pipeline.run_dir import model_folder
+
+    return push_folder(model_folder(Path(run)), repo_id, private=private, token=token)
+
+
 def keep_offline(allow_downloads: bool = False) -> None:
     """Refuse hub downloads at once instead of after many retries. Must run before transformers is imported."""
     if not allow_downloads:
@@ -280,7 +302,7 @@ def _resolve(recipe: str | Path | Mapping[str, Any] | BaseRecipe, overrides: Ove
     if isinstance(recipe, Mapping):
         from preceptor.recipe import apply_override
 
-        raw = {key: value for key, value in recipe.items()}
+        raw = dict(recipe)
         for text in texts:
             apply_override(raw, text)
         return tasks.recipe_from(raw, "the recipe")

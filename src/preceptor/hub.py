@@ -7,6 +7,8 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from preceptor.errors import UserError
+
 
 def find_pretrained(name: str, *, allow_downloads: bool) -> str | None:
     """Return the argument with which `from_pretrained` loads a model, or None if the model is not available.
@@ -54,3 +56,22 @@ def hide_progress_bars() -> Iterator[None]:
     finally:
         if enabled:
             logging.enable_progress_bar()
+
+
+def push_folder(folder: Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+    """Upload a model folder with its card to the Hugging Face hub; return the address of the commit.
+
+    The repository is created if it does not exist. Nothing but the files of the folder is sent.
+
+    Raises:
+        UserError: the hub refuses the upload or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message="Upload model with Preceptor"))
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(f"{repo_id} cannot be uploaded: {error}") from error

@@ -16,6 +16,18 @@ from preceptor.errors import UserError, nearest
 
 R = TypeVar("R", bound=BaseRecipe)
 
+RENAMED_KEYS = {
+    "data.split": "data.variant",
+    "data.broken_images": "data.broken",
+}
+"""Old dotted key to new one. A recipe with an old key is refused, and the error names the new key."""
+
+RENAMED_VALUES = {
+    ("stages", "alone"): "baseline",
+    ("stages", "supervised"): "baseline",
+}
+"""(Key, old value) to the new value, for values that were renamed while their key was not."""
+
 
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes."""
@@ -89,10 +101,39 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 
 def validate(raw: Mapping[str, Any], place: str, kind: type[R]) -> R:
     """Return the recipe of class `kind`. Raises UserError with one clause for each mistake."""
+    renamed = _renamed(raw, set(known_keys(kind)))
+    if renamed:
+        raise UserError(f"{place}: {'; '.join(renamed)}")
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
         raise UserError("; ".join(_sentence(dict(detail), place, kind) for detail in error.errors())) from error
+
+
+def _renamed(raw: Mapping[str, Any], known: set[str]) -> list[str]:
+    """Return one clause for each key or value of `raw` that was renamed. A key in `known` is never an old one."""
+    clauses = []
+    for old, new in RENAMED_KEYS.items():
+        if old not in known and new in known and _get_nested(raw, old) is not _MISSING:
+            clauses.append(f"{old} was renamed to {new}")
+    for (key, old), new in RENAMED_VALUES.items():
+        value = _get_nested(raw, key)
+        if value == old or (isinstance(value, (list, tuple)) and old in value):
+            clauses.append(f"the value {old!r} of {key} was renamed to {new!r}")
+    return clauses
+
+
+_MISSING = object()
+
+
+def _get_nested(raw: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key, or _MISSING."""
+    node: Any = raw
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return _MISSING
+        node = node[part]
+    return node
 
 
 def _sentence(detail: dict[str, Any], place: str, kind: type[BaseRecipe]) -> str:

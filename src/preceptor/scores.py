@@ -89,14 +89,21 @@ def unit_means(scores: Iterable[UnitScore]) -> tuple[dict[str, float], list[str]
 class Metrics(Protocol):
     """What the module ``preceptor.<task>.metrics`` of each task offers to comparisons."""
 
-    UNIT: str
-    """What is scored, in the singular: question, case, answer."""
-    ROW_FIELDS: Mapping[str, type]
-    """The fields of a row of the predictions file that scores are made from."""
-    ROW_KEY: tuple[str, ...]
-    """The fields that identify a row."""
-    RATIO_TO_TEACHER: bool
-    """Whether the teacher solves the same task, so that the student's share of its score means something."""
+    @property
+    def UNIT(self) -> str:
+        """What is scored, in the singular: question, case, answer."""
+
+    @property
+    def ROW_FIELDS(self) -> Mapping[str, type]:
+        """The fields of a row of the predictions file that scores are made from."""
+
+    @property
+    def ROW_KEY(self) -> tuple[str, ...]:
+        """The fields that identify a row."""
+
+    @property
+    def RATIO_TO_TEACHER(self) -> bool:
+        """Whether the teacher solves the same task, so that the student's share of its score means something."""
 
     def unit_scores(self, rows: Sequence[Any], protocol: str) -> list[UnitScore]:
         """Return the values of all units of a predictions file, the headline metrics only."""

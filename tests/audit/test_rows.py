@@ -6,11 +6,11 @@ import pytest
 
 from preceptor.audit.rows import Match, asked_in_both, frames_of, restated, shared_groups
 from preceptor.audit.shortcuts import TITLES, shortcuts
-from preceptor.data.types import Dataset, Sample
+from preceptor.data.types import Dataset, Sample, Split
 
 
-def sample(id: str, part: Split, question: str, answer: str = "yes", image: str = "a", group: str = "") -> Sample:
-    return Sample(id, Path(image), question, (answer,), "open", group or id, part, tags={})
+def sample(id: str, split: Split, question: str, answer: str = "yes", image: str = "a", group: str = "") -> Sample:
+    return Sample(id, Path(image), question, (answer,), "open", group or id, split, tags={})
 
 
 def ids(matches: list[Match]) -> list[tuple[str, str]]:

@@ -113,12 +113,12 @@ def test_two_tables(clean: Path, leaking: Path) -> None:
     assert found.shortcuts == []
 
 
-def test_without_a_test_part_that_is_said(clean: Path) -> None:
+def test_without_a_test_split_that_is_said(clean: Path) -> None:
     data = read_table(clean)
     data.samples = data.split("train")
     found = audit(data)
     assert not found.leaks
-    assert any("no test part" in note for note in found.notes)
+    assert any("no test split" in note for note in found.notes)
 
 
 def test_without_scikit_learn_that_is_said(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:

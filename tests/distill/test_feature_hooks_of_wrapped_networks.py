@@ -1,4 +1,4 @@
-"""FeatureHooks and projectors where networks are wrapped, copied and compiled; layer maps that a recipe may get wrong."""
+"""Feature hooks and projectors of networks that are wrapped, copied or compiled; layer maps with mistakes."""
 
 from __future__ import annotations
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from preceptor.grounding.run import run_vlm
+from preceptor.grounding.serve import check_dialogues, evaluate_vlm
+from preceptor.vqa.serve import answer_image
 
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as dialogues
 from preceptor.grounding.config import GroundingRecipe
 from preceptor.grounding.data import read_recipe_dialogues
 from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.run import run_vlm
 from preceptor.grounding.score import score_dialogue_file
-from preceptor.grounding.serve import check_dialogues, evaluate_vlm
-from preceptor.vqa.serve import answer_image
 from tests.fault.tiny import CLINKD
 
 pytestmark = pytest.mark.slow

@@ -278,7 +278,9 @@ def test_cases_that_cannot_be_drawn_are_left_out(copied: MadeSegmentation, tmp_p
         shutil.rmtree(masks)
     elif broken == "no reference":
         cases = [Case(c.id, c.images, None, c.group, c.split) for c in copied.data.samples]
-        data = SegmentationDataset("phantom", "by-file", tmp_path, cases, modalities=copied.data.modalities, regions=REGIONS)
+        data = SegmentationDataset(
+            "phantom", "by-file", tmp_path, cases, modalities=copied.data.modalities, regions=REGIONS
+        )
     elif broken == "truncated":
         for path in masks.iterdir():
             path.write_bytes(path.read_bytes()[:200])
@@ -387,7 +389,14 @@ def test_hostile_names_are_escaped(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "lost",
-    ["teacher", "alone/metrics.jsonl", "distilled/predictions", "recipe.yaml", "results.json", "alone/predictions"],
+    [
+        "teacher",
+        "baseline/metrics.jsonl",
+        "distilled/predictions",
+        "recipe.yaml",
+        "results.json",
+        "baseline/predictions",
+    ],
 )
 def test_missing_files_are_survived(copied: MadeSegmentation, lost: str):
     path = copied.folder / lost

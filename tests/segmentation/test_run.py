@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from preceptor.segmentation.run import by_case, run_segmentation
+from preceptor.segmentation.serve import check_recipe, evaluate_network
 
 from preceptor.errors import UserError
 from preceptor.segmentation.data import examples, read_cases
 from preceptor.segmentation.evaluate import mean_of, predict_case, validation_scores, votes
 from preceptor.segmentation.model import MultimodalUNet
-from preceptor.segmentation.run import by_case, run_segmentation
-from preceptor.segmentation.serve import check_recipe, evaluate_network
 from preceptor.segmentation.subsets import name as subset_name
 from tests.segmentation.conftest import recipe
 

@@ -121,7 +121,7 @@ def make_stage(
         "machine": {"processor": "Xeon", "threads": 2},
         "data": {
             "name": data.name,
-            "split": data.variant,
+            "variant": data.variant,
             "sha256": data.fingerprint(),
             **{part: len(data.split(part)) for part in ("train", "validation", "test")},
         },

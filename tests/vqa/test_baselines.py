@@ -13,7 +13,7 @@ from preceptor.vqa.protocols import protocols_for
 
 def sample(id, image, question, answer, split="train"):
     closed = answer.lower() in ("yes", "no")
-    return Sample(id, Path(image), question, (answer,), "closed" if closed else "open", image, part)
+    return Sample(id, Path(image), question, (answer,), "closed" if closed else "open", image, split)
 
 
 TRAIN = [

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from preceptor.vqa.serve import check_run
 
 from preceptor.errors import UserError
-from preceptor.vqa.serve import check_run
 from tests.data.vqa import test_parquet, test_slake, test_vqa_med_2019, test_vqa_rad
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from preceptor.vqa.run import run_recipe
 
 from preceptor.errors import UserError
 from preceptor.tasks import load_recipe
 from preceptor.vqa.data import read_data
-from preceptor.vqa.run import run_recipe
 from tests.audit.made import picture, row, write_table
 from tests.fault.tiny import write_recipe
 

@@ -33,7 +33,7 @@ class RunContext:
 
     @cached_property
     def modality_rows(self) -> ModalityRows | None:
-        """The modality probabilities of an image by a CLIP-like model, or None to use the modality that the data name."""
+        """The modality probabilities of images by a CLIP-like model; None to use the modality that the data name."""
         scorer = self.recipe.method.guidance.scorer
         if self.recipe.method.guidance.kind != "clip" or scorer is None:
             return None

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from preceptor.data import provenance
+from preceptor.data.findings import Finding
+from preceptor.data.grounding.check import check_dialogues
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.distributed import processes
 from preceptor.errors import UserError, nearest
@@ -23,13 +26,14 @@ from preceptor.grounding.context import RunContext, guidance_of
 from preceptor.grounding.data import describe_dialogues, read_recipe_dialogues
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample
 from preceptor.grounding.evaluate import answer_greedily, answer_selectively, asker, mean_loss, prediction_row
-from preceptor.grounding.memory import announce
+from preceptor.grounding.memory import announce, available, estimate_memory, load_model_config, sentence, warning
 from preceptor.grounding.metrics import DESCRIBES, score_rows
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.model_card import grounding_card
 from preceptor.grounding.reflection import Correction
 from preceptor.grounding.reflection_round import Ask, Reflector, correction_dialogue
 from preceptor.grounding.report import write_grounding_report
+from preceptor.grounding.teacher_cache import cache_words
 from preceptor.grounding.teachers import (
     CACHE,
     STORE,
@@ -41,7 +45,9 @@ from preceptor.grounding.teachers import (
     token_teacher,
 )
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
+from preceptor.pipeline.run_dir import model_folder
 from preceptor.pipeline.speed import SpeedTest
+from preceptor.scores import Metrics
 from preceptor.task import Task, Teacher
 from preceptor.vqa.bundle import find_pretrained
 
@@ -75,7 +81,7 @@ class GroundingExperiment(Experiment):
     """Dialogues about images with boxes, by a Qwen-VL model with guided rotary positions."""
 
     task = "grounding"
-    metrics = metrics
+    metrics: ClassVar[Metrics] = metrics
     packages = ("transformers", "tokenizers", "pillow")
     shared_folders = (STORE, CACHE, PRIOR, "new-teacher", "new-student")
     final_stages = ("clinkd", "distilled")
@@ -380,6 +386,60 @@ class GroundingExperiment(Experiment):
 
     def write_report(self, run: Path) -> Path:
         return write_grounding_report(run, data=self.data, recipe=self.recipe)
+
+    # Commands beside training
+
+    @classmethod
+    def for_check(cls, recipe: GroundingRecipe) -> Self:
+        data = recipe.data
+        if data.boxes == "refuse":  # read on, so that every faulty box is listed
+            data = data.model_copy(update={"boxes": "repair"})
+        return cls(recipe, read_recipe_dialogues(data, recipe.output_folder / "data", needed=()))
+
+    def findings(self) -> list[Finding]:
+        config = self.recipe.data
+        found = check_dialogues(
+            self.data, config.boxes, max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels
+        )
+        if self.data.split("train") and not any(finding.severity == "error" for finding in found):
+            notes, doubts = self._check_memory()
+            self.data.notes += notes
+            found += [Finding((), None, doubt, "warning") for doubt in doubts]
+        return found
+
+    def _check_memory(self) -> tuple[list[str], list[str]]:
+        """Return the memory that each model's training needs on a device, and warnings about it."""
+        recipe, rows = self.recipe, self.data.split("train")
+        teacher: Any = None
+        notes: list[str] = []
+        doubts: list[str] = []
+        distils = not {"distilled", "clinkd"}.isdisjoint(recipe.stages)
+        stays = recipe.method.teacher_offload == "none" or recipe.method.pseudo_labels.logits == "online"
+        with tempfile.TemporaryDirectory() as scratch:
+            context = RunContext(recipe.model_copy(update={"output": scratch}), self.data)
+            for role, config in (("teacher", recipe.teacher), ("student", recipe.student)):
+                run = self._teaching_run() if role == "teacher" else None
+                if role == "teacher" and "teacher" not in recipe.stages and not (run and distils):
+                    continue
+                try:
+                    source = str(model_folder(Path(run))) if run and Path(run).is_dir() else run
+                    source = source or context.source(config.model, role)
+                    model, encoder = load_model_config(config.model, source, recipe.allow_downloads)
+                    if role == "student" or "teacher" in recipe.stages:
+                        on_device = teacher if distils and stays else None
+                        parts = estimate_memory(recipe, config, model, encoder, rows, on_device)
+                        notes.append(sentence(f"memory to train the {role}", parts, available()))
+                        doubt = warning(f"training the {role}", parts, available(), config, recipe)
+                        doubts += [doubt] if doubt else []
+                except UserError as error:
+                    doubts.append(f"the memory that the {role} needs is not estimated: {error}")
+                    continue
+                teacher = model if role == "teacher" else teacher
+        return notes, doubts
+
+    @classmethod
+    def cache(cls, recipe: GroundingRecipe, verify: float) -> dict[str, Any]:
+        return cache_words(recipe, verify)
 
 
 def stage_method(recipe: GroundingRecipe, kind: str) -> ClinkdConfig:

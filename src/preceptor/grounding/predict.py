@@ -123,6 +123,10 @@ class GroundingModel:
 
     # What `preceptor predict` calls
 
+    def prediction_file(self, output: Path) -> Path:
+        """Return the file that predictions are appended to."""
+        return output
+
     def items(
         self,
         *,

@@ -24,7 +24,8 @@ def evaluate_model(
     ids, images = contaminated(experiment, provenance.read_provenance(model) or [])
     if ids:
         experiment.data.notes.append(
-            f"The model was trained on {images} of the test images, as part of another data set: these scores are too high."
+            f"The model was trained on {images} of the test images, as part of another data set: these scores are "
+            "too high."
         )
     loaded = experiment.load(model)
     evaluation = experiment.evaluate(loaded, protocol=protocol)

@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Self
 from torch.utils.data import DataLoader
 
 from preceptor.config import BaseRecipe, TrainConfig
+from preceptor.data.findings import Finding
 from preceptor.data.provenance import Source
 from preceptor.data.types import Split
+from preceptor.errors import UserError
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics
 from preceptor.task import Task
@@ -131,7 +133,7 @@ class Experiment(ABC):
         """Return whether a stage of this kind learns from a teacher with weights of its own."""
         return False
 
-    def require_checkpoints(self) -> None:
+    def require_checkpoints(self) -> None:  # noqa: B027 - most tasks need none
         """Raise UserError if a checkpoint that a later stage needs does not exist."""
 
     # Provenance
@@ -194,7 +196,7 @@ class Experiment(ABC):
 
     # Files
 
-    def write_figures(self, folder: Path, model: Any, evaluation: Evaluation) -> None:
+    def write_figures(self, folder: Path, model: Any, evaluation: Evaluation) -> None:  # noqa: B027
         """Write what the report draws and what needs the model or the images."""
 
     @abstractmethod
@@ -204,3 +206,43 @@ class Experiment(ABC):
     @abstractmethod
     def write_report(self, run: Path) -> Path:
         """Write the report page of a run; return its path."""
+
+    # Commands beside training
+
+    @classmethod
+    def check(cls, recipe: Any) -> dict[str, Any]:
+        """Return what `doctor` finds in the data of a recipe: `name`, `variant`, `notes`, `rows` and `findings`."""
+        experiment = cls.for_check(recipe)
+        data = experiment.data
+        findings = [
+            {
+                "severity": finding.severity,
+                "ids": list(finding.sample_ids),
+                "file": finding.file.name if finding.file else "",
+                "reason": finding.reason,
+            }
+            for finding in experiment.findings()
+        ]
+        files = {path for split in SPLITS for paths in experiment.images(split).values() for path in paths}
+        return {
+            "name": data.name,
+            "variant": data.variant,
+            "notes": list(data.notes),
+            "rows": {split: len(data.split(split)) for split in SPLITS},
+            "images": len(files),
+            "findings": findings,
+        }
+
+    @classmethod
+    def for_check(cls, recipe: Any) -> Self:
+        """Return the experiment whose data are checked; splits may be empty."""
+        return cls.read(recipe, needed=())
+
+    @abstractmethod
+    def findings(self) -> list[Finding]:
+        """Check all samples and files. Notes may be added to the data."""
+
+    @classmethod
+    def cache(cls, recipe: Any, verify: float) -> dict[str, Any]:
+        """Build the teacher cache of a recipe, or verify a fraction of it. Raises UserError if there is none."""
+        raise UserError(f"a {cls.task} recipe with method {recipe.method.name} has no teacher cache")

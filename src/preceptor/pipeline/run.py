@@ -62,7 +62,7 @@ def run(experiment_class: type[Experiment], recipe: BaseRecipe) -> dict[str, Any
 
 
 def summarize(experiment: Experiment, folders: dict[str, Path], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return results.json of a run: those of its only stage, or those of the last one with all stages and a comparison."""
+    """Return results.json of a run: that of its only stage, or that of the last with all stages and a comparison."""
     last = list(results.values())[-1]
     if len(results) == 1:
         return last
@@ -77,9 +77,10 @@ def summarize(experiment: Experiment, folders: dict[str, Path], results: dict[st
 
 
 def add_speed(experiment: Experiment, folders: dict[str, Path], results: dict[str, dict[str, Any]]) -> None:
-    """Measure the speed of all models of a run in turn, unless that was done for just these weights."""
+    """Measure the speed of all models of a run in turn, unless just these weights were measured together before."""
     measured_with = sorted(stage["weights_sha256"] for stage in results.values())
-    if all(stage.get("speed", {}).get("measured_with") == measured_with for stage in results.values()):
+    before = [set(stage.get("speed", {}).get("measured_with", [])) for stage in results.values()]
+    if all(together == before[0] and together >= set(measured_with) for together in before):
         return
     if processes().is_main_process:
         speeds = measure_speed(
@@ -111,9 +112,9 @@ def refuse_contaminated(experiment: Experiment) -> None:
         if ids:
             listed = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
             raise UserError(
-                f"{key}={earlier} was trained on {images} of the {total} test images of {data.name} {data.variant} (samples "
-                f"{listed}); train it again without them{experiment.exclusion_hint()}, or on this very data set and "
-                "variant"
+                f"{key}={earlier} was trained on {images} of the {total} test images of {data.name} {data.variant} "
+                f"(samples {listed}); train it again without them{experiment.exclusion_hint()}, or on this very "
+                "data set and variant"
             )
 
 

@@ -31,7 +31,9 @@ class SpeedTest:
 
 
 def measure_speed(prepare: Callable[[Path], SpeedTest], folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """Return for each model folder, which `prepare` loads, `latency_ms` (one unit at a time) and `units_per_second` (in a batch of `batch_size`).
+    """Return `latency_ms` (one unit at a time) and `units_per_second` (in a batch) of the model in each folder.
+
+    `prepare` loads a model folder.
 
     Each number is the minimum of `ROUNDS` rounds after one to warm up. Reading and decoding of files are not included.
     """

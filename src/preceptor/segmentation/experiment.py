@@ -6,8 +6,10 @@ import json
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from preceptor.data.findings import Finding
+from preceptor.data.segmentation.check import check_cases
 from preceptor.data.types import SegmentationDataset, Split
 from preceptor.distributed import processes
 from preceptor.errors import UserError, nearest
@@ -15,6 +17,7 @@ from preceptor.files import sha256, write_text
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.pipeline.speed import SpeedTest
+from preceptor.scores import Metrics
 from preceptor.segmentation import metrics
 from preceptor.segmentation.config import LckdConfig, SegmentationRecipe
 from preceptor.segmentation.data import examples, read_cases
@@ -32,7 +35,7 @@ class SegmentationExperiment(Experiment):
     """Segmentation of volumes in which any modality may be missing."""
 
     task = "segmentation"
-    metrics = metrics
+    metrics: ClassVar[Metrics] = metrics
     packages = ("monai", "nibabel", "scipy")
     recipe: SegmentationRecipe
     data: SegmentationDataset
@@ -234,6 +237,11 @@ class SegmentationExperiment(Experiment):
 
     def write_report(self, run: Path) -> Path:
         return write_segmentation_report(run, data=self.data, recipe=self.recipe)
+
+    # Commands beside training
+
+    def findings(self) -> list[Finding]:
+        return check_cases(self.data, max_voxels=self.recipe.data.max_voxels)
 
 
 def stage_method(recipe: SegmentationRecipe, kind: str) -> LckdConfig:

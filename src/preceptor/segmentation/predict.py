@@ -153,6 +153,10 @@ class SegmentationModel:
 
     # What `preceptor predict` calls
 
+    def prediction_file(self, output: Path) -> Path:
+        """Return the table that a row is appended to for each case."""
+        return output / "predictions.csv"
+
     def items(
         self,
         *,

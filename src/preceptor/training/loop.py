@@ -80,7 +80,7 @@ class FitArguments:
 
     `validate(task)` returns metrics with a `score`, higher is better; it is called on every process. `export(task,
     folder)` writes the model of the best validation; it is called on the main process alone. `resume_config` is what
-    must not change when the run is resumed: ``{"recipe": ..., ...}``.
+    must not change when the run is resumed.
     """
 
     folder: Path

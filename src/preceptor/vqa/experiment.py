@@ -7,15 +7,19 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from preceptor.data import provenance
+from preceptor.data.findings import Finding
 from preceptor.data.types import Dataset, Sample, Split
+from preceptor.data.vqa.check import check_data, check_images
 from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.speed import SpeedTest
+from preceptor.scores import Metrics
 from preceptor.task import Task, Teacher
+from preceptor.teachers.cache import verify as verify_cache
 from preceptor.vqa import metrics
 from preceptor.vqa.baselines import baselines
 from preceptor.vqa.bundle import VqaBundle
@@ -28,7 +32,7 @@ from preceptor.vqa.mhkd import LayerMap, MhkdTask
 from preceptor.vqa.model_card import model_card
 from preceptor.vqa.protocols import protocol_named, protocols_for
 from preceptor.vqa.report import write_report
-from preceptor.vqa.teachers import cached_teacher, ema_teacher, online_teacher
+from preceptor.vqa.teachers import cached_teacher, ema_teacher, every_view, online_teacher
 from preceptor.vqa.token_embeddings import inherit_words
 from preceptor.vqa.vision import remember_images
 
@@ -37,7 +41,7 @@ class VqaExperiment(Experiment):
     """Medical visual question answering with a classifier over the answers of the training split."""
 
     task = "vqa"
-    metrics = metrics
+    metrics: ClassVar[Metrics] = metrics
     packages = ("transformers", "tokenizers", "pillow")
     shared_folders = ("teacher-cache",)
     recipe: VqaRecipe
@@ -248,6 +252,46 @@ class VqaExperiment(Experiment):
 
     def write_report(self, run: Path) -> Path:
         return write_report(run, data=self.data, recipe=self.recipe)
+
+    # Commands beside training
+
+    def findings(self) -> list[Finding]:
+        config = self.recipe.data
+        limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
+        return [*check_images(self.data.samples, **limits), *check_data(self.data)]
+
+    @classmethod
+    def cache(cls, recipe: VqaRecipe, verify: float) -> dict[str, Any]:
+        """Build the teacher cache of a recipe if it is missing or stale. With `verify > 0`, verify that fraction.
+
+        A cache that is verified is never written first; `mismatches` and `damage` describe what is wrong with it.
+        """
+        if recipe.method.teaching.kind == "ema":
+            raise UserError("method.teaching.kind=ema has no teacher to cache; use cached or online")
+        if recipe.data.augment.enabled and recipe.data.augment.views < 1:
+            raise UserError(
+                "a cache cannot hold endless augmentation views: set data.augment.views=N, or "
+                "data.augment.enabled=false"
+            )
+        with processes().main_process_first():
+            experiment = cls.read(recipe)
+        layers = recipe.student.model.layers
+        source, config = online_teacher(
+            experiment.teacher_folders(), recipe.method, layers, repeats=recipe.data.augment.repeats
+        )
+        folder = experiment.cache_folder()
+        paths = LayerMap(recipe.method, layers, config.layers).teacher_paths
+        cached = cached_teacher(folder, experiment.context, source, paths, renew=verify == 0)
+        rows, batches = every_view(experiment.context)
+        report = {"folder": str(folder), "rows": rows, "checked": 0, "worst": 0.0, "mismatches": [], "damage": ""}
+        if verify > 0:
+            try:
+                cached.store.verify_files()
+            except UserError as error:
+                report["damage"] = str(error)
+            checked = verify_cache(cached, source, batches, fraction=verify, seed=recipe.seed)
+            report |= {"checked": checked.checked, "worst": checked.worst, "mismatches": checked.mismatched}
+        return report
 
 
 EXPERIMENT = VqaExperiment

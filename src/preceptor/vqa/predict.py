@@ -63,7 +63,7 @@ class VqaModel:
         """Load a run, a stage or a model folder. Raises UserError if a file is missing or damaged."""
         bundle = VqaBundle.load(Path(folder))
         if device is not None:
-            bundle.model.to(device)
+            bundle.model.to(torch.device(device))  # type: ignore[arg-type]
         return cls(bundle)
 
     @property
@@ -118,6 +118,10 @@ class VqaModel:
         self.bundle.save(Path(folder))
 
     # What `preceptor predict` calls
+
+    def prediction_file(self, output: Path) -> Path:
+        """Return the file that predictions are appended to."""
+        return output
 
     def items(
         self, *, image: Path | None = None, question: str | None = None, table: Path | None = None, **_: Any

@@ -145,5 +145,5 @@ def test_a_patient_in_two_parts_is_an_error_and_validation_is_cut_where_there_is
     with pytest.raises(UserError, match="cannot be combined"):
         read_volumes(tmp_path / "data", split_file=file, fold=0)
     folded = read_volumes(tmp_path / "data", fold=2, folds=5, validation_fraction=0)
-    assert folded.split == "fold-2-of-5"
+    assert folded.variant == "fold-2-of-5"
     assert len(folded.split("test")) == 2

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from preceptor.data.types import Dataset, Sample
+from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa import check
 from preceptor.data.vqa.check import check_data, check_images
 
 
-def sample(id: str, image: Path, answer: str = "yes", part: Split = "train") -> Sample:
-    return Sample(id, image, "Q?", (answer,), "closed", id, part)
+def sample(id: str, image: Path, answer: str = "yes", split: Split = "train") -> Sample:
+    return Sample(id, image, "Q?", (answer,), "closed", id, split)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def broken(tmp_path) -> list[Sample]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_are_listed_with_their_rows(broken, workers):
+def test_broken_images_are_listed_with_their_rows(broken, workers):
     findings = check_images(broken, workers=workers, max_pixels=9_999)
     assert [(f.file.name, f.sample_ids) for f in findings if f.file] == [
         ("cut.jpg", ("s1", "s5")),
