@@ -178,7 +178,7 @@ def test_vqa_rad_from_the_hub(tmp_path):
     # The layout speaks for itself where no split is given; another split is not there.
     assert read_data(DataConfig(name="vqa-rad", root=str(root)), tmp_path).fingerprint() == data.fingerprint()
     with pytest.raises(
-        UserError, match=r"holds the hub's parquet files, which know no data\.variant=clean: set it to hub"
+        UserError, match=r"data\.variant=clean does not apply to the parquet files in .*; set data\.variant=hub"
     ):
         read_data(DataConfig(name="vqa-rad", variant="clean", root=str(root)), tmp_path)
 
@@ -253,5 +253,5 @@ def test_settings_of_other_data_sets_are_refused(tmp_path):
     for setting in ({"variant": "clean"}, {"language": "en"}, {"validation_by": "question"}):
         with pytest.raises(UserError, match=rf"data\.{next(iter(setting))}="):
             read_data(DataConfig(name="path-vqa", root=str(tmp_path), **setting), tmp_path)
-    with pytest.raises(UserError, match=r"data\.variant='cleen' of slake is not known; did you mean 'clean'"):
+    with pytest.raises(UserError, match=r"data\.variant='cleen' is not a variant of slake; did you mean 'clean'"):
         read_data(DataConfig(name="slake", variant="cleen", root=str(tmp_path)), tmp_path)

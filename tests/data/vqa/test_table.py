@@ -208,7 +208,7 @@ CSV_MISTAKES = {
     'image,question,answer\na.png,"Q?,yes\n': r":2: invalid CSV",
     "image,question,answer,id\na.png,Q?,yes,7\nb.png,Q?,yes,7\n": r":3: id '7' is also used in line 2",
     "image,question,answer,split\na.png,Q?,yes,trian\n": r":2: split 'trian' is not known; did you mean 'train'",
-    "image,question,answer,split\na.png,Q?,yes,train\nb.png,Q?,yes,\n": r":3: no split",
+    "image,question,answer,split\na.png,Q?,yes,train\nb.png,Q?,yes,\n": r":3: the split is missing",
     "image,question,answer,answer_type\na.png,Q?,yes,cloze\n": r":2: answer_type 'cloze' is not .* mean 'closed'",
     "image,question,answer\n../a.png,Q?,yes\n": r":2: image '../a.png' leaves the folder",
     "image,question,answer\n/a.png,Q?,yes\n": r":2: image '/a.png' leaves the folder",
