@@ -1,4 +1,4 @@
-"""The processes of a run: one, or several started by torchrun or accelerate."""
+"""Processes of a run: one, or several started by torchrun or accelerate."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from accelerate.utils import broadcast_object_list
 T = TypeVar("T")
 
 DEEPSPEED = "PRECEPTOR_USE_DEEPSPEED"
-"""Variable that says whether the launcher asked for DeepSpeed."""
+"""Environment variable: whether the launcher requested DeepSpeed."""
 
-PATIENCE = timedelta(days=2)
-"""How long a process waits for another: while the first one has a teacher answer a data set, the rest do."""
+TIMEOUT = timedelta(days=2)
+"""Longest wait for another process, for example while the first one builds a teacher cache."""
 
 
 def processes() -> PartialState:
-    """Return the state of the processes; on a machine without a GPU they talk through gloo.
+    """Return the state of the processes. On a machine without a GPU they communicate through gloo.
 
-    Every room asks here: a first `PartialState()` without `cpu` would leave the processes of a launcher on a CPU each
-    to itself, all writing the same folder.
+    All modules call this function, because a first `PartialState()` without `cpu` would make every process of a
+    launcher a separate run on CPU that writes to the same folder.
     """
     if asked := os.environ.pop("ACCELERATE_USE_DEEPSPEED", None):
-        # Else accelerate hands the training to DeepSpeed, but on GPUs alone: `train.zero` does it everywhere.
+        # Otherwise accelerate would hand the training to DeepSpeed, but only on GPUs; `training.zero` works everywhere.
         os.environ[DEEPSPEED] = asked
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
 
 
 def broadcast_from_main(value: T) -> T:
-    """Return the first process's `value` on every process. What each reads of a folder, or counts in floating point,
-    may differ from what the first one did, and then they would no longer do the same."""
+    """Return the value of the first process on every process.
+
+    Use it for values that processes may see differently, such as the state of a folder or a floating-point sum.
+    """
     if processes().num_processes == 1:
         return value
     return broadcast_object_list([value])[0]
