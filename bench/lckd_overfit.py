@@ -50,11 +50,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key.sub=value for the recipe")
     args = parser.parse_args()
 
+    from preceptor.segmentation.stage import train_stage
+
     from preceptor.data.segmentation.cases import find_case
-    from preceptor.data.types import CaseData
+    from preceptor.data.types import SegmentationDataset
     from preceptor.segmentation.config import SegmentationRecipe
     from preceptor.segmentation.predict import segment_case
-    from preceptor.segmentation.stage import train_stage
     from preceptor.tasks import load_recipe
 
     for name in args.case:
@@ -64,7 +65,9 @@ def main() -> None:
         case = find_case(args.data / name, recipe.data.modalities)
         # By hand: a split with one case in every part is refused everywhere else.
         cases = [replace(case, split=part) for part in ("train", "validation", "test")]
-        data = CaseData("overfit", name, args.data, recipe.data.modalities, CASES[name], cases)
+        data = SegmentationDataset(
+            "overfit", name, args.data, cases, modalities=recipe.data.modalities, regions=CASES[name]
+        )
         data.notes.append("Scored on the case that it was trained on: a check of the software.")
         results = train_stage("baseline", folder, recipe, data, None)
         scores = next(iter(results["protocols"].values()))

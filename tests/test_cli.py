@@ -14,7 +14,7 @@ from preceptor.cli import app as cli
 from tests.fault.tiny import write_recipe
 
 QUICK = [
-    "stages=[teacher,alone,distilled]",
+    "stages=[teacher,baseline,distilled]",
     "teacher.train.epochs=2",
     "student.train.epochs=2",
     "data.augment.views=2",
@@ -205,7 +205,7 @@ def broken_table(folder: Path) -> Path:
     return folder / "table.csv"
 
 
-def test_broken_images_are_listed_refused_or_skipped(capsys, monkeypatch, tmp_path):
+def test_broken_are_listed_refused_or_skipped(capsys, monkeypatch, tmp_path):
     table, recipe = broken_table(tmp_path), str(write_recipe(tmp_path))
     code, out, _ = call(capsys, monkeypatch, "doctor", str(table), "--json")
     assert code == 1
@@ -216,7 +216,7 @@ def test_broken_images_are_listed_refused_or_skipped(capsys, monkeypatch, tmp_pa
     assert "2.png" in err or "5.png" in err
     assert "Traceback" not in err
     code, _, err = call(
-        capsys, monkeypatch, "train", *settings, "data.broken_images=skip", "data.skip_limit=0.01", "resume=never"
+        capsys, monkeypatch, "train", *settings, "data.broken=skip", "data.skip_limit=0.01", "resume=never"
     )
     assert code == 2
     assert "skip_limit=0.01" in err
@@ -225,7 +225,7 @@ def test_broken_images_are_listed_refused_or_skipped(capsys, monkeypatch, tmp_pa
         monkeypatch,
         "train",
         *settings,
-        "data.broken_images=skip",
+        "data.broken=skip",
         "data.skip_limit=0.2",
         "resume=never",
         "--json",

@@ -1,4 +1,4 @@
-"""The documentation against the code: links, commands, keys, rooms, and the generated page."""
+"""Check the documentation against the code: links, commands, keys, packages and the generated pages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib.util
 import ipaddress
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,16 +20,17 @@ from preceptor.grounding.config import GroundingRecipe
 from preceptor.recipe import known_keys, recipe_names
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.tasks import load_recipe
+from preceptor.vqa.config import VqaRecipe
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
-KEYS = {*known_keys(), *known_keys(SegmentationRecipe), *known_keys(GroundingRecipe)}
+KEYS = {*known_keys(VqaRecipe), *known_keys(SegmentationRecipe), *known_keys(GroundingRecipe)}
 VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 TAKES_RECIPE = ("train", "cache", "doctor")
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`]+)`")
 CALL = re.compile(r"(?:^|\s|/)(preceptor\s+[a-z].*)$")
 DOTTED = re.compile(r"(?:data|method|teacher|student|model|train|evaluation|report)(?:\.[a-z_0-9]+)+")
@@ -43,13 +46,13 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives a page's headings."""
+    """Return the anchors that GitHub gives the headings of a page."""
     titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def commands(page: Path) -> list[str]:
-    """Every command line of ours on a page, in a block or inline, without what a launcher puts before it."""
+    """Return every `preceptor` command line on a page, in a block or inline, without a launcher in front of it."""
     found = []
     for language, block in FENCE.findall(page.read_text("utf-8")):
         if language in ("sh", "bash"):
@@ -97,8 +100,8 @@ def test_no_address_is_private(page: Path) -> None:
         assert public, f"{name(page)}: {address}"
 
 
-def test_pages_show_commands_in_numbers() -> None:
-    """The test below is empty if the pattern finds nothing."""
+def test_pages_contain_commands() -> None:
+    """Without commands, the test below would pass without checking anything."""
     assert len(SHOWN) > 50
 
 
@@ -151,14 +154,16 @@ def test_recipe_reference_is_up_to_date() -> None:
     assert page == script.make_page(), "run python docs/make_recipe_reference.py"
     for other, made in (("LCKD_PAGE", script.make_lckd_page()), ("CLINKD_PAGE", script.make_clinkd_page())):
         assert getattr(script, other).read_text("utf-8") == made, "run python docs/make_recipe_reference.py"
-    leaves = list(script.leaves(script.config.VqaRecipe))
+    leaves = list(script.leaves(VqaRecipe))
     for key, *_ in leaves:
         twin = key.replace("teacher.", "student.", 1) if key.startswith(("teacher.model.", "teacher.train.")) else key
         assert f"| `{twin}` |" in page
-    silent = {
-        f"{base.__name__}.{field}" for _, model, field, info in leaves if not info.description for base in model.__mro__
-    }
-    assert set(script.MEANINGS) <= silent, "a field that has a docstring needs no entry in MEANINGS"
+    leaves += [leaf for recipe in (SegmentationRecipe, GroundingRecipe) for leaf in script.leaves(recipe)]
+    known = {f"{base.__name__}.{field}" for _, model, field, _ in leaves for base in model.__mro__}
+    assert set(script.MEANINGS) <= known
+    for _, model, field, info in leaves:
+        if info.description:
+            assert f"{model.__name__}.{field}" not in script.MEANINGS, "the docstring of a field is its meaning"
 
 
 def test_command_reference_has_every_verb_and_option() -> None:
@@ -172,21 +177,34 @@ def test_command_reference_has_every_verb_and_option() -> None:
                 assert option in sections[verb], f"{verb} {option}"
 
 
-def test_rooms_of_the_architecture_page_exist() -> None:
+def test_the_architecture_page_lists_the_packages() -> None:
     page = (DOCS / "explanation" / "architecture.md").read_text("utf-8")
     block = next(block for _, block in FENCE.findall(page) if block.startswith("src/preceptor/"))
     source = ROOT / "src" / "preceptor"
     listed: set[Path] = set()
-    room = source
     for line in block.splitlines()[1:]:
         if not line.startswith(" "):
             assert (ROOT / line.split()[0]).is_dir(), line
-            continue
-        if match := re.match(r"  (\w+)/", line):
-            room = source / match[1]
-            assert room.is_dir(), line
-        elif re.match(r"  \w", line):
-            room = source
-        listed |= {room / file for file in re.findall(r"\b\w+\.py\b", line)}
-    there = {path for path in source.rglob("*.py") if not path.name.startswith("__")}
-    assert listed == there, sorted(path.name for path in listed ^ there)
+        elif match := re.match(r"  (\w+)/", line):
+            listed.add(source / match[1])
+        for module in re.findall(r"\b\w+\.py\b", line):
+            folders = [source / match[1]] if (match := re.match(r"  (\w+)/", line)) else [source]
+            assert any((folder / module).is_file() for folder in folders), f"{line}: there is no {module}"
+    packages = {path for path in source.iterdir() if (path / "__init__.py").is_file()} | {source / "recipes"}
+    assert listed == packages, sorted(path.name for path in listed ^ packages)
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_loads_nothing_from_another_host(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 40
+    for page in pages:
+        text = page.read_text("utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe|source)[^>]*\ssrc=\"?(https?:|//)", text)
+        loaded += re.findall(r"<link[^>]*\srel=\"?(?:stylesheet|preconnect|icon)[^>]*href=\"?(https?:|//)", text)
+        assert not loaded, page.name
+    for style in (tmp_path / "site").rglob("*.css"):
+        assert not re.findall(r"url\([\"']?(?:https?:|//)", style.read_text("utf-8")), style.name

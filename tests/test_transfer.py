@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from preceptor.vqa.run import run_recipe
+from preceptor.vqa.serve import evaluate_run
 
 from preceptor.data.provenance import PROVENANCE_FILE, read_provenance
 from preceptor.errors import UserError
 from preceptor.tasks import load_recipe
 from preceptor.vqa.config import VqaRecipe
-from preceptor.vqa.run import run_recipe
-from preceptor.vqa.serve import evaluate_run
 from tests.audit.made import picture, row, write_table
 from tests.fault.tiny import write_recipe
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError, nearest
-from preceptor.grounding.config import GroundingRecipe
+from preceptor.grounding.config import Family, GroundingRecipe
 from preceptor.recipe import read_recipe, validate
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.vqa.config import VqaRecipe
@@ -19,6 +21,13 @@ TASKS: dict[str, type[BaseRecipe]] = {
     "segmentation": SegmentationRecipe,
     "grounding": GroundingRecipe,
 }
+
+MODEL_TYPES: dict[str, str] = {
+    "preceptor-vqa": "vqa",
+    "preceptor-multimodal-unet": "segmentation",
+    **dict.fromkeys(get_args(Family), "grounding"),
+}
+"""The task of a model folder, by the `model_type` of its config.json."""
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> BaseRecipe:
@@ -48,3 +57,15 @@ def recipe_from(raw: Mapping[str, Any], place: str) -> BaseRecipe:
 def module(task: str, name: str) -> ModuleType:
     """Import ``preceptor.<task>.<name>``. The same name means the same thing in the package of every task."""
     return import_module(f"preceptor.{task}.{name}")
+
+
+def task_of_model(folder: Path) -> str:
+    """Return the task of a model folder. Raises UserError if its config.json is missing, damaged or of another kind."""
+    path = folder / "config.json"
+    try:
+        kind = json.loads(path.read_text("utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); copy the model's folder again") from error
+    if kind not in MODEL_TYPES:
+        raise UserError(f"{path}: model_type {kind!r} is not known; Preceptor reads {', '.join(MODEL_TYPES)}")
+    return MODEL_TYPES[kind]

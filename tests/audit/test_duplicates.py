@@ -12,7 +12,7 @@ from preceptor.audit.duplicates import COARSE, Pair, correlations, find_pairs
 from preceptor.audit.images import look, look_at
 from preceptor.audit.overlap import Atlas
 from preceptor.data.phash import thumbnail
-from preceptor.data.types import Sample, VqaData
+from preceptor.data.types import Dataset, Sample, Split
 from tests.audit.made import picture
 
 
@@ -88,12 +88,12 @@ def test_no_images_have_no_pairs() -> None:
     assert find_pairs([]) == []
 
 
-def sample(id: str, image: str, part: Split) -> Sample:
-    return Sample(id, Path(image), "q", ("a",), "open", id, part)
+def sample(id: str, image: str, split: Split) -> Sample:
+    return Sample(id, Path(image), "q", ("a",), "open", id, split)
 
 
-def data(*samples: Sample) -> VqaData:
-    return VqaData("made", "", Path(), list(samples))
+def data(*samples: Sample) -> Dataset[Sample]:
+    return Dataset("made", "", Path(), list(samples))
 
 
 def test_overlap_counts_each_image_once_by_its_surest_kind() -> None:

@@ -6,11 +6,11 @@ import pytest
 
 from preceptor.audit.rows import Match, asked_in_both, frames_of, restated, shared_groups
 from preceptor.audit.shortcuts import TITLES, shortcuts
-from preceptor.data.types import Sample, VqaData
+from preceptor.data.types import Dataset, Sample, Split
 
 
-def sample(id: str, part: Split, question: str, answer: str = "yes", image: str = "a", group: str = "") -> Sample:
-    return Sample(id, Path(image), question, (answer,), "open", group or id, part, tags={})
+def sample(id: str, split: Split, question: str, answer: str = "yes", image: str = "a", group: str = "") -> Sample:
+    return Sample(id, Path(image), question, (answer,), "open", group or id, split, tags={})
 
 
 def ids(matches: list[Match]) -> list[tuple[str, str]]:
@@ -52,7 +52,7 @@ def test_restated_needs_image_answer_and_half_of_the_words() -> None:
     assert ids(restated(TRAIN, test, by_image)) == [("t", "1")]
 
 
-def made() -> VqaData:
+def made() -> Dataset[Sample]:
     colours = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
     rows = [
         sample(f"{thing}-{n}", "train", f"colour of {thing} number {n}?", colour)
@@ -60,7 +60,7 @@ def made() -> VqaData:
         for n in range(6)
     ]
     rows += [sample(f"test-{thing}", "test", f"tell the colour: {thing}", colour) for thing, colour in colours.items()]
-    return VqaData("made", "", Path(), rows)
+    return Dataset("made", "", Path(), rows)
 
 
 def test_shortcuts_of_questions_that_tell_the_answer() -> None:
@@ -80,7 +80,7 @@ def test_majority_by_type_knows_the_type() -> None:
         for kind, answer in (("ORGAN", "lung"), ("PLANE", "axial"), ("PLANE", "axial")):
             name = f"{part}{len(rows)}"
             rows.append(Sample(name, Path("a"), f"q {name}", (answer,), "open", "", part, kind))
-    found = {shortcut.name: shortcut for shortcut in shortcuts(VqaData("made", "", Path(), rows))}
+    found = {shortcut.name: shortcut for shortcut in shortcuts(Dataset("made", "", Path(), rows))}
     assert found["majority"].accuracy == pytest.approx(2 / 3)
     assert found["majority_by_type"].accuracy == 1.0
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from preceptor.audit.run import Audit, as_document, audit, audit_data
 from preceptor.cli.app import app
-from preceptor.data.types import VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
 from preceptor.vqa.config import DataConfig
@@ -113,12 +113,12 @@ def test_two_tables(clean: Path, leaking: Path) -> None:
     assert found.shortcuts == []
 
 
-def test_without_a_test_part_that_is_said(clean: Path) -> None:
+def test_without_a_test_split_that_is_said(clean: Path) -> None:
     data = read_table(clean)
     data.samples = data.split("train")
     found = audit(data)
     assert not found.leaks
-    assert any("no test part" in note for note in found.notes)
+    assert any("no test split" in note for note in found.notes)
 
 
 def test_without_scikit_learn_that_is_said(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_mistakes(arguments: list[str], says: str, tmp_path: Path) -> None:
 # --- the real sets ----------------------------------------------------------------------------------------------------
 
 
-def real(name: str, **settings: str) -> VqaData:
+def real(name: str, **settings: str) -> Dataset[Sample]:
     if not os.environ.get("PRECEPTOR_DATA"):
         pytest.skip("PRECEPTOR_DATA is not set")
     return read_data(DataConfig.model_validate({"name": name, **settings}), Path("unused"), needed=())

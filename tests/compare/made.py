@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.recipe import dump_recipe, validate
+from preceptor.recipe import dump_recipe
+from preceptor.tasks import recipe_from
 
 PROTOCOL = "toy/test"
 TYPES = ("modality", "organ", "plane", "presence")
@@ -29,7 +30,7 @@ def write_stage(
 
     `settings` are recipe keys by section, `results` go into results.json.
     """
-    recipe = {"name": "toy", "stages": [stage], "seed": seed, "output": str(folder), **(settings or {})}
+    recipe = {"name": "toy", "task": "vqa", "stages": [stage], "seed": seed, "output": str(folder), **(settings or {})}
     if stage == "distilled":
         method = recipe.setdefault("method", {})
         recipe["method"] = {**method, "teaching": {"runs": [f"runs/teacher-{seed}"], **method.get("teaching", {})}}
@@ -41,6 +42,7 @@ def write_stage(
             "probability": 0.5,
             "target": "yes",
             "correct": bool(hit),
+            "score": float(hit),
             "answer_type": "closed" if i % 2 else "open",
             "question_type": TYPES[i % 4],
         }
@@ -62,14 +64,14 @@ def write_stage(
         "weights_sha256": hashlib.sha256(str(folder).encode()).hexdigest(),
         "data": {
             "name": "toy",
-            "split": "",
+            "variant": "",
             "sha256": f"rows at {share}",
             "test_sha256": "t" * 64,
             "train": round(1000 * share),
         },
     } | results
     (folder / "predictions").mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(dump_recipe(validate(recipe, "toy")), "utf-8")
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe_from(recipe, "toy")), "utf-8")
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "predictions" / "toy-test.jsonl").write_text(lines, "utf-8")
     (folder / "results.json").write_text(json.dumps(document), "utf-8")

@@ -33,8 +33,8 @@ def test_seed_output_caches_and_teachers_make_no_difference(tmp_path: Path):
         write_stage(tmp_path / "a", hits(20, 0.6), seed=1),
     )
     assert (group.name, group.seeds) == ("distilled", [1, 3])
-    assert group.hits.shape == (2, 20)
-    assert [row.mean() for row in group.hits] == [0.6, 0.5]
+    assert group.values.shape == (2, 20)
+    assert [row.mean() for row in group.values] == [0.6, 0.5]
 
 
 def test_the_stage_is_part_of_a_group(tmp_path: Path):
@@ -77,15 +77,15 @@ def test_settings_of_the_method_do_not_divide_students_that_learn_alone(tmp_path
         seed=2,
         settings={"teacher": {"model": {"text": {"layers": 3}}}},
     )
-    assert len(groups_of(tmp_path / "alone-0", other)) == 2  # it shares the teacher's tokens
+    assert len(groups_of(tmp_path / "baseline-0", other)) == 2  # it shares the teacher's tokens
 
 
 def test_another_number_of_teachers_is_another_group(tmp_path: Path):
     teachers = {"method": {"teaching": {"runs": ["runs/a", "runs/b"]}}}
     runs = write_stage(tmp_path / "1", hits(20, 0.5)), write_stage(tmp_path / "2", hits(20, 0.5), settings=teachers)
     assert [group.differs for group in groups_of(*runs)] == [
-        {"method.teaching.teachers": 1},
-        {"method.teaching.teachers": 2},
+        {"method.teaching.runs": 1},
+        {"method.teaching.runs": 2},
     ]
 
 
@@ -121,12 +121,12 @@ def shares(tmp_path: Path, stages: tuple[str, ...] = ("baseline", "distilled")) 
 
 def test_shares_divide_groups_but_not_methods(tmp_path: Path):
     groups = groups_of(*shares(tmp_path))
-    assert [group.name for group in groups][:3] == ["alone at 10 %", "alone at 50 %", "alone at 100 %"]
+    assert [group.name for group in groups][:3] == ["baseline at 10 %", "baseline at 50 %", "baseline at 100 %"]
     assert len({group.method for group in groups}) == 2
     baseline = choose_baseline(groups, None)
-    assert baseline.name == "alone at 100 %"
+    assert baseline.name == "baseline at 100 %"
     against = {group.name: other and other.name for group in groups if (other := baseline_of(group, baseline, groups))}
-    assert against == {f"distilled at {share} %": f"alone at {share} %" for share in (10, 50, 100)}
+    assert against == {f"distilled at {share} %": f"baseline at {share} %" for share in (10, 50, 100)}
 
 
 def test_shares_of_one_method_are_compared_with_the_largest(tmp_path: Path):

@@ -11,6 +11,8 @@ import pytest
 
 from preceptor.compare.models import read_models
 from preceptor.errors import UserError
+from preceptor.recipe import dump_recipe
+from preceptor.tasks import recipe_from
 from tests.compare.made import PROTOCOL, hits, write_run, write_stage
 
 
@@ -38,7 +40,7 @@ def test_runs_of_one_stage_and_of_several(tmp_path: Path, pair):
     run = write_run(tmp_path / "run", {"teacher": hits(20, 0.9), "baseline": hits(20, 0.45)}, seed=1)
     models, notes = read_models([run, *pair])
     assert [model.name for model in models] == ["run/teacher", "run/baseline", "a", "b"]
-    assert [model.accuracy for model in models] == [0.9, 0.45, 0.5, 0.6]
+    assert [model.values.mean() for model in models] == [0.9, 0.45, 0.5, 0.6]
     assert notes == []
 
 
@@ -52,7 +54,7 @@ def test_a_copy_is_no_second_seed(tmp_path: Path, pair):
     shutil.copytree(pair[0], tmp_path / "copy")
     models, notes = read_models([*pair, tmp_path / "copy"])
     assert len(models) == 2
-    assert notes == ["copy has the weights of a and is left out."]
+    assert notes == ["copy has the weights of a and is omitted."]
 
 
 def test_the_same_seed_with_other_weights_is_refused(tmp_path: Path, pair):
@@ -88,19 +90,19 @@ def nan_accuracy(run: Path) -> None:
 
 DAMAGE = {
     "truncated results": (truncate, r"b/results\.json is damaged"),
-    "no results": (lose("results.json"), r"b is no run folder"),
+    "no results": (lose("results.json"), r"b is not a run folder"),
     "empty results": (lambda run: (run / "results.json").write_text("{}"), r"has no 'stage'"),
     "results of another kind": (lambda run: (run / "results.json").write_text("[]"), r"is not a mapping"),
     "bytes for results": (lambda run: (run / "results.json").write_bytes(b"\xff\xfe"), r"results\.json is damaged"),
-    "no scores": (lambda run: change(run / "results.json", protocols={}), r"holds no scores"),
-    "NaN in the results": (nan_accuracy, r"it holds NaN"),
+    "no scores": (lambda run: change(run / "results.json", protocols={}), r"has no scores"),
+    "NaN in the results": (nan_accuracy, r"it contains NaN"),
     "no predictions": (lose("predictions/toy-test.jsonl"), r"toy-test\.jsonl is missing; `preceptor evaluate .*b`"),
     "a truncated line": (cut_line, r"toy-test\.jsonl, line 20 is damaged"),
-    "a lost line": (drop_line, r"holds 19 questions, but results\.json says 20"),
-    "NaN in the predictions": (lambda run: change_row(run, 3, probability=float("nan")), r"line 4 .*it holds NaN"),
-    "NaN for a hit": (lambda run: change_row(run, 3, correct=None), r"line 4: correct is None, not bool"),
-    "a repeated id": (lambda run: change_row(run, 3, id="q7"), r"holds id 'q7' twice"),
-    "other hits than scored": (lambda run: change_row(run, 0, correct=not hits(20, 0.6)[0]), r"but results\.json says"),
+    "a lost line": (drop_line, r"contains 19 questions, but results\.json says 20"),
+    "NaN in the predictions": (lambda run: change_row(run, 3, probability=float("nan")), r"line 4 .*it contains NaN"),
+    "no score": (lambda run: change_row(run, 3, score=None), r"line 4: score is None, not float"),
+    "a repeated id": (lambda run: change_row(run, 3, id="q7"), r"contains id 'q7' twice, in lines 4 and 8"),
+    "other scores": (lambda run: change_row(run, 0, score=float(not hits(20, 0.6)[0])), r"but results\.json says"),
     "no recipe": (lose("recipe.yaml"), r"b has no recipe\.yaml"),
 }
 
@@ -116,7 +118,7 @@ def test_damage_is_named(pair, damage: str):
 def test_an_interrupted_run_names_its_finished_stages(tmp_path: Path):
     run = write_run(tmp_path / "run", {"teacher": hits(20, 0.9), "baseline": hits(20, 0.5)})
     (run / "results.json").unlink()
-    with pytest.raises(UserError, match=r"not finished.*run/alone .*run/teacher"):
+    with pytest.raises(UserError, match=r"not finished.*run/baseline .*run/teacher"):
         read_models([run])
     assert len(read_models([run / "baseline", run / "teacher"])[0]) == 2
 
@@ -128,25 +130,29 @@ def test_a_missing_folder():
 
 def test_other_questions(tmp_path: Path, pair):
     fewer = write_stage(tmp_path / "fewer", hits(19, 0.5))
-    with pytest.raises(UserError, match=r"different questions under protocol toy/test: 1 of .*a are not in .*fewer"):
+    with pytest.raises(UserError, match=r"a and .*fewer, protocol toy/test, were not scored on the same units: 1 of"):
         read_models([pair[0], fewer])
-    with pytest.raises(UserError, match="different questions"):
+    with pytest.raises(UserError, match="same units: 0 of the first are missing in the second and 1 are only in the"):
         read_models([fewer, pair[0]])
 
 
-@pytest.mark.parametrize("values", [{"question_type": "plane"}, {"answer_type": "closed"}, {"target": "left"}])
+@pytest.mark.parametrize("values", [{"question_type": "plane"}, {"answer_type": "closed"}])
 def test_the_same_ids_with_other_questions(pair, values):
-    """An id alone does not make a question: q0 is wrong in both, so its target must be the same, too."""
-    for run in pair:
-        change_row(run, 0, correct=False)
-        results = json.loads((run / "results.json").read_text())
-        path = run / "predictions" / "toy-test.jsonl"
-        found = [json.loads(line)["correct"] for line in path.read_text().splitlines()]
-        results["protocols"][PROTOCOL]["accuracy"] = sum(found) / 20
-        (run / "results.json").write_text(json.dumps(results))
+    """An id alone does not identify a question: its types must be the same too."""
     change_row(pair[1], 0, **values)
-    with pytest.raises(UserError, match="question 'q0' has another answer or type"):
+    with pytest.raises(UserError, match="were not scored on the same units"):
         read_models(pair)
+
+
+def test_runs_of_another_task(tmp_path: Path, pair):
+    recipe = {"task": "segmentation", "name": "toy", "output": str(tmp_path), "stages": ["baseline"]}
+    other = write_stage(tmp_path / "other", hits(20, 0.5), stage="baseline", seed=1)
+    (other / "recipe.yaml").write_text(dump_recipe(recipe_from(recipe, "toy")), "utf-8")
+    rows = [{"id": "a", "subset": "t1", "region": "wt", "dice": 0.5, "hd95": 1.0}]
+    (other / "predictions" / "toy-test.jsonl").write_text(json.dumps(rows[0]) + "\n", "utf-8")
+    change(other / "results.json", protocols={PROTOCOL: {"dice": 0.5, "n": 1}})
+    with pytest.raises(UserError, match=r"task vqa and .*other of segmentation"):
+        read_models([*pair, other])
 
 
 def test_other_protocols(tmp_path: Path, pair):
@@ -159,7 +165,7 @@ def test_other_protocols(tmp_path: Path, pair):
 
 def test_other_data(tmp_path: Path, pair):
     other = write_stage(
-        tmp_path / "other", hits(20, 0.5), data={"name": "toy", "split": "", "sha256": "x", "test_sha256": "t" * 64}
+        tmp_path / "other", hits(20, 0.5), data={"name": "toy", "variant": "", "sha256": "x", "test_sha256": "t" * 64}
     )
     with pytest.raises(UserError, match=r"different data \(data\.sha256 rows at 1"):
         read_models([pair[0], other])
@@ -167,12 +173,13 @@ def test_other_data(tmp_path: Path, pair):
 
 def test_shares_of_the_training_data_must_have_the_same_test_rows(tmp_path: Path):
     def write(name: str, share: float, test: str | None) -> Path:
-        data = {"name": "toy", "split": "", "sha256": f"rows at {share}", "test_sha256": test}
+        data = {"name": "toy", "variant": "", "sha256": f"rows at {share}", "test_sha256": test}
         return write_stage(tmp_path / name, hits(20, 0.5), settings={"data": {"train_share": share}}, data=data)
 
-    whole, half, other, old = (
-        write(*given) for given in (("whole", 1.0, "t"), ("half", 0.5, "t"), ("other", 0.1, "u"), ("old", 0.25, None))
+    whole, half, other, unknown = (
+        write(*given) for given in (("whole", 1.0, "t"), ("half", 0.5, "t"), ("other", 0.1, "u"), ("none", 0.25, None))
     )
-    assert [model.share for model in read_models([whole, half, old])[0]] == [1.0, 0.5, 0.25]
-    with pytest.raises(UserError, match=r"data\.test_sha256"):
-        read_models([whole, half, other])
+    assert [model.share for model in read_models([whole, half])[0]] == [1.0, 0.5]
+    for refused in (other, unknown):
+        with pytest.raises(UserError, match=r"data\.test_sha256"):
+            read_models([whole, half, refused])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
@@ -14,9 +15,12 @@ from PIL import Image
 
 from preceptor.cli import app as cli
 from preceptor.compare.page import render
-from preceptor.compare.run import Comparison, as_dict, compare_runs, write_comparison
+from preceptor.compare.run import Comparison, as_dict, compare_runs, compare_seeds, write_comparison
+from preceptor.compare.tables import as_csv, as_latex, escape_latex
 from preceptor.compare.words import headline
+from preceptor.errors import UserError
 from preceptor.report.markup import POLICY
+from preceptor.statistics import mean_interval
 from tests.compare.made import PROTOCOL, hits, write_run, write_stage
 from tests.vqa.test_report import Page
 
@@ -24,16 +28,16 @@ HOSTILE = '<script>alert("x")</script> $\\frac'
 
 
 def make_runs(root: Path, shares: Sequence[float] = (1.0,), seeds: int = 3) -> list[Path]:
-    """Write runs of alone and distilled; the latter is right where the former is, and on about 40 questions more."""
+    """Write runs of baseline and distilled; the latter is right where the former is, and on about 40 questions more."""
     runs = []
     for share in shares:
         for seed in range(seeds):
-            alone = hits(300, 0.4 + 0.1 * share, seed)
-            distilled = alone | hits(300, 0.25, 100 + seed)
+            baseline = hits(300, 0.4 + 0.1 * share, seed)
+            distilled = baseline | hits(300, 0.25, 100 + seed)
             runs.append(
                 write_run(
                     root / f"run-{share}-{seed}",
-                    {"baseline": alone, "distilled": distilled},
+                    {"baseline": baseline, "distilled": distilled},
                     seed=seed,
                     settings={"data": {"train_share": share}},
                 )
@@ -52,10 +56,10 @@ def test_a_comparison_of_three_seeds(tmp_path: Path):
     assert document["n"] == 300
     assert document["baseline"] == "baseline"
     baseline, distilled = document["groups"]
-    assert alone["seeds"] == distilled["seeds"] == [0, 1, 2]
-    assert alone["scores"][0]["accuracy"] == pytest.approx(0.5)
+    assert baseline["seeds"] == distilled["seeds"] == [0, 1, 2]
+    assert baseline["scores"][0]["mean"] == pytest.approx(0.5)
     (difference,) = document["differences"]
-    assert difference["difference"] == pytest.approx(distilled["scores"][0]["accuracy"] - 0.5)
+    assert difference["difference"] == pytest.approx(distilled["scores"][0]["mean"] - 0.5)
     assert difference["verdict"] == "better"
     assert difference["low"] > 0
     assert [pair["seed"] for pair in difference["per_seed"]] == [0, 1, 2]
@@ -93,12 +97,12 @@ def test_learning_curves(curves: Comparison):
     assert [curve["method"] for curve in document["curves"]] == ["baseline", "distilled"]
     points = document["curves"][0]["points"]
     assert [point["train_share"] for point in points] == [0.1, 0.25, 0.5, 1.0]
-    assert [point["accuracy"] for point in points] == pytest.approx(
+    assert [point["mean"] for point in points] == pytest.approx(
         [round(300 * a) / 300 for a in (0.41, 0.425, 0.45, 0.5)]
     )
-    assert all(point["low"] < point["accuracy"] < point["high"] and point["n"] == 300 for point in points)
+    assert all(point["low"] < point["mean"] < point["high"] and point["n"] == 300 for point in points)
     assert [(c.group.name, c.baseline.name) for c in curves.contrasts] == [
-        (f"distilled at {share} %", f"alone at {share} %") for share in (10, 25, 50, 100)
+        (f"distilled at {share} %", f"baseline at {share} %") for share in (10, 25, 50, 100)
     ]
 
 
@@ -139,7 +143,7 @@ def test_the_page_needs_nothing_but_itself(curves: Comparison):
     assert parsed.tags["script"] == 0
     assert parsed.tags["svg"] == 1 + 4 + 1  # overall, by type for each share, the curve
     assert len(parsed.ids) == len(set(parsed.ids))
-    for word in ("What was found", "Differences", "By type of question", "Learning curves", "Runs", "Holm", "n = 300"):
+    for word in ("What was found", "Differences", "By category", "Learning curves", "Runs", "Holm", "n = 300"):
         assert word in parsed.text
     for svg in re.findall(r'<svg [^>]*aria-label="([^"]+)"', page):
         assert "NaN" not in svg
@@ -149,7 +153,7 @@ def test_the_page_needs_nothing_but_itself(curves: Comparison):
 def test_the_curve_shows_every_interval(curves: Comparison):
     page = render(curves)
     section = page[page.index('<section id="curves">') : page.index('<section id="runs">')]
-    assert section.count('class="spread alone"') == section.count('class="spread distilled"') == 4
+    assert section.count('class="spread baseline"') == section.count('class="spread distilled"') == 4
 
 
 def test_hostile_names_and_paths_stay_text(tmp_path: Path):
@@ -172,15 +176,48 @@ def test_hostile_names_and_paths_stay_text(tmp_path: Path):
 
 def test_the_files(curves: Comparison, tmp_path: Path):
     document = write_comparison(curves, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.html", "compare.json", "compare.png"]
+    kinds = ("csv", "html", "json", "pdf", "png", "svg", "tex")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"compare.{kind}" for kind in kinds]
     assert json.loads((tmp_path / "compare.json").read_text("utf-8")) == document
     with Image.open(tmp_path / "compare.png") as picture:
         assert picture.size[0] > 1000
         assert len(np.unique(np.asarray(picture.convert("L")))) > 20
-        first = picture.tobytes()
+    first = {path: path.read_bytes() for path in tmp_path.iterdir()}
     write_comparison(curves, tmp_path)
-    with Image.open(tmp_path / "compare.png") as picture:
-        assert picture.tobytes() == first
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == first
+
+
+def test_the_tables_hold_the_numbers_of_the_document(tmp_path: Path):
+    document = as_dict(compare_runs(make_runs(tmp_path)))
+    lines = list(csv.DictReader(as_csv(document).splitlines()))
+    assert len(lines) == 2 * 7 + 7  # two groups and a difference, each in total and in six categories
+    (overall,) = (row for row in lines if row["row"] == "difference" and row["kind"] == "all")
+    assert float(overall["mean"]) == document["differences"][0]["difference"]
+    assert (overall["group"], overall["baseline"], overall["verdict"]) == ("distilled", "baseline", "better")
+    latex = as_latex(document)
+    assert latex.count(r"\\") == 3
+    assert "distilled & 3 & " in latex
+    assert f"{100 * document['groups'][1]['scores'][0]['mean']:.1f} [" in latex
+    assert r"]\,*" in latex  # significant
+
+
+def test_latex_sees_no_command_in_a_name():
+    assert escape_latex(r"a_b & 50 % {x}\y $") == r"a\_b \& 50 \% \{x\}\textbackslash{}y \$"
+
+
+def test_seeds_of_one_recipe(tmp_path: Path):
+    runs = make_runs(tmp_path)
+    document = as_dict(compare_seeds(runs))
+    accuracies = [hits(300, 0.5, seed).mean() for seed in range(3)]
+    interval = mean_interval(accuracies)
+    baseline = document["groups"][0]["scores"][0]
+    assert baseline["mean"] == pytest.approx(np.mean(accuracies))
+    assert baseline["over_seeds"] == pytest.approx({"low": interval.low, "high": interval.high})
+    with pytest.raises(UserError, match="at least two seeds"):
+        compare_seeds(runs[:1])
+    other = write_stage(tmp_path / "other", hits(300, 0.5), settings={"method": {"output": {"weight": 2.0}}}, seed=7)
+    with pytest.raises(UserError, match=r"more than their seeds \(method\.output\.weight="):
+        compare_seeds([*runs, other])
 
 
 def test_a_leaking_split_is_said_at_the_top(tmp_path: Path):
@@ -212,7 +249,7 @@ def test_the_terminal(tmp_path: Path, capsys, monkeypatch):
     assert (code, err) == (0, "")
     for word in (
         "toy/test (n = 300)",
-        "distilled \u2212 alone",
+        "distilled \u2212 baseline",
         "3 paired seeds",
         "p (Holm)",
         "better *",

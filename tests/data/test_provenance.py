@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preceptor.data import provenance as seen
+from preceptor.data import provenance
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
 from preceptor.vqa.config import DataConfig
@@ -40,18 +40,18 @@ def target(tmp_path: Path) -> Path:
 
 
 def test_test_images_known_from_elsewhere_are_found(pretraining: Path, target: Path) -> None:
-    source = seen.training_images(read_table(pretraining))
+    source = provenance.training_images(read_table(pretraining))
     assert len(source.images) == 10
-    assert seen.contaminated_test_ids(read_table(target), [source]) == ["test-3", "test-9"]
+    assert provenance.contaminated_test_ids(read_table(target), [source]) == ["test-3", "test-9"]
 
 
 def test_the_same_data_set_and_split_is_not_asked(pretraining: Path) -> None:
     data = read_table(pretraining)
-    name, split, rows = seen.training_images(data).identity
-    images = dict(seen.hash_images(sample.image for sample in data.split("test")).values())
-    assert seen.contaminated_test_ids(data, [seen.Source(name, split, rows, images)]) == []
+    name, split, rows = provenance.training_images(data).identity
+    images = dict(provenance.hash_images(sample.image for sample in data.split("test")).values())
+    assert provenance.contaminated_test_ids(data, [provenance.Source(name, split, rows, images)]) == []
     for other in (("x", split, rows), (name, "x", rows), (name, split, "x")):
-        assert seen.contaminated_test_ids(data, [seen.Source(*other, images)]) == ["test-10"]
+        assert provenance.contaminated_test_ids(data, [provenance.Source(*other, images)]) == ["test-10"]
 
 
 def test_excluded_images_leave_training_and_validation(pretraining: Path, target: Path, tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_excluded_images_leave_training_and_validation(pretraining: Path, target
     data = read_data(config, tmp_path / "run" / "data")
     assert {s.id for s in data.samples} == {f"train-{n}" for n in (0, 1, 2, 4, 5, 6, 7)} | {"validation-8", "test-10"}
     assert any(note.startswith("Left out of training and validation: 2 images (2 questions)") for note in data.notes)
-    assert seen.contaminated_test_ids(read_table(target), [seen.training_images(data)]) == []
-    assert (tmp_path / "run" / seen.CACHE).is_file()
+    assert provenance.contaminated_test_ids(read_table(target), [provenance.training_images(data)]) == []
+    assert (tmp_path / "run" / provenance.CACHE).is_file()
 
 
 def test_of_a_folder_every_image_is_excluded(pretraining: Path, target: Path, tmp_path: Path) -> None:
@@ -82,22 +82,22 @@ def test_an_unknown_entry_is_refused(
 
 def test_a_folder_without_images_is_refused(pretraining: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no image files"):
+    with pytest.raises(UserError, match="contains no image files"):
         read_data(
             DataConfig(name="table", root=str(pretraining), exclude_images_of=[str(tmp_path / "empty")]), tmp_path / "d"
         )
 
 
 def test_the_file_holds_hashes_alone_and_comes_back(pretraining: Path, target: Path, tmp_path: Path) -> None:
-    sources = [seen.training_images(read_table(path)) for path in (pretraining, target)]
-    seen.write_provenance(tmp_path, sources)
-    text = (tmp_path / seen.SEEN).read_text("utf-8")
+    sources = [provenance.training_images(read_table(path)) for path in (pretraining, target)]
+    provenance.write_provenance(tmp_path, sources)
+    text = (tmp_path / provenance.PROVENANCE_FILE).read_text("utf-8")
     assert "patient" not in text
     assert "train-" not in text
-    assert seen.read_provenance(tmp_path) == sources
+    assert provenance.read_provenance(tmp_path) == sources
     digests = [list(source["images"]) for source in json.loads(text)["sources"]]
     assert all(found == sorted(found) for found in digests)
-    assert seen.read_provenance(tmp_path / "elsewhere") is None
+    assert provenance.read_provenance(tmp_path / "elsewhere") is None
 
 
 @pytest.mark.parametrize(
@@ -106,19 +106,19 @@ def test_the_file_holds_hashes_alone_and_comes_back(pretraining: Path, target: P
         "{",
         "[]",
         '{"sources": [{}]}',
-        '{"sources": [{"data": "a", "split": "", "test_sha256": "", "images": {"ab": "12"}}]}',
+        '{"sources": [{"data": "a", "variant": "", "test_sha256": "", "images": {"ab": "12"}}]}',
     ],
 )
 def test_a_damaged_file_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / seen.SEEN).write_text(text)
+    (tmp_path / provenance.PROVENANCE_FILE).write_text(text)
     with pytest.raises(UserError, match="damaged"):
-        seen.read_provenance(tmp_path)
+        provenance.read_provenance(tmp_path)
 
 
 def test_sources_of_one_data_set_are_merged() -> None:
-    one, two = seen.Source("a", "", "x", {"2": "p"}), seen.Source("a", "", "x", {"1": "q"})
-    other = seen.Source("a", "", "y", {"3": "r"})
-    assert seen.merge([one, other, two]) == [seen.Source("a", "", "x", {"1": "q", "2": "p"}), other]
+    one, two = provenance.Source("a", "", "x", {"2": "p"}), provenance.Source("a", "", "x", {"1": "q"})
+    other = provenance.Source("a", "", "y", {"3": "r"})
+    assert provenance.merge([one, other, two]) == [provenance.Source("a", "", "x", {"1": "q", "2": "p"}), other]
 
 
 def test_the_cache_saves_decoding_and_a_damaged_one_is_made_again(
@@ -126,18 +126,18 @@ def test_the_cache_saves_decoding_and_a_damaged_one_is_made_again(
 ) -> None:
     cache = tmp_path / "cache.json"
     paths = sorted(pretraining.parent.glob("*.png"))
-    first = seen.hash_images(paths, cache)
+    first = provenance.hash_images(paths, cache)
     cache.write_text(cache.read_text()[:50])
-    assert seen.hash_images(paths, cache) == first
-    monkeypatch.setattr(seen, "load_image", lambda *_, **__: pytest.fail("decoded again"))
-    assert seen.hash_images(paths, cache) == first
+    assert provenance.hash_images(paths, cache) == first
+    monkeypatch.setattr(provenance, "load_image", lambda *_, **__: pytest.fail("decoded again"))
+    assert provenance.hash_images(paths, cache) == first
 
 
-def test_broken_images_are_left_out_and_blank_ones_known_by_their_bytes(tmp_path: Path) -> None:
+def test_broken_are_left_out_and_blank_ones_known_by_their_bytes(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"x")
     for name, grey in (("a", 3), ("b", 200)):
         Image.fromarray(np.full((40, 40), grey, np.uint8)).save(tmp_path / f"{name}.png")
-    found = seen.hash_images(sorted(tmp_path.glob("*.png")))
+    found = provenance.hash_images(sorted(tmp_path.glob("*.png")))
     assert sorted(path.name for path in found) == ["a.png", "b.png"]
     only_a = dict([found[tmp_path / "a.png"]])
-    assert seen.among(found, only_a) == {tmp_path / "a.png"}
+    assert provenance.match_images(found, only_a) == {tmp_path / "a.png"}

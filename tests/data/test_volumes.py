@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as arrays
 
 from preceptor.data.nifti import VolumeError
 from preceptor.data.segmentation.cases import read_volumes
-from preceptor.data.types import Case, CaseData, VolumeFile
+from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import (
     load_case,
     resampled,
@@ -38,8 +38,8 @@ def case(root: Path, **files: Path) -> Case:
     return Case("c", {n: VolumeFile(p) for n, p in files.items()}, mask and VolumeFile(mask), "c", "train")
 
 
-def data(regions=REGIONS) -> CaseData:
-    return CaseData("brats", "x", Path(), ("t1", "t2"), regions, [])
+def data(regions=REGIONS) -> SegmentationDataset:
+    return SegmentationDataset("brats", "x", Path(), [], modalities=("t1", "t2"), regions=regions)
 
 
 @pytest.mark.parametrize("affine", [np.eye(4), LPS, OBLIQUE, np.diag([2.0, -1, -0.5, 1])[[1, 2, 0, 3]]])
@@ -338,7 +338,7 @@ def test_resampling_keeps_place_and_returns_to_the_source(tmp_path):
 @pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 def test_real_cases_load_and_results_go_back_to_their_grid(tmp_path):
     found = read_volumes(Path(os.environ["PRECEPTOR_DATA"]) / "mri")
-    for one in found.cases:
+    for one in found.samples:
         loaded = load_case(one, found)
         assert loaded.shape == ((155, 240, 240) if one.id.startswith("glioma") else (182, 218, 182))
         assert loaded.spacing == (1, 1, 1)

@@ -126,7 +126,7 @@ def fingerprints(root: Path) -> dict[str, str]:
 
 def test_an_image_that_breaks_between_stages_loses_nothing(tmp_path):
     write_table(tmp_path)
-    code, _, err = call("train", *settings(tmp_path, "stages=[teacher,alone]"))
+    code, _, err = call("train", *settings(tmp_path, "stages=[teacher,baseline]"))
     assert code == 0, err
     before = fingerprints(tmp_path / "run")
     assert any(name.startswith("teacher/model") for name in before)
@@ -137,12 +137,12 @@ def test_an_image_that_breaks_between_stages_loses_nothing(tmp_path):
     assert code == 2
     assert "scan-2.png" in err
     assert fingerprints(tmp_path / "run").items() >= before.items()
-    code, _, err = call("train", *settings(tmp_path, "stages=[teacher,alone,distilled]"))
+    code, _, err = call("train", *settings(tmp_path, "stages=[teacher,baseline,distilled]"))
     assert code == 2
     assert "scan-2.png" in err
     assert fingerprints(tmp_path / "run").items() >= before.items()
     (tmp_path / "scan-2.png").write_bytes(whole)
-    code, out, err = call("train", *settings(tmp_path, "stages=[teacher,alone,distilled]"), "--json")
+    code, out, err = call("train", *settings(tmp_path, "stages=[teacher,baseline,distilled]"), "--json")
     assert code == 0, err
     assert set(json.loads(out)["stages"]) == {"teacher", "baseline", "distilled"}
     assert fingerprints(tmp_path / "run").items() >= before.items()
@@ -153,7 +153,7 @@ def test_skipped_rows_are_counted_in_the_results_of_every_part(tmp_path):
     write_table(tmp_path)
     for number in (1, 4, 22):
         DAMAGE["truncated"](tmp_path / f"scan-{number}.png")
-    policy = ["data.broken_images=skip", "data.skip_limit=0.2", "data.workers=1", "teacher.train.epochs=2"]
+    policy = ["data.broken=skip", "data.skip_limit=0.2", "data.workers=1", "teacher.train.epochs=2"]
     code, out, err = call("train", *settings(tmp_path, *policy), "--json")
     assert code == 0, err
     results = json.loads(out)

@@ -24,7 +24,7 @@ def scenario(folder: Path) -> None:
     recipe = str(write_recipe(folder))
 
     def start(output: Path) -> int:
-        settings = [f"output={output}", f"data.root={folder / 'data'}", "stages=[teacher,alone]", "data.workers=1"]
+        settings = [f"output={output}", f"data.root={folder / 'data'}", "stages=[teacher,baseline]", "data.workers=1"]
         epochs = ["teacher.train.epochs=10", "student.train.epochs=10"]
         return fork_cli(["train", recipe, *settings, *epochs], folder / "log")
 

@@ -22,7 +22,7 @@ VARIANTS = {
     "workers": ["data.workers=2"],
     "accumulation": ["teacher.train.accumulation=3"],
     "distilled": [
-        "stages=[teacher,alone,distilled]",
+        "stages=[teacher,baseline,distilled]",
         "data.augment.views=2",
         "teacher.train.epochs=2",
         "student.train.epochs=2",

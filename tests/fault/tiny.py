@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 RECIPE = """
+task: vqa
 name: tiny
 stages: [teacher]
 data:
@@ -29,6 +30,7 @@ report: {questions: 2, latency_questions: 2}
 """
 
 LCKD = """
+task: segmentation
 name: tiny-lckd
 stages: [baseline, distilled]
 data:
@@ -44,6 +46,7 @@ report: {cases: 1}
 """
 
 CLINKD = """
+task: grounding
 name: tiny-clinkd
 stages: [teacher, clinkd]
 data:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from preceptor.data.types import Dialogue, DialogueData
+from preceptor.data.types import Dialogue, GroundingDataset
 
 
 def image(folder: Path, number: int, side: int = 20) -> Path:
@@ -18,7 +18,7 @@ def image(folder: Path, number: int, side: int = 20) -> Path:
     return file
 
 
-def data(folder: Path, images: int = 4, questions: int = 3) -> DialogueData:
+def data(folder: Path, images: int = 4, questions: int = 3) -> GroundingDataset:
     """Each image has `questions` dialogues of one labelled turn."""
     dialogues = []
     for number in range(images):
@@ -26,4 +26,4 @@ def data(folder: Path, images: int = 4, questions: int = 3) -> DialogueData:
         for q in range(questions):
             turn = (f"Question {q} about image?", f"truth {q}")
             dialogues.append(Dialogue(f"{number}-{q}", (file,), (turn,), "mia", "ct", f"g{number}", "train"))
-    return DialogueData("made", "given", folder, dialogues)
+    return GroundingDataset("made", "given", folder, dialogues)

@@ -44,7 +44,7 @@ def teacher(asked: Asked, ask: AskSettings | None = None, concurrent: int = 3, *
 
 
 def prompts(folder, images=4, questions=3) -> list[Prompt]:
-    return list(prompts_of_turn(data(folder, images, questions).dialogues, 0, ContentHashes(), {}))
+    return list(prompts_of_turn(data(folder, images, questions).samples, 0, ContentHashes(), {}))
 
 
 def answered(who: EndpointTeacher, asked: list[Prompt]) -> tuple[dict[str, Label], dict[str, str]]:
@@ -386,7 +386,7 @@ def test_the_key_is_sent_and_never_written(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("PRECEPTOR_API_KEY", "sk-secret-123")
     whole = data(tmp_path / "images", 2, 2)
     with serving(first_try_only((500, {}, "sk-secret-123"))) as asked, caplog.at_level(logging.DEBUG):
-        teach(tmp_path / "store", whole, whole.dialogues, teacher(asked))
+        teach(tmp_path / "store", whole, whole.samples, teacher(asked))
     assert {headers["authorization"] for headers in asked.headers} == {"Bearer sk-secret-123"}
     assert "sk-secret" not in caplog.text
     assert "base64" not in caplog.text  # the images
@@ -421,7 +421,7 @@ def test_a_store_taught_through_faults_equals_an_undisturbed_one(tmp_path):
     whole = data(tmp_path / "images", 4, 4)
     ask = AskSettings(temperature=0.8, candidates=3)
     with serving() as calm:
-        teach(tmp_path / "calm", whole, whole.dialogues, teacher(calm, ask))
+        teach(tmp_path / "calm", whole, whole.samples, teacher(calm, ask))
     kinds = ["drop", (500, {}, ""), "broken", "half", (429, {}, "")]
     seen: Counter[str] = Counter()
 
@@ -430,7 +430,7 @@ def test_a_store_taught_through_faults_equals_an_undisturbed_one(tmp_path):
         return kinds[number % 5] if seen[json.dumps(body["messages"])] <= 2 else None
 
     with serving(fault) as asked:
-        taught = teach(tmp_path / "store", whole, whole.dialogues, teacher(asked, ask))
+        taught = teach(tmp_path / "store", whole, whole.samples, teacher(asked, ask))
     assert taught.unanswered == {}
     assert len(asked.bodies) == 3 * 16
     assert sorted(read_labels(tmp_path / "store"), key=lambda label: label.key) == sorted(

@@ -21,7 +21,7 @@ from tests.fault.tiny import CLINKD
 
 pytestmark = pytest.mark.slow
 QUICK = [
-    "stages=[supervised]",
+    "stages=[baseline]",
     "student.train.epochs=2",
     "student.train.average=0",
     "data.train_share=1",

@@ -33,13 +33,13 @@ def vlm(folder) -> GroundedVlm:
 def test_answers_are_the_models_with_its_sureness(vlm, tmp_path):
     """Confidence and margin against a forward pass over the answer, without a cache and without a batch."""
     whole = data(tmp_path / "images", 2, 2)
-    teach(tmp_path / "store", whole, whole.dialogues, LocalTeacher(vlm, max_tokens=6, batch_size=3))
+    teach(tmp_path / "store", whole, whole.samples, LocalTeacher(vlm, max_tokens=6, batch_size=3))
     labels = PseudoLabels.open(tmp_path / "store", whole, cut_off=True)
     assert len(labels.labelled) == 4
     assert len({d.turns[0][1] for d in labels.dialogues}) > 1
     assert labels.teacher == vlm_fingerprint(vlm)
     records = {label.key: label for label in read_labels(tmp_path / "store")}
-    for prompt in prompts_of_turn(whole.dialogues, 0, ContentHashes(), {}):
+    for prompt in prompts_of_turn(whole.samples, 0, ContentHashes(), {}):
         ((said,),) = vlm.generate([prompt.dialogue], max_new_tokens=6)
         label = records[prompt.key]
         assert (label.answer, label.tokens, label.ended) == (said.text, len(said.tokens), said.ended)
@@ -80,10 +80,10 @@ def test_an_interrupted_run_ends_with_the_answers_of_an_undisturbed_one(vlm, tmp
 
     many = {"max_tokens": 4, "batch_size": 4, **settings}
     with pytest.raises(KeyboardInterrupt):
-        teach(tmp_path / "cut", whole, whole.dialogues, Cut(vlm, **many))
+        teach(tmp_path / "cut", whole, whole.samples, Cut(vlm, **many))
     assert len(list(read_labels(tmp_path / "cut"))) == 5
-    assert teach(tmp_path / "cut", whole, whole.dialogues, LocalTeacher(vlm, **many)).answered == 4
-    teach(tmp_path / "whole", whole, whole.dialogues, LocalTeacher(vlm, **many))
+    assert teach(tmp_path / "cut", whole, whole.samples, LocalTeacher(vlm, **many)).answered == 4
+    teach(tmp_path / "whole", whole, whole.samples, LocalTeacher(vlm, **many))
     cut, undisturbed = ({label.key: label for label in read_labels(tmp_path / name)} for name in ("cut", "whole"))
     assert cut == undisturbed
     if settings:
@@ -94,8 +94,8 @@ def test_long_dialogues_are_counted_and_do_not_stop_others(folder, tmp_path):
     vlm = GroundedVlm.load(folder, cut_off=40)
     whole = data(tmp_path / "images", 1, 3)
     long = ("word " * 200, "truth")
-    whole.dialogues[1] = type(whole.dialogues[1])(**{**vars(whole.dialogues[1]), "turns": (long,)})
-    taught = teach(tmp_path / "store", whole, whole.dialogues, LocalTeacher(vlm, max_tokens=2))
+    whole.samples[1] = type(whole.samples[1])(**{**vars(whole.samples[1]), "turns": (long,)})
+    taught = teach(tmp_path / "store", whole, whole.samples, LocalTeacher(vlm, max_tokens=2))
     assert (taught.answered, taught.unanswered) == (2, {"longer than 40 tokens": 1})
 
 
@@ -111,12 +111,12 @@ def test_the_fingerprint_is_of_all_that_answers(folder, vlm):
 def test_a_system_prompt_is_said_first(vlm, tmp_path):
     whole = data(tmp_path / "images", 1, 1)
     for name, prompt in (("without", ""), ("with", "The liver is at the left of the image.")):
-        teach(tmp_path / name, whole, whole.dialogues, LocalTeacher(vlm, max_tokens=4, system_prompt=prompt))
+        teach(tmp_path / name, whole, whole.samples, LocalTeacher(vlm, max_tokens=4, system_prompt=prompt))
     without, told = (next(iter(read_labels(tmp_path / name))) for name in ("without", "with"))
     assert without.key == told.key
     assert without.confidence != told.confidence
     with pytest.raises(UserError, match="system_prompt: cached , wanted Look"):
-        teach(tmp_path / "without", whole, whole.dialogues, LocalTeacher(vlm, max_tokens=4, system_prompt="Look"))
+        teach(tmp_path / "without", whole, whole.samples, LocalTeacher(vlm, max_tokens=4, system_prompt="Look"))
 
 
 def test_wrong_settings_are_said(vlm):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from preceptor.grounding.serve import check_dialogues
 
 from preceptor.data.types import Dialogue
 from preceptor.grounding import memory
@@ -17,7 +18,6 @@ from preceptor.grounding.memory import GIB, estimate_memory, free_memory, senten
 from preceptor.grounding.memory_model import memory_estimate
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.new_vlm import new_vlm
-from preceptor.grounding.serve import check_dialogues
 from preceptor.tasks import load_recipe
 from tests.fault.tiny import CLINKD
 
@@ -170,14 +170,15 @@ def test_recipes_for_med_grit_say_what_the_published_code_does(name):
 
 
 def test_adapters_learn_beside_weights_in_half_precision(vlm, tmp_path):
-    from preceptor.data.types import DialogueData
-    from preceptor.grounding.stage import Seminar
+    from preceptor.grounding.context import RunContext
+
+    from preceptor.data.types import GroundingDataset
 
     recipe = tiny()
     recipe.student.model.training = "lora"
     recipe.student.model.lora.base = "bfloat16"
     vlm.save(tmp_path / "start")
-    room = Seminar(recipe, DialogueData("none", "given", Path(), [], {}))
+    context = RunContext(recipe, GroundingDataset("none", "given", Path(), []))
     found = room.load(str(tmp_path / "start"), recipe.student.model, None, 0)
     kinds = {p.requires_grad: p.dtype for p in found.model.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}

@@ -57,11 +57,11 @@ def content(folder: Path) -> list[Label]:
 def test_answers_come_back_for_the_data(tmp_path):
     whole = data(tmp_path / "images")
     teacher = Parrot()
-    taught = teach(tmp_path / "store", whole, whole.dialogues, teacher)
+    taught = teach(tmp_path / "store", whole, whole.samples, teacher)
     assert (taught.questions, taught.before, taught.answered, taught.unanswered) == (12, 0, 12, {})
     labels = PseudoLabels.open(tmp_path / "store", whole)
-    assert [d.turns[0][1] for d in labels.dialogues] == [d.turns[0][0].upper() for d in whole.dialogues]
-    assert [d.id for d in labels.dialogues] == [d.id for d in whole.dialogues]
+    assert [d.turns[0][1] for d in labels.dialogues] == [d.turns[0][0].upper() for d in whole.samples]
+    assert [d.id for d in labels.dialogues] == [d.id for d in whole.samples]
     assert labels.coverage == 1
     assert labels.teacher == "a-model"
     confidence, margin = labels.confidence_and_margin()
@@ -74,13 +74,13 @@ def test_answers_come_back_for_the_data(tmp_path):
 def test_a_key_is_the_content_and_nothing_else(tmp_path):
     """Renamed, copied, in another order or with another id a question stays the same; any other content is another."""
     whole = data(tmp_path / "images", images=2, questions=1)
-    first = whole.dialogues[0]
+    first = whole.samples[0]
     hashes = ContentHashes()
     shutil.copy(first.images[0], tmp_path / "other.png")
     moved = replace(first, id="x", group="y", images=(tmp_path / "other.png",), modality="mr")
     assert hashes.keys(moved) == hashes.keys(first)
     others = [
-        replace(first, images=whole.dialogues[1].images),
+        replace(first, images=whole.samples[1].images),
         replace(first, images=(*first.images, *first.images)),
         replace(first, images=()),
         replace(first, turns=(("Another?", "truth 0"),)),
@@ -98,23 +98,23 @@ def test_only_what_is_missing_is_asked(tmp_path):
     whole = data(tmp_path / "images")
     store = tmp_path / "store"
     with pytest.raises(KeyboardInterrupt):
-        teach(store, whole, whole.dialogues, Parrot(stop_after=5))
+        teach(store, whole, whole.samples, Parrot(stop_after=5))
     assert len(content(store)) == 5
     again = Parrot()
-    taught = teach(store, whole, whole.dialogues, again)
+    taught = teach(store, whole, whole.samples, again)
     assert (taught.before, taught.answered, len(again.asked)) == (5, 7, 7)
-    teach(tmp_path / "whole", whole, whole.dialogues, Parrot())
+    teach(tmp_path / "whole", whole, whole.samples, Parrot())
     assert content(store) == content(tmp_path / "whole")
     third = Parrot()
-    assert teach(store, whole, whole.dialogues, third).answered == 0
+    assert teach(store, whole, whole.samples, third).answered == 0
     assert third.asked == []
 
 
 def test_a_question_that_is_there_twice_is_asked_once(tmp_path):
     whole = data(tmp_path / "images", images=1, questions=1)
-    whole.dialogues.append(replace(whole.dialogues[0], id="again"))
+    whole.samples.append(replace(whole.samples[0], id="again"))
     teacher = Parrot()
-    assert teach(tmp_path / "store", whole, whole.dialogues, teacher).questions == 1
+    assert teach(tmp_path / "store", whole, whole.samples, teacher).questions == 1
     assert len(teacher.asked) == 1
     assert len(PseudoLabels.open(tmp_path / "store", whole).dialogues) == 2
 
@@ -126,9 +126,9 @@ def test_unlabelled_turns_see_the_teachers_own_earlier_answers(tmp_path):
     given = replace(
         dialogue, id="l", turns=(("what?", "gold"), ("where?", "gold 2"), ("why?", "gold 3")), split="train"
     )
-    whole = replace(data(tmp_path / "images", 0), dialogues=[dialogue, given])
+    whole = replace(data(tmp_path / "images", 0), samples=[dialogue, given])
     teacher = Parrot()
-    taught = teach(tmp_path / "store", whole, whole.dialogues, teacher)
+    taught = teach(tmp_path / "store", whole, whole.samples, teacher)
     assert taught.questions == taught.answered == 5  # the first question is the same for both
     histories = {prompt.dialogue.turns for prompt in teacher.asked}
     assert (("what?", "WHAT?"), ("where?", "WHERE?"), ("why?", "")) in histories
@@ -140,9 +140,9 @@ def test_unlabelled_turns_see_the_teachers_own_earlier_answers(tmp_path):
 def test_what_waits_for_a_missing_answer_is_counted(tmp_path):
     file = image(tmp_path, 0)
     dialogue = Dialogue("u", (file,), (("what?", ""), ("where?", ""), ("why?", "")), "mia", "ct", "g", "unlabelled")
-    whole = replace(data(tmp_path / "images", 1, 1), dialogues=[dialogue, *data(tmp_path / "images", 1, 1).dialogues])
+    whole = replace(data(tmp_path / "images", 1, 1), samples=[dialogue, *data(tmp_path / "images", 1, 1).samples])
     first, second, _ = ContentHashes().keys(dialogue)
-    taught = teach(tmp_path / "store", whole, whole.dialogues, Parrot(mute={second}))
+    taught = teach(tmp_path / "store", whole, whole.samples, Parrot(mute={second}))
     assert taught.unanswered == {"mute": 1, "an earlier question of the dialogue has no answer": 1}
     assert taught.answered == 2
     assert first in {label.key for label in read_labels(tmp_path / "store")}
@@ -154,8 +154,8 @@ def test_what_waits_for_a_missing_answer_is_counted(tmp_path):
 
 def test_nothing_in_a_store_names_a_file_or_an_id(tmp_path):
     whole = data(tmp_path / "smith")
-    whole.dialogues = [replace(d, id=f"jones-{d.id}", group="miller") for d in whole.dialogues]
-    teach(tmp_path / "store", whole, whole.dialogues, Parrot())
+    whole.samples = [replace(d, id=f"jones-{d.id}", group="miller") for d in whole.samples]
+    teach(tmp_path / "store", whole, whole.samples, Parrot())
     everything = b" ".join(file.name.encode() + file.read_bytes() for file in (tmp_path / "store").iterdir())
     for name in ("smith", "jones", "miller", str(tmp_path)):
         assert name.encode() not in everything
@@ -171,17 +171,17 @@ def test_nothing_in_a_store_names_a_file_or_an_id(tmp_path):
 )
 def test_another_teacher_or_setting_is_refused_by_name(tmp_path, cache_key, message):
     whole = data(tmp_path / "images", 1)
-    teach(tmp_path / "store", whole, whole.dialogues, Parrot())
+    teach(tmp_path / "store", whole, whole.samples, Parrot())
     before = content(tmp_path / "store")
     with pytest.raises(UserError, match=message):
-        teach(tmp_path / "store", whole, whole.dialogues, Parrot(cache_key=cache_key))
+        teach(tmp_path / "store", whole, whole.samples, Parrot(cache_key=cache_key))
     assert content(tmp_path / "store") == before
 
 
 def test_other_data_are_refused(tmp_path):
     whole = data(tmp_path / "images", 1)
-    teach(tmp_path / "store", whole, whole.dialogues, Parrot())
-    for dialogue in whole.dialogues:
+    teach(tmp_path / "store", whole, whole.samples, Parrot())
+    for dialogue in whole.samples:
         shutil.copy(image(tmp_path, 99), dialogue.images[0])
     with pytest.raises(UserError, match=r"are of other data \(made\): none of their 3 questions is among the 3"):
         PseudoLabels.open(tmp_path / "store", whole)
@@ -191,7 +191,7 @@ def test_other_data_are_refused(tmp_path):
 
 def test_unusable_answers_are_left_out_and_counted(tmp_path):
     whole = data(tmp_path / "images", 1, 4)
-    keys = [ContentHashes().keys(dialogue)[0] for dialogue in whole.dialogues]
+    keys = [ContentHashes().keys(dialogue)[0] for dialogue in whole.samples]
     with LabelStore.open(tmp_path / "store", KEY, {}) as store:
         store.append(
             [
@@ -209,8 +209,8 @@ def test_unusable_answers_are_left_out_and_counted(tmp_path):
 
 def test_confidence_of_a_dialogue_is_the_mean_over_its_tokens(tmp_path):
     whole = data(tmp_path / "images", 1, 1)
-    dialogue = replace(whole.dialogues[0], turns=(("a?", "x"), ("b?", "y")))
-    whole.dialogues = [dialogue]
+    dialogue = replace(whole.samples[0], turns=(("a?", "x"), ("b?", "y")))
+    whole.samples = [dialogue]
     one, two = ContentHashes().keys(dialogue)
     with LabelStore.open(tmp_path / "store", KEY, {}) as store:
         store.append(
@@ -226,7 +226,7 @@ def test_confidence_of_a_dialogue_is_the_mean_over_its_tokens(tmp_path):
 
 def test_unknown_confidence_is_refused_or_replaced(tmp_path):
     whole = data(tmp_path / "images", 1, 2)
-    keys = [ContentHashes().keys(dialogue)[0] for dialogue in whole.dialogues]
+    keys = [ContentHashes().keys(dialogue)[0] for dialogue in whole.samples]
     with LabelStore.open(tmp_path / "store", KEY, {}) as store:
         store.append([Label(keys[0], 0, "yes", True), Label(keys[1], 0, "no", True, 2, 0.75, 0.5, "logprobs")])
     labels = PseudoLabels.open(tmp_path / "store", whole)
@@ -259,7 +259,7 @@ def test_agreement_is_that_of_counts(candidates):
 
 def test_prompts_end_in_the_question(tmp_path):
     whole = data(tmp_path / "images", 2, 2)
-    prompts = list(prompts_of_turn(whole.dialogues, 0, ContentHashes(), {}))
-    assert [prompt.dialogue.turns for prompt in prompts] == [((d.turns[0][0], ""),) for d in whole.dialogues]
-    assert list(prompts_of_turn(whole.dialogues, 1, ContentHashes(), {})) == []
+    prompts = list(prompts_of_turn(whole.samples, 0, ContentHashes(), {}))
+    assert [prompt.dialogue.turns for prompt in prompts] == [((d.turns[0][0], ""),) for d in whole.samples]
+    assert list(prompts_of_turn(whole.samples, 1, ContentHashes(), {})) == []
     assert np.unique([prompt.key for prompt in prompts]).size == 4

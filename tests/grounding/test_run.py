@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from preceptor.grounding.run import run_vlm
+from preceptor.grounding.serve import check_dialogues, evaluate_vlm
+from preceptor.vqa.serve import answer_image
 
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as dialogues
 from preceptor.grounding.config import GroundingRecipe
 from preceptor.grounding.data import read_recipe_dialogues
 from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.run import run_vlm
 from preceptor.grounding.score import score_dialogue_file
-from preceptor.grounding.serve import check_dialogues, evaluate_vlm
-from preceptor.vqa.serve import answer_image
 from tests.fault.tiny import CLINKD
 
 pytestmark = pytest.mark.slow
@@ -182,7 +182,7 @@ def test_the_verbs(trained):
     assert check_dialogues(recipe(trained))["findings"] == []
 
 
-def test_doctor_lists_broken_images_and_faulty_boxes(tmp_path, trained):
+def test_doctor_lists_broken_and_faulty_boxes(tmp_path, trained):
     images = sorted((trained / "phantom" / "images").iterdir())[:2]
     (tmp_path / "good.png").write_bytes(images[0].read_bytes())
     (tmp_path / "cut.png").write_bytes(images[1].read_bytes()[:100])

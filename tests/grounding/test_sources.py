@@ -32,9 +32,9 @@ def test_a_file_of_ones_own_may_lack_answers(tmp_path):
         {"image": "ct_5.png", "conversations": [{"from": "system", "value": "Be brief."}, *turn("A?"), *turn("B?")]},
     ]
     data = read_dialogues(str(jsonl(tmp_path, records)))
-    assert [d.split for d in data.dialogues].count("unlabelled") == 4
-    assert data.dialogues[0].split in ("train", "validation", "test")
-    assert [d.turns for d in data.dialogues[1:]] == [
+    assert [d.split for d in data.samples].count("unlabelled") == 4
+    assert data.samples[0].split in ("train", "validation", "test")
+    assert [d.turns for d in data.samples[1:]] == [
         (("What?", ""),),
         (("What?", "A lung."), ("Where?", "")),
         (("What?", ""), ("Where?", "Left.")),
@@ -47,7 +47,7 @@ def test_unlabelled_records_need_no_split_beside_those_that_have_one(tmp_path):
     records = [{"image": "a.png", "conversations": said, "split": "test"}]
     records.append({"image": "b.png", "conversations": said[:1]})
     data = read_dialogues(str(jsonl(tmp_path, records)))
-    assert [d.split for d in data.dialogues] == ["test", "unlabelled"]
+    assert [d.split for d in data.samples] == ["test", "unlabelled"]
     records.append({"image": "c.png", "conversations": said})
     with pytest.raises(UserError, match="some records have a split"):
         read_dialogues(str(jsonl(tmp_path, records)))
@@ -65,15 +65,15 @@ def test_a_folder_of_images_is_asked_about(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     data = read_dialogues(str(tmp_path), questions=["What?", "Where?"])
-    assert [(d.id, d.modality, d.split) for d in data.dialogues] == [
+    assert [(d.id, d.modality, d.split) for d in data.samples] == [
         ("mr_2.png", "mr", "unlabelled"),
         ("sub/ct_1.jpg", "ct", "unlabelled"),
     ]
-    assert {d.turns for d in data.dialogues} == {(("What?", ""), ("Where?", ""))}
-    with pytest.raises(UserError, match="say what to ask about each, with --question"):
+    assert {d.turns for d in data.samples} == {(("What?", ""), ("Where?", ""))}
+    with pytest.raises(UserError, match="give the questions to ask about each with --question"):
         read_dialogues(str(tmp_path))
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="holds no image files"):
+    with pytest.raises(UserError, match="contains no image files"):
         read_dialogues(str(tmp_path / "none"), questions=["?"])
 
 
@@ -81,18 +81,20 @@ def test_named_sets(tmp_path, monkeypatch):
     write(tmp_path / "med_grit", RECORDS)
     assert len(read_dialogues("med-grit", tmp_path / "med_grit").split("train")) == 4
     monkeypatch.setenv("PRECEPTOR_DATA", str(tmp_path))
-    assert len(read_dialogues("med-grit").dialogues) == 4
+    assert len(read_dialogues("med-grit").samples) == 4
     (tmp_path / "med_grit" / "images").mkdir()
     with pytest.raises(UserError, match="image files are missing"):
         read_dialogues("med-grit")
     with pytest.raises(UserError, match=r"holds no train\.json"):
         read_dialogues("med-grit", tmp_path)
     monkeypatch.delenv("PRECEPTOR_DATA")
-    with pytest.raises(UserError, match=r"slake-grounding needs its folder, .* --root FOLDER, or PRECEPTOR_DATA"):
+    with pytest.raises(
+        UserError, match="folder of slake-grounding is not known; .* --root FOLDER, or set PRECEPTOR_DATA"
+    ):
         read_dialogues("slake-grounding")
     with pytest.raises(UserError, match="did you mean 'med-grit'"):
         read_dialogues("med-grid")
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="does not exist"):
         read_dialogues(str(tmp_path / "none.jsonl"))
 
 

@@ -53,7 +53,7 @@ def cache_key(vlm: GroundedVlm, **changes) -> TopKCacheKey:
 
 def dialogues(folder: Path, images: int = 3) -> list[Dialogue]:
     """Answers of different lengths, and one dialogue of two turns without an image."""
-    rows = data(folder, images, 2).dialogues
+    rows = data(folder, images, 2).samples
     rows = [replace(d, turns=((d.turns[0][0], "the liver " * (i + 1)),)) for i, d in enumerate(rows)]
     return [*rows, Dialogue("text", (), (("What?", "a liver"), ("Where?", "at the left")), "mia", "ct", "g", "train")]
 

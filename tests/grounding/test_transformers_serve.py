@@ -113,7 +113,7 @@ def answers(who: EndpointTeacher | LocalTeacher, asked: list[Prompt]) -> dict[st
 def test_it_answers_as_the_model_does_here(folder, server, tmp_path):
     """The same questions to the same weights, through the server and without: every image and every turn arrives."""
     url, model = server
-    rows = data(tmp_path, 3, 2).dialogues
+    rows = data(tmp_path, 3, 2).samples
     two = image(tmp_path, 50, side=60)
     rows.append(Dialogue("two", (two, rows[0].images[0]), (("Question about image?", ""),), "mia", "ct", "g", "train"))
     rows.append(Dialogue("none", (), (("Question about image?", ""),), "mia", "ct", "g", "train"))
@@ -132,7 +132,7 @@ def test_it_answers_as_the_model_does_here(folder, server, tmp_path):
 
 def test_several_answers_and_their_agreement(server, tmp_path):
     url, model = server
-    asked = list(prompts_of_turn(data(tmp_path, 2, 1).dialogues, 0, ContentHashes(), {}))
+    asked = list(prompts_of_turn(data(tmp_path, 2, 1).samples, 0, ContentHashes(), {}))
     ask = AskSettings(temperature=1.0, candidates=3, max_tokens=3)
     labels = answers(EndpointTeacher(model, ClientSettings(url, timeout=60), ask, concurrent=1), asked)
     for label in labels.values():
@@ -145,7 +145,7 @@ def test_several_answers_and_their_agreement(server, tmp_path):
 
 def test_a_model_that_it_does_not_have_stops_all(server, tmp_path):
     url, _ = server
-    asked = list(prompts_of_turn(data(tmp_path, 2, 2).dialogues, 0, ContentHashes(), {}))
+    asked = list(prompts_of_turn(data(tmp_path, 2, 2).samples, 0, ContentHashes(), {}))
     who = EndpointTeacher("other/model", ClientSettings(url, max_failures=2), concurrent=1)
     with pytest.raises(UserError, match=r"2 requests in a row have failed, .* it answers with 400 .*pinned"):
         who.answer(asked, set(), lambda labels: None)
@@ -179,7 +179,7 @@ def test_the_command_goes_on_where_it_stopped(server, tmp_path):
         teach(
             tmp_path / "again",
             whole,
-            whole.dialogues,
+            whole.samples,
             EndpointTeacher(model, ClientSettings(url), AskSettings(max_tokens=4)),
         ).answered
         == 6

@@ -77,7 +77,7 @@ def test_intervals_are_drawn_in_full_and_side_by_side():
     ]
     svg = line_chart("t", lines, x_title="share", percent=True)
     drawn = [node.attrib for node in ET.fromstring(svg).iter("line") if node.attrib["class"].startswith("spread")]
-    assert [node["class"] for node in drawn] == ["spread teacher"] * 2 + ["spread alone"] * 2
+    assert [node["class"] for node in drawn] == ["spread teacher"] * 2 + ["spread baseline"] * 2
     heights = [float(node["y1"]) - float(node["y2"]) for node in drawn]
     assert heights == pytest.approx([heights[0], heights[0], heights[0] * 2 / 3, heights[0] * 2 / 3], abs=0.2)
     assert all(TOP <= float(node[end]) <= HEIGHT - BOTTOM for node in drawn for end in ("y1", "y2"))

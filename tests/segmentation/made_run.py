@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from preceptor.data.types import Case, CaseData, VolumeFile
+from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.recipe import dump_recipe
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.statistics import paired_bootstrap
@@ -24,7 +24,7 @@ SHARES = {"teacher": 0.35, "baseline": 0.62, "distilled": 0.68}
 @dataclass
 class MadeSegmentation:
     folder: Path
-    data: CaseData
+    data: SegmentationDataset
     recipe: SegmentationRecipe
 
 
@@ -46,7 +46,7 @@ def save(path: Path, voxels: np.ndarray, affine: np.ndarray) -> VolumeFile:
 
 def make_cases(
     folder: Path, modalities: Sequence[str], regions: dict[str, tuple[int, ...]], count: int, side: int = 20
-) -> CaseData:
+) -> SegmentationDataset:
     """Return cases of a ball in a head; the files are stored from left to right, and named after a patient."""
     rng, shape = np.random.default_rng(0), (side, side + 4, side - 2)
     affine = np.diag([-2.0, 2.0, 3.0, 1.0])
@@ -64,16 +64,16 @@ def make_cases(
             images[modality] = save(folder / f"{name}_{place}.nii.gz", voxels.astype(np.float32), affine)
         mask = save(folder / f"{name}_seg.nii.gz", label, affine)
         cases.append(Case(f"case-{number}", images, mask, name, "test"))
-    return CaseData("phantom", "by-file", folder, tuple(modalities), regions, cases)
+    return SegmentationDataset("phantom", "by-file", folder, cases, modalities=tuple(modalities), regions=regions)
 
 
-def scored_rows(seed: int, data: CaseData, share: float) -> list[dict]:
+def scored_rows(seed: int, data: SegmentationDataset, share: float) -> list[dict]:
     """Return a row per case, combination and region, better with more modalities and a larger `share`."""
     rng, own = np.random.default_rng(7), np.random.default_rng(seed)
     subsets, total = all_subsets(data.modalities), len(data.modalities)
     worth = {name: rng.uniform(0.5, 1) for name in subsets if "+" not in name}
     rows = []
-    for case in data.cases:
+    for case in data.samples:
         easy = rng.normal(0, 0.05)
         for subset in subsets:
             parts = subset.split("+")
@@ -118,8 +118,10 @@ def make_elections(rng: np.random.Generator, modalities: Sequence[str], regions:
     return found
 
 
-def write_predicted(folder: Path, data: CaseData, subsets: Sequence[str], rng: np.random.Generator, cases: int) -> None:
-    for case in data.cases[:cases]:
+def write_predicted(
+    folder: Path, data: SegmentationDataset, subsets: Sequence[str], rng: np.random.Generator, cases: int
+) -> None:
+    for case in data.samples[:cases]:
         assert case.mask is not None
         source = nibabel.load(case.mask.path)
         label = np.asarray(source.dataobj)
@@ -129,7 +131,7 @@ def write_predicted(folder: Path, data: CaseData, subsets: Sequence[str], rng: n
 
 
 def make_stage(
-    folder: Path, name: str, data: CaseData, recipe: SegmentationRecipe, seed: int, masks: int, votes: int
+    folder: Path, name: str, data: SegmentationDataset, recipe: SegmentationRecipe, seed: int, masks: int, votes: int
 ) -> dict:
     rng = np.random.default_rng(seed)
     modalities, regions = data.modalities, list(data.regions)
@@ -175,7 +177,7 @@ def make_stage(
             "test_sha256": data.fingerprint("test"),
             "train": 60,
             "validation": 20,
-            "test": len(data.cases),
+            "test": len(data.samples),
         },
         "training": {
             "steps": 200,
@@ -212,7 +214,7 @@ def make_segmentation(
     cases: int = 5,
     masks: int = 2,
     votes: int = 4,
-    data: CaseData | None = None,
+    data: SegmentationDataset | None = None,
 ) -> MadeSegmentation:
     """Write a run folder below `root`, and cases beside it unless `data` are given."""
     regions = regions or REGIONS

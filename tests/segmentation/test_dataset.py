@@ -36,7 +36,7 @@ def data(tmp_path):
 
 def examples(data, **changes) -> VolumeExamples:
     seed = changes.pop("seed", 0)
-    return VolumeExamples(data.cases, data, replace(SETTINGS, **changes), seed=seed)
+    return VolumeExamples(data.samples, data, replace(SETTINGS, **changes), seed=seed)
 
 
 def same(a, b) -> bool:
@@ -79,7 +79,7 @@ def test_items_depend_on_seed_content_and_epoch_alone(data, tmp_path, augment):
     for file in (tmp_path / "moved" / "z").iterdir():
         file.rename(file.with_name(file.name.replace("c0", "z")))
     moved = read_volumes(tmp_path / "moved", regions=REGIONS)
-    assert same(VolumeExamples(moved.cases, moved, first.settings)[(0, 2)], items[8])
+    assert same(VolumeExamples(moved.samples, moved, first.settings)[(0, 2)], items[8])
 
 
 def test_workers_draw_the_same(data):
@@ -94,7 +94,7 @@ def test_the_key_changes_with_every_byte_and_role(data, tmp_path):
     before = examples(data).key(0, 0)
     assert examples(data).key(0, 1) != before
     renamed = replace(data, modalities=("flair", "t1", "t2"))
-    assert VolumeExamples(data.cases, renamed, SETTINGS).key(0, 0) != before
+    assert VolumeExamples(data.samples, renamed, SETTINGS).key(0, 0) != before
     save(tmp_path / "c0" / "c0_seg.nii.gz", lesion(values=(1, 2)))
     assert examples(data).key(0, 0) != before
 
@@ -105,14 +105,14 @@ def test_the_whole_case(data, tmp_path):
     assert whole.images.shape == (4, 10, 14, 12)
     assert whole.masks.shape == (3, 10, 14, 12)
     assert whole.box == (slice(2, 8), slice(2, 12), slice(2, 10))
-    loaded = load_case(data.cases[1], data)
+    loaded = load_case(data.samples[1], data)
     assert torch.equal(whole.images[3], torch.from_numpy(normalise(loaded.images["t2"], "zscore")))
     outside = torch.ones(10, 14, 12, dtype=torch.bool)
     outside[whole.box] = False
     assert not whole.images[:, outside].any()
     assert whole.available.tolist() == [True, True, False, True]
     save_mask(tmp_path / "out.nii.gz", to_labels(whole.masks.numpy(), REGIONS), whole.loaded)
-    source = nibabel.load(data.cases[1].mask.path)
+    source = nibabel.load(data.samples[1].mask.path)
     assert np.array_equal(np.asarray(nibabel.load(tmp_path / "out.nii.gz").dataobj), np.asarray(source.dataobj))
 
 
@@ -248,8 +248,8 @@ def test_real_cases():
     settings = VolumeSettings(
         patch_size=(80, 160, 160), intensity="histogram", augment="full", foreground_probability=1
     )
-    made = VolumeExamples(data.cases, data, settings)
-    for index, case in enumerate(data.cases):
+    made = VolumeExamples(data.samples, data, settings)
+    for index, case in enumerate(data.samples):
         item = made[(index, 3)]
         assert item["masks"][2].any()
         assert np.isfinite(item["images"]).all()

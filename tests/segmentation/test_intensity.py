@@ -108,7 +108,7 @@ def test_boxes():
 def test_real_cases(kind):
     """Brains cut out, with ringing below 0: 13 to 18 % of the volume is brain."""
     data = read_volumes(Path(os.environ["PRECEPTOR_DATA"]) / "mri")
-    for case in data.cases:
+    for case in data.samples:
         for image in load_case(case, data).images.values():
             out = normalise(image, kind)
             inside = out != 0

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preceptor.data.types import Case, CaseData
+from preceptor.data.types import Case, SegmentationDataset
 from preceptor.errors import UserError
 from preceptor.report.contents import RunRecord, StageRecord, read_run
 from preceptor.report.markup import stylesheet
@@ -269,7 +269,7 @@ def test_cases_are_drawn_worst_first(written: str, made: MadeSegmentation):
 
 @pytest.mark.parametrize("broken", ["no data", "no masks", "no reference", "truncated", "other grid", "too large"])
 def test_cases_that_cannot_be_drawn_are_left_out(copied: MadeSegmentation, tmp_path: Path, broken: str):
-    data: CaseData | None = copied.data
+    data: SegmentationDataset | None = copied.data
     recipe = copied.recipe
     masks = copied.folder / "distilled" / "predictions" / "masks"
     if broken == "no data":
@@ -277,8 +277,10 @@ def test_cases_that_cannot_be_drawn_are_left_out(copied: MadeSegmentation, tmp_p
     elif broken == "no masks":
         shutil.rmtree(masks)
     elif broken == "no reference":
-        cases = [Case(c.id, c.images, None, c.group, c.split) for c in copied.data.cases]
-        data = CaseData("phantom", "by-file", tmp_path, copied.data.modalities, REGIONS, cases)
+        cases = [Case(c.id, c.images, None, c.group, c.split) for c in copied.data.samples]
+        data = SegmentationDataset(
+            "phantom", "by-file", tmp_path, cases, modalities=copied.data.modalities, regions=REGIONS
+        )
     elif broken == "truncated":
         for path in masks.iterdir():
             path.write_bytes(path.read_bytes()[:200])
@@ -370,7 +372,7 @@ def test_hostile_names_are_escaped(tmp_path: Path):
             ),
         )
     data = copy.copy(made.data)
-    data.cases = [Case("<i>", c.images, c.mask, "<i>", "test") for c in made.data.cases[:1]]
+    data.samples = [Case("<i>", c.images, c.mask, "<i>", "test") for c in made.data.samples[:1]]
     shown = made.folder / "distilled" / "predictions" / "masks"
     for path in sorted(shown.glob("case-0__*")):
         path.rename(shown / path.name.replace("case-0", "<i>"))
@@ -387,7 +389,14 @@ def test_hostile_names_are_escaped(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "lost",
-    ["teacher", "alone/metrics.jsonl", "distilled/predictions", "recipe.yaml", "results.json", "alone/predictions"],
+    [
+        "teacher",
+        "baseline/metrics.jsonl",
+        "distilled/predictions",
+        "recipe.yaml",
+        "results.json",
+        "baseline/predictions",
+    ],
 )
 def test_missing_files_are_survived(copied: MadeSegmentation, lost: str):
     path = copied.folder / lost
@@ -455,7 +464,7 @@ def test_changed_and_leaking_data_are_called_out(copied: MadeSegmentation):
     run = read_run(copied.folder, TITLES)
     assert "has changed since" not in render(run, copied.data, copied.recipe, [])
     changed = copy.copy(copied.data)
-    changed.cases, changed.leaking = changed.cases[:-1], True
+    changed.samples, changed.leaking = changed.samples[:-1], True
     text = render(run, changed, copied.recipe, [])
     assert "has changed since this run" in text
     assert "Leaking split: these scores flatter.</strong> Patients of test cases occur in training." in text

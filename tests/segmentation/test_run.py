@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from preceptor.segmentation.run import by_case, run_segmentation
+from preceptor.segmentation.serve import check_recipe, evaluate_network
 
 from preceptor.errors import UserError
 from preceptor.segmentation.data import examples, read_cases
 from preceptor.segmentation.evaluate import mean_of, predict_case, validation_scores, votes
 from preceptor.segmentation.model import MultimodalUNet
-from preceptor.segmentation.run import by_case, run_segmentation
-from preceptor.segmentation.serve import check_recipe, evaluate_network
 from preceptor.segmentation.subsets import name as subset_name
 from tests.segmentation.conftest import recipe
 
@@ -110,7 +110,7 @@ def test_votes_are_of_each_modality_alone(trained: Path) -> None:
         if scores:
             want[m] = torch.stack(scores).mean(0)
     assert torch.allclose(got, want, atol=1e-5, equal_nan=True)
-    assert any(not case.images for case in data.cases) is False
+    assert any(not case.images for case in data.samples) is False
     assert subset_name((True, False, False, True), data.modalities) == "flair+t2"
 
 

@@ -99,12 +99,12 @@ def test_a_replacement_cut_in_half_gives_the_old_folder_back(tmp_path):
     for folder, text in ((old, "old"), (new, "new")):
         folder.mkdir()
         write_text(folder / "config.json", text)
-    old.rename(tmp_path / ".student.old")  # killed here
+    old.rename(tmp_path / ".model.old")  # killed here
     recover(old)
     assert (old / "config.json").read_text() == "old"
     replace_folder(new, old)
     assert (old / "config.json").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_optimizer_state_comes_back_exactly():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preceptor.data.types import Prediction, Sample, VqaData
+from preceptor.data.types import Dataset, Prediction, Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.recipe import dump_recipe
 from preceptor.statistics import mcnemar, paired_bootstrap
@@ -24,7 +24,7 @@ HOSTILE = "<script>alert('x')</script> & \"is\" there a <b>mass</b>?"
 ANSWERS = ["yes", "no", "left", "right", "ct", "<img src=x onerror=alert(1)>"]
 
 
-def make_data(folder: Path, *, test: int = 24, leaking: bool = False) -> VqaData:
+def make_data(folder: Path, *, test: int = 24, leaking: bool = False) -> Dataset[Sample]:
     """Return data with two questions per generated image; one question and one answer hold HTML."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -52,10 +52,10 @@ def make_data(folder: Path, *, test: int = 24, leaking: bool = False) -> VqaData
                 )
             )
     notes = ["VQA-RAD published: 63 % of the test rows have a reworded twin in training."] if leaking else []
-    return VqaData("toy", "published", folder, samples, notes, leaking)
+    return Dataset("toy", "published", folder, samples, notes, leaking)
 
 
-def make_bundle(data: VqaData, width: int, seed: int) -> VqaBundle:
+def make_bundle(data: Dataset[Sample], width: int, seed: int) -> VqaBundle:
     config = ModelConfig(
         vision=VisionConfig(conv=ConvVisionConfig(channels=[8, 12], blocks=[1, 1], token_stages=[1])),
         text=TextConfig(scratch=ScratchTextConfig(embedding=8, width=16, layers=1, heads=2)),
@@ -69,7 +69,9 @@ def make_bundle(data: VqaData, width: int, seed: int) -> VqaBundle:
     return build_bundle(config, tokenizer, Preprocessing(image_size=32), vocabulary, seed=seed)
 
 
-def make_stage(folder: Path, data: VqaData, bundle: VqaBundle, recipe: VqaRecipe, accuracy: float, seed: int) -> dict:
+def make_stage(
+    folder: Path, data: Dataset[Sample], bundle: VqaBundle, recipe: VqaRecipe, accuracy: float, seed: int
+) -> dict:
     """Write a stage folder whose predictions are right with the chance `accuracy`; return its results."""
     rng = np.random.default_rng(seed)
     bundle.save(folder / "model")
@@ -119,7 +121,7 @@ def make_stage(folder: Path, data: VqaData, bundle: VqaBundle, recipe: VqaRecipe
         "machine": {"processor": "Xeon", "threads": 2},
         "data": {
             "name": data.name,
-            "split": data.variant,
+            "variant": data.variant,
             "sha256": data.fingerprint(),
             **{part: len(data.split(part)) for part in ("train", "validation", "test")},
         },
@@ -140,11 +142,11 @@ def make_stage(folder: Path, data: VqaData, bundle: VqaBundle, recipe: VqaRecipe
 @dataclass
 class MadeRun:
     folder: Path
-    data: VqaData
+    data: Dataset[Sample]
     recipe: VqaRecipe
 
 
-def make_run(root: Path, data: VqaData) -> MadeRun:
+def make_run(root: Path, data: Dataset[Sample]) -> MadeRun:
     recipe = VqaRecipe.model_validate(
         {
             "name": "toy-<run>",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.data.types import Prediction, Sample, VqaData
+from preceptor.data.types import Dataset, Prediction, Sample
 from preceptor.vqa.baselines import baselines, look_up, majority, question_only
 from preceptor.vqa.metrics import score
 from preceptor.vqa.protocols import protocols_for
@@ -13,7 +13,7 @@ from preceptor.vqa.protocols import protocols_for
 
 def sample(id, image, question, answer, split="train"):
     closed = answer.lower() in ("yes", "no")
-    return Sample(id, Path(image), question, (answer,), "closed" if closed else "open", image, part)
+    return Sample(id, Path(image), question, (answer,), "closed" if closed else "open", image, split)
 
 
 TRAIN = [
@@ -67,7 +67,7 @@ def test_a_question_without_words_is_answered():
 
 def test_no_test_label_is_read():
     """The same predictions when every label of the test rows is another one."""
-    data = VqaData("mine", "", Path("."), TRAIN + TEST)
+    data = Dataset("mine", "", Path("."), TRAIN + TEST)
     masked = [
         replace(s, answers=("Axial",), answer_type="closed", question_type="x", group="g", tags={"x": "y"})
         for s in TEST
@@ -77,7 +77,7 @@ def test_no_test_label_is_read():
 
 def test_validation_is_not_learnt_from():
     extra = [replace(s, id=f"v{i}", split="validation") for i, s in enumerate(TEST * 5)]
-    data = VqaData("mine", "", Path("."), TRAIN + TEST)
+    data = Dataset("mine", "", Path("."), TRAIN + TEST)
     assert baselines(data) == baselines(replace(data, samples=extra + TRAIN + TEST))
     assert baselines(replace(data, samples=TEST)) == {}
 
@@ -96,7 +96,7 @@ def read_released(split):
         samples.append(replace(one, answer_type=row["answer_type"].strip().lower(), tags=tags))
         if split == "published" and row["question_frame"] != "NULL":
             samples.append(replace(one, id=f"{number}-frame", question=row["question_frame"], split="train"))
-    return VqaData("vqa-rad", split, Path(folder), samples, leaking=split == "published")
+    return Dataset("vqa-rad", split, Path(folder), samples, leaking=split == "published")
 
 
 @pytest.mark.real_data

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from preceptor.vqa.serve import check_run
 
 from preceptor.errors import UserError
-from preceptor.vqa.serve import check_run
 from tests.data.vqa import test_parquet, test_slake, test_vqa_med_2019, test_vqa_rad
 
 
@@ -60,7 +60,7 @@ def test_doctor_reads_each_data_set_and_finds_the_broken_image(tmp_path, recipe)
 @pytest.mark.parametrize("recipe", MADE)
 def test_a_wrong_folder_and_none_at_all_are_named(tmp_path, recipe, monkeypatch):
     monkeypatch.delenv("PRECEPTOR_DATA", raising=False)
-    with pytest.raises(UserError, match=r"needs its folder, as data\.root=FOLDER .*or PRECEPTOR_DATA set"):
+    with pytest.raises(UserError, match=r"give data\.root=FOLDER .*or set PRECEPTOR_DATA"):
         check_run(recipe, [f"output={tmp_path / 'run'}"])
     with pytest.raises(UserError, match=r"is no folder"):
         check_run(recipe, [f"data.root={tmp_path / 'none'}", f"output={tmp_path / 'run'}"])

@@ -90,11 +90,11 @@ def test_padding_and_labels(samples):
     assert batch["pixels"].shape == (2, 3, 24, 24)
 
 
-def test_broken_images_raise_or_are_skipped(samples):
+def test_broken_raise_or_are_skipped(samples):
     samples[2].image.write_bytes(b"not an image")
     with pytest.raises(ImageError, match=r"2\.png"):
         examples(samples)[(2, 0)]
-    lenient = examples(samples, broken_images="skip")
+    lenient = examples(samples, broken="skip")
     batch = lenient.collate([lenient[(i, 0)] for i in range(4)])
     assert batch.skipped == ["q2"]
     assert batch.ids == ["q0", "q1", "q3"]

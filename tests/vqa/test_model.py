@@ -9,7 +9,8 @@ from PIL import Image
 
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
-from preceptor.vqa.bundle import VqaBundle, build_bundle, find_pretrained, image_processor, make_tokenizer
+from preceptor.hub import find_pretrained
+from preceptor.vqa.bundle import VqaBundle, build_bundle, image_processor, make_tokenizer
 from preceptor.vqa.config import ModelConfig
 from preceptor.vqa.dataset import Preprocessing, pixels, resize
 from preceptor.vqa.vision import ConvVision

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.data.types import Prediction, Sample, VqaData
+from preceptor.data.types import Dataset, Prediction, Sample
 from preceptor.errors import UserError
 from preceptor.vqa.metrics import score
 from preceptor.vqa.protocols import protocol_named, protocols_for, settings_for
@@ -21,7 +21,7 @@ def data(name, split, leaking=False):
         # Only the part decides what is test: a row that a split trains on is never scored.
         sample("moved", "train", "test_freeform"),
     ]
-    return VqaData(name, split, Path("."), samples, leaking=leaking)
+    return Dataset(name, split, Path("."), samples, leaking=leaking)
 
 
 def selected(data, protocol):
@@ -40,9 +40,9 @@ def test_a_leaking_split_says_so():
     assert all("leaks" in p.describes for p in protocols_for(data("vqa-rad", "published", leaking=True)))
 
 
-@pytest.mark.parametrize(("split", "id"), [("fold0", "mine/fold0"), ("", "mine/test")])
-def test_a_table_has_one(split, id):
-    mine = data("mine", split)
+@pytest.mark.parametrize(("variant", "id"), [("fold0", "mine/fold0"), ("", "mine/test")])
+def test_a_table_has_one(variant, id):
+    mine = data("mine", variant)
     (protocol,) = protocols_for(mine)
     assert protocol.id == id
     assert selected(mine, protocol) == ["free", "paraphrase"]
@@ -56,7 +56,7 @@ def test_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "split", "ids"),
+    ("name", "variant", "ids"),
     [
         ("vqa-rad", "hub", ["vqa-rad/hub/451"]),
         ("vqa-med-2019", "test", ["vqa-med-2019/strict", "vqa-med-2019/bleu"]),
@@ -67,19 +67,19 @@ def test_named():
         ("path-vqa", "official", ["path-vqa"]),
     ],
 )
-def test_every_data_set_has_its_own(name, split, ids):
-    protocols = protocols_for(data(name, split))
+def test_every_data_set_has_its_own(name, variant, ids):
+    protocols = protocols_for(data(name, variant))
     assert [p.id for p in protocols] == ids
     for protocol in protocols:
         settings = settings_for(protocol.id)
         assert settings is not None
         assert settings["name"] == name
         if name in ("vqa-rad", "vqa-med-2019"):
-            assert settings["split"] == split
+            assert settings["variant"] == variant
 
 
 def test_slake_scores_the_questions_of_its_language():
-    slake = VqaData(
+    slake = Dataset(
         "slake",
         "both",
         Path("."),
@@ -91,12 +91,12 @@ def test_slake_scores_the_questions_of_its_language():
     assert [selected(slake, p) for p in protocols_for(slake)] == [["en"], ["zh"]]
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_vqa_med_counts_yes_and_no_apart_as_its_published_tables_do(split):
+@pytest.mark.parametrize("variant", ["val", "test"])
+def test_vqa_med_counts_yes_and_no_apart_as_its_published_tables_do(variant):
     kinds = [("open", "modality"), ("closed", "modality"), ("open", "plane"), ("closed", "abnormality")]
-    med = VqaData(
+    med = Dataset(
         "vqa-med-2019",
-        split,
+        variant,
         Path("."),
         [
             Sample(str(n), Path("x.jpg"), "q", ("no",), kind, "x", "test", category)

@@ -154,7 +154,7 @@ def test_predictions_ids_types_and_protocols_are_escaped(copied: MadeRun):
                 machine={"processor": mark},
                 notes=[mark],
                 describes={"toy/published<u>": mark},
-                data={"name": mark, "split": mark, "sha256": mark},
+                data={"name": mark, "variant": mark, "sha256": mark},
             ),
         )
     edit(copied.folder / "results.json", lambda r: r.update(versions={mark: mark}))
@@ -268,7 +268,7 @@ def test_an_image_that_cannot_be_read_loses_only_its_pictures(copied: MadeRun, t
 
 @pytest.mark.parametrize(
     "lost",
-    ["distilled/model", "teacher", "alone/metrics.jsonl", "distilled/predictions", "recipe.yaml", "results.json"],
+    ["distilled/model", "teacher", "baseline/metrics.jsonl", "distilled/predictions", "recipe.yaml", "results.json"],
 )
 def test_missing_files_are_survived(copied: MadeRun, lost: str):
     path = copied.folder / lost
@@ -295,7 +295,7 @@ def test_a_folder_that_is_no_run_and_results_that_are_no_json(tmp_path: Path, co
     with pytest.raises(UserError, match=r"no run folder.*results\.json"):
         write_report(tmp_path / "empty")
     (copied.folder / "baseline" / "results.json").write_text('{"stage": ')
-    with pytest.raises(UserError, match=r"alone/results\.json is not JSON"):
+    with pytest.raises(UserError, match=r"baseline/results\.json is not JSON"):
         write_report(copied.folder, data=copied.data, recipe=copied.recipe)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from preceptor.vqa.run import run_recipe
 
 from preceptor.errors import UserError
 from preceptor.tasks import load_recipe
 from preceptor.vqa.data import read_data
-from preceptor.vqa.run import run_recipe
 from tests.audit.made import picture, row, write_table
 from tests.fault.tiny import write_recipe
 
@@ -66,7 +66,7 @@ def test_a_table_of_questions_and_the_rest_of_a_share(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("entry", "said"),
-    [("rest", "set it below 1"), ("vqa-radd", "did you mean 'vqa-rad'"), ("{empty}", "holds no image files")],
+    [("rest", "set it below 1"), ("vqa-radd", "did you mean 'vqa-rad'"), ("{empty}", "contains no image files")],
 )
 def test_wrong_entries(tmp_path: Path, entry: str, said: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from preceptor.audit.duplicates import SAME, Pair
-from preceptor.data.types import Sample, Split, VqaData
+from preceptor.data.types import Dataset, Sample, Split
 
 Place = tuple[int, Split]
 """Number of the data set, and split."""
@@ -47,7 +47,7 @@ class Atlas:
     pairs: list[Pair] = field(default_factory=list)
 
     @classmethod
-    def of(cls, data: Sequence[VqaData]) -> Atlas:
+    def of(cls, data: Sequence[Dataset[Sample]]) -> Atlas:
         numbers: dict[Path, int] = {}
         rows: defaultdict[int, dict[Place, list[Sample]]] = defaultdict(dict)
         for side, one in enumerate(data):

@@ -163,7 +163,7 @@ def _matches(finding: Finding) -> str:
 def _shortcuts(found: Audit) -> str:
     if not found.shortcuts:
         return ""
-    bars = "".join(bar(s.title, "baseline", s.accuracy, None, found.ceiling) for s in found.shortcuts)
+    bars = "".join(bar(s.title, "reference", s.accuracy, None, found.ceiling) for s in found.shortcuts)
     legend = "Share of test questions answered correctly without seeing an image; learnt from the training split alone."
     if found.ceiling is not None:
         legend += f" The dashed line is the answer ceiling, {percent(found.ceiling)}."

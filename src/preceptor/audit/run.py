@@ -14,13 +14,14 @@ from preceptor.audit.overlap import KINDS, Atlas, Overlap, Place
 from preceptor.audit.rows import RESTATED, Match, asked_in_both, frames_of, restated, shared_groups
 from preceptor.audit.shortcuts import Shortcut, shortcuts
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS
+from preceptor.data.locations import FOLDERS
 from preceptor.data.phash import ALIKE_BITS, BITS
-from preceptor.data.types import Sample, Split, VqaData
+from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.vqa.config import DataConfig
-from preceptor.vqa.data import FOLDERS, load_data_config, read_data
+from preceptor.vqa.data import load_data_config, read_data
 
 Severity = Literal["leak", "broken", "suspicion", "note"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -50,7 +51,7 @@ class Finding:
 class Audit:
     """What was found in one data set, or between two."""
 
-    data: list[VqaData]
+    data: list[Dataset[Sample]]
     atlas: Atlas
     findings: list[Finding] = field(default_factory=list)
     overlaps: list[Overlap] = field(default_factory=list)
@@ -110,8 +111,8 @@ def _named_data(name: str, root: Path | None, overrides: list[str], section: str
 
 
 def audit(
-    data: VqaData,
-    against: VqaData | None = None,
+    data: Dataset[Sample],
+    against: Dataset[Sample] | None = None,
     *,
     normaliser: str = "mevf",
     workers: int | None = None,

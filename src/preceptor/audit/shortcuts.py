@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from preceptor.data.types import Prediction, Sample, VqaData
+from preceptor.data.types import Dataset, Prediction, Sample
 from preceptor.normalizers import NORMALISERS
 from preceptor.vqa.baselines import baselines
 
@@ -37,7 +37,7 @@ class Shortcut:
         return TITLES[self.name]
 
 
-def shortcuts(data: VqaData, normaliser: str = "mevf") -> list[Shortcut]:
+def shortcuts(data: Dataset[Sample], normaliser: str = "mevf") -> list[Shortcut]:
     """Return the accuracy on the test split of every shortcut, learnt from the training split; empty without either.
 
     `text_model` (TF-IDF of words and pairs of words, multinomial logistic regression) needs scikit-learn and is left

@@ -51,11 +51,11 @@ def _offline(allow_downloads: bool = False) -> None:
 
 def _run(recipe, as_json: bool) -> None:
     _log_to_stderr()
-    if recipe.method.name == "mhkd":
+    if recipe.task == "vqa":
         from preceptor.vqa.run import run_recipe
 
         results = run_recipe(recipe)
-    elif recipe.method.name == "lckd":
+    elif recipe.task == "segmentation":
         from preceptor.segmentation.run import run_segmentation
 
         results = run_segmentation(recipe)
@@ -261,14 +261,12 @@ def report(run: RunFolder, as_json: Json = False) -> None:
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of their stages.")],
-    baseline: Annotated[
-        str | None, typer.Option(help="Group or run to compare with; default: the student alone.")
-    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Group or run to compare with; default: stage baseline.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Protocol; default: the main one of the first run.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for compare.json, .html and .png.")] = Path("runs/compare"),
+    output: Annotated[Path, typer.Option(help="Folder for page, JSON, CSV, LaTeX and figures.")] = Path("runs/compare"),
     as_json: Json = False,
 ) -> None:
-    """Compare runs on the same questions: differences with intervals, tests, learning curves."""
+    """Compare runs of one task on the same test set: intervals, tests, learning curves."""
     from preceptor.compare.run import compare_runs, write_comparison
     from preceptor.compare.words import HOW_MARKED, rows_of_deltas, rows_of_groups
 
@@ -276,7 +274,9 @@ def compare(
     document = write_comparison(found, output)
 
     def show(_: dict[str, Any]) -> None:
-        table(f"{found.protocol} (n = {document['n']})", *rows_of_groups(found))
+        for metric in found.metrics:
+            title = f"{found.protocol} (n = {found.score(found.groups[0], metric).n})"
+            table(title, *rows_of_groups(found, metric))
         for c in found.contrasts:
             deltas = [(d.category.name, d) for d in (c.overall, *c.parts)]
             table(f"{c.title}, over {c.covers}", *rows_of_deltas(deltas))

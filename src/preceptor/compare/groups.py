@@ -1,4 +1,4 @@
-"""Models that differ only in their seed are one group, named by what sets it apart."""
+"""Groups of models that differ only in their seed, named by the settings in which they differ from other groups."""
 
 from __future__ import annotations
 
@@ -15,16 +15,23 @@ from preceptor.compare.models import TrainedModel
 from preceptor.errors import UserError, nearest
 from preceptor.report.contents import ORDER
 
-MOST_SETTINGS = 4  # in a name; where more differ, recipes with names of their own are told apart by these
+MOST_SETTINGS = 4
+"""If more settings differ, groups are named by their recipes, provided that these have different names."""
 NOT_SET = "(none)"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Models of one stage and one recipe over seeds, in the order of the seeds.
+    """Models of one stage and one recipe with different seeds, in the order of the seeds.
 
-    `method` names stage and recipe, `name` also the share of the training data where several are compared; `variant`
-    numbers the methods of one stage. `differs` are the settings that set the method apart from others of its stage.
+    Args:
+        name: `method` and, if several shares of the training data are compared, the share.
+        method: names stage and recipe.
+        stage: of the recipe.
+        variant: number of the method among those of the stage.
+        share: of the training data.
+        differs: settings in which the method differs from the others of its stage.
+        models: one per seed.
     """
 
     name: str
@@ -40,13 +47,13 @@ class Group:
         return [model.seed for model in self.models]
 
     @cached_property
-    def hits(self) -> np.ndarray:
-        """(seeds, n) 1.0 where an answer is correct; columns in the order of the questions' ids."""
-        return np.stack([model.hits for model in self.models])
+    def values(self) -> np.ndarray:
+        """(seeds, n) values of the models' unit scores."""
+        return np.stack([model.values for model in self.models])
 
 
 def group_models(models: Sequence[TrainedModel]) -> list[Group]:
-    """Return the groups: stages in the order teacher, baseline, distilled, methods as given, shares rising."""
+    """Return the groups by stage (teacher first, baseline, then the methods), by method as given, by rising share."""
     methods: list[list[TrainedModel]] = []
     for model in models:
         same = (m for m in methods if (m[0].stage, m[0].settings) == (model.stage, model.settings))
@@ -69,34 +76,34 @@ def group_models(models: Sequence[TrainedModel]) -> list[Group]:
     return groups
 
 
-def choose_baseline(groups: Sequence[Group], asked: str | None) -> Group:
+def choose_baseline(groups: Sequence[Group], name: str | None) -> Group:
     """Return the group that the others are compared with.
 
-    `asked` is a group's name, the name of a method or stage where one group answers to it, or a run folder; of several
-    shares the largest is meant. Without it: the student alone, if there is one method of it, else the first run's.
-    Raises UserError for what names no group, or several methods.
+    `name` is the name of a group, of a method or stage if only one group has it, or a run folder. Among several shares
+    the largest is chosen. Default: the stage `baseline` if it has one method, else the first group. Raises UserError
+    if `name` fits no group, or several methods.
     """
-    if asked is None:
-        alone = {group.method for group in groups if group.stage == "baseline"}
-        if len(alone) == 1:
+    if name is None:
+        baselines = {group.method for group in groups if group.stage == "baseline"}
+        if len(baselines) == 1:
             return _largest([group for group in groups if group.stage == "baseline"])
         return _largest(groups[:1])
-    exact = [group for group in groups if group.name == asked]
-    named = exact or [g for g in groups if g.method == asked] or [g for g in groups if g.stage == asked]
-    if not named and (path := Path(asked)).exists():
+    exact = [group for group in groups if group.name == name]
+    named = exact or [g for g in groups if g.method == name] or [g for g in groups if g.stage == name]
+    if not named and (path := Path(name)).exists():
         named = [g for g in groups if any(_within(model, path) for model in g.models)]
     if not named:
-        raise UserError(f"--baseline {asked!r} is neither a group nor one of the runs{nearest(asked, _names(groups))}")
+        raise UserError(f"--baseline {name!r} is neither a group nor one of the runs{nearest(name, _names(groups))}")
     if len({group.method for group in named}) > 1:
-        raise UserError(f"--baseline {asked!r} fits several groups: {', '.join(_names(named))}; name one of them")
+        raise UserError(f"--baseline {name!r} fits several groups: {', '.join(_names(named))}; name one of them")
     return _largest(named)
 
 
 def baseline_of(group: Group, baseline: Group, groups: Sequence[Group]) -> Group | None:
-    """Return what `group` is compared with: the baseline's method at the same share of the training data.
+    """Return the group that `group` is compared with: the baseline's method at the same share of the training data.
 
-    Where it has not been trained at this share, the baseline itself. Other shares of the baseline's own method are
-    compared with it only if there is no other method; otherwise each would weaken the tests that were asked for.
+    If it was not trained at this share, return the baseline itself. Other shares of the baseline's method are compared
+    with it only if there is no other method; otherwise each would weaken the tests of interest.
     """
     if group is baseline:
         return None
@@ -107,18 +114,18 @@ def baseline_of(group: Group, baseline: Group, groups: Sequence[Group]) -> Group
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Return the keys without what leads to them, as far as they stay apart: at most two parts where possible."""
-    found = {}
+    """Return the keys by their last parts: two if possible, more if they would not stay distinct."""
+    short = {}
     for key in keys:
         parts = key.split(".")
         ends = [".".join(parts[-size:]) for size in range(min(2, len(parts)), len(parts) + 1)]
         unique = (end for end in ends if sum(k == end or k.endswith(f".{end}") for k in keys) == 1)
-        found[key] = next(unique, key)
-    return found
+        short[key] = next(unique, key)
+    return short
 
 
 def shown_value(value: Any) -> str:
-    """Return a setting as text; of a path only the last part, since paths may name people."""
+    """Return a setting as text; for a path only its last part, because paths may contain people's names."""
     if value is None:
         return NOT_SET
     if isinstance(value, str):
@@ -144,7 +151,7 @@ def _titles(stage: str, methods: Sequence[Sequence[TrainedModel]], apart: Sequen
     for method in methods:
         settings = ", ".join(f"{short[key]}={shown_value(method[0].settings.get(key))}" for key in apart)
         titles.append(f"{stage} {settings}")
-    if len(set(titles)) < len(titles):  # paths that differ only above their last part
+    if len(set(titles)) < len(titles):  # Paths that differ only above their last part.
         titles = [f"{title} ({number})" for number, title in enumerate(titles, 1)]
     return titles
 

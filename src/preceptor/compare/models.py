@@ -1,67 +1,53 @@
-"""Trained models read back from run folders, strictly: a comparison must not rest on half a file."""
+"""Read trained models back from run folders. Damaged or inconsistent files are refused."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from preceptor.errors import UserError, nearest
+from preceptor.pipeline.run_dir import predictions_file
 from preceptor.report.contents import get_nested
-from preceptor.tasks import load_recipe
-from preceptor.vqa.metrics import Row
+from preceptor.scores import Metrics, UnitScore, align
+from preceptor.tasks import load_recipe, module
 
-FIELDS = {"id": str, "target": str, "prediction": str, "correct": bool, "answer_type": str, "question_type": str}
-# What shapes no model: where things lie, how often something is written, and what is asked after the training.
-# `seed` tells the models of a group apart; `stages` and `members` say what else was trained.
-SILENT = {
-    "output",
-    "seed",
-    "stages",
-    "name",
-    "description",
-    "allow_downloads",
-    "trust_remote_code",
-    "resume",
-    "report",
-    "data.root",
-    "data.workers",
-    "data.max_image_bytes",
-    "data.max_image_pixels",
-    "data.train_share",
-    "teacher.members",
-    "method.teaching.runs",
-    "method.teaching.cache",
-    *(
-        f"{model}.train.{key}"
-        for model in ("teacher", "student")
-        for key in ("keep_checkpoints", "log_every", "trackers")
-    ),
-}
-# What a stage reads of a recipe. A student alone takes tokens and image size of the teacher's model, and the labels.
-READS = {
-    "teacher": ("data.", "teacher.", "method.label."),
-    "baseline": ("data.", "student.", "teacher.model.", "method.label."),
-}
+IGNORED_SECTIONS = {"output", "seed", "stages", "name", "description", "allow_downloads", "trust_remote_code", "resume"}
+IGNORED_SECTIONS |= {"task", "report"}
+IGNORED_KEYS = {"root", "images", "split_file", "workers", "max_image_bytes", "max_image_pixels", "max_voxels"}
+IGNORED_KEYS |= {"train_share", "members", "cache", "store", "teaching_run", "teacher_offload"}
+IGNORED_KEYS |= {"keep_checkpoints", "log_every", "trackers"}
+"""Keys of a recipe, at any depth, that do not shape a model: locations, limits, logging, and what else was trained.
+`seed` tells the models of a group apart, and `train_share` is treated separately."""
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """One trained model under one protocol.
+    """A trained model under one protocol.
 
-    `settings` are the recipe's leaves that shape it, by dotted key; `share` is `data.train_share`. `rows` are its
-    scored questions in the order of their ids. `source` is the run that was given on the command line.
+    Args:
+        source: run folder that was given.
+        folder: folder of the stage.
+        task: of the recipe.
+        stage: name of the stage; all members of an ensemble of teachers are `teacher`.
+        recipe_name: `name` of the recipe.
+        seed: of the training.
+        share: `data.train_share`.
+        settings: the other keys of the recipe that shape the model, by dotted key.
+        results: content of results.json.
+        protocol: id of the protocol.
+        scores: values of the test units; all models of a comparison have them in the same order.
     """
 
     source: Path
     folder: Path
+    task: str
     stage: str
     recipe_name: str
     seed: int
@@ -69,33 +55,32 @@ class TrainedModel:
     settings: dict[str, Any]
     results: dict[str, Any]
     protocol: str
-    rows: tuple[Row, ...]
+    scores: tuple[UnitScore, ...]
 
     @cached_property
-    def hits(self) -> np.ndarray:
-        """(n,) 1.0 where the answer is correct, else 0.0."""
-        return np.array([row["correct"] for row in self.rows], dtype=float)
+    def values(self) -> np.ndarray:
+        """(n,) the values of `scores`."""
+        return np.array([score.value for score in self.scores], dtype=float)
 
     @property
     def name(self) -> str:
-        """Run folder and stage, without the path above: a page is passed on, and paths may name people."""
-        root = self.source.resolve()
-        folder = self.folder.resolve()
+        """Run folder and stage, without the path above: results are shared, and paths may contain people's names."""
+        root, folder = self.source.resolve(), self.folder.resolve()
         if folder == root:
             return f"{root.parent.name}/{root.name}" if root.name == self.results["stage"] else root.name
         return f"{root.name}/{folder.name}"
 
-    @property
-    def accuracy(self) -> float:
-        return float(self.hits.mean())
-
 
 def read_models(runs: Sequence[Path], protocol: str | None = None) -> tuple[list[TrainedModel], list[str]]:
-    """Read the trained models of run folders, of one stage or of several; return them and notes to print.
+    """Read the trained models of run folders; return them and notes to print.
 
-    `protocol` defaults to the main one of the first run. A model that occurs twice is read once. Raises UserError for
-    a folder that is no finished run, a file that is missing or damaged, rows that do not give the accuracy in
-    results.json, and models that were scored on other questions, other data or not under this protocol.
+    Args:
+        runs: run folders, or folders of their stages. A model that occurs twice is read once.
+        protocol: id of a protocol; default: the main one of the first run.
+
+    Raises:
+        UserError: a folder is not a finished run, a file is missing or damaged, the predictions do not give the scores
+            in results.json, or the models are of different tasks, data, test units or protocols.
     """
     models: list[TrainedModel] = []
     notes: list[str] = []
@@ -104,8 +89,15 @@ def read_models(runs: Sequence[Path], protocol: str | None = None) -> tuple[list
             protocol = protocol or next(iter(results["protocols"]))
             if not any(model.folder.resolve() == folder.resolve() for model in models):
                 models.append(_model(run, folder, results, protocol))
-    for model in models:
-        _refuse_other_questions(models[0], model)
+    for i, model in enumerate(models):
+        first = models[0]
+        if model.task != first.task:
+            raise UserError(
+                f"{first.folder} is a run of the task {first.task} and {model.folder} of {model.task}; compare runs of "
+                "one task"
+            )
+        pair = f"{first.folder} and {model.folder}, protocol {protocol},"
+        models[i] = replace(model, scores=tuple(align(model.scores, first.scores, pair)))
     for i, model in enumerate(models):
         for other in models[:i]:
             _refuse_other_data(other, model)
@@ -120,10 +112,10 @@ def _stages(run: Path) -> list[tuple[Path, dict[str, Any]]]:
         finished = sorted(path.parent for path in run.glob("*/results.json"))
         if finished:
             raise UserError(
-                f"{run} has no results.json: the run is not finished; train it to its end, or compare its finished "
-                f"parts: {' '.join(map(str, finished))}"
+                f"{run} has no results.json: the run is not finished; finish the training, or compare its finished "
+                f"stages: {' '.join(map(str, finished))}"
             )
-        raise UserError(f"{run} is no run folder: it holds no results.json; give the output folder of a training")
+        raise UserError(f"{run} is not a run folder: it has no results.json; give the output folder of a training")
     root = _results(run / "results.json")
     if isinstance(get_nested(root, "stages"), dict) and root["stages"]:
         return [(run / name, _checked(run / name / "results.json")) for name in root["stages"]]
@@ -132,13 +124,13 @@ def _stages(run: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def _checked(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path} is missing, so this stage cannot be compared; train it again, or leave the run out")
+        raise UserError(f"{path} is missing, so this stage cannot be compared; train it again, or omit the run")
     results = _results(path)
     for key, kind in (("stage", str), ("seed", int), ("protocols", dict), ("data", dict)):
         if not isinstance(results.get(key), kind):
-            raise UserError(f"{path} has no {key!r}, so it is not of a training; give a folder that `train` wrote")
+            raise UserError(f"{path} has no {key!r}, so no training wrote it; give a folder that `train` wrote")
     if not results["protocols"]:
-        raise UserError(f"{path} holds no scores under 'protocols'; train the run again")
+        raise UserError(f"{path} has no scores under 'protocols'; train the run again")
     return results
 
 
@@ -149,33 +141,35 @@ def _model(source: Path, folder: Path, results: dict[str, Any], protocol: str) -
             "compared under one protocol that all of them have, see --protocol"
         )
     if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{folder} has no recipe.yaml, so it is not known what it was trained with; leave it out")
+        raise UserError(f"{folder} has no recipe.yaml, so its settings are unknown; omit it")
     recipe = load_recipe(str(folder / "recipe.yaml"))
     stage = "teacher" if results["stage"].startswith("teacher-") else results["stage"]
-    settings = dict(_leaves(recipe.model_dump(mode="json")))
-    teaching = recipe.method.teaching
-    settings["method.teaching.teachers"] = 0 if teaching.kind == "ema" else max(1, len(teaching.runs))
-    reads = READS.get(stage, ("",))
+    keys = module(recipe.task, "config").STAGE_KEYS.get(stage, ("",))
+    rows = _rows(predictions_file(folder, protocol), module(recipe.task, "metrics"))
     return TrainedModel(
         source,
         folder,
+        recipe.task,
         stage,
         recipe.name,
         results["seed"],
         recipe.data.train_share,
-        {key: value for key, value in settings.items() if key.startswith(reads)},
+        {key: value for key, value in _leaves(recipe.model_dump(mode="json")) if key.startswith(keys)},
         results,
         protocol,
-        _rows(folder, protocol, results["protocols"][protocol]),
+        _scores(folder, rows, protocol, results["protocols"][protocol], module(recipe.task, "metrics")),
     )
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Any:
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings by dotted key. Of the runs that teach only their number counts."""
     for key, value in tree.items():
-        if prefix + key in SILENT:
+        if key in (IGNORED_KEYS if prefix else IGNORED_SECTIONS):
             continue
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
+        elif key == "runs":
+            yield prefix + key, max(1, len(value))
         else:
             yield prefix + key, value
 
@@ -185,61 +179,70 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Any:
 
 def _results(path: Path) -> dict[str, Any]:
     try:
-        found = _strict(path.read_text("utf-8"))
+        results = _strict(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); train or evaluate the run again") from error
-    if not isinstance(found, dict):
+    if not isinstance(results, dict):
         raise UserError(f"{path} is not a mapping of keys to values; train the run again")
-    return found
+    return results
 
 
-def _rows(folder: Path, protocol: str, scores: dict[str, Any]) -> tuple[Row, ...]:
-    """Return the scored questions in the order of their ids, having checked that they give the recorded scores."""
-    path = folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
+def _rows(path: Path, metrics: Metrics) -> list[dict[str, Any]]:
+    """Return the rows of a predictions file, with the fields that `metrics` needs, each key once."""
+    again = "evaluate the run again"
     if not path.is_file():
-        raise UserError(f"{path} is missing; `preceptor evaluate {folder}` writes the predictions again")
-    rows: list[Row] = []
+        raise UserError(f"{path} is missing; `preceptor evaluate {path.parent.parent}` writes the predictions again")
+    rows: list[dict[str, Any]] = []
+    lines_by_key: dict[tuple[Any, ...], int] = {}
     try:
         lines = path.read_text("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8; evaluate the run again") from error
+        raise UserError(f"{path} is not text in UTF-8; {again}") from error
     for number, line in enumerate(lines, 1):
         try:
             row = _strict(line)
         except ValueError as error:
-            raise UserError(f"{path}, line {number} is damaged ({error}); evaluate the run again") from error
-        for key, kind in FIELDS.items():
-            if not isinstance(get_nested(row, key), kind):
-                raise UserError(
-                    f"{path}, line {number}: {key} is {get_nested(row, key)!r}, not {kind.__name__}; "
-                    "evaluate the run again"
-                )
+            raise UserError(f"{path}, line {number} is damaged ({error}); {again}") from error
+        for name, kind in metrics.ROW_FIELDS.items():
+            value = get_nested(row, name)
+            if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+                raise UserError(f"{path}, line {number}: {name} is {value!r}, not {kind.__name__}; {again}")
+        key = tuple(row.get(name, 1) for name in metrics.ROW_KEY)
+        if key in lines_by_key:
+            named = ", ".join(f"{name} {value!r}" for name, value in zip(metrics.ROW_KEY, key, strict=True))
+            raise UserError(f"{path} contains {named} twice, in lines {lines_by_key[key]} and {number}; {again}")
+        lines_by_key[key] = number
         rows.append(row)
-    rows.sort(key=lambda row: row["id"])
-    for row, following in pairwise(rows):
-        if row["id"] == following["id"]:
-            raise UserError(f"{path} holds id {row['id']!r} twice; evaluate the run again")
-    if (metric := get_nested(scores, "metric") or "accuracy") != "accuracy":
-        raise UserError(
-            f"{path} is scored by {metric}, and runs are compared by right and wrong answers; choose another --protocol"
+    return rows
+
+
+def _scores(
+    folder: Path, rows: list[dict[str, Any]], protocol: str, recorded: dict[str, Any], metrics: Metrics
+) -> tuple[UnitScore, ...]:
+    """Return the values of the units, after checking that the rows give the scores in results.json."""
+    path = predictions_file(folder, protocol)
+    for key, value in metrics.headline_scores(rows, protocol).items():
+        expected = get_nested(recorded, *key.split("."))
+        if key == "n" and value != expected:
+            raise UserError(
+                f"{path} contains {value} {metrics.UNIT}s, but results.json says {expected}; evaluate the run again"
+            )
+        same = value == expected or (
+            isinstance(expected, (int, float)) and value is not None and math.isclose(value, expected, abs_tol=1e-9)
         )
-    n, accuracy = get_nested(scores, "n"), get_nested(scores, "accuracy")
-    if not rows or len(rows) != n:
-        raise UserError(f"{path} holds {len(rows)} questions, but results.json says {n}; evaluate the run again")
-    found = sum(row["correct"] for row in rows) / len(rows)
-    if not isinstance(accuracy, (int, float)) or not math.isclose(found, accuracy, abs_tol=1e-9):
-        raise UserError(
-            f"{path} gives an accuracy of {found:.4f}, but results.json says {accuracy}: the predictions were written "
-            "by another evaluation; evaluate the run again on its own data"
-        )
-    return tuple(rows)
+        if not same:
+            raise UserError(
+                f"{path} gives {key} = {value}, but results.json says {expected}: another evaluation wrote the "
+                "predictions; evaluate the run again on its own data"
+            )
+    return tuple(metrics.unit_scores(rows, protocol))
 
 
 def _strict(text: str) -> Any:
-    """Return parsed JSON; unlike `json.loads`, refuse NaN and infinities, which JSON does not have."""
+    """Return parsed JSON. Unlike `json.loads`, refuse NaN and infinities, which JSON does not have."""
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"it holds {constant}")
+        raise ValueError(f"it contains {constant}")
 
     return json.loads(text, parse_constant=refuse)
 
@@ -247,45 +250,21 @@ def _strict(text: str) -> Any:
 # --- what may be compared ---------------------------------------------------------------------------------------------
 
 
-def _refuse_other_questions(first: TrainedModel, model: TrainedModel) -> None:
-    ours, theirs = ({row["id"]: row for row in m.rows} for m in (first, model))
-    for a, b, here, there in ((first, model, ours, theirs), (model, first, theirs, ours)):
-        if missing := [id for id in here if id not in there]:
-            raise UserError(
-                f"{first.folder} and {model.folder} were scored on different questions under protocol "
-                f"{first.protocol}: {len(missing)} of {a.folder} are not in {b.folder}, the first is {missing[0]!r}; "
-                "evaluate both on the same data"
-            )
-    for id, row in ours.items():
-        other = theirs[id]
-        # The target is the answer that was matched, of several accepted ones; it is fixed where both are wrong.
-        same_target = row["correct"] or other["correct"] or row["target"] == other["target"]
-        same_kinds = all(row[key] == other[key] for key in ("answer_type", "question_type"))  # type: ignore[literal-required]
-        if not (same_target and same_kinds):
-            raise UserError(
-                f"question {id!r} has another answer or type in {first.folder} than in {model.folder}, so they were "
-                "scored on different data; evaluate both on the same data"
-            )
-
-
 def _refuse_other_data(one: TrainedModel, other: TrainedModel) -> None:
-    """Refuse other data. Where the recipes differ in `data.train_share`, so do the training rows: the test rows count.
-
-    Runs from before the hash of the test rows was written are held to their questions and answers.
-    """
+    """Refuse other data. If `data.train_share` differs, so do the training rows, and only the test rows must agree."""
     key = "sha256" if one.share == other.share else "test_sha256"
     ours, theirs = get_nested(one.results, "data", key), get_nested(other.results, "data", key)
-    if ours != theirs and (key == "sha256" or (ours and theirs)):
+    if ours != theirs:
         raise UserError(
-            f"{one.folder} and {other.folder} were made with different data (data.{key} {str(ours)[:12]}... and "
+            f"{one.folder} and {other.folder} were trained with different data (data.{key} {str(ours)[:12]}... and "
             f"{str(theirs)[:12]}...); compare runs on the same rows and split"
         )
 
 
 def _without_repeats(models: list[TrainedModel], notes: list[str]) -> list[TrainedModel]:
-    """Return the models without those that say the same thing twice: same settings, seed, share and weights.
+    """Return the models without copies (same settings, seed, share and weights), which would count as two seeds.
 
-    They would count as two seeds. Raises UserError where the weights differ.
+    Raises UserError if the weights of two such models differ.
     """
     kept: list[TrainedModel] = []
     for model in models:
@@ -293,11 +272,11 @@ def _without_repeats(models: list[TrainedModel], notes: list[str]) -> list[Train
         if twin is None:
             kept.append(model)
         elif get_nested(model.results, "weights_sha256") and _weights(model) == _weights(twin):
-            notes.append(f"{model.name} has the weights of {twin.name} and is left out.")
+            notes.append(f"{model.name} has the weights of {twin.name} and is omitted.")
         else:
             raise UserError(
                 f"{twin.folder} and {model.folder} have the same settings and the same seed {model.seed}, but not the "
-                "same weights; leave one out, for instance by naming stages (RUN/distilled) instead of whole runs"
+                "same weights; omit one of them, for example by naming stages (RUN/distilled) instead of whole runs"
             )
     return kept
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 
 from preceptor.compare import words
-from preceptor.compare.deltas import MOST_QUESTION_TYPES, Delta
+from preceptor.compare.deltas import MOST_NAMES, Delta
 from preceptor.compare.forest import Mark, forest
 from preceptor.compare.groups import Group, shown_value
 from preceptor.compare.run import Comparison
@@ -13,7 +13,7 @@ from preceptor.report.contents import get_nested
 from preceptor.report.figures import Line, line_chart
 from preceptor.report.markup import chip, document, escape, row, table
 from preceptor.report.words import NONE, count, percent, points
-from preceptor.statistics import Interval
+from preceptor.statistics import MINIMUM_UNITS, Interval
 from preceptor.vqa.report_scores import bar
 
 DOCUMENTED = "95\u00a0% intervals; filled: significant"
@@ -24,7 +24,7 @@ def render(comparison: Comparison) -> str:
     sections = [
         ("finding", "What was found", _finding(comparison)),
         ("differences", "Differences", _differences(comparison)),
-        ("categories", "By type of question", _categories(comparison)),
+        ("categories", "By category", _categories(comparison)),
         ("curves", "Learning curves", _curves(comparison)),
         ("runs", "Runs", _runs(comparison)),
         ("reading", "How to read this", _reading()),
@@ -38,7 +38,7 @@ def _header(comparison: Comparison) -> str:
     models = sum(len(group.models) for group in comparison.groups)
     facts = [
         " / ".join(escape(data[key]) for key in ("name", "variant") if data.get(key)),
-        f"{len(comparison.categories[0].columns)} questions",
+        f"{comparison.categories[0].n} {comparison.unit}s",
         f"{models} models in {len(comparison.groups)} groups",
     ]
     described = f": {escape(comparison.describes)}" if comparison.describes else ""
@@ -63,12 +63,13 @@ def _finding(comparison: Comparison) -> str:
     bars = []
     for group in comparison.groups:
         score = comparison.score(group)
-        spread = Interval(score.accuracy, score.low, score.high)
-        bars.append(bar(group.name, words.kind(group), score.accuracy, spread, None))
+        bounded = score.low is not None and score.high is not None
+        spread = Interval(score.mean, score.low, score.high) if bounded else None  # type: ignore[arg-type]
+        bars.append(bar(group.name, words.kind(group), score.mean, spread, None))
     legend = (
-        "Share of test questions answered correctly, mean over the seeds; whiskers are 95\u00a0% intervals over "
-        "questions and, of several seeds, seeds. Overlapping whiskers do not mean that there is no difference: the "
-        "models answer the same questions, so the differences below are surer than the bars."
+        f"Mean {comparison.metrics[0]} over the test set and the seeds; whiskers are 95\u00a0% intervals over "
+        f"{comparison.unit}s and, with several seeds, seeds. Overlapping whiskers do not mean that there is no "
+        f"difference: the models are scored on the same {comparison.unit}s, so the differences below are more precise."
     )
     figure = f'<figure class="bars"><dl>{"".join(bars)}</dl><figcaption>{legend}</figcaption></figure>'
     return f'<p class="headline">{escape(first)}</p>{rest}{figure}{_accuracies(comparison)}'
@@ -81,7 +82,7 @@ def _accuracies(comparison: Comparison) -> str:
     for name, *cells in rows:
         parameters = count(get_nested(kinds[name].models[0].results, "parameters"))
         lines.append(row(chip(words.kind(kinds[name]), name), [*cells, parameters]))
-    caption = f"Accuracy in\u00a0%, <code>{escape(comparison.protocol)}</code>"
+    caption = f"{escape(comparison.metrics[0])} in\u00a0%, <code>{escape(comparison.protocol)}</code>"
     return f'<div class="after">{table(caption, [*heads, "parameters"], lines)}</div>'
 
 
@@ -92,10 +93,10 @@ def _differences(comparison: Comparison) -> str:
     if not comparison.contrasts:
         return ""
     deltas = [(c.title, c.overall, c.group) for c in comparison.contrasts]
-    figure = _forest("Differences of accuracy", deltas)
+    figure = _forest("Differences", deltas)
     heads, rows = words.rows_of_deltas([(c.title, c.overall) for c in comparison.contrasts])
     over = [c.covers for c in comparison.contrasts]
-    caption = "All questions; in percentage points"
+    caption = f"All {comparison.unit}s; in percentage points"
     if len(set(over)) == 1:
         caption += f"; intervals over {escape(over[0])}"
     else:
@@ -121,8 +122,8 @@ def _categories(comparison: Comparison) -> str:
     if not found:
         return ""
     about = (
-        "The same difference on parts of the questions. The p-values are adjusted for all rows of this section. Types "
-        f"beyond the {MOST_QUESTION_TYPES} most frequent ones are put together."
+        f"The same difference on parts of the {comparison.unit}s. The p-values are adjusted for all rows of this "
+        f"section. Categories beyond the {MOST_NAMES} most frequent ones of a kind are merged."
     )
     return f'{"".join(found)}<p class="small">{about}</p>'
 
@@ -131,6 +132,7 @@ def _forest(title: str, rows: list[tuple[str, Delta, Group]]) -> str:
     marks = [
         Mark(name, words.kind(group), delta.difference, delta.low, delta.high, delta.significant)
         for name, delta, group in rows
+        if delta.low is not None and delta.high is not None
     ]
     drawn = forest(title, marks, x_title="percentage points")
     return f"<figure><figcaption>{DOCUMENTED}</figcaption>{drawn}</figure>"
@@ -146,23 +148,28 @@ def _curves(comparison: Comparison) -> str:
     for curve in comparison.curves:
         scores = [comparison.score(group) for group in curve.groups]
         kind = words.kind(curve.groups[0])
-        dots = [(100 * group.share, score.accuracy) for group, score in zip(curve.groups, scores, strict=True)]
-        lines.append(Line(curve.method, kind, dots, spreads=[(score.low, score.high) for score in scores]))
+        dots = [(100 * group.share, score.mean) for group, score in zip(curve.groups, scores, strict=True)]
+        spreads = [(s.mean if s.low is None else s.low, s.mean if s.high is None else s.high) for s in scores]
+        lines.append(Line(curve.method, kind, dots, spreads=spreads))
         legend += f'<li><i class="stroke {escape(kind)}"></i>{escape(curve.method)}</li>'
         for group, score in zip(curve.groups, scores, strict=True):
             train = get_nested(group.models[0].results, "data", "train")
             cells = [f"{100 * group.share:g}\u00a0%", NONE if train is None else str(train), str(len(group.models))]
-            cells += [percent(score.accuracy, unit=False), words.interval(score), str(score.n)]
+            cells += [percent(score.mean, unit=False), words.interval(score), str(score.n)]
             rows.append(row(chip(kind, curve.method), cells))
     chart = line_chart(
-        "Accuracy by share of the training data", lines, x_title="share of training data, %", percent=True
+        f"{comparison.metrics[0]} by share of the training data",
+        lines,
+        x_title="share of training data, %",
+        percent=True,
     )
     figure = (
-        f'<ul class="legend">{legend}</ul><figure class="curves"><figcaption class="small">Accuracy with 95\u00a0% '
-        f"intervals over questions and seeds</figcaption>{chart}</figure>"
+        f'<ul class="legend">{legend}</ul><figure class="curves"><figcaption class="small">Mean with 95\u00a0% '
+        f"intervals over {comparison.unit}s and seeds</figcaption>{chart}</figure>"
     )
-    heads = ["method", "share", "training questions", "seeds", "accuracy", "95 % interval", "n"]
-    return figure + table("Accuracy in\u00a0%", heads, rows)
+    metric = comparison.metrics[0]
+    heads = ["method", "share", "training rows", "seeds", metric, "95 % interval", "n"]
+    return figure + table(f"{escape(metric)} in\u00a0%", heads, rows)
 
 
 # --- record -----------------------------------------------------------------------------------------------------------
@@ -172,15 +179,15 @@ def _runs(comparison: Comparison) -> str:
     paired = {(c.group.name, pair.seed): (pair, c.baseline.name) for c in comparison.contrasts for pair in c.pairs}
     rows = []
     for group in comparison.groups:
-        for model in group.models:
-            cells = [model.name, str(model.seed), percent(model.accuracy, unit=False)]
+        for model, scores in zip(group.models, comparison.categories[0].scores(group), strict=True):
+            cells = [model.name, str(model.seed), percent(float(scores.mean()), unit=False)]
             pair, baseline = paired.get((group.name, model.seed), (None, ""))
             if pair:
                 cells += [f"{points(pair.difference)} ({baseline})", words.p_value(pair.p_mcnemar)]
             else:
                 cells += [NONE, NONE]
             rows.append(row(chip(words.kind(group), group.name), cells))
-    heads = ["group", "run", "seed", "accuracy", "minus baseline, same seed", "McNemar's p"]
+    heads = ["group", "run", "seed", comparison.metrics[0], "minus baseline, same seed", "McNemar's p"]
     drawn = table("Every model; p of single pairs is not adjusted and marks nothing", heads, rows)
     facts = {
         f"Settings of {group.name}": ", ".join(f"{key}={shown_value(value)}" for key, value in group.differs.items())
@@ -195,12 +202,15 @@ def _runs(comparison: Comparison) -> str:
 
 def _reading() -> str:
     sentences = (
-        "Every difference is of accuracies on the very same questions, in percentage points, group minus baseline.",
-        "The interval is for new questions and, of several seeds, new seeds: it covers the paired bootstrap's and the "
-        "analysis of variance's. \u201cOver seeds\u201d is Student's t interval of the seeds' differences; it treats "
-        "the questions as given, and decides nothing.",
-        "A difference is marked where both tests agree after Holm's correction, of two single models the bootstrap and "
-        "McNemar's exact test. One family are the overall differences, the other all those by type of question.",
-        "\u201cUndecided\u201d does not mean equal: the interval says how large a difference is still possible.",
+        "Every difference is of scores on the same units, in percentage points, group minus baseline.",
+        "The interval covers new units and, with several seeds, new seeds: it includes the interval of the paired "
+        "bootstrap and that of the analysis of variance. \u201cOver seeds\u201d is Student's t interval of the seeds' "
+        "differences. It takes the test units as given and does not enter the verdict.",
+        "A difference is marked if both tests agree after Holm's correction; for two single models these are the "
+        "bootstrap and McNemar's exact test. The overall differences are one family of tests, those by category "
+        "another.",
+        "\u201cUndecided\u201d does not mean equal: the interval shows how large a difference is still possible.",
+        f"Below {MINIMUM_UNITS} units there is no interval, test or verdict. With one seed a verdict is about the two "
+        "trained models, not about the method.",
     )
     return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)

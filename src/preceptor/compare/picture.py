@@ -17,7 +17,8 @@ MOST_LETTERS = 44
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Write the picture; the file is there as a whole or not at all."""
+    """Write the figure atomically, as PNG, SVG or PDF by the suffix of `path`."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     rows = max(2, len(comparison.groups))
@@ -33,10 +34,17 @@ def draw(comparison: Comparison, path: Path) -> None:
         _curves(comparison, axes["curves"])
         axes["names"].axis("off")
         axes["names"].legend(*axes["curves"].get_legend_handles_labels(), loc="center left", fontsize=8, frameon=False)
-    figure.suptitle(f"{comparison.protocol}, n = {len(comparison.categories[0].columns)}", fontsize=11)
+    figure.suptitle(f"{comparison.protocol}, n = {comparison.categories[0].n}", fontsize=11)
     buffer = io.BytesIO()
-    # Without the version of matplotlib, so that the same comparison gives the same bytes.
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": "Preceptor"})
+    # Without version and date, so that the same comparison gives the same bytes.
+    metadata = {
+        "png": {"Software": "Preceptor"},
+        "svg": {"Date": None, "Creator": "Preceptor"},
+        "pdf": {"CreationDate": None, "Creator": "Preceptor", "Producer": None},
+    }
+    kind = path.suffix[1:]
+    with matplotlib.rc_context({"svg.hashsalt": "preceptor"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata[kind])
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(buffer.getvalue())
@@ -48,17 +56,17 @@ def _accuracies(comparison: Comparison, axes: Any) -> None:
     for y, group in enumerate(comparison.groups):
         score = comparison.score(group)
         colour = _colour(group.stage, group.variant)
-        axes.hlines(y, 100 * score.low, 100 * score.high, color=colour, linewidth=2)
-        axes.plot(100 * score.accuracy, y, "o", color=colour)
+        _spread(axes, y, score.low, score.high, colour)
+        axes.plot(100 * score.mean, y, "o", color=colour)
     _rows(axes, [f"{g.name} ({len(g.models)} seed{'s' if len(g.models) > 1 else ''})" for g in comparison.groups])
-    axes.set_xlabel("accuracy, % (95 % interval)")
+    axes.set_xlabel(f"{comparison.metrics[0]}, % (95 % interval)")
 
 
 def _differences(comparison: Comparison, axes: Any) -> None:
     axes.axvline(0, color="black", linewidth=1)
     for y, c in enumerate(comparison.contrasts):
         colour, d = _colour(c.group.stage, c.group.variant), c.overall
-        axes.hlines(y, 100 * d.low, 100 * d.high, color=colour, linewidth=2)
+        _spread(axes, y, d.low, d.high, colour)
         face = colour if d.significant else "white"
         axes.plot(100 * d.difference, y, "o", markeredgecolor=colour, markerfacecolor=face)
     _rows(axes, [c.title for c in comparison.contrasts])
@@ -69,11 +77,11 @@ def _curves(comparison: Comparison, axes: Any) -> None:
     for number, curve in enumerate(comparison.curves):
         scores = [comparison.score(group) for group in curve.groups]
         aside = 0.8 * (number - (len(comparison.curves) - 1) / 2)
-        below = [max(0.0, 100 * (score.accuracy - score.low)) for score in scores]
-        above = [max(0.0, 100 * (score.high - score.accuracy)) for score in scores]
+        below = [0.0 if score.low is None else max(0.0, 100 * (score.mean - score.low)) for score in scores]
+        above = [0.0 if score.high is None else max(0.0, 100 * (score.high - score.mean)) for score in scores]
         axes.errorbar(
             [100 * group.share + aside for group in curve.groups],
-            [100 * score.accuracy for score in scores],
+            [100 * score.mean for score in scores],
             yerr=[below, above],
             color=_colour(curve.stage, curve.variant),
             marker="o",
@@ -83,8 +91,13 @@ def _curves(comparison: Comparison, axes: Any) -> None:
             label=_folded(curve.method, 60),
         )
     axes.set_xlabel("share of training data, %")
-    axes.set_ylabel("accuracy, %")
+    axes.set_ylabel(f"{comparison.metrics[0]}, %")
     axes.set_xlim(left=0)
+
+
+def _spread(axes: Any, y: int, low: float | None, high: float | None, colour: str) -> None:
+    if low is not None and high is not None:
+        axes.hlines(y, 100 * low, 100 * high, color=colour, linewidth=2)
 
 
 def _rows(axes: Any, names: list[str]) -> None:

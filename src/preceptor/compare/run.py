@@ -1,4 +1,4 @@
-"""Runs from folders to a comparison, and the comparison to files."""
+"""Compare run folders of any task, and write the comparison to files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.compare.deltas import (
-    ALPHA,
+    ALL,
     RESAMPLES,
     Category,
     Contrast,
@@ -23,14 +23,19 @@ from preceptor.compare.deltas import (
 )
 from preceptor.compare.groups import Group, baseline_of, choose_baseline, group_models, shown_value
 from preceptor.compare.models import read_models
+from preceptor.compare.tables import as_csv, as_latex
+from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.report.contents import get_nested
-from preceptor.statistics import Interval
+from preceptor.statistics import ALPHA, MINIMUM_SEEDS, MINIMUM_UNITS, Interval
+from preceptor.tasks import module
+
+FIGURES = ("png", "svg", "pdf")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A learning curve: a method's groups over rising shares of the training data."""
+    """A learning curve: the groups of a method over rising shares of the training data."""
 
     method: str
     stage: str
@@ -40,8 +45,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs, their scores per category (all questions first), and their differences from a baseline."""
+    """Groups of runs, their scores by category (all units first), and their differences from a baseline.
 
+    `unit` is what is scored (question, case, answer). If a task has several metrics, `categories` and `scores` list one
+    metric after the other, and each metric has its own contrasts.
+    """
+
+    task: str
+    unit: str
     protocol: str
     groups: tuple[Group, ...]
     baseline: Group
@@ -51,9 +62,16 @@ class Comparison:
     curves: tuple[Curve, ...]
     notes: tuple[str, ...]
 
-    def score(self, group: Group) -> Score:
-        """Return a group's score on all questions."""
-        return self.scores[group.name][0]
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics, the main one first."""
+        return list(dict.fromkeys(category.metric for category in self.categories))
+
+    def score(self, group: Group, metric: str | None = None) -> Score:
+        """Return a group's score on all units, under the main metric by default."""
+        wanted = metric or self.metrics[0]
+        scores = self.scores[group.name]
+        return next(s for s in scores if s.category.metric == wanted and s.category.kind == ALL)
 
     @property
     def describes(self) -> str:
@@ -71,45 +89,89 @@ class Comparison:
 def compare_runs(
     runs: Sequence[Path], *, baseline: str | None = None, protocol: str | None = None, resamples: int = RESAMPLES
 ) -> Comparison:
-    """Compare trained models under one protocol, on the same questions.
+    """Compare trained models of one task under one protocol, on the same units.
 
-    `runs` are run folders of one stage or of several, `baseline` a group or one of the runs (default: the student
-    alone), `protocol` an id (default: the main one of the first run). Raises UserError for what cannot be read and
-    for runs that must not be compared.
+    Args:
+        runs: run folders, or folders of their stages.
+        baseline: name of a group, or one of the runs; default: the stage `baseline`.
+        protocol: id of a protocol; default: the main one of the first run.
+        resamples: number of bootstrap samples, raised if there are many tests.
+
+    Raises:
+        UserError: a run cannot be read, or the runs must not be compared.
     """
     models, repeats = read_models(runs, protocol)
+    first = models[0]
+    unit = module(first.task, "metrics").UNIT
     groups = group_models(models)
     reference = choose_baseline(groups, baseline)
-    parts = categories(models[0].rows)
-    against = [(group, other) for group in groups if (other := baseline_of(group, reference, groups)) is not None]
-    # The smallest p of a bootstrap is 2 / (resamples + 1); it must stay well below alpha when it is adjusted.
-    resamples = max(resamples, math.ceil(10 * len(against) * len(parts) / ALPHA))
-    contrasts = adjust([contrast(group, other, parts, resamples) for group, other in against])
+    parts = categories(first.scores, unit)
+    pairs = [(group, other) for group in groups if (other := baseline_of(group, reference, groups)) is not None]
+    # The smallest p of a bootstrap is 2 / (resamples + 1). It must stay well below alpha when it is adjusted.
+    resamples = max(resamples, math.ceil(10 * len(pairs) * len(parts) / ALPHA))
+    metrics = dict.fromkeys(part.metric for part in parts)
+    contrasts = adjust(
+        [
+            contrast(group, other, [part for part in parts if part.metric == metric], resamples, unit)
+            for metric in metrics
+            for group, other in pairs
+        ]
+    )
     scores = {group.name: tuple(score_group(group, part, resamples) for part in parts) for group in groups}
-    said = (note for model in models for note in get_nested(model.results, "notes") or [])
+    recorded = (note for model in models for note in get_nested(model.results, "notes") or [])
     # The share is part of a group's name.
-    notes = dict.fromkeys(note for note in said if not note.endswith("(data.train_share)"))
+    notes = dict.fromkeys(note for note in recorded if not note.endswith("(data.train_share)"))
     return Comparison(
-        models[0].protocol,
+        first.task,
+        unit,
+        first.protocol,
         tuple(groups),
         reference,
         tuple(parts),
         scores,
         tuple(contrasts),
         _curves(groups),
-        (*notes, *repeats, *_cautions(groups)),
+        (*notes, *repeats, *_cautions(groups, parts, unit)),
     )
 
 
+def compare_seeds(runs: Sequence[Path], *, protocol: str | None = None) -> Comparison:
+    """Compare the stages of one recipe over the seeds that it was trained with.
+
+    The comparison has one group per stage. Its scores are means over the seeds with an interval over seeds and units
+    and Student's t interval over the seeds; its differences are those to the stage `baseline`.
+
+    Args:
+        runs: run folders of the same recipe with different seeds.
+        protocol: id of a protocol; default: the main one.
+
+    Raises:
+        UserError: fewer than two seeds, or the recipes differ in more than their seeds.
+    """
+    comparison = compare_runs(runs, protocol=protocol)
+    for group in comparison.groups:
+        if group.differs:
+            settings = ", ".join(f"{key}={shown_value(value)}" for key, value in group.differs.items())
+            raise UserError(
+                f"the runs differ in more than their seeds ({settings}); use `preceptor compare` to compare recipes"
+            )
+    if all(len(group.models) < MINIMUM_SEEDS for group in comparison.groups):
+        raise UserError("a comparison over seeds needs runs with at least two seeds; train with more seeds")
+    return comparison
+
+
 def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Any]:
-    """Write compare.json, compare.html and compare.png into `folder`; return what compare.json holds."""
+    """Write compare.json, .csv, .tex, .html and the figures into `folder`; return the content of compare.json."""
     from preceptor.compare.page import render
     from preceptor.compare.picture import draw
 
     document = as_dict(comparison)
     write_text(folder / "compare.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+    write_text(folder / "compare.csv", as_csv(document))
+    write_text(folder / "compare.tex", as_latex(document))
     write_text(folder / "compare.html", render(comparison))
-    draw(comparison, folder / "compare.png")
+    for kind in FIGURES:
+        draw(comparison, folder / f"compare.{kind}")
     return document
 
 
@@ -118,49 +180,64 @@ def _curves(groups: Sequence[Group]) -> tuple[Curve, ...]:
     for group in groups:
         methods.setdefault(group.method, []).append(group)
     return tuple(
-        Curve(method, found[0].stage, found[0].variant, tuple(found))
-        for method, found in methods.items()
-        if len(found) > 1
+        Curve(method, of_method[0].stage, of_method[0].variant, tuple(of_method))
+        for method, of_method in methods.items()
+        if len(of_method) > 1
     )
 
 
-def _cautions(groups: Sequence[Group]) -> list[str]:
-    single = [group.name for group in groups if len(group.models) == 1]
-    if not single:
-        return []
-    which = "Every group" if len(single) == len(groups) else ", ".join(single)
-    verb = "has" if len(single) == 1 or len(single) == len(groups) else "have"
-    return [f"{which} {verb} one seed: such an interval says nothing about another training of the same recipe."]
+def _cautions(groups: Sequence[Group], parts: Sequence[Category], unit: str) -> list[str]:
+    cautions = []
+    few = [part.n for part in parts if part.kind == ALL and part.n < MINIMUM_UNITS]
+    if few:
+        cautions.append(
+            f"There are only {min(few)} {unit}s: below {MINIMUM_UNITS} no interval, test or verdict is given."
+        )
+    single = [group.name for group in groups if len(group.models) < MINIMUM_SEEDS]
+    if single:
+        which = "Every group" if len(single) == len(groups) else ", ".join(single)
+        verb = "has" if len(single) == 1 or len(single) == len(groups) else "have"
+        cautions.append(
+            f"{which} {verb} one seed: intervals do not cover another training, and a verdict is about these models."
+        )
+    return cautions
 
 
 # --- compare.json -----------------------------------------------------------------------------------------------------
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """Return what compare.json holds. Accuracies and differences are shares, differences group minus baseline."""
-    all_questions = comparison.categories[0]
+    """Return the content of compare.json. Scores and differences are shares from 0 to 1, group minus baseline."""
     return {
+        "task": comparison.task,
         "protocol": comparison.protocol,
         "describes": comparison.describes,
-        "n": len(all_questions.columns),
+        "metrics": comparison.metrics,
+        "unit": comparison.unit,
+        "n": comparison.categories[0].n,
         "level": 0.95,
         "alpha": ALPHA,
         "correction": "Holm",
+        "minimum_units": MINIMUM_UNITS,
+        "minimum_seeds": MINIMUM_SEEDS,
         "baseline": comparison.baseline.name,
+        "leaks": comparison.leaks,
         "data": {key: comparison.data.get(key) for key in ("name", "variant", "test_sha256")},
         "notes": list(comparison.notes),
         "groups": [_group(comparison, group) for group in comparison.groups],
         "differences": [_contrast(c) for c in comparison.contrasts],
-        "curves": [_curve(comparison, curve) for curve in comparison.curves],
+        "curves": [_curve(comparison, curve, metric) for curve in comparison.curves for metric in comparison.metrics],
     }
 
 
 def _group(comparison: Comparison, group: Group) -> dict[str, Any]:
     first = group.models[0].results
+    whole = comparison.categories[0]
     return {
         "name": group.name,
         "stage": group.stage,
         "method": group.method,
+        "variant": group.variant,
         "train_share": group.share,
         "settings": {key: shown_value(value) for key, value in group.differs.items()},
         "seeds": group.seeds,
@@ -169,25 +246,26 @@ def _group(comparison: Comparison, group: Group) -> dict[str, Any]:
         "scores": [_score(score) for score in comparison.scores[group.name]],
         "runs": [
             {
-                "run": m.name,
-                "seed": m.seed,
-                "accuracy": m.accuracy,
-                "weights_sha256": get_nested(m.results, "weights_sha256"),
+                "run": model.name,
+                "seed": model.seed,
+                "mean": float(scores.mean()),
+                "weights_sha256": get_nested(model.results, "weights_sha256"),
             }
-            for m in group.models
+            for model, scores in zip(group.models, whole.scores(group), strict=True)
         ],
     }
 
 
 def _score(score: Score) -> dict[str, Any]:
     return {
+        "metric": score.category.metric,
         "kind": score.category.kind,
         "category": score.category.name,
         "n": score.n,
-        "accuracy": score.accuracy,
+        "mean": score.mean,
         "low": score.low,
         "high": score.high,
-        "over_seeds": _interval(score.over_seeds) if score.over_seeds else None,
+        "over_seeds": _interval(score.over_seeds),
     }
 
 
@@ -195,6 +273,7 @@ def _contrast(c: Contrast) -> dict[str, Any]:
     return {
         "group": c.group.name,
         "baseline": c.baseline.name,
+        "title": c.title,
         "covers": c.covers,
         "paired_seeds": c.paired_seeds,
         **_delta(c.overall),
@@ -207,9 +286,11 @@ def _contrast(c: Contrast) -> dict[str, Any]:
 
 def _delta(delta: Delta) -> dict[str, Any]:
     return {
+        "metric": delta.category.metric,
         "kind": delta.category.kind,
         "category": delta.category.name,
         "n": delta.n,
+        "seeds": delta.seeds,
         "differing": delta.differing,
         "difference": delta.difference,
         "low": delta.low,
@@ -218,31 +299,36 @@ def _delta(delta: Delta) -> dict[str, Any]:
         "p_holm": delta.p_holm,
         "significant": delta.significant,
         "verdict": delta.verdict,
-        "bootstrap": {**_interval(delta.bootstrap), "p": delta.bootstrap.p},
-        "crossed": {**_interval(delta.crossed), "p": delta.crossed.p} if delta.crossed else None,
+        "bootstrap": _interval(delta.bootstrap, with_p=True),
+        "crossed": _interval(delta.crossed, with_p=True),
         "p_mcnemar": delta.p_mcnemar,
-        "over_seeds": _interval(delta.over_seeds) if delta.over_seeds else None,
+        "over_seeds": _interval(delta.over_seeds),
     }
 
 
-def _interval(interval: Interval) -> dict[str, Any]:
-    return {"low": interval.low, "high": interval.high}
+def _interval(interval: Interval | None, *, with_p: bool = False) -> dict[str, Any] | None:
+    if interval is None:
+        return None
+    return {"low": interval.low, "high": interval.high} | ({"p": interval.p} if with_p else {})
 
 
-def _curve(comparison: Comparison, curve: Curve) -> dict[str, Any]:
-    scores = [(group, comparison.score(group)) for group in curve.groups]
+def _curve(comparison: Comparison, curve: Curve, metric: str) -> dict[str, Any]:
+    scores = [(group, comparison.score(group, metric)) for group in curve.groups]
     return {
         "method": curve.method,
+        "stage": curve.stage,
+        "variant": curve.variant,
+        "metric": metric,
         "points": [
             {
-                "train_share": g.share,
-                "train": get_nested(g.models[0].results, "data", "train"),
-                "seeds": len(g.models),
-                "accuracy": s.accuracy,
-                "low": s.low,
-                "high": s.high,
-                "n": s.n,
+                "train_share": group.share,
+                "train": get_nested(group.models[0].results, "data", "train"),
+                "seeds": len(group.models),
+                "mean": score.mean,
+                "low": score.low,
+                "high": score.high,
+                "n": score.n,
             }
-            for g, s in scores
+            for group, score in scores
         ],
     }

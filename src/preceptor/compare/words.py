@@ -8,60 +8,73 @@ from preceptor.compare.deltas import Contrast, Delta, Score
 from preceptor.compare.groups import Group
 from preceptor.compare.run import Comparison
 from preceptor.report.words import NONE, SPACE, percent, points
+from preceptor.statistics import MINIMUM_UNITS
 
-VERDICTS = {"better": "better *", "worse": "worse *", "undecided": "undecided", "not tested": "too few to test"}
+VERDICTS = {
+    "better": "better *",
+    "worse": "worse *",
+    "better for this seed": "better, one seed *",
+    "worse for this seed": "worse, one seed *",
+    "undecided": "undecided",
+    "too few differ": "too few differ",
+    "too few units": "too few units",
+}
 HOW_MARKED = "* significant: p below 0.05 in every test that applies, after Holm's correction for their number"
 MOST_SENTENCES = 4
 
 
 def headline(comparison: Comparison) -> list[str]:
-    """Return what was found, the overall differences first."""
+    """Return the overall differences as sentences, those of distilled students first."""
     if not comparison.contrasts:
         group, score = comparison.groups[0], comparison.score(comparison.groups[0])
         return [
-            f"There is one group, {group.name}, and so nothing to compare it with: {percent(score.accuracy)} of "
-            f"{score.n} questions, 95{SPACE}% interval {_within(score.low, score.high, percent)}."
+            f"There is only one group, {group.name}, and nothing to compare it with: {comparison.metrics[0]} "
+            f"{percent(score.mean)} on {score.n} {comparison.unit}s, 95{SPACE}% interval {interval(score)}."
         ]
-    # What is learnt before who teaches, all data before shares of them.
     ordered = sorted(comparison.contrasts, key=lambda c: (c.group.stage != "distilled", -c.group.share))
-    found = [sentence(c) for c in ordered[:MOST_SENTENCES]]
-    if more := len(ordered) - len(found):
+    sentences = [sentence(c) for c in ordered[:MOST_SENTENCES]]
+    if more := len(ordered) - len(sentences):
         marked = sum(c.overall.significant for c in ordered)
-        found.append(f"{more} more below; of all {len(ordered)} overall differences {marked} are significant.")
-    return found
+        sentences.append(f"{more} more below; {marked} of all {len(ordered)} overall differences are significant.")
+    return sentences
 
 
 def sentence(c: Contrast) -> str:
-    """Return an overall difference as a sentence, with its interval and what it speaks for."""
+    """Return an overall difference as a sentence, with its interval and what the interval covers."""
     d = c.overall
-    said = {
-        "better": "more questions are answered correctly",
-        "worse": "fewer questions are answered correctly",
-        "not tested": "too few answers differ for a test",
+    if d.low is None or d.high is None:
+        return (
+            f"{c.title}: {points(d.difference)} points on {d.n} {c.unit}s, fewer than the {MINIMUM_UNITS} that an "
+            "interval and a verdict need."
+        )
+    conclusion = {
+        "better": "higher scores",
+        "worse": "lower scores",
+        "better for this seed": "higher scores of this model; one seed does not show that the method helps",
+        "worse for this seed": "lower scores of this model; one seed does not show that the method hurts",
+        "too few differ": f"too few {c.unit}s differ for a test",
         "undecided": "not distinguishable from 0" if d.low <= 0 <= d.high else "not significant among so many tests",
     }[d.verdict]
     return (
         f"{c.title}: {points(d.difference)} points, 95{SPACE}% interval {_within(d.low, d.high, points)} over "
-        f"{c.covers}, n = {d.n}: {said}."
+        f"{c.covers}, n = {d.n}: {conclusion}."
     )
 
 
-def rows_of_groups(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return heads and rows of the table of accuracies."""
-    kinds = [(i, c) for i, c in enumerate(comparison.categories) if c.kind in ("open", "closed")]
-    heads = [
-        "group",
-        "seeds",
-        "accuracy",
-        "95 % interval",
-        "over seeds",
-        *(f"{c.name} ({len(c.columns)})" for _, c in kinds),
+def rows_of_groups(comparison: Comparison, metric: str | None = None) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows of the table of scores under a metric, the main one by default."""
+    metric = metric or comparison.metrics[0]
+    shown = [
+        (i, c)
+        for i, c in enumerate(comparison.categories)
+        if c.metric == metric and c.kind in ("answer_types", "regions")
     ]
+    heads = ["group", "seeds", metric, "95 % interval", "over seeds", *(f"{c.name} ({c.n})" for _, c in shown)]
     rows = []
     for group in comparison.groups:
-        scores = comparison.scores[group.name]
-        cells = [str(len(group.models)), percent(scores[0].accuracy), interval(scores[0]), over_seeds(scores[0])]
-        rows.append([group.name, *cells, *(percent(scores[i].accuracy, unit=False) for i, _ in kinds)])
+        score, scores = comparison.score(group, metric), comparison.scores[group.name]
+        cells = [str(len(group.models)), percent(score.mean), interval(score), over_seeds(score)]
+        rows.append([group.name, *cells, *(percent(scores[i].mean, unit=False) for i, _ in shown)])
     return heads, rows
 
 
@@ -76,7 +89,7 @@ def delta_cells(delta: Delta) -> list[str]:
     return [
         str(delta.n),
         points(delta.difference),
-        _within(delta.low, delta.high, points),
+        NONE if delta.low is None or delta.high is None else _within(delta.low, delta.high, points),
         _within(seeds.low, seeds.high, points) if seeds else NONE,
         p_value(delta.p_holm),
         VERDICTS[delta.verdict],
@@ -90,6 +103,8 @@ def p_value(p: float | None) -> str:
 
 
 def interval(score: Score) -> str:
+    if score.low is None or score.high is None:
+        return NONE
     return _within(score.low, score.high, lambda share: percent(share, unit=False))
 
 
@@ -97,13 +112,13 @@ def over_seeds(score: Score) -> str:
     spread = score.over_seeds
     if spread is None:
         return NONE
-    # With two seeds the t interval is wider than the scale itself.
+    # With two seeds the t interval can be wider than the scale.
     low, high = max(0.0, spread.low), min(1.0, spread.high)
     return _within(low, high, lambda share: percent(share, unit=False))
 
 
 def kind(group: Group) -> str:
-    """Return the classes of a group in the style sheet: its stage, and which method of it."""
+    """Return the classes of a group in the style sheet: its stage, and the number of its method."""
     return group.stage if group.variant == 0 else f"{group.stage} v{(group.variant - 1) % 4 + 1}"
 
 

@@ -1,7 +1,4 @@
-"""The nouns of data that every room shares: questions (Sample, VqaData, Prediction) and volumes (Case, CaseData).
-
-Free of torch, so that scoring starts fast.
-"""
+"""Samples of the three tasks and the `Dataset` that holds them. Does not import torch, so that scoring starts fast."""
 
 from __future__ import annotations
 
@@ -10,20 +7,86 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 AnswerType = Literal["open", "closed"]
 Split = Literal["train", "validation", "test", "unlabelled", "teacher"]
-"""`unlabelled` rows have no answers: a teacher gives them. From those of `teacher` it alone has learnt."""
+"""`unlabelled` samples have no labels; a teacher provides them. `teacher` samples train the teacher only."""
+
+
+class GroupedSample(Protocol):
+    """What the samples of every task have in common."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def group(self) -> str:
+        """The patient or image whose samples must stay in one split."""
+
+    @property
+    def split(self) -> Split: ...
+
+    def fingerprint_row(self) -> list[Any]:
+        """Return the JSON values that enter the fingerprint of the data set."""
+
+
+SampleT = TypeVar("SampleT", bound=GroupedSample)
+
+
+@dataclass
+class Dataset(Generic[SampleT]):
+    """Samples of one data set, each assigned to a split.
+
+    Attributes:
+        name: Name of the data set, such as `vqa-rad`.
+        variant: Version of the data set that a protocol uses, such as `clean`.
+        root: Folder of the data set.
+        samples: All samples, in the order of the data set.
+        notes: Sentences that are printed next to every result.
+        leaking: True if test samples share patients, images or question templates with training samples.
+    """
+
+    name: str
+    variant: str
+    root: Path
+    samples: list[SampleT]
+    notes: list[str] = field(default_factory=list)
+    leaking: bool = False
+
+    def split(self, split: Split) -> list[SampleT]:
+        """Return the samples of one split, in order."""
+        return [sample for sample in self.samples if sample.split == split]
+
+    def fingerprint(self, split: Split | None = None) -> str:
+        """Return a SHA-256 over the samples of one split, or of all splits.
+
+        File names enter the hash, the contents of files do not.
+        """
+        digest = hashlib.sha256(self._fingerprint_header())
+        for sample in self.samples:
+            if split is None or sample.split == split:
+                digest.update(json.dumps(sample.fingerprint_row(), ensure_ascii=False).encode())
+        return digest.hexdigest()
+
+    def _fingerprint_header(self) -> bytes:
+        return b""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image; of an unlabelled row the question may be empty.
+    """One question about one image.
 
-    `answers` holds every accepted answer, as written in the data set; the first is the one that is learnt. `group`
-    names what must not be divided between splits (an image, a patient). `tags` carries whatever else a protocol selects
-    on, such as VQA-RAD's `phrase_type`.
+    Attributes:
+        id: Identifier, unique in the data set.
+        image: Path of the image.
+        question: Text of the question. It may be empty if the sample is unlabelled.
+        answers: All accepted answers as the data set spells them. The first one is the training target.
+        answer_type: `open` or `closed`.
+        group: Image or patient whose samples must stay in one split.
+        split: Split of the sample.
+        question_type: Category of the question that the data set gives.
+        tags: Further properties that protocols select on, such as `phrase_type` of VQA-RAD.
     """
 
     id: str
@@ -38,50 +101,26 @@ class Sample:
 
     @property
     def answer(self) -> str:
+        """The training target."""
         return self.answers[0]
 
-
-@dataclass
-class VqaData:
-    """A data set as read, divided into splits.
-
-    `name` and `variant` name the protocol (`vqa-rad`, `clean`); `notes` are sentences that must be printed beside every
-    result (a leaking split says so here); `leaking` is true where test rows share frames, images of held-out groups
-    or patients with training rows.
-    """
-
-    name: str
-    variant: str
-    root: Path
-    samples: list[Sample]
-    notes: list[str] = field(default_factory=list)
-    leaking: bool = False
-
-    def split(self, split: Split) -> list[Sample]:
-        return [sample for sample in self.samples if sample.split == split]
-
-    def fingerprint(self, split: Split | None = None) -> str:
-        """Return the SHA-256 of the rows (ids, questions, answers, splits; image names, not their bytes)."""
-        digest = hashlib.sha256()
-        for s in self.samples:
-            if split is None or s.split == split:
-                row = [
-                    s.id,
-                    s.image.name,
-                    s.question,
-                    list(s.answers),
-                    s.answer_type,
-                    s.group,
-                    s.split,
-                    s.question_type,
-                ]
-                digest.update(json.dumps(row, ensure_ascii=False).encode())
-        return digest.hexdigest()
+    def fingerprint_row(self) -> list[Any]:
+        """Return all fields except `tags`, with the file name of the image."""
+        return [
+            self.id,
+            self.image.name,
+            self.question,
+            list(self.answers),
+            self.answer_type,
+            self.group,
+            self.split,
+            self.question_type,
+        ]
 
 
 @dataclass
 class Prediction:
-    """One answer. `answer` is a text of the answer classes; `probability` is its softmax probability."""
+    """A predicted answer. `answer` is the text of an answer class and `probability` its softmax probability."""
 
     id: str
     answer: str
@@ -90,18 +129,21 @@ class Prediction:
 
 @dataclass(frozen=True)
 class VolumeFile:
-    """A 3-D image: a NIfTI file, or one channel of a 4-D one."""
+    """A three-dimensional image: a NIfTI file, or one channel of a four-dimensional NIfTI file."""
 
     path: Path
     channel: int | None = None
 
+    def fingerprint_row(self) -> list[Any]:
+        """Return the file name and the channel."""
+        return [self.path.name, self.channel]
+
 
 @dataclass(frozen=True)
 class Case:
-    """One examination: the modalities that are there, by name, and its label map where it has one.
+    """One examination: its available modalities by name, and its label map if there is one.
 
-    All images and the label map share one voxel grid. `group` names the patient, whose cases stay in one
-    split.
+    All images and the label map share one voxel grid. `group` is the patient, whose cases must stay in one split.
     """
 
     id: str
@@ -111,50 +153,40 @@ class Case:
     split: Split
     tags: Mapping[str, str] = field(default_factory=dict)
 
+    def fingerprint_row(self) -> list[Any]:
+        """Return identifier, group, split and file names."""
+        images = {modality: file.fingerprint_row() for modality, file in sorted(self.images.items())}
+        return [self.id, self.group, self.split, images, self.mask.fingerprint_row() if self.mask else None]
+
 
 @dataclass
-class CaseData:
-    """Cases as read, divided into splits.
+class SegmentationDataset(Dataset[Case]):
+    """Cases with the modalities and regions of a segmentation task.
 
-    `modalities` is the order of the network's inputs; a case may lack some of them, never all. `regions` are what is
-    segmented: the label values that make up each (BraTS: ``{"et": (4,), "tc": (1, 4), "wt": (1, 2, 4)}``); they may
-    overlap. `notes` must be printed beside every result.
+    Attributes:
+        modalities: Input channels of the network, in order. A case may lack some of them, but not all.
+        regions: Label values that form each segmented region, such as ``{"et": (4,), "tc": (1, 4), "wt": (1, 2, 4)}``
+            for BraTS. Regions may overlap.
     """
 
-    name: str
-    variant: str
-    root: Path
-    modalities: tuple[str, ...]
-    regions: Mapping[str, tuple[int, ...]]
-    cases: list[Case]
-    notes: list[str] = field(default_factory=list)
-    leaking: bool = False
+    modalities: tuple[str, ...] = field(kw_only=True)
+    regions: Mapping[str, tuple[int, ...]] = field(kw_only=True)
 
-    def split(self, split: Split) -> list[Case]:
-        return [case for case in self.cases if case.split == split]
-
-    def fingerprint(self, split: Split | None = None) -> str:
-        """Return the SHA-256 of ids, groups, splits, file names and regions (not of the files' bytes)."""
-        digest = hashlib.sha256()
-        digest.update(json.dumps([self.modalities, {k: list(v) for k, v in self.regions.items()}]).encode())
-        for c in self.cases:
-            if split is None or c.split == split:
-                files = {m: [f.path.name, f.channel] for m, f in sorted(c.images.items())}
-                mask = [c.mask.path.name, c.mask.channel] if c.mask else None
-                digest.update(json.dumps([c.id, c.group, c.split, files, mask], ensure_ascii=False).encode())
-        return digest.hexdigest()
+    def _fingerprint_header(self) -> bytes:
+        return json.dumps([self.modalities, {name: list(values) for name, values in self.regions.items()}]).encode()
 
 
 GroundingTask = Literal["vg", "roc", "rc", "mia"]
-"""Med-GRIT-270k's four: visual grounding, referring object classification, referring captioning, image analysis."""
+"""Tasks of Med-GRIT-270k: visual grounding, referring object classification, referring captioning, image analysis."""
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Questions and answers about images, in their order; boxes are written in the texts (`data.boxes`).
+    """Questions and answers about images, in order. Boxes are part of the texts (see `data.grounding.boxes`).
 
-    `modality` is one of the eight of Med-GRIT-270k (ct, mr, x, pet, endoscopy, dermoscopy, fundus, ultrasound) or
-    another word, by which scores are divided. `group` names what must not be divided between splits.
+    `modality` is one of the eight modalities of Med-GRIT-270k (ct, mr, x, pet, endoscopy, dermoscopy, fundus,
+    ultrasound) or another word; scores are reported per modality. `group` is the image or patient whose dialogues must
+    stay in one split.
     """
 
     id: str
@@ -166,28 +198,20 @@ class Dialogue:
     split: Split
     tags: Mapping[str, str] = field(default_factory=dict)
 
+    def fingerprint_row(self) -> list[Any]:
+        """Return all fields except `tags`, with the file names of the images."""
+        images = [image.name for image in self.images]
+        return [self.id, images, self.turns, self.task, self.modality, self.group, self.split]
+
 
 @dataclass
-class DialogueData:
-    """Dialogues as read, divided into splits; `faults` counts the faults of boxes, `faulty` lists where they are."""
+class GroundingDataset(Dataset[Dialogue]):
+    """Dialogues with the invalid boxes that were found while reading them.
 
-    name: str
-    variant: str
-    root: Path
-    dialogues: list[Dialogue]
-    faults: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    leaking: bool = False
-    faulty: list[str] = field(default_factory=list)
+    Attributes:
+        faults: Number of boxes by kind of fault.
+        faulty: Places of the faulty boxes.
+    """
 
-    def split(self, split: Split) -> list[Dialogue]:
-        return [dialogue for dialogue in self.dialogues if dialogue.split == split]
-
-    def fingerprint(self, split: Split | None = None) -> str:
-        """Return the SHA-256 of ids, image names, turns, tasks, groups and splits."""
-        digest = hashlib.sha256()
-        for d in self.dialogues:
-            if split is None or d.split == split:
-                row = [d.id, [image.name for image in d.images], d.turns, d.task, d.modality, d.group, d.split]
-                digest.update(json.dumps(row, ensure_ascii=False).encode())
-        return digest.hexdigest()
+    faults: dict[str, int] = field(default_factory=dict, kw_only=True)
+    faulty: list[str] = field(default_factory=list, kw_only=True)

@@ -1,4 +1,4 @@
-"""The dialogues of a recipe: read, narrowed to its tasks, thinned to its share and its numbers of rows."""
+"""Read the dialogues of a recipe, filtered by task and reduced to its training share and row limits."""
 
 from __future__ import annotations
 
@@ -7,73 +7,76 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from preceptor.data.grounding.med_grit import read_med_grit_folder
+from preceptor.data.grounding.sharegpt import read_sharegpt
+from preceptor.data.grounding.slake import read_slake_grounding
+from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut, groups_of_share, ordered
-from preceptor.data.types import Dialogue, DialogueData, Split
+from preceptor.data.synthetic.grounding import read_phantom_grounding
+from preceptor.data.synthetic.questions_table import write_phantom
+from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
 from preceptor.grounding.config import DialogueDataConfig
-from preceptor.vqa.data import FOLDERS, made_phantom, shared_folder
 
 MOST_LISTED = 20
-"""Of the places of faulty boxes."""
+"""Number of faulty boxes whose places are listed in the results."""
 
 
 def read_recipe_dialogues(
     config: DialogueDataConfig, scratch: Path, needed: tuple[Split, ...] = ("train", "validation", "test")
-) -> DialogueData:
-    """Return the dialogues of a recipe. Phantoms are made in `scratch`.
+) -> GroundingDataset:
+    """Read the dialogues of a recipe.
 
-    Raises UserError as the readers do, and where a split of `needed` is empty.
+    Args:
+        config: Data settings of the recipe.
+        scratch: Folder for the synthetic data set.
+        needed: Splits that must not be empty.
+
+    Raises:
+        UserError: a needed split is empty, or a reader refuses the data.
     """
     data = _read(config, scratch)
-    rows = [row for row in data.dialogues if row.task in config.tasks]
+    rows = [row for row in data.samples if row.task in config.tasks]
     if config.train_share < 1:
-        kept = groups_of_share(rows, config.train_share, config.split_seed)
-        taken = groups_of_share(rows, config.train_share + config.teacher_share, config.split_seed)  # kept are in it
+        student_groups = groups_of_share(rows, config.train_share, config.split_seed)
+        # Shares are nested: the groups of the student are among these.
+        used_groups = groups_of_share(rows, config.train_share + config.teacher_share, config.split_seed)
         train = [row for row in rows if row.split == "train"]
-        rest = [row for row in train if row.group not in taken]
-        apart = [replace(row, split="teacher") for row in train if row.group in taken - kept]
-        rows = [row for row in rows if row.split != "train" or row.group in kept] + apart
+        unused = [row for row in train if row.group not in used_groups]
+        teacher_only = [replace(row, split="teacher") for row in train if row.group in used_groups - student_groups]
+        rows = [row for row in rows if row.split != "train" or row.group in student_groups] + teacher_only
         data.notes.append(f"Trained on {config.train_share:.0%} of the training groups (data.train_share).")
-        if apart:
-            data.notes.append(f"The teacher learnt from {len(apart):,} other dialogues (data.teacher_share).")
+        if teacher_only:
+            data.notes.append(f"The teacher was trained on {len(teacher_only):,} other dialogues (data.teacher_share).")
         if config.unlabelled == "rest":
-            rows += [replace(row, split="unlabelled", turns=without_answer(row.turns)) for row in rest]
-            data.notes.append(f"Beside them {len(rest):,} dialogues without their answers (data.unlabelled).")
-    rows = _at_most(rows, "test", config.test_rows, config.split_seed)
-    rows = _at_most(rows, "validation", config.validation_rows, config.split_seed)
-    data.dialogues = rows
+            rows += [replace(row, split="unlabelled", turns=without_answer(row.turns)) for row in unused]
+            data.notes.append(f"In addition, {len(unused):,} dialogues were used without answers (data.unlabelled).")
+    rows = _limit_rows(rows, "test", config.test_rows, config.split_seed)
+    data.samples = _limit_rows(rows, "validation", config.validation_rows, config.split_seed)
     for split in needed:
         if not data.split(split):
             tasks = ", ".join(config.tasks)
-            raise UserError(f"{data.name} has no {split} dialogues of {tasks}; see its split, or data.tasks")
+            raise UserError(
+                f"{data.name} has no {split} dialogues of the tasks {tasks}; check its splits or data.tasks"
+            )
     return data
 
 
-def _read(config: DialogueDataConfig, scratch: Path) -> DialogueData:
+def _read(config: DialogueDataConfig, scratch: Path) -> GroundingDataset:
     if config.name == "phantom-grounding":
-        from preceptor.data.synthetic.grounding import read_phantom_grounding
-
         folder = Path(config.root) if config.root else scratch
-        return read_phantom_grounding(made_phantom(config.phantom, folder, config.phantom_size))
-    root = Path(config.root) if config.root else None
+        table = write_phantom(folder, **config.phantom.model_dump(), image_size=config.phantom_size)
+        return read_phantom_grounding(table)
     if config.name == "slake-grounding":
-        from preceptor.data.grounding.slake import read_slake_grounding
-
-        return read_slake_grounding(
-            root or shared_folder(config.name, FOLDERS["slake-grounding"]), language=config.language
-        )
+        return read_slake_grounding(data_folder(config.name, config.root), language=config.language)
     images = Path(config.images) if config.images else None
     if config.name == "med-grit":
-        from preceptor.data.grounding.med_grit import read_med_grit_folder
-
-        root = root or shared_folder(config.name, FOLDERS["med-grit"])
-        return _parted(read_med_grit_folder(root, images, boxes=config.boxes), config)
-    if root is None:
-        raise UserError("data.name=sharegpt needs data.root=FILE, the JSON or JSONL of the dialogues")
-    from preceptor.data.grounding.sharegpt import read_sharegpt
-
+        root = data_folder(config.name, config.root)
+        return _add_missing_splits(read_med_grit_folder(root, images, boxes=config.boxes), config)
+    if config.root is None:
+        raise UserError("data.name=sharegpt needs data.root=FILE, the JSON or JSONL file of the dialogues")
     return read_sharegpt(
-        root,
+        Path(config.root),
         images,
         boxes=config.boxes,
         validation_fraction=config.validation_fraction,
@@ -82,13 +85,15 @@ def _read(config: DialogueDataConfig, scratch: Path) -> DialogueData:
     )
 
 
-def _parted(data: DialogueData, config: DialogueDataConfig) -> DialogueData:
-    """Return Med-GRIT with the splits that its folder has no file of, cut from the training images."""
+def _add_missing_splits(data: GroundingDataset, config: DialogueDataConfig) -> GroundingDataset:
+    """Cut the splits of Med-GRIT for which the folder has no file from the training images."""
     fractions: dict[Split, float] = {"test": config.test_fraction, "validation": config.validation_fraction}
     for split, fraction in fractions.items():
         if not data.split(split):
-            data.dialogues = cut(data.dialogues, split, fraction, config.split_seed)
-            data.notes.append(f"There is no {split}.json: {fraction:.0%} of the training images are its {split} split.")
+            data.samples = cut(data.samples, split, fraction, config.split_seed)
+            data.notes.append(
+                f"There is no {split}.json, so {fraction:.0%} of the training images form the {split} split."
+            )
     return data
 
 
@@ -97,21 +102,21 @@ def without_answer(turns: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str],
     return (*turns[:-1], (turns[-1][0], ""))
 
 
-def _at_most(rows: list[Dialogue], split: Split, most: int | None, seed: int) -> list[Dialogue]:
-    """Return the rows with at most so many of each task in `split`, chosen by a hash of their ids."""
-    if most is None:
+def _limit_rows(rows: list[Dialogue], split: Split, limit: int | None, seed: int) -> list[Dialogue]:
+    """Return the rows with at most `limit` rows per task in `split`, chosen by a hash of their ids."""
+    if limit is None:
         return rows
-    left: set[str] = set()
+    dropped: set[str] = set()
     for task in {row.task for row in rows}:
-        own = [row.id for row in rows if row.split == split and row.task == task]
-        left.update(ordered(own, f"rows:{seed}")[most:])
-    return [row for row in rows if row.split != split or row.id not in left]
+        ids = [row.id for row in rows if row.split == split and row.task == task]
+        dropped.update(ordered(ids, f"rows:{seed}")[limit:])
+    return [row for row in rows if row.split != split or row.id not in dropped]
 
 
-def describe_dialogues(data: DialogueData) -> dict[str, Any]:
-    """Describe the data for results.json: names, fingerprints, counts by split, task and modality, faulty boxes."""
+def describe_dialogues(data: GroundingDataset) -> dict[str, Any]:
+    """Return the description of the data in results.json: names, fingerprints, counts per split, faulty boxes."""
     splits: tuple[Split, ...] = get_args(Split)
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "name": data.name,
         "variant": data.variant,
         "sha256": data.fingerprint(),
@@ -120,8 +125,10 @@ def describe_dialogues(data: DialogueData) -> dict[str, Any]:
         "faults": dict(data.faults),
         "faulty": data.faulty[:MOST_LISTED],
     }
-    for name, of in (("tasks", lambda row: row.task), ("modalities", lambda row: row.modality)):
-        kinds = sorted({of(row) for row in data.dialogues})
-        counts = {split: Counter(of(row) for row in data.split(split)) for split in splits}
-        found[name] = {kind: {split: count[kind] for split, count in counts.items() if count[kind]} for kind in kinds}
-    return found
+    for name, key in (("tasks", lambda row: row.task), ("modalities", lambda row: row.modality)):
+        counts = {split: Counter(key(row) for row in data.split(split)) for split in splits}
+        description[name] = {
+            value: {split: count[value] for split, count in counts.items() if count[value]}
+            for value in sorted({key(row) for row in data.samples})
+        }
+    return description

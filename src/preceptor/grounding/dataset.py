@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from preceptor.data.images import ImageError
 from preceptor.data.types import Dialogue
 from preceptor.grounding.dialogue_encoder import IGNORED, DialogueEncoder, EncodedDialogue
 from preceptor.grounding.pseudo_labels import ContentHashes
@@ -26,34 +27,86 @@ class TrainingExample:
     margin: float = 1.0
 
 
-class DialogueExamples(Dataset):
-    """Lessons in the tensors of an encoder; indexed by ``(index, epoch)``: every epoch shows them alike."""
+class DialogueBatch(Batch):
+    """A batch of dialogues, each with any number of images.
 
-    def __init__(self, lessons: Sequence[TrainingExample], encoder: DialogueEncoder) -> None:
-        self.lessons, self.encoder = list(lessons), encoder
+    `images` (B,) is the number of images of each dialogue. `image_grid_thw` (images, 3) and `modalities` have one row
+    per image, and `pixel_values` (patches, C) one row per patch of all images.
+    """
+
+    def narrow(self, start: int, length: int) -> Self:
+        counts = self["images"]
+        first = int(counts[:start].sum())
+        images = slice(first, first + int(counts[start : start + length].sum()))
+        tensors = {}
+        for name, tensor in self.tensors.items():
+            if name == "pixel_values":
+                patches = self["image_grid_thw"].prod(dim=1)
+                begin = int(patches[: images.start].sum())
+                tensors[name] = tensor[begin : begin + int(patches[images].sum())]
+            elif name in ("image_grid_thw", "modalities"):
+                tensors[name] = tensor[images]
+            else:
+                tensors[name] = tensor[start : start + length]
+        if images.start == images.stop:
+            tensors = {k: v for k, v in tensors.items() if k not in ("pixel_values", "image_grid_thw")}
+        rows = slice(start, start + length)
+        return replace(self, tensors=tensors, ids=self.ids[rows], keys=self.keys[rows], skipped=[])
+
+
+Item = tuple[TrainingExample, str, EncodedDialogue, tuple[str, ...]]
+"""A training example, its content key, its tensors, and the ids of dialogues that it replaces."""
+
+
+class DialogueExamples(Dataset):
+    """Training examples as the tensors of an encoder; indexed by ``(index, epoch)``. Every epoch gives the same item.
+
+    With `skip_broken`, a dialogue whose image cannot be read is replaced by the next one that can, so that no batch is
+    empty; its id is listed in `Batch.skipped`.
+    """
+
+    def __init__(
+        self, examples: Sequence[TrainingExample], encoder: DialogueEncoder, *, skip_broken: bool = False
+    ) -> None:
+        self.examples, self.encoder, self.skip_broken = list(examples), encoder, skip_broken
         self._hashes = ContentHashes()
 
     def __len__(self) -> int:
-        return len(self.lessons)
+        return len(self.examples)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> tuple[TrainingExample, str, EncodedDialogue]:
-        return self.read(self.lessons[item[0] if isinstance(item, tuple) else item])
+    def __getitem__(self, item: int | tuple[int, int]) -> Item:
+        index = item[0] if isinstance(item, tuple) else item
+        skipped: list[str] = []
+        while True:
+            example = self.examples[(index + len(skipped)) % len(self.examples)]
+            try:
+                return (*self.read(example)[:3], tuple(skipped))
+            except ImageError:
+                if not self.skip_broken or len(skipped) + 1 == len(self.examples):
+                    raise
+                skipped.append(example.dialogue.id)
 
-    def read(self, lesson: TrainingExample) -> tuple[TrainingExample, str, EncodedDialogue]:
-        """Return a lesson as `collate` takes it. Raises UserError as `DialogueEncoder.encode`."""
-        row = self.encoder.encode(lesson.dialogue)
-        if lesson.last:
+    def read(self, example: TrainingExample) -> Item:
+        """Return the item of an example. Raises UserError as `DialogueEncoder.encode`."""
+        row = self.encoder.encode(example.dialogue)
+        if example.last:
             row = replace(row, labels=last_answer(row.labels))
-        return lesson, answers_key(lesson.dialogue, self._hashes), row
+        return example, answers_key(example.dialogue, self._hashes), row, ()
 
-    def collate(self, rows: Sequence[tuple[TrainingExample, str, EncodedDialogue]]) -> Batch:
-        """Return the batch of rows, padded to the longest; beside the encoder's tensors `images` (B,), the number of
-        each dialogue's, and `confidence` and `margin` (B,)."""
-        tensors: dict[str, Any] = self.encoder.collate([row for _, _, row in rows])
-        tensors["images"] = torch.tensor([len(lesson.dialogue.images) for lesson, _, _ in rows])
-        tensors["confidence"] = torch.tensor([lesson.confidence for lesson, _, _ in rows])
-        tensors["margin"] = torch.tensor([lesson.margin for lesson, _, _ in rows])
-        return Batch(tensors, [lesson.dialogue.id for lesson, _, _ in rows], [key for _, key, _ in rows])
+    def collate(self, rows: Sequence[Item]) -> DialogueBatch:
+        """Return the batch of items, padded to the longest.
+
+        Beside the tensors of the encoder it holds `images` (B,), the number of images of each dialogue, and
+        `confidence` and `margin` (B,).
+        """
+        tensors: dict[str, Any] = self.encoder.collate([row for _, _, row, _ in rows])
+        tensors["images"] = torch.tensor([len(example.dialogue.images) for example, *_ in rows])
+        tensors["confidence"] = torch.tensor([example.confidence for example, *_ in rows])
+        tensors["margin"] = torch.tensor([example.margin for example, *_ in rows])
+        skipped = [id for *_, ids in rows for id in ids]
+        return DialogueBatch(
+            tensors, [example.dialogue.id for example, *_ in rows], [key for _, key, *_ in rows], skipped
+        )
 
     def loader(self, batches: Any, workers: int = 0) -> DataLoader:
         """Return a loader over the lists of items that `batches` yields."""

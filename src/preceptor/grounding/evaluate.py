@@ -6,10 +6,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from preceptor.data.types import Dialogue
-from preceptor.grounding.config import AnswerConfig, SelectionConfig
+from preceptor.distill.chunked_kl import chunked_cross_entropy
+from preceptor.grounding.config import AnswerConfig
+from preceptor.grounding.dataset import DialogueExamples
 from preceptor.grounding.model import GroundedVlm
+from preceptor.grounding.reflection_round import Ask
 from preceptor.grounding.selection import Similarity, choose
+from preceptor.grounding.settings import SelectionConfig
 
 
 def answer_greedily(
@@ -22,7 +28,7 @@ def answer_greedily(
     )
     seconds = (time.perf_counter() - begun) / max(1, len(dialogues))
     rows = [
-        row(dialogue, answers[0].text) | {"confidence": answers[0].confidence, "ended": answers[0].ended}
+        prediction_row(dialogue, answers[0].text) | {"confidence": answers[0].confidence, "ended": answers[0].ended}
         for dialogue, answers in zip(dialogues, found, strict=True)
     ]
     return rows, seconds
@@ -49,12 +55,14 @@ def answer_selectively(
     rows = []
     for dialogue, answers in zip(dialogues, found, strict=True):
         texts = [answer.text for answer in answers]
-        rows.append(row(dialogue, texts[choose(texts, similarity, selection.box_weight)]) | {"candidates": texts})
+        rows.append(
+            prediction_row(dialogue, texts[choose(texts, similarity, selection.box_weight)]) | {"candidates": texts}
+        )
     return rows, (time.perf_counter() - begun) / max(1, len(dialogues))
 
 
-def row(dialogue: Dialogue, prediction: str) -> dict[str, Any]:
-    """Return what is written of an answer, and scored."""
+def prediction_row(dialogue: Dialogue, prediction: str) -> dict[str, Any]:
+    """Return the row of the predictions file for the last answer of a dialogue."""
     question, target = dialogue.turns[-1]
     return {
         "id": dialogue.id,
@@ -65,3 +73,34 @@ def row(dialogue: Dialogue, prediction: str) -> dict[str, Any]:
         "target": target,
         "prediction": prediction,
     }
+
+
+@torch.inference_mode()
+def mean_loss(vlm: GroundedVlm, examples: DialogueExamples, batch_size: int) -> float:
+    """Return the mean cross-entropy of the answer tokens in nats."""
+    training, total, count = vlm.training, 0.0, 0
+    vlm.eval()
+    for first in range(0, len(examples), batch_size):
+        batch = examples.collate([examples[i] for i in range(first, min(first + batch_size, len(examples)))])
+        states = vlm(batch.to(vlm.lm_head_weight.device).tensors)
+        total += float(chunked_cross_entropy(states.hidden, vlm.lm_head_weight, states.targets))
+        count += len(states.targets)
+    vlm.train(training)
+    return total / max(1, count)
+
+
+def asker(vlm: GroundedVlm, max_new_tokens: int, batch_size: int) -> Ask:
+    """Return the function by which `Reflector` samples answers of a model."""
+
+    def ask(rows: Sequence[Dialogue], candidates: int, temperature: float, seed: int) -> list[list[str]]:
+        answers = vlm.generate(
+            rows,
+            candidates=candidates,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            batch_size=max(1, batch_size // candidates),
+            seed=seed,
+        )
+        return [[answer.text for answer in row] for row in answers]
+
+    return ask

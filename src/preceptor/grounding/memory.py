@@ -18,9 +18,9 @@ from preceptor.grounding.config import GroundingRecipe, VlmConfig, VlmRunConfig
 from preceptor.grounding.dialogue_encoder import DialogueEncoder
 from preceptor.grounding.memory_model import memory_estimate
 from preceptor.grounding.model import LoraSettings
+from preceptor.hub import find_pretrained
 from preceptor.training.fsdp import shard_settings
 from preceptor.training.setup import native_bf16
-from preceptor.vqa.bundle import find_pretrained
 
 log = logging.getLogger("preceptor")
 GIB = 2**30

@@ -1,6 +1,6 @@
-"""Answered dialogues scored: Med-GRIT-270k's four tasks, by modality and in the mean, under two protocols.
+"""Scores of answered dialogues: Med-GRIT-270k's four tasks, by modality and as means, under two protocols.
 
-A row is what a predictions file holds: ``id, task, modality, question, target, prediction``.
+A row is a line of the predictions file: ``id, turn, task, modality, question, target, prediction``.
 """
 
 from __future__ import annotations
@@ -23,32 +23,40 @@ from preceptor.grounding.box_metrics import (
     strict_named,
 )
 from preceptor.grounding.captions import METRICS, caption_scores_by_group, require_captions
-from preceptor.statistics import paired_bootstrap
+from preceptor.scores import UnitScore
 from preceptor.text_metrics import token_f1
 
 Row = Mapping[str, Any]
 
 DESCRIBES = {
     "birdeval": (
-        "as the scripts published with BiRD and ClinKD: a true box is found if any predicted one overlaps it by more "
-        "than half (IoU); a name is right if each of its words occurs in the answer"
+        "as the scripts published with BiRD and ClinKD: a reference box is found if the IoU with any predicted box is "
+        "above 0.5; a name is correct if each of its words occurs in the answer"
     ),
-    "strict": "boxes are paired one to one at an IoU of half or more; a name is right if it is the same name",
+    "strict": "boxes are matched one to one at an IoU of 0.5 or more; a name is correct if it is the same name",
 }
 _COUNT = {"birdeval": bird_boxes, "strict": strict_boxes}
 _NAMED = {"birdeval": bird_named, "strict": strict_named}
 MAIN = {"vg": "recall", "roc": "accuracy", "rc": "rouge_l", "mia": "mbmr"}
-"""The number of each task that tables show."""
+"""The metric of each task that tables show."""
+UNIT = "answer"
+ROW_FIELDS = {"id": str, "task": str, "modality": str, "target": str, "prediction": str}
+ROW_KEY = ("id", "turn")
+RATIO_TO_TEACHER = False
+UNIT_METRICS = {"vg": "recall", "roc": "accuracy", "rc": "f1", "mia": "f1"}
+"""The metric of single answers by task. The caption metrics of `MAIN` are of a whole corpus."""
 
 
 def score_rows(rows: Sequence[Row], protocol: str) -> dict[str, Any]:
     """Return the scores of answers under `birdeval` or `strict`.
 
-    ``{"n", "tasks": {task: {metric: value, "n"}}, "modalities": {modality: {task: {...}}}, "mean": {task: {...}},
-    "notes"}``: `tasks` over all rows, `mean` the mean over modalities, as the published tables have it. Caption scores
-    are None where pycocoevalcap or Java is missing, and `notes` says so.
+    Returns:
+        ``{"n", "tasks": {task: {metric: value, "n"}}, "modalities": {modality: {task: {...}}}, "mean": {task: {...}},
+        "notes"}``. `tasks` is over all rows; `mean` is the mean over modalities, as in the published tables. Caption
+        scores are None if pycocoevalcap or Java is missing, and `notes` says so.
 
-    Raises UserError for an unknown protocol or task.
+    Raises:
+        UserError: unknown protocol or task.
     """
     if protocol not in DESCRIBES:
         raise UserError(f"protocol {protocol!r} is not known{nearest(protocol, DESCRIBES)}")
@@ -62,39 +70,40 @@ def score_rows(rows: Sequence[Row], protocol: str) -> dict[str, Any]:
     names = sorted({row["modality"] for row in rows})
     by_modality = {name: [row for row in rows if row["modality"] == name] for name in names}
     texts = _text_scores([rows, *by_modality.values()]) if captions else {}
-    found: dict[str, Any] = {"n": len(rows), "tasks": _by_task(rows, protocol, texts), "modalities": {}, "mean": {}}
-    for name, own in by_modality.items():
-        found["modalities"][name] = _by_task(own, protocol, texts)
-    for task, scores in found["tasks"].items():
-        there = [by[task] for by in found["modalities"].values() if task in by]
-        found["mean"][task] = {
-            name: mean_over({str(i): by[name] for i, by in enumerate(there)}) for name in scores if name != "n"
+    modalities = {name: _by_task(selected, protocol, texts) for name, selected in by_modality.items()}
+    tasks = _by_task(rows, protocol, texts)
+    means = {}
+    for task, scores in tasks.items():
+        values = [by[task] for by in modalities.values() if task in by]
+        means[task] = {
+            name: mean_over({str(i): by[name] for i, by in enumerate(values)}) for name in scores if name != "n"
         }
-    return found | {"notes": notes}
+    return {"n": len(rows), "tasks": tasks, "modalities": modalities, "mean": means, "notes": notes}
 
 
 Pairs = tuple[tuple[str, str], ...]
 
 
 def _by_task(rows: Sequence[Row], protocol: str, texts: Mapping[Pairs, Mapping[str, float]]) -> dict[str, Any]:
-    found: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["task"] not in get_args(GroundingTask):
             raise UserError(
                 f"row {row['id']}: task {row['task']!r} is not known{nearest(row['task'], get_args(GroundingTask))}"
             )
     for task in get_args(GroundingTask):
-        own = [row for row in rows if row["task"] == task]
-        if not own:
+        selected = [row for row in rows if row["task"] == task]
+        if not selected:
             continue
         if task == "vg":
-            found[task] = dict(grounding_scores([_boxes(row, protocol) for row in own]))
+            scores[task] = dict(grounding_scores([_boxes(row, protocol) for row in selected]))
         elif task == "roc":
-            found[task] = {"accuracy": float(np.mean([_named(row, protocol) for row in own])), "n": len(own)}
+            accuracy = float(np.mean([_named(row, protocol) for row in selected]))
+            scores[task] = {"accuracy": accuracy, "n": len(selected)}
         else:
-            captions = texts.get(_pairs(own), dict.fromkeys((*METRICS, "mbmr")))
-            found[task] = {**captions, "f1": float(np.mean([_f1(row) for row in own])), "n": len(own)}
-    return found
+            captions = texts.get(_pairs(selected), dict.fromkeys((*METRICS, "mbmr")))
+            scores[task] = {**captions, "f1": float(np.mean([_f1(row) for row in selected])), "n": len(selected)}
+    return scores
 
 
 def _boxes(row: Row, protocol: str) -> Any:
@@ -116,20 +125,20 @@ def _pairs(rows: Sequence[Row]) -> Pairs:
 def _text_scores(groups: Sequence[Sequence[Row]]) -> dict[Pairs, dict[str, float]]:
     """Return the caption scores of the texts of each group of rows, by task."""
     tasks = ([row for row in rows if row["task"] == task] for rows in groups for task in ("rc", "mia"))
-    distinct = tuple(dict.fromkeys(_pairs(own) for own in tasks if own))
+    distinct = tuple(dict.fromkeys(_pairs(selected) for selected in tasks if selected))
     return dict(zip(distinct, _scored_texts(distinct), strict=True))
 
 
 @lru_cache(maxsize=4)
 def _scored_texts(groups: tuple[Pairs, ...]) -> list[dict[str, float]]:
-    """Return the scores of groups of (target, prediction): kept, as both protocols ask for the same."""
+    """Return the scores of groups of (target, prediction), cached because both protocols need the same ones."""
     if not groups:
         return []
     return caption_scores_by_group(
         [
             (
                 {f"{i}": [target] for i, (target, _) in enumerate(pairs)},
-                {f"{i}": said for i, (_, said) in enumerate(pairs)},
+                {f"{i}": prediction for i, (_, prediction) in enumerate(pairs)},
             )
             for pairs in groups
         ]
@@ -137,37 +146,33 @@ def _scored_texts(groups: tuple[Pairs, ...]) -> list[dict[str, float]]:
 
 
 def row_score(row: Row, protocol: str) -> float | None:
-    """Return one answer's score in [0, 1], for paired comparisons: the share of its boxes that were found, 1 or 0 for
-    a name, F1 of the words of a text; None for grounding without a box to find."""
+    """Return the score of one answer in [0, 1]: the share of the reference boxes that were found, 1 or 0 for a name,
+    F1 over the words of a text. None for visual grounding without a reference box."""
     if row["task"] == "vg":
         count = _boxes(row, protocol)
         return count.found / count.wanted if count.wanted else None
     return float(_named(row, protocol)) if row["task"] == "roc" else _f1(row)
 
 
-def compare(rows: Sequence[Row], others: Sequence[Row], protocol: str) -> dict[str, dict[str, Any]]:
-    """Return by task the mean of `row_score` of `rows` less that of `others`, with a 95 % interval (paired bootstrap).
+def unit_scores(rows: Sequence[Row], protocol: str) -> list[UnitScore]:
+    """Return one value per answer, in the order of the rows. Answers of the same dialogue are a group.
 
-    Raises ValueError where both are not answers to the same questions.
+    The last part of the protocol's id is `birdeval` or `strict`. Answers without a score are omitted.
     """
-    theirs = {(row["id"], row.get("turn", 1)): row for row in others}
-    if len(theirs) != len(rows) or any((row["id"], row.get("turn", 1)) not in theirs for row in rows):
-        raise ValueError("the two lists of answers are not about the same questions")
-    found: dict[str, dict[str, Any]] = {}
+    scores = []
     for task in get_args(GroundingTask):
-        both = [
-            (row_score(row, protocol), row_score(theirs[row["id"], row.get("turn", 1)], protocol))
-            for row in rows
-            if row["task"] == task
-        ]
-        kept = np.array([pair for pair in both if pair[0] is not None], dtype=np.float64)
-        if len(kept):
-            interval = paired_bootstrap(kept[:, 0], kept[:, 1])
-            found[task] = {
-                "difference": interval.mean,
-                "low": interval.low,
-                "high": interval.high,
-                "n": len(kept),
-                "interval": "95 %, paired bootstrap over answers, one seed",
-            }
-    return found
+        for row in (row for row in rows if row["task"] == task):
+            value = row_score(row, protocol.rpartition("/")[2])
+            if value is not None:
+                unit = f"{row['id']}, turn {row['turn']}" if row.get("turn", 1) > 1 else row["id"]
+                metric = f"{task}/{UNIT_METRICS[task]}"
+                scores.append(UnitScore(unit, row["id"], metric, value, {"modalities": row["modality"]}))
+    return scores
+
+
+def headline_scores(rows: Sequence[Row], protocol: str) -> dict[str, float | None]:
+    """Return the number of answers and the score of each task, by key of the protocol's entry in results.json."""
+    by_task = _by_task(rows, protocol.rpartition("/")[2], {})
+    return {"n": len(rows)} | {
+        f"tasks.{task}.{UNIT_METRICS[task]}": scores[UNIT_METRICS[task]] for task, scores in by_task.items()
+    }

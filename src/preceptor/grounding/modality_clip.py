@@ -20,7 +20,7 @@ from preceptor.data.types import Dialogue
 from preceptor.errors import UserError, nearest
 from preceptor.files import write_text
 from preceptor.grounding.guided_rope import MODALITIES
-from preceptor.vqa.bundle import find_pretrained, no_bars
+from preceptor.hub import find_pretrained, hide_progress_bars
 
 PROMPTS: dict[str, str] = {
     "ct": "a CT scan",
@@ -69,7 +69,7 @@ class ModalityClip:
         self.model, self.processor, self.prompts_8D, self.identity = model, processor, prompts_8D, identity
 
     @classmethod
-    @no_bars()
+    @hide_progress_bars()
     def load(
         cls, source: str | Path, *, prompts: Mapping[str, str] = PROMPTS, allow_downloads: bool = False
     ) -> ModalityClip:

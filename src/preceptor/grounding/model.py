@@ -24,7 +24,7 @@ from preceptor.grounding.checkpoint_files import (
 )
 from preceptor.grounding.dialogue_encoder import IGNORED, DialogueEncoder, ModalityRows
 from preceptor.grounding.guided_rope import FAMILIES, Guidance, attach, positions
-from preceptor.vqa.bundle import find_pretrained, no_bars
+from preceptor.hub import find_pretrained, hide_progress_bars
 
 Training = Literal["full", "lora", "frozen_vision"]
 GUIDANCE_FILE = "guidance.json"
@@ -75,7 +75,7 @@ class GroundedVlm(nn.Module):
         self.model, self.encoder, self.guidance, self._kept = model, encoder, guidance, tuple(kept)
 
     @classmethod
-    @no_bars()
+    @hide_progress_bars()
     def load(
         cls,
         source: str | Path,
@@ -312,7 +312,7 @@ class GroundedVlm(nn.Module):
         pad = self.encoder.tokenizer.pad_token_id
         return self.encoder.tokenizer.eos_token_id if pad is None else pad
 
-    @no_bars()
+    @hide_progress_bars()
     def save(self, folder: Path, *, adapter: bool = False) -> None:
         """Write an ordinary Hugging Face folder, which `from_pretrained` loads anywhere, and the guidance beside it.
 

@@ -16,7 +16,7 @@ import torch
 
 from preceptor.errors import UserError, nearest
 from preceptor.grounding.guided_rope import FAMILIES
-from preceptor.vqa.bundle import no_bars
+from preceptor.hub import hide_progress_bars
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
@@ -46,7 +46,7 @@ CHAT_TEMPLATE = (
 )
 
 
-@no_bars()
+@hide_progress_bars()
 def new_vlm(
     folder: Path,
     corpus: Iterable[str],

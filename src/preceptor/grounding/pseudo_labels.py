@@ -19,7 +19,7 @@ import numpy as np
 
 from preceptor.data.grounding.boxes import find_boxes, without_boxes
 from preceptor.data.images import content_hash
-from preceptor.data.types import Dialogue, DialogueData, Split
+from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
 from preceptor.grounding.selection import box_agreement, choose, word_overlap
 from preceptor.teachers.label_store import Label, LabelStore, LabelStoreKey, read_labels, read_store
@@ -122,7 +122,7 @@ class LabelingResult:
 
 def teach(
     folder: Path,
-    data: DialogueData,
+    data: GroundingDataset,
     dialogues: Sequence[Dialogue],
     teacher: Labeler,
     *,
@@ -184,7 +184,7 @@ class PseudoLabels:
         self.labelled, self.left_out = labelled, left_out
 
     @classmethod
-    def open(cls, folder: Path, data: DialogueData, *, split: Split | None = None, cut_off: bool = False) -> Self:
+    def open(cls, folder: Path, data: GroundingDataset, *, split: Split | None = None, cut_off: bool = False) -> Self:
         """Read the labels for the dialogues of `data`: those of `split`, by default `train` and `unlabelled`.
 
         With `cut_off`, answers that reached the maximum number of tokens are used, too.
@@ -196,7 +196,7 @@ class PseudoLabels:
         labels = {label.key: label for label in read_labels(folder)}
         hashes = ContentHashes()
         splits = ("train", "unlabelled") if split is None else (split,)
-        wanted = [dialogue for dialogue in data.dialogues if dialogue.split in splits]
+        wanted = [dialogue for dialogue in data.samples if dialogue.split in splits]
         labelled: list[PseudoLabelled] = []
         left_out: dict[str, int] = {}
         matched = False

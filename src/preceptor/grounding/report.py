@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.types import DialogueData
+from preceptor.data.types import GroundingDataset
 from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.grounding.config import STAGE_ADDS, GroundingRecipe
@@ -43,7 +43,7 @@ LEAKING = ("Leaking split: these scores flatter.", "Images or patients of test d
 
 
 def write_grounding_report(
-    run: Path, *, data: DialogueData | None = None, recipe: GroundingRecipe | None = None
+    run: Path, *, data: GroundingDataset | None = None, recipe: GroundingRecipe | None = None
 ) -> Path:
     """Write RUN/report.html from what lies in a run folder, of one stage or of several, and return its path.
 
@@ -56,7 +56,7 @@ def write_grounding_report(
     return path
 
 
-def render(run: RunRecord, data: DialogueData | None, recipe: GroundingRecipe | None) -> str:
+def render(run: RunRecord, data: GroundingDataset | None, recipe: GroundingRecipe | None) -> str:
     """Return the page."""
     title = recipe.name if recipe else run.folder.resolve().name
     settings = recipe or GroundingRecipe(name="defaults")
@@ -90,7 +90,7 @@ def _fingerprint(run: RunRecord) -> dict[str, Any]:
     return {"Test dialogues (SHA-256)": value} if (value := run.first("data", "test_sha256")) else {}
 
 
-def _warnings(run: RunRecord, data: DialogueData | None) -> list[str]:
+def _warnings(run: RunRecord, data: GroundingDataset | None) -> list[str]:
     found = []
     if data is not None and (recorded := run.first("data", "sha256")) and recorded != data.fingerprint():
         found.append("The data set has changed since this run: its fingerprint is no longer the one below.")

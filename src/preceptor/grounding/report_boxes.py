@@ -7,7 +7,7 @@ from typing import Any
 
 from preceptor.data.grounding.boxes import SIDE, find_boxes
 from preceptor.data.images import load_image
-from preceptor.data.types import DialogueData
+from preceptor.data.types import GroundingDataset
 from preceptor.grounding.metrics import row_score
 from preceptor.report.contents import RunRecord
 from preceptor.report.markup import escape
@@ -20,7 +20,7 @@ ABOUT = (
 )
 
 
-def pictures(run: RunRecord, data: DialogueData, number: int) -> str:
+def pictures(run: RunRecord, data: GroundingDataset, number: int) -> str:
     """Return `number` images with the boxes of every stage; "" where there is nothing to draw."""
     if not run.protocols or number == 0:
         return ""
@@ -30,7 +30,7 @@ def pictures(run: RunRecord, data: DialogueData, number: int) -> str:
     scored = [(score, row["id"], row) for row in grounding if (score := row_score(row, kind)) is not None]
     ordered = [row for _, _, row in sorted(scored, key=lambda entry: entry[:2])]
     chosen = _evenly(ordered, number)
-    dialogues = {dialogue.id: dialogue for dialogue in data.dialogues}
+    dialogues = {dialogue.id: dialogue for dialogue in data.samples}
     said = {stage.kind: {row["id"]: row for row in stage.rows.get(protocol, [])} for stage in run.stages}
     titles = {stage.kind: stage.title for stage in run.stages}
     figures = []

@@ -20,7 +20,7 @@ def choose_similarity(name: str | None, *, allow_downloads: bool = False) -> Sim
     """
     if name is None:
         return word_overlap
-    from preceptor.vqa.bundle import find_pretrained, no_bars
+    from preceptor.hub import find_pretrained, hide_progress_bars
 
     folder = find_pretrained(name, allow_downloads=allow_downloads)
     if folder is None:
@@ -31,7 +31,7 @@ def choose_similarity(name: str | None, *, allow_downloads: bool = False) -> Sim
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    with no_bars():
+    with hide_progress_bars():
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 

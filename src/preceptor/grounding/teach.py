@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.types import Dialogue, DialogueData, Split
+from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
 from preceptor.grounding.endpoint import EndpointTeacher, TokenEstimate, estimate_tokens
 from preceptor.grounding.pseudo_labels import ContentHashes, Labeler, Prompt, teach
@@ -19,7 +19,7 @@ from preceptor.teachers.label_store import check_cache_key, holds_labels, read_l
 class LabelingRequest:
     """Questions to ask: those of `dialogues`, a part of `data`. `notes` list what was left out."""
 
-    data: DialogueData
+    data: GroundingDataset
     dialogues: list[Dialogue]
     hashes: ContentHashes
     notes: list[str]
@@ -43,12 +43,12 @@ def gather(
     read = [read_dialogues(name, root, questions=questions) for name in names]
     # The name of a user's file or folder may be a patient's.
     labels = [one.name if name in READERS else "own data" for name, one in zip(names, read, strict=True)]
-    whole = DialogueData(
-        "+".join(labels), read[0].variant, read[0].root, [dialogue for one in read for dialogue in one.dialogues]
+    whole = GroundingDataset(
+        "+".join(labels), read[0].variant, read[0].root, [dialogue for one in read for dialogue in one.samples]
     )
     chosen = split or ("train" if whole.split("train") else "unlabelled")
     hashes = ContentHashes()
-    held_out = {image for d in whole.dialogues if d.split in ("validation", "test") for image in hashes.of(d)}
+    held_out = {image for d in whole.samples if d.split in ("validation", "test") for image in hashes.of(d)}
     rows = whole.split(chosen)
     dialogues = [dialogue for dialogue in rows if not held_out & set(hashes.of(dialogue))]
     notes = [note for one in read for note in one.notes]

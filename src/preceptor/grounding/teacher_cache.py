@@ -8,12 +8,12 @@ from typing import Any
 
 from preceptor.errors import UserError
 from preceptor.grounding.config import GroundingRecipe
+from preceptor.grounding.context import RunContext
 from preceptor.grounding.data import read_recipe_dialogues
 from preceptor.grounding.dataset import TrainingExample
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels
-from preceptor.grounding.stage import Seminar
 from preceptor.grounding.teachers import (
     CACHE,
     label_folder,
@@ -35,7 +35,7 @@ def cache_teacher(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
     recomputed. Returns a dictionary with
 
     - `folder`; `teacher`, the fingerprint of its weights or its name in the store;
-    - `labels`: `folder`, `rows` (stored answers), usable `dialogues`, `coverage` (their fraction), `left_out` by reason;
+    - `labels`: `folder`, `rows` (stored answers), usable `dialogues`, `coverage` (their fraction), `left_out`;
     - `tokens`, None without a cache of tokens: `folder`, `rows`, `tokens`, `k`;
     - `rows`, `checked`, `worst`, `mismatches`, `damage` as for a VQA recipe.
 
@@ -47,7 +47,7 @@ def cache_teacher(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
             "this recipe has no pseudo-labels to cache: it needs the stage distilled or clinkd, and "
             "method.pseudo_labels.share above 0"
         )
-    context = Seminar(recipe, read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=("train",)))
+    context = RunContext(recipe, read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=("train",)))
     teacher = _teacher(context) if method.store is None or method.logits != "none" else None
     damage: list[str] = []
     if share > 0:
@@ -74,7 +74,7 @@ def cache_teacher(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
     return report | {"damage": "; ".join(damage)}
 
 
-def _teacher(context: Seminar) -> GroundedVlm:
+def _teacher(context: RunContext) -> GroundedVlm:
     recipe = context.recipe
     config = recipe.output_folder / "teacher" / "model" / "config.json"
     if recipe.method.teaching_run is None and not config.is_file():
@@ -85,7 +85,7 @@ def _teacher(context: Seminar) -> GroundedVlm:
     return load_teacher(context)
 
 
-def _verify_labels(context: Seminar, teacher: GroundedVlm | None, damage: list[str]) -> list[TrainingExample]:
+def _verify_labels(context: RunContext, teacher: GroundedVlm | None, damage: list[str]) -> list[TrainingExample]:
     """Return the examples of a store as it is. If it is damaged, add the damage to `damage` and return none."""
     recipe, folder = context.recipe, label_folder(context)
     method = recipe.method.pseudo_labels
@@ -103,7 +103,7 @@ def _verify_labels(context: Seminar, teacher: GroundedVlm | None, damage: list[s
         return []
 
 
-def _labels(context: Seminar, damage: list[str], *, complete: bool) -> dict[str, Any]:
+def _labels(context: RunContext, damage: list[str], *, complete: bool) -> dict[str, Any]:
     folder = label_folder(context)
     if damage:
         return {"folder": str(folder)}
@@ -130,7 +130,7 @@ def _remove_damaged(folder: Path, cache_key: TopKCacheKey) -> None:
 
 
 def _tokens(
-    context: Seminar,
+    context: RunContext,
     teacher: GroundedVlm,
     student: GroundedVlm,
     examples: list[TrainingExample],

@@ -12,15 +12,16 @@ import torch
 from preceptor.data.types import Dialogue
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.grounding.config import PseudoLabelConfig
+from preceptor.grounding.context import RunContext
 from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.dataset import TrainingExample
 from preceptor.grounding.dialogue_encoder import IGNORED
+from preceptor.grounding.evaluate import asker
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, teach
 from preceptor.grounding.reflection_round import Ask
-from preceptor.grounding.stage import Seminar, asker
+from preceptor.grounding.settings import PseudoLabelConfig
 from preceptor.grounding.topk_cache import TopKCache, TopKCacheKey, answers_key, topk_cache_key, write_topk_cache
 from preceptor.grounding.vocabulary import same_vocabulary
 from preceptor.pipeline.run_dir import model_folder
@@ -29,7 +30,7 @@ from preceptor.task import Batch, HiddenTeacher, Teacher, TeacherSignal
 STORE, CACHE = "pseudo-labels", "teacher-cache"
 
 
-def load_teacher(context: Seminar) -> GroundedVlm:
+def load_teacher(context: RunContext) -> GroundedVlm:
     """Return the frozen teacher: `method.teaching_run`, or the stage `teacher` of this recipe.
 
     With `method.teacher_offload=cpu` it stays on the CPU, and `on_device` moves it while it computes.
@@ -62,7 +63,7 @@ def on_device(teacher: GroundedVlm, offload: str) -> Iterator[None]:
             torch.cuda.empty_cache()  # otherwise the allocator keeps the memory, and the training's peak grows by it
 
 
-def corrector(context: Seminar, teacher: GroundedVlm) -> Ask:
+def corrector(context: RunContext, teacher: GroundedVlm) -> Ask:
     """Return the function by which the teacher writes corrections in rounds of reflection."""
     recipe = context.recipe
     ask = asker(teacher, recipe.method.reflection.max_new_tokens, recipe.answers.batch_size)
@@ -74,13 +75,13 @@ def corrector(context: Seminar, teacher: GroundedVlm) -> Ask:
     return correct
 
 
-def label_folder(context: Seminar) -> Path:
+def label_folder(context: RunContext) -> Path:
     """Return the folder of a recipe's pseudo-labels: `method.pseudo_labels.store`, or one in the output folder."""
     store = context.recipe.method.pseudo_labels.store
     return Path(store) if store else context.recipe.output_folder / STORE
 
 
-def pseudo_labelled_examples(context: Seminar, teacher: GroundedVlm | None) -> list[TrainingExample]:
+def pseudo_labelled_examples(context: RunContext, teacher: GroundedVlm | None) -> list[TrainingExample]:
     """Return the training and unlabelled questions with the teacher's answers.
 
     Without `method.pseudo_labels.store`, `teacher` first answers the questions whose answers are missing in the output
@@ -98,7 +99,7 @@ def pseudo_labelled_examples(context: Seminar, teacher: GroundedVlm | None) -> l
     return read_pseudo_labels(context)
 
 
-def read_pseudo_labels(context: Seminar) -> list[TrainingExample]:
+def read_pseudo_labels(context: RunContext) -> list[TrainingExample]:
     """Return the questions that have a pseudo-label, and add a note to the data.
 
     Raises UserError as `PseudoLabels.open`, if a confidence is unknown, and if no answer is usable.
@@ -160,7 +161,7 @@ class CachedTokenTeacher:
         return self
 
 
-def token_cache_key(context: Seminar, teacher: GroundedVlm, student: GroundedVlm) -> TopKCacheKey:
+def token_cache_key(context: RunContext, teacher: GroundedVlm, student: GroundedVlm) -> TopKCacheKey:
     """Return the key of a recipe's cache of tokens. Raises UserError as `topk_cache_key`."""
     config, vocab_size = context.recipe.method.pseudo_labels, len(student.lm_head_weight)
     return topk_cache_key(
@@ -175,7 +176,7 @@ def token_cache_key(context: Seminar, teacher: GroundedVlm, student: GroundedVlm
 
 
 def token_teacher(
-    context: Seminar, teacher: GroundedVlm, student: GroundedVlm, examples: Sequence[TrainingExample]
+    context: RunContext, teacher: GroundedVlm, student: GroundedVlm, examples: Sequence[TrainingExample]
 ) -> Teacher | None:
     """Return the teacher that gives token distributions; None with `logits: none`. A missing cache is written.
 

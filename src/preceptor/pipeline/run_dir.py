@@ -1,25 +1,28 @@
-"""A run's folder: its log, and where its model lies."""
+"""The files of a run folder: its log, its models, its results and its predictions."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from preceptor.errors import UserError
+from preceptor.files import json_lines, sha256, write_text
 
-FINAL = ("clinkd", "distilled")
-"""The stages whose model a recipe of several stages is about, the first that is there."""
+FINAL_STAGES = ("clinkd", "distilled")
+"""The stages whose model stands for a run of several stages; the first that exists counts."""
 
 
 @contextlib.contextmanager
-def logged_to(path: Path, wanted: bool = True) -> Iterator[None]:
-    """Write what is logged to a file too, appending."""
+def log_to(path: Path, enabled: bool = True) -> Iterator[None]:
+    """Append log messages to a file."""
     log = logging.getLogger("preceptor")
-    handler = logging.FileHandler(path, encoding="utf-8") if wanted else logging.NullHandler()
+    handler = logging.FileHandler(path, encoding="utf-8") if enabled else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
@@ -29,27 +32,70 @@ def logged_to(path: Path, wanted: bool = True) -> Iterator[None]:
         handler.close()
 
 
-def start_afresh(folder: Path) -> None:
-    """Remove what earlier trainings left in the folder of a stage."""
-    for part in ("checkpoints", "model", "predictions"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    for part in ("metrics.jsonl", "results.json", "report.html"):
-        (folder / part).unlink(missing_ok=True)
+def clear_stage(folder: Path) -> None:
+    """Delete the files that earlier trainings left in the folder of a stage."""
+    for name in ("checkpoints", "model", "predictions", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "results.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def model_folder(folder: Path) -> Path:
-    """Return the model folder of a run, a stage or a model folder itself."""
-    for candidate in (folder, folder / "model", *(folder / stage / "model" for stage in FINAL)):
-        if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
+    """Return the model folder of a run, of a stage or of a model folder itself."""
+    for candidate in (folder, folder / "model", *(folder / stage / "model" for stage in FINAL_STAGES)):
+        if (candidate / "config.json").is_file() and any(candidate.glob("*.safetensors")):
             return candidate
+    for old in (folder / "student", *(folder / stage / "student" for stage in FINAL_STAGES)):
+        if old.is_dir():
+            raise UserError(
+                f"{folder} was written by an earlier version: its model is in {old}, which is now called model; rename "
+                "that folder to model, or train again"
+            )
     raise UserError(
-        f"{folder} holds no trained model: expected config.json and model.safetensors in it, in {folder}/student or in "
-        f"{folder}/{FINAL[-1]}/model"
+        f"{folder} holds no trained model: expected config.json and model.safetensors in it, in {folder}/model or in "
+        f"{folder}/{FINAL_STAGES[-1]}/model"
     )
 
 
-def holds_vlm(folder: Path) -> bool:
-    """Return whether a model folder holds a vision-language model."""
-    from preceptor.grounding.guided_rope import FAMILIES
+def stage_folder(model: Path) -> Path:
+    """Return the folder of the stage that a model folder belongs to. Raises UserError if it has no recipe."""
+    folder = model.parent
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} has no recipe.yaml, so the data that {model} was trained for are unknown")
+    return folder
 
-    return json.loads((folder / "config.json").read_text("utf-8")).get("model_type") in FAMILIES
+
+def weights_sha256(model: Path) -> str:
+    """Return the SHA-256 of a model's weights; of several safetensors files, of their hashes in order."""
+    files = sorted(model.glob("*.safetensors"))
+    if len(files) == 1:
+        return sha256(files[0])
+    return hashlib.sha256("\n".join(sha256(file) for file in files).encode()).hexdigest()
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """Return results.json of a folder, or None if it does not exist."""
+    path = folder / "results.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write results.json."""
+    write_text(folder / "results.json", json.dumps(results, indent=1))
+
+
+def predictions_file(folder: Path, protocol: str) -> Path:
+    """Return the path of a stage's predictions under a protocol; slashes of its id become dashes."""
+    return folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
+
+
+def write_predictions(folder: Path, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+    """Write the predictions of a stage, one file per protocol."""
+    for protocol, lines in rows.items():
+        write_text(predictions_file(folder, protocol), json_lines(lines))
+
+
+def read_predictions(folder: Path, protocol: str) -> list[dict[str, Any]]:
+    """Return the predictions that a stage wrote under a protocol."""
+    lines = predictions_file(folder, protocol).read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]

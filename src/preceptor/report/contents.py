@@ -11,7 +11,7 @@ from typing import Any
 from preceptor.errors import UserError
 from preceptor.training.trackers import read_metrics
 
-ORDER = ("teacher", "baseline", "baseline", "guided", "distilled", "clinkd")
+ORDER = ("teacher", "baseline", "guided", "distilled", "clinkd")
 TITLES = {"teacher": "Teacher", "baseline": "Student, undistilled", "distilled": "Student, distilled"}
 
 

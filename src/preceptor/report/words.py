@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from preceptor.data.types import CaseData, VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.report.contents import RunRecord, StageRecord, get_nested
 from preceptor.statistics import Interval, wilson
 
@@ -124,7 +124,7 @@ def difference(entry: dict[str, Any] | None, over: str = "questions") -> str:
     return f"The difference is {points(entry.get('difference'))} points, {spread}: {verdict}."
 
 
-def warnings(run: RunRecord, data: VqaData | None) -> list[str]:
+def warnings(run: RunRecord, data: Dataset[Sample] | None) -> list[str]:
     """Return what a reader must know before believing a number of this run."""
     found = []
     if data is not None and (recorded := run.first("data", "sha256")) and recorded != data.fingerprint():
@@ -148,7 +148,7 @@ def warnings(run: RunRecord, data: VqaData | None) -> list[str]:
     return found
 
 
-def leaks(run: RunRecord, data: VqaData | CaseData | None) -> bool:
+def leaks(run: RunRecord, data: Dataset | None) -> bool:
     """Return whether test rows share frames, images or patients with training rows."""
     if data is not None and data.leaking:
         return True

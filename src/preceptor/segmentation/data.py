@@ -8,14 +8,14 @@ from pathlib import Path
 from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.splits import groups_of_share
 from preceptor.data.synthetic.cases import SPLIT, write_phantom_cases
-from preceptor.data.types import Case, CaseData, Split
+from preceptor.data.types import Case, SegmentationDataset, Split
 from preceptor.errors import UserError
 from preceptor.segmentation.config import SegmentationRecipe, VolumeDataConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
 
 
 def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...] = ("train", "validation", "test")):
-    """Read the cases of a recipe as CaseData. Phantoms are written to `scratch`, or to `config.root`.
+    """Read the cases of a recipe as SegmentationDataset. Phantoms are written to `scratch`, or to `config.root`.
 
     Raises UserError where the root is missing or holds no cases, and where a split of `needed` is empty.
     """
@@ -61,18 +61,18 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...
     return data
 
 
-def _thin(data: CaseData, config: VolumeDataConfig) -> None:
+def _thin(data: SegmentationDataset, config: VolumeDataConfig) -> None:
     """Leave `data` the masks of `config.train_share` of the training cases, and take in cases without masks."""
-    kept = groups_of_share(data.cases, config.train_share, config.split_seed)
+    kept = groups_of_share(data.samples, config.train_share, config.split_seed)
     if config.train_share < 1:
         data.notes.append(f"trained on {config.train_share:.0%} of the training cases (data.train_share)")
     cases: list[Case] = []
-    for case in data.cases:
+    for case in data.samples:
         if case.split != "train" or case.group in kept:
             cases.append(case)
         elif config.unlabelled == "rest":
             cases.append(replace(case, split="unlabelled", mask=None))
-    data.cases = cases
+    data.samples = cases
     if config.unlabelled == "rest":
         number = len(data.split("unlabelled"))
         if not number:
@@ -96,7 +96,7 @@ def settings(config: VolumeDataConfig, *, augmented: bool) -> VolumeSettings:
 
 
 def examples(
-    recipe: SegmentationRecipe, data: CaseData, split: Split, seed: int, *, unlabelled: bool = False
+    recipe: SegmentationRecipe, data: SegmentationDataset, split: Split, seed: int, *, unlabelled: bool = False
 ) -> VolumeExamples:
     """Return the examples of a split; those of training are augmented. With `unlabelled` its cases follow."""
     cases = data.split(split) + (data.split("unlabelled") if unlabelled else [])

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from preceptor.data.nifti import MAX_VOXELS, VolumeError
-from preceptor.data.types import Case, CaseData
+from preceptor.data.types import Case, SegmentationDataset
 from preceptor.data.volumes import LoadedVolume, load_case, resampled, resize, to_regions
 from preceptor.errors import UserError
 from preceptor.files import sha256
@@ -88,7 +88,9 @@ class WholeCase:
     loaded: LoadedVolume
 
 
-def prepare(case: Case, data: CaseData | None, modalities: Sequence[str], settings: VolumeSettings) -> Prepared:
+def prepare(
+    case: Case, data: SegmentationDataset | None, modalities: Sequence[str], settings: VolumeSettings
+) -> Prepared:
     """Return a case resampled, normalised, and cut to its foreground.
 
     Raises:
@@ -125,7 +127,9 @@ class VolumeExamples(Dataset):
     Modalities are never dropped here: `available` says what the case has.
     """
 
-    def __init__(self, cases: Sequence[Case], data: CaseData, settings: VolumeSettings, *, seed: int = 0) -> None:
+    def __init__(
+        self, cases: Sequence[Case], data: SegmentationDataset, settings: VolumeSettings, *, seed: int = 0
+    ) -> None:
         self.cases, self.data, self.settings, self.seed = list(cases), data, settings, seed
         self.modalities, self.regions = tuple(data.modalities), dict(data.regions)
         self._prepared: dict[int, Prepared] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preceptor.data.volumes import save_mask, to_labels
+from preceptor.data.volumes import load_case, on_source_grid, save_mask, to_labels, to_regions
 from preceptor.segmentation.config import EvaluationConfig, SegmentationRecipe
 from preceptor.segmentation.dataset import VolumeExamples, WholeCase
 from preceptor.segmentation.election import mean_scores
+from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.losses import soft_dice
-from preceptor.segmentation.metrics import dice, hd95, remove_small_components
+from preceptor.segmentation.metrics import dice, remove_small_components, score_masks
 from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.sliding_window import predict_subsets
 from preceptor.segmentation.subsets import Subset, subsets
@@ -60,7 +61,7 @@ def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRe
     """Return the soft Dice (N, R) of every modality alone, the mean over the cases that have it; NaN where none has."""
     count, regions = len(cases.modalities), len(cases.regions)
     found = []
-    for index in range(min(len(cases), recipe.method.election.cases or len(cases))):
+    for index in range(min(len(cases), _voters(recipe) or len(cases))):
         case = cases.whole(index)
         assert case.masks is not None
         masks = case.masks[(slice(None), *case.box)]
@@ -81,22 +82,30 @@ def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRe
     return mean_scores(found)
 
 
+def _voters(recipe: SegmentationRecipe) -> int | None:
+    return recipe.method.election.cases if isinstance(recipe.method, LckdConfig) else None
+
+
 def validation_scores(
     network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe
 ) -> dict[str, dict[str, float]]:
-    """Return the mean Dice over cases by subset and region; subsets that no case has are left out."""
+    """Return the mean Dice over cases by subset of modalities and by region.
+
+    The masks are those of the label map that would be written. A subset that no case has is left out.
+    """
     names = list(cases.regions)
     rows: dict[str, list[np.ndarray]] = {}
     for index in range(len(cases)):
         case = cases.whole(index)
         assert case.masks is not None
-        target = case.masks[(slice(None), *case.box)]
-        said = predict_case(
+        target = case.masks[(slice(None), *case.box)].numpy()
+        predictions = predict_case(
             network, case, recipe.evaluation, recipe.data.patch_size, overlap=recipe.evaluation.validation_overlap
         )
-        for subset, probabilities in said.items():
-            mask = (probabilities >= THRESHOLD).cpu()
-            scores = np.array([dice(mask[r].numpy(), target[r].numpy()) for r in range(len(names))])
+        for subset, probabilities in predictions.items():
+            label = label_map(probabilities.float().cpu().numpy(), cases.regions)
+            masks = to_regions(label, cases.regions)
+            scores = np.array([dice(masks[r], target[r]) for r in range(len(names))])
             rows.setdefault(subset_name(subset, cases.modalities), []).append(scores)
     ordered = [subset_name(subset, cases.modalities) for subset in subsets(len(cases.modalities))]
     return {
@@ -112,51 +121,64 @@ def mean_of(scores: dict[str, dict[str, float]]) -> float:
 def score_cases(
     network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows {id, subset, region, dice, hd95} of every case, raw (`A`) and post-processed (`A-post`)."""
-    config, names = recipe.evaluation, list(cases.regions)
+    """Return the rows {id, subset, region, dice, hd95} of every case, as predicted (`A`) and post-processed (`A-post`).
+
+    A row scores the label map that would be written, on the grid of the source file.
+    """
     rows: dict[str, list[dict[str, Any]]] = {"A": [], "A-post": []}
     for index in range(len(cases)):
         case = cases.whole(index)
-        assert case.masks is not None
-        target = case.masks.numpy()
-        for subset, raw in masks_of(network, case, recipe):
-            name = subset_name(subset, cases.modalities)
-            for key, masks in (("A", raw), ("A-post", post_processed(raw, names, config))):
-                for r, region in enumerate(names):
-                    rows[key].append(
-                        {
-                            "id": case.id,
-                            "subset": name,
-                            "region": region,
-                            "dice": dice(masks[r], target[r]),
-                            "hd95": hd95(masks[r], target[r], case.loaded.spacing),
-                        }
-                    )
+        target = reference_masks(cases, index, case)
+        spacing = case.loaded.geometry.spacing
+        for subset, probabilities in whole_probabilities(network, case, recipe):
+            for key, post in (("A", None), ("A-post", recipe.evaluation)):
+                label = on_source_grid(label_map(probabilities, cases.regions, post), case.loaded)
+                masks = to_regions(label, cases.regions)
+                name = subset_name(subset, cases.modalities)
+                rows[key] += score_masks(case.id, name, masks, target, list(cases.regions), spacing)
     return rows
 
 
-def masks_of(
+def reference_masks(cases: VolumeExamples, index: int, case: WholeCase) -> np.ndarray:
+    """Return the masks (R, D, H, W) bool of the reference label map on the grid of its file."""
+    assert case.masks is not None
+    if case.loaded.shape == case.loaded.geometry.canonical_shape:
+        return case.masks.numpy()
+    source = load_case(cases.cases[index], cases.data)
+    assert source.label is not None
+    return to_regions(source.label, cases.regions)
+
+
+def whole_probabilities(
     network: MultimodalUNet, case: WholeCase, recipe: SegmentationRecipe, only: list[Subset] | None = None
 ) -> Iterator[tuple[Subset, np.ndarray]]:
-    """Yield (subset, masks (R, D, H, W) bool) of a whole case."""
+    """Yield (subset, probabilities (R, D, H, W) float32) of a whole case; 0 outside the box of its images."""
     shape = tuple(case.images.shape[1:])
-    for subset, probabilities in predict_case(
-        network, case, recipe.evaluation, recipe.data.patch_size, only=only
-    ).items():
-        masks = np.zeros((len(probabilities), *shape), bool)
-        masks[(slice(None), *case.box)] = (probabilities >= THRESHOLD).cpu().numpy()
-        yield subset, masks
+    predictions = predict_case(network, case, recipe.evaluation, recipe.data.patch_size, only=only)
+    for subset, probabilities in predictions.items():
+        whole = np.zeros((len(probabilities), *shape), np.float32)
+        whole[(slice(None), *case.box)] = probabilities.float().cpu().numpy()
+        yield subset, whole
 
 
-def post_processed(masks: np.ndarray, regions: list[str], config: EvaluationConfig) -> np.ndarray:
-    """Return masks (R, D, H, W) without small components, and without an enhancing tumour that is too small."""
-    return remove_small_components(
-        masks,
-        regions,
-        share=config.minimum_component,
-        voxels=config.minimum_component_voxels,
-        et_minimum=config.et_minimum,
-    )
+def label_map(
+    probabilities: np.ndarray, regions: Mapping[str, Sequence[int]], post: EvaluationConfig | None = None
+) -> np.ndarray:
+    """Return the label map (D, H, W) uint8 of region probabilities (R, D, H, W).
+
+    Probabilities are cut at `THRESHOLD`. `post` removes small components, and an enhancing tumour that is too small.
+    Scores, volumes and files are all made from this label map, in which the regions are nested.
+    """
+    masks = probabilities >= THRESHOLD
+    if post is not None:
+        masks = remove_small_components(
+            masks,
+            list(regions),
+            share=post.minimum_component,
+            voxels=post.minimum_component_voxels,
+            et_minimum=post.et_minimum,
+        )
+    return to_labels(masks, regions)
 
 
 def write_worst(
@@ -171,8 +193,8 @@ def write_worst(
     for name in worst:
         case = cases.whole(places[name])
         chosen = _four(rows, name, case, cases.modalities)
-        for subset, masks in masks_of(network, case, recipe, only=chosen):
-            label = to_labels(masks, cases.regions)
+        for subset, probabilities in whole_probabilities(network, case, recipe, only=chosen):
+            label = label_map(probabilities, cases.regions)
             save_mask(folder / f"{name}__{subset_name(subset, cases.modalities)}.nii.gz", label, case.loaded)
 
 

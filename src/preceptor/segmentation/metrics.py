@@ -1,4 +1,4 @@
-"""Scores of segmentation: Dice, Hausdorff distance, post-processing, tables over subsets of modalities."""
+"""Scores of label maps: Dice, Hausdorff distance, post-processing, tables over combinations of modalities."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from preceptor.scores import UnitScore
+
+UNIT = "case"
+ROW_FIELDS = {"id": str, "subset": str, "region": str, "dice": float, "hd95": float}
+ROW_KEY = ("id", "subset", "region")
+RATIO_TO_TEACHER = False
 EMPTY_HD95 = 373.1287
-"""Distance in mm where one of both masks is empty: the diagonal of a BraTS volume, as its organisers count it."""
+"""Distance in mm if exactly one of the two masks is empty: the diagonal of a BraTS volume, as its organisers use it."""
 EPSILON = 1e-8
 DESCRIBES = {
     "A": (
@@ -17,8 +23,8 @@ DESCRIBES = {
         "the combinations of modalities; HD95 in mm"
     ),
     "A-post": (
-        "protocol A after post-processing: small components dropped, an enhancing tumour below its smallest size "
-        "counted as none"
+        "protocol A after post-processing: small components are dropped, and an enhancing tumour below a minimum size "
+        "counts as absent"
     ),
 }
 
@@ -30,10 +36,10 @@ def dice(predicted: np.ndarray, target: np.ndarray) -> float:
 
 
 def hd95(predicted: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> float:
-    """Return the 95th percentile Hausdorff distance in mm of two bool masks (D, H, W): the larger of both directions.
+    """Return the 95th percentile Hausdorff distance in mm of two bool masks (D, H, W), the larger of both directions.
 
-    `spacing` is the size of a voxel in mm along D, H, W. Distances are between surface voxels. Both empty: 0; one of
-    them empty: `EMPTY_HD95`.
+    `spacing` is the size of a voxel in mm along D, H, W. Distances are between surface voxels. The distance is 0 if
+    both masks are empty and `EMPTY_HD95` if one of them is.
     """
     if not predicted.any() or not target.any():
         return 0.0 if predicted.any() == target.any() else EMPTY_HD95
@@ -42,38 +48,94 @@ def hd95(predicted: np.ndarray, target: np.ndarray, spacing: Sequence[float]) ->
 
     p, t = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (predicted, target))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MONAI's about a call of its own
-        found = compute_hausdorff_distance(
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about one of its own calls.
+        distance = compute_hausdorff_distance(
             p, t, include_background=True, percentile=95, directed=False, spacing=[float(mm) for mm in spacing]
         )
-    return float(found)
+    return float(distance)
 
 
 def remove_small_components(
     masks: np.ndarray, regions: Sequence[str], *, share: float = 0.1, voxels: int = 2000, et_minimum: int = 500
 ) -> np.ndarray:
-    """Return masks (R, D, H, W) bool without what is too small to be believed.
+    """Return region masks (R, D, H, W) bool without components that are too small to be plausible.
 
-    Of each region, components (26 neighbours) under ``min(voxels, share * the largest)`` voxels are dropped (published
-    code); an ``et`` of fewer than `et_minimum` voxels altogether is none, and its voxels are ``tc`` (published code,
-    and the second ET column of protocol A).
+    In each region, components (26 neighbours) with fewer than ``min(voxels, share * largest)`` voxels are dropped
+    (published code). An ``et`` of fewer than `et_minimum` voxels in total is removed and its voxels become ``tc``
+    (published code, and the second ET column of protocol A).
     """
     from scipy.ndimage import label
 
-    found = masks.copy()
+    kept = masks.copy()
     for r in range(len(regions)):
         marked, count = label(masks[r], structure=np.ones((3, 3, 3)))
         if count > 1:
             sizes = np.bincount(marked.ravel())
             sizes[0] = 0
-            found[r] = (sizes >= min(voxels, share * sizes.max()))[marked] & masks[r]
+            kept[r] = (sizes >= min(voxels, share * sizes.max()))[marked] & masks[r]
     if "et" in regions:
-        et = found[list(regions).index("et")]
+        et = kept[list(regions).index("et")]
         if 0 < np.count_nonzero(et) < et_minimum:
             if "tc" in regions:
-                found[list(regions).index("tc")] |= et
+                kept[list(regions).index("tc")] |= et
             et[...] = False
-    return found
+    return kept
+
+
+def score_masks(
+    id: str,
+    subset: str,
+    masks: np.ndarray,
+    targets: np.ndarray,
+    regions: Sequence[str],
+    spacing: Sequence[float],
+) -> list[dict[str, Any]]:
+    """Return the rows {id, subset, region, dice, hd95} of one predicted label map, one row per region.
+
+    All scores of a run and of `preceptor score` are made here, from the regions of label maps as they are saved.
+
+    Args:
+        id: of the case.
+        subset: the modalities that were given, as in ``flair+t1``.
+        masks: predicted regions (R, D, H, W) bool.
+        targets: the regions (R, D, H, W) bool of the reference on the same grid.
+        regions: names of the R regions.
+        spacing: voxel size in mm along D, H, W.
+    """
+    return [
+        {
+            "id": id,
+            "subset": subset,
+            "region": region,
+            "dice": dice(masks[r], targets[r]),
+            "hd95": hd95(masks[r], targets[r], spacing),
+        }
+        for r, region in enumerate(regions)
+    ]
+
+
+def unit_scores(rows: Sequence[Mapping[str, Any]], protocol: str) -> list[UnitScore]:
+    """Return the Dice of every case, region and combination of modalities, cases in the order of their ids."""
+    return [
+        UnitScore(
+            row["id"],
+            row["id"],
+            "dice",
+            float(row["dice"]),
+            {"regions": row["region"], "modalities": _number(row["subset"].count("+") + 1)},
+        )
+        for row in sorted(rows, key=lambda row: row["id"])
+    ]
+
+
+def _number(modalities: int) -> str:
+    return "1 modality" if modalities == 1 else f"{modalities} modalities"
+
+
+def headline_scores(rows: Sequence[Mapping[str, Any]], protocol: str) -> dict[str, float | None]:
+    """Return the number of cases and the mean Dice, by key of the protocol's entry in results.json."""
+    summary = table(rows)
+    return {"n": summary["n"], "dice": summary["dice"]}
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -81,24 +143,24 @@ def table(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
     `dice`: over subsets and regions; `regions` and `hd95`: by region; `subsets`: by subset and region; `n`: cases.
     """
-    sums: dict[str, dict[str, list[list[float]]]] = {}
+    values: dict[str, dict[str, list[list[float]]]] = {}
     cases = set()
     for row in rows:
         cases.add(row["id"])
-        sums.setdefault(row["subset"], {}).setdefault(row["region"], []).append([row["dice"], row["hd95"]])
-    means = {s: {region: np.mean(values, axis=0) for region, values in by.items()} for s, by in sums.items()}
+        values.setdefault(row["subset"], {}).setdefault(row["region"], []).append([row["dice"], row["hd95"]])
+    means = {s: {region: np.mean(pairs, axis=0) for region, pairs in by.items()} for s, by in values.items()}
     regions = list(next(iter(means.values()))) if means else []
-    over = {region: np.mean([by[region] for by in means.values()], axis=0) for region in regions}
+    overall = {region: np.mean([by[region] for by in means.values()], axis=0) for region in regions}
     return {
         "metric": "dice",
-        "dice": float(np.mean([values[0] for values in over.values()])),
+        "dice": float(np.mean([mean[0] for mean in overall.values()])),
         "n": len(cases),
-        "regions": {region: float(values[0]) for region, values in over.items()},
-        "hd95": {region: float(values[1]) for region, values in over.items()},
+        "regions": {region: float(mean[0]) for region, mean in overall.items()},
+        "hd95": {region: float(mean[1]) for region, mean in overall.items()},
         "subsets": {
             s: {
-                "dice": {region: float(values[0]) for region, values in by.items()},
-                "hd95": {region: float(values[1]) for region, values in by.items()},
+                "dice": {region: float(mean[0]) for region, mean in by.items()},
+                "hd95": {region: float(mean[1]) for region, mean in by.items()},
             }
             for s, by in means.items()
         },

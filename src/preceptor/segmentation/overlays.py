@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preceptor.data.types import Case, CaseData
+from preceptor.data.types import Case, SegmentationDataset
 from preceptor.errors import UserError
 from preceptor.report.contents import RunRecord, StageRecord
 from preceptor.report.markup import escape
@@ -60,14 +60,16 @@ def choose_subsets(dice: Mapping[Subset, float | None], most: int = MOST_SUBSETS
     return sorted(chosen, key=lambda subset: (-len(subset), worth[subset], subset))
 
 
-def draw_cases(run: RunRecord, subject: Subject, data: CaseData, number: int, max_voxels: int) -> list[DrawnCase]:
+def draw_cases(
+    run: RunRecord, subject: Subject, data: SegmentationDataset, number: int, max_voxels: int
+) -> list[DrawnCase]:
     """Return the worst cases whose predicted masks lie in the run folder, the worst first, at most `number`.
 
     A case whose files cannot be read, or do not fit each other, is left out.
     """
     masks = _masks(run.focus, subject)
     scores = _scores(run.focus, subject)
-    cases = {case.id: case for case in data.cases if case.mask is not None}
+    cases = {case.id: case for case in data.samples if case.mask is not None}
     overall = {id: mean(v for rows in scores.get(id, {}).values() for v in rows.values()) for id in masks}
     order = sorted(masks, key=lambda id: (2.0 if overall[id] is None else overall[id], id))
     found: list[DrawnCase] = []
@@ -109,7 +111,7 @@ def _draw(
     masks: Mapping[Subset, Path],
     scores: Mapping[Subset, dict[str, float]],
     subject: Subject,
-    data: CaseData,
+    data: SegmentationDataset,
     max_voxels: int,
 ) -> list[DrawnSubset]:
     assert case.mask is not None

@@ -1,114 +1,246 @@
-"""A trained network on one case, whatever modalities it has: masks on the source's grid."""
+"""A trained segmentation network on cases, whatever modalities they have."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import torch
 
-from preceptor.data.segmentation.cases import find_case
-from preceptor.data.types import CaseData
-from preceptor.data.volumes import save_mask, save_probabilities, to_labels
+from preceptor.data.segmentation.cases import find_case, find_cases
+from preceptor.data.segmentation.modalities import Endings, stem
+from preceptor.data.types import Case, SegmentationDataset, VolumeFile
+from preceptor.data.volumes import LoadedVolume, on_source_grid, save_mask, save_probabilities, to_regions
 from preceptor.errors import UserError
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.segmentation.config import EvaluationConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
-from preceptor.segmentation.evaluate import THRESHOLD, post_processed, predict_case
+from preceptor.segmentation.evaluate import label_map, predict_case
 from preceptor.segmentation.model import MultimodalUNet
-from preceptor.segmentation.stage import INFERENCE_CONFIG
 from preceptor.segmentation.subsets import name as subset_name
 
+INFERENCE_CONFIG = "segmentation.json"
+"""What prediction needs beside the weights: regions, preparation, inference settings, Dice on validation data."""
 
-def segment_case(
-    run: Path, path: Path | Sequence[Path], output: Path, *, probabilities: bool = False, post: bool = False
-) -> dict[str, Any]:
-    """Segment a case (a folder, its files, or one 4-D file) into ``output/CASE_seg.nii.gz``; return what was done.
+CaseSource = str | Path | Mapping[str, str | Path] | Sequence[str | Path] | Case
 
-    The document names the modalities that are there and missing, the mean Dice that validation found for just these,
-    and the volume of each region in ml. `probabilities` adds ``CASE_prob.nii.gz`` (X, Y, Z, regions in order); `post`
-    applies the post-processing of the recipe.
 
-    Raises UserError where the case has none of the network's modalities, or files that cannot be used.
+@dataclass(frozen=True)
+class Segmentation:
+    """The segmentation of one case.
+
+    Attributes:
+        case: id of the case.
+        modalities: those that were used, joined by `+`.
+        missing: modalities of the network that the case does not have.
+        mask: label map (D, H, W) uint8: from feet to head, back to front, left to right of the patient.
+        probabilities: (R, D, H, W) float32 by region on the grid of the network, before thresholding.
+        volumes_ml: volume of each region in ml, counted in `mask`.
+        expected_dice: mean Dice of these modalities on the validation cases by region; None if no case had them.
+        expected_dice_of_all: the same with all modalities.
+        validation_cases: number of validation cases.
+        post_processed: whether small components were removed.
+        warnings: sentences for the reader of the result.
     """
-    folder = model_folder(run)
-    network = MultimodalUNet.load(folder).eval()
-    facts = _facts(folder)
-    modalities, regions = network.config.modalities, {name: tuple(v) for name, v in facts["regions"].items()}
-    # A label map that lies beside the images is nobody's business here.
-    case = replace(find_case(path, modalities), mask=None)
-    data = CaseData("case", "none", folder, modalities, regions, [case])
-    preparation = facts["preparation"]
-    window = tuple(preparation["patch_size"])
-    settings = VolumeSettings(
-        patch_size=window,
-        intensity=preparation["intensity"],
-        augment="none",
-        spacing=tuple(preparation["spacing"]) if preparation["spacing"] else None,
-    )
-    whole = VolumeExamples([case], data, settings).whole(0)
-    config = EvaluationConfig.model_validate(facts["inference"])
-    subset = tuple(bool(there) for there in whole.available)
-    found = predict_case(network, whole, config, window, only=[subset])[subset].float().cpu().numpy()
-    full = np.zeros((len(regions), *whole.images.shape[1:]), np.float32)
-    full[(slice(None), *whole.box)] = found
-    masks = full >= THRESHOLD
-    if post:
-        masks = post_processed(masks, list(regions), config)
-    target = output / f"{case.id}_seg.nii.gz"
-    output.mkdir(parents=True, exist_ok=True)
-    save_mask(target, to_labels(masks, regions), whole.loaded)
-    files = [str(target)]
-    if probabilities:
-        target = output / f"{case.id}_prob.nii.gz"
-        save_probabilities(target, full, whole.loaded)
-        files.append(str(target))
-    millilitres = float(np.prod(whole.loaded.spacing)) / 1000
-    name = subset_name(subset, modalities)
-    missing = [modality for modality, there in zip(modalities, subset, strict=True) if not there]
-    return {
-        "case": case.id,
-        "subset": name,
-        "missing": missing,
-        "validation": {
-            "cases": facts["data"]["validation"],
-            "dice": facts["validation"].get(name),
-            "dice_of_all": facts["validation"].get(subset_name((True,) * len(modalities), modalities)),
-        },
-        "volume_ml": {r: round(float(masks[i].sum()) * millilitres, 2) for i, r in enumerate(regions)},
-        "post_processed": post,
-        "files": files,
-    }
+
+    case: str
+    modalities: str
+    missing: tuple[str, ...]
+    mask: np.ndarray
+    probabilities: np.ndarray
+    volumes_ml: dict[str, float]
+    expected_dice: dict[str, float] | None
+    expected_dice_of_all: dict[str, float] | None
+    validation_cases: int
+    post_processed: bool
+    warnings: tuple[str, ...] = ()
+    loaded: LoadedVolume = field(repr=False, default=None)  # type: ignore[assignment]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the label map as NIfTI with the grid and the orientation of the source; return its path."""
+        save_mask(Path(path), self.mask, self.loaded)
+        return Path(path)
+
+    def save_probabilities(self, path: str | Path) -> Path:
+        """Write the probabilities (X, Y, Z, regions) as NIfTI; return the path."""
+        save_probabilities(Path(path), self.probabilities, self.loaded)
+        return Path(path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the voxels, ready for JSON."""
+        names = ("case", "modalities", "volumes_ml", "expected_dice", "expected_dice_of_all", "validation_cases")
+        found = {name: getattr(self, name) for name in names}
+        return found | {
+            "missing": list(self.missing),
+            "post_processed": self.post_processed,
+            "warnings": list(self.warnings),
+        }
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+class SegmentationModel:
+    """A trained segmentation network with its preparation of cases. Load it with `preceptor.load`."""
+
+    def __init__(self, network: MultimodalUNet, config: dict[str, Any]) -> None:
+        self.network, self.config = network.eval(), config
+        self.modalities: tuple[str, ...] = tuple(network.config.modalities)
+        self.regions = {name: tuple(values) for name, values in config["regions"].items()}
+        self.inference = EvaluationConfig.model_validate(config["inference"])
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
+        """Load a run, a stage or a model folder. Raises UserError if a file is missing or damaged."""
+        place = model_folder(Path(folder))
+        network = MultimodalUNet.load(place)
+        return cls(network.to(device) if device is not None else network, read_inference_config(place))
+
+    def segment(self, case: CaseSource, *, post: bool = False) -> Segmentation:
+        """Segment one case.
+
+        Args:
+            case: files by modality, such as ``{"flair": "a.nii.gz", "t1": "b.nii.gz"}``; a folder; a list of files; or
+                one 4-D file. A label map among the files is ignored.
+            post: remove small components, as `evaluation` of the recipe says.
+
+        Raises:
+            UserError: the case has none of the modalities of the network, or a file cannot be used.
+        """
+        source = replace(as_case(case, self.modalities), mask=None)
+        preparation = self.config["preparation"]
+        window = tuple(preparation["patch_size"])
+        settings = VolumeSettings(
+            patch_size=window,
+            intensity=preparation["intensity"],
+            augment="none",
+            spacing=tuple(preparation["spacing"]) if preparation["spacing"] else None,
+        )
+        data = SegmentationDataset("case", "none", Path(), [source], modalities=self.modalities, regions=self.regions)
+        whole = VolumeExamples([source], data, settings).whole(0)
+        subset = tuple(bool(there) for there in whole.available)
+        inside = predict_case(self.network, whole, self.inference, window, only=[subset])[subset]
+        probabilities = np.zeros((len(self.regions), *whole.images.shape[1:]), np.float32)
+        probabilities[(slice(None), *whole.box)] = inside.float().cpu().numpy()
+        label = label_map(probabilities, self.regions, self.inference if post else None)
+        label = on_source_grid(label, whole.loaded)
+        masks = to_regions(label, self.regions)
+        millilitres = float(np.prod(whole.loaded.geometry.spacing)) / 1000
+        name, validation = subset_name(subset, self.modalities), self.config["validation"]
+        missing = tuple(m for m, there in zip(self.modalities, subset, strict=True) if not there)
+        expected = validation.get(name)
+        warnings = () if expected else ("No validation case had these modalities, so the quality is unknown.",)
+        return Segmentation(
+            case=source.id,
+            modalities=name,
+            missing=missing,
+            mask=label,
+            probabilities=probabilities,
+            volumes_ml={r: round(float(masks[i].sum()) * millilitres, 2) for i, r in enumerate(self.regions)},
+            expected_dice=expected,
+            expected_dice_of_all=validation.get(subset_name((True,) * len(self.modalities), self.modalities)),
+            validation_cases=self.config["data"]["validation"],
+            post_processed=post,
+            warnings=warnings,
+            loaded=whole.loaded,
+        )
+
+    def segment_many(self, cases: Iterable[CaseSource], *, post: bool = False) -> Iterator[Segmentation]:
+        """Yield the segmentation of each case in order; one case is in memory at a time."""
+        for case in cases:
+            yield self.segment(case, post=post)
+
+    # What `preceptor predict` calls
+
+    def prediction_file(self, output: Path) -> Path:
+        """Return the table that a row is appended to for each case."""
+        return output / "predictions.csv"
+
+    def items(
+        self,
+        *,
+        case: Sequence[Path] | None = None,
+        files: Mapping[str, Path] | None = None,
+        table: Path | None = None,
+        **_: Any,
+    ) -> Sequence[Case]:
+        """Return the cases of files by modality, of a case's files or folder, of a folder of cases or of a table.
+
+        Raises UserError if the inputs do not belong together.
+        """
+        if bool(case) + bool(files) + (table is not None) != 1:
+            raise UserError(
+                f"a segmentation model needs MODALITY=FILE ({', '.join(self.modalities)}), --case PATH or --table FILE"
+            )
+        if files:
+            return [as_case(files, self.modalities)]
+        if table is not None or (case and len(case) == 1 and not holds_one_case(case[0], self.modalities)):
+            return find_cases(table or case[0], self.modalities)  # type: ignore[index]
+        assert case
+        return [as_case(case[0] if len(case) == 1 else list(case), self.modalities)]
+
+    def predict_rows(
+        self, items: Sequence[Case], *, output: Path, post: bool = False, probabilities: bool = False, **_: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yield one flat row per case (id, files, volumes, expected Dice) after writing its label map to `output`."""
+        output.mkdir(parents=True, exist_ok=True)
+        for result in self.segment_many(items, post=post):
+            row: dict[str, Any] = {
+                "id": result.case,
+                "modalities": result.modalities,
+                "missing": "+".join(result.missing),
+                "mask": str(result.save(output / f"{result.case}_seg.nii.gz")),
+            }
+            if probabilities:
+                row["probabilities"] = str(result.save_probabilities(output / f"{result.case}_prob.nii.gz"))
+            expected = result.expected_dice or {}
+            row |= {f"{region}_ml": volume for region, volume in result.volumes_ml.items()}
+            row |= {f"{region}_expected_dice": expected.get(region, "") for region in self.regions}
+            yield row | {"warnings": " ".join(result.warnings)}
+
+
+def holds_one_case(path: Path, modalities: Sequence[str]) -> bool:
+    """Return whether a path is a NIfTI file or a folder with the files of a single case directly in it."""
+    if path.is_file():
+        return stem(path.name) is not None
+    names = [stem(file.name) for file in path.iterdir() if file.is_file()] if path.is_dir() else []
+    endings = Endings(modalities)
+    found = [endings.split(name) for name in names if name is not None]
+    cases = {prefix for prefix, kind in filter(None, found)}
+    return len(cases) == 1 or not path.is_dir()
+
+
+def as_case(source: CaseSource, modalities: Sequence[str]) -> Case:
+    """Return the case of files by modality, a folder, a list of files or one 4-D file.
+
+    Raises UserError for a modality that the network does not know.
+    """
+    if isinstance(source, Case):
+        return source
+    if isinstance(source, Mapping):
+        unknown = sorted(set(source) - set(modalities))
+        if unknown:
+            raise UserError(f"{unknown[0]} is not a modality of this network; it knows {', '.join(modalities)}")
+        if not source:
+            raise UserError(f"no file was given; give at least one of {', '.join(modalities)}")
+        files = {name: VolumeFile(Path(source[name])) for name in modalities if name in source}
+        first = next(iter(files.values())).path
+        id = first.name.removesuffix(".gz").removesuffix(".nii")
+        return Case(id, files, None, id, "test")
+    return find_case(Path(source) if isinstance(source, str | Path) else [Path(file) for file in source], modalities)
+
+
+def read_inference_config(folder: Path) -> dict[str, Any]:
+    """Return `segmentation.json` of a model folder. Raises UserError if it is missing or damaged."""
+    path = folder / INFERENCE_CONFIG
     try:
-        facts = json.loads((folder / INFERENCE_CONFIG).read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8"))
         for key in ("regions", "preparation", "inference", "validation", "data"):
-            facts[key]
+            config[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / INFERENCE_CONFIG} is missing or damaged ({error}); copy the model's folder again"
-        ) from error
-    return dict(facts)
+        raise UserError(f"{path} is missing or damaged ({error}); copy the model's folder again") from error
+    return dict(config)
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
-    """Return what was done, in words."""
-    lines = [f"{found['case']}: from {found['subset']}"]
-    if found["missing"]:
-        lines[0] += f"; missing: {', '.join(found['missing'])}"
-    promise = found["validation"]
-    if promise["dice"] is None:
-        lines.append("No validation case had these modalities, so nothing is known about how good this is.")
-    else:
-        scores = ", ".join(f"{region} {100 * value:.1f}" for region, value in promise["dice"].items())
-        lines.append(f"Mean Dice of these modalities on {promise['cases']} validation cases: {scores}")
-        if found["missing"] and promise["dice_of_all"]:
-            scores = ", ".join(f"{region} {100 * value:.1f}" for region, value in promise["dice_of_all"].items())
-            lines.append(f"With all modalities it was {scores}")
-    lines.append("Volumes: " + ", ".join(f"{region} {value:g} ml" for region, value in found["volume_ml"].items()))
-    return lines + [f"wrote {file}" for file in found["files"]]
+MODEL = SegmentationModel

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from preceptor.data.types import CaseData
+from preceptor.data.types import SegmentationDataset
 from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.recipe import read_recipe, validate
@@ -41,7 +41,7 @@ log = logging.getLogger("preceptor")
 
 
 def write_segmentation_report(
-    run: Path, *, data: CaseData | None = None, recipe: SegmentationRecipe | None = None
+    run: Path, *, data: SegmentationDataset | None = None, recipe: SegmentationRecipe | None = None
 ) -> Path:
     """Write RUN/report.html from what lies in a run folder, of one stage or of several, and return its path.
 
@@ -60,7 +60,9 @@ def write_segmentation_report(
     return path
 
 
-def render(run: RunRecord, data: CaseData | None, recipe: SegmentationRecipe | None, drawn: Sequence[DrawnCase]) -> str:
+def render(
+    run: RunRecord, data: SegmentationDataset | None, recipe: SegmentationRecipe | None, drawn: Sequence[DrawnCase]
+) -> str:
     """Return the page."""
     title = recipe.name if recipe else run.folder.resolve().name
     subject = subject_of(run)

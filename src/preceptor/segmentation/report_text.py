@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from preceptor.data.types import CaseData
+from preceptor.data.types import SegmentationDataset
 from preceptor.report.contents import RunRecord, StageRecord, get_nested
 from preceptor.report.words import difference, percent, points
 from preceptor.segmentation.combinations import (
@@ -101,7 +101,7 @@ def tally(run: RunRecord, subject: Subject) -> str:
     )
 
 
-def warnings(run: RunRecord, data: CaseData | None) -> list[str]:
+def warnings(run: RunRecord, data: SegmentationDataset | None) -> list[str]:
     """Return what a reader must know before believing a number of this run."""
     found = []
     if data is not None and (recorded := run.first("data", "sha256")) and recorded != data.fingerprint():

@@ -78,8 +78,8 @@ class FitArguments:
     `samples` are drawn from, and an epoch is `epoch_samples` of them (all, but for rows that only a teacher answers).
 
     `validate(task)` returns metrics with a `score`, higher is better; it is called on every process. `export(task,
-    folder)` writes the model of the best validation; it is called on the main process alone. `identity` is what must
-    not change when the run is resumed: ``{"recipe": ..., ...}``.
+    folder)` writes the model of the best validation; it is called on the main process alone. `resume_config` is what
+    must not change when the run is resumed.
     """
 
     folder: Path
@@ -88,7 +88,7 @@ class FitArguments:
     epoch_samples: int
     validate: Callable[[Task], dict[str, float]]
     export: Callable[[Task, Path], None]
-    identity: dict[str, Any]
+    resume_config: dict[str, Any]
     differences: Callable[[dict[str, Any], dict[str, Any]], list[str]]
     seed: int
     skip_limit: float = 0.0
@@ -165,7 +165,7 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
         if is_sharded(task):
             tensors = {name: gather_full(group, accelerator.is_main_process) for name, group in tensors.items()}
         if accelerator.is_main_process:
-            body = {"progress": asdict(state), "identity": job.identity}
+            body = {"progress": asdict(state), "resume_config": job.resume_config}
             checkpoint.save(root, state.step, tensors, body, config.keep_checkpoints)
         accelerator.wait_for_everyone()
 
@@ -316,7 +316,7 @@ def _resume(task, optimizer, names, average, root: Path, job: FitArguments, acce
     if folder is None:
         return TrainState()
     tensors, body = checkpoint.load(folder)
-    changed = job.differences(body["identity"], job.identity)
+    changed = job.differences(body["resume_config"], job.resume_config)
     if changed:
         raise UserError(
             f"{job.folder} holds a run with another recipe ({'; '.join(changed[:12])}); take the old values, choose "

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from preceptor.data.types import Prediction, Sample, VqaData
+from preceptor.data.types import Dataset, Prediction, Sample
 from preceptor.normalizers import NORMALISERS
 
 _WORD = re.compile(r"\w+")
 
 
-def baselines(data: VqaData, normaliser: str = "mevf") -> dict[str, list[Prediction]]:
+def baselines(data: Dataset[Sample], normaliser: str = "mevf") -> dict[str, list[Prediction]]:
     """Return the predictions of every baseline for the test split of `data`, by name.
 
     Empty if there are no training rows to learn from.

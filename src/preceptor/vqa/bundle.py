@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-import importlib.util
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from preceptor.data.types import Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError, nearest
+from preceptor.hub import find_pretrained, hide_progress_bars, public_name
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.vqa import efficientnet_lite
 from preceptor.vqa.config import DataConfig, ModelConfig
-from preceptor.vqa.dataset import Preprocessing
+from preceptor.vqa.dataset import Preprocessing, VqaExamples
 from preceptor.vqa.model import VqaTransformer, VqaTransformerConfig
 
 LITE = f"package:{efficientnet_lite.PACKAGE}"
-
-
-@contextlib.contextmanager
-def no_bars() -> Iterator[None]:
-    """Silence transformers' progress bars, which would break our own."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @dataclass
@@ -51,7 +37,7 @@ class VqaBundle:
     provenance: dict[str, str]
     pretrained: frozenset[str] = frozenset()
 
-    @no_bars()
+    @hide_progress_bars()
     def save(self, folder: Path) -> None:
         """Write config.json, model.safetensors, tokenizer and image-processor files (no card)."""
         self.model.config.preceptor = {"provenance": self.provenance, "vocabulary": self.vocabulary.fingerprint()}
@@ -60,7 +46,7 @@ class VqaBundle:
         (folder / "preprocessor_config.json").write_text(json.dumps(image_processor(self.preprocessing), indent=1))
 
     @classmethod
-    @no_bars()
+    @hide_progress_bars()
     def load(cls, folder: Path) -> VqaBundle:
         """Read a folder that `save` wrote. Raises UserError where it is none."""
         from transformers import AutoTokenizer
@@ -83,6 +69,10 @@ class VqaBundle:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(model.eval(), tokenizer, preprocessing, vocabulary, dict(config.preceptor.get("provenance", {})))
 
+    def examples(self, samples: Sequence[Sample], config: DataConfig) -> VqaExamples:
+        """Return samples as this model's inputs, not augmented."""
+        return VqaExamples(samples, self.tokenizer, self.vocabulary, self.preprocessing, config)
+
 
 def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
     """Return the settings under which transformers' ViTImageProcessor computes what we compute."""
@@ -99,28 +89,6 @@ def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
     }
-
-
-def find_pretrained(name: str, *, allow_downloads: bool) -> str | None:
-    """Return what `from_pretrained` can load for a candidate, or None where it is not to be had.
-
-    ``package:NAME/FOLDER`` is a folder of an installed Python package; a folder is itself; anything else is a hub name,
-    which is looked up in the local hub cache, and downloaded only with `allow_downloads`.
-    """
-    if name.startswith("package:"):
-        package, _, inner = name.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
-        for root in (spec.submodule_search_locations or []) if spec else []:
-            if (Path(root) / inner / "config.json").is_file():
-                return str(Path(root) / inner)
-        return None
-    if (Path(name) / "config.json").is_file():
-        return name
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    return name if allow_downloads or isinstance(try_to_load_from_cache(name, "config.json"), str) else None
 
 
 def make_tokenizer(questions: Sequence[str], vocabulary_size: int = 4000):
@@ -220,7 +188,7 @@ def load_vision(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dic
     return getattr(inner, "vision_config", inner).to_dict(), getattr(whole, "vision_model", whole).state_dict()
 
 
-@no_bars()
+@hide_progress_bars()
 def build_bundle(
     config: ModelConfig,
     tokenizer,
@@ -245,7 +213,7 @@ def build_bundle(
         text_model = AutoModel.from_pretrained(text_source, config=inner, dtype=torch.float32, **options)
         loaded["text"] = text_model.state_dict()
         name = next(n for n in config.text.pretrained if find_pretrained(n, allow_downloads=allow_downloads))
-        provenance["text"] = f"pretrained: {_public_name(name)}, {inner.num_hidden_layers} layers"
+        provenance["text"] = f"pretrained: {public_name(name)}, {inner.num_hidden_layers} layers"
     else:
         scratch = config.text.scratch
         text = {
@@ -272,7 +240,15 @@ def build_bundle(
             "image_size": preprocessing.image_size,
         }
         frozen = f", frozen: {', '.join(config.vision.freeze)}" if config.vision.freeze else ""
-        provenance["vision"] = f"pretrained: {_public_name(vision_source)}{frozen}"
+        provenance["vision"] = f"pretrained: {public_name(vision_source)}{frozen}"
+    elif config.vision.module is not None:
+        vision = {
+            "kind": "module",
+            "module": config.vision.module,
+            "arguments": config.vision.arguments,
+            "image_size": preprocessing.image_size,
+        }
+        provenance["vision"] = f"{config.vision.module}, {_from_scratch([])}"
     else:
         vision = {"kind": "conv", **config.vision.conv.model_dump()}
         provenance["vision"] = _from_scratch(config.vision.pretrained or [])
@@ -303,7 +279,7 @@ def build_bundle(
         pretrained |= {f"{prefix}.{name}" for name in fitting}
     if text_source and config.text.freeze_words:
         model.text.get_input_embeddings().requires_grad_(False)
-    if vision_source:
+    if vision["kind"] != "conv":
         _freeze(model.vision.get_submodule("model"), config.vision.freeze)
     if config.init:
         provenance["init"] = _start_from(model, VqaBundle.load(Path(config.init)).model)
@@ -328,7 +304,7 @@ def _start_from(model: VqaTransformer, earlier: VqaTransformer) -> str:
 
 
 def _from_scratch(candidates: str | list[str]) -> str:
-    names = ", ".join(map(_public_name, candidates))
+    names = ", ".join(map(public_name, candidates))
     return f"from scratch ({names} not found)" if names else "from scratch"
 
 
@@ -342,8 +318,3 @@ def _freeze(backbone: torch.nn.Module, patterns: Sequence[str]) -> None:
             )
         for name in matched:
             names[name].requires_grad_(False)
-
-
-def _public_name(name: str) -> str:
-    """Return a name fit for a card: the last part of a local path, a hub or package name as it is."""
-    return Path(name).name if name.startswith((".", "/", "~")) else name

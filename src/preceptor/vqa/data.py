@@ -1,34 +1,24 @@
-"""Data sets by the name that a recipe gives."""
+"""Read the data set of a VQA recipe."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from preceptor.config import PhantomConfig
+from preceptor.data.locations import FOLDERS, data_folder, find_images
+from preceptor.data.provenance import CACHE, hash_images, leave_out, match_images
 from preceptor.data.splits import note_leaks, subsample
-from preceptor.data.types import Sample, Split, VqaData
-from preceptor.data.vqa import parquet, vqa_rad
+from preceptor.data.synthetic.questions_table import write_phantom
+from preceptor.data.types import Dataset, Sample, Split
+from preceptor.data.vqa import parquet, slake, vqa_med_2019, vqa_rad
+from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError, nearest
 from preceptor.recipe import apply_override, validate
 from preceptor.vqa.config import DataConfig, VqaRecipe
 
-FOLDERS = {
-    "vqa-rad": "vqa_rad",
-    "vqa-med-2019": "vqa_med_2019",
-    "slake": "slake",
-    "path-vqa": "path_vqa",
-    "slake-grounding": "slake",
-    "med-grit": "med_grit",
-}
-"""The folder of each data set under PRECEPTOR_DATA."""
-
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
-
-# Which data sets a setting is for, beside what it has to be for the others.
+# Data sets that a setting applies to, and its value for all other data sets.
 _ONLY_FOR: dict[str, tuple[tuple[str, ...], object]] = {
     "variant": (("vqa-rad", "vqa-med-2019", "slake"), None),
     "validation_by": (("vqa-rad",), "image"),
@@ -37,90 +27,97 @@ _ONLY_FOR: dict[str, tuple[tuple[str, ...], object]] = {
 
 
 def load_data_config(name: str, root: Path | None, overrides: Iterable[str] = (), section: str = "data") -> DataConfig:
-    """Return data settings without a recipe: a data set's name, its root, and ``data.key=value`` overrides.
+    """Return data settings without a recipe, from the name of a data set, its root and ``data.key=value`` overrides.
 
-    `section` is the first word of the overrides. Raises UserError for a value that does not fit and for keys of other
-    sections.
+    `section` is the first part of the keys of the overrides.
+
+    Raises:
+        UserError: a value is invalid, or an override does not start with `section`.
     """
     raw: dict[str, Any] = {"task": "vqa", "name": name}
     raw["data"] = {"name": name, "root": None if root is None else str(root)}
     for override in overrides:
         if not override.startswith(f"{section}."):
-            raise UserError(f"override {override!r} must look like {section}.key=value")
+            raise UserError(f"override {override!r} must have the form {section}.key=value")
         apply_override(raw, f"data.{override.removeprefix(f'{section}.')}")
     return validate(raw, f"data set {name}", VqaRecipe).data
 
 
 def read_data(
     config: DataConfig, scratch: Path, needed: tuple[Split, ...] = ("train", "validation", "test")
-) -> VqaData:
-    """Read the data set of a recipe. What has to be written (phantoms, images out of parquet files) goes to `scratch`.
+) -> Dataset[Sample]:
+    """Read the data set of a recipe.
 
-    Raises UserError where a split of `needed` is empty, where the root is missing or is not the data set that its name
-    says, for a setting that the data set does not know, and for an entry of `exclude_images_of` that is nothing.
+    Args:
+        config: Data settings of the recipe.
+        scratch: Folder for generated files: the synthetic data set, and images extracted from parquet files.
+        needed: Splits that must not be empty.
+
+    Raises:
+        UserError: a needed split is empty, the root is missing or contains another data set, a setting does not apply
+            to the data set, or an entry of `exclude_images_of` does not exist.
     """
     for setting, (names, default) in _ONLY_FOR.items():
         if config.name not in names and getattr(config, setting) != default:
             raise UserError(
-                f"data.{setting}={getattr(config, setting)} is for {' and '.join(names)}, not for "
-                f"data.name={config.name}: leave it out"
+                f"data.{setting}={getattr(config, setting)} applies to {' and '.join(names)}, not to "
+                f"data.name={config.name}; remove it"
             )
     data = _read(config, scratch)
+    limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
     for entry in config.exclude_images_of:
-        from preceptor.data.provenance import CACHE, leave_out
-
-        limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
         leave_out(data, _images_of(entry, scratch), _public_name(entry), scratch.with_name(CACHE), **limits)
     keep_rest = "rest" in config.unlabelled
     if config.train_share < 1:
         data.samples = subsample(data.samples, config.train_share, config.split_seed, keep_rest=keep_rest)
-        data.notes.append(f"trained on {config.train_share:.0%} of the training groups (data.train_share)")
+        data.notes.append(f"Trained on {config.train_share:.0%} of the training groups (data.train_share).")
     elif keep_rest:
-        raise UserError("data.unlabelled=[rest] is what data.train_share leaves out, and that is 1: set it below 1")
+        raise UserError("data.unlabelled=[rest] needs samples that data.train_share=1 leaves out; set it below 1")
     add_unlabelled(data, config, scratch)
     for split in needed:
         if not data.split(split):
-            raise UserError(f"{data.name} has no {split} questions; see its split column or data.validation_fraction")
+            raise UserError(
+                f"{data.name} has no {split} questions; check its split column, or set data.validation_fraction"
+            )
     return data
 
 
-def _read(config: DataConfig, scratch: Path) -> VqaData:
+def _read(config: DataConfig, scratch: Path) -> Dataset[Sample]:
     fraction, seed = config.validation_fraction, config.split_seed
     if config.name == "phantom":
-        return _phantom(config, scratch)
+        folder = Path(config.root) if config.root else scratch
+        data = read_table(
+            write_phantom(folder, **config.phantom.model_dump(), image_size=config.image_size), name="phantom"
+        )
+        data.notes.append("Generated images: the numbers show that the method works, not that it helps in medicine.")
+        return data
     if config.name == "table":
-        from preceptor.data.vqa.table import read_table
-
         if config.root is None:
-            raise UserError("data.name=table needs data.root=FILE, a CSV or JSONL file with image, question, answer")
+            raise UserError("data.name=table needs data.root=FILE, a CSV or JSONL table with image, question, answer")
         return read_table(Path(config.root), validation_fraction=fraction, seed=seed)
-    root = _root(config)
+    root = data_folder(config.name, config.root)
     if config.name == "vqa-med-2019":
-        from preceptor.data.vqa import vqa_med_2019
-
-        variant = _known(config, get_args(vqa_med_2019.Variant))
+        variant = _check_variant(config, get_args(vqa_med_2019.Variant))
         return vqa_med_2019.read_vqa_med_2019(
             root, variant=cast(vqa_med_2019.Variant, variant or "val"), validation_fraction=fraction, seed=seed
         )
     if config.name == "slake":
-        from preceptor.data.vqa import slake
-
-        variant = _known(config, get_args(slake.Variant))
+        variant = _check_variant(config, get_args(slake.Variant))
         return slake.read_slake(root, language=config.language or "en", variant=cast(slake.Variant, variant or "clean"))
     if config.name == "path-vqa":
         data = _parquet(config, root, scratch, "official")
         note_leaks(data)
         return data
-    variant = _known(config, (*get_args(vqa_rad.Variant), "hub"))
+    variant = _check_variant(config, (*get_args(vqa_rad.Variant), "hub"))
     if variant != "hub" and parquet.holds_parquet(root) and not (root / vqa_rad.TABLE).is_file():
         if variant is not None:
             raise UserError(
-                f"{root} holds the hub's parquet files, which know no data.variant={variant}: set it to hub"
+                f"data.variant={variant} does not apply to the parquet files in {root}; set data.variant=hub"
             )
         variant = "hub"
     if variant == "hub":
         if config.validation_by != "image":
-            raise UserError("data.validation_by=question is not for data.variant=hub: leave it out")
+            raise UserError("data.validation_by=question does not apply to data.variant=hub; remove it")
         data = _parquet(config, root, scratch, "hub")
         vqa_rad.note_hub(data)
         return data
@@ -133,57 +130,55 @@ def _read(config: DataConfig, scratch: Path) -> VqaData:
     )
 
 
-def add_unlabelled(data: VqaData, config: DataConfig, scratch: Path) -> None:
-    """Add the rows of `config.unlabelled` that are not of this data set, less images of its held-out splits."""
-    from preceptor.data.provenance import CACHE, hash_images, match_images
-
+def add_unlabelled(data: Dataset[Sample], config: DataConfig, scratch: Path) -> None:
+    """Add the samples of the other data sets in `config.unlabelled`, without images of the held-out splits."""
     limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
     cache = scratch.with_name(CACHE)
-    left_out = 0
+    excluded = 0
     for entry in (entry for entry in config.unlabelled if entry != "rest"):
         name = _public_name(entry)
-        rows = _questions_of(entry, scratch)
+        samples = _unlabelled_samples(entry, scratch)
         held_out = [sample.image for sample in data.samples if sample.split in ("validation", "test")]
-        theirs = dict(hash_images(held_out, cache, **limits).values())
-        known = match_images(hash_images([sample.image for sample in rows], cache, **limits), theirs)
-        left_out += len(known)
+        held_out_hashes = dict(hash_images(held_out, cache, **limits).values())
+        matches = match_images(hash_images([sample.image for sample in samples], cache, **limits), held_out_hashes)
+        excluded += len(matches)
         data.samples += [
             replace(s, id=f"{name}:{s.id}", group=f"{name}:{s.group}", split="unlabelled", answers=(), tags={})
-            for s in rows
-            if s.image not in known
+            for s in samples
+            if s.image not in matches
         ]
     if added := data.split("unlabelled"):
         data.notes.append(
-            f"Beside the labelled rows a distilled student saw {len({s.image for s in added}):,} images "
-            f"({sum(bool(s.question) for s in added):,} questions) without labels (data.unlabelled)"
-            + (f"; {left_out} that are validation or test images too were left out." if left_out else ".")
+            f"In addition to the labelled samples, distilled students were trained on "
+            f"{len({s.image for s in added}):,} images ({sum(bool(s.question) for s in added):,} questions) without "
+            "labels (data.unlabelled)"
+            + (f"; {excluded} images that are also validation or test images were left out." if excluded else ".")
         )
 
 
-def _questions_of(entry: str, scratch: Path) -> list[Sample]:
-    """Return the training rows of a data set, all rows of a table, or a row without a question for each image file."""
+def _unlabelled_samples(entry: str, scratch: Path) -> list[Sample]:
+    """Return the training samples of a data set, all samples of a table, or one sample per image of a folder."""
     name = entry.replace("_", "-").partition("/")[0]
     path = Path(entry)
     if name in FOLDERS:
-        chosen = {"name": name, "language": "en"} if name == "slake" else {"name": name}
-        other = _read(DataConfig.model_validate(chosen), scratch.with_name(f"{scratch.name}-{name}"))
-        return other.split("train")
+        settings = {"name": name, "language": "en"} if name == "slake" else {"name": name}
+        data = _read(DataConfig.model_validate(settings), scratch.with_name(f"{scratch.name}-{name}"))
+        return data.split("train")
     if path.suffix in (".csv", ".jsonl"):
-        from preceptor.data.vqa.table import read_table
-
         return read_table(path, answered=False).samples
-    files = _image_files(path, "data.unlabelled", entry, "`rest`, a data set")
+    files = _folder_images(path, "data.unlabelled", entry, "`rest`, a data set")
     names = [file.relative_to(path).as_posix() for file in files]
     return [Sample(n, file, "", (), "open", n, "unlabelled") for n, file in zip(names, files, strict=True)]
 
 
-def _image_files(path: Path, key: str, entry: str, kinds: str) -> list[Path]:
+def _folder_images(path: Path, key: str, entry: str, alternatives: str) -> list[Path]:
     if not path.is_dir():
-        raise UserError(f"{key}: {entry!r} is not {kinds}, a table or a folder of images{nearest(entry, FOLDERS)}")
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
-    if not found:
-        raise UserError(f"{key}: the folder {path} holds no image files")
-    return found
+        hint = nearest(entry, FOLDERS)
+        raise UserError(f"{key}: {entry!r} is not {alternatives}, a table or a folder of images{hint}")
+    try:
+        return find_images(path)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def _images_of(entry: str, scratch: Path) -> list[Path]:
@@ -191,15 +186,13 @@ def _images_of(entry: str, scratch: Path) -> list[Path]:
     name, _, variant = entry.replace("_", "-").partition("/")
     path = Path(entry)
     if name in FOLDERS:
-        # Of SLAKE the test images of both languages.
-        chosen = {"language": "both", "variant": "published"} if name == "slake" else {"variant": variant or None}
-        data = _read(DataConfig.model_validate({"name": name, **chosen}), scratch.with_name(f"{scratch.name}-{name}"))
+        # The test images of both languages of SLAKE.
+        settings = {"language": "both", "variant": "published"} if name == "slake" else {"variant": variant or None}
+        data = _read(DataConfig.model_validate({"name": name, **settings}), scratch.with_name(f"{scratch.name}-{name}"))
     elif path.suffix in (".csv", ".jsonl"):
-        from preceptor.data.vqa.table import read_table
-
         data = read_table(path)
     else:
-        return _image_files(path, "data.exclude_images_of", entry, "a data set")
+        return _folder_images(path, "data.exclude_images_of", entry, "a data set")
     return [sample.image for sample in data.split("test")]
 
 
@@ -207,15 +200,15 @@ def _public_name(entry: str) -> str:
     return entry if entry.partition("/")[0].replace("_", "-") in FOLDERS else Path(entry).name
 
 
-def _known(config: DataConfig, splits: tuple[str, ...]) -> str | None:
-    if config.variant is not None and config.variant not in splits:
+def _check_variant(config: DataConfig, variants: tuple[str, ...]) -> str | None:
+    if config.variant is not None and config.variant not in variants:
         raise UserError(
-            f"data.variant={config.variant!r} of {config.name} is not known{nearest(config.variant, splits)}"
+            f"data.variant={config.variant!r} is not a variant of {config.name}{nearest(config.variant, variants)}"
         )
     return config.variant
 
 
-def _parquet(config: DataConfig, root: Path, scratch: Path, variant: str) -> VqaData:
+def _parquet(config: DataConfig, root: Path, scratch: Path, variant: str) -> Dataset[Sample]:
     return parquet.read_parquet(
         root,
         name=config.name,
@@ -224,41 +217,4 @@ def _parquet(config: DataConfig, root: Path, scratch: Path, variant: str) -> Vqa
         validation_fraction=config.validation_fraction,
         seed=config.split_seed,
         max_bytes=config.max_image_bytes,
-    )
-
-
-def _phantom(config: DataConfig, scratch: Path) -> VqaData:
-    from preceptor.data.vqa.table import read_table
-
-    table = made_phantom(config.phantom, Path(config.root) if config.root else scratch, config.image_size)
-    data = read_table(table, name="phantom")
-    data.notes.append("Generated images: the numbers show that the method works, and nothing about medicine.")
-    return data
-
-
-def made_phantom(config: PhantomConfig, folder: Path, image_size: int) -> Path:
-    """Return the table of generated images and questions in a folder, made there if it is not yet."""
-    from preceptor.data.synthetic.questions_table import write_phantom
-
-    return write_phantom(
-        folder,
-        cases=config.cases,
-        questions_per_image=config.questions_per_image,
-        images_per_case=config.images_per_case,
-        seed=config.seed,
-        image_size=image_size,
-    )
-
-
-def _root(config: DataConfig) -> Path:
-    return Path(config.root) if config.root is not None else shared_folder(config.name, FOLDERS[config.name])
-
-
-def shared_folder(name: str, folder: str) -> Path:
-    """Return where a data set's folder lies under PRECEPTOR_DATA. Raises UserError where that is not set."""
-    if shared := os.environ.get("PRECEPTOR_DATA"):
-        return Path(shared) / folder
-    raise UserError(
-        f"{name} needs its folder, as data.root=FOLDER in a recipe or --root FOLDER, or PRECEPTOR_DATA set to the "
-        f"folder above {folder}/"
     )

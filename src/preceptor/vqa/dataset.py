@@ -145,7 +145,7 @@ class VqaExamples(Dataset):
             view = self.view(epoch)
             key = self.key(index, view)
         except ImageError:
-            if self.config.broken_images == "raise":
+            if self.config.broken == "raise":
                 raise
             return self.samples[index].id
         if self.augment is not None:

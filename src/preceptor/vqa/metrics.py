@@ -1,10 +1,10 @@
-"""Accuracy of answers to questions, under a named protocol."""
+"""Scores of answers to questions, under a named protocol. This module imports neither torch nor numpy at the top."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -12,22 +12,26 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from preceptor.data.types import AnswerType, Prediction, Sample
 from preceptor.errors import UserError
 from preceptor.normalizers import NORMALISERS
+from preceptor.scores import UnitScore
 from preceptor.text_metrics import corpus_bleu, imageclef_bleu, token_f1, tokens, vqa_soft
-from preceptor.vqa.protocols import Metric, Protocol
+from preceptor.vqa.protocols import Metric, Protocol, metric_of
 
 if TYPE_CHECKING:
     import numpy as np
 
+UNIT = "question"
+ROW_FIELDS = {"id": str, "score": float, "answer_type": str, "question_type": str}
+ROW_KEY = ("id",)
+RATIO_TO_TEACHER = True
 OTHER = "(other)"
-"""The class of a confusion matrix that gathers the rare answers; no MEVF-normalised answer has brackets."""
+"""Class of a confusion matrix that holds the rare answers. No MEVF-normalised answer has brackets."""
 
 
 class Row(TypedDict):
     """One scored question: a line of the predictions file.
 
-    `answer` and `answers` are what was said and what is accepted, as written, so that anyone can score them otherwise;
-    `prediction` and `target` are normalised. `score` is the protocol's metric in [0, 1]; of the others, `bleu` and `f1`
-    are always there.
+    `answer` (predicted) and `answers` (accepted) are verbatim, so that anyone can apply another metric. `prediction`
+    and `target` are normalised. `score` is the protocol's metric in [0, 1]; `bleu` and `f1` are always included.
     """
 
     id: str
@@ -46,13 +50,13 @@ class Row(TypedDict):
 
 @dataclass(frozen=True)
 class Scores:
-    """The scored questions of one protocol. Scores are means in [0, 1], None where there is no question.
+    """The scored questions of one protocol. Scores are means in [0, 1], or None if there is no question.
 
-    `accuracy`, `open`, `closed` and those of the question types are means of the protocol's metric, so shares of
-    right answers unless the metric is another. `macro` is the mean over question types, each weighing the same.
+    `accuracy`, `open`, `closed` and the scores of the question types are means of the protocol's metric. `macro` is
+    the unweighted mean over question types.
 
-    `ceiling` is the share that the answer classes can reach (`AnswerVocabulary.ceiling` of the same samples); `score`
-    does not know the classes, so the caller adds it: `dataclasses.replace(scores, ceiling=...)`.
+    `ceiling` is the highest accuracy that the answer classes allow (`AnswerVocabulary.ceiling` of the same samples).
+    `score` does not know the classes, so the caller adds it: ``dataclasses.replace(scores, ceiling=...)``.
     """
 
     protocol: str
@@ -73,7 +77,7 @@ class Scores:
         return self._accuracy(lambda row: row["answer_type"] == "closed")
 
     def question_types(self) -> dict[str, dict[str, float | int]]:
-        """Return ``{question type: {"accuracy": share, "n": count}}``; questions without a type are left out."""
+        """Return ``{question type: {"accuracy": share, "n": count}}``; questions without a type are omitted."""
         by_type: dict[str, list[float]] = {}
         for row in self.scored:
             if row["question_type"]:
@@ -94,7 +98,7 @@ class Scores:
             "accuracy": self.accuracy,
             "open": self.open,
             "closed": self.closed,
-            "macro": sum(found["accuracy"] for found in types.values()) / len(types) if types else None,
+            "macro": sum(one["accuracy"] for one in types.values()) / len(types) if types else None,
             "bleu": sum(row["bleu"] for row in self.scored) / n if n else None,
             **{f"bleu_{order}": value if n else None for order, value in enumerate(pooled, start=1)},
             "f1": sum(row["f1"] for row in self.scored) / n if n else None,
@@ -110,16 +114,18 @@ class Scores:
         return list(self.scored)
 
     def _accuracy(self, selected: Callable[[Row], bool]) -> float | None:
-        found = [row["score"] for row in self.scored if selected(row)]
-        return sum(found) / len(found) if found else None
+        scores = [row["score"] for row in self.scored if selected(row)]
+        return sum(scores) / len(scores) if scores else None
 
 
 def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol: Protocol) -> Scores:
     """Score `predictions` on those `samples` that `protocol` selects, matched by id.
 
     A prediction is correct if its normalised text equals any normalised accepted answer. The target of a row is the
-    answer that was matched, else the first one. Predictions for other questions are not looked at. Raises UserError
-    if a selected question has no prediction, or if an id occurs twice among the predictions or the samples.
+    matched answer, or the first one if none matches. Predictions for other questions are ignored.
+
+    Raises:
+        UserError: a selected question has no prediction, or an id occurs twice among the predictions or the samples.
     """
     normalise, metric = lru_cache(maxsize=None)(NORMALISERS[protocol.normaliser]), protocol.metric
     selected = [sample for sample in samples if protocol.select(sample)]
@@ -130,7 +136,7 @@ def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol
     if missing:
         raise UserError(
             f"protocol {protocol.id}: {len(missing)} of {len(selected)} questions have no prediction, the first is "
-            f"{missing[0]!r}; predict the whole test part again"
+            f"{missing[0]!r}; predict the whole test split again"
         )
     rows: list[Row] = []
     for sample in selected:
@@ -140,9 +146,9 @@ def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol
         correct = text in accepted
         bleu = imageclef_bleu(prediction.answer, sample.answers)
         if metric == "accuracy":
-            worth = float(correct)
+            value = float(correct)
         else:
-            worth = bleu if metric == "bleu" else vqa_soft(text, accepted)
+            value = bleu if metric == "bleu" else vqa_soft(text, accepted)
         rows.append(
             Row(
                 id=sample.id,
@@ -154,7 +160,7 @@ def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol
                 correct=correct,
                 answer_type=sample.answer_type,
                 question_type=protocol.category(sample),
-                score=worth,
+                score=value,
                 bleu=bleu,
                 f1=token_f1(prediction.answer, sample.answers),
             )
@@ -162,13 +168,34 @@ def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol
     return Scores(protocol.id, tuple(rows), metric=metric)
 
 
+def unit_scores(rows: Sequence[Mapping[str, Any]], protocol: str) -> list[UnitScore]:
+    """Return one value per question, in the order of the ids, with the type of the answer and of the question."""
+    metric = metric_of(protocol)
+    return [
+        UnitScore(
+            row["id"],
+            row["id"],
+            metric,
+            float(row["score"]),
+            {"answer_types": row["answer_type"]}
+            | ({"question_types": row["question_type"]} if row["question_type"] else {}),
+        )
+        for row in sorted(rows, key=lambda row: row["id"])
+    ]
+
+
+def headline_scores(rows: Sequence[Mapping[str, Any]], protocol: str) -> dict[str, float | None]:
+    """Return the number of questions and their mean score, by key of the protocol's entry in results.json."""
+    return {"n": len(rows), "accuracy": sum(row["score"] for row in rows) / len(rows) if rows else None}
+
+
 def confusion(rows: Sequence[Row], most: int = 12) -> tuple[list[str], np.ndarray]:
     """Return labels and the confusion matrix of the `most` frequent targets.
 
-    The last label, `OTHER`, gathers every other answer. The matrix is int64 (labels, labels): rows are targets,
-    columns predictions. On its last diagonal element lie right and wrong answers alike.
+    The last label, `OTHER`, stands for every other answer. The matrix is int64 (labels, labels): rows are targets,
+    columns predictions. Its last diagonal element counts right and wrong answers.
     """
-    import numpy as np  # here, so that `preceptor score` starts without it
+    import numpy as np  # `preceptor score` does not need it
 
     counts = Counter(row["target"] for row in rows)
     frequent = sorted(counts, key=lambda answer: (-counts[answer], answer))[:most]

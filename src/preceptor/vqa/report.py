@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from preceptor.data.types import VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.recipe import read_recipe, validate
@@ -22,7 +22,7 @@ from preceptor.vqa.report_samples import AnswerView, Question, questions
 log = logging.getLogger("preceptor")
 
 
-def write_report(run: Path, *, data: VqaData | None = None, recipe: VqaRecipe | None = None) -> Path:
+def write_report(run: Path, *, data: Dataset[Sample] | None = None, recipe: VqaRecipe | None = None) -> Path:
     """Write RUN/report.html and return its path.
 
     Without `recipe` that of the run folder is used; without `data` the data set is read where the recipe says, and the
@@ -40,7 +40,7 @@ def write_report(run: Path, *, data: VqaData | None = None, recipe: VqaRecipe | 
     return path
 
 
-def render(run: RunRecord, data: VqaData | None, recipe: VqaRecipe | None, shown: list[Question]) -> str:
+def render(run: RunRecord, data: Dataset[Sample] | None, recipe: VqaRecipe | None, shown: list[Question]) -> str:
     """Return the page."""
     title = recipe.name if recipe else run.folder.resolve().name
     sections = [
@@ -63,7 +63,7 @@ def _saved_recipe(run: Path) -> VqaRecipe | None:
         return None
 
 
-def _find_data(recipe: VqaRecipe, run: Path) -> VqaData | None:
+def _find_data(recipe: VqaRecipe, run: Path) -> Dataset[Sample] | None:
     from preceptor.vqa.data import read_data
 
     try:
@@ -73,7 +73,7 @@ def _find_data(recipe: VqaRecipe, run: Path) -> VqaData | None:
         return None
 
 
-def _notes(run: RunRecord, data: VqaData | None) -> str:
+def _notes(run: RunRecord, data: Dataset[Sample] | None) -> str:
     sentences = [*run.notes, *(data.notes if data else []), *words.warnings(run, data)]
     return banner(sentences, words.LEAKING if words.leaks(run, data) else None)
 

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from preceptor.data.images import ImageError, load_image
-from preceptor.data.types import Sample, VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.errors import UserError
 from preceptor.report.contents import RunRecord, StageRecord
 from preceptor.vqa.config import VqaRecipe
@@ -73,7 +73,7 @@ def choose(rows: Sequence[Mapping[str, Any]], number: int, images: Mapping[str, 
     return chosen
 
 
-def questions(run: RunRecord, data: VqaData | None, recipe: VqaRecipe | None, number: int) -> list[Question]:
+def questions(run: RunRecord, data: Dataset[Sample] | None, recipe: VqaRecipe | None, number: int) -> list[Question]:
     """Return the chosen questions of the main protocol with every model's answer and class activation map.
 
     Maps need `data`, `recipe` and the stage's student folder; where one is missing they are left out.

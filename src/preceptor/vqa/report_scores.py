@@ -25,7 +25,7 @@ def _bars(run: RunRecord, protocol: str) -> str:
     ceiling = run.first("protocols", protocol, "ceiling")
     bars = []
     for name, scores in (run.first("baselines", protocol) or {}).items():
-        bars.append(bar(words.BASELINES.get(name, name), "baseline", get_nested(scores, "accuracy"), None, ceiling))
+        bars.append(bar(words.BASELINES.get(name, name), "reference", get_nested(scores, "accuracy"), None, ceiling))
     for stage in sorted(run.stages, key=lambda stage: stage.kind == "teacher"):
         spread = words.interval(stage, protocol)
         bars.append(bar(stage.title, stage.kind, stage.score(protocol), spread, ceiling))
@@ -81,10 +81,10 @@ def _protocol(run: RunRecord, protocol: str) -> str:
             *(percent(get_nested(scores, kind)) for kind in numbers),
             *[""] * 4,
         ]
-        rows.append(row(chip("baseline", words.BASELINES.get(name, name)), cells, "baseline"))
+        rows.append(row(chip("reference", words.BASELINES.get(name, name)), cells, "reference"))
     ceiling = run.first("protocols", protocol, "ceiling")
     if ceiling is not None:
-        rows.append(row(chip("ceiling-mark", "Answer ceiling"), [percent(ceiling), *[""] * 7], "baseline"))
+        rows.append(row(chip("ceiling-mark", "Answer ceiling"), [percent(ceiling), *[""] * 7], "reference"))
     described = run.first("describes", protocol)
     caption = f"<code>{escape(protocol)}</code>{_of(n)}{': ' + escape(described) if described else ''}"
     compared = _compared(run, protocol)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from preceptor.data.types import AnswerType, Prediction, Sample, VqaData
+from preceptor.data.types import AnswerType, Dataset, Prediction, Sample
 from preceptor.data.vqa.answers import inferred_type
 from preceptor.errors import UserError, nearest
 from preceptor.normalizers import NORMALISERS
@@ -65,7 +65,7 @@ def score_file(
     return score(samples, predictions, chosen), notes
 
 
-def read_for(protocol: str, root: Path | None, scratch: Path) -> VqaData:
+def read_for(protocol: str, root: Path | None, scratch: Path) -> Dataset[Sample]:
     """Return the data set that a protocol scores: the public one of its id, or the table at `root`.
 
     Raises UserError where the id is of no public data set and there is no table, or the data cannot be read.
@@ -90,7 +90,9 @@ def protocol_alone(id: str, normaliser: str | None = None) -> Protocol:
     settings = settings_for(id)
     if settings is None:
         return Protocol(id, normaliser or "mevf", lambda sample: True, "all questions of the file")
-    data = VqaData(settings["name"], settings.get("language", "") or settings.get("variant", ""), Path("."), [])
+    data: Dataset[Sample] = Dataset(
+        settings["name"], settings.get("language", "") or settings.get("variant", ""), Path("."), []
+    )
     known = {protocol.id.removesuffix("/published"): protocol for protocol in protocols_for(data)}
     if id.removesuffix("/published") not in known:
         raise UserError(f"there is no protocol {id!r}{nearest(id, known)}")

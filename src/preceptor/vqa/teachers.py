@@ -1,4 +1,4 @@
-"""Teachers for a student, from trained runs, caches or the student itself."""
+"""Teachers of a VQA student: trained runs, a cache of their outputs, or a moving average of the student."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from preceptor.distributed import processes
 from preceptor.errors import UserError
@@ -15,80 +15,74 @@ from preceptor.teachers.array_store import MANIFEST
 from preceptor.teachers.cache import CachedTeacher, CacheKey, write_cache
 from preceptor.teachers.online import EmaTeacher, EnsembleTeacher, OnlineTeacher
 from preceptor.vqa.bundle import VqaBundle
-from preceptor.vqa.config import MhkdConfig
-from preceptor.vqa.mhkd import LayerMap, teacher_forward, token_axes
+from preceptor.vqa.context import RunContext
+from preceptor.vqa.method import VqaMethod
 from preceptor.vqa.model import VqaTransformer
+from preceptor.vqa.task import token_axes
 from preceptor.vqa.vision import remember_images
 
-if TYPE_CHECKING:
-    from preceptor.vqa.stage import Classroom
 
-
-def ema_teacher(student: VqaTransformer, method: MhkdConfig) -> EmaTeacher:
-    """Return a moving average of the student, to learn from itself (mean teacher)."""
+def ema_teacher(student: VqaTransformer, method: VqaMethod) -> EmaTeacher:
+    """Return a moving average of the student as its teacher (mean teacher)."""
     layers = student.config.layers
-    return EmaTeacher(
-        copy.deepcopy(student),
-        teacher_forward(LayerMap(method, layers, layers).teacher_paths),
-        method.teaching.ema_decay,
-    )
+    return EmaTeacher(copy.deepcopy(student), method.teacher_forward(layers, layers), method.teaching.ema_decay)
 
 
 def online_teacher(
-    folders: list[Path], method: MhkdConfig, student_layers: int, *, repeats: bool = False
+    folders: list[Path], method: VqaMethod, student_layers: int, *, repeats: bool = False
 ) -> tuple[Teacher, Any]:
-    """Return (teacher, its model configuration) from trained runs; several are an ensemble.
+    """Return (teacher, its model configuration) from trained runs. Several form an ensemble.
 
-    `repeats`: it will be shown the same images again and again, so its vision backbone may remember them.
+    With `repeats` the same images come repeatedly, so a frozen vision backbone may cache its features.
     """
     members: list[Teacher] = []
     config = None
     for folder in folders:
         bundle = VqaBundle.load(folder)
         config = config or bundle.model.config
-        paths = LayerMap(method, student_layers, bundle.model.config.layers).teacher_paths
-        # Only the first member of an ensemble shows its layers: averaged features would be nobody's.
-        members.append(OnlineTeacher(bundle.model, teacher_forward(paths if not members else [])))
+        # Features of different networks have no common coordinates, so only the first member's are used.
+        forward = method.teacher_forward(student_layers, bundle.model.config.layers, features=not members)
+        members.append(OnlineTeacher(bundle.model, forward))
         if repeats:
             remember_images(bundle.model)
     return (members[0] if len(members) == 1 else EnsembleTeacher(members)), config
 
 
-def signal_cache_key(room: Classroom, source: Teacher, fields: list[str]) -> CacheKey:
+def signal_cache_key(context: RunContext, source: Teacher, fields: list[str]) -> CacheKey:
     """Return everything that a recipe's cache of teacher signals depends on."""
-    tokens = hashlib.sha256(room.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    data, crossed = room.recipe.data, room.recipe.method.teaching.cross_questions
-    rows = f"{room.data.name} {room.data.fingerprint('train')}"
-    if room.data.split("unlabelled"):
-        rows += f" and unlabelled {room.data.fingerprint('unlabelled')}"
+    tokens = hashlib.sha256(context.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    data, crossed = context.recipe.data, context.recipe.method.teaching.cross_questions
+    rows = f"{context.data.name} {context.data.fingerprint('train')}"
+    if context.data.split("unlabelled"):
+        rows += f" and unlabelled {context.data.fingerprint('unlabelled')}"
     return CacheKey(
         teacher=source.fingerprint,
-        vocabulary=room.vocabulary.fingerprint(),
+        vocabulary=context.vocabulary.fingerprint(),
         data=rows + f" and {crossed} cross questions" * bool(crossed),
-        variant=room.data.variant,
-        preprocessing={**room.preprocessing.as_dict(), "tokenizer": tokens, "fields": sorted(fields)},
+        variant=context.data.variant,
+        preprocessing={**context.preprocessing.as_dict(), "tokenizer": tokens, "fields": sorted(fields)},
         augmentation=data.augment.model_dump(mode="json") if data.augment.enabled else {"enabled": False},
     )
 
 
-def every_view(room: Classroom) -> tuple[int, Iterator[Batch]]:
+def every_view(context: RunContext) -> tuple[int, Iterator[Batch]]:
     """Return (rows, batches) of the training split in every augmentation view."""
-    examples = room.training_examples(room.recipe.seed, crossed=True)
-    views = max(1, room.recipe.data.augment.views if examples.augment is not None else 1)
+    examples = context.training_examples(context.recipe.seed, with_teacher=True)
+    views = max(1, context.recipe.data.augment.views if examples.augment is not None else 1)
     items = [(index, view) for view in range(views) for index in range(len(examples))]
     lists = [items[i : i + 64] for i in range(0, len(items), 64)]
-    return len(items), iter(examples.loader(lists, room.recipe.data.workers))
+    return len(items), iter(examples.loader(lists, context.recipe.data.workers))
 
 
 def cached_teacher(
-    folder: Path, room: Classroom, source: Teacher, paths: list[str], *, renew: bool = False
+    folder: Path, context: RunContext, source: Teacher, paths: list[str], *, renew: bool = False
 ) -> CachedTeacher:
     """Open the cache in `folder`; write it first if there is none.
 
-    A cache of another teacher, split, vocabulary or preprocessing, or a damaged one, raises UserError; with `renew` it
-    is written again.
+    Raises UserError if the cache belongs to another teacher, split, vocabulary or preprocessing, or is damaged; with
+    `renew` it is written again instead.
     """
-    cache_key = signal_cache_key(room, source, ["logits", *paths])
+    cache_key = signal_cache_key(context, source, ["logits", *paths])
     state = processes()
     write = not (folder / MANIFEST).exists()
     if renew and not write:
@@ -98,7 +92,7 @@ def cached_teacher(
             write = True
     state.wait_for_everyone()
     if write and state.is_main_process:
-        _, batches = every_view(room)
+        _, batches = every_view(context)
         on_device = (batch.to(state.device) for batch in batches)
         axes = {path: token_axes(path) for path in paths}
         write_cache(folder, source.to(state.device), on_device, cache_key, token_axes=axes)

@@ -13,8 +13,10 @@ from preceptor.data.grounding.boxes import (
     find_references,
     from_pixels,
     iou,
+    repair_box,
     restyle,
     to_pixels,
+    validate_box,
     write_box,
     write_reference,
 )

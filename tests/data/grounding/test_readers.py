@@ -34,10 +34,10 @@ def write(folder: Path, records) -> dict:
 
 def test_tasks_and_modalities(tmp_path):
     data = read_med_grit(write(tmp_path, RECORDS), tmp_path)
-    assert [d.task for d in data.dialogues] == ["vg", "roc", "rc", "mia"]
-    assert [d.modality for d in data.dialogues] == ["ct", "mr", "x", "pet"]
-    assert data.dialogues[3].turns == (("Is it normal?", "Yes"), ("Why?", "Nothing is bright."))
-    assert data.split("train") == data.dialogues
+    assert [d.task for d in data.samples] == ["vg", "roc", "rc", "mia"]
+    assert [d.modality for d in data.samples] == ["ct", "mr", "x", "pet"]
+    assert data.samples[3].turns == (("Is it normal?", "Yes"), ("Why?", "Nothing is bright."))
+    assert data.split("train") == data.samples
     assert data.faults == {}
     assert modality_of("sub/Fundus_a_b") == "fundus"
     assert task_of([("hello", "there")]) == "mia"
@@ -54,10 +54,10 @@ def test_faulty_boxes_by_policy(tmp_path):
         read_med_grit(files, tmp_path)
     data = read_med_grit(files, tmp_path, boxes="repair")
     assert data.faults == {"swapped corners": 1, "unreadable": 1}
-    assert data.dialogues[-1].turns == (("Where?", "<box>(1,2),(30,40)</box>"),)
-    assert len(data.dialogues) == 5
+    assert data.samples[-1].turns == (("Where?", "<box>(1,2),(30,40)</box>"),)
+    assert len(data.samples) == 5
     assert "1 of 6 records" in data.notes[0]
-    assert len(read_med_grit(files, tmp_path, boxes="drop").dialogues) == 4
+    assert len(read_med_grit(files, tmp_path, boxes="drop").samples) == 4
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_missing_image_is_named(tmp_path):
     (tmp_path / "mr_2.png").unlink()
     with pytest.raises(UserError, match=r"1 of 4 image files are missing(.|\n)*mr_2.png \(.*record 1\)"):
         read_med_grit(files, tmp_path)
-    assert len(read_med_grit(files, tmp_path, require=False).dialogues) == 4
+    assert len(read_med_grit(files, tmp_path, require=False).samples) == 4
 
 
 @pytest.mark.real_data
@@ -89,12 +89,12 @@ def test_a_missing_image_is_named(tmp_path):
 def test_slake_in_four_tasks(language):
     root = Path(os.environ["PRECEPTOR_DATA"]) / "slake"
     data = read_slake_grounding(root, language=language)
-    tasks = Counter(d.task for d in data.dialogues)
+    tasks = Counter(d.task for d in data.samples)
     assert tasks["roc"] == tasks["rc"] > tasks["vg"] > 1000
     assert tasks["mia"] > 6900
-    assert len({d.id for d in data.dialogues}) == len(data.dialogues)
+    assert len({d.id for d in data.samples}) == len(data.samples)
     parts_of_image: dict[str, set] = {}
-    for d in data.dialogues:
+    for d in data.samples:
         parts_of_image.setdefault(d.group, set()).add(d.split)
         texts = " ".join(text for turn in d.turns for text in turn)
         boxes = find_boxes(texts, bare=False)
@@ -147,9 +147,9 @@ def turns(number: int, **more) -> dict:
 def test_sharegpt_divides_by_image(tmp_path, name):
     records = [turns(n % 20, id=f"r{n}") for n in range(60)]
     data = read_sharegpt(write_turns(tmp_path, records, name))
-    assert data.dialogues[0].turns == (("Where is it, 0?", "<|box_start|>(1,2),(3,4)<|box_end|>"),)
-    assert {(d.task, d.modality) for d in data.dialogues} == {("vg", "ct")}
-    parts = {d.group: {e.split for e in data.dialogues if e.group == d.group} for d in data.dialogues}
+    assert data.samples[0].turns == (("Where is it, 0?", "<|box_start|>(1,2),(3,4)<|box_end|>"),)
+    assert {(d.task, d.modality) for d in data.samples} == {("vg", "ct")}
+    parts = {d.group: {e.split for e in data.samples if e.group == d.group} for d in data.samples}
     assert all(len(found) == 1 for found in parts.values())
     assert [len(data.split(part)) for part in ("train", "validation", "test")] == [48, 6, 6]
 
@@ -167,7 +167,7 @@ def test_messages_systems_and_given_splits(tmp_path):
         "task": "mia",
         "modality": "mr",
     }
-    (dialogue,) = read_sharegpt(write_turns(tmp_path, [record])).dialogues
+    (dialogue,) = read_sharegpt(write_turns(tmp_path, [record])).samples
     assert dialogue.turns == (("You are a radiologist.\nNormal?", "Yes"), ("Sure?", "Yes."))
     assert (dialogue.split, dialogue.modality, dialogue.images) == ("validation", "mr", ())
 

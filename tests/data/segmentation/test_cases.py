@@ -25,7 +25,7 @@ def test_brats_2021(tmp_path):
     assert data.modalities == FOUR
     assert data.regions == brats_regions(4)
     assert [len(data.split(p)) for p in ("train", "validation", "test")] == [7, 1, 2]
-    case = next(case for case in data.cases if case.id == "BraTS2021_00003")
+    case = next(case for case in data.samples if case.id == "BraTS2021_00003")
     assert {name: file.path.name for name, file in case.images.items()} == {
         name: f"BraTS2021_00003_{name}.nii.gz" for name in FOUR
     }
@@ -40,12 +40,12 @@ def test_brats_2018_in_folders_of_grade_with_a_misnamed_label_map(tmp_path):
     (odd / "Brats18_2013_2_1_seg.nii.gz").rename(odd / "W39_1998.09.19_Segm.nii.gz")
     save(odd / "._Brats18_2013_2_1_t1.nii.gz", head(0))
     data = read_volumes(tmp_path, test_fraction=0)
-    assert {case.id: case.tags["grade"] for case in data.cases} == {
+    assert {case.id: case.tags["grade"] for case in data.samples} == {
         "Brats18_2013_2_1": "HGG",
         "Brats18_2013_10_1": "LGG",
     }
-    assert {case.group for case in data.cases} == {"Brats18_2013_2", "Brats18_2013_10"}
-    assert data.cases[1].mask.path.name == "W39_1998.09.19_Segm.nii.gz"
+    assert {case.group for case in data.samples} == {"Brats18_2013_2", "Brats18_2013_10"}
+    assert data.samples[1].mask.path.name == "W39_1998.09.19_Segm.nii.gz"
 
 
 def test_brats_2023_two_scans_of_a_patient_stay_together(tmp_path):
@@ -57,10 +57,10 @@ def test_brats_2023_two_scans_of_a_patient_stay_together(tmp_path):
     assert data.modalities == FOUR
     assert data.regions == brats_regions(3)
     for patient in range(6):
-        held = [case for case in data.cases if case.group == f"BraTS-GLI-{patient:05d}"]
+        held = [case for case in data.samples if case.group == f"BraTS-GLI-{patient:05d}"]
         assert len(held) == 2
         assert len({case.split for case in held}) == 1
-    assert data.cases[0].images["t1ce"].path.name == "BraTS-GLI-00000-000-t1c.nii.gz"
+    assert data.samples[0].images["t1ce"].path.name == "BraTS-GLI-00000-000-t1c.nii.gz"
 
 
 def decathlon(root: Path, channels: dict[str, str], labels: dict[str, str], cases: int = 4) -> Path:
@@ -83,8 +83,8 @@ def test_decathlon_takes_channels_and_labels_from_its_list(tmp_path):
     assert data.modalities == FOUR
     assert data.regions == {"et": (3,), "tc": (2, 3), "wt": (1, 2, 3)}
     chosen = read_volumes(tmp_path, modalities=("t2", "t1c"))
-    assert [file.channel for file in chosen.cases[0].images.values()] == [3, 2]
-    loaded = load_case(chosen.cases[1], chosen)
+    assert [file.channel for file in chosen.samples[0].images.values()] == [3, 2]
+    loaded = load_case(chosen.samples[1], chosen)
     # LPS to (feet to head, back to front, left to right): two axes are mirrored, then all are reversed.
     assert np.array_equal(loaded.images["t1c"], head(12)[::-1, ::-1].transpose(2, 1, 0))
     with pytest.raises(UserError, match="modality 'pet' is not known"):
@@ -95,8 +95,8 @@ def test_decathlon_of_another_organ(tmp_path):
     data = read_volumes(decathlon(tmp_path, {"0": "CT"}, {"0": "background", "1": "liver", "2": "cancer"}))
     assert data.modalities == ("ct",)
     assert data.regions == {"liver": (1,), "cancer": (2,)}
-    assert data.cases[0].images["ct"].channel is None
-    load_case(data.cases[0], data)
+    assert data.samples[0].images["ct"].channel is None
+    load_case(data.samples[0], data)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_flat_files_of_any_modality_and_missing_ones(tmp_path):
     data = read_volumes(tmp_path)
     assert data.modalities == ("ct", "pet")
     assert data.regions == {"lesion": (1,)}
-    assert list(data.cases[0].images) == ["ct"]
+    assert list(data.samples[0].images) == ["ct"]
     assert "1 cases without a label map are left out." in data.notes
     assert any("1 of 6 cases lack" in note for note in data.notes)
     assert any("dose" in note for note in data.notes)
@@ -248,10 +248,10 @@ def test_real_cases():
     data = read_volumes(root)
     assert data.modalities == FOUR
     assert data.regions == brats_regions(4)
-    assert [case.id for case in data.cases] == [
+    assert [case.id for case in data.samples] == [
         "glioma_tcga_du_7294",
         "glioma_tcga_fg_6692",
         "ms_patient07",
         "ms_patient19",
     ]
-    assert {len(case.images) for case in data.cases} == {4}
+    assert {len(case.images) for case in data.samples} == {4}

@@ -47,7 +47,7 @@ def test_everything_is_found_at_once(data, tmp_path):
         ("c1", "c1_t2.nii.gz", "error", "where c1_flair"),
         ("c1", "c1_seg.nii.gz", "error", "where c1_flair"),
         ("c1", "c1_seg.nii.gz", "warning", "label map is empty"),
-        ("c2", "c2_t1ce.nii.gz", "error", "the same file as t1 of case c2"),
+        ("c2", "c2_t1ce.nii.gz", "error", "t1ce of case c2 is the same file as t1"),
         ("c3", "c3_t2.nii.gz", "error", "does not exist"),
         ("c4", "c4_t2.nii.gz", "error", "no readable NIfTI"),
         ("c5", "c5_t2.nii.gz", "error", "every voxel is 0"),
@@ -58,35 +58,33 @@ def test_everything_is_found_at_once(data, tmp_path):
 
 
 def test_what_concerns_several_cases(data):
-    cases = [replace(case, group="p", split="train" if i else "test") for i, case in enumerate(data.cases)]
+    cases = [replace(case, group="p", split="train" if i else "test") for i, case in enumerate(data.samples)]
     cases[1] = replace(cases[1], images={"t1": cases[1].images["t1"]})
     cases[2] = replace(cases[2], images={**cases[2].images, "t1": cases[0].images["t1"]})
     cases[3] = replace(cases[3], mask=None)
     cases[4] = replace(cases[4], images={})
-    found = {f.reason: (f.sample_ids, f.severity) for f in check_cases(replace(data, cases=cases))}
+    found = {f.reason: (f.sample_ids, f.severity) for f in check_cases(replace(data, samples=cases))}
     assert found == {
-        "case c3 has no label map; only a case with one can be trained on or scored": (("c3",), "error"),
+        "case c3 has no label map; training and scoring need one": (("c3",), "error"),
         "case c4 has no image; give at least one modality": (("c4",), "error"),
-        "patient 'p' is in test and in train; keep one part": (("c0", "c1"), "error"),
-        "cases c0, c2 hold the same image file in different parts; are they one patient? Give them one group": (
-            ("c0", "c2"),
-            "error",
-        ),
-        "1 of 6 cases have a single modality (t1 1): none can teach in them": ((), "warning"),
+        "patient 'p' has cases in the splits test and train; move them to one split": (("c0", "c1"), "error"),
+        "cases c0, c2 contain the same image file in different splits; if they belong to one patient, give them the "
+        "same group": (("c0", "c2"), "error"),
+        "1 of 6 cases have a single modality (t1 1), so that no modality can teach another in them": ((), "warning"),
     }
 
 
 def test_a_modality_that_training_never_sees(data):
     cases = [
         replace(case, images={n: f for n, f in case.images.items() if n != "t2"}) if case.split == "train" else case
-        for case in data.cases
+        for case in data.samples
     ]
-    found = check_cases(replace(data, cases=cases))
-    assert [f.reason for f in found] == ["no training case has t2; nothing can be learnt of it"]
+    found = check_cases(replace(data, samples=cases))
+    assert [f.reason for f in found] == ["no training case has the modality t2, so that nothing can be learned from it"]
 
 
 def test_channels_of_one_file_are_no_copies(data, tmp_path):
     path = save(tmp_path / "four.nii.gz", np.stack([head(50 + c) for c in range(4)], -1))
     images = {name: VolumeFile(path, channel) for channel, name in enumerate(data.modalities)}
-    cases = [replace(data.cases[0], images=images), *data.cases[1:]]
-    assert check_cases(replace(data, cases=cases)) == []
+    cases = [replace(data.samples[0], images=images), *data.samples[1:]]
+    assert check_cases(replace(data, samples=cases)) == []

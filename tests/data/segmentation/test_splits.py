@@ -140,10 +140,10 @@ def test_a_patient_in_two_parts_is_an_error_and_validation_is_cut_where_there_is
         read_volumes(tmp_path / "data", split_file=file)
     file.write_text(json.dumps({"train": names[:8], "test": names[8:]}))
     data = read_volumes(tmp_path / "data", split_file=file, validation_fraction=0.25)
-    assert Counter(case.split for case in data.cases) == {"train": 6, "validation": 2, "test": 2}
+    assert Counter(case.split for case in data.samples) == {"train": 6, "validation": 2, "test": 2}
     assert data.variant == "s"
     with pytest.raises(UserError, match="exclude each other"):
         read_volumes(tmp_path / "data", split_file=file, fold=0)
     folded = read_volumes(tmp_path / "data", fold=2, folds=5, validation_fraction=0)
-    assert folded.split == "fold-2-of-5"
+    assert folded.variant == "fold-2-of-5"
     assert len(folded.split("test")) == 2

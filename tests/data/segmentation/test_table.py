@@ -31,7 +31,7 @@ def test_csv_and_jsonl_say_the_same(root):
     csv(root, "case,T1c,ct,mask,age", *GOOD)
     data = read_volumes(root, validation_fraction=0.25, test_fraction=0.25)
     assert data.modalities == ("t1ce", "ct")
-    assert [case.id for case in data.cases] == ["p0", "p1", "p2", "p3"]
+    assert [case.id for case in data.samples] == ["p0", "p1", "p2", "p3"]
     rows = [dict(zip(("case", "T1c", "ct", "mask"), line.split(","), strict=False)) for line in GOOD]
     (root / "other.jsonl").write_text("".join(json.dumps({**row, "age": 42}) + "\n" for row in rows))
     other = read_volumes(root / "other.jsonl", validation_fraction=0.25, test_fraction=0.25)
@@ -48,7 +48,7 @@ def test_missing_modalities_groups_and_parts(root):
         "p3,z,test,images/3a.nii.gz,,images/3m.nii.gz",
     )
     data = read_volumes(root)
-    assert [(case.group, case.split, tuple(case.images)) for case in data.cases] == [
+    assert [(case.group, case.split, tuple(case.images)) for case in data.samples] == [
         ("x", "train", ("t1",)),
         ("x", "train", ("t1", "ct")),
         ("y", "validation", ("ct",)),

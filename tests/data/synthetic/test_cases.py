@@ -39,7 +39,7 @@ def test_it_is_read_as_brats(folder):
     assert data.regions == REGIONS
     assert [len(data.split(part)) for part in ("train", "validation", "test")] == [3, 1, 2]
     assert check_cases(data) == []
-    loaded = load_case(data.cases[0], data)
+    loaded = load_case(data.samples[0], data)
     case = make_tumour_case(3, 0, size=32)
     # The phantom's axes run from front to back and from right to left, those of a loaded case the other way.
     assert np.array_equal(loaded.label, case.label[:, ::-1, ::-1])
@@ -79,10 +79,10 @@ def test_missing_modalities(tmp_path):
     assert 1 - np.sum(held) / 160 == pytest.approx(0.3, abs=0.11)
     data = read_volumes(folder, split_file=folder / SPLIT, validation_fraction=0)
     assert data.modalities == ("flair", "t1", "t1ce", "t2")
-    assert sum(len(case.images) for case in data.cases) == sum(held)
+    assert sum(len(case.images) for case in data.samples) == sum(held)
     whole = make_tumour_case(1, 0, size=32)
-    for name, file in data.cases[0].images.items():
-        assert np.array_equal(load_case(data.cases[0]).images[name], whole.contrasts[name][:, ::-1, ::-1]), file
+    for name, file in data.samples[0].images.items():
+        assert np.array_equal(load_case(data.samples[0]).images[name], whole.contrasts[name][:, ::-1, ::-1]), file
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from preceptor.errors import UserError
 
 
 def sample(*answers, split="train", answer_type="open"):
-    return Sample("id", Path("x.jpg"), "q", answers, answer_type, "x", part)
+    return Sample("id", Path("x.jpg"), "q", answers, answer_type, "x", split)
 
 
 TRAIN = [sample(a) for a in ["Yes", "no", "the liver", "No.", "Liver", "NO", "Chest X-ray", "axial"]]
@@ -79,9 +79,9 @@ def test_saved_and_read_again():
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_other_parts_are_refused(part):
-    with pytest.raises(UserError, match=f"'id' is of the {part} part"):
-        AnswerVocabulary.build([*TRAIN, sample("yes", split=part)])
+def test_other_splits_are_refused(split):
+    with pytest.raises(UserError, match=f"'id' is of the {split} split"):
+        AnswerVocabulary.build([*TRAIN, sample("yes", split=split)])
 
 
 @pytest.mark.parametrize(

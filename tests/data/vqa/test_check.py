@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from preceptor.data.types import Sample, VqaData
+from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa import check
 from preceptor.data.vqa.check import check_data, check_images
 
 
-def sample(id: str, image: Path, answer: str = "yes", part: Split = "train") -> Sample:
-    return Sample(id, image, "Q?", (answer,), "closed", id, part)
+def sample(id: str, image: Path, answer: str = "yes", split: Split = "train") -> Sample:
+    return Sample(id, image, "Q?", (answer,), "closed", id, split)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_every_image_is_decoded_once(broken, monkeypatch):
 
 def test_sound_data_has_no_findings(tmp_path):
     rows = [sample("a", tmp_path / "a"), sample("b", tmp_path / "b", "Yes ", "test")]
-    assert check_data(VqaData("x", "given", tmp_path, rows)) == []
+    assert check_data(Dataset("x", "given", tmp_path, rows)) == []
 
 
 def test_rows_amiss(tmp_path):
@@ -66,7 +66,7 @@ def test_rows_amiss(tmp_path):
         sample("f", image, "spleen", "validation"),
         replace(sample("g", image, "left", "test"), answers=("left", "no")),
     ]
-    errors = check_data(VqaData("x", "given", tmp_path, rows))
+    errors = check_data(Dataset("x", "given", tmp_path, rows))
     assert [(f.sample_ids, f.severity) for f in errors] == [
         (("a",), "error"),
         (("b",), "error"),
@@ -82,4 +82,4 @@ def test_rows_amiss(tmp_path):
 
 def test_data_without_a_training_part_is_no_finding(tmp_path):
     rows = [sample("a", tmp_path / "a", split="test")]
-    assert check_data(VqaData("x", "given", tmp_path, rows)) == []
+    assert check_data(Dataset("x", "given", tmp_path, rows)) == []

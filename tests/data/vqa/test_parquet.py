@@ -168,7 +168,7 @@ def test_answers_that_are_numbers_stay(tmp_path):
 
 def test_vqa_rad_from_the_hub(tmp_path):
     root = hub(tmp_path)
-    data = read_data(DataConfig(name="vqa-rad", split="hub", root=str(root)), tmp_path)
+    data = read_data(DataConfig(name="vqa-rad", variant="hub", root=str(root)), tmp_path)
     assert (data.name, data.variant, data.leaking) == ("vqa-rad", "hub", False)
     notes = " ".join(data.notes)
     assert "no question frames" in notes
@@ -178,9 +178,9 @@ def test_vqa_rad_from_the_hub(tmp_path):
     # The layout speaks for itself where no split is given; another split is not there.
     assert read_data(DataConfig(name="vqa-rad", root=str(root)), tmp_path).fingerprint() == data.fingerprint()
     with pytest.raises(
-        UserError, match=r"holds the hub's parquet files, which know no data\.split=clean: set it to hub"
+        UserError, match=r"holds the hub's parquet files, which know no data\.variant=clean: set it to hub"
     ):
-        read_data(DataConfig(name="vqa-rad", split="clean", root=str(root)), tmp_path)
+        read_data(DataConfig(name="vqa-rad", variant="clean", root=str(root)), tmp_path)
 
 
 def test_repeated_and_shared_rows_of_a_copy_of_vqa_rad_are_counted(tmp_path):
@@ -199,7 +199,7 @@ def test_the_release_written_as_the_hub_has_it(tmp_path):
     release = Path(os.environ["PRECEPTOR_DATA"]) / "vqa_rad"
     texts = {str(row["qid"]): row for row in json.loads((release / TABLE).read_text("utf-8-sig"))}
     rows: dict[str, list[tuple[bytes, str, str]]] = {"train": [], "test": []}
-    for sample in sorted(read_vqa_rad(release, split="no_frames").samples, key=lambda s: s.split != "test"):
+    for sample in sorted(read_vqa_rad(release, variant="no_frames").samples, key=lambda s: s.split != "test"):
         row = (sample.image.read_bytes(), str(texts[sample.id]["question"]), str(texts[sample.id]["answer"]))
         if sample.split == "test" or row not in rows["train"] + rows["test"]:
             rows["test" if sample.split == "test" else "train"].append(row)
@@ -250,8 +250,8 @@ def test_faults_are_named(tmp_path):
 
 
 def test_settings_of_other_data_sets_are_refused(tmp_path):
-    for setting in ({"split": "clean"}, {"language": "en"}, {"validation_by": "question"}):
+    for setting in ({"variant": "clean"}, {"language": "en"}, {"validation_by": "question"}):
         with pytest.raises(UserError, match=rf"data\.{next(iter(setting))}="):
             read_data(DataConfig(name="path-vqa", root=str(tmp_path), **setting), tmp_path)
-    with pytest.raises(UserError, match=r"data\.split='cleen' of slake is not known; did you mean 'clean'"):
-        read_data(DataConfig(name="slake", split="cleen", root=str(tmp_path)), tmp_path)
+    with pytest.raises(UserError, match=r"data\.variant='cleen' of slake is not known; did you mean 'clean'"):
+        read_data(DataConfig(name="slake", variant="cleen", root=str(tmp_path)), tmp_path)

@@ -62,7 +62,7 @@ def test_a_language_is_read_alone_and_its_rows_keep_what_protocols_need(tmp_path
     chinese = read_slake(tmp_path, language="zh")
     assert counts(chinese) == (2, 1, 1)
     assert chinese.notes[0].startswith("1 of the 1 test images are training images in English")
-    assert read_slake(tmp_path, split="published").split == "en"  # nothing is shared within a language
+    assert read_slake(tmp_path, variant="published").variant == "en"  # nothing is shared within a language
 
 
 def test_both_languages_leave_out_what_the_other_holds_out(tmp_path):
@@ -72,10 +72,10 @@ def test_both_languages_leave_out_what_the_other_holds_out(tmp_path):
     assert counts(data) == (1, 2, 3)
     assert not data.leaking
     assert "2 of the test images" in " ".join(data.notes)
-    leaking = read_slake(tmp_path, language="both", split="published")
+    leaking = read_slake(tmp_path, language="both", variant="published")
     assert counts(leaking) == (4, 2, 3)
     assert leaking.leaking
-    assert leaking.split == "both-published"
+    assert leaking.variant == "both-published"
 
 
 def test_an_image_under_two_names_is_one_group(tmp_path):
@@ -86,7 +86,7 @@ def test_an_image_under_two_names_is_one_group(tmp_path):
     # The test row stays, and the training row about the same picture goes.
     assert counts(data) == (1, 1, 2)
     assert not data.leaking
-    assert read_slake(root, split="published").leaking
+    assert read_slake(root, variant="published").leaking
 
 
 def test_text_that_is_not_utf_8_is_named(tmp_path):
@@ -154,7 +154,7 @@ def test_the_real_files(tmp_path):
     assert {s.tags["modality"] for s in english.samples} == {"CT", "MRI", "X-Ray"}
     both = read_data(DataConfig(name="slake", language="both"), tmp_path)
     assert not both.leaking
-    published = read_data(DataConfig(name="slake", language="both", split="published"), tmp_path)
+    published = read_data(DataConfig(name="slake", language="both", variant="published"), tmp_path)
     assert published.leaking
     assert counts(published) == (4_918 + 4_916, 1_053 + 1_046, 1_061 + 1_033)
     # Whatever is shared between the languages: 72 images one way, 70 the other.

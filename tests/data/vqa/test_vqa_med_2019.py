@@ -61,7 +61,7 @@ def test_the_official_folder_names_and_the_test_file_with_alternatives(tmp_path)
         tmp_path, names=("ImageClef-2019-VQA-Med-Training", "ImageClef-2019-VQA-Med-Validation"), images="Train_images"
     )
     with_test_file(root, ["synpict|Abnormality|what is wrong?|a # b#c|d", "synpict|plane|which plane?|axial"])
-    data = read_vqa_med_2019(root, split="test")
+    data = read_vqa_med_2019(root, variant="test")
     first = data.split("test")[0]
     assert (first.answers, first.question_type) == (("a", "b", "c|d"), "abnormality")
     assert {part: len(data.split(part)) for part in ("train", "validation", "test")} == {
@@ -88,7 +88,7 @@ def test_an_image_under_two_names_is_cut_as_one_and_found_across_parts(tmp_path)
 def test_what_a_mac_leaves_in_an_archive_is_passed_over(tmp_path):
     root = with_test_file(release(tmp_path), ["synpict|plane|which plane?|axial"])
     (root / "VQAMed2019Test" / "._VQAMed2019_Test_Questions_w_Ref_Answers.txt").write_bytes(b"\x00\x05\x16\x07")
-    assert len(read_vqa_med_2019(root, split="test").split("test")) == 1
+    assert len(read_vqa_med_2019(root, variant="test").split("test")) == 1
 
 
 # Questions and answers of the challenge's overview paper and of the test set's description.
@@ -115,7 +115,7 @@ def test_published_examples_of_test_lines(tmp_path):
     ]
     rows = {
         s.question_type: s
-        for s in read_vqa_med_2019(with_test_file(release(tmp_path), lines), split="test").split("test")
+        for s in read_vqa_med_2019(with_test_file(release(tmp_path), lines), variant="test").split("test")
     }
     assert rows["abnormality"].answers == ("anaplastic oligodendroglioma", "multi-cystic complex mass")
     assert rows["modality"].question == "is this a t1 weighted image?"
@@ -147,10 +147,10 @@ def test_a_broken_line_is_named(tmp_path, line, said):
 
 def test_other_bytes_and_missing_files_are_named(tmp_path):
     root = release(tmp_path)
-    with pytest.raises(UserError, match=r"set data\.split=val"):
-        read_vqa_med_2019(root, split="test")
+    with pytest.raises(UserError, match=r"set data\.variant=val"):
+        read_vqa_med_2019(root, variant="test")
     with pytest.raises(UserError, match="did you mean 'test'"):
-        read_vqa_med_2019(root, split="tets")  # type: ignore[arg-type]
+        read_vqa_med_2019(root, variant="tets")  # type: ignore[arg-type]
     table = root / "val" / "All_QA_Pairs_val.txt"
     table.write_bytes(table.read_bytes() + b"\nsynpicval0|caf\xe9?|yes")
     with pytest.raises(UserError, match=r"All_QA_Pairs_val\.txt:25: byte 0xe9"):
@@ -159,7 +159,7 @@ def test_other_bytes_and_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match="holds no file named All_QA_Pairs_val"):
         read_vqa_med_2019(root)
     with pytest.raises(UserError, match="category 'colour' is not known"):
-        read_vqa_med_2019(with_test_file(release(tmp_path / "b"), ["synpict|colour|is it?|yes"]), split="test")
+        read_vqa_med_2019(with_test_file(release(tmp_path / "b"), ["synpict|colour|is it?|yes"]), variant="test")
 
 
 @pytest.mark.real_data

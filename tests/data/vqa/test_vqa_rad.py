@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from preceptor.data.types import Sample, VqaData
+from preceptor.data.types import Dataset, Sample
 from preceptor.data.vqa.check import check_data, check_images
 from preceptor.data.vqa.vqa_rad import IMAGES, TABLE, read_vqa_rad
 from preceptor.errors import UserError
@@ -69,12 +69,12 @@ def release(folder: Path, rows: Any = None, images: set[str] | None = None) -> P
     return folder
 
 
-def by_id(data: VqaData) -> dict[str, Sample]:
+def by_id(data: Dataset[Sample]) -> dict[str, Sample]:
     return {s.id: s for s in data.samples}
 
 
 def test_quirks(tmp_path):
-    rows = by_id(read_vqa_rad(release(tmp_path / "rad"), split="no_frames"))
+    rows = by_id(read_vqa_rad(release(tmp_path / "rad"), variant="no_frames"))
     assert rows["0"].question == "Are regions infarcted?"
     assert rows["0"].question_type == "PRES"
     assert rows["0"].tags == {"phrase_type": "freeform", "image_organ": "CHEST"}
@@ -89,7 +89,7 @@ def test_quirks(tmp_path):
 def test_frames_of_each_split(tmp_path):
     root = release(tmp_path / "rad")
     frames = {
-        split: {id for id in by_id(read_vqa_rad(root, split=split)) if id.endswith("-frame")}  # type: ignore[arg-type]
+        split: {id for id in by_id(read_vqa_rad(root, variant=split)) if id.endswith("-frame")}  # type: ignore[arg-type]
         for split in SPLITS
     }
     more = {f"{100 + i}-frame" for i in range(8)}
@@ -97,7 +97,7 @@ def test_frames_of_each_split(tmp_path):
     assert frames["no_frames"] == set()
     # 3's frame is the test question 12, 4's the frame of the test question 13.
     assert frames["clean"] == {"0-frame", "2-frame"} | more
-    frame = by_id(read_vqa_rad(root, split="published"))["10-frame"]
+    frame = by_id(read_vqa_rad(root, variant="published"))["10-frame"]
     assert (frame.question, frame.answers, frame.group) == ("Is/Are it here?", ("yes",), "a.jpg")
     assert frame.split in ("train", "validation")
     assert frame.tags["phrase_type"] == "frame"
@@ -108,12 +108,12 @@ def test_default_is_clean_and_notes_count(tmp_path):
     data = read_vqa_rad(root)
     assert (data.name, data.variant, data.root, data.leaking) == ("vqa-rad", "clean", root, False)
     assert any("frames of 2 test questions, and 2 frames of training" in note for note in data.notes)
-    published = read_vqa_rad(root, split="published")
+    published = read_vqa_rad(root, variant="published")
     assert published.leaking
     assert any("question frames of 2 of the 5 test questions" in note for note in published.notes)
-    assert not read_vqa_rad(root, split="no_frames").leaking
+    assert not read_vqa_rad(root, variant="no_frames").leaking
     for split in SPLITS:
-        note = read_vqa_rad(root, split=split).notes[0]  # type: ignore[arg-type]
+        note = read_vqa_rad(root, variant=split).notes[0]  # type: ignore[arg-type]
         assert note.startswith("2 of the 3 test images are also training images")
 
 
@@ -134,12 +134,12 @@ def test_training_row_that_asks_a_test_question_is_said(tmp_path):
 @pytest.mark.parametrize("split", SPLITS)
 def test_validation_is_cut_by_image(tmp_path, split):
     root = release(tmp_path / "rad")
-    data = read_vqa_rad(root, split=split, validation_fraction=0.3, seed=3)
+    data = read_vqa_rad(root, variant=split, validation_fraction=0.3, seed=3)
     train, validation = ({s.group for s in data.split(part)} for part in ("train", "validation"))
     assert train
     assert validation
     assert not train & validation
-    again = read_vqa_rad(root, split=split, validation_fraction=0.3, seed=3)
+    again = read_vqa_rad(root, variant=split, validation_fraction=0.3, seed=3)
     assert again.fingerprint() == data.fingerprint()
 
 
@@ -149,7 +149,7 @@ def test_validation_by_question_is_cut_as_the_test_is(tmp_path, split):
     for i in range(20):
         rows[-20 + i]["question_frame"] = f"lesion number {i} is there"
     root = release(tmp_path / "rad", rows)
-    data = read_vqa_rad(root, split=split, validation_fraction=0.3, validation_by="question", seed=1)
+    data = read_vqa_rad(root, variant=split, validation_fraction=0.3, validation_by="question", seed=1)
     held = {s.id for s in data.split("validation")}
     assert held
     assert not any(name.endswith("-frame") for name in held)
@@ -158,7 +158,7 @@ def test_validation_by_question_is_cut_as_the_test_is(tmp_path, split):
     framed = {f"{name}-frame" for name in held if int(name) >= 200}
     assert framed
     assert framed & train == (framed if split == "published" else set())
-    assert {s.id for s in data.split("test")} == {s.id for s in read_vqa_rad(root, split=split).split("test")}
+    assert {s.id for s in data.split("test")} == {s.id for s in read_vqa_rad(root, variant=split).split("test")}
     with pytest.raises(UserError, match=r"not for data\.name=phantom: leave it out"):
         read_data(DataConfig(validation_by="question"), tmp_path)
 
@@ -183,7 +183,7 @@ def test_wrong_folders(tmp_path):
 
 def test_unknown_split(tmp_path):
     with pytest.raises(UserError, match="'publshed' is not known; did you mean 'published'"):
-        read_vqa_rad(tmp_path, split="publshed")  # type: ignore[arg-type]
+        read_vqa_rad(tmp_path, variant="publshed")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def real() -> Path:
 @pytest.mark.real_data
 @pytest.mark.parametrize(("split", "training"), [("clean", 1797 + 983 - 7), ("published", 3064), ("no_frames", 1797)])
 def test_real_counts(real, split, training):
-    data = read_vqa_rad(real, split=split)
+    data = read_vqa_rad(real, variant=split)
     test = data.split("test")
     assert len(data.split("train")) + len(data.split("validation")) == training
     assert Counter(s.answer_type for s in test) == {"open": 179, "closed": 272}
@@ -259,13 +259,13 @@ def test_real_counts(real, split, training):
 
 @pytest.mark.real_data
 def test_real_clean_split_holds_no_frame_of_a_test_row(real):
-    test_ids = {s.id for s in read_vqa_rad(real, split="no_frames").split("test")}
-    leaked = {s.id for s in read_vqa_rad(real, split="published").samples if s.tags["phrase_type"] == "frame"}
+    test_ids = {s.id for s in read_vqa_rad(real, variant="no_frames").split("test")}
+    leaked = {s.id for s in read_vqa_rad(real, variant="published").samples if s.tags["phrase_type"] == "frame"}
     assert sum(id.removesuffix("-frame") in test_ids for id in leaked) == 284
-    clean = read_vqa_rad(real, split="clean")
+    clean = read_vqa_rad(real, variant="clean")
     frames = [s for s in clean.samples if s.tags["phrase_type"] == "frame"]
     assert all(s.id.removesuffix("-frame") not in test_ids for s in frames)
-    published = by_id(read_vqa_rad(real, split="published"))
+    published = by_id(read_vqa_rad(real, variant="published"))
     of_test = {
         (published[f"{id}-frame"].group, published[f"{id}-frame"].question)
         for id in test_ids
@@ -278,7 +278,7 @@ def test_real_clean_split_holds_no_frame_of_a_test_row(real):
 @pytest.mark.real_data
 def test_real_validation_by_question(real):
     for split, training in (("clean", 1797 + 983 - 7), ("published", 3064), ("no_frames", 1797)):
-        data = read_vqa_rad(real, split=split, validation_by="question")
+        data = read_vqa_rad(real, variant=split, validation_by="question")
         held = {s.id for s in data.split("validation")}
         assert len(held) == pytest.approx(180, abs=1)
         lost = training - len(held) - len(data.split("train"))
@@ -293,7 +293,7 @@ def test_real_validation_by_question(real):
 
 @pytest.mark.real_data
 def test_real_texts_are_clean(real):
-    data = read_vqa_rad(real.parent, split="published")
+    data = read_vqa_rad(real.parent, variant="published")
     assert all("\t" not in s.question + s.answer and "NULL" not in (s.question, s.answer) for s in data.samples)
     types = {kind for s in data.samples for kind in s.question_type.split(", ")}
     assert types == {"ABN", "ATTRIB", "COLOR", "COUNT", "MODALITY", "ORGAN", "OTHER", "PLANE", "POS", "PRES", "SIZE"}
@@ -304,4 +304,4 @@ def test_real_texts_are_clean(real):
 
 @pytest.mark.real_data
 def test_real_images_all_decode(real):
-    assert check_images(read_vqa_rad(real, split="no_frames").samples) == []
+    assert check_images(read_vqa_rad(real, variant="no_frames").samples) == []

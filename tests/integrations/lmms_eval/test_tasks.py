@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from preceptor.vqa.serve import answer_table
 from tests.vqa.conftest import make_bundle, make_data
 from tests.vqa.test_score import SAID, predictions, table
 
@@ -28,7 +29,6 @@ from preceptor.integrations.lmms_eval.tasks import (
 )
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.score import score_file
-from preceptor.vqa.serve import answer_table
 
 
 class Loader(yaml.SafeLoader):

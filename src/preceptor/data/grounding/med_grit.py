@@ -15,7 +15,7 @@ from typing import Any
 from preceptor.data.grounding.boxes import Policy, apply_to_turns, find_boxes
 from preceptor.data.images import require_images
 from preceptor.data.texts import read_text
-from preceptor.data.types import Dialogue, DialogueData, GroundingTask, Split
+from preceptor.data.types import Dialogue, GroundingDataset, GroundingTask, Split
 from preceptor.errors import UserError
 
 MODALITIES = ("ct", "mr", "x", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound")
@@ -25,7 +25,7 @@ NAME_WORDS = 6
 
 def read_med_grit(
     files: dict[Split, Path], images: Path, *, boxes: Policy = "refuse", require: bool = True
-) -> DialogueData:
+) -> GroundingDataset:
     """Read one JSON file per split; the images lie in `images` as ``ID.png``.
 
     `boxes` says what happens to a row with a faulty box (`data.boxes.apply_policy`). Without `require` images may be
@@ -54,7 +54,7 @@ def read_med_grit(
             )
     if require:
         require_images(places)
-    data = DialogueData("med-grit", "given", images, dialogues, dict(faults), faulty=faulty)
+    data = GroundingDataset("med-grit", "given", images, dialogues, faults=dict(faults), faulty=faulty)
     if dropped:
         data.notes.append(
             f"{dropped} of {dropped + len(dialogues)} records with faulty boxes were left out ({dict(faults)})."
@@ -70,7 +70,7 @@ SPLITS: dict[Split, tuple[str, ...]] = {
 """What the file of each split may be called."""
 
 
-def read_med_grit_folder(root: Path, images: Path | None = None, *, boxes: Policy = "refuse") -> DialogueData:
+def read_med_grit_folder(root: Path, images: Path | None = None, *, boxes: Policy = "refuse") -> GroundingDataset:
     """Read the splits that a folder holds (`PARTS`); images lie in `images`, by default in images/ or beside the files.
 
     Raises UserError where the folder holds none of them, and as `read_med_grit`.

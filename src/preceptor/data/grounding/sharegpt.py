@@ -17,7 +17,7 @@ from preceptor.data.grounding.med_grit import modality_of, task_of
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import cut
 from preceptor.data.texts import read_text
-from preceptor.data.types import Dialogue, DialogueData, GroundingTask, Split
+from preceptor.data.types import Dialogue, GroundingDataset, GroundingTask, Split
 from preceptor.data.vqa.table import SPLITS
 from preceptor.errors import UserError, nearest
 
@@ -34,7 +34,7 @@ def read_sharegpt(
     test_fraction: float = 0.1,
     seed: int = 0,
     answered: bool = True,
-) -> DialogueData:
+) -> GroundingDataset:
     """Read a file of dialogues; image paths are relative to `images`, by default the file's folder.
 
     Every question must have an answer, unless `answered` is false: a record one of whose questions has none, two
@@ -91,7 +91,9 @@ def read_sharegpt(
     if not given:
         dialogues = cut(dialogues, "test", test_fraction, seed, leave=2)
         dialogues = cut(dialogues, "validation", validation_fraction, seed)
-    data = DialogueData(file.stem, "given" if given else "by-group", root, dialogues, dict(faults), faulty=faulty)
+    data = GroundingDataset(
+        file.stem, "given" if given else "by-group", root, dialogues, faults=dict(faults), faulty=faulty
+    )
     if dropped:
         data.notes.append(f"{dropped} records with faulty boxes were left out ({dict(faults)}).")
     return data

@@ -15,7 +15,7 @@ from PIL import Image
 from preceptor.data.grounding.boxes import Box, Style, from_pixels, repair_box, validate_box
 from preceptor.data.grounding.questions import LabeledBox, Picture, ask_about_boxes
 from preceptor.data.texts import AS_RELEASED, read_text
-from preceptor.data.types import Dialogue, DialogueData, Sample
+from preceptor.data.types import Dialogue, GroundingDataset, Sample
 from preceptor.data.vqa.slake import Language, read_slake
 from preceptor.errors import UserError
 
@@ -84,7 +84,7 @@ FINDINGS = {
 }
 
 
-def read_slake_grounding(root: Path, *, language: Language = "en", style: Style = "qwen") -> DialogueData:
+def read_slake_grounding(root: Path, *, language: Language = "en", style: Style = "qwen") -> GroundingDataset:
     """Read SLAKE and return its dialogues; the splits are those of `read_slake`, which images never leave.
 
     Sides in descriptions are those of the picture, not of the patient. Boxes outside the image are cut to it and
@@ -108,7 +108,7 @@ def read_slake_grounding(root: Path, *, language: Language = "en", style: Style 
             dialogues += ask_about_boxes(_picture(first), marked, style)
         for sample in samples:
             dialogues.append(_picture(sample).dialogue(f"mia-{sample.id}", sample.question, sample.answer, "mia"))
-    data = DialogueData("slake-grounding", questions.variant, questions.root, dialogues, dict(faults))
+    data = GroundingDataset("slake-grounding", questions.variant, questions.root, dialogues, faults=dict(faults))
     data.notes = [*questions.notes, "Grounding questions are made from SLAKE's boxes by templates."]
     data.leaking = questions.leaking
     return data

@@ -22,7 +22,7 @@ from preceptor.data.segmentation.layouts import (
 from preceptor.data.segmentation.modalities import MASK, Endings, checked, checked_regions, plain, regions_of, stem
 from preceptor.data.segmentation.splits import apply_split, cut_fold, cut_parts, require_whole_patients
 from preceptor.data.segmentation.table import find_table, table_in
-from preceptor.data.types import Case, CaseData, VolumeFile
+from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import label_map
 from preceptor.errors import UserError
 
@@ -43,14 +43,14 @@ def read_volumes(
     seed: int = 0,
     name: str = "brats",
     unlabelled: bool = False,
-) -> CaseData:
+) -> SegmentationDataset:
     """Read the cases of a folder or a table, and divide them into splits.
 
     `modalities` are the network's inputs in order (default: those found, flair, t1, t1ce, t2 first); a case may lack
     some of them. `regions` are label values by name (default: those of BraTS or of dataset.json). Parts come from
     `split_file`, else from the table's split column, else from `fold` of `folds` (the fold is the test split), else
     they are cut by patient; fractions are of all cases. A split without a validation split has one cut from training.
-    Cases without a label map are left out; with `unlabelled`, those of the training split become the split `unlabelled`.
+    Cases without a label map are left out; with `unlabelled`, those of training become the split `unlabelled`.
 
     Raises:
         UserError: nothing is found, a setting does not fit, or a patient is in two splits.
@@ -84,7 +84,7 @@ def read_volumes(
     lacking = sum(len(case.images) < len(found.modalities) for case in cases)
     if lacking:
         found.notes.append(f"{lacking} of {len(cases)} cases lack one or more of {', '.join(found.modalities)}.")
-    return CaseData(name, split_by, root, found.modalities, known, cases, found.notes)
+    return SegmentationDataset(name, split_by, root, cases, found.notes, modalities=found.modalities, regions=known)
 
 
 def _found(root: Path, modalities: tuple[str, ...] | None) -> Found:
@@ -141,6 +141,24 @@ def _regions(found: Found, cases: Sequence[Case]) -> dict[str, tuple[int, ...]]:
     regions, sentence = regions_of(seen, f"{len(looked_at)} of {len(cases)} label maps")
     found.notes.append(sentence)
     return regions
+
+
+def find_cases(root: Path, modalities: Sequence[str]) -> list[Case]:
+    """Return the cases of a folder or a table to predict on, each with those of `modalities` that it has.
+
+    Raises:
+        UserError: there is no case with any of the modalities.
+    """
+    names = checked(modalities)
+    found = _found(root, None)
+    cases = [
+        replace(case, images={name: case.images[name] for name in names if name in case.images}, mask=None)
+        for case in found.cases
+    ]
+    cases = [case for case in cases if case.images]
+    if not cases:
+        raise UserError(f"{root} holds no case with any of the modalities {', '.join(names)}")
+    return cases
 
 
 def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:

@@ -9,13 +9,13 @@ from PIL import Image
 
 from preceptor.data.grounding.boxes import Style, from_pixels
 from preceptor.data.grounding.questions import LabeledBox, Picture, ask_about_boxes
-from preceptor.data.types import Dialogue, DialogueData
+from preceptor.data.types import Dialogue, GroundingDataset
 from preceptor.data.vqa.table import SPLITS
 
 MODALITIES = {"ct": "ct", "mri": "mr", "x-ray": "x"}
 
 
-def read_phantom_grounding(table: Path, *, style: Style = "qwen") -> DialogueData:
+def read_phantom_grounding(table: Path, *, style: Style = "qwen") -> GroundingDataset:
     """Return the dialogues about the images of a phantom's table (`phantom.write_phantom`), in its splits.
 
     The questions of the table are those of image analysis. Lesions of one kind are one name with several boxes.
@@ -35,7 +35,7 @@ def read_phantom_grounding(table: Path, *, style: Style = "qwen") -> DialogueDat
                 width, height = opened.size
             dialogues += ask_about_boxes(picture, _marked(row, width, height), style)
         dialogues.append(picture.dialogue(f"mia-{row['id']}", row["question"], row["answer"], "mia"))
-    data = DialogueData("phantom-grounding", "given", table.parent, dialogues)
+    data = GroundingDataset("phantom-grounding", "given", table.parent, dialogues)
     data.notes.append("Generated images: the numbers show that the method works, and nothing about medicine.")
     return data
 

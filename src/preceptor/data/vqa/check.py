@@ -1,40 +1,29 @@
-"""What `preceptor doctor` finds in a data set. Nothing is raised: every finding is listed."""
+"""Check the rows and images of a VQA data set for `preceptor doctor`. Problems are returned, not raised."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from preceptor.data.findings import Finding
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, load_image
-from preceptor.data.types import Sample, VqaData
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something amiss. `file` is None where it is in the table itself; a warning does not stop a training."""
-
-    sample_ids: tuple[str, ...]
-    file: Path | None
-    reason: str
-    severity: Literal["error", "warning"] = "error"
+from preceptor.data.types import Dataset, Sample
 
 
 def check_images(
     samples: Iterable[Sample], *, workers: int = 0, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> list[Finding]:
-    """Decode every distinct image once and return those that cannot be used, in the order of the samples.
+    """Decode every distinct image once and return a finding for each unusable one, in the order of the samples.
 
-    `workers` is the number of threads (decoders release the interpreter lock); 0 decodes in this one.
+    `workers` is the number of decoding threads; with 0 the calling thread decodes.
     """
-    users: dict[Path, list[str]] = {}
+    ids_by_image: dict[Path, list[str]] = {}
     for sample in samples:
-        users.setdefault(sample.image, []).append(sample.id)
+        ids_by_image.setdefault(sample.image, []).append(sample.id)
 
-    def reason(path: Path) -> str | None:
+    def decoding_error(path: Path) -> str | None:
         try:
             load_image(path, max_bytes=max_bytes, max_pixels=max_pixels)
         except ImageError as error:
@@ -43,24 +32,24 @@ def check_images(
 
     if workers:
         with ThreadPoolExecutor(workers) as pool:
-            reasons = list(pool.map(reason, users))
+            reasons = list(pool.map(decoding_error, ids_by_image))
     else:
-        reasons = [reason(path) for path in users]
+        reasons = [decoding_error(path) for path in ids_by_image]
     return [
-        Finding(tuple(ids), path, why)
-        for (path, ids), why in zip(users.items(), reasons, strict=True)
-        if why is not None
+        Finding(tuple(ids), path, reason)
+        for (path, ids), reason in zip(ids_by_image.items(), reasons, strict=True)
+        if reason is not None
     ]
 
 
-def check_data(data: VqaData) -> list[Finding]:
-    """Return what is amiss in the rows; `check_images` looks at the files they name.
+def check_data(data: Dataset[Sample]) -> list[Finding]:
+    """Check the rows of a data set; `check_images` checks the image files.
 
-    Errors: duplicate ids, empty questions or answers. A warning: the number of test questions none of whose answers
-    is learnt from any training row, which no classifier over training answers can get right.
+    Errors are duplicate ids and empty questions or answers. A warning counts the test questions whose answers do not
+    occur in the training split, because a classifier over training answers cannot predict them.
     """
     repeated = [id for id, count in Counter(sample.id for sample in data.samples).items() if count > 1]
-    findings = [Finding((id,), None, f"id {id!r} is given to several rows; make ids unique") for id in repeated]
+    findings = [Finding((id,), None, f"several rows have the id {id!r}; make ids unique") for id in repeated]
     for sample in data.samples:
         if sample.split == "unlabelled":
             continue
@@ -69,17 +58,18 @@ def check_data(data: VqaData) -> list[Finding]:
         if not any(answer.strip() for answer in sample.answers):
             findings.append(Finding((sample.id,), None, "the answer is empty"))
 
-    learnt = {_plain(sample.answer) for sample in data.split("train") if sample.answers}
+    train_answers = {_normalise(sample.answer) for sample in data.split("train") if sample.answers}
     test = data.split("test")
-    unseen = sum(learnt.isdisjoint(map(_plain, sample.answers)) for sample in test)
-    if learnt and unseen:
+    unseen = sum(train_answers.isdisjoint(map(_normalise, sample.answers)) for sample in test)
+    if train_answers and unseen:
         reason = (
-            f"{unseen} of {len(test)} test questions have answers that no training row has: trained on these rows, at "
-            f"most {1 - unseen / len(test):.1%} can be right"
+            f"{unseen} of {len(test)} test questions have answers that do not occur in the training split; the "
+            "accuracy "
+            f"of a model trained on it is at most {1 - unseen / len(test):.1%}"
         )
         findings.append(Finding((), None, reason, "warning"))
     return findings
 
 
-def _plain(text: str) -> str:
+def _normalise(text: str) -> str:
     return " ".join(text.lower().split())

@@ -18,7 +18,7 @@ from typing import Any
 
 from preceptor.data.images import MAX_BYTES
 from preceptor.data.splits import cut_validation
-from preceptor.data.types import Sample, Split, VqaData
+from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.answers import inferred_type
 from preceptor.errors import UserError
 from preceptor.files import write_text
@@ -46,14 +46,14 @@ def read_parquet(
     validation_fraction: float = 0.1,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
-) -> VqaData:
+) -> Dataset[Sample]:
     """Read ``train-*.parquet``, ``validation-*.parquet`` and ``test-*.parquet`` from a folder or from its `data/`.
 
-    Columns: `image` (a struct whose `bytes` are the file), `question`, `answer`; others are ignored. Images are written
-    to `extracted-images/` beside the tables, or where that cannot be written, to `scratch`; a later read takes them
-    from there as long as the table's size and time of change are the same. An id is ``<split>-<row>``, from 0;
-    the group is the image's content; answers of yes or no are taken as closed. Where no validation split is given it is cut from
-    training by image. Whether splits share images is left to the caller to judge.
+    The columns are `image` (a struct whose `bytes` are the file), `question` and `answer`; others are ignored. Images
+    are written to `extracted-images/` next to the tables, or to `scratch` if that folder is not writable. A later call
+    reuses them if the size and the modification time of the table are unchanged. An id is ``<split>-<row>``, counted
+    from 0. The group is a hash of the image file. Answers of yes or no make a question closed. If there is no
+    validation split, it is cut from training by image. The caller decides whether splits may share images.
 
     Raises:
         UserError: pyarrow is missing, or names the file, the row (from 0, within the file) and the fix.
@@ -75,7 +75,7 @@ def read_parquet(
     if not any(sample.split == "validation" for sample in samples):
         samples = cut_validation(samples, validation_fraction, seed)
         notes.append("Validation is cut from training by image.")
-    return VqaData(name, variant, root, samples, notes)
+    return Dataset(name, variant, root, samples, notes)
 
 
 def _files(root: Path, key: str) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import group_by_content, note_leaks
 from preceptor.data.texts import read_json_rows
-from preceptor.data.types import AnswerType, Sample, Split, VqaData
+from preceptor.data.types import AnswerType, Dataset, Sample, Split
 from preceptor.errors import UserError, nearest
 
 Language = Literal["en", "zh", "both"]
@@ -22,7 +22,7 @@ ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
 NEEDED = ("qid", "img_id", "img_name", "question", "answer", "q_lang", "answer_type", "content_type")
 
 
-def read_slake(root: Path, *, language: Language = "en", variant: Variant | None = None) -> VqaData:
+def read_slake(root: Path, *, language: Language = "en", variant: Variant | None = None) -> Dataset[Sample]:
     """Read SLAKE from its folder: `train.json`, `validate.json`, `test.json` and `imgs/`.
 
     The splits are the official ones. Within a language they share no image; across the two languages they do, so with
@@ -73,7 +73,7 @@ def read_slake(root: Path, *, language: Language = "en", variant: Variant | None
     if variant == "clean":
         samples = _drop_shared_images(samples, notes)
     label = "both-published" if (language, variant) == ("both", "published") else language
-    data = VqaData("slake", label, folder, samples, notes)
+    data = Dataset("slake", label, folder, samples, notes)
     note_leaks(data)
     return data
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import cut_validation, note_leaks
 from preceptor.data.texts import read_text
-from preceptor.data.types import AnswerType, Sample, Split, VqaData
+from preceptor.data.types import AnswerType, Dataset, Sample, Split
 from preceptor.data.vqa.answers import inferred_type
 from preceptor.errors import UserError, nearest
 
@@ -38,7 +38,7 @@ Row = tuple[int, dict[str, Any]]
 
 def read_table(
     path: Path, *, name: str | None = None, validation_fraction: float = 0.1, seed: int = 0, answered: bool = True
-) -> VqaData:
+) -> Dataset[Sample]:
     """Read a CSV or JSONL table of questions, or the folder that holds one `questions.csv` or `questions.jsonl`.
 
     Columns: `image` (path relative to the table), `question`, `answer` (in JSONL also a list of accepted answers, the
@@ -80,7 +80,7 @@ def read_table(
 
     if answered and not any(sample.split == "validation" for sample in samples):
         samples = cut_validation(samples, validation_fraction, seed)
-    data = VqaData(name or default_name, "given" if splits else "by-group-hash", root, samples)
+    data = Dataset(name or default_name, "given" if splits else "by-group-hash", root, samples)
     note_leaks(data)
     if not splits and not data.split("test"):
         data.notes.append("The table has no split column and too few groups to fill a test split by their hash.")

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import cut_validation, group_by_content, note_leaks
 from preceptor.data.texts import read_text
-from preceptor.data.types import Sample, Split, VqaData
+from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.answers import inferred_type
 from preceptor.errors import UserError, nearest
 
@@ -40,7 +40,7 @@ def category_of(question: str) -> str:
 
 def read_vqa_med_2019(
     root: Path, *, variant: Variant | None = None, validation_fraction: float = 0.1, seed: int = 0
-) -> VqaData:
+) -> Dataset[Sample]:
     """Read VQA-Med 2019 from the folder that holds its two or three splits, packed out.
 
     - `val` (the default): the official validation split is the test split. Validation is cut from training by
@@ -87,7 +87,7 @@ def read_vqa_med_2019(
     if variant == "val":
         samples = cut_validation(samples, validation_fraction, seed)
         notes.append("Scored on the official validation split; validation is cut from training by image.")
-    data = VqaData("vqa-med-2019", variant, root, samples, notes)
+    data = Dataset("vqa-med-2019", variant, root, samples, notes)
     note_leaks(data)
     return data
 

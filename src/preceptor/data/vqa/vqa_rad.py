@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import cut_validation
 from preceptor.data.texts import read_json_rows
-from preceptor.data.types import AnswerType, Sample, Split, VqaData
+from preceptor.data.types import AnswerType, Dataset, Sample, Split
 from preceptor.errors import UserError, nearest
 
 Variant = Literal["clean", "published", "no_frames"]
@@ -49,7 +49,7 @@ def read_vqa_rad(
     validation_fraction: float = 0.1,
     validation_by: Literal["image", "question"] = "image",
     seed: int = 0,
-) -> VqaData:
+) -> Dataset[Sample]:
     """Read VQA-RAD from its folder, or from the folder above it.
 
     `question_frame` is a template form of a row's question, with the row's image and answer; as training rows, frames
@@ -125,10 +125,10 @@ def read_vqa_rad(
     else:
         samples = _cut_questions(samples, validation_fraction, seed, keep_frames=variant == "published")
         notes.append("Validation questions are about training images (data.validation_by=question), like the test's.")
-    return VqaData("vqa-rad", variant, folder, samples, notes, leaking=variant == "published" or crossing > 0)
+    return Dataset("vqa-rad", variant, folder, samples, notes, leaking=variant == "published" or crossing > 0)
 
 
-def note_hub(data: VqaData) -> None:
+def note_hub(data: Dataset[Sample]) -> None:
     """Note what is known of the hub's copy of VQA-RAD (`flaviagiammarino/vqa-rad`), and what the rows show of it.
 
     Its card says: the release's rows without question frames, less three that are repeated in training and one that is

@@ -1,0 +1,53 @@
+"""Make transformers' Auto classes load the model folders of Preceptor, without importing transformers here.
+
+Importing transformers takes seconds, so `import preceptor` must not do it. The models are registered as soon as anybody
+imports transformers' Auto classes, before or after `import preceptor`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+AUTO = "transformers.models.auto.modeling_auto"
+
+
+def register_when_imported() -> None:
+    """Register the models now if transformers' Auto classes are imported already, else when they are."""
+    if AUTO in sys.modules:
+        _register()
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def _register() -> None:
+    import preceptor.vqa.model  # noqa: F401 - the module registers its classes
+
+
+class _Finder(MetaPathFinder):
+    """Finds the module of the Auto classes once, with a loader that registers the models after it."""
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != AUTO:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(Loader):
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        _register()

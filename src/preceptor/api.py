@@ -1,0 +1,320 @@
+"""The public Python API. `import preceptor` gives these functions; the command line calls them too.
+
+Importing this module is fast: torch and the networks are imported by the function that needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preceptor import tasks
+from preceptor.config import BaseRecipe
+from preceptor.errors import UserError
+from preceptor.extension import trust_folder
+
+if TYPE_CHECKING:
+    import torch
+
+Overrides = Mapping[str, Any] | Iterable[str]
+"""Settings of a recipe to change: ``{"data.root": "VQA_RAD"}`` or ``["data.root=VQA_RAD"]``."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        results: results.json as a dictionary.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def report(self) -> Path:
+        """The path of the report page."""
+        return self.folder / "report.html"
+
+    def model(self, stage: str | None = None, device: str | torch.device | None = None) -> Any:
+        """Load the trained model of a stage; without `stage` the model that the run is about."""
+        return load(self.folder / stage if stage else self.folder, device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return folder, report and results, ready for JSON."""
+        return {"folder": str(self.folder), "report": str(self.report), "results": self.results}
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | BaseRecipe,
+    overrides: Overrides = (),
+    *,
+    seeds: int | Sequence[int] | None = None,
+) -> Run:
+    """Train the stages of a recipe, evaluate and compare them. If the output folder exists, training resumes.
+
+    Args:
+        recipe: name of a shipped recipe, path of a YAML file, nested dictionary or recipe object.
+        overrides: settings to change, such as ``{"data.root": "VQA_RAD", "student.train.epochs": 5}``.
+        seeds: number of seeds, counted from the seed of the recipe, or the seeds themselves. Each is trained in its own
+            folder ``OUTPUT/seed-N``; the comparison over seeds is written to ``OUTPUT/compare``.
+
+    Returns:
+        The run; with `seeds`, its results are the comparison over seeds.
+
+    Raises:
+        UserError: the recipe or the data cannot be used.
+    """
+    resolved = _resolve(recipe, overrides)
+    keep_offline(resolved.allow_downloads)
+    if seeds is not None:
+        from preceptor.seeds import train_seeds
+
+        folder, results = train_seeds(resolved, seeds)
+        return Run(folder, results)
+    return Run(resolved.output_folder, run_recipe(resolved))
+
+
+def run_recipe(recipe: BaseRecipe) -> dict[str, Any]:
+    """Run a recipe object; return results.json."""
+    from preceptor.pipeline.run import run
+
+    return run(tasks.module(recipe.task, "experiment").EXPERIMENT, recipe)
+
+
+def load(folder: str | Path, device: str | torch.device | None = None, *, trust_remote_code: bool = False) -> Any:
+    """Load a trained model from a run, a stage or a model folder.
+
+    Args:
+        folder: the folder; of a run with several stages the distilled model is loaded.
+        device: where to compute, such as "cuda" or "cpu".
+        trust_remote_code: allow a model whose config.json names a class of the user's, ``module:Class``, to import it.
+            The module must be importable here; it is never read from the folder.
+
+    Returns:
+        A `VqaModel` (``.answer``), a `SegmentationModel` (``.segment``) or a `GroundingModel` (``.ask``).
+
+    Raises:
+        UserError: the folder holds no model, or a file of it is damaged.
+    """
+    keep_offline()
+    from preceptor.pipeline.run_dir import model_folder
+
+    place = model_folder(Path(folder))
+    if trust_remote_code:
+        trust_folder(place)
+    return tasks.module(tasks.task_of_model(place), "predict").MODEL.load(place, device)
+
+
+def predict(run: str | Path, *, output: str | Path | None = None, **inputs: Any) -> list[dict[str, Any]]:
+    """Predict on the user's data and return one row per question, dialogue or case.
+
+    Args:
+        run: a run, a stage or a model folder.
+        output: JSON lines file of a VQA or grounding model; folder of label maps and `predictions.csv` of a
+            segmentation model. Rows are written at once, and a second call continues where the first one stopped.
+        **inputs: for VQA and grounding `image` (a file or a folder) with `question`, or `table`, further `top` and
+            `modality`; for segmentation `files` (by modality), `case` (files or folder) or `table`, further `post` and
+            `probabilities`.
+
+    Raises:
+        UserError: the inputs do not belong together, or a file cannot be used.
+    """
+    from preceptor.pipeline.predictions import stream_predictions
+
+    model = load(run)
+    items = model.items(**inputs)
+    path = model.prediction_file(Path(output)) if output is not None else None
+    options = inputs | {"output": Path(output) if output is not None else Path()}
+    if path is None:
+        return list(model.predict_rows(items, **options))
+    return list(stream_predictions(path, items, lambda remaining: model.predict_rows(remaining, **options)))
+
+
+def evaluate(
+    run: str | Path, overrides: Overrides = (), *, protocol: str | None = None, output: str | Path | None = None
+) -> dict[str, Any]:
+    """Score a trained model on the test split of its own or of other data.
+
+    Args:
+        run: a run, a stage or a model folder.
+        overrides: settings that choose other data, such as ``{"data.root": "OTHER"}``.
+        protocol: only this protocol.
+        output: folder for predictions and results.json; without it, the predictions replace those of the stage.
+
+    Returns:
+        The results: `protocols`, `describes`, `data`, `notes` and what else the task reports.
+    """
+    keep_offline()
+    from preceptor.pipeline.evaluation import evaluate_model
+    from preceptor.pipeline.run_dir import model_folder, stage_folder
+
+    model = model_folder(Path(run))
+    recipe = _resolve(str(stage_folder(model)), overrides)
+    experiment_class = tasks.module(recipe.task, "experiment").EXPERIMENT
+    return evaluate_model(experiment_class, recipe, model, protocol, Path(output) if output else None)
+
+
+def check(data: str | Path, overrides: Overrides = ()) -> dict[str, Any]:
+    """Check data before training: unreadable files, empty texts, repeated ids. Nothing is raised for what is found.
+
+    Args:
+        data: a recipe, a run folder, or a CSV or JSONL table of questions.
+        overrides: settings of the recipe to change.
+
+    Returns:
+        `name`, `variant`, `notes`, the size of each split as `rows`, and `findings` with their severity.
+    """
+    keep_offline()
+    if str(data).endswith((".csv", ".jsonl")):
+        recipe: BaseRecipe = tasks.recipe_from(
+            {"task": "vqa", "name": Path(data).stem, "data": {"name": "table", "root": str(data)}}, str(data)
+        )
+    else:
+        recipe = _resolve(data, overrides)
+    return tasks.module(recipe.task, "experiment").EXPERIMENT.check(recipe)
+
+
+def cache(recipe: str | Path | BaseRecipe, overrides: Overrides = (), *, verify: float = 0.0) -> dict[str, Any]:
+    """Build the teacher cache of a recipe if it is missing or stale. With `verify > 0`, verify that fraction instead.
+
+    Raises:
+        UserError: the recipe has no teacher to cache, or the teacher is not trained yet.
+    """
+    resolved = _resolve(recipe, overrides)
+    keep_offline(resolved.allow_downloads)
+    return tasks.module(resolved.task, "experiment").EXPERIMENT.cache(resolved, verify)
+
+
+def report(run: str | Path) -> Path:
+    """Write the report page of a run again, from the files in its folder; return its path."""
+    keep_offline()
+    folder = Path(run)
+    if not (folder / "results.json").is_file():
+        raise UserError(f"{folder} has no results.json; `preceptor train` writes it when a run is finished")
+    recipe = tasks.load_recipe(str(folder))
+    return tasks.module(recipe.task, "report").write_report(folder)
+
+
+def compare(
+    runs: Sequence[str | Path],
+    *,
+    baseline: str | None = None,
+    protocol: str | None = None,
+    output: str | Path = "runs/compare",
+) -> Any:
+    """Compare runs of one task on the same test units: differences with intervals and tests.
+
+    Args:
+        runs: run folders, or folders of their stages. Runs that differ only in the seed form a group.
+        baseline: group or run to compare with; by default the stage `baseline`.
+        protocol: protocol id; by default the main one of the first run.
+        output: folder for compare.json, compare.html, compare.csv and compare.tex.
+
+    Raises:
+        UserError: the runs were scored on different data or under different protocols.
+    """
+    from preceptor.compare.run import compare_runs, write_comparison
+
+    comparison = compare_runs([Path(run) for run in runs], baseline=baseline, protocol=protocol)
+    write_comparison(comparison, Path(output))
+    return comparison
+
+
+def score(predictions: str | Path, protocol: str, **options: Any) -> Any:
+    """Score predictions of any system under a protocol.
+
+    Args:
+        predictions: JSON lines of a VQA or grounding system; folder of NIfTI masks of a segmentation system.
+        protocol: protocol id, such as ``vqa-rad/clean/451`` or ``med-grit/given/birdeval``.
+        **options: `root` of the data set, and what else the task's `score_file` knows.
+
+    Raises:
+        UserError: no task knows the protocol, or a prediction is missing.
+    """
+    for task in tasks.TASKS:
+        module = tasks.module(task, "score")
+        if module.knows(protocol):
+            return module.score_file(Path(predictions), protocol, **options)
+    raise UserError(f"protocol {protocol!r} is not known; docs/reference/protocols.md lists the protocols")
+
+
+def audit(data: str | Path, overrides: Iterable[str] = (), **options: Any) -> dict[str, Any]:
+    """Look for leakage, duplicates, shortcuts and traces of patients in a data set.
+
+    Args:
+        data: name of a data set, or a CSV or JSONL table.
+        overrides: ``data.key=value`` and ``against.key=value`` settings.
+        **options: `root`, `against`, `against_root`, `output`.
+
+    Returns:
+        The document that is written as audit.json.
+    """
+    from preceptor.audit.run import audit_data
+
+    defaults: dict[str, Any] = {"against": None, "root": None, "against_root": None, "output": Path("runs/audit")}
+    paths = {key: Path(value) if value and key != "against" else value for key, value in options.items()}
+    found = defaults | paths
+    return audit_data(
+        str(data), list(overrides), found["against"], found["root"], found["against_root"], found["output"]
+    )
+
+
+def push_to_hub(run: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+    """Upload a trained model with its card to the Hugging Face hub.
+
+    Args:
+        run: a run, a stage or a model folder.
+        repo_id: ``USER/NAME`` of the repository, which is created if it does not exist.
+        private: whether a new repository is private.
+        token: access token; by default the one that `hf auth login` stored.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: the folder holds no model, or the hub refuses the upload.
+    """
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    from preceptor.hub import push_folder
+    from preceptor.pipeline.run_dir import model_folder
+
+    return push_folder(model_folder(Path(run)), repo_id, private=private, token=token)
+
+
+def keep_offline(allow_downloads: bool = False) -> None:
+    """Refuse hub downloads at once instead of after many retries. Must run before transformers is imported."""
+    if not allow_downloads:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # transformers imports DeepSpeed if it is installed, which would print to standard output that there is no GPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _resolve(recipe: str | Path | Mapping[str, Any] | BaseRecipe, overrides: Overrides) -> BaseRecipe:
+    texts = _override_texts(overrides)
+    if isinstance(recipe, BaseRecipe):
+        if not texts:
+            return recipe
+        recipe = recipe.model_dump(mode="json")
+    if isinstance(recipe, Mapping):
+        from preceptor.recipe import apply_override
+
+        raw = dict(recipe)
+        for text in texts:
+            apply_override(raw, text)
+        return tasks.recipe_from(raw, "the recipe")
+    return tasks.load_recipe(str(recipe), texts)
+
+
+def _override_texts(overrides: Overrides) -> list[str]:
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]  # JSON is YAML

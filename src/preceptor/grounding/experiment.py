@@ -1,0 +1,440 @@
+"""Grounded visual question answering as an experiment: its stages, models, scores and files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from preceptor.data import provenance
+from preceptor.data.findings import Finding
+from preceptor.data.grounding.check import check_dialogues
+from preceptor.data.types import Dialogue, GroundingDataset, Split
+from preceptor.distributed import processes
+from preceptor.errors import UserError, nearest
+from preceptor.files import sha256
+from preceptor.grounding import metrics
+from preceptor.grounding.clinkd import ClinkdConfig
+from preceptor.grounding.config import STAGE_ADDS, GroundingRecipe, VlmRunConfig
+from preceptor.grounding.context import RunContext, guidance_of
+from preceptor.grounding.data import describe_dialogues, read_recipe_dialogues
+from preceptor.grounding.dataset import DialogueExamples, TrainingExample
+from preceptor.grounding.evaluate import answer_greedily, answer_selectively, asker, mean_loss, prediction_row
+from preceptor.grounding.memory import announce, available, estimate_memory, load_model_config, sentence, warning
+from preceptor.grounding.metrics import DESCRIBES, score_rows
+from preceptor.grounding.model import GroundedVlm
+from preceptor.grounding.model_card import grounding_card
+from preceptor.grounding.reflection import Correction
+from preceptor.grounding.reflection_round import Ask, Reflector, correction_dialogue
+from preceptor.grounding.report import write_grounding_report
+from preceptor.grounding.teacher_cache import cache_teacher
+from preceptor.grounding.teachers import (
+    CACHE,
+    STORE,
+    OnlineTokenTeacher,
+    corrector,
+    load_teacher,
+    pseudo_labelled_examples,
+    summary,
+    token_teacher,
+)
+from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
+from preceptor.pipeline.run_dir import model_folder
+from preceptor.pipeline.speed import SpeedTest
+from preceptor.scores import Metrics
+from preceptor.task import Task, Teacher
+from preceptor.vqa.bundle import find_pretrained
+
+PRIOR = "prior"
+"""Folder of the training phase on pseudo-labels; all stages that distil start from its model."""
+
+
+@dataclass
+class TrainingPhase:
+    """One phase of a stage's training: its examples, its share of the steps and its initial weights.
+
+    Attributes:
+        epoch: number of dialogues in an epoch; the labelled ones for every student, whatever the phase draws from.
+        prior: whether the answers are pseudo-labels, which enter by the curriculum.
+        teacher_on_device: configuration of a teacher that is on the device during training, for the memory estimate.
+    """
+
+    name: str
+    folder: Path
+    source: str
+    examples: Sequence[TrainingExample]
+    share: float
+    epoch: int
+    prior: bool = False
+    teacher: Teacher | None = None
+    corrector: Ask | None = None
+    teacher_on_device: Any = None
+
+
+class GroundingExperiment(Experiment):
+    """Dialogues about images with boxes, by a Qwen-VL model with guided rotary positions."""
+
+    task = "grounding"
+    metrics: ClassVar[Metrics] = metrics
+    packages = ("transformers", "tokenizers", "pillow")
+    shared_folders = (STORE, CACHE, PRIOR, "new-teacher", "new-student")
+    final_stages = ("clinkd", "distilled")
+    recipe: GroundingRecipe
+    data: GroundingDataset
+
+    @classmethod
+    def read_data(cls, recipe: GroundingRecipe, needed: tuple[Split, ...] = SPLITS) -> GroundingDataset:
+        return read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=needed)
+
+    @cached_property
+    def context(self) -> RunContext:
+        return RunContext(self.recipe, self.data)
+
+    # Training
+
+    def require_checkpoints(self) -> None:
+        recipe = self.recipe
+        sources = {"student.model.source": recipe.student.model.source, "method.teaching_run": self._teaching_run()}
+        if "teacher" in recipe.stages:
+            sources["teacher.model.source"] = recipe.teacher.model.source
+        for key, source in sources.items():
+            if source is None or (key == "method.teaching_run" and Path(source).is_dir()):
+                continue
+            if find_pretrained(source, allow_downloads=recipe.allow_downloads) is None:
+                raise UserError(
+                    f"{key}: {source} is neither a folder with a config.json nor in the local hub cache; give the "
+                    "folder of a Qwen-VL checkpoint, or set allow_downloads=true"
+                )
+
+    def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
+        recipe, context, data = self.recipe, self.context, self.data
+        method = recipe.method.for_stage(stage.kind)
+        role = "teacher" if stage.kind == "teacher" else "student"
+        config = recipe.teacher if role == "teacher" else recipe.student
+        with processes().main_process_first():
+            source = context.source(config.model, role)
+        share = method.pseudo_labels.share
+        teacher = load_teacher(context) if method.needs_teacher(stage.kind) else None
+        epoch = len(data.split("train"))
+        on_device = teacher.config if teacher is not None and recipe.method.teacher_offload == "none" else None
+        pseudo_labels: dict[str, Any] | None = None
+        if share > 0:
+            examples = pseudo_labelled_examples(context, teacher)
+            pseudo_labels = summary(examples, method.pseudo_labels, teacher)
+            # It does not depend on what a stage adds, so it is trained once for all of them.
+            prior_method = recipe.method.for_stage("distilled")
+            tokens = None
+            if teacher is not None:
+                student = context.load(source, config.model, None, recipe.seed)
+                tokens = token_teacher(context, teacher, student, examples)
+            prior = TrainingPhase(
+                PRIOR,
+                recipe.output_folder / PRIOR,
+                source,
+                examples,
+                share,
+                epoch,
+                prior=True,
+                teacher=tokens,
+                teacher_on_device=tokens.teacher.config if isinstance(tokens, OnlineTokenTeacher) else on_device,
+            )
+            yield self._training(prior, config, prior_method)
+            source = str(prior.folder / "model")
+        separate = data.split("teacher") if role == "teacher" else []
+        main = TrainingPhase(
+            stage.name,
+            folder,
+            source,
+            [TrainingExample(row) for row in separate or data.split("train")],
+            1 - share,
+            len(separate) or epoch,
+            corrector=corrector(context, teacher) if teacher is not None else None,
+            teacher_on_device=on_device,
+        )
+        yield self._training(main, config, method, pseudo_labels=pseudo_labels)
+
+    def _training(
+        self,
+        phase: TrainingPhase,
+        config: VlmRunConfig,
+        method: ClinkdConfig,
+        *,
+        pseudo_labels: dict[str, Any] | None = None,
+    ) -> Training:
+        recipe, context, data = self.recipe, self.context, self.data
+        vlm = context.load(phase.source, config.model, guidance_of(method), recipe.seed)
+        examples = DialogueExamples(phase.examples, vlm.encoder, skip_broken=recipe.data.broken == "skip")
+        by_id = {row.id: row for row in data.samples}
+
+        def corrections_batch(corrections: Sequence[Correction]) -> Any:
+            rows = [
+                TrainingExample(correction_dialogue(by_id[c.id], c, method.reflection.form), last=True)
+                for c in corrections
+            ]
+            return examples.collate([examples.read(row) for row in rows])
+
+        reflector = None
+        if phase.corrector is not None and method.reflection.rounds > 0:
+            student = asker(vlm, method.reflection.max_new_tokens, recipe.answers.batch_size)
+            corrects = student if method.reflection.corrector == "student" else phase.corrector
+            reflector = Reflector(
+                student, corrects, data.split("train"), method.reflection, context.similarity, recipe.seed
+            )
+        task = method.build_task(
+            vlm,
+            pseudo_labels=phase.prior,
+            teacher=phase.teacher,
+            reflect=reflector.round if reflector else None,
+            collate=corrections_batch,
+            seed=recipe.seed,
+        )
+        held_out = DialogueExamples(
+            [TrainingExample(row) for row in data.split("validation")],
+            vlm.encoder,
+            skip_broken=recipe.data.broken == "skip",
+        )
+
+        def validate(_: Task) -> dict[str, float]:
+            loss = mean_loss(vlm, held_out, recipe.answers.batch_size)
+            return {"score": math.exp(-loss), "loss": loss}
+
+        def extras() -> dict[str, Any]:
+            found: dict[str, Any] = {
+                "trained_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
+                "provenance": {"guidance": vlm.guidance.settings(), "training": config.model.training},
+            }
+            if pseudo_labels is not None:
+                found["pseudo_labels"] = pseudo_labels
+            if task.buffer.rounds:
+                kept = task.buffer.corrections[-20:]
+                rows = [asdict(c) | {"truth": by_id[c.id].turns[-1][1]} for c in kept]
+                found["reflection"] = {"rounds": task.buffer.rounds, "examples": rows}
+            return found
+
+        dialogues = [example.dialogue for example in phase.examples]
+        announce(phase.name, recipe, config, vlm.config, vlm.encoder, dialogues, phase.teacher_on_device)
+        return Training(
+            folder=phase.folder,
+            title=phase.name,
+            task=task,
+            config=config.train.model_copy(update={"epochs": config.train.epochs * phase.share}),
+            loader=lambda batches: examples.loader(batches, recipe.data.workers),
+            samples=len(examples),
+            epoch_samples=phase.epoch,
+            validate=validate,
+            export=vlm.save,
+            resume_config=self._resume_config(phase, config, method),
+            summary=extras,
+        )
+
+    def _resume_config(self, phase: TrainingPhase, config: VlmRunConfig, method: ClinkdConfig) -> dict[str, Any]:
+        recipe = self.recipe
+        excluded = {"root", "images", "workers", "max_image_bytes", "max_image_pixels"}
+        rows = [[row.dialogue.id, row.dialogue.turns, row.confidence, row.margin] for row in phase.examples]
+        weights = Path(phase.source) / "model.safetensors"
+        found = {
+            "data": recipe.data.model_dump(mode="json", exclude=excluded),
+            "seed": recipe.seed,
+            "rows": hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest(),
+            "model": config.model.model_dump(mode="json", exclude={"source"}),
+            "start": sha256(weights) if weights.is_file() else phase.source,
+            "train": config.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
+            "share": phase.share,
+            "method": method.resume_settings(),
+            "teacher": phase.teacher.fingerprint if phase.teacher else None,
+        }
+        return json.loads(json.dumps(found))
+
+    def stage_recipe(self, stage: Stage, folder: Path) -> GroundingRecipe:
+        recipe, root = self.recipe.model_copy(deep=True), self.recipe.output_folder
+        recipe.stages, recipe.output, recipe.seed = (stage.kind,), str(folder), stage.seed  # type: ignore[assignment]
+        if recipe.data.name == "phantom-grounding" and recipe.data.root is None:
+            recipe.data.root = str(root / "data")
+        role, config = ("teacher", recipe.teacher) if stage.kind == "teacher" else ("student", recipe.student)
+        if config.model.source is None:
+            config.model.source = str(root / f"new-{role}")
+        if self.has_teacher(stage.kind):
+            recipe.method.teaching_run = self._teaching_run() or str(root / "teacher")
+            if recipe.method.pseudo_labels.share > 0 and recipe.method.pseudo_labels.store is None:
+                recipe.method.pseudo_labels.store = str(root / STORE)
+        return recipe
+
+    def _teaching_run(self) -> str | None:
+        return self.recipe.method.teaching_run
+
+    def starting_points(self, kinds: Collection[str]) -> dict[str, Path]:
+        recipe, found = self.recipe, {}
+        sources = {}
+        if "teacher" in kinds:
+            sources["teacher.model.source"] = recipe.teacher.model.source
+        if not {"teacher"}.issuperset(kinds):
+            sources["student.model.source"] = recipe.student.model.source
+        if any(self.has_teacher(kind) for kind in kinds):
+            sources["method.teaching_run"] = self._teaching_run()
+        for key, source in sources.items():
+            if source is not None and Path(source).is_dir():
+                found[key] = Path(source)
+        return found
+
+    def has_teacher(self, kind: str) -> bool:
+        method = self.recipe.method
+        reflects = kind == "clinkd" and method.reflection.rounds > 0 and method.reflection.corrector == "teacher"
+        return reflects or (kind in ("distilled", "clinkd") and method.pseudo_labels.share > 0)
+
+    # Provenance
+
+    def images(self, split: Split) -> dict[str, Sequence[Path]]:
+        return {row.id: row.images for row in self.data.split(split)}
+
+    def hash_images(self, paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
+        config = self.recipe.data
+        return provenance.hash_images(
+            paths,
+            self.recipe.output_folder / provenance.CACHE,
+            max_bytes=config.max_image_bytes,
+            max_pixels=config.max_image_pixels,
+        )
+
+    # Evaluation
+
+    def load(self, folder: Path) -> GroundedVlm:
+        config = self.recipe.student.model
+        vlm = GroundedVlm.load(
+            folder,
+            max_pixels=config.max_pixels,
+            cut_off=config.cut_off,
+            modality_rows=self.context.modality_rows,
+        )
+        return vlm.to(processes().device).eval()
+
+    def evaluate(self, model: GroundedVlm, *, protocol: str | None = None, stage: Stage | None = None) -> Evaluation:
+        recipe, data = self.recipe, self.data
+        ids = {f"{data.name}/{data.variant}/{name}": name for name in DESCRIBES}
+        if protocol is not None:
+            if protocol not in ids:
+                raise UserError(f"protocol {protocol!r} is not known{nearest(protocol, ids)}")
+            ids = {protocol: ids[protocol]}
+        test: list[Dialogue] = data.split("test")
+        broken = self._broken(test) if recipe.data.broken == "skip" else []
+        test = [row for row in test if row not in broken]
+        empty = [prediction_row(row, "") for row in broken]
+        rows, seconds = answer_greedily(model, test, recipe.answers)
+        rows += empty
+        found = Evaluation(
+            rows=dict.fromkeys(ids, rows),
+            scores={id: score_rows(rows, name) for id, name in ids.items()},
+            describes={id: DESCRIBES[name] for id, name in ids.items()},
+            extras={"adds": STAGE_ADDS[stage.kind]} if stage else {},
+        )
+        selection = recipe.method.selection
+        if stage is not None and stage.kind == recipe.stages[-1] and selection.candidates > 1:
+            chosen, slower = answer_selectively(
+                model, test, recipe.answers, selection, self.context.similarity, recipe.seed
+            )
+            chosen += empty
+            found.extras["selection"] = {
+                "candidates": selection.candidates,
+                "temperature": selection.temperature,
+                "seconds_per_answer": slower,
+                "greedy_seconds_per_answer": seconds,
+                "protocols": {id: score_rows(chosen, name) for id, name in ids.items()},
+            }
+            found.rows |= {f"{id}/selected": chosen for id in ids}
+        return found
+
+    def describe_data(self) -> dict[str, Any]:
+        return describe_dialogues(self.data)
+
+    def _broken(self, rows: Sequence[Dialogue]) -> list[Dialogue]:
+        """Return the dialogues with an image that cannot be read; they are answered with the empty text."""
+        config = self.recipe.data
+        paths = [path for row in rows for path in row.images]
+        limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
+        readable = provenance.hash_images(paths, None, **limits)
+        return [row for row in rows if not readable.keys() >= set(row.images)]
+
+    def parameter_count(self, model: GroundedVlm) -> int:
+        return sum(parameter.numel() for parameter in model.base.parameters())
+
+    def speed_test(self, model: GroundedVlm) -> SpeedTest:
+        answers = self.recipe.answers
+        rows: list[Dialogue] = self.data.split("test")[: answers.batch_size]
+        few = rows[:4]
+
+        def generate(dialogues: Sequence[Dialogue], batch_size: int) -> None:
+            model.generate(dialogues, max_new_tokens=answers.max_new_tokens, batch_size=batch_size)
+
+        return SpeedTest(
+            "answer", lambda: generate(few, 1), len(few), lambda: generate(rows, answers.batch_size), len(rows)
+        )
+
+    # Files
+
+    def model_card(self, results: dict[str, Any]) -> str:
+        return grounding_card(results, self.recipe)
+
+    def write_report(self, run: Path) -> Path:
+        return write_grounding_report(run, data=self.data, recipe=self.recipe)
+
+    # Commands beside training
+
+    @classmethod
+    def for_check(cls, recipe: GroundingRecipe) -> Self:
+        data = recipe.data
+        if data.boxes == "refuse":  # read on, so that every faulty box is listed
+            data = data.model_copy(update={"boxes": "repair"})
+        return cls(recipe, read_recipe_dialogues(data, recipe.output_folder / "data", needed=()))
+
+    def findings(self) -> list[Finding]:
+        config = self.recipe.data
+        found = check_dialogues(
+            self.data, config.boxes, max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels
+        )
+        if self.data.split("train") and not any(finding.severity == "error" for finding in found):
+            notes, doubts = self._check_memory()
+            self.data.notes += notes
+            found += [Finding((), None, doubt, "warning") for doubt in doubts]
+        return found
+
+    def _check_memory(self) -> tuple[list[str], list[str]]:
+        """Return the memory that each model's training needs on a device, and warnings about it."""
+        recipe, rows = self.recipe, self.data.split("train")
+        teacher: Any = None
+        notes: list[str] = []
+        doubts: list[str] = []
+        distils = not {"distilled", "clinkd"}.isdisjoint(recipe.stages)
+        stays = recipe.method.teacher_offload == "none" or recipe.method.pseudo_labels.logits == "online"
+        with tempfile.TemporaryDirectory() as scratch:
+            context = RunContext(recipe.model_copy(update={"output": scratch}), self.data)
+            for role, config in (("teacher", recipe.teacher), ("student", recipe.student)):
+                run = self._teaching_run() if role == "teacher" else None
+                if role == "teacher" and "teacher" not in recipe.stages and not (run and distils):
+                    continue
+                try:
+                    source = str(model_folder(Path(run))) if run and Path(run).is_dir() else run
+                    source = source or context.source(config.model, role)
+                    model, encoder = load_model_config(config.model, source, recipe.allow_downloads)
+                    if role == "student" or "teacher" in recipe.stages:
+                        on_device = teacher if distils and stays else None
+                        parts = estimate_memory(recipe, config, model, encoder, rows, on_device)
+                        notes.append(sentence(f"memory to train the {role}", parts, available()))
+                        doubt = warning(f"training the {role}", parts, available(), config, recipe)
+                        doubts += [doubt] if doubt else []
+                except UserError as error:
+                    doubts.append(f"the memory that the {role} needs is not estimated: {error}")
+                    continue
+                teacher = model if role == "teacher" else teacher
+        return notes, doubts
+
+    @classmethod
+    def cache(cls, recipe: GroundingRecipe, verify: float) -> dict[str, Any]:
+        return cache_teacher(recipe, verify)
+
+
+EXPERIMENT = GroundingExperiment

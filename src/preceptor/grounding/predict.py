@@ -1,0 +1,168 @@
+"""A trained grounded vision-language model on the user's images and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from preceptor.data.grounding.boxes import Box, find_boxes
+from preceptor.data.images import load_image
+from preceptor.data.types import Dialogue
+from preceptor.data.vqa.table import read_table
+from preceptor.errors import UserError
+from preceptor.grounding.guided_rope import MODALITIES
+from preceptor.grounding.model import GroundedVlm
+from preceptor.grounding.sources import read_images
+from preceptor.pipeline.run_dir import model_folder
+
+
+@dataclass(frozen=True)
+class GroundedAnswer:
+    """The answer of a vision-language model.
+
+    Attributes:
+        id: id of the dialogue, or the file name of the image.
+        text: the answer as generated, with the boxes in the language of the model.
+        probability: mean probability of the tokens of the answer.
+        boxes: (x1, y1, x2, y2) of each box in the answer, in thousandths of the width and height of the image.
+    """
+
+    id: str
+    text: str
+    probability: float
+    boxes: tuple[Box, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dictionary ready for JSON."""
+        return {
+            "id": self.id,
+            "answers": [{"answer": self.text, "probability": self.probability}],
+            "boxes": [list(box) for box in self.boxes],
+        }
+
+
+class GroundingModel:
+    """A trained grounded vision-language model. Load it with `preceptor.load`."""
+
+    def __init__(self, vlm: GroundedVlm) -> None:
+        self.vlm = vlm.eval()
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
+        """Load a run, a stage or a model folder. Raises UserError if a file is missing or damaged."""
+        vlm = GroundedVlm.load(model_folder(Path(folder)))
+        return cls(vlm.to(device) if device is not None else vlm)
+
+    def ask(
+        self,
+        image: str | Path | Sequence[str | Path],
+        question: str,
+        *,
+        modality: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        max_new_tokens: int = 128,
+    ) -> GroundedAnswer:
+        """Ask a question about one image or several.
+
+        Args:
+            image: path or paths.
+            question: the question.
+            modality: ct, mr, x, pet, endoscopy, dermoscopy, fundus or ultrasound; a model that guides its positions by
+                the modality needs it.
+            history: earlier (question, answer) turns of the dialogue.
+            max_new_tokens: largest number of tokens of the answer.
+
+        Raises:
+            UserError: the question is empty, an image cannot be read, or the modality is needed and unknown.
+        """
+        paths = [image] if isinstance(image, str | Path) else list(image)
+        dialogue = as_dialogue([Path(path) for path in paths], question, modality, history)
+        return next(iter(self.ask_dialogues([dialogue], max_new_tokens=max_new_tokens)))
+
+    def ask_many(
+        self,
+        questions: Iterable[tuple[str | Path, str]],
+        *,
+        modality: str = "",
+        batch_size: int = 8,
+        max_new_tokens: int = 128,
+    ) -> Iterator[GroundedAnswer]:
+        """Yield the answers to (image, question) pairs in order. One batch is in memory at a time."""
+        dialogues = (as_dialogue([Path(image)], question, modality) for image, question in questions)
+        return self.ask_dialogues(dialogues, batch_size=batch_size, max_new_tokens=max_new_tokens)
+
+    def ask_dialogues(
+        self, dialogues: Iterable[Dialogue], *, batch_size: int = 8, max_new_tokens: int = 128
+    ) -> Iterator[GroundedAnswer]:
+        """Yield the answer to the last question of each dialogue in order."""
+        remaining = iter(dialogues)
+        while group := list(islice(remaining, batch_size)):
+            self._require_modalities(group)
+            answers = self.vlm.generate(
+                group, max_new_tokens=max_new_tokens, with_confidence=True, batch_size=batch_size
+            )
+            for dialogue, (answer, *_) in zip(group, answers, strict=True):
+                boxes = tuple(found.box for found in find_boxes(answer.text) if found.box is not None)
+                assert answer.confidence is not None
+                yield GroundedAnswer(dialogue.id, answer.text, answer.confidence, boxes)
+
+    def _require_modalities(self, dialogues: Sequence[Dialogue]) -> None:
+        if self.vlm.guidance.kind != "clip":
+            return
+        for dialogue in dialogues:
+            if dialogue.modality not in MODALITIES:
+                raise UserError(
+                    f"this model guides positions by the modality of an image, and that of {dialogue.id} is "
+                    f"{dialogue.modality!r}; give --modality, one of {', '.join(MODALITIES)}"
+                )
+
+    # What `preceptor predict` calls
+
+    def prediction_file(self, output: Path) -> Path:
+        """Return the file that predictions are appended to."""
+        return output
+
+    def items(
+        self,
+        *,
+        image: Path | None = None,
+        question: str | None = None,
+        table: Path | None = None,
+        modality: str = "",
+        **_: Any,
+    ) -> Sequence[Dialogue]:
+        """Return the dialogues of an image, of a folder of images or of a table.
+
+        Raises UserError if the inputs do not belong together.
+        """
+        if table is not None and image is None and question is None:
+            samples = read_table(table, answered=False).samples
+            return [replace(as_dialogue([s.image], s.question, modality), id=s.id, group=s.group) for s in samples]
+        if image is not None and question is not None and table is None:
+            if image.is_dir():
+                rows = read_images(image, [question]).samples
+                return [replace(row, modality=modality or row.modality) for row in rows]
+            load_image(image)  # names a broken file before anything is computed
+            return [as_dialogue([image], question, modality)]
+        raise UserError("this model needs --image FILE_OR_FOLDER with --question TEXT, or --table FILE")
+
+    def predict_rows(self, items: Sequence[Dialogue], **_: Any) -> Iterator[dict[str, Any]]:
+        """Yield one JSON-able row per dialogue."""
+        return (answer.to_dict() for answer in self.ask_dialogues(items))
+
+
+def as_dialogue(
+    images: Sequence[Path], question: str, modality: str = "", history: Sequence[tuple[str, str]] = ()
+) -> Dialogue:
+    """Return the dialogue that asks a question about images. Raises UserError for an empty question."""
+    if not question.strip():
+        raise UserError("the question is empty")
+    return Dialogue(images[0].name, tuple(images), (*history, (question, "")), "mia", modality, "", "test")
+
+
+MODEL = GroundingModel

@@ -1,0 +1,77 @@
+"""Pretrained models: where they are found, what a card calls them, and transformers' progress bars."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from preceptor.errors import UserError
+
+
+def find_pretrained(name: str, *, allow_downloads: bool) -> str | None:
+    """Return the argument with which `from_pretrained` loads a model, or None if the model is not available.
+
+    Args:
+        name: ``package:NAME/FOLDER`` for a folder inside an installed Python package, the path of a folder, or the name
+            of a model on the hub.
+        allow_downloads: Whether a hub model may be downloaded. Otherwise it must be in the local hub cache.
+    """
+    if name.startswith("package:"):
+        package, _, inner = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        for root in (spec.submodule_search_locations or []) if spec else []:
+            if (Path(root) / inner / "config.json").is_file():
+                return str(Path(root) / inner)
+        return None
+    if (Path(name) / "config.json").is_file():
+        return name
+    if is_local(name) or name.count("/") > 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    return name if allow_downloads or isinstance(try_to_load_from_cache(name, "config.json"), str) else None
+
+
+def public_name(name: str) -> str:
+    """Return the name of a model for a card: the last part of a local path, or the name of a hub model or package."""
+    return Path(name).name if is_local(name) else name
+
+
+def is_local(name: str) -> bool:
+    """Return whether the name of a model is the path of a folder."""
+    return name.startswith((".", "/", "~"))
+
+
+@contextlib.contextmanager
+def hide_progress_bars() -> Iterator[None]:
+    """Turn off the progress bars of transformers, which would garble those of Preceptor."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def push_folder(folder: Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+    """Upload a model folder with its card to the Hugging Face hub; return the address of the commit.
+
+    The repository is created if it does not exist. Nothing but the files of the folder is sent.
+
+    Raises:
+        UserError: the hub refuses the upload or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message="Upload model with Preceptor"))
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(f"{repo_id} cannot be uploaded: {error}") from error

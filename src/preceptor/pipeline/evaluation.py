@@ -1,0 +1,52 @@
+"""A trained model evaluated again, on its own or on other data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from preceptor.config import BaseRecipe
+from preceptor.data import provenance
+from preceptor.pipeline import run_dir
+from preceptor.pipeline.experiment import Experiment
+from preceptor.pipeline.run import contaminated
+
+
+def evaluate_model(
+    experiment_class: type[Experiment], recipe: BaseRecipe, model: Path, protocol: str | None, output: Path | None
+) -> dict[str, Any]:
+    """Score the model of a folder on the test split of a recipe's data; return its results.
+
+    The predictions go to `output` together with results.json. Without `output` they replace those of the model's stage,
+    and so do the scores in its results.json.
+    """
+    experiment = experiment_class.read(recipe, needed=("test",))
+    ids, images = contaminated(experiment, provenance.read_provenance(model) or [])
+    if ids:
+        experiment.data.notes.append(
+            f"The model was trained on {images} of the test images, as part of another data set: these scores are "
+            "too high."
+        )
+    loaded = experiment.load(model)
+    evaluation = experiment.evaluate(loaded, protocol=protocol)
+    stage = run_dir.stage_folder(model)
+    results = {
+        "task": experiment.task,
+        "stage": stage.name,
+        "protocols": evaluation.scores,
+        "describes": evaluation.describes,
+        "data": experiment.describe_data(),
+        "notes": list(experiment.data.notes),
+        "parameters": experiment.parameter_count(loaded),
+        **evaluation.extras,
+    }
+    run_dir.write_predictions(output or stage, evaluation.rows)
+    if output is not None:
+        run_dir.write_results(output, results)
+        return results
+    written = run_dir.read_results(stage)
+    if written is not None and written["data"]["test_sha256"] == results["data"]["test_sha256"]:
+        for key in ("protocols", "describes"):
+            written[key] |= results[key]
+        run_dir.write_results(stage, written)
+    return results

@@ -1,0 +1,248 @@
+"""The interface between the pipeline and a task: what to train, how to load it, how to score it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch.utils.data import DataLoader
+
+from preceptor.config import BaseRecipe, TrainConfig
+from preceptor.data.findings import Finding
+from preceptor.data.provenance import Source
+from preceptor.data.types import Split
+from preceptor.errors import UserError
+from preceptor.pipeline.speed import SpeedTest
+from preceptor.scores import Metrics
+from preceptor.task import Task
+from preceptor.training.sampler import StepBatches
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model of a run.
+
+    `kind` is the entry of `recipe.stages` that asks for it. `name` is the folder and the title; it differs from `kind`
+    only for the members of an ensemble of teachers (`teacher`, `teacher-2`, ...), each with its own `seed`.
+    """
+
+    name: str
+    kind: str
+    seed: int
+
+
+@dataclass
+class Training:
+    """One training of a stage: what `training.fit` needs, and what to write about it.
+
+    Attributes:
+        folder: where checkpoints, metrics and the `model` folder are written.
+        title: shown with the progress bar.
+        task: the student, its losses and its teacher.
+        config: optimizer, schedule and number of epochs.
+        loader: makes a loader from the lists of items of each step.
+        samples: number of samples to draw from.
+        epoch_samples: number of samples in an epoch; fewer than `samples` if only a teacher labels some of them.
+        validate: returns metrics with a `score`, higher is better. Every process calls it.
+        export: writes the model into a new folder. The main process alone calls it.
+        resume_config: what must be the same when the training is resumed.
+        summary: returns the entries that this training adds to results.json.
+    """
+
+    folder: Path
+    title: str
+    task: Task
+    config: TrainConfig
+    loader: Callable[[StepBatches], DataLoader]
+    samples: int
+    epoch_samples: int
+    validate: Callable[[Task], dict[str, float]]
+    export: Callable[[Path], None]
+    resume_config: dict[str, Any]
+    summary: Callable[[], dict[str, Any]] = dict
+
+
+@dataclass
+class Evaluation:
+    """The scores of a model on the test split, one entry per protocol id.
+
+    `rows` holds one JSON-able row per unit: the predictions that are written, with what they are scored against.
+    `scores` is computed from `rows` and becomes `protocols` in results.json; `describes` has a sentence per protocol.
+    `extras` are further entries of results.json.
+    """
+
+    rows: dict[str, list[Any]]
+    scores: dict[str, dict[str, Any]]
+    describes: dict[str, str]
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+class Experiment(ABC):
+    """What a task brings to the pipeline. An object holds a recipe and its data for one run."""
+
+    task: ClassVar[str]
+    metrics: ClassVar[Metrics]
+    """The module `metrics` of the task, which gives the score of each unit."""
+    packages: ClassVar[tuple[str, ...]]
+    """Packages whose versions results.json records, beside those that every run needs."""
+    shared_folders: ClassVar[tuple[str, ...]] = ()
+    """Folders of the run that several stages use; `resume=never` deletes them."""
+    final_stages: ClassVar[tuple[str, ...]] = ("distilled",)
+    """The stages whose model stands for the whole run; the first that exists counts."""
+
+    def __init__(self, recipe: Any, data: Any) -> None:
+        self.recipe, self.data = recipe, data
+
+    @classmethod
+    def read(cls, recipe: BaseRecipe, needed: tuple[Split, ...] = SPLITS) -> Self:
+        """Return the experiment of a recipe. Raises UserError if the data cannot be read or a split is empty."""
+        return cls(recipe, cls.read_data(recipe, needed))
+
+    @classmethod
+    @abstractmethod
+    def read_data(cls, recipe: Any, needed: tuple[Split, ...]) -> Any:
+        """Return the data set of a recipe."""
+
+    # Training
+
+    def stages(self) -> list[Stage]:
+        """Return the models to train, in order."""
+        return [Stage(kind, kind, self.recipe.seed) for kind in self.recipe.stages]
+
+    @abstractmethod
+    def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
+        """Yield the trainings of a stage in order; the last one writes to `folder`.
+
+        Each is run before the next is asked for, so that it may start from the weights before it.
+        """
+
+    @abstractmethod
+    def stage_recipe(self, stage: Stage, folder: Path) -> BaseRecipe:
+        """Return a recipe that trains this stage alone, into `folder`."""
+
+    def starting_points(self, kinds: Collection[str]) -> dict[str, Path]:
+        """Return earlier runs whose weights these kinds of stages start or learn from, by the key that names them."""
+        return {}
+
+    def has_teacher(self, kind: str) -> bool:
+        """Return whether a stage of this kind learns from a teacher with weights of its own."""
+        return False
+
+    def require_checkpoints(self) -> None:  # noqa: B027 - most tasks need none
+        """Raise UserError if a checkpoint that a later stage needs does not exist."""
+
+    # Provenance
+
+    @abstractmethod
+    def images(self, split: Split) -> dict[str, Sequence[Path]]:
+        """Return the image files of each sample of a split, by sample id."""
+
+    @abstractmethod
+    def hash_images(self, paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
+        """Return (SHA-256, perceptual hash or "") of every file that can be read."""
+
+    def training_images(self) -> Source:
+        """Return the hashes of all images that the models may have seen."""
+        splits: tuple[Split, ...] = ("train", "validation", "unlabelled", "teacher")
+        paths = [path for split in splits for files in self.images(split).values() for path in files]
+        hashes = dict(sorted(self.hash_images(paths).values()))
+        return Source(self.data.name, self.data.variant, self.data.fingerprint("test"), hashes)
+
+    def exclusion_hint(self) -> str:
+        """Return how to train an earlier run without the test images of this data set, as the end of a sentence."""
+        return ""
+
+    # Evaluation
+
+    @abstractmethod
+    def load(self, folder: Path) -> Any:
+        """Return the trained model of a model folder, in eval mode, on the device of this process.
+
+        Raises UserError if it does not fit the data.
+        """
+
+    @abstractmethod
+    def evaluate(self, model: Any, *, protocol: str | None = None, stage: Stage | None = None) -> Evaluation:
+        """Score a model on the test split, under one protocol or all.
+
+        Raises:
+            UserError: the protocol is unknown.
+        """
+
+    def describe_data(self) -> dict[str, Any]:
+        """Return the entry `data` of results.json: name, variant, fingerprints and the size of each split."""
+        data = self.data
+        splits: tuple[Split, ...] = SPLITS + (("unlabelled",) if data.split("unlabelled") else ())
+        return {
+            "name": data.name,
+            "variant": data.variant,
+            "sha256": data.fingerprint(),
+            "test_sha256": data.fingerprint("test"),
+            **{split: len(data.split(split)) for split in splits},
+        }
+
+    @abstractmethod
+    def parameter_count(self, model: Any) -> int:
+        """Return the number of parameters of a model."""
+
+    @abstractmethod
+    def speed_test(self, model: Any) -> SpeedTest:
+        """Return what to time of a model."""
+
+    # Files
+
+    def write_figures(self, folder: Path, model: Any, evaluation: Evaluation) -> None:  # noqa: B027
+        """Write what the report draws and what needs the model or the images."""
+
+    @abstractmethod
+    def model_card(self, results: dict[str, Any]) -> str:
+        """Return README.md of a model folder."""
+
+    @abstractmethod
+    def write_report(self, run: Path) -> Path:
+        """Write the report page of a run; return its path."""
+
+    # Commands beside training
+
+    @classmethod
+    def check(cls, recipe: Any) -> dict[str, Any]:
+        """Return what `doctor` finds in the data of a recipe: `name`, `variant`, `notes`, `rows` and `findings`."""
+        experiment = cls.for_check(recipe)
+        data = experiment.data
+        findings = [
+            {
+                "severity": finding.severity,
+                "ids": list(finding.sample_ids),
+                "file": finding.file.name if finding.file else "",
+                "reason": finding.reason,
+            }
+            for finding in experiment.findings()
+        ]
+        files = {path for split in SPLITS for paths in experiment.images(split).values() for path in paths}
+        return {
+            "name": data.name,
+            "variant": data.variant,
+            "notes": list(data.notes),
+            "rows": {split: len(data.split(split)) for split in SPLITS},
+            "images": len(files),
+            "findings": findings,
+        }
+
+    @classmethod
+    def for_check(cls, recipe: Any) -> Self:
+        """Return the experiment whose data are checked; splits may be empty."""
+        return cls.read(recipe, needed=())
+
+    @abstractmethod
+    def findings(self) -> list[Finding]:
+        """Check all samples and files. Notes may be added to the data."""
+
+    @classmethod
+    def cache(cls, recipe: Any, verify: float) -> dict[str, Any]:
+        """Build the teacher cache of a recipe, or verify a fraction of it. Raises UserError if there is none."""
+        raise UserError(f"a {cls.task} recipe with method {recipe.method.name} has no teacher cache")

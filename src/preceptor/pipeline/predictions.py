@@ -1,0 +1,66 @@
+"""Predictions on the user's data, written while they are made; a second call continues where the first one stopped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from preceptor.errors import UserError
+from preceptor.files import json_lines
+
+
+def stream_predictions(
+    path: Path, items: Sequence[Any], predict: Callable[[Sequence[Any]], Iterable[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """Yield one row per item and append each to `path` at once, as JSON lines or, for a `.csv`, as CSV.
+
+    Items whose id the file already holds are not predicted again; their rows come first. A line that an interrupted
+    call wrote only in part is removed.
+
+    Raises:
+        UserError: the file cannot be written, or holds something else than predictions.
+    """
+    rows = read_rows(path) if path.is_file() else []
+    yield from rows
+    done = {row["id"] for row in rows}
+    remaining = [item for item in items if item.id not in done]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", newline="") as file:
+        for row in predict(remaining):
+            header = path.suffix == ".csv" and file.tell() == 0
+            file.write(_csv_line(row, header) if path.suffix == ".csv" else json_lines([row]))
+            file.flush()
+            yield row
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of predictions; cut off a last line that is not complete."""
+    data = path.read_bytes()
+    complete = data[: data.rfind(b"\n") + 1]
+    if len(complete) < len(data):
+        path.write_bytes(complete)
+    try:
+        text = complete.decode("utf-8")
+        rows = (
+            list(csv.DictReader(io.StringIO(text)))
+            if path.suffix == ".csv"
+            else list(map(json.loads, text.split("\n")[:-1]))
+        )
+        for row in rows:
+            row["id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds something else than predictions; give another --output") from error
+    return rows
+
+
+def _csv_line(row: dict[str, Any], header: bool) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(row), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerow(row)
+    return buffer.getvalue()

@@ -1,0 +1,77 @@
+"""The speed of models, measured side by side: every round times all models, so that a busy machine slows them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROUNDS = 5
+SIDE_BY_SIDE_BYTES = 8 * 2**30
+"""Models with more bytes than this in all are not held in memory together; they are timed one after the other."""
+
+
+@dataclass(frozen=True)
+class SpeedTest:
+    """What to time of a model: `one_by_one` handles `units` units, one at a time; `batch` handles `batch_size`
+    at once, if units can be batched.
+
+    `unit` is the word for a unit: question, case, answer.
+    """
+
+    unit: str
+    one_by_one: Callable[[], Any]
+    units: int
+    batch: Callable[[], Any] | None = None
+    batch_size: int = 1
+
+
+def measure_speed(prepare: Callable[[Path], SpeedTest], folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """Return `latency_ms` (one unit at a time) and `units_per_second` (in a batch) of the model in each folder.
+
+    `prepare` loads a model folder.
+
+    Each number is the minimum of `ROUNDS` rounds after one to warm up. Reading and decoding of files are not included.
+    """
+    size = sum(file.stat().st_size for folder in folders.values() for file in folder.glob("*.safetensors"))
+    if size <= SIDE_BY_SIDE_BYTES:
+        return _in_turn({name: prepare(folder) for name, folder in folders.items()})
+    found: dict[str, dict[str, Any]] = {}
+    for name, folder in folders.items():
+        found |= _in_turn({name: prepare(folder)})
+    return found
+
+
+def _in_turn(tests: dict[str, SpeedTest]) -> dict[str, dict[str, Any]]:
+    latency = dict.fromkeys(tests, float("inf"))
+    duration = dict.fromkeys(tests, float("inf"))
+    for number in range(ROUNDS + 1):
+        for name, test in tests.items():
+            single = _seconds(test.one_by_one) / test.units
+            batch = _seconds(test.batch) / test.batch_size if test.batch else single
+            if number > 0:
+                latency[name], duration[name] = min(latency[name], single), min(duration[name], batch)
+    together = "all models in turn" if len(tests) > 1 else "this model alone"
+    return {
+        name: {
+            "latency_ms": round(1000 * latency[name], 3),
+            "units_per_second": round(1 / duration[name], 2),
+            "batch_size": test.batch_size,
+            "unit": test.unit,
+            "describes": f"one {test.unit} at a time, files already read, minimum of {ROUNDS} rounds with {together}",
+        }
+        for name, test in tests.items()
+    }
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    with torch.inference_mode():
+        call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

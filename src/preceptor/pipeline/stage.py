@@ -1,0 +1,104 @@
+"""One stage of a run: trained, reloaded, evaluated and written. No other module does this, whatever the task."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from preceptor.data import provenance
+from preceptor.distributed import broadcast_from_main, processes
+from preceptor.environment import machine, versions
+from preceptor.files import write_text
+from preceptor.pipeline import run_dir
+from preceptor.pipeline.experiment import Experiment, Stage, Training
+from preceptor.recipe import differences, dump_recipe
+from preceptor.training.loop import FitArguments, TrainState, fit
+
+
+def run_stage(experiment: Experiment, stage: Stage, folder: Path) -> dict[str, Any]:
+    """Train a model into `folder` (or resume), evaluate it and return its results.
+
+    A finished stage is read back if neither its weights nor the data have changed.
+    """
+    state, recipe = processes(), experiment.recipe
+    if recipe.resume == "never" and state.is_main_process:
+        run_dir.clear_stage(folder)
+    state.wait_for_everyone()
+    progress, summary = TrainState(), {}
+    for training in experiment.trainings(stage, folder):
+        progress = run_training(experiment, stage, training)
+        summary = {"training": progress.summary(training.config.batch_size)} | training.summary()
+    weights = run_dir.weights_sha256(folder / "model")
+    current = (weights, experiment.data.fingerprint())
+    # Every process must take the same branch: a process that returned early would leave the others waiting.
+    finished = broadcast_from_main(run_dir.read_results(folder))
+    if finished is not None and (finished.get("weights_sha256"), finished["data"]["sha256"]) == current:
+        return finished
+    model = experiment.load(folder / "model")
+    evaluation = experiment.evaluate(model, stage=stage)
+    results = {
+        "task": experiment.task,
+        "stage": stage.name,
+        "protocols": evaluation.scores,
+        "describes": evaluation.describes,
+        "notes": list(experiment.data.notes),
+        "data": experiment.describe_data(),
+        "parameters": experiment.parameter_count(model),
+        "seed": stage.seed,
+        "weights_sha256": weights,
+        "versions": versions(*experiment.packages),
+        "machine": machine(),
+        **evaluation.extras,
+        **summary,
+    }
+    if state.is_main_process:
+        run_dir.write_predictions(folder, evaluation.rows)
+        experiment.write_figures(folder, model, evaluation)
+        write_text(folder / "model" / "README.md", experiment.model_card(results))
+        run_dir.write_results(folder, results)
+    state.wait_for_everyone()
+    return results
+
+
+def run_training(experiment: Experiment, stage: Stage, training: Training) -> TrainState:
+    """Run one training of a stage; its folder then holds the model, its provenance and the recipe of the stage."""
+    recipe = experiment.recipe
+    with processes().main_process_first():
+        sources = provenance_of(experiment, stage)
+
+    def export(_: Any, target: Path) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        training.export(target)
+        provenance.write_provenance(target, sources)
+
+    def start() -> None:
+        write_text(training.folder / "recipe.yaml", dump_recipe(experiment.stage_recipe(stage, training.folder)))
+
+    arguments = FitArguments(
+        folder=training.folder,
+        loader=training.loader,
+        samples=training.samples,
+        epoch_samples=training.epoch_samples,
+        validate=training.validate,
+        export=export,
+        resume_config=training.resume_config,
+        differences=differences,
+        seed=stage.seed,
+        skip_limit=recipe.data.skip_limit,
+        resume=recipe.resume == "auto",
+        title=training.title,
+        start=start,
+    )
+    return fit(training.task, arguments, training.config)
+
+
+def provenance_of(experiment: Experiment, stage: Stage) -> list[provenance.Source]:
+    """Return the images that the model of a stage has seen, itself or through the weights that it starts from."""
+    kinds = {stage.kind, "teacher"} if experiment.has_teacher(stage.kind) else {stage.kind}
+    earlier = [
+        source
+        for run in experiment.starting_points(kinds).values()
+        for source in provenance.read_provenance(run_dir.model_folder(run)) or []
+    ]
+    return provenance.merge([experiment.training_images(), *earlier])

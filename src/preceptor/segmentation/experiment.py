@@ -1,0 +1,246 @@
+"""Segmentation with missing modalities as an experiment: its stages, models, scores and files."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from preceptor.data.findings import Finding
+from preceptor.data.segmentation.check import check_cases
+from preceptor.data.types import SegmentationDataset, Split
+from preceptor.distributed import processes
+from preceptor.errors import UserError, nearest
+from preceptor.files import sha256, write_text
+from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
+from preceptor.pipeline.run_dir import model_folder
+from preceptor.pipeline.speed import SpeedTest
+from preceptor.scores import Metrics
+from preceptor.segmentation import metrics
+from preceptor.segmentation.config import SegmentationRecipe
+from preceptor.segmentation.data import examples, read_cases
+from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
+from preceptor.segmentation.metrics import DESCRIBES, table
+from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
+from preceptor.segmentation.model_card import segmentation_card
+from preceptor.segmentation.predict import INFERENCE_CONFIG
+from preceptor.segmentation.report import write_segmentation_report
+from preceptor.segmentation.task import SegmentationTask, full_modality_teacher
+from preceptor.task import Task
+
+
+class SegmentationExperiment(Experiment):
+    """Segmentation of volumes in which any modality may be missing."""
+
+    task = "segmentation"
+    metrics: ClassVar[Metrics] = metrics
+    packages = ("monai", "nibabel", "scipy")
+    recipe: SegmentationRecipe
+    data: SegmentationDataset
+
+    @classmethod
+    def read_data(cls, recipe: SegmentationRecipe, needed: tuple[Split, ...] = SPLITS) -> SegmentationDataset:
+        return read_cases(recipe.data, recipe.output_folder / "data", needed=needed)
+
+    # Training
+
+    def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
+        recipe, data, state = self.recipe, self.data, processes()
+        distils = stage.kind == "distilled"
+        full = self._full_teacher() if recipe.method.needs_teacher(stage.kind) else None
+        labelled, held_out = len(data.split("train")), examples(recipe, data, "validation", stage.seed)
+        train = examples(recipe, data, "train", stage.seed, unlabelled=distils)
+        network = self.new_network(stage.seed)
+        task = recipe.method.build_task(
+            network,
+            stage=stage.kind,
+            teacher=full_modality_teacher(full).to(state.device) if full is not None else None,
+            votes=lambda student: votes(student, held_out, recipe),
+            steps_per_epoch=labelled / recipe.train.batch_size,
+        )
+        validation_dice: dict[str, dict[str, float]] = {}
+
+        def validate(_: Task) -> dict[str, float]:
+            network.eval()
+            validation_dice.clear()
+            validation_dice.update(validation_scores(network, held_out, recipe))
+            network.train()
+            by_region = {
+                region: float(statistics.fmean(scores[region] for scores in validation_dice.values()))
+                for region in data.regions
+            }
+            return {"score": mean_of(validation_dice), **by_region}
+
+        def export(target: Path) -> None:
+            network.save(target)
+            write_text(target / INFERENCE_CONFIG, json.dumps(self._inference_config(validation_dice), indent=1))
+
+        def summary() -> dict[str, Any]:
+            saved = json.loads((folder / "model" / INFERENCE_CONFIG).read_text("utf-8"))
+            return {"elections": [], **task.results(), "validation_subsets": saved["validation"]}
+
+        yield Training(
+            folder=folder,
+            title=stage.name,
+            task=task,
+            config=recipe.train,
+            loader=lambda batches: train.loader(batches, recipe.data.workers),
+            samples=len(train),
+            epoch_samples=labelled,
+            validate=validate,
+            export=export,
+            resume_config=self._resume_config(stage, task),
+            summary=summary,
+        )
+
+    def new_network(self, seed: int) -> MultimodalUNet:
+        """Return a new network; its weights depend on `seed` alone. Raises UserError for sizes that do not fit it."""
+        model = self.recipe.model
+        config = MultimodalUNetConfig(
+            modalities=tuple(self.data.modalities),
+            regions=tuple(self.data.regions),
+            net=model.net,
+            encoder=model.encoder,
+            channels=model.channels,
+            fill=model.fill,
+            arguments=model.arguments,
+        )
+        network = MultimodalUNet(config, seed=seed)
+        network.check_size(self.recipe.data.patch_size, "data.patch_size")
+        return network
+
+    def _full_teacher(self) -> MultimodalUNet:
+        """Return the network that teaches from all modalities. Raises UserError if it does not fit the recipe."""
+        recipe = self.recipe
+        folder = model_folder(self._teacher_run())
+        teacher = MultimodalUNet.load(folder)
+        self._require_same(teacher, f"the teacher {folder}")
+        model = recipe.model
+        same = (teacher.config.net, tuple(teacher.config.channels)) == (model.net, tuple(model.channels))
+        if recipe.method.compares_features and not same:
+            raise UserError(
+                f"method.full.features compares bottlenecks, and the teacher {folder} is another network "
+                f"({teacher.config.net} {list(teacher.config.channels)}); set it to 0"
+            )
+        return teacher
+
+    def _teacher_run(self) -> Path:
+        return Path(self.recipe.method.teaching_run or self.recipe.output_folder / "teacher")
+
+    def _require_same(self, network: MultimodalUNet, what: str) -> None:
+        for name, network_has, data_have in (
+            ("modalities", network.config.modalities, self.data.modalities),
+            ("regions", network.config.regions, self.data.regions),
+        ):
+            if tuple(network_has) != tuple(data_have):
+                raise UserError(f"{what} has the {name} {list(network_has)}, and the data have {list(data_have)}")
+
+    def _inference_config(self, validation_dice: Mapping[str, dict[str, float]]) -> dict[str, Any]:
+        recipe, data = self.recipe, self.data
+        return {
+            "regions": {name: list(values) for name, values in data.regions.items()},
+            "preparation": {
+                "spacing": recipe.data.spacing,
+                "intensity": recipe.data.intensity,
+                "patch_size": list(recipe.data.patch_size),
+            },
+            "inference": recipe.evaluation.model_dump(mode="json"),
+            "data": {"name": data.name, "variant": data.variant, "validation": len(data.split("validation"))},
+            "validation": validation_dice,
+        }
+
+    def _resume_config(self, stage: Stage, task: SegmentationTask) -> dict[str, Any]:
+        recipe = self.recipe
+        data = recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_voxels", "split_file"})
+        config = {
+            "data": {**data, "rows": self.data.fingerprint()},
+            "seed": stage.seed,
+            "model": recipe.model.model_dump(mode="json"),
+            "train": recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
+            "method": recipe.method.stage_settings(stage.kind),
+            "full": task.teacher.fingerprint if task.teacher is not None else None,
+        }
+        return json.loads(json.dumps(config))
+
+    def stage_recipe(self, stage: Stage, folder: Path) -> SegmentationRecipe:
+        recipe = self.recipe.model_copy(deep=True)
+        recipe.stages, recipe.output, recipe.seed = (stage.kind,), str(folder), stage.seed  # type: ignore[assignment]
+        if recipe.method.needs_teacher(stage.kind):
+            recipe.method.teaching_run = str(self._teacher_run())
+        if recipe.data.name == "phantom" and recipe.data.root is None:
+            recipe.data.root = str(self.recipe.output_folder / "data")
+        return recipe
+
+    def starting_points(self, kinds: Collection[str]) -> dict[str, Path]:
+        method = self.recipe.method
+        if any(method.needs_teacher(kind) for kind in kinds) and method.teaching_run:
+            return {"method.teaching_run": Path(method.teaching_run)}
+        return {}
+
+    def has_teacher(self, kind: str) -> bool:
+        return self.recipe.method.needs_teacher(kind)
+
+    # Provenance
+
+    def images(self, split: Split) -> dict[str, Sequence[Path]]:
+        return {case.id: list({file.path: None for file in case.images.values()}) for case in self.data.split(split)}
+
+    def hash_images(self, paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
+        return {path: (sha256(path), "") for path in dict.fromkeys(paths) if path.is_file()}
+
+    # Evaluation
+
+    def load(self, folder: Path) -> MultimodalUNet:
+        network = MultimodalUNet.load(folder).to(processes().device).eval()
+        self._require_same(network, f"the network of {folder}")
+        return network
+
+    def evaluate(self, model: MultimodalUNet, *, protocol: str | None = None, stage: Stage | None = None) -> Evaluation:
+        data = self.data
+        prefix = f"{data.name}/{data.variant}"
+        ids = {f"{prefix}/{key}": key for key in DESCRIBES}
+        if protocol is not None and protocol not in ids:
+            raise UserError(f"protocol {protocol!r} is not known{nearest(protocol, ids)}")
+        found = score_cases(model, examples(self.recipe, data, "test", 0), self.recipe)
+        rows = {id: found[key] for id, key in ids.items() if protocol in (None, id)}
+        return Evaluation(
+            rows=rows,
+            scores={id: table(value) for id, value in rows.items()},
+            describes={id: DESCRIBES[ids[id]] for id in rows},
+            extras={"modalities": list(data.modalities), "regions": list(data.regions)},
+        )
+
+    def parameter_count(self, model: MultimodalUNet) -> int:
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    def speed_test(self, model: MultimodalUNet) -> SpeedTest:
+        case = examples(self.recipe, self.data, "test", 0).whole(0)
+        subset = tuple(bool(there) for there in case.available)
+
+        def one_case() -> None:
+            predict_case(model, case, self.recipe.evaluation, self.recipe.data.patch_size, only=[subset])
+
+        return SpeedTest("case with all its modalities", one_case, 1)
+
+    # Files
+
+    def write_figures(self, folder: Path, model: MultimodalUNet, evaluation: Evaluation) -> None:
+        worst = next(iter(evaluation.rows.values()))
+        cases = examples(self.recipe, self.data, "test", 0)
+        write_worst(folder / "predictions" / "masks", model, cases, self.recipe, worst)
+
+    def model_card(self, results: dict[str, Any]) -> str:
+        return segmentation_card(results, self.recipe)
+
+    def write_report(self, run: Path) -> Path:
+        return write_segmentation_report(run, data=self.data, recipe=self.recipe)
+
+    # Commands beside training
+
+    def findings(self) -> list[Finding]:
+        return check_cases(self.data, max_voxels=self.recipe.data.max_voxels)
+
+
+EXPERIMENT = SegmentationExperiment

@@ -1,0 +1,292 @@
+"""Visual question answering as an experiment: its stages, models, scores and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from preceptor.data import provenance
+from preceptor.data.findings import Finding
+from preceptor.data.types import Dataset, Sample, Split
+from preceptor.data.vqa.check import check_data, check_images
+from preceptor.distributed import processes
+from preceptor.errors import UserError
+from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
+from preceptor.pipeline.speed import SpeedTest
+from preceptor.scores import Metrics
+from preceptor.task import Task, Teacher
+from preceptor.teachers.cache import verify as verify_cache
+from preceptor.vqa import metrics
+from preceptor.vqa.baselines import baselines
+from preceptor.vqa.bundle import VqaBundle
+from preceptor.vqa.config import VqaRecipe
+from preceptor.vqa.context import RunContext
+from preceptor.vqa.data import read_data
+from preceptor.vqa.evaluate import accuracy, predict, predict_examples
+from preceptor.vqa.metrics import score
+from preceptor.vqa.model_card import model_card
+from preceptor.vqa.protocols import protocol_named, protocols_for
+from preceptor.vqa.report import write_report
+from preceptor.vqa.teachers import cached_teacher, ema_teacher, every_view, online_teacher
+from preceptor.vqa.token_embeddings import inherit_token_embeddings
+from preceptor.vqa.vision import remember_images
+
+
+class VqaExperiment(Experiment):
+    """Medical visual question answering with a classifier over the answers of the training split."""
+
+    task = "vqa"
+    metrics: ClassVar[Metrics] = metrics
+    packages = ("transformers", "tokenizers", "pillow")
+    shared_folders = ("teacher-cache",)
+    recipe: VqaRecipe
+    data: Dataset[Sample]
+
+    @classmethod
+    def read_data(cls, recipe: VqaRecipe, needed: tuple[Split, ...] = SPLITS) -> Dataset[Sample]:
+        return read_data(recipe.data, recipe.output_folder / "data", needed=needed)
+
+    @cached_property
+    def context(self) -> RunContext:
+        return RunContext(self.recipe, self.data)
+
+    # Training
+
+    def stages(self) -> list[Stage]:
+        found = []
+        for kind in self.recipe.stages:
+            found.append(Stage(kind, kind, self.recipe.seed))
+            if kind == "teacher":
+                members = range(2, self.recipe.teacher.members + 1)
+                found += [Stage(f"teacher-{n}", kind, self.recipe.seed + 1000 * (n - 1)) for n in members]
+        return found
+
+    def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
+        recipe, context = self.recipe, self.context
+        teaches = stage.kind == "distilled"
+        source, teacher_config = self._teacher() if teaches else (None, None)
+        config = recipe.teacher if stage.kind == "teacher" else recipe.student
+        bundle = context.new_bundle(config, stage.seed)
+        method = recipe.method
+        if teaches and method.inherit_token_embeddings:
+            first = VqaBundle.load(self.teacher_folders()[0]).model
+            inherit_token_embeddings(bundle.model, first.text.get_input_embeddings().weight.detach())
+        if teaches and method.teaching.kind == "ema":
+            source, teacher_config = ema_teacher(bundle.model, method), bundle.model.config
+        if source is not None:
+            source = source.to(processes().device)
+        task = method.build_task(
+            bundle.model,
+            pretrained=bundle.pretrained,
+            teacher=source,
+            teacher_config=teacher_config,
+            seed=stage.seed,
+        )
+        train = context.training_examples(stage.seed, with_teacher=source is not None)
+        if recipe.data.augment.repeats:
+            remember_images(bundle.model)
+        held_out = bundle.examples(self.data.split("validation"), recipe.data)
+
+        def validate(_: Task) -> dict[str, float]:
+            answers = predict_examples(bundle.model, held_out)
+            return {"score": accuracy(held_out, answers, bundle.vocabulary.normaliser)}
+
+        yield Training(
+            folder=folder,
+            title=stage.name,
+            task=task,
+            config=config.train,
+            loader=lambda batches: train.loader(batches, recipe.data.workers),
+            samples=len(train),
+            epoch_samples=len(self.data.split("train")),
+            validate=validate,
+            export=bundle.save,
+            resume_config=self._resume_config(stage, source),
+            summary=lambda: {"provenance": bundle.provenance},
+        )
+
+    def _teacher(self) -> tuple[Teacher | None, Any]:
+        """Return (teacher, its model configuration) of the distilled stage; (None, None) for a moving average."""
+        recipe, teaching = self.recipe, self.recipe.method.teaching
+        if teaching.kind == "ema":
+            if recipe.method.inherit_token_embeddings:
+                raise UserError(
+                    "method.inherit_token_embeddings needs a trained teacher; with method.teaching.kind=ema there is none"
+                )
+            return None, None
+        layers = recipe.student.model.layers
+        source, config = online_teacher(
+            self.teacher_folders(), recipe.method, layers, repeats=recipe.data.augment.repeats
+        )
+        if teaching.kind == "online":
+            return source, config
+        paths = recipe.method.teacher_features(layers, config.layers)
+        return cached_teacher(self.cache_folder(), self.context, source, paths), config
+
+    def _resume_config(self, stage: Stage, teacher: Teacher | None) -> dict[str, Any]:
+        recipe = self.recipe
+        config = recipe.teacher if stage.kind == "teacher" else recipe.student
+        # The rows tell what excluded images change.
+        excluded = {"root", "workers", "max_image_bytes", "max_image_pixels", "exclude_images_of"}
+        data = recipe.data.model_dump(mode="json", exclude=excluded)
+        found: dict[str, Any] = {
+            "data": {**data, "rows": self.data.fingerprint(), "answers": self.context.vocabulary.fingerprint()},
+            "seed": stage.seed,
+            "model": config.model.model_dump(mode="json"),
+            "train": config.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
+            "method": recipe.method.stage_settings(stage.kind),
+            "teacher": teacher.fingerprint if teacher and recipe.method.needs_teacher(stage.kind) else None,
+        }
+        return json.loads(json.dumps(found))
+
+    def cache_folder(self) -> Path:
+        """Return the folder of the teacher's cache."""
+        return Path(self.recipe.method.teaching.cache or self.recipe.output_folder / "teacher-cache")
+
+    def teacher_folders(self) -> list[Path]:
+        """Return the runs that teach: those of the recipe, or its own teacher stage."""
+        if self.recipe.method.teaching.runs:
+            return [Path(run) for run in self.recipe.method.teaching.runs]
+        names = ["teacher", *(f"teacher-{number}" for number in range(2, self.recipe.teacher.members + 1))]
+        return [self.recipe.output_folder / name for name in names]
+
+    def stage_recipe(self, stage: Stage, folder: Path) -> VqaRecipe:
+        recipe = self.recipe.model_copy(deep=True)
+        recipe.stages, recipe.output, recipe.seed = (stage.kind,), str(folder), stage.seed  # type: ignore[assignment]
+        recipe.teacher.members = 1
+        teaching = recipe.method.teaching
+        if stage.kind == "distilled" and teaching.kind != "ema":
+            teaching.runs = [str(path) for path in self.teacher_folders()]
+            if teaching.kind == "cached":
+                teaching.cache = str(self.cache_folder())
+        if recipe.data.name == "phantom" and recipe.data.root is None:
+            recipe.data.root = str(self.recipe.output_folder / "data")
+        return recipe
+
+    def starting_points(self, kinds: Collection[str]) -> dict[str, Path]:
+        recipe, found = self.recipe, {}
+        if "teacher" in kinds and recipe.teacher.model.init:
+            found["teacher.model.init"] = Path(recipe.teacher.model.init)
+        if not {"baseline", "distilled"}.isdisjoint(kinds) and recipe.student.model.init:
+            found["student.model.init"] = Path(recipe.student.model.init)
+        if "distilled" in kinds:
+            runs = recipe.method.teaching.runs
+            found |= {f"method.teaching.runs[{number}]": Path(run) for number, run in enumerate(runs)}
+        return found
+
+    def has_teacher(self, kind: str) -> bool:
+        return self.recipe.method.needs_teacher(kind)
+
+    # Provenance
+
+    def images(self, split: Split) -> dict[str, Sequence[Path]]:
+        return {sample.id: [sample.image] for sample in self.data.split(split)}
+
+    def hash_images(self, paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
+        config = self.recipe.data
+        return provenance.hash_images(
+            paths,
+            self.recipe.output_folder / provenance.CACHE,
+            max_bytes=config.max_image_bytes,
+            max_pixels=config.max_image_pixels,
+        )
+
+    def exclusion_hint(self) -> str:
+        name = self.data.root if self.data.name == "table" else self.data.name
+        variant = f"/{self.data.variant}" if self.data.name == "vqa-med-2019" else ""
+        return f" (data.exclude_images_of=[{name}{variant}])"
+
+    # Evaluation
+
+    def load(self, folder: Path) -> VqaBundle:
+        bundle = VqaBundle.load(folder)
+        bundle.model.to(processes().device)
+        return bundle
+
+    def evaluate(self, model: VqaBundle, *, protocol: str | None = None, stage: Stage | None = None) -> Evaluation:
+        samples = self.data.split("test")
+        predictions = predict_examples(model.model, model.examples(samples, self.recipe.data))
+        blind = baselines(self.data, model.vocabulary.normaliser)
+        found = Evaluation({}, {}, {}, {"baselines": {}})
+        for one in [protocol_named(self.data, protocol)] if protocol else protocols_for(self.data):
+            chosen = [sample for sample in samples if one.select(sample)]
+            scores = replace(score(samples, predictions, one), ceiling=model.vocabulary.ceiling(chosen))
+            found.rows[one.id] = scores.rows()
+            found.scores[one.id] = scores.as_dict()
+            found.describes[one.id] = one.describes
+            without_image = {name: score(samples, answers, one) for name, answers in blind.items()}
+            found.extras["baselines"][one.id] = {
+                name: {"accuracy": s.accuracy, "open": s.open, "closed": s.closed} for name, s in without_image.items()
+            }
+        return found
+
+    def parameter_count(self, model: VqaBundle) -> int:
+        return model.model.parameter_count()
+
+    def speed_test(self, model: VqaBundle) -> SpeedTest:
+        samples = self.data.split("test")[: self.recipe.report.latency_questions]
+        examples = model.examples(samples, self.recipe.data)
+        device = next(model.model.parameters()).device
+        singles = [batch.to(device) for batch in examples.loader([[i] for i in range(len(samples))]) if len(batch)]
+        together = next(iter(examples.loader([list(range(len(samples)))]))).to(device)
+
+        def one_by_one() -> None:
+            for batch in singles:
+                predict(model.model, batch)
+
+        return SpeedTest("question", one_by_one, len(singles), lambda: predict(model.model, together), len(together))
+
+    # Files
+
+    def model_card(self, results: dict[str, Any]) -> str:
+        return model_card(results, self.recipe)
+
+    def write_report(self, run: Path) -> Path:
+        return write_report(run, data=self.data, recipe=self.recipe)
+
+    # Commands beside training
+
+    def findings(self) -> list[Finding]:
+        config = self.recipe.data
+        limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
+        return [*check_images(self.data.samples, **limits), *check_data(self.data)]
+
+    @classmethod
+    def cache(cls, recipe: VqaRecipe, verify: float) -> dict[str, Any]:
+        """Build the teacher cache of a recipe if it is missing or stale. With `verify > 0`, verify that fraction.
+
+        A cache that is verified is never written first; `mismatches` and `damage` describe what is wrong with it.
+        """
+        if recipe.method.teaching.kind == "ema":
+            raise UserError("method.teaching.kind=ema has no teacher to cache; use cached or online")
+        if recipe.data.augment.enabled and recipe.data.augment.views < 1:
+            raise UserError(
+                "a cache cannot hold endless augmentation views: set data.augment.views=N, or "
+                "data.augment.enabled=false"
+            )
+        with processes().main_process_first():
+            experiment = cls.read(recipe)
+        layers = recipe.student.model.layers
+        source, config = online_teacher(
+            experiment.teacher_folders(), recipe.method, layers, repeats=recipe.data.augment.repeats
+        )
+        folder = experiment.cache_folder()
+        paths = recipe.method.teacher_features(layers, config.layers)
+        cached = cached_teacher(folder, experiment.context, source, paths, renew=verify == 0)
+        rows, batches = every_view(experiment.context)
+        report = {"folder": str(folder), "rows": rows, "checked": 0, "worst": 0.0, "mismatches": [], "damage": ""}
+        if verify > 0:
+            try:
+                cached.store.verify_files()
+            except UserError as error:
+                report["damage"] = str(error)
+            checked = verify_cache(cached, source, batches, fraction=verify, seed=recipe.seed)
+            report |= {"checked": checked.checked, "worst": checked.worst, "mismatches": checked.mismatched}
+        return report
+
+
+EXPERIMENT = VqaExperiment

@@ -1,0 +1,155 @@
+"""A trained VQA model on the user's images and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from preceptor.data.images import load_image
+from preceptor.data.locations import find_images
+from preceptor.data.types import Sample
+from preceptor.data.vqa.table import read_table
+from preceptor.errors import UserError
+from preceptor.vqa.activation_map import activation_map
+from preceptor.vqa.bundle import VqaBundle
+from preceptor.vqa.config import DataConfig
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a question about an image.
+
+    Attributes:
+        id: id of the question, or the file name of the image.
+        text: the most probable answer.
+        probability: its softmax probability.
+        alternatives: the most probable answers with their probabilities, best first; `text` is the first one.
+    """
+
+    id: str
+    text: str
+    probability: float
+    alternatives: tuple[tuple[str, float], ...]
+    _sample: Sample = field(repr=False, compare=False)
+    _model: VqaModel = field(repr=False, compare=False)
+
+    def heatmap(self, answer: str | None = None) -> np.ndarray:
+        """Return the Grad-CAM map (side, side) in [0, 1] of an answer class, row 0 at the top of the image.
+
+        Without `answer`, the map of the most probable answer. Raises UserError for a text that is no answer class.
+        """
+        return self._model.heatmap(self._sample, answer or self.text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dictionary ready for JSON: `id` and `answers` with their probabilities, best first."""
+        return {"id": self.id, "answers": [{"answer": text, "probability": p} for text, p in self.alternatives]}
+
+
+class VqaModel:
+    """A trained VQA model with its tokenizer, preprocessing and answer classes. Load it with `preceptor.load`."""
+
+    def __init__(self, bundle: VqaBundle) -> None:
+        self.bundle = bundle
+        self.bundle.model.eval()
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
+        """Load a run, a stage or a model folder. Raises UserError if a file is missing or damaged."""
+        bundle = VqaBundle.load(Path(folder))
+        if device is not None:
+            bundle.model.to(torch.device(device))  # type: ignore[arg-type]
+        return cls(bundle)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model computes on."""
+        return next(self.bundle.model.parameters()).device
+
+    def answer(self, image: str | Path, question: str, *, top: int = 3) -> Answer:
+        """Answer a question about an image file (PNG, JPEG, DICOM, ...).
+
+        Args:
+            image: path of the image.
+            question: the question.
+            top: number of alternatives to return.
+
+        Raises:
+            UserError: the question is empty, or the image cannot be read.
+        """
+        return next(iter(self.answer_many([(image, question)], top=top)))
+
+    def answer_many(
+        self, questions: Iterable[tuple[str | Path, str]], *, top: int = 3, batch_size: int = 64
+    ) -> Iterator[Answer]:
+        """Yield the answers to (image, question) pairs in order. One batch is in memory at a time."""
+        samples = (as_sample(Path(image), question) for image, question in questions)
+        return self.answer_samples(samples, top=top, batch_size=batch_size)
+
+    def answer_samples(self, samples: Iterable[Sample], *, top: int = 3, batch_size: int = 64) -> Iterator[Answer]:
+        """Yield the answers to samples in order."""
+        remaining = iter(samples)
+        classes = self.bundle.vocabulary.answers
+        while group := list(islice(remaining, batch_size)):
+            batch = next(iter(self.bundle.examples(group, DataConfig()).loader([list(range(len(group)))])))
+            batch = batch.to(self.device)
+            with torch.inference_mode():
+                logits = self.bundle.model(batch["pixels"], batch["input_ids"], batch["attention_mask"]).logits
+            best = logits.softmax(-1).topk(min(top, len(classes)))
+            for sample, indices, values in zip(group, best.indices.tolist(), best.values.tolist(), strict=True):
+                alternatives = tuple((classes[i], p) for i, p in zip(indices, values, strict=True))
+                yield Answer(sample.id, *alternatives[0], alternatives, sample, self)
+
+    def heatmap(self, sample: Sample, answer: str) -> np.ndarray:
+        """Return the Grad-CAM map (side, side) in [0, 1] of an answer class for a sample."""
+        classes = self.bundle.vocabulary.answers
+        if answer not in classes:
+            raise UserError(f"{answer!r} is not among the {len(classes)} answers of this model")
+        batch = next(iter(self.bundle.examples([sample], DataConfig()).loader([[0]]))).to(self.device)
+        return activation_map(self.bundle.model, batch, classes.index(answer))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model folder, which `preceptor.load` and transformers read."""
+        self.bundle.save(Path(folder))
+
+    # What `preceptor predict` calls
+
+    def prediction_file(self, output: Path) -> Path:
+        """Return the file that predictions are appended to."""
+        return output
+
+    def items(
+        self, *, image: Path | None = None, question: str | None = None, table: Path | None = None, **_: Any
+    ) -> Sequence[Sample]:
+        """Return the samples of an image, of a folder of images or of a table.
+
+        Raises UserError if the inputs do not belong together.
+        """
+        if table is not None and image is None and question is None:
+            return read_table(table, answered=False).samples
+        if image is not None and question is not None and table is None:
+            if not image.is_dir():
+                load_image(image)  # names a broken file before anything is computed
+                return [as_sample(image, question)]
+            files = find_images(image)
+            return [as_sample(file, question, file.relative_to(image).as_posix()) for file in files]
+        raise UserError("a VQA model needs --image FILE_OR_FOLDER with --question TEXT, or --table FILE")
+
+    def predict_rows(self, items: Sequence[Sample], *, top: int = 3, **_: Any) -> Iterator[dict[str, Any]]:
+        """Yield one JSON-able row per sample."""
+        return (answer.to_dict() for answer in self.answer_samples(items, top=top))
+
+
+def as_sample(image: Path, question: str, id: str | None = None) -> Sample:
+    """Return the sample of a question about an image file. Raises UserError for an empty question."""
+    if not question.strip():
+        raise UserError("the question is empty")
+    return Sample(id or image.name, image, question, ("",), "open", "", "test")
+
+
+MODEL = VqaModel
