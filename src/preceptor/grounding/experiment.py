@@ -348,7 +348,7 @@ class GroundingExperiment(Experiment):
             found.rows |= {f"{id}/selected": chosen for id in ids}
         return found
 
-    def describe_data(self) -> dict[str, Any]:
+    def describe_data(self, stage: Stage | None = None) -> dict[str, Any]:
         return describe_dialogues(self.data)
 
     def _broken(self, rows: Sequence[Dialogue]) -> list[Dialogue]:
