@@ -188,7 +188,7 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
             task.after_step(state.step)
             if state.step % config.log_every == 0 or state.step == steps:
                 line = window.line(state.step, state.step / per_epoch, config.learning_rate * rate, norm)
-                progress.show(line)
+                progress.update(line)
                 if metrics:
                     metrics.write(line)
                 if config.trackers:
@@ -296,7 +296,7 @@ def _validate(task, job, state, student, accelerator, metrics, progress, keep: b
     if accelerator.trackers:
         accelerator.log({key: value for key, value in line.items() if key != "step"}, step=state.step)
     better = score > state.best_score
-    progress.say(f"step {state.step}: validation {score:.4f}{' (best so far)' if better else ''}")
+    progress.message(f"step {state.step}: validation {score:.4f}{' (best so far)' if better else ''}")
     if better:
         state.best_score, state.best_step, state.worse = score, state.step, 0
     else:

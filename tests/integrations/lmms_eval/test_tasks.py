@@ -28,7 +28,6 @@ from preceptor.integrations.lmms_eval.tasks import (
 )
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.score import score_file
-from preceptor.vqa.serve import answer_table
 
 
 class Loader(yaml.SafeLoader):
