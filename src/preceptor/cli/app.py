@@ -51,11 +51,11 @@ def _offline(allow_downloads: bool = False) -> None:
 
 def _run(recipe, as_json: bool) -> None:
     _log_to_stderr()
-    if recipe.method.name == "mhkd":
+    if recipe.task == "vqa":
         from preceptor.vqa.run import run_recipe
 
         results = run_recipe(recipe)
-    elif recipe.method.name == "lckd":
+    elif recipe.task == "segmentation":
         from preceptor.segmentation.run import run_segmentation
 
         results = run_segmentation(recipe)

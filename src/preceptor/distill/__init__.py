@@ -1,1 +1,1 @@
-"""Distillation: pure loss terms, taps into networks, projections between them."""
+"""Distillation: loss functions, loss terms and the training task that sums them, features of networks, projectors."""
