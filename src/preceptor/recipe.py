@@ -19,6 +19,7 @@ R = TypeVar("R", bound=BaseRecipe)
 RENAMED_KEYS = {
     "data.split": "data.variant",
     "data.broken_images": "data.broken",
+    "method.inherit_words": "method.inherit_token_embeddings",
 }
 """Old dotted key to new one. A recipe with an old key is refused, and the error names the new key."""
 
