@@ -25,13 +25,13 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
     import torch
+    from preceptor.vqa.run import open_classroom
 
     from preceptor.environment import QUESTIONS, machine, versions
     from preceptor.tasks import load_recipe
     from preceptor.teachers.online import OnlineTeacher
     from preceptor.training.sampler import StepBatches
     from preceptor.training.setup import make_optimizer, native_bf16
-    from preceptor.vqa.run import open_classroom
     from preceptor.vqa.teachers import cached_teacher
 
     with tempfile.TemporaryDirectory() as scratch:

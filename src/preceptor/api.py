@@ -152,11 +152,13 @@ def evaluate(
         The results: `protocols`, `describes`, `data`, `notes` and what else the task reports.
     """
     keep_offline()
-    from preceptor.pipeline.evaluation import evaluate_model
     from preceptor.pipeline.run_dir import model_folder, stage_folder
 
     model = model_folder(Path(run))
     recipe = _resolve(str(stage_folder(model)), overrides)
+    # Imported after the checks: a mistake is reported without waiting for torch.
+    from preceptor.pipeline.evaluation import evaluate_model
+
     experiment_class = tasks.module(recipe.task, "experiment").EXPERIMENT
     return evaluate_model(experiment_class, recipe, model, protocol, Path(output) if output else None)
 

@@ -146,7 +146,7 @@ class Task(nn.Module):
 
     student: nn.Module
     teacher: Teacher | None = None
-    pretrained_parameters: set[str] = set()
+    pretrained_parameters: frozenset[str] = frozenset()
     """Names of parameters that did not start from scratch; they train with `train.pretrained_scale`."""
 
     def forward(self, batch: Batch) -> LossTerms:

@@ -153,8 +153,10 @@ def test_an_own_method_is_one_file(files):
 
 @pytest.mark.slow
 def test_an_own_backbone_is_one_file_and_its_model_loads_again_with_consent(files, monkeypatch):
-    lines = 'student: {<<: *model, model: {vision: {module: "my_nets:Patches", arguments: {width: 20}}, width: 16, heads: 2}}'
-    text = RECIPE.replace("student: *model", lines)
+    vision = '{module: "my_nets:Patches", arguments: {width: 20}}'
+    text = RECIPE.replace(
+        "student: *model", f"student: {{<<: *model, model: {{vision: {vision}, width: 16, heads: 2}}}}"
+    )
     run = preceptor.train(tiny(files, "method: {name: kd}", text=text), {"output": str(files / "run")})
     image = next((run.folder / "data").rglob("*.png"))
     first = run.model("distilled").answer(image, "is it there?")

@@ -16,10 +16,10 @@ def layer_pairs(
 ) -> list[tuple[int, int]]:
     """Return (student layer, teacher layer) pairs, counted from 0.
 
-    ``uniform`` maps student layer i to teacher layer round((i + 1) T / S) - 1, halves rounded up, so the last layer maps
-    to the last (Patient KD's skip; TinyBERT's g(m) = m T / S). ``last`` maps the last layers one by one. A list gives
-    the pairs themselves; a layer may occur in several. Raises UserError for another string, a repeated or malformed
-    pair, and a pair outside the networks.
+    ``uniform`` maps student layer i to teacher layer round((i + 1) T / S) - 1, halves rounded up, so the last layer
+    maps to the last (Patient KD's skip; TinyBERT's g(m) = m T / S). ``last`` maps the last layers one by one. A list
+    gives the pairs themselves; a layer may occur in several. Raises UserError for another string, a repeated or
+    malformed pair, and a pair outside the networks.
     """
     if how == "uniform":
         pairs = [

@@ -59,7 +59,7 @@ class DistillationTask(Task):
         super().__init__()
         self.student, self.teacher = student, teacher
         self.losses = nn.ModuleList(losses)
-        self.pretrained_parameters = {f"student.{name}" for name in pretrained}
+        self.pretrained_parameters = frozenset(f"student.{name}" for name in pretrained)
         self.progress = 0.0
         names = [term.name for term in losses]
         if repeated := sorted({name for name in names if names.count(name) > 1}):

@@ -1,4 +1,4 @@
-"""ClinKD: a vision-language model learns from answers, from a teacher, and from its corrected mistakes (Ge et al. 2025).
+"""ClinKD: a vision-language model learns from answers, from a teacher, and its corrected mistakes (Ge et al. 2025).
 
     answers      cross-entropy of the answers' tokens
     teacher      KL(teacher || student) of each token, at a temperature; both: (alpha KL + CE) / (1 + alpha)
@@ -31,8 +31,8 @@ class ClinkdConfig(Section):
     reflection: ReflectionConfig = ReflectionConfig()
     selection: SelectionConfig = SelectionConfig()
     similarity: Folder | None = None
-    """Sentence embedder (folder, `package:NAME/FOLDER` or hub name) that compares answers; default: the overlap of their
-    words."""
+    """Sentence embedder (folder, `package:NAME/FOLDER` or hub name) that compares answers; default: the overlap of
+    their words."""
     teaching_run: Folder | None = None
     """A trained run or a checkpoint that is the teacher, instead of this recipe's teacher stage."""
     teacher_offload: Literal["none", "cpu"] = "none"

@@ -28,9 +28,10 @@ class ClinkdTask(Task):
         student: the model to train.
         pseudo_labels: settings of the loss on pseudo-labels, and of their curriculum.
         reflection: settings of the rounds of reflection.
-        on_pseudo_labels: the batches hold a teacher's answers, with `confidence` and `margin`; they enter by the curriculum.
+        on_pseudo_labels: the batches hold a teacher's answers, with `confidence` and `margin`, which enter by the
+            curriculum.
         teacher: gives token distributions, for pseudo-labels.
-        reflect: ``reflect(round, buffer)`` adds corrections to the buffer. It is called `config.reflection.rounds` times,
+        reflect: ``reflect(round, buffer)`` adds corrections to the buffer. It is called `reflection.rounds` times,
             evenly spaced over the training, not at its beginning.
         collate: makes a batch of corrections.
         seed: seed of the choice of corrections.

@@ -49,7 +49,8 @@ class CrossModalTerm(TermConfig):
     levels: Literal["bottleneck", "all"] = "bottleneck"
     """Which features are compared: the deepest (published), or those of every level."""
     students: Literal["others", "all"] = "others"
-    """Which modalities learn: those that are not elected, or all available ones, other teachers included (published)."""
+    """Which modalities learn: those that are not elected, or all available ones, including other teachers
+    (published)."""
     pairs: Literal["mean", "sum"] = "mean"
     """Mean or sum (published) over the pairs of teacher and student."""
     normalise: bool = False

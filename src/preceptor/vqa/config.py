@@ -127,8 +127,8 @@ class VisionConfig(Section):
     """Of a pretrained model: parameters that stay as they are, as patterns (`embeddings.*`); `*` freezes it whole."""
     conv: ConvVisionConfig = ConvVisionConfig()
     module: Reference | None = None
-    """A backbone of your own, `module:Class`: an nn.Module that maps images (B, 3, H, W) to tokens (B, L, D) and has the
-    attribute `width` = D. The last tokens are taken for a square grid, row by row, where a report draws maps."""
+    """A backbone of your own, `module:Class`: an nn.Module that maps images (B, 3, H, W) to tokens (B, L, D) and has
+    the attribute `width` = D. Activation maps assume that the last tokens are a square grid, row by row."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of that class."""
 

@@ -115,7 +115,8 @@ class VqaExperiment(Experiment):
         if teaching.kind == "ema":
             if recipe.method.inherit_token_embeddings:
                 raise UserError(
-                    "method.inherit_token_embeddings needs a trained teacher; with method.teaching.kind=ema there is none"
+                    "method.inherit_token_embeddings needs a trained teacher; with method.teaching.kind=ema there is "
+                    "none"
                 )
             return None, None
         layers = recipe.student.model.layers

@@ -31,3 +31,6 @@ class KdConfig(VqaMethod):
         from preceptor.vqa.losses import OutputLoss
 
         return [self.label_loss(1 - self.alpha), OutputLoss(TermConfig(weight=self.alpha), self.temperature)]
+
+    def term_weights(self) -> dict[str, float]:
+        return {**super().term_weights(), "label": (1 - self.alpha) * self.label.weight, "output": self.alpha}

@@ -34,7 +34,7 @@ class TeachingConfig(Section):
     kind: Literal["online", "cached", "ema"] = "online"
     """online: the teacher runs on every batch. cached: its outputs are read from a cache, which is written on first
     use. ema: the teacher is a moving average of the student; there is no other one."""
-    runs: list[Folder] = []
+    runs: list[Folder] = Field(default_factory=list)
     """Trained runs that are the teacher instead of this recipe's teacher stage. Several form an ensemble."""
     cache: Folder | None = None
     """Folder of the cache; default: `teacher-cache` in the output folder."""
@@ -67,6 +67,11 @@ class VqaMethod(MethodConfig):
 
         schedule = self.label.model_copy(update={"weight": factor * self.label.weight})
         return LabelLoss(schedule, self.label.kind, self.label.label_smoothing)
+
+    def term_weights(self) -> dict[str, float]:
+        """Return the weights of the loss terms by name, at the end of their ramps, for the model card."""
+        weights = {name: term.weight for name, term in self if isinstance(term, TermConfig) and term.weight > 0}
+        return weights | {term.loss: term.weight for term in self.losses}
 
     def needs_teacher(self, stage: str) -> bool:
         """Return whether a stage needs a teacher that was trained before."""

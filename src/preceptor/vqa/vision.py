@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -209,7 +208,7 @@ class OwnVision(nn.Module):
         return self.model(pixels)
 
 
-VISION: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+VISION: dict[str, type[ConvVision] | type[TransformersVision] | type[OwnVision]] = {
     "conv": ConvVision,
     "transformers": TransformersVision,
     "module": OwnVision,
