@@ -70,7 +70,7 @@ def score(
     say(document, as_json, show_scores)
 
 
-def _score(path: Path, protocol: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _score(path: Path, protocol: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     from preceptor.grounding.score import score_dialogue_file, scores_dialogues
     from preceptor.vqa.score import score_file
 
