@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from preceptor import tasks
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError
+from preceptor.extension import trust_folder
 
 if TYPE_CHECKING:
     import torch
@@ -87,12 +88,14 @@ def run_recipe(recipe: BaseRecipe) -> dict[str, Any]:
     return run(tasks.module(recipe.task, "experiment").EXPERIMENT, recipe)
 
 
-def load(folder: str | Path, device: str | torch.device | None = None) -> Any:
+def load(folder: str | Path, device: str | torch.device | None = None, *, trust_remote_code: bool = False) -> Any:
     """Load a trained model from a run, a stage or a model folder.
 
     Args:
         folder: the folder; of a run with several stages the distilled model is loaded.
         device: where to compute, such as "cuda" or "cpu".
+        trust_remote_code: allow a model whose config.json names a class of the user's, ``module:Class``, to import it.
+            The module must be importable here; it is never read from the folder.
 
     Returns:
         A `VqaModel` (``.answer``), a `SegmentationModel` (``.segment``) or a `GroundingModel` (``.ask``).
@@ -104,6 +107,8 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Any:
     from preceptor.pipeline.run_dir import model_folder
 
     place = model_folder(Path(folder))
+    if trust_remote_code:
+        trust_folder(place)
     return tasks.module(tasks.task_of_model(place), "predict").MODEL.load(place, device)
 
 

@@ -10,24 +10,27 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-T = TypeVar("T")
+from preceptor.errors import UserError
 
-DEEPSPEED = "PRECEPTOR_USE_DEEPSPEED"
-"""Variable that says whether the launcher asked for DeepSpeed."""
+T = TypeVar("T")
 
 PATIENCE = timedelta(days=2)
 """How long a process waits for another: while the first one has a teacher answer a data set, the rest do."""
 
 
 def processes() -> PartialState:
-    """Return the state of the processes; on a machine without a GPU they talk through gloo.
+    """Return the state of the processes; on a machine without a GPU they communicate through gloo.
 
-    Every room asks here: a first `PartialState()` without `cpu` would leave the processes of a launcher on a CPU each
-    to itself, all writing the same folder.
+    All modules call this function instead of `PartialState`: without `cpu`, the processes of a launcher on CPUs would
+    not find each other, and all of them would write the same folder.
+
+    Raises UserError if the launcher asks for DeepSpeed.
     """
-    if asked := os.environ.pop("ACCELERATE_USE_DEEPSPEED", None):
-        # Else accelerate hands the training to DeepSpeed, but on GPUs alone: `train.zero` does it everywhere.
-        os.environ[DEEPSPEED] = asked
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UserError(
+            "the accelerate configuration asks for DeepSpeed, which is not supported: use FSDP2, which shards the same "
+            "states (`preceptor recipes accelerate fsdp2`, or fsdp2-zero2 in place of ZeRO-2)"
+        )
     return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 

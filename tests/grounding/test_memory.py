@@ -126,7 +126,7 @@ def test_a_resting_teacher_is_on_the_device_only_while_it_answers(vlm, moves, mo
         assert ask([], 1, 0.0, 0) == [["yes"]]
     assert answered == [0, 1], "it was moved before it answered"
     assert moves == ["cpu:0", "cpu"]
-    with pytest.raises(RuntimeError, match="broke off"), teaching.at_work(vlm, "cpu"):
+    with pytest.raises(RuntimeError, match="broke off"), teaching.on_device(vlm, "cpu"):
         raise RuntimeError("broke off")
     assert len(moves) == 4, "it rests again whatever happened"
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from preceptor.segmentation.run import run_segmentation
 
 from preceptor.segmentation.config import SegmentationRecipe
-from preceptor.segmentation.run import run_segmentation
 from preceptor.tasks import load_recipe
 from tests.fault.tiny import LCKD, write_recipe
 

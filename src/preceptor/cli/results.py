@@ -79,7 +79,7 @@ def _score(path: Path, protocol: str, given: dict[str, Any]) -> tuple[dict[str, 
             raise UserError(f"{unused[0]} does not apply to {protocol}: the file itself contains the references")
         return score_dialogue_file(path, protocol)
     scores, remarks = score_file(path, protocol, **given)
-    return {"protocol": protocol, **scores.as_dict(), "notes": remarks}, scores.rows()
+    return {"protocol": protocol, **scores.as_dict(), "notes": remarks}, [dict(row) for row in scores.rows()]
 
 
 def show_scores(document: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from preceptor.errors import UserError
 
 if TYPE_CHECKING:
     from preceptor.grounding.endpoint import EndpointTeacher
-    from preceptor.grounding.pseudo_labels import Teacher
+    from preceptor.grounding.pseudo_labels import Labeler
     from preceptor.grounding.teach import LabelingRequest
 
 KEY_VARIABLE = "PRECEPTOR_API_KEY"
@@ -113,7 +113,7 @@ def teach(
     from preceptor.grounding.endpoint import AskSettings, EndpointTeacher
 
     log_to_stderr()
-    labeler: Teacher
+    labeler: Labeler
     if endpoint is not None and model is not None:
         from preceptor.teachers.chat_client import ClientSettings
 
@@ -165,7 +165,7 @@ def check_data(names: list[str]) -> None:
             raise UserError(f"{name} does not exist; give slake-grounding, med-grit, a file of dialogues or a folder")
 
 
-def _label(request: LabelingRequest, output: Path, labeler: Teacher) -> dict[str, Any]:
+def _label(request: LabelingRequest, output: Path, labeler: Labeler) -> dict[str, Any]:
     from preceptor.grounding import teach as teaching
     from preceptor.training.progress import Progress
 

@@ -38,7 +38,6 @@ from preceptor.training.sampler import StepBatches, mix_seed
 from preceptor.training.setup import make_accelerator, make_optimizer
 from preceptor.training.stop import Stop, stop_signals
 from preceptor.training.trackers import MetricsFile
-from preceptor.training.zero import ZeroModel, zero_asked
 
 
 class Interrupted(Exception):
@@ -104,7 +103,7 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
 
     Raises UserError for a recipe that changed since the checkpoint, NonFiniteError, Interrupted after a saved stop.
     """
-    settings, zero = shard_settings(), zero_asked(config)
+    settings = shard_settings()
     accelerator = make_accelerator(config, job.folder)
     if settings is not None and accelerator.num_processes > 1:
         shard(task, settings, accelerator)
@@ -119,20 +118,17 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
         checkpoint.clear_temporaries(root)
         recover(student)
     accelerator.wait_for_everyone()
-    average = WeightAverage(task, config.average)
+    trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
+    average = WeightAverage(trained, config.average)
     state = _resume(task, optimizer, names, average, root, job, accelerator)
     if accelerator.is_main_process:
         job.start()
     if state.finished:
         return state
     # `prepare` would draw from its own sampler; ours already gives each process its share.
-    model: Any
-    if zero and accelerator.num_processes > 1:
-        model = ZeroModel(task, optimizer, names, config, accelerator)
-    else:
-        model = task if is_sharded(task) else accelerator.prepare_model(task)
+    model = task if is_sharded(task) else accelerator.prepare_model(task)
     average.to(accelerator.device)
-    optimizer = model.optimizer if isinstance(model, ZeroModel) else accelerator.prepare_optimizer(optimizer)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     try:
         batches = StepBatches(
             job.samples,
@@ -160,14 +156,10 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
             skips.ids.update(gather_object(sorted(skips.ids)))
         state.skipped, state.seconds = sorted(skips.ids), time.monotonic() - begun
         tensors = {}
-        if isinstance(model, ZeroModel):  # all processes must ask
-            moments = model.optimizer_tensors()
-        else:
-            moments = checkpoint.optimizer_tensors(optimizer.optimizer, names)
         if accelerator.is_main_process or is_sharded(task):
             tensors = {
                 "task": task.state_dict() | {f"state:{k}": v for k, v in task.task_state().items()},
-                "optimizer": moments,
+                "optimizer": checkpoint.optimizer_tensors(optimizer.optimizer, names),
                 "average": average.values,
             }
         if is_sharded(task):
@@ -235,26 +227,18 @@ def _step(model, task, group, accelerator, optimizer, parameters, config, job, s
             loss_sum += loss.detach()
             window.add(terms, counts)
             # DDP averages gradients over processes, our counts are already global.
-            scaled = loss * accelerator.num_processes
-            if isinstance(model, ZeroModel):
-                model.backward(scaled, last)
-            else:
-                accelerator.backward(scaled)
+            accelerator.backward(loss * accelerator.num_processes)
     window.step_done(counts)
-    if isinstance(model, ZeroModel):
-        norm = model.step()
-    else:
-        limit = config.clip_norm if config.clip_norm is not None else math.inf
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        norm = gather_full({"norm": norm}, keep=True)["norm"]
+    limit = config.clip_norm if config.clip_norm is not None else math.inf
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    norm = gather_full({"norm": norm}, keep=True)["norm"]
     # The one synchronisation of a step, and the price of never taking a broken one.
     if not bool(torch.isfinite(norm + accelerator.reduce(loss_sum))):
         guilty = gather_object(offenders(group, lambda one: task(one).total(counts)))
         everyone = gather_object([name for batch in group for name in batch.ids])
         refuse_non_finite(step, float(loss_sum), float(norm), guilty, everyone)
-    if not isinstance(model, ZeroModel):
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return norm
 
 
