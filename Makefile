@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/mhkd-demo
 
-.PHONY: demo test lint fast clean
+.PHONY: demo test lint fast docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/preceptor demo mhkd --output $(OUTPUT)
@@ -18,7 +18,11 @@ fast: lint
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-timings
+	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/mkdocs serve
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Preceptor needs Python 3.11 or newer; set PYTHON=...")'
@@ -33,4 +37,4 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

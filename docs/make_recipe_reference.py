@@ -1,9 +1,9 @@
-"""Write docs/reference/recipe.md, recipe-lckd.md and recipe-clinkd.md from the pydantic models of the recipes.
+"""Generate docs/reference/recipe.md, recipe-lckd.md and recipe-clinkd.md from the pydantic models of the recipes.
 
     python docs/make_recipe_reference.py
 
-A key's meaning is the docstring under its field, or the entry of MEANINGS where the field has none. A test holds the
-committed page equal to what this makes.
+The meaning of a key is the docstring under its field, or its entry in MEANINGS if the field has none. A test checks
+that the committed pages are up to date.
 """
 
 from __future__ import annotations
@@ -18,95 +18,100 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from preceptor.grounding.config import GroundingRecipe
-from preceptor.segmentation.config import SegmentationRecipe
-from preceptor.vqa.config import VqaRecipe
+from preceptor.grounding import config as config_vlm
+from preceptor.segmentation import config as config_volumes
+from preceptor.vqa import config
 
 PAGE = Path(__file__).parent / "reference" / "recipe.md"
 LCKD_PAGE = PAGE.with_name("recipe-lckd.md")
 CLINKD_PAGE = PAGE.with_name("recipe-clinkd.md")
 
 MEANINGS = {
-    "VqaRecipe.trust_remote_code": (
+    "BaseRecipe.seed": (
+        "Seed of the initial weights, the order of samples, dropout and unlimited augmentation. All students start "
+        "from it; teacher number k (from 0) starts from `seed + 1000 k`."
+    ),
+    "BaseRecipe.trust_remote_code": (
         "Let transformers run Python code that comes with a pretrained model. Leave it off unless you have read it."
     ),
     "DataConfig.name": (
-        "Data set: generated `phantom` images, a `table` of your own, or one of the "
+        "Data set: generated `phantom` images, your own `table`, or one of the "
         "[public data sets](../how-to/datasets.md)."
     ),
     "DataConfig.validation_fraction": (
-        "Share of the training rows that is cut off for validation, by whole groups, where the data set names none."
+        "Share of the training rows that is cut off for validation, by whole groups, if the data set has no validation "
+        "split."
     ),
-    "DataConfig.image_size": "Side in pixels to which every image is resized; the aspect ratio is given up.",
-    "DataConfig.max_question_tokens": "Longer questions are cut off.",
-    "DataConfig.minimum_answer_count": "Training answers that occur less often are no answer class.",
+    "DataConfig.image_size": "Side in pixels to which every image is resized; the aspect ratio is not preserved.",
+    "DataConfig.max_question_tokens": "Longer questions are truncated.",
+    "DataConfig.minimum_answer_count": "Training answers that occur less often do not become answer classes.",
     "DataConfig.normaliser": (
-        "How answers are normalised into classes and for validation. Test scores name their own normaliser."
+        "Normalizer of answers for classes and validation. Test scores use the normalizer of their protocol."
     ),
     "DataConfig.broken": (
-        "`raise`: a broken image ends the training with its name. `skip`: its rows are left out and counted; in "
-        "validation and test they count as wrong."
+        "`raise`: stop at the first broken image and name it. `skip`: skip and count its rows; in validation and test "
+        "they count as wrong."
     ),
     "DataConfig.max_image_bytes": "A larger image file is refused before it is decoded.",
     "DataConfig.max_image_pixels": "An image with more pixels is refused before it is decoded.",
     "DataConfig.workers": "Loader processes per training process; 0: the process itself. The result is the same.",
     "AugmentConfig.enabled": "Whether training images are augmented.",
-    "AugmentConfig.scale": "Largest change of size, as a share.",
-    "AugmentConfig.contrast": "Largest change of contrast, as a share.",
-    "AugmentConfig.brightness": "Largest change of brightness, as a share of the range of grey values.",
-    "PhantomConfig.cases": "Generated cases, each a three-dimensional head or torso.",
+    "AugmentConfig.scale": "Largest change of size, as a fraction.",
+    "AugmentConfig.contrast": "Largest change of contrast, as a fraction.",
+    "AugmentConfig.brightness": "Largest change of brightness, as a fraction of the grey-value range.",
+    "PhantomConfig.cases": "Number of generated cases, each a three-dimensional head or torso.",
     "PhantomConfig.images_per_case": "Images cut from each case.",
-    "PhantomConfig.questions_per_image": "Questions asked about each image, at most.",
-    "PhantomConfig.seed": "Seed of the generated data; apart from `seed`.",
+    "PhantomConfig.questions_per_image": "Maximum number of questions about each image.",
+    "PhantomConfig.seed": "Seed of the generated data; separate from `seed`.",
     "ConvVisionConfig.channels": "Channels of each stage.",
     "ConvVisionConfig.blocks": "Residual blocks of each stage; as many entries as `channels`.",
-    "ScratchTextConfig.embedding": "Width of the word embeddings.",
+    "ScratchTextConfig.embedding": "Width of the token embeddings.",
     "ScratchTextConfig.width": "Width of the layers.",
     "ScratchTextConfig.layers": "Number of layers.",
     "ScratchTextConfig.heads": "Attention heads per layer.",
-    "ModelConfig.layers": "Fusion layers.",
+    "ModelConfig.layers": "Number of fusion layers.",
     "ModelConfig.heads": "Attention heads per fusion layer; must divide `width`.",
     "ModelConfig.dropout": "Dropout of the fusion layers and of a text encoder from scratch.",
     "TrainConfig.epochs": "Passes over the training rows; may be a fraction.",
     "TrainConfig.optimizer": "`adamw`, or `sgd` with Nesterov momentum 0.99.",
     "TrainConfig.learning_rate": "Highest learning rate, reached after the warm-up.",
-    "TrainConfig.weight_decay": "Decay of weight matrices; biases, norms and other vectors do not decay.",
+    "TrainConfig.weight_decay": "Weight decay of matrices; biases, norms and other vectors do not decay.",
     "TrainConfig.beta2": "AdamW's decay of the squared gradients; the first decay is 0.9.",
-    "TrainConfig.schedule": "Course of the learning rate after the warm-up.",
+    "TrainConfig.schedule": "Learning-rate schedule after the warm-up.",
     "TrainConfig.poly_power": "Exponent of `schedule: poly`.",
-    "TrainConfig.clip_norm": "Largest norm of the gradient over everything that trains; null: no clipping.",
-    "TrainConfig.keep_checkpoints": "Newest checkpoints that are kept.",
+    "TrainConfig.clip_norm": "Maximum norm of the gradient over all trained parameters; null: no clipping.",
+    "TrainConfig.keep_checkpoints": "Number of newest checkpoints to keep.",
     "TrainConfig.log_every": "Steps between lines of `metrics.jsonl`.",
-    "TrainConfig.trackers": "Where metrics go beside `metrics.jsonl`; each needs its own package.",
-    "TermConfig.weight": "Weight of the term in the loss; 0 leaves it out.",
-    "TermConfig.end": "The term leaves when this share of the training is done.",
+    "TrainConfig.trackers": "Trackers that receive metrics in addition to `metrics.jsonl`; each needs its own package.",
+    "TermConfig.weight": "Weight of the term in the loss; 0 disables it.",
+    "TermConfig.end": "The term stops when this share of the training is done.",
     "LabelTerm.kind": "Cross-entropy over the classes, or binary cross-entropy per class.",
     "LabelTerm.label_smoothing": "Label smoothing of `ce`.",
     "OutputTerm.temperature": "Temperature T of both distributions; the term is scaled by T squared.",
-    "EmbeddingTerm.kind": "Distance of projected student and teacher tokens: MSE after layer normalisation, or cosine.",
-    "HiddenTerm.kind": "Distance of projected student and teacher tokens: MSE after layer normalisation, or cosine.",
+    "EmbeddingTerm.kind": "Distance of projected student and teacher tokens: MSE after layer normalization, or cosine.",
+    "HiddenTerm.kind": "Distance of projected student and teacher tokens: MSE after layer normalization, or cosine.",
     "HiddenTerm.layers": "Layer map: `uniform`, `last`, or pairs `[[student, teacher], ...]` counted from 0.",
     "AttentionTerm.kind": "Distance of attention maps: KL(teacher, student) per query, or MSE.",
     "AttentionTerm.layers": "Layer map: `uniform`, `last`, or pairs `[[student, teacher], ...]` counted from 0.",
     "TeachingConfig.ema_decay": "Decay of the moving average of `kind: ema`; smaller in the first steps.",
     "MhkdConfig.name": "The method.",
-    "ReportConfig.questions": "Questions that the report shows with image, answers and class activation maps.",
-    "ReportConfig.latency_questions": "Test questions over which the latency is measured.",
+    "ReportConfig.questions": "Number of questions shown in the report, with image, answers and class activation maps.",
+    "ReportConfig.latency_questions": "Number of test questions for the latency measurement.",
 }
 
 HEAD = """\
-# Recipe reference: visual question answering
+# Recipe keys: visual question answering
 
-Every key of a recipe with `task: vqa`, with its type, its default and its meaning. The keys of the other tasks are in
-[segmentation](recipe-lckd.md) and [grounded dialogue](recipe-clinkd.md). This page is made by
-`python docs/make_recipe_reference.py`; do not edit it by hand.
+Every key of a recipe with `task: vqa`: type, default and meaning. Other tasks have other keys:
+[segmentation](recipe-lckd.md), [grounding](recipe-clinkd.md). `python docs/make_recipe_reference.py` generates this
+page; do not edit it by hand.
 
-A recipe is a YAML file with these keys. On the command line a key is written with dots, `key.sub=value`, and its value
-is YAML: `true`, `3`, `null`, `[1, 2]`. Quote values with brackets, because shells read those. A later override wins.
-An unknown key is an error that names the nearest known one.
+A recipe is a YAML file with these keys. On the command line, a key is written with dots, `key.sub=value`, and its value
+is YAML: `true`, `3`, `null`, `[1, 2]`. Quote values with brackets, because shells interpret them. A later override
+wins. An unknown key is an error that names the nearest known one.
 
-The defaults are those of a recipe that leaves the key out. The shipped recipes set many of them; see them with
-`preceptor recipes show mhkd-vqa-rad`. A finished run's `recipe.yaml` holds every key with the value that was used.
+The defaults apply if a recipe omits the key. The shipped recipes set many keys; `preceptor recipes show mhkd-vqa-rad`
+prints one. The `recipe.yaml` of a finished run contains every key with the value that was used.
 """
 
 SECTIONS = [
@@ -122,7 +127,7 @@ SECTIONS = [
     ("student.model.text.scratch", "Text encoder from scratch", "The same under `teacher.model.text.scratch`."),
     ("student.train", "Training", "`teacher.train` has the same keys with the same defaults."),
     ("method", "Method", "See [MHKD](../explanation/mhkd.md)."),
-    ("method.teaching", "Teacher's signal", ""),
+    ("method.teaching", "Teacher signal", ""),
     ("method.label", "Label term", ""),
     ("method.output", "Output term", ""),
     ("method.embedding", "Embedding term", ""),
@@ -133,21 +138,21 @@ SECTIONS = [
 ]
 
 LCKD_HEAD = """\
-# Recipe reference: segmentation
+# Recipe keys: segmentation
 
-Every key of a recipe with `task: segmentation`. The [recipe reference](recipe.md) explains how recipes and overrides
-are written. This page is made by `python docs/make_recipe_reference.py`; do not edit it by hand.
+Every key of a recipe with `task: segmentation`. [Recipe keys: visual question answering](recipe.md) explains how
+recipes and overrides are written. `python docs/make_recipe_reference.py` generates this page; do not edit it by hand.
 """
 
 LCKD_SECTIONS = [
     ("", "Top level", ""),
-    ("data", "Data", "See [Train on volumes](../how-to/volumes.md)."),
+    ("data", "Data", "See [Segment volumes with missing modalities](../how-to/volumes.md)."),
     ("data.phantom", "Generated data", "For `data.name=phantom`."),
     ("model", "Network", ""),
     ("train", "Training", ""),
     ("method", "Method", "See [LCKD](../explanation/lckd.md)."),
     ("method.cross_modal", "Distillation between modalities", ""),
-    ("method.full", "A teacher that sees all modalities", ""),
+    ("method.full", "Full-modality teacher", ""),
     ("method.dropping", "Dropped modalities", ""),
     ("method.election", "Election", ""),
     ("method.loss", "Segmentation loss", ""),
@@ -156,10 +161,10 @@ LCKD_SECTIONS = [
 ]
 
 CLINKD_HEAD = """\
-# Recipe reference: grounded dialogue
+# Recipe keys: grounding
 
-Every key of a recipe with `task: grounding`. The [recipe reference](recipe.md) explains how recipes and overrides are
-written. This page is made by `python docs/make_recipe_reference.py`; do not edit it by hand.
+Every key of a recipe with `task: grounding`. [Recipe keys: visual question answering](recipe.md) explains how recipes
+and overrides are written. `python docs/make_recipe_reference.py` generates this page; do not edit it by hand.
 """
 
 CLINKD_SECTIONS = [
@@ -172,7 +177,7 @@ CLINKD_SECTIONS = [
     ("student.train", "Training", "`teacher.train` has the same keys with the same defaults."),
     ("method", "Method", "See [ClinKD](../explanation/clinkd.md)."),
     ("method.guidance", "Guided positions", ""),
-    ("method.pseudo_labels", "Pseudo-labels", "See [Have a teacher answer](../how-to/teach.md)."),
+    ("method.pseudo_labels", "Pseudo-labels", "See [Collect pseudo-labels from a strong model](../how-to/teach.md)."),
     ("method.pseudo_labels.curriculum", "Curriculum", ""),
     ("method.reflection", "Reflection", ""),
     ("method.selection", "Selective generation", ""),
@@ -186,7 +191,7 @@ def is_section(annotation: Any) -> bool:
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str, FieldInfo]]:
-    """Yield (dotted key, class, name, field) of every key that holds a value rather than other keys."""
+    """Yield (dotted key, class, name, field) of every key that is not a section."""
     for name, field in model.model_fields.items():
         if is_section(field.annotation):
             yield from leaves(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
@@ -195,16 +200,17 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type
 
 
 def meaning(model: type[BaseModel], name: str, field: FieldInfo) -> str:
-    """Return what a key means. Raises KeyError where neither the field nor MEANINGS says."""
-    fields = [base.model_fields.get(name) for base in model.__mro__ if issubclass(base, BaseModel)]
-    if described := [text for text in (known.description for known in fields if known) if text]:
-        return " ".join(described[0].split())
+    """Return the meaning of a key. Raises KeyError if neither the field nor MEANINGS has one."""
+    for base in model.__mro__:
+        inherited = base.model_fields.get(name) if is_section(base) else None
+        if inherited is not None and inherited.description:
+            return " ".join(inherited.description.split())
     places = (f"{base.__name__}.{name}" for base in model.__mro__)
     return MEANINGS[next((place for place in places if place in MEANINGS), f"{model.__name__}.{name}")]
 
 
 def kind(annotation: Any, limits: list[Any] | None = None) -> str:
-    """Return a type in words."""
+    """Return a type as text."""
     if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:
         return " or ".join(kind(part, limits) for part in get_args(annotation))
     if get_origin(annotation) is Literal:
@@ -231,7 +237,7 @@ def _limits(limits: list[Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a default as YAML would write it."""
+    """Return a default as YAML."""
     if value is None or isinstance(value, bool):
         return f"`{'null' if value is None else str(value).lower()}`"
     if isinstance(value, list | tuple):
@@ -240,38 +246,38 @@ def shown(value: Any) -> str:
 
 
 def make_page() -> str:
-    """Return the page. Asserts that every key has its place and that teacher and student share their defaults."""
-    defaults = VqaRecipe(name="x")
+    """Return the page of VQA recipes. Asserts that both models share their defaults."""
+    defaults = config.VqaRecipe(name="x")
     text, placed = _tables(defaults, SECTIONS)
     assert defaults.teacher.model == defaults.student.model, "teacher.model and student.model have one table"
     assert defaults.teacher.train == defaults.student.train, "teacher.train and student.train have one table"
     twins = [key.replace("student.", "teacher.", 1) for key in placed if key.startswith("student.")]
-    missing = {key for key, *_ in leaves(VqaRecipe)} - {*placed, *twins}
+    missing = {key for key, *_ in leaves(config.VqaRecipe)} - {*placed, *twins}
     assert not missing, f"keys without a section: {sorted(missing)}"
     return HEAD + text
 
 
 def make_lckd_page() -> str:
-    """Return the page of segmentation recipes. Asserts that every key has its place."""
-    text, placed = _tables(SegmentationRecipe(name="x"), LCKD_SECTIONS)
-    missing = {key for key, *_ in leaves(SegmentationRecipe)} - set(placed)
+    """Return the page of segmentation recipes. Asserts that every key has a section."""
+    text, placed = _tables(config_volumes.SegmentationRecipe(name="x"), LCKD_SECTIONS)
+    missing = {key for key, *_ in leaves(config_volumes.SegmentationRecipe)} - set(placed)
     assert not missing, f"keys without a section: {sorted(missing)}"
     return LCKD_HEAD + text
 
 
 def make_clinkd_page() -> str:
-    """Return the page of vision-language recipes. Asserts that every key has its place."""
-    defaults = GroundingRecipe(name="x", stages=("baseline",))
+    """Return the page of grounding recipes. Asserts that every key has a section."""
+    defaults = config_vlm.GroundingRecipe(name="x", stages=("baseline",))
     text, placed = _tables(defaults, CLINKD_SECTIONS)
     assert defaults.teacher == defaults.student, "teacher and student have one table"
     twins = [key.replace("student.", "teacher.", 1) for key in placed if key.startswith("student.")]
-    missing = {key for key, *_ in leaves(GroundingRecipe)} - {*placed, *twins}
+    missing = {key for key, *_ in leaves(config_vlm.GroundingRecipe)} - {*placed, *twins}
     assert not missing, f"keys without a section: {sorted(missing)}"
     return CLINKD_HEAD + text
 
 
 def _tables(defaults: BaseModel, sections: list[tuple[str, str, str]]) -> tuple[str, list[str]]:
-    """Return (the tables of the sections, their keys)."""
+    """Return the tables of the sections and their keys."""
     parts, placed = [], []
     for prefix, title, about in sections:
         model, values = _at(prefix, defaults)
@@ -290,7 +296,7 @@ def _tables(defaults: BaseModel, sections: list[tuple[str, str, str]]) -> tuple[
 
 
 def _at(prefix: str, defaults: BaseModel) -> tuple[type[BaseModel], BaseModel]:
-    """Return the class of a section, and its values in a recipe of defaults."""
+    """Return the class of a section and its values in a default recipe."""
     values: BaseModel = defaults
     for name in filter(None, prefix.split(".")):
         values = getattr(values, name)

@@ -6,6 +6,8 @@ import importlib.util
 import ipaddress
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,7 +30,7 @@ VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 TAKES_RECIPE = ("train", "cache", "doctor")
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`]+)`")
 CALL = re.compile(r"(?:^|\s|/)(preceptor\s+[a-z].*)$")
 DOTTED = re.compile(r"(?:data|method|teacher|student|model|train|evaluation|report)(?:\.[a-z_0-9]+)+")
@@ -44,13 +46,13 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives a page's headings."""
+    """Return the anchors that GitHub gives the headings of a page."""
     titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def commands(page: Path) -> list[str]:
-    """Every command line of ours on a page, in a block or inline, without what a launcher puts before it."""
+    """Return every `preceptor` command line on a page, in a block or inline, without a launcher in front of it."""
     found = []
     for language, block in FENCE.findall(page.read_text("utf-8")):
         if language in ("sh", "bash"):
@@ -98,8 +100,8 @@ def test_no_address_is_private(page: Path) -> None:
         assert public, f"{name(page)}: {address}"
 
 
-def test_pages_show_commands_in_numbers() -> None:
-    """The test below is empty if the pattern finds nothing."""
+def test_pages_contain_commands() -> None:
+    """Without commands, the test below would pass without checking anything."""
     assert len(SHOWN) > 50
 
 
@@ -190,3 +192,19 @@ def test_the_architecture_page_lists_the_packages() -> None:
             assert any((folder / module).is_file() for folder in folders), f"{line}: there is no {module}"
     packages = {path for path in source.iterdir() if (path / "__init__.py").is_file()} | {source / "recipes"}
     assert listed == packages, sorted(path.name for path in listed ^ packages)
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_loads_nothing_from_another_host(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 40
+    for page in pages:
+        text = page.read_text("utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe|source)[^>]*\ssrc=\"?(https?:|//)", text)
+        loaded += re.findall(r"<link[^>]*\srel=\"?(?:stylesheet|preconnect|icon)[^>]*href=\"?(https?:|//)", text)
+        assert not loaded, page.name
+    for style in (tmp_path / "site").rglob("*.css"):
+        assert not re.findall(r"url\([\"']?(?:https?:|//)", style.read_text("utf-8")), style.name

@@ -16,6 +16,19 @@ from preceptor.errors import UserError, nearest
 
 R = TypeVar("R", bound=BaseRecipe)
 
+RENAMED_KEYS = {
+    "data.split": "data.variant",
+    "data.broken_images": "data.broken",
+    "method.inherit_words": "method.inherit_token_embeddings",
+}
+"""Old dotted key to new one. A recipe with an old key is refused, and the error names the new key."""
+
+RENAMED_VALUES = {
+    ("stages", "alone"): "baseline",
+    ("stages", "supervised"): "baseline",
+}
+"""(Key, old value) to the new value, for values that were renamed while their key was not."""
+
 
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes."""
@@ -89,10 +102,42 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 
 def validate(raw: Mapping[str, Any], place: str, kind: type[R]) -> R:
     """Return the recipe of class `kind`. Raises UserError with one clause for each mistake."""
+    renamed = _renamed(raw, set(known_keys(kind)))
+    if renamed:
+        raise UserError(f"{place}: {'; '.join(renamed)}")
+    path = Path(place)
+    # A run folder's own recipe.yaml is not the user's place for code.
+    folder = path.resolve().parent if path.is_file() and path.name != "recipe.yaml" else None
     try:
-        return kind.model_validate(raw)
+        return kind.model_validate(raw, context={"folder": folder})
     except ValidationError as error:
         raise UserError("; ".join(_sentence(dict(detail), place, kind) for detail in error.errors())) from error
+
+
+def _renamed(raw: Mapping[str, Any], known: set[str]) -> list[str]:
+    """Return one clause for each key or value of `raw` that was renamed. A key in `known` is never an old one."""
+    clauses = []
+    for old, new in RENAMED_KEYS.items():
+        if old not in known and new in known and _get_nested(raw, old) is not _MISSING:
+            clauses.append(f"{old} was renamed to {new}")
+    for (key, old), new in RENAMED_VALUES.items():
+        value = _get_nested(raw, key)
+        if value == old or (isinstance(value, (list, tuple)) and old in value):
+            clauses.append(f"the value {old!r} of {key} was renamed to {new!r}")
+    return clauses
+
+
+_MISSING = object()
+
+
+def _get_nested(raw: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key, or _MISSING."""
+    node: Any = raw
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return _MISSING
+        node = node[part]
+    return node
 
 
 def _sentence(detail: dict[str, Any], place: str, kind: type[BaseRecipe]) -> str:
@@ -104,6 +149,9 @@ def _sentence(detail: dict[str, Any], place: str, kind: type[BaseRecipe]) -> str
         beside = [name for name in others if name.rpartition(".")[0] == key.rpartition(".")[0]]
         close = difflib.get_close_matches(key, others, n=1, cutoff=0.5)
         return f"{place} has the unknown key {key!r}{nearest(key, close or beside)}"
+    if detail["type"] == "union_tag_invalid":
+        tags = [tag.strip().strip("'") for tag in detail["ctx"]["expected_tags"].split(",")]
+        return f"{place}, key {key}.name: {detail['ctx']['tag']!r} is not known{nearest(detail['ctx']['tag'], tags)}"
     message = detail["msg"].removeprefix("Value error, ")
     if not path:
         return f"{place}: {message}"

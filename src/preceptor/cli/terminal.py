@@ -1,21 +1,21 @@
-"""What the command line prints: tables for people, or one JSON document for scripts."""
+"""Printing on the terminal: tables and sentences for people, or one JSON document for scripts."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-
-from rich.text import Text
 
 from preceptor.report.format import SPACE
 from preceptor.report.tables import MOST_LETTERS, Table
-from preceptor.tasks import module
 
 
-def say(document: Any, as_json: bool, show) -> None:
+def say(document: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Print a result: as JSON if `as_json`, else with `show`. Of several processes only the first one prints."""
     if not main_process():
         return
     if as_json:
@@ -25,7 +25,49 @@ def say(document: Any, as_json: bool, show) -> None:
 
 
 def main_process() -> bool:
+    """Return whether this is the first process of a run. It does not import torch."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def log_to_stderr() -> None:
+    """Show log messages on standard error, above the progress bar if there is one."""
+    log = logging.getLogger("preceptor")
+    log.setLevel(logging.INFO)
+    for handler in [handler for handler in log.handlers if isinstance(handler, _StderrHandler)]:
+        log.removeHandler(handler)
+    if main_process():
+        handler = _StderrHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to the standard error of the moment, which rich replaces while a progress bar is shown."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
+def sentence(text: str) -> None:
+    """Print text; in a terminal it is wrapped at words."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        console.print(text, markup=False, highlight=False)
+    else:
+        print(text)
+
+
+def notes(texts: Iterable[str]) -> None:
+    """Print notes, each once."""
+    for text in dict.fromkeys(texts):
+        sentence(f"note: {text}")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -34,64 +76,32 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def print_table(table: Table) -> None:
-    """Print a table and its notes: numbers right-aligned and never wrapped, prose left-aligned and wrapped at words."""
-    from rich import box
+    """Print a table and its notes. Numbers are aligned right and never wrapped, text is aligned left and wrapped."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Column
     from rich.table import Table as Grid
+    from rich.text import Text
 
-    if not table:
-        return
-    columns = []
-    for name, cells, number in zip(table.columns, zip(*table.rows, strict=True), table.numeric, strict=True):
-        if number and "\n" not in name:  # the head may be wrapped, its numbers may not
-            name = "\n".join(textwrap.wrap(name, max(map(len, [*cells, *name.split(" ")]))))
-        longest_word = max(len(word) for cell in (name, *cells) for word in (cell.split() or [""]))
-        columns.append(
-            Column(
-                name, justify="right" if number else "left", no_wrap=number, min_width=min(longest_word, MOST_LETTERS)
-            )
+    grid = Grid(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for number, (name, numeric) in enumerate(zip(table.columns, table.numeric, strict=True)):
+        cells = [row[number] for row in table.rows]
+        if numeric and "\n" not in name:  # the head may be wrapped, its numbers may not
+            name = "\n".join(textwrap.wrap(name, max(map(len, [*cells, *name.split(" ")]), default=1)))
+        longest_word = max((len(word) for cell in [name, *cells] for word in cell.split()), default=1)
+        width = min(longest_word, MOST_LETTERS)
+        grid.add_column(
+            Text(name), justify="right" if numeric else "left", no_wrap=numeric, min_width=width, overflow="fold"
         )
-    grid = Grid(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in table.rows:
         grid.add_row(*(Text(cell.replace(SPACE, " ")) for cell in row))
     console = Console()
+    console.print()
     console.print(Text(table.title.replace(SPACE, " "), style="bold"))
     console.print(grid)
     for note in table.notes:
-        console.print(note.replace(SPACE, " "), markup=False, highlight=False)
-
-
-def show_results(results: Mapping[str, Any]) -> None:
-    """Print the scores of every stage of a run, or those of the groups of a comparison."""
-    if "groups" in results:
-        from preceptor.compare.summary import HOW_MARKED, summary
-
-        tables, notes = summary(results), [HOW_MARKED, *results["notes"]]
-    else:
-        tables, notes = module(results["task"], "report").summary(results), results.get("notes") or []
-    for table in tables:
-        print_table(table)
-    for note in notes:
-        print(f"note: {note}")
-
-
-def show_cached_words(report: dict[str, Any]) -> None:
-    """Print what is stored of a ClinKD recipe's teacher: its answers, and its words at their tokens."""
-    labels, words = report["labels"], report["words"]
-    said = ", ".join(f"{n} {reason}" for reason, n in labels.get("left_out", {}).items())
-    coverage = f"{percent(labels.get('coverage'))} % of the dialogues{f' (left out: {said})' if said else ''}"
-    rows = [["pseudo-labels", labels["folder"], str(labels.get("rows", "-")), coverage]]
-    if words is not None:
-        tokens = f"{words['tokens']:,} tokens, {words['k']} words each" if "tokens" in words else "-"
-        rows.append(["cached words", words["folder"], str(words.get("rows", "-")), tokens])
-    table(f"teacher {str(report['teacher'])[:12]}", ["what", "folder", "rows", "holds"], rows)
-    if report["checked"]:
-        print(
-            f"{report['checked']} dialogues computed again: largest difference of probabilities "
-            f"{report['worst']:.2g}, {len(report['mismatches'])} differ"
-        )
+        sentence(note.replace(SPACE, " "))
 
 
 def percent(value: float | None) -> str:
+    """Return a share as a percentage with one decimal; "-" for None."""
     return "-" if value is None else f"{100 * value:.1f}"

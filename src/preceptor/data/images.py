@@ -1,7 +1,7 @@
-"""Image files: PNG, JPEG and relatives through Pillow, DICOM through pydicom, all as 8-bit grey or RGB.
+"""Read image files as 8-bit grey or RGB: PNG, JPEG, BMP, TIFF, WebP with Pillow, and DICOM with pydicom.
 
-Of a file only the pixels are used. Text chunks, EXIF (but for the orientation) and DICOM header fields that are not
-needed to render are not read, or dropped before the image is handed on.
+Only the pixels of a file are used. Text chunks, EXIF data (except the orientation) and DICOM header fields that are not
+needed for rendering are either not parsed or dropped before the image is returned.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 DICOM_MARK = b"DICM"
 DICOM_MARK_OFFSET = 128
 DICOM_DEFLATED = "1.2.840.10008.1.2.1.99"
-# Everything that pydicom may parse of a DICOM data set; no name, date or identifier ever reaches memory as a value.
+# The only fields that pydicom parses. Names, dates and identifiers are never read into memory as values.
 DICOM_FIELDS = [
     "SamplesPerPixel",
     "PhotometricInterpretation",
@@ -56,7 +56,7 @@ _COPY_AGAIN = "copy the file again from its source"
 
 
 class ImageError(UserError):
-    """An image file that cannot be used; the message names the file, the reason and the fix."""
+    """An image file that cannot be used. The message names the file, the reason and the fix."""
 
 
 def _refusal(path: Path, reason: str, fix: str) -> ImageError:
@@ -64,18 +64,20 @@ def _refusal(path: Path, reason: str, fix: str) -> ImageError:
 
 
 def load_image(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return the image in mode L or RGB, 8 bits per channel, upright, with no metadata attached.
+    """Return an image in mode L or RGB, with 8 bits per channel, upright and without metadata.
 
-    Transparent parts become black. Integers of more than 8 bits and floats are stretched from their least to their
-    greatest value. A DICOM file, known by its content, is rendered as DICOM PS3.3 C.11 says: rescale slope and
-    intercept, then the first window of the header (the full range where there is none), MONOCHROME1 inverted.
-    Modality and VOI look-up tables and overlays are not applied.
+    Transparent pixels become black. Integers of more than 8 bits and floats are scaled linearly from their minimum and
+    maximum to 0 and 255. A DICOM file is recognised by its content and rendered according to DICOM PS3.3 C.11: rescale
+    slope and intercept, then the first window of the header (the full range if there is none); MONOCHROME1 is inverted.
+    Modality look-up tables, VOI look-up tables and overlays are not applied.
 
-    The size ceilings are in bytes of the file and in pixels (rows x columns); both are checked before decoding.
+    Args:
+        path: Image file.
+        max_bytes: Largest accepted file size.
+        max_pixels: Largest accepted number of pixels (rows x columns). Both limits are checked before decoding.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, no image of a known kind, larger than a ceiling, or holds
-            several frames.
+        ImageError: the file is missing, empty, truncated, too large, of an unknown kind, or has several frames.
     """
     data = _read_bytes(path, max_bytes)
     if data[DICOM_MARK_OFFSET : DICOM_MARK_OFFSET + len(DICOM_MARK)] == DICOM_MARK:
@@ -87,7 +89,7 @@ def load_image(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_
 
 
 def content_hash(path: Path) -> str:
-    """Return the SHA-256 of the file's bytes, in hex.
+    """Return the SHA-256 of the bytes of a file, in hexadecimal digits.
 
     Raises:
         ImageError: the file cannot be read.
@@ -100,14 +102,14 @@ def content_hash(path: Path) -> str:
 
 
 def resolve_image(root: Path, name: str, place: str) -> Path:
-    """Return the path of the image `name`, written relative to `root` in a table at `place`.
+    """Return the path of the image `name`, which a table at `place` gives relative to `root`.
 
     Raises:
-        UserError: the name is absolute or climbs out of `root` (on POSIX or Windows), or is no file name.
+        UserError: the name is absolute, leaves `root` (on POSIX or Windows), or is not a file name.
     """
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if not name or "\0" in name or posix == PurePosixPath("."):
-        raise UserError(f"{place}: image {name!r} is no file name; give the path relative to {root}")
+        raise UserError(f"{place}: image {name!r} is not a file name; give the path relative to {root}")
     if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
         raise UserError(
             f"{place}: image {name!r} leaves the folder of the table; image paths are relative to {root} and must stay "
@@ -117,17 +119,18 @@ def resolve_image(root: Path, name: str, place: str) -> Path:
 
 
 def require_images(places: Mapping[Path, str]) -> None:
-    """Check that every file exists; `places` says for each where it is named, such as ``line 4``.
+    """Check that all files exist. `places` gives the place where each file is named, such as ``line 4``.
 
     Raises:
-        UserError: lists the first ten missing files, and how many there are.
+        UserError: some files are missing. The message gives their number and lists the first ten.
     """
     missing = [(path, place) for path, place in places.items() if not path.is_file()]
     if missing:
         listed = "".join(f"\n  {path} ({place})" for path, place in missing[:10])
         more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
         raise UserError(
-            f"{len(missing)} of {len(places)} image files are missing; copy them there or mend the names:{listed}{more}"
+            f"{len(missing)} of {len(places)} image files are missing; copy them there or correct the "
+            f"names:{listed}{more}"
         )
 
 
@@ -140,7 +143,7 @@ def _read_bytes(path: Path, max_bytes: int) -> bytes:
         size = path.stat().st_size
         if size > max_bytes:
             fix = "shrink the image or raise data.max_image_bytes"
-            raise _refusal(path, f"{size:,} bytes, more than the ceiling of {max_bytes:,}", fix)
+            raise _refusal(path, f"{size:,} bytes, more than the limit of {max_bytes:,}", fix)
         if not path.is_file():
             raise _refusal(path, "not a file", "give the path of an image file")
         data = path.read_bytes()
@@ -153,7 +156,7 @@ def _read_bytes(path: Path, max_bytes: int) -> bytes:
 
 def _check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        reason = f"{width} x {height} pixels, more than the ceiling of {max_pixels:,}"
+        reason = f"{width} x {height} pixels, more than the limit of {max_pixels:,}"
         raise _refusal(path, reason, "shrink the image or raise data.max_image_pixels")
 
 
@@ -169,15 +172,15 @@ def _load_pillow(path: Path, data: bytes, max_pixels: int) -> Image.Image:
         raise _refusal(path, reason, f"known are {known} and DICOM") from error
     except Image.DecompressionBombError as error:
         raise _refusal(path, str(error), "shrink the image") from error
-    except Exception as error:  # Pillow's parsers raise whatever a broken header leads them to
+    except Exception as error:  # Pillow's parsers raise many kinds of errors for broken headers
         raise _refusal(path, f"broken {path.suffix} header ({error})", _COPY_AGAIN) from error
     with image:
         _check_pixels(path, image.width, image.height, max_pixels)
         try:
-            # A phone's JPEG (MPO) may carry a depth or gain map after the photograph: its first frame is the image.
+            # A JPEG of a phone (MPO) may store a depth or gain map as a second frame; the first frame is the image.
             if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                reason = f"{image.format} with {getattr(image, 'n_frames', 0)} frames, only single images are read"
-                raise _refusal(path, reason, "save each frame as a file of its own")
+                reason = f"{image.format} with {getattr(image, 'n_frames', 0)} frames; only single images can be read"
+                raise _refusal(path, reason, "save each frame as a separate file")
             if image.format in ("JPEG", "MPO") and not _jpeg_is_ended(data):
                 raise _refusal(path, "truncated JPEG (no end marker)", _COPY_AGAIN)
             image.load()
@@ -185,15 +188,15 @@ def _load_pillow(path: Path, data: bytes, max_pixels: int) -> Image.Image:
             return Image.fromarray(np.asarray(_to_8_bit(path, upright)))
         except ImageError:
             raise
-        except Exception as error:  # as above: decoders raise OSError, SyntaxError, struct.error, ValueError, ...
+        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, ...
             raise _refusal(path, f"broken or truncated {image.format} ({error})", _COPY_AGAIN) from error
 
 
 def _jpeg_is_ended(data: bytes) -> bool:
-    """Return whether an end marker follows the first scan.
+    """Return whether an end marker follows the first scan of a JPEG file.
 
-    The JPEG library decodes a tail of zero bytes (a download that stopped) to grey rows without complaint, and a
-    thumbnail inside the EXIF segment has an end marker of its own: hence the walk over the segments.
+    The JPEG library silently decodes a tail of zero bytes, as left by an interrupted download, to grey rows. The search
+    skips segment by segment, because a thumbnail in the EXIF segment has an end marker of its own.
     """
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
@@ -211,7 +214,7 @@ def _to_8_bit(path: Path, image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():
-            raise _refusal(path, "holds pixels that are not finite numbers", _EXPORT)
+            raise _refusal(path, "some pixels are not finite numbers", _EXPORT)
         return Image.fromarray(_stretch(values))
     if image.has_transparency_data:
         grey = image.mode in ("1", "L", "LA", "La")
@@ -241,8 +244,8 @@ def _load_dicom(path: Path, data: bytes, max_pixels: int) -> Image.Image:
             return Image.fromarray(_render_dicom(path, dataset))
         except ImageError:
             raise
-        except Exception as error:  # pydicom and its decoders raise nearly every kind on a broken file
-            # Neither its text nor its traceback goes on: where a length is broken, they quote the patient's name.
+        except Exception as error:  # pydicom and its decoders raise many kinds of errors for broken files
+            # Drop the error text and the traceback: if a length field is broken, they may quote the patient's name.
             reason = f"broken or truncated DICOM ({type(error).__name__})"
             raise _refusal(path, reason, f"{_COPY_AGAIN}, or {_EXPORT}") from None
 
@@ -252,27 +255,27 @@ _silence = threading.Lock()
 
 @contextmanager
 def silent_pydicom() -> Iterator[None]:
-    """Keep pydicom from warning and logging: its messages quote header values.
+    """Suppress the warnings and log messages of pydicom, because they quote header values.
 
-    Warning filters and loggers are global, so that only one thread at a time may be inside.
+    Warning filters and loggers are global, so only one thread at a time can be inside.
     """
     logger = logging.getLogger("pydicom")
     with _silence, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        was, logger.disabled = logger.disabled, True
+        was_disabled, logger.disabled = logger.disabled, True
         try:
             yield
         finally:
-            logger.disabled = was
+            logger.disabled = was_disabled
 
 
 def _parse_dicom(path: Path, data: bytes) -> Dataset:
     from pydicom import dcmread
     from pydicom.filereader import read_file_meta_info
 
-    # pydicom inflates a deflated data set whole, before any size in it can be seen.
+    # pydicom inflates the whole data set before any size in it can be checked.
     if read_file_meta_info(path).get("TransferSyntaxUID") == DICOM_DEFLATED:
-        raise _refusal(path, "deflated DICOM is not read", f"rewrite it uncompressed, or {_EXPORT}")
+        raise _refusal(path, "deflated DICOM is not supported", f"rewrite it uncompressed, or {_EXPORT}")
     return dcmread(io.BytesIO(data), specific_tags=list(DICOM_FIELDS))
 
 
@@ -284,21 +287,25 @@ def _check_dicom(path: Path, dataset: Dataset, max_pixels: int) -> None:
         raise _refusal(path, f"DICOM without {' and '.join(absent)}: not an image, or truncated", _COPY_AGAIN)
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise _refusal(path, f"multi-frame DICOM ({frames} frames), only single images are read", "split it by frame")
+        raise _refusal(
+            path,
+            f"multi-frame DICOM ({frames} frames), only single images are read",
+            "save each frame as a separate file",
+        )
     _check_pixels(path, int(dataset.Columns), int(dataset.Rows), max_pixels)
     colour, samples = dataset.PhotometricInterpretation, int(dataset.get("SamplesPerPixel", 1))
     bits = int(dataset.BitsAllocated)
     grey = colour in ("MONOCHROME1", "MONOCHROME2") and samples == 1
     rgb = (colour == "RGB" or colour.startswith("YBR_")) and samples == 3 and bits == 8
     if not (grey or rgb):
-        kind = colour if colour in DICOM_COLOURS else "of no known kind"
-        raise _refusal(path, f"DICOM colour {kind} with {samples} samples of {bits} bits is not read", _EXPORT)
+        kind = colour if colour in DICOM_COLOURS else "of an unknown kind"
+        raise _refusal(path, f"DICOM colour {kind} with {samples} samples of {bits} bits is not supported", _EXPORT)
     syntax = dataset.file_meta.TransferSyntaxUID
-    kind = syntax.name if syntax.type == "Transfer Syntax" else "of no known kind"
+    kind = syntax.name if syntax.type == "Transfer Syntax" else "of an unknown kind"
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        raise _refusal(path, f"DICOM compression {kind} is not read", _EXPORT) from None
+        raise _refusal(path, f"DICOM compression {kind} is not supported", _EXPORT) from None
     if syntax.is_encapsulated and not decoder.is_available:
         missing = "; ".join(decoder.missing_dependencies)
         raise _refusal(path, f"no decoder for {kind} is installed ({missing})", f"install one, or {_EXPORT}")
@@ -316,7 +323,7 @@ def _render_dicom(path: Path, dataset: Dataset) -> np.ndarray:
         raise _refusal(path, "rescale slope or intercept is not a finite number", _EXPORT)
     centre, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
-    # The standard allows no narrower window; writers that know none put 0, which means: no window.
+    # The standard forbids narrower windows. Some writers store a width of 0 if they have no window.
     if centre is None or width is None or width <= 0 or (function == "LINEAR" and width < 1):
         grey = _stretch(values)
     else:
@@ -325,7 +332,7 @@ def _render_dicom(path: Path, dataset: Dataset) -> np.ndarray:
 
 
 def _window(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
-    """Return the values through a window, in [0, 1] (DICOM PS3.3 C.11.2.1.2.1 and C.11.2.1.3)."""
+    """Apply a window to the values and return them in [0, 1] (DICOM PS3.3 C.11.2.1.2.1 and C.11.2.1.3)."""
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
     if function == "LINEAR_EXACT":
@@ -336,7 +343,7 @@ def _window(values: np.ndarray, centre: float, width: float, function: str) -> n
 
 
 def _first(dataset: Dataset, field: str) -> float | None:
-    """Return the field's value, the first of several, or None where it is absent or empty."""
+    """Return the first value of a field, or None if it is absent or empty."""
     value = dataset.get(field)
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = value[0] if value else None

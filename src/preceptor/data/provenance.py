@@ -1,8 +1,8 @@
-"""Which images a model was trained on, as hashes, so that weights are not tested on images that they know.
+"""Record the images that a model was trained on, so that it is not tested on images that it has seen.
 
-A trained model's folder holds `images.json`: for each data set that its training used, or the training of the weights
-it began from or was taught by, the SHA-256 and the perceptual hash of every training and validation image. There are
-no file names in it and no pixels.
+The folder of a trained model contains `images.json`. For each data set used to train the model, its initial weights or
+its teachers, the file lists the SHA-256 and the perceptual hash of every training and validation image. It contains no
+file names and no pixels.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Source:
-    """The images that a training took from one data set.
+    """The images of one data set that a model was trained on.
 
-    `images` maps the SHA-256 of a file to its perceptual hash, both in hexadecimal digits. `name`, `split` and
-    `test_sha256` (of the test rows) tell the data set.
+    Attributes:
+        name: Name of the data set.
+        variant: Variant of the data set.
+        test_sha256: Fingerprint of the test split.
+        images: Perceptual hash of each image by the SHA-256 of the file, both in hexadecimal digits.
     """
 
     name: str
@@ -47,13 +50,13 @@ class Source:
 def hash_images(
     paths: Iterable[Path], cache: Path | None = None, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> dict[Path, tuple[str, str]]:
-    """Return (SHA-256 of the file, perceptual hash) of every file that can be read; broken ones are left out.
+    """Return the SHA-256 and the perceptual hash of every readable file. Broken images are skipped.
 
-    What the JSON file `cache` knows by its SHA-256 is not decoded again; new hashes are added to it.
+    The JSON file `cache` stores perceptual hashes by SHA-256, so that known images are not decoded again.
     """
     known = _read_cache(cache) if cache else {}
     before = len(known)
-    found: dict[Path, tuple[str, str]] = {}
+    hashes_by_path: dict[Path, tuple[str, str]] = {}
     for path in dict.fromkeys(paths):
         try:
             digest = content_hash(path)
@@ -62,14 +65,14 @@ def hash_images(
                 known[digest] = as_text(hashes(thumbnail(image)[None])[0])
         except ImageError:
             continue
-        found[path] = digest, known[digest]
+        hashes_by_path[path] = digest, known[digest]
     if cache and len(known) > before:
         write_text(cache, json.dumps(dict(sorted(known.items())), indent=0))
-    return found
+    return hashes_by_path
 
 
 def _read_cache(path: Path) -> dict[str, str]:
-    """Return the hashes of a cache; none where there is no cache or it is damaged, since it can be made again."""
+    """Return the hashes in a cache file, or none if the file is missing or damaged."""
     try:
         known = json.loads(path.read_text("utf-8"))
         from_text(list(known.values()))
@@ -79,24 +82,25 @@ def _read_cache(path: Path) -> dict[str, str]:
 
 
 def merge(sources: Iterable[Source]) -> list[Source]:
-    """Return the sources with those of the same data set put together."""
-    found: dict[tuple[str, str, str], Source] = {}
+    """Merge the sources that describe the same data set."""
+    merged: dict[tuple[str, str, str], Source] = {}
     for source in sources:
-        images = {**(found[source.key].images if source.key in found else {}), **source.images}
-        found[source.key] = Source(*source.key, dict(sorted(images.items())))
-    return list(found.values())
+        images = {**(merged[source.key].images if source.key in merged else {}), **source.images}
+        merged[source.key] = Source(*source.key, dict(sorted(images.items())))
+    return list(merged.values())
 
 
 def write_provenance(folder: Path, sources: Sequence[Source]) -> None:
-    """Write `images.json` into a model's folder."""
+    """Write `images.json` into the folder of a model."""
     listed = [{"data": s.name, "variant": s.variant, "test_sha256": s.test_sha256, "images": s.images} for s in sources]
     write_text(folder / PROVENANCE_FILE, json.dumps({"format": FORMAT, "sources": listed}, indent=0))
 
 
 def read_provenance(folder: Path) -> list[Source] | None:
-    """Return what a model's folder says about the images of its training; None where it says nothing.
+    """Return the images that a model was trained on, or None if its folder has no `images.json`.
 
-    Raises UserError where `images.json` is damaged.
+    Raises:
+        UserError: `images.json` is damaged.
     """
     path = folder / PROVENANCE_FILE
     if not path.is_file():
@@ -108,32 +112,39 @@ def read_provenance(folder: Path) -> list[Source] | None:
             from_text([phash for phash in source.images.values() if phash])
         return sources
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy the model's folder again, or train it again") from error
+        raise UserError(
+            f"{path} is damaged ({error}); copy the folder of the model again, or train the model again"
+        ) from error
 
 
-def match_images(found: dict[Path, tuple[str, str]], images: dict[str, str]) -> set[Path]:
-    """Return the files of `found` that are in `images` too, by SHA-256 or by perceptual hash."""
-    if not found or not images:
+def match_images(files: dict[Path, tuple[str, str]], images: dict[str, str]) -> set[Path]:
+    """Return the files whose SHA-256 or perceptual hash occurs in `images`.
+
+    Args:
+        found: (SHA-256, perceptual hash) of each file.
+        images: Perceptual hashes by SHA-256.
+    """
+    if not files or not images:
         return set()
-    same = {path for path, (digest, _) in found.items() if digest in images}
-    paths = [path for path, (_, phash) in found.items() if phash]
+    identical = {path for path, (digest, _) in files.items() if digest in images}
+    paths = [path for path, (_, phash) in files.items() if phash]
     phashes = [phash for phash in images.values() if phash]
     if not paths or not phashes:  # volumes have no perceptual hash
-        return same
-    rows, _, _ = near(from_text([found[path][1] for path in paths]), from_text(phashes), COPY_BITS)
-    return {paths[row] for row in np.unique(rows).tolist()} | same
+        return identical
+    rows, _, _ = near(from_text([files[path][1] for path in paths]), from_text(phashes), COPY_BITS)
+    return {paths[row] for row in np.unique(rows).tolist()} | identical
 
 
 def leave_out(
-    data: Dataset[Sample], images: Sequence[Path], whose: str, cache: Path | None = None, **limits: int
+    data: Dataset[Sample], images: Sequence[Path], source: str, cache: Path | None = None, **limits: int
 ) -> None:
-    """Drop the training and validation rows of `data` whose image is among `images`, and note how many."""
-    theirs = dict(hash_images(images, cache, **limits).values())
-    learnt = [sample.image for sample in data.samples if sample.split != "test"]
-    dropped = match_images(hash_images(learnt, cache, **limits), theirs)
+    """Remove the training and validation samples of `data` whose image is among `images`, and add a note."""
+    excluded_hashes = dict(hash_images(images, cache, **limits).values())
+    training_images = [sample.image for sample in data.samples if sample.split != "test"]
+    dropped = match_images(hash_images(training_images, cache, **limits), excluded_hashes)
     before = len(data.samples)
     data.samples = [sample for sample in data.samples if sample.split == "test" or sample.image not in dropped]
     data.notes.append(
-        f"Left out of training and validation: {len(dropped)} images ({before - len(data.samples)} questions) that are "
-        f"also images of {whose} (data.exclude_images_of)."
+        f"Left out of training and validation: {len(dropped)} images ({before - len(data.samples)} questions) that "
+        f"also occur in {source} (data.exclude_images_of)."
     )

@@ -1,7 +1,7 @@
-"""Cuts by group: validation out of training, and nested shares of the training split.
+"""Cut splits by group: validation and test out of training, and nested shares of the training split.
 
-Groups are ordered by a hash of seed and name, so that a cut depends neither on the order of the rows nor on a random
-generator's version.
+Groups are ordered by a hash of seed and name. A cut therefore depends neither on the order of the samples nor on the
+version of a random number generator.
 """
 
 from __future__ import annotations
@@ -19,11 +19,22 @@ from preceptor.errors import UserError
 
 Row = TypeVar("Row", Sample, Case, Dialogue)
 
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+"""Split by the names that tables and split files may use."""
+
 
 def cut_validation(samples: Iterable[Row], fraction: float, seed: int) -> list[Row]:
-    """Return the rows with whole groups moved from training to validation, about `fraction` of the training rows.
+    """Move whole groups from training to validation, about `fraction` of the training samples (see `cut`).
 
-    As `cut`. Raises UserError where `fraction` is not between 0 and 1.
+    Raises:
+        UserError: `fraction` is not between 0 and 1.
     """
     if not 0 < fraction < 1:
         raise UserError(f"validation fraction {fraction} is not between 0 and 1; 0.1 is usual")
@@ -31,11 +42,11 @@ def cut_validation(samples: Iterable[Row], fraction: float, seed: int) -> list[R
 
 
 def cut(rows: Iterable[Row], split: Split, fraction: float, seed: int, *, leave: int = 1) -> list[Row]:
-    """Return the rows with whole groups moved from training to `split`, about `fraction` of the training rows.
+    """Move whole groups from training to `split`, about `fraction` of the training samples.
 
-    The share is met to within half of the largest group, except that at least one group is moved and at least `leave`
-    stay, if need be one (with fewer than two training groups nothing moves). Other splits are untouched, the order is
-    kept.
+    The fraction is met to within half of the largest group. At least one group is moved and at least `leave` groups
+    stay; if both are impossible, one group is moved. With fewer than two training groups nothing is moved. The order of
+    the samples and the other splits do not change.
     """
     rows = list(rows)
     sizes = Counter(row.group for row in rows if row.split == "train")
@@ -53,23 +64,22 @@ def cut(rows: Iterable[Row], split: Split, fraction: float, seed: int, *, leave:
 
 
 def subsample(samples: Iterable[Sample], share: float, seed: int, *, keep_rest: bool = False) -> list[Sample]:
-    """Return the rows with only `share` of the training split kept, by whole groups; for learning curves.
+    """Keep `share` of the training split by whole groups, for learning curves.
 
-    A smaller share's rows are among those of every larger share with the same seed. At least one group stays; other
-    splits are untouched. With `keep_rest` the other training rows stay too, unlabelled.
-
+    A smaller share is a subset of every larger share with the same seed. At least one group stays. Other splits do not
+    change. With `keep_rest` the remaining training samples become unlabelled.
     Raises:
         UserError: `share` is not in (0, 1].
     """
     samples = list(samples)
     kept = groups_of_share(samples, share, seed)
     rest = [s for s in samples if s.split == "train" and s.group not in kept]
-    found = [s for s in samples if s.split != "train" or s.group in kept]
-    return found + ([replace(s, split="unlabelled", answers=()) for s in rest] if keep_rest else [])
+    samples = [s for s in samples if s.split != "train" or s.group in kept]
+    return samples + ([replace(s, split="unlabelled", answers=()) for s in rest] if keep_rest else [])
 
 
 def groups_of_share(rows: Iterable[Row], share: float, seed: int) -> set[str]:
-    """Return the training groups that hold about `share` of the training rows, as `subsample` keeps them.
+    """Return training groups with about `share` of the training samples (see `subsample`).
 
     Raises:
         UserError: `share` is not in (0, 1].
@@ -80,7 +90,7 @@ def groups_of_share(rows: Iterable[Row], share: float, seed: int) -> set[str]:
     target = share * sizes.total()
     kept: set[str] = set()
     count = 0
-    # The shortest run of groups that reaches the target: it grows with the target, hence the nesting.
+    # Take groups until the target is reached. A larger target takes more groups of the same order: shares are nested.
     for group in ordered(sizes, f"share:{seed}"):
         if count >= target:
             break
@@ -90,25 +100,24 @@ def groups_of_share(rows: Iterable[Row], share: float, seed: int) -> set[str]:
 
 
 def cross_questions(samples: Iterable[Sample], number: int, seed: int) -> list[Sample]:
-    """Return `number` new rows for each training or unlabelled row: its image, with the question of another image's
-    training row.
+    """Return up to `number` new samples per training or unlabelled sample: its image with a question about another one.
 
-    They have no answer; a teacher gives one. Questions come from images of the same organ where the rows say which
-    (`tags["image_organ"]`), are never asked twice of an image, and never one that its own rows ask of it already.
-    An unlabelled row without a question is given one at least. The rows depend on the ids of those rows and on `seed`
-    alone. Where an image runs out of questions there are fewer.
+    The new samples have no answers; a teacher provides them. The questions are those of training samples about images
+    of the same organ, if the samples have the tag `image_organ`. A question is never repeated for an image. An
+    unlabelled sample without a question gets at least one. The result depends only on the ids of the samples and on
+    `seed`. There are fewer new samples if no more questions are available for an image.
     """
     rows = [sample for sample in samples if sample.split in ("train", "unlabelled")]
-    asked = {(sample.group, sample.question.lower()) for sample in rows}
+    known_questions = {(sample.group, sample.question.lower()) for sample in rows}
     train = [sample for sample in rows if sample.split == "train"]
     pools: dict[str, list[Sample]] = {}
     for sample in train:
         pools.setdefault(_organ(sample), []).append(sample)
-    askers: dict[str, list[Sample]] = {}
+    samples_by_organ: dict[str, list[Sample]] = {}
     for sample in rows:
-        askers.setdefault(_organ(sample), []).append(sample)
-    found = []
-    for organ, images in askers.items():
+        samples_by_organ.setdefault(_organ(sample), []).append(sample)
+    created = []
+    for organ, images in samples_by_organ.items():
         by_id = {sample.id: sample for sample in pools.get(organ, train)}
         images_by_id = {sample.id: sample for sample in images}
         for turn in range(max([number, *(1 for sample in images if not sample.question)])):
@@ -118,17 +127,17 @@ def cross_questions(samples: Iterable[Sample], number: int, seed: int) -> list[S
                 sample = images_by_id[name]
                 if turn >= number and sample.question:
                     continue
-                # The first that is new to this image, from a place of its own on: all questions are drawn alike.
+                # Start at a different question for each image, so that all questions are drawn equally often.
                 start = places.get(name, place)
                 for step in range(1, len(order) + 1):
                     other = order[(start + step) % len(order)]
                     key = (sample.group, other.question.lower())
-                    if other.group != sample.group and key not in asked:
-                        asked.add(key)
+                    if other.group != sample.group and key not in known_questions:
+                        known_questions.add(key)
                         question = replace(other, id=f"{name}+{other.id}", image=sample.image, group=sample.group)
-                        found.append(replace(question, answers=(), split=sample.split))
+                        created.append(replace(question, answers=(), split=sample.split))
                         break
-    return found
+    return created
 
 
 def _organ(sample: Sample) -> str:
@@ -136,9 +145,9 @@ def _organ(sample: Sample) -> str:
 
 
 def group_by_content(samples: Iterable[Sample]) -> list[Sample]:
-    """Return the rows with one group for all images whose files hold the same bytes, whatever their names.
+    """Give all images with identical file contents the same group, whatever their names.
 
-    Only files that are as long as another one are read.
+    Only files with the size of another file are read.
 
     Raises:
         ImageError: a file cannot be read.
@@ -147,7 +156,7 @@ def group_by_content(samples: Iterable[Sample]) -> list[Sample]:
     by_size: defaultdict[int, list[Sample]] = defaultdict(list)
     for sample in {sample.image: sample for sample in samples}.values():
         by_size[sample.image.stat().st_size].append(sample)
-    same: dict[str, str] = {}  # a group, and the one that it belongs to
+    same: dict[str, str] = {}  # the group that a group is merged into
     for alike in by_size.values():
         first: dict[str, str] = {}
         for sample in alike if len(alike) > 1 else []:
@@ -165,7 +174,7 @@ def _last(chain: dict[str, str], name: str) -> str:
 
 
 def note_leaks(data: Dataset[Sample]) -> None:
-    """Mark the data as leaking where a group or an image is in several splits. Names may identify: only counts."""
+    """Mark the data as leaking if a group or an image is in several splits. The note contains counts and no names."""
     parts_of_group: defaultdict[str, set[Split]] = defaultdict(set)
     parts_of_image: defaultdict[Path, set[Split]] = defaultdict(set)
     for sample in data.samples:
@@ -176,11 +185,11 @@ def note_leaks(data: Dataset[Sample]) -> None:
         if divided:
             data.leaking = True
             data.notes.append(
-                f"Leaking split: {divided} of {len(splits)} {what} have rows in more than one split, so that held-out "
-                "scores are too good."
+                f"Leaking split: {divided} of {len(splits)} {what} are in more than one split, so that held-out "
+                "scores are too high."
             )
 
 
 def ordered(groups: Iterable[str], salt: str) -> list[str]:
-    """Return names in the order of a hash of salt and name."""
+    """Sort names by a hash of salt and name."""
     return sorted(groups, key=lambda group: hashlib.sha256(f"{salt}:{group}".encode()).digest())

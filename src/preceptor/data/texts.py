@@ -1,4 +1,4 @@
-"""Text files of data sets, read so that what is wrong with one is said with its place."""
+"""Read the text files of data sets. Errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ AS_RELEASED = "take the file as released"
 
 
 def read_text(file: Path, fix: str = AS_RELEASED) -> str:
-    """Return a text in UTF-8, with or without a byte order mark.
+    """Return the text of a UTF-8 file, with or without a byte order mark.
 
-    Raises UserError, ending in `fix` where bytes are not UTF-8.
+    Raises:
+        UserError: the file cannot be read, or is not UTF-8; the message then names the line and ends in `fix`.
     """
     try:
         data = file.read_bytes()
@@ -29,13 +30,13 @@ def read_text(file: Path, fix: str = AS_RELEASED) -> str:
 
 
 def read_json_rows(file: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the entries of a JSON list, each of which has the keys `needed`. Raises UserError where that is not so."""
+    """Return the entries of a JSON list. Raises UserError if the file is invalid or an entry lacks a needed key."""
     try:
         rows = json.loads(file.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as JSON ({error}); {AS_RELEASED}") from error
     if not isinstance(rows, list) or not rows:
-        raise UserError(f"{file} is no list of questions; {AS_RELEASED}")
+        raise UserError(f"{file} is not a list of questions; {AS_RELEASED}")
     for number, row in enumerate(rows, start=1):
         absent = [name for name in needed if name not in row] if isinstance(row, dict) else list(needed)
         if absent:

@@ -1,6 +1,6 @@
-"""A case's volumes in memory, turned to one orientation, and results written back on the source's grid.
+"""Load the volumes of a case in one orientation, and write results on the grid of the source files.
 
-Every array is (D, H, W): D from feet to head, H from back to front, W from left to right of the patient, so that
+Every array is (D, H, W): D from feet to head, H from back to front, W from left to right of the patient. Thus
 `volume[z]` is an axial slice.
 """
 
@@ -18,14 +18,20 @@ from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.errors import UserError
 
 TOLERANCE = 1e-3
-"""Largest difference between the elements of two affines of one grid, in mm."""
+"""Largest difference between the elements of two affines that count as the same grid, in mm."""
 
 
 @dataclass(frozen=True)
 class LoadedVolume:
-    """The volumes of a case: `images` float32 and `label` uint8, all of `shape` (D, H, W), voxels of `spacing` mm.
+    """The volumes of a case.
 
-    `geometry` is that of the source file; it stays so where the volumes were resampled to another spacing.
+    Attributes:
+        id: Identifier of the case.
+        images: Float32 image (D, H, W) of each available modality.
+        label: Label map (D, H, W) uint8, or None.
+        shape: Shape (D, H, W) of all volumes.
+        spacing: Voxel size in mm along D, H, W.
+        geometry: Grid of the source files. It does not change if the volumes are resampled.
     """
 
     id: str
@@ -37,26 +43,26 @@ class LoadedVolume:
 
 
 def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels: int = MAX_VOXELS) -> LoadedVolume:
-    """Return a case's volumes. `data` says which labels may occur; without it any may.
+    """Load the volumes of a case. If `data` is given, only the label values of its regions may occur.
 
     Raises:
-        VolumeError: a file is missing, unreadable, too large or not 3-D; holds NaN or one value throughout; lies on
-            another grid than the others; a label map holds fractions or labels of no region.
+        VolumeError: a file is missing, unreadable, too large or not three-dimensional; has NaN voxels or a single
+            value; is on a different grid than the other files; or a label map has fractions or labels of no region.
     """
     reader = nifti.Reader(max_voxels)
     images: dict[str, np.ndarray] = {}
     first: tuple[VolumeFile, Geometry] | None = None
     for modality, file in case.images.items():
-        volume, place = reader.volume(file)
-        first = first or (file, place)
-        require_same_grid(*first, file, place)
+        volume, grid = reader.volume(file)
+        first = first or (file, grid)
+        require_same_grid(*first, file, grid)
         images[modality] = intensities(volume, file)
     if first is None:
         raise VolumeError(f"case {case.id} has no image; give at least one modality")
     label = None
     if case.mask is not None:
-        volume, place = reader.volume(case.mask)
-        require_same_grid(*first, case.mask, place)
+        volume, grid = reader.volume(case.mask)
+        require_same_grid(*first, case.mask, grid)
         label = label_map(volume, case.mask, data.regions if data else None)
     return LoadedVolume(case.id, images, label, first[1].canonical_shape, first[1].spacing, first[1])
 
@@ -74,12 +80,12 @@ def load_label(
 
 
 def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:
-    """Return a volume as float32; raises VolumeError where all of it has one value."""
+    """Return a volume as float32. Raises VolumeError if all voxels have the same value."""
     low, high = float(volume.min()), float(volume.max())
     if low == high:
         raise VolumeError(
-            f"{file.path}: every voxel is {low:g}; where the modality was not taken, leave the file out: a missing "
-            "modality needs no file"
+            f"{file.path}: every voxel is {low:g}; if the modality was not acquired, leave the file out: a missing "
+            "modality does not need a file"
         )
     if max(abs(low), abs(high)) > np.finfo(np.float32).max:
         raise VolumeError(f"{file.path}: voxels from {low:g} to {high:g} do not fit float32; rescale the file")
@@ -87,54 +93,56 @@ def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:
 
 
 def label_map(volume: np.ndarray, file: VolumeFile, regions: Mapping[str, Sequence[int]] | None = None) -> np.ndarray:
-    """Return a label map (D, H, W) as uint8; raises VolumeError for fractions and for labels of no region."""
-    found = labels_in(volume)
-    wrong = [value for value in found if value != int(value) or not 0 <= value < 256]
+    """Return a label map (D, H, W) as uint8. Raises VolumeError for fractions and for labels of no region."""
+    values = labels_in(volume)
+    wrong = [value for value in values if value != int(value) or not 0 <= value < 256]
     if wrong:
         raise VolumeError(
-            f"{file.path}: {wrong[0]:g} is no label; labels are whole numbers from 0 to 255 (a label map that was "
-            "resampled needs nearest neighbours)"
+            f"{file.path}: {wrong[0]:g} is not a label; labels are integers from 0 to 255 (resample label maps "
+            "with nearest neighbours)"
         )
     known = {0} | {value for values in (regions or {}).values() for value in values}
-    unknown = [int(value) for value in found if int(value) not in known]
+    unknown = [int(value) for value in values if int(value) not in known]
     if regions is not None and unknown:
         raise VolumeError(
             f"{file.path}: label {', '.join(map(str, unknown))} is in no region; the regions "
-            f"{ {name: list(values) for name, values in regions.items()} } know {sorted(known - {0})}: add it to "
-            "data.regions, or mend the label map"
+            f"{ {name: list(values) for name, values in regions.items()} } have the labels {sorted(known - {0})}; "
+            "add it to data.regions, or correct the label map"
         )
     return np.ascontiguousarray(volume, np.uint8)
 
 
 def labels_in(volume: np.ndarray) -> list[float]:
-    """Return the distinct values of a label map, at most the first 1000."""
+    """Return the distinct values of a label map, at most 1000."""
     if volume.dtype == np.uint8:
         return [float(value) for value in np.flatnonzero(np.bincount(volume.reshape(-1), minlength=256))]
     return [float(value) for value in np.unique(volume)[:1000]]
 
 
-def require_same_grid(file: VolumeFile, place: Geometry, other: VolumeFile, its: Geometry) -> None:
-    """Raise VolumeError where two files' voxels differ in number or place (however they are stored)."""
-    if place.canonical_shape != its.canonical_shape:
-        ours, theirs = (" x ".join(map(str, p.shape)) for p in (place, its))
-        raise VolumeError(f"{other.path}: {theirs} voxels where {file.path.name} has {ours}; resample both to one grid")
-    gap = float(np.abs(place.canonical_affine - its.canonical_affine).max())
+def require_same_grid(file: VolumeFile, grid: Geometry, other: VolumeFile, other_grid: Geometry) -> None:
+    """Raise VolumeError if two files are on different grids. The order in which they store voxels does not matter."""
+    if grid.canonical_shape != other_grid.canonical_shape:
+        shape, other_shape = (" x ".join(map(str, g.shape)) for g in (grid, other_grid))
+        raise VolumeError(
+            f"{other.path} has {other_shape} voxels, {file.path.name} has {shape}; resample them to one grid"
+        )
+    gap = float(np.abs(grid.canonical_affine - other_grid.canonical_affine).max())
     if gap > TOLERANCE:
         raise VolumeError(
-            f"{other.path}: its voxels lie elsewhere than those of {file.path.name} (the affines differ by up to "
-            f"{gap:.3g} mm); register them, or mend the header that is wrong"
+            f"{other.path}: its grid is not that of {file.path.name} (the affines differ by up to "
+            f"{gap:.3g} mm); register the images, or correct the wrong header"
         )
 
 
 def resampled(loaded: LoadedVolume, spacing: Sequence[float]) -> LoadedVolume:
-    """Return the volumes at another voxel size (mm along D, H, W): images linearly, labels by nearest neighbour.
+    """Resample the volumes to another voxel size (mm along D, H, W): images linearly, labels by nearest neighbour.
 
-    Finer structure than the new voxels can hold is smoothed away first (Gaussian, half the excess of the factor).
+    For larger voxels the images are smoothed first by a Gaussian with a sigma of half the size ratio minus 1/2.
     """
     from scipy.ndimage import gaussian_filter
 
     if len(spacing) != 3 or not all(0 < side < np.inf for side in spacing):
-        raise UserError(f"spacing {list(spacing)} is not three sizes in mm; give such as [1, 1, 1]")
+        raise UserError(f"spacing {list(spacing)} is not three sizes in mm; an example is [1, 1, 1]")
     factors = [new / old for new, old in zip(spacing, loaded.spacing, strict=True)]
     d, h, w = (max(2, round(side / factor)) for side, factor in zip(loaded.shape, factors, strict=True))
     sigma = [max(0.0, (factor - 1) / 2) for factor in factors]
@@ -149,7 +157,7 @@ def resampled(loaded: LoadedVolume, spacing: Sequence[float]) -> LoadedVolume:
 
 
 def resize(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return (..., d, h, w) at another number of voxels: floats linearly, whole numbers by nearest neighbour."""
+    """Resample a volume (..., d, h, w) to another shape: floats linearly, integers by nearest neighbour."""
     import torch
     from torch.nn.functional import interpolate
 
@@ -165,7 +173,7 @@ def resize(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def to_regions(label: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.ndarray:
-    """Return the regions' masks (R, D, H, W) bool of a label map (D, H, W) of whole numbers from 0 to 255."""
+    """Return the masks (R, D, H, W) bool of the regions of a label map (D, H, W) with integers from 0 to 255."""
     table = np.zeros((len(regions), 256), bool)
     for row, values in zip(table, regions.values(), strict=True):
         row[list(values)] = True
@@ -173,11 +181,12 @@ def to_regions(label: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.nd
 
 
 def to_labels(masks: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.ndarray:
-    """Return the label map (D, H, W) uint8 of region masks (R, D, H, W) bool, which need not be consistent.
+    """Return the label map (D, H, W) uint8 of region masks (R, D, H, W) bool. The masks may be inconsistent.
 
-    Regions are written widest first, each as the label that none of the narrower ones holds (BraTS: wt 2, tc 1, et 4);
-    then every voxel whose regions are just those of one label has that label. For labels that the regions tell apart
-    it is the inverse of `to_regions`; of labels that they do not the smallest is written.
+    Regions are written from the widest to the narrowest. Each is written as the label that no narrower region contains
+    (BraTS: wt 2, tc 1, et 4). Finally, every voxel whose regions are exactly those of one label gets that label. The
+    result is the inverse of `to_regions` for labels that the regions distinguish; of labels that they do not
+    distinguish, the smallest is written.
     """
     names = list(regions)
     values = [set(regions[name]) for name in names]
@@ -194,25 +203,27 @@ def to_labels(masks: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.nda
 
 
 def save_mask(path: Path, label: np.ndarray, loaded: LoadedVolume) -> None:
-    """Write a label map (D, H, W) as uint8 with the source's grid and orientation.
+    """Write a label map (D, H, W) as uint8 on the grid and in the orientation of the source file.
 
-    A label map of the resampled volume is put back on the source's grid by nearest neighbour. Raises UserError for a
-    path that is not named as NIfTI.
+    A label map of a resampled volume is resampled to the grid of the source file by nearest neighbour.
+
+    Raises:
+        UserError: the name of the file does not end in .nii or .nii.gz.
     """
     assert 0 <= label.min() <= label.max() < 256, "labels are 0 to 255"
     nifti.write(path, on_source_grid(label.astype(np.uint8), loaded), loaded.geometry)
 
 
 def save_probabilities(path: Path, probabilities: np.ndarray, loaded: LoadedVolume) -> None:
-    """Write probabilities (R, D, H, W) as one float32 file with the source's grid: (X, Y, Z, R), regions in order."""
+    """Write probabilities (R, D, H, W) as one float32 file (X, Y, Z, R) on the grid of the source file."""
     restored = on_source_grid(probabilities.astype(np.float32), loaded)
     nifti.write(path, np.moveaxis(restored, 0, -1), loaded.geometry)
 
 
 def on_source_grid(volume: np.ndarray, loaded: LoadedVolume) -> np.ndarray:
-    """Return a volume (..., D, H, W) of the network's grid on the grid of the source file.
+    """Return a volume (..., D, H, W) from the grid of the network on the grid of the source file.
 
-    Whole numbers are resampled by nearest neighbour, floats linearly. Nothing changes if the case was not resampled.
+    Integers are resampled by nearest neighbour, floats linearly. Nothing changes if the case was not resampled.
     """
     shape = loaded.geometry.canonical_shape
     assert volume.shape[-3:] in (shape, loaded.shape), f"{volume.shape} is not on the grid of {loaded.id}"

@@ -45,11 +45,12 @@ def model_folder(folder: Path) -> Path:
     for candidate in (folder, folder / "model", *(folder / stage / "model" for stage in FINAL_STAGES)):
         if (candidate / "config.json").is_file() and any(candidate.glob("*.safetensors")):
             return candidate
-    if (folder / "student").is_dir():
-        raise UserError(
-            f"{folder} was written by an earlier version: its model is in {folder}/student, which is now called model; "
-            "rename that folder to model, or train again"
-        )
+    for old in (folder / "student", *(folder / stage / "student" for stage in FINAL_STAGES)):
+        if old.is_dir():
+            raise UserError(
+                f"{folder} was written by an earlier version: its model is in {old}, which is now called model; rename "
+                "that folder to model, or train again"
+            )
     raise UserError(
         f"{folder} holds no trained model: expected config.json and model.safetensors in it, in {folder}/model or in "
         f"{folder}/{FINAL_STAGES[-1]}/model"

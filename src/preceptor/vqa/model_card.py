@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from preceptor.config import TermConfig
 from preceptor.report.format import count
 from preceptor.report.model_card import render_card
 from preceptor.vqa.config import VqaRecipe
@@ -15,7 +14,7 @@ from preceptor.vqa.report import score_tables
 def model_card(results: Mapping[str, Any], recipe: VqaRecipe) -> str:
     """Return the card as Markdown with YAML front matter. `results` are those of one stage; any may be missing."""
     stage, method = str(results.get("stage")), recipe.method
-    weights = [f"{name} {term.weight:g}" for name, term in method if isinstance(term, TermConfig) and term.weight > 0]
+    weights = [f"{name} {weight:g}" for name, weight in method.term_weights().items()]
     described = f"{method.name}, teacher {method.teaching.kind}; weights of the loss terms: {', '.join(weights)}"
     return render_card(
         "vqa/templates/card.md.j2",
