@@ -275,7 +275,7 @@ def figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield canvas, canvas.subplots()
 
 
-def style() -> dict[str, Any]:
+def style() -> dict[Any, Any]:
     """Return matplotlib's settings for all figures."""
     soft, line = PALETTE["soft"], PALETTE["line"]
     return {

@@ -34,9 +34,9 @@ def cost_table(results: Mapping[str, Any], unit: str, titles: Mapping[str, str] 
     """Return the number of parameters and the speed of every model; `unit` is what is timed, such as ``question``."""
     rows, keys = [], []
     for name, stage in stages_of(results).items():
-        per_second = finite(get_nested(stage, "speed", "units_per_second"))
+        rate = finite(get_nested(stage, "speed", "units_per_second"))
         cells = [count(stage.get("parameters")), milliseconds(finite(stage.get("latency_ms")))]
-        rows.append([stage_title(name, titles), *cells, NONE if per_second is None else f"{per_second:,.1f}"])
+        rows.append([stage_title(name, titles), *cells, NONE if rate is None else f"{rate:,.1f}"])
         keys.append(stage_kind(name))
     batch, how = first_value(results, "speed", "batch_size"), first_value(results, "latency")
     processor = first_value(results, "machine", "gpu") or first_value(results, "machine", "processor")

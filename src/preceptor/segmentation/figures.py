@@ -54,7 +54,8 @@ def write_figures(
     }
     masks = _predicted_masks(folder, modalities)
     cases = {case.id: case for case in data.samples if case.mask is not None and case.id in masks}
-    writer, drawn = FigureWriter(folder), []
+    writer = FigureWriter(folder)
+    drawn: list[dict[str, Any]] = []
     for id in sorted(cases, key=lambda id: (overall.get(id) or 0.0, id)):
         if len(drawn) == recipe.report.cases:
             break
