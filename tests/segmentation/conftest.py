@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from preceptor.segmentation.run import run_segmentation
 
 from preceptor.api import run_recipe
 from preceptor.segmentation.config import SegmentationRecipe

@@ -9,7 +9,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from preceptor.segmentation.run import run_segmentation
 
 from preceptor.api import run_recipe
 from preceptor.segmentation.predict import segment_case

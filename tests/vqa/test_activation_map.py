@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from preceptor.task import Batch
-from preceptor.vqa.activation_map import activation_map, describe_peak, token_grid
+from preceptor.vqa.activation_map import OPACITY, activation_map, color_map, describe_peak, token_grid
 from preceptor.vqa.model import VqaTransformer, VqaTransformerConfig
 from preceptor.vqa.vision import ConvVision, TransformersVision
 from tests.vqa.conftest import make_bundle, make_data
