@@ -23,7 +23,7 @@ from preceptor.segmentation import combinations
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.figures import write_figures
 from preceptor.segmentation.report import headline, render, write_report
-from tests.report.page import Page
+from tests.report.page import Page, draw_equal_figures_once
 from tests.segmentation.made_run import REGIONS, MadeSegmentation, all_subsets, make_segmentation
 
 MINUS = "\u2212"
@@ -429,7 +429,8 @@ LOST = object()
     [(object, LOST), (object, None), (float, math.nan), (dict, {}), (list, [])],
     ids=["missing", "null", "nan", "empty", "no rows"],
 )
-def test_any_part_of_the_results_may_be_missing_or_empty(tmp_path: Path, kinds: type, how: Any):
+def test_any_part_of_the_results_may_be_missing_or_empty(tmp_path: Path, kinds: type, how: Any, monkeypatch):
+    draw_equal_figures_once(monkeypatch, "segmentation")
     made = make_segmentation(tmp_path, stages=("baseline", "distilled"), modalities=("ct", "pet"), cases=2, votes=2)
     run = read_run(made.folder)
 

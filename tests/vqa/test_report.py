@@ -26,7 +26,7 @@ from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.figures import choose, write_figures
 from preceptor.vqa.report import headline, render, write_report
-from tests.report.page import Page
+from tests.report.page import Page, draw_equal_figures_once
 from tests.vqa.conftest import HOSTILE, MadeRun, make_data
 
 MINUS = "\u2212"
@@ -326,8 +326,9 @@ def trees(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("null", [False, True], ids=["missing", "null"])
-def test_any_part_of_the_results_may_be_missing_or_null(made_run: MadeRun, null: bool):
+def test_any_part_of_the_results_may_be_missing_or_null(made_run: MadeRun, null: bool, monkeypatch):
     """Every key in turn, of the stage that the page is about and of the results over all stages."""
+    draw_equal_figures_once(monkeypatch, "vqa")
     run = read_run(made_run.folder)
 
     def without(results: dict, path: tuple[str, ...]) -> dict:
