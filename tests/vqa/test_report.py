@@ -206,7 +206,7 @@ def test_numbers_are_those_of_the_results(written: str, made_run: MadeRun):
     for stage in results["stages"].values():
         scores = stage["protocols"]["toy/published"]
         for key in ("accuracy", "open", "closed"):
-            assert f" {100 * scores[key]:.1f} " in text
+            assert f"<td>{100 * scores[key]:.1f}</td>" in written
     difference = results["comparison"]["toy/published"]["distilled - baseline"]["difference"]
     assert f"{100 * difference:+.1f} points" in text.replace(MINUS, "-")
 
