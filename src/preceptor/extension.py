@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,20 +30,32 @@ def load_object(reference: str, place: str, kind: type[T], folder: Path | None =
     Raises UserError if the module is not found or cannot be imported, if it has no such name, or if the object is not a
     subclass of `kind`.
     """
+    found = _import(reference, place, folder)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise UserError(f"{place}: {reference} is not a subclass of {kind.__module__}.{kind.__qualname__}")
+    return found
+
+
+def load_function(reference: str, place: str, folder: Path | None = None) -> Callable[..., Any]:
+    """Import the function ``module:function`` that `place` names and return it. Raises UserError as `load_object`."""
+    found = _import(reference, place, folder)
+    if not callable(found):
+        raise UserError(f"{place}: {reference} is not a function")
+    return found
+
+
+def _import(reference: str, place: str, folder: Path | None) -> Any:
     find_module(reference, place, folder)
     module_name, _, name = reference.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        found: Any = importlib.import_module(module_name)
     except Exception as error:
         raise UserError(f"{place}: importing {module_name} failed: {type(error).__name__}: {error}") from error
-    found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
             public = [key for key in vars(found) if not key.startswith("_")]
             raise UserError(f"{place}: module {module_name} has no {name!r}{nearest(name, public)}")
         found = getattr(found, part)
-    if not (isinstance(found, type) and issubclass(found, kind)):
-        raise UserError(f"{place}: {reference} is not a subclass of {kind.__module__}.{kind.__qualname__}")
     return found
 
 
