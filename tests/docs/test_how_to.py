@@ -1,0 +1,67 @@
+"""The Python code of the how-to pages and of the README runs as written, on tiny generated data."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import preceptor
+from tests.fault.tiny import LCKD, RECIPE, write_recipe
+
+ROOT = Path(__file__).parents[2]
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def run_page(page: str) -> None:
+    """Run the Python blocks of a page one after the other, as one program in the current directory."""
+    blocks = PYTHON.findall((ROOT / page).read_text("utf-8"))
+    assert blocks, f"{page} has no Python code"
+    exec(compile("\n".join(blocks), page, "exec"), {"__name__": "__main__"})
+
+
+def train(folder: Path, recipe: str, output: str, *settings: str) -> preceptor.Run:
+    """Train a tiny recipe into `output`."""
+    return preceptor.train(write_recipe(folder, recipe), [f"output={output}", "train.epochs=1", *settings])
+
+
+@pytest.mark.slow
+def test_segment_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = LCKD.replace("[baseline, distilled]", "[baseline]").replace("missing: 0.2", "missing: 0")
+    train(tmp_path, text, "runs/lckd-brats")
+    cases = sorted((tmp_path / "runs/lckd-brats/data").rglob("*flair.nii.gz"))
+    (tmp_path / "cases").mkdir()
+    for modality in ("flair", "t1"):
+        source = cases[0].with_name(cases[0].name.replace("flair", modality)).read_bytes()
+        for target in (f"case-17_{modality}.nii.gz", f"cases/case-18_{modality}.nii.gz"):
+            (tmp_path / target).write_bytes(source)
+    run_page("docs/how-to/segment-from-python.md")
+    assert (tmp_path / "case-17_seg.nii.gz").is_file()
+    assert (tmp_path / "out" / "predictions.csv").is_file()
+
+
+@pytest.mark.slow
+def test_compare_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a", 0), ("b", 1)):
+        text = RECIPE.replace("[teacher]", "[baseline]")
+        settings = [f"output=runs/{name}", f"seed={seed}", "data.root=data", "student.train.epochs=1"]
+        preceptor.train(write_recipe(tmp_path, text), settings)
+    run_page("docs/how-to/compare-systems.md")
+    listed = re.findall(r"`(compare\.\w+)`", (ROOT / "docs/how-to/compare-systems.md").read_text("utf-8"))
+    assert all((tmp_path / "runs" / "compared" / name).is_file() for name in listed)
+
+
+@pytest.mark.slow
+def test_several_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = RECIPE.replace("[teacher]", "[baseline]").replace("epochs: 4", "epochs: 0.5")
+    write_recipe(tmp_path, text)
+    original = preceptor.train
+    monkeypatch.setattr(preceptor, "train", lambda recipe, *args, **kwargs: original("tiny.yaml", *args, **kwargs))
+    run_page("docs/how-to/several-seeds.md")
+    folder = tmp_path / "runs" / "five-seeds"
+    assert all((folder / f"seed-{seed}" / "results.json").is_file() for seed in range(5))
+    assert (folder / "compare" / "compare.html").is_file()
