@@ -336,5 +336,5 @@ def _override_texts(overrides: Overrides) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """Return ``module:Class`` for a class of the user's, and the text of any other object."""
-    return f"{value.__module__}:{value.__qualname__}" if isinstance(value, type) else str(value)
+    """Return ``module:Name`` for a class or function of the user's, and the text of any other object."""
+    return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)

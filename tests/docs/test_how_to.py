@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import preceptor
 from tests.fault.tiny import LCKD, RECIPE, write_recipe
@@ -40,6 +42,32 @@ def test_segment_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     run_page("docs/how-to/segment-from-python.md")
     assert (tmp_path / "case-17_seg.nii.gz").is_file()
     assert (tmp_path / "out" / "predictions.csv").is_file()
+
+
+@pytest.mark.slow
+def test_own_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    page = (ROOT / "docs/how-to/own-data-set.md").read_text("utf-8")
+    match = re.search(r'^```python title="my_data.py"\n(.*?)^```', page, re.MULTILINE | re.DOTALL)
+    assert match
+    (tmp_path / "my_data.py").write_text(match[1])
+    (tmp_path / "reports").mkdir()
+    patients = []
+    for number in range(12):
+        Image.new("L", (32, 32), 20 * number).save(tmp_path / "reports" / f"{number}.png")
+        question = {"image": f"{number}.png", "question": {"en": "Is it bright?"}, "answer": ("no", "yes")[number // 6]}
+        split = ("train", "train", "validation", "test")[number % 4]
+        patients.append({"pseudonym": f"p{number}", "split": split, "questions": [question]})
+    (tmp_path / "reports" / "questions.json").write_text(json.dumps(patients))
+    original = preceptor.train
+    recipe = write_recipe(tmp_path, RECIPE.replace("epochs: 4", "epochs: 1"))
+    monkeypatch.setattr(preceptor, "train", lambda name, settings: original(recipe, settings))
+    run_page("docs/how-to/own-data-set.md")
+    results = json.loads((tmp_path / "runs" / "reports" / "results.json").read_text())
+    assert list(results["protocols"]) == ["reports/given"]
+    again = preceptor.evaluate(tmp_path / "runs" / "reports")  # reads the function from the recipe of the run
+    assert again["protocols"] == results["protocols"]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from preceptor.data.synthetic.grounding import read_phantom_grounding
 from preceptor.data.synthetic.questions_table import write_phantom
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
+from preceptor.extension import read_own_data
 from preceptor.grounding.config import DialogueDataConfig
 
 MOST_LISTED = 20
@@ -63,6 +64,8 @@ def read_recipe_dialogues(
 
 
 def _read(config: DialogueDataConfig, scratch: Path) -> GroundingDataset:
+    if ":" in config.name:
+        return read_own_data(config.name, config.root, config.arguments, GroundingDataset)
     if config.name == "phantom-grounding":
         folder = Path(config.root) if config.root else scratch
         table = write_phantom(folder, **config.phantom.model_dump(), image_size=config.phantom_size)

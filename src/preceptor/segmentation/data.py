@@ -10,6 +10,7 @@ from preceptor.data.splits import groups_of_share
 from preceptor.data.synthetic.cases import SPLIT, write_phantom_cases
 from preceptor.data.types import Case, SegmentationDataset, Split
 from preceptor.errors import UserError
+from preceptor.extension import read_own_data
 from preceptor.segmentation.config import SegmentationRecipe, VolumeDataConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
 
@@ -25,7 +26,9 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...
     Raises:
         UserError: the root is missing or contains no cases, or a needed split is empty.
     """
-    if config.name == "phantom":
+    if ":" in config.name:
+        data = read_own_data(config.name, config.root, config.arguments, SegmentationDataset)
+    elif config.name == "phantom":
         p = config.phantom
         root = write_phantom_cases(
             Path(config.root) if config.root else scratch,

@@ -58,8 +58,11 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    name: Literal["phantom", "table", "vqa-rad", "vqa-med-2019", "slake", "path-vqa"] = "phantom"
-    """Data set: generated `phantom` images, your own `table`, or a public data set."""
+    name: Literal["phantom", "table", "vqa-rad", "vqa-med-2019", "slake", "path-vqa"] | Reference = "phantom"
+    """Data set: generated `phantom` images, your own `table`, a public data set, or your own reader as
+    `module:function`."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of your own reader (`data.name=module:function`)."""
     root: Folder | None = None
     """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Without one, phantoms are made."""
     variant: str | None = None
@@ -110,7 +113,7 @@ class DataConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _dashes(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("name"), str):
+        if isinstance(value, dict) and isinstance(value.get("name"), str) and ":" not in value["name"]:
             value = {**value, "name": value["name"].replace("_", "-")}
         return value
 

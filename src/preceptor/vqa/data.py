@@ -15,6 +15,7 @@ from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa import parquet, slake, vqa_med_2019, vqa_rad
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError, nearest
+from preceptor.extension import read_own_data
 from preceptor.recipe import apply_override, validate
 from preceptor.vqa.config import DataConfig, VqaRecipe
 
@@ -84,6 +85,10 @@ def read_data(
 
 def _read(config: DataConfig, scratch: Path) -> Dataset[Sample]:
     fraction, seed = config.validation_fraction, config.split_seed
+    if ":" in config.name:
+        data: Dataset[Sample] = read_own_data(config.name, config.root, config.arguments, Dataset)
+        note_leaks(data)
+        return data
     if config.name == "phantom":
         folder = Path(config.root) if config.root else scratch
         data = read_table(
