@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
@@ -28,7 +28,10 @@ Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 class DialogueDataConfig(Section):
     name: GroundingName = "phantom-grounding"
     """phantom-grounding: generated slices with boxes. slake-grounding: SLAKE's boxes and questions as the four tasks.
-    med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL."""
+    med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL. Or a reader of your own,
+    `module:function`."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of a reader of your own."""
     root: Folder | None = None
     """Folder of the data set (`med-grit`: with train.json and test.json); of `sharegpt` the JSON or JSONL file."""
     images: Folder | None = None

@@ -56,6 +56,10 @@ class AugmentConfig(Section):
 
 class DataConfig(Section):
     name: VqaName = "phantom"
+    """phantom: generated images. table: a CSV or JSONL table. Otherwise a public data set. Or a reader of your own,
+    `module:function`."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of a reader of your own."""
     root: Folder | None = None
     """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Without one, phantoms are made."""
     variant: str | None = None

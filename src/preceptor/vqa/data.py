@@ -10,7 +10,7 @@ from typing import Any
 from preceptor.data.locations import FOLDERS, find_images
 from preceptor.data.provenance import CACHE, hash_images, leave_out, match_images
 from preceptor.data.readers import VQA, read_named
-from preceptor.data.splits import subsample
+from preceptor.data.splits import note_leaks, subsample
 from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError, nearest
@@ -63,6 +63,8 @@ def read_data(
                 f"data.name={config.name}; remove it"
             )
     data = read_named(VQA, config, scratch)
+    if ":" in config.name:
+        note_leaks(data)
     limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
     for entry in config.exclude_images_of:
         leave_out(data, _images_of(entry, scratch), _public_name(entry), scratch.with_name(CACHE), **limits)
