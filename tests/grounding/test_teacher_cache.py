@@ -106,8 +106,8 @@ def test_what_is_written_is_counted_and_verified(recipe, written, capsys):
     code, found, _ = call(capsys, str(recipe), "--verify", "1")
     assert code == 0
     assert (found["labels"]["rows"], found["labels"]["dialogues"], found["labels"]["coverage"]) == (5, 5, 1)
-    assert (found["words"]["rows"], found["words"]["k"]) == (5, 8)
-    assert found["words"]["tokens"] > 5
+    assert (found["tokens"]["rows"], found["tokens"]["k"]) == (5, 8)
+    assert found["tokens"]["tokens"] > 5
     assert found["checked"] == 5
     assert found["worst"] < 1e-3
     assert found["teacher"] == read_store(written / STORE)[0].teacher
@@ -117,7 +117,7 @@ def test_what_is_written_is_counted_and_verified(recipe, written, capsys):
     sys.argv = old
     said = capsys.readouterr().out
     assert f"teacher {found['teacher'][:12]}" in said
-    assert "5 dialogues computed again" in said
+    assert "5 dialogues recomputed" in said
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.pipeline.run import run
+from preceptor.api import run_recipe
 from preceptor.segmentation.config import SegmentationRecipe
-from preceptor.segmentation.experiment import SegmentationExperiment
 from preceptor.tasks import load_recipe
 from tests.fault.tiny import LCKD, write_recipe
 
@@ -21,5 +20,5 @@ def recipe(folder: Path, *overrides: str) -> SegmentationRecipe:
 def trained(tmp_path_factory) -> Path:
     """A folder with a finished tiny run in `run`, its cases in `run/data`."""
     folder = tmp_path_factory.mktemp("lckd")
-    run(SegmentationExperiment, recipe(folder))
+    run_recipe(recipe(folder))
     return folder

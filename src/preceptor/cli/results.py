@@ -33,9 +33,7 @@ def score(
         Path,
         typer.Argument(metavar="PREDICTIONS", exists=True, help="JSONL file of answers, or folder of NIfTI masks."),
     ],
-    protocol: Annotated[
-        str, typer.Option(metavar="ID", help="Protocol, such as vqa-rad/clean/451 or brats/all/A.")
-    ],
+    protocol: Annotated[str, typer.Option(metavar="ID", help="Protocol, such as vqa-rad/clean/451 or brats/all/A.")],
     root: Annotated[
         Path | None, options.existing("DIR", "Folder of the data set. Default: its folder under PRECEPTOR_DATA.")
     ] = None,

@@ -165,7 +165,7 @@ def check_data(names: list[str]) -> None:
             raise UserError(f"{name} does not exist; give slake-grounding, med-grit, a file of dialogues or a folder")
 
 
-def _label(request: LabelingRequest, output: Path, labeler: Teacher) -> dict[str, Any]:
+def _label(request: LabelingRequest, output: Path, labeler: Labeler) -> dict[str, Any]:
     from preceptor.grounding import teach as teaching
     from preceptor.training.progress import Progress
 

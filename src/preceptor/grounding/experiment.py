@@ -33,23 +33,23 @@ from preceptor.grounding.model_card import grounding_card
 from preceptor.grounding.reflection import Correction
 from preceptor.grounding.reflection_round import Ask, Reflector, correction_dialogue
 from preceptor.grounding.report import write_grounding_report
-from preceptor.grounding.teacher_cache import cache_words
+from preceptor.grounding.teacher_cache import cache_teacher
 from preceptor.grounding.teachers import (
     CACHE,
     STORE,
     OnlineTokenTeacher,
     corrector,
     load_teacher,
-    pseudo_lessons,
+    pseudo_labelled_examples,
     summary,
     token_teacher,
 )
+from preceptor.hub import find_pretrained
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics
 from preceptor.task import Task, Teacher
-from preceptor.vqa.bundle import find_pretrained
 
 PRIOR = "prior"
 """Folder of the training phase on pseudo-labels; all stages that distil start from its model."""
@@ -125,7 +125,7 @@ class GroundingExperiment(Experiment):
         on_device = teacher.config if teacher is not None and recipe.method.teacher_offload == "none" else None
         pseudo_labels: dict[str, Any] | None = None
         if share > 0:
-            examples = pseudo_lessons(context, teacher)
+            examples = pseudo_labelled_examples(context, teacher)
             pseudo_labels = summary(examples, method.pseudo_labels, teacher)
             # It does not depend on what a stage adds, so it is trained once for all of them.
             prior_method = recipe.method.for_stage("distilled")
@@ -348,7 +348,7 @@ class GroundingExperiment(Experiment):
             found.rows |= {f"{id}/selected": chosen for id in ids}
         return found
 
-    def describe_data(self) -> dict[str, Any]:
+    def describe_data(self, stage: Stage | None = None) -> dict[str, Any]:
         return describe_dialogues(self.data)
 
     def _broken(self, rows: Sequence[Dialogue]) -> list[Dialogue]:
@@ -434,7 +434,7 @@ class GroundingExperiment(Experiment):
 
     @classmethod
     def cache(cls, recipe: GroundingRecipe, verify: float) -> dict[str, Any]:
-        return cache_words(recipe, verify)
+        return cache_teacher(recipe, verify)
 
 
 EXPERIMENT = GroundingExperiment

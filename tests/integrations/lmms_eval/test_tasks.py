@@ -130,7 +130,7 @@ def test_the_entry_point_names_the_model(monkeypatch):
     assert issubclass(student, lmms)
     assert student.is_simple
     monkeypatch.delitem(sys.modules, place, raising=False)
-    with pytest.raises(UserError, match="holds no trained model"):
+    with pytest.raises(UserError, match="contains no trained model"):
         student(run="/nowhere")
 
 
