@@ -33,15 +33,22 @@ def show(results: dict[str, Any]) -> None:
         title = f"{protocol} (n = {scores['n']}, answer ceiling {ceiling})"
         table(title, ["model", scores["metric"], "open", "closed", "parameters", "ms / question"], rows)
         for name, value in results.get("comparison", {}).get(protocol, {}).items():
-            if isinstance(value, dict):
-                print(
-                    f"{name}: {100 * value['difference']:+.1f} points, {value['interval']}: "
-                    f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}"
-                )
-            else:
-                print(f"{name}: {100 * value:.1f} %")
+            show_difference(name, value)
     for note in results.get("notes", []):
         print(f"note: {note}")
+
+
+def show_difference(name: str, entry: Any) -> None:
+    """Print an entry of the comparison of stages: a difference with its interval and verdict, or a ratio."""
+    if not isinstance(entry, dict):
+        print(f"{name}: {100 * entry:.1f} %")
+        return
+    text = f"{name}: {round(100 * entry['difference'], 1) + 0.0:+.1f} points"
+    if entry["low"] is None:
+        print(f"{text} (interval: {entry['interval']})")
+    else:
+        bounds = f"{100 * entry['low']:+.1f} to {100 * entry['high']:+.1f}"
+        print(f"{text}, {entry['interval']}: {bounds}: {entry['verdict']}")
 
 
 def show_segmentation(results: dict[str, Any], stages: dict[str, Any]) -> None:
@@ -63,10 +70,7 @@ def show_segmentation(results: dict[str, Any], stages: dict[str, Any]) -> None:
             rows.append([subset or f"mean of {len(scores['subsets'])}", *cells])
         table(f"{protocol}: Dice (n = {scores['n']} cases){legend}", ["modalities", *columns], rows)
         for name, value in results.get("comparison", {}).get(protocol, {}).items():
-            print(
-                f"{name}: {100 * value['difference']:+.1f} points of mean Dice, {value['interval']}: "
-                f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}"
-            )
+            show_difference(name, value)
     rows = [
         [
             name,
@@ -101,11 +105,8 @@ def show_grounding(results: dict[str, Any], stages: dict[str, Any]) -> None:
         heads = ["model", "recall@0.5", "ROC accuracy", "RC ROUGE-L", "mBMR", "weights", "ms / answer"]
         table(f"{protocol} (n = {scores['n']})", heads, rows)
         for pair, tasks in results.get("comparison", {}).get(protocol, {}).items():
-            said = ", ".join(
-                f"{t} {100 * d['difference']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
-                for t, d in tasks.items()
-            )
-            print(f"{pair}: {said}")
+            for task, entry in tasks.items():
+                show_difference(f"{pair}, {task}", entry)
     notes = [*results.get("notes", []), *(note for s in results["protocols"].values() for note in s["notes"])]
     for note in dict.fromkeys(notes):
         print(f"note: {note}")

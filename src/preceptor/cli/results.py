@@ -133,7 +133,7 @@ def _difference(delta: dict[str, Any]) -> list[str]:
     return [
         delta["category"],
         str(delta["n"]),
-        f"{100 * delta['difference']:+.1f}",
+        f"{round(100 * delta['difference'], 1) + 0.0:+.1f}",
         _interval(delta, "+.1f"),
         _interval(delta["over_seeds"], "+.1f"),
         "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
