@@ -70,7 +70,7 @@ class Score:
 
     `low` to `high` covers units and, if there are several seeds, seeds. For one seed it is Wilson's interval if the
     scores are right or wrong, otherwise the bootstrap's. It is None for fewer than `MINIMUM_UNITS` units.
-    `over_seeds` is Student's t interval of the seeds' means on these units.
+    `over_seeds` is Student's t interval of the seeds' means on these units, cut to the scale from 0 to 1.
     """
 
     category: Category
@@ -206,7 +206,10 @@ def score_group(group: Group, category: Category, resamples: int = RESAMPLES) ->
     n, mean = scores.shape[1], float(scores.mean())
     if n < MINIMUM_UNITS:
         return Score(category, n, mean, None, None, None)
-    over_seeds = mean_interval(scores.mean(axis=1).tolist()) if len(scores) > 1 else None
+    over_seeds = None
+    if len(scores) > 1:
+        spread = mean_interval(scores.mean(axis=1).tolist())
+        over_seeds = replace(spread, low=max(0.0, spread.low), high=min(1.0, spread.high))
     if len(scores) == 1 and _binary(scores) and category.groups is None:
         spread = wilson(int(scores.sum()), n)
         return Score(category, n, mean, spread.low, spread.high, None)
