@@ -77,7 +77,8 @@ def score_file(
         "describes": {protocol: other.describes},
         "notes": notes,
     }
-    return Scored(results, cast(list[dict[str, Any]], list(scores.scored)), ["questions", other.metric, "n"], _lines(results["protocols"][protocol]))
+    rows_out = cast(list[dict[str, Any]], list(scores.scored))
+    return Scored(results, rows_out, ["questions", other.metric, "n"], _lines(results["protocols"][protocol]))
 
 
 def _lines(scores: dict[str, Any]) -> list[list[str]]:
