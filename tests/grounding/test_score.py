@@ -119,5 +119,5 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
 
 def test_options_of_questions_are_refused(tmp_path):
     arguments = ["score", str(write(tmp_path, ROWS)), "--protocol", "mine/given/strict", "--metric", "bleu"]
-    with pytest.raises(UserError, match="--metric says nothing of mine/given/strict"):
+    with pytest.raises(UserError, match="--metric does not apply to mine/given/strict"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
