@@ -59,8 +59,8 @@ def scenario(folder: Path) -> None:
     assert codes.count(130) >= 2, codes
     assert weights(folder / "cut") == weights(folder / "whole")
     said = (folder / "log").read_text()
-    assert "the same command goes on from there" in said
-    assert "is passed over: task.safetensors does not match its checksum" in said
+    assert "run the same command again to resume" in said
+    assert ": task.safetensors does not match its checksum" in said
     assert "Traceback" not in said, said[-3000:]
 
 
@@ -68,7 +68,7 @@ def scenario(folder: Path) -> None:
 def test_stopped_at_any_moment_and_damaged_is_byte_equal(tmp_path):
     program = (
         "import torch; torch.set_num_threads(1)\n"
-        "import preceptor.vqa.run, preceptor.vqa.report, preceptor.vqa.model_card, transformers, pathlib\n"
+        "import preceptor.vqa.experiment, preceptor.vqa.report, preceptor.vqa.model_card, transformers, pathlib\n"
         "from tests.fault.test_interrupt import scenario\n"
         f"scenario(pathlib.Path({str(tmp_path)!r}))"
     )

@@ -12,7 +12,6 @@ import torch
 from preceptor.data.types import Dialogue
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.grounding.settings import PseudoLabelConfig
 from preceptor.grounding.context import RunContext
 from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.dataset import TrainingExample
@@ -22,6 +21,7 @@ from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, teach
 from preceptor.grounding.reflection_round import Ask
+from preceptor.grounding.settings import PseudoLabelConfig
 from preceptor.grounding.topk_cache import TopKCache, TopKCacheKey, answers_key, topk_cache_key, write_topk_cache
 from preceptor.grounding.vocabulary import same_vocabulary
 from preceptor.pipeline.run_dir import model_folder
