@@ -73,6 +73,15 @@ def test_notes_are_wrapped_in_a_terminal_only(columns, monkeypatch, capsys):
     assert " ".join(map(str.strip, lines)) == f"note: {PROSE * 2}"
 
 
+def test_log_messages_are_wrapped_in_a_terminal(columns, monkeypatch):
+    terminal.log_to_stderr()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    logging.getLogger("preceptor").info(PROSE * 2)
+    lines = sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= columns
+    assert " ".join(lines) == PROSE * 2
+
+
 METRICS = {"step": 50, "epoch": 1.0, "lr": 0.1, "grad_norm": 2.0, "loss": 1.23456, "label": 0.5, "output": 0.73456}
 MANY = {f"term{number}": 0.25 for number in range(20)}
 
