@@ -16,11 +16,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from preceptor.grounding import config as config_vlm
 from preceptor.segmentation import config as config_volumes
+from preceptor.segmentation.kd import KdConfig as SegmentationKd
+from preceptor.segmentation.kd import OutputTerm as SegmentationOutputTerm
 from preceptor.vqa import config
+from preceptor.vqa.kd import KdConfig as VqaKd
 
 PAGE = Path(__file__).parent / "reference" / "recipe.md"
 LCKD_PAGE = PAGE.with_name("recipe-lckd.md")
@@ -94,10 +96,16 @@ MEANINGS = {
     "AttentionTerm.kind": "Distance of attention maps: KL(teacher, student) per query, or MSE.",
     "AttentionTerm.layers": "Layer map: `uniform`, `last`, or pairs `[[student, teacher], ...]` counted from 0.",
     "TeachingConfig.ema_decay": "Decay of the moving average of `kind: ema`; smaller in the first steps.",
-    "MhkdConfig.name": "The method.",
     "ReportConfig.questions": "Number of questions shown in the report, with image, answers and class activation maps.",
     "ReportConfig.latency_questions": "Number of test questions for the latency measurement.",
 }
+
+METHODS: dict[str, type[BaseModel]] = {
+    "method[kd]": VqaKd,
+    "method[kd of segmentation]": SegmentationKd,
+    "method.output[kd of segmentation]": SegmentationOutputTerm,
+}
+"""Sections of methods other than the default one of a task."""
 
 HEAD = """\
 # Recipe keys: visual question answering
@@ -128,6 +136,11 @@ SECTIONS = [
     ("student.train", "Training", "`teacher.train` has the same keys with the same defaults."),
     ("method", "Method", "See [MHKD](../explanation/mhkd.md)."),
     ("method.teaching", "Teacher signal", ""),
+    (
+        "method[kd]",
+        "Method kd",
+        "For `method.name=kd`; beside `teaching`, `label` and `losses`. Its weights replace those of `label`.",
+    ),
     ("method.label", "Label term", ""),
     ("method.output", "Output term", ""),
     ("method.embedding", "Embedding term", ""),
@@ -156,6 +169,12 @@ LCKD_SECTIONS = [
     ("method.dropping", "Dropped modalities", ""),
     ("method.election", "Election", ""),
     ("method.loss", "Segmentation loss", ""),
+    (
+        "method[kd of segmentation]",
+        "Method kd",
+        "For `method.name=kd`; beside `dropping`, `loss`, `losses` and `teaching_run`.",
+    ),
+    ("method.output[kd of segmentation]", "Output term of kd", ""),
     ("evaluation", "Evaluation", ""),
     ("report", "Report", ""),
 ]
@@ -190,12 +209,25 @@ def is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def member_sections(annotation: Any) -> list[type[BaseModel]]:
+    """Return the section of a key, or the sections of a union such as that of the methods; none for other keys."""
+    return (
+        [part for part in (annotation, *get_args(annotation)) if is_section(part)] if _only_sections(annotation) else []
+    )
+
+
+def _only_sections(annotation: Any) -> bool:
+    if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:
+        return all(is_section(part) for part in get_args(annotation))
+    return is_section(annotation)
+
+
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str, FieldInfo]]:
     """Yield (dotted key, class, name, field) of every key that is not a section."""
     for name, field in model.model_fields.items():
-        if is_section(field.annotation):
-            yield from leaves(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
-        else:
+        for section in member_sections(field.annotation):
+            yield from leaves(section, f"{prefix}{name}.")
+        if not member_sections(field.annotation):
             yield prefix + name, model, name, field
 
 
@@ -226,13 +258,16 @@ def kind(annotation: Any, limits: list[Any] | None = None) -> str:
         return f"list of {kind(get_args(annotation)[0])}"
     if get_origin(annotation) is tuple:
         return f"[{', '.join(kind(part) for part in get_args(annotation))}]"
-    words = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
-    return words[annotation] + ("" if annotation in (str, bool, type(None)) else _limits(limits or []))
+    if is_section(annotation):
+        return "sections"
+    words = {Any: "any value", str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
+    return words[annotation] + ("" if annotation in (Any, str, bool, type(None)) else _limits(limits or []))
 
 
 def _limits(limits: list[Any]) -> str:
     signs = {Gt: ("gt", "> "), Ge: ("ge", "≥ "), Lt: ("lt", "< "), Le: ("le", "≤ ")}
-    found = [f"{signs[type(limit)][1]}{getattr(limit, signs[type(limit)][0])}" for limit in limits]
+    known = [limit for limit in limits if type(limit) in signs]
+    found = [f"{signs[type(limit)][1]}{getattr(limit, signs[type(limit)][0])}" for limit in known]
     return " " + ", ".join(found) if found else ""
 
 
@@ -284,11 +319,13 @@ def _tables(defaults: BaseModel, sections: list[tuple[str, str, str]]) -> tuple[
         parts.append(f"\n## {title}\n\n{about}\n" if about else f"\n## {title}\n")
         parts.append("\n| key | type | default | meaning |\n|---|---|---|---|\n")
         for name, field in model.model_fields.items():
-            if is_section(field.annotation):
+            if member_sections(field.annotation) or (
+                prefix.startswith("method[") and name not in model.__annotations__
+            ):
                 continue
-            key = f"{prefix}.{name}" if prefix else name
+            key = f"{prefix.partition('[')[0]}.{name}" if prefix else name
             placed.append(key)
-            required = field.default is PydanticUndefined
+            required = field.is_required()
             default = "required" if required else shown(getattr(values, name))
             row = [f"`{key}`", kind(field.annotation, field.metadata), default, meaning(model, name, field)]
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n")
@@ -297,6 +334,8 @@ def _tables(defaults: BaseModel, sections: list[tuple[str, str, str]]) -> tuple[
 
 def _at(prefix: str, defaults: BaseModel) -> tuple[type[BaseModel], BaseModel]:
     """Return the class of a section and its values in a default recipe."""
+    if prefix in METHODS:
+        return METHODS[prefix], METHODS[prefix]()
     values: BaseModel = defaults
     for name in filter(None, prefix.split(".")):
         values = getattr(values, name)

@@ -120,8 +120,8 @@ def topk_kl(
     """Return ``sum_t w_t [sum_k p_k log(p_k / q_k) + p_rest log(p_rest / q_rest)]``: KL with all other entries as one.
 
     Merging vocabulary entries never increases a KL divergence (data-processing inequality), so this is at most the
-    divergence over the whole vocabulary, and equal to it at K = V. p are the teacher's probabilities and q the student's
-    at `temperature`. Arguments and errors as in `distillation_loss`, the teacher's as in `TopKTeacher`.
+    divergence over the whole vocabulary, and equal to it at K = V. p are the teacher's probabilities and q the
+    student's at `temperature`. Arguments and errors as in `distillation_loss`, the teacher's as in `TopKTeacher`.
     """
     _check(hidden_TD, weight_VD, temperature, chunk, T=(weights_T,))
     teacher = TopKTeacher(log_probabilities_TK, ids_TK, log_tail_T)
