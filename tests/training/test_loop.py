@@ -74,7 +74,7 @@ def job_of(folder: Path, rows: Rows, **changes) -> FitArguments:
             task.student.eval()
             return {"score": -float((task.student(rows.x)[:, 0] - rows.y).square().nanmean())}
 
-    settings = {"validate": validate, "identity": {"recipe": {"lr": 1}}, **changes}
+    settings = {"validate": validate, "resume_config": {"recipe": {"lr": 1}}, **changes}
     return FitArguments(
         folder=folder,
         loader=rows.loader,
@@ -152,7 +152,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 def test_a_non_finite_loss_moves_nothing_and_names_the_sample(tmp_path, poison):
     task = Toy()
     before = {name: value.clone() for name, value in task.state_dict().items()}
-    with pytest.raises(NonFiniteError, match=rf"comes from samples row{poison}\b.*last checkpoint stands"):
+    with pytest.raises(NonFiniteError, match=rf"comes from samples row{poison}\b.*last checkpoint is intact"):
         fit(task, job_of(tmp_path, Rows(poison)), config(batch_size=24))
     assert task.steps == []
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
@@ -229,8 +229,8 @@ def test_ctrl_c_saves_and_the_next_run_ends_byte_equal(tmp_path):
 def test_a_changed_recipe_is_refused_with_its_differences(tmp_path):
     fit(Toy(), job_of(tmp_path, Rows()), config())
     with pytest.raises(UserError, match=r"recipe\.lr: 1 -> 2.*resume=never"):
-        fit(Toy(), job_of(tmp_path, Rows(), identity={"recipe": {"lr": 2}}), config())
-    assert fit(Toy(), job_of(tmp_path, Rows(), identity={"recipe": {"lr": 2}}, resume=False), config()).finished
+        fit(Toy(), job_of(tmp_path, Rows(), resume_config={"recipe": {"lr": 2}}), config())
+    assert fit(Toy(), job_of(tmp_path, Rows(), resume_config={"recipe": {"lr": 2}}, resume=False), config()).finished
 
 
 def test_weight_average_in_closed_form():
