@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from preceptor.vqa.run import run_recipe
-from preceptor.vqa.serve import evaluate_run
 
 from preceptor.api import evaluate, run_recipe
 from preceptor.data.provenance import PROVENANCE_FILE, read_provenance
