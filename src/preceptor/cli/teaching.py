@@ -45,7 +45,7 @@ def cache(
 def show_cache(document: dict[str, Any]) -> None:
     """Print what a teacher cache contains and what its verification found."""
     if "labels" in document:
-        labels, cached = document["labels"], document["words"]
+        labels, cached = document["labels"], document["tokens"]
         reasons = ", ".join(f"{n} {reason}" for reason, n in labels.get("left_out", {}).items())
         coverage = f"{percent(labels.get('coverage'))} % of the dialogues"
         rows = [
