@@ -1,4 +1,4 @@
-"""The how-to pages on own classes: the files and recipes that they show are written, and tiny recipes train with them."""
+"""Run the how-to pages on own classes: write the files and recipes that they show, and train tiny recipes."""
 
 from __future__ import annotations
 
