@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from preceptor.grounding.serve import check_dialogues
 
+import preceptor
 from preceptor.data.types import Dialogue
 from preceptor.grounding import memory
 from preceptor.grounding import teachers as teaching
@@ -84,21 +84,21 @@ def test_free_memory(tmp_path):
 
 
 @pytest.mark.slow
-def test_doctor_says_what_a_recipe_takes(tmp_path, monkeypatch):
+def test_doctor_estimates_the_memory_of_a_recipe(tmp_path, monkeypatch):
     changes = {"output": str(tmp_path / "run"), "method": {"name": "clinkd"}}
     recipe = tiny(**changes)
     recipe.data.root = str(tmp_path / "phantom")
-    said = [note for note in check_dialogues(recipe)["notes"] if note.startswith("memory to train the")]
+    said = [note for note in preceptor.check(recipe)["notes"] if note.startswith("memory to train the")]
     assert [note.split(":")[0].split()[-1] for note in said] == ["teacher", "student"]
     assert "teacher" in said[1].split("(")[1]
     assert not (tmp_path / "run" / "new-student").exists()
     monkeypatch.setattr(memory, "available", lambda: 1)
-    monkeypatch.setattr("preceptor.grounding.serve.available", lambda: 1)
-    reasons = [finding["reason"] for finding in check_dialogues(recipe)["findings"]]
+    monkeypatch.setattr("preceptor.grounding.experiment.available", lambda: 1)
+    reasons = [finding["reason"] for finding in preceptor.check(recipe)["findings"]]
     assert any("training the student is expected to need" in reason for reason in reasons)
     recipe.student.model.source = str(tmp_path / "nowhere")
-    reasons = [finding["reason"] for finding in check_dialogues(recipe)["findings"]]
-    assert any("the memory that the student takes is not estimated" in reason for reason in reasons)
+    reasons = [finding["reason"] for finding in preceptor.check(recipe)["findings"]]
+    assert any("the memory that the student needs is not estimated" in reason for reason in reasons)
 
 
 @pytest.fixture
@@ -170,16 +170,15 @@ def test_recipes_for_med_grit_say_what_the_published_code_does(name):
 
 
 def test_adapters_learn_beside_weights_in_half_precision(vlm, tmp_path):
-    from preceptor.grounding.stage import Seminar
-
     from preceptor.data.types import GroundingDataset
+    from preceptor.grounding.context import RunContext
 
     recipe = tiny()
     recipe.student.model.training = "lora"
     recipe.student.model.lora.base = "bfloat16"
     vlm.save(tmp_path / "start")
-    room = Seminar(recipe, GroundingDataset("none", "given", Path(), []))
-    found = room.load(str(tmp_path / "start"), recipe.student.model, None, 0)
+    context = RunContext(recipe, GroundingDataset("none", "given", Path(), []))
+    found = context.load(str(tmp_path / "start"), recipe.student.model, None, 0)
     kinds = {p.requires_grad: p.dtype for p in found.model.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}
     parts = memory_estimate(
