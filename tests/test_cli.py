@@ -157,7 +157,7 @@ def test_predict_one_and_many(run: Path, capsys, monkeypatch, tmp_path):
         assert err.startswith("error: ")
     code, _, err = call(capsys, monkeypatch, "predict", str(tmp_path), "--image", str(image), "--question", "x")
     assert code == 2
-    assert "holds no trained model" in err
+    assert "contains no trained model" in err
 
 
 def test_cache_verifies_and_finds_a_wrong_byte(run: Path, capsys, monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ Importing this module is fast: torch and the networks are imported by the functi
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from preceptor import tasks
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError
 from preceptor.extension import trust_folder
+from preceptor.scores import Scored
 
 if TYPE_CHECKING:
     import torch
@@ -229,20 +231,24 @@ def compare(
     return comparison
 
 
-def score(predictions: str | Path, protocol: str, **options: Any) -> Any:
+def score(predictions: str | Path, protocol: str, **options: Any) -> Scored:
     """Score predictions of any system under a protocol.
 
     Args:
         predictions: JSON lines of a VQA or grounding system; folder of NIfTI masks of a segmentation system.
-        protocol: protocol id, such as ``vqa-rad/clean/451`` or ``med-grit/given/birdeval``.
+        protocol: protocol id, such as ``vqa-rad/clean/451``, ``med-grit/given/birdeval`` or ``brats/all/A``.
         **options: `root` of the data set, and what else the task's `score_file` knows.
 
     Raises:
-        UserError: no task knows the protocol, or a prediction is missing.
+        UserError: no task knows the protocol, an option does not apply to it, or a prediction is missing.
     """
     for task in tasks.TASKS:
         module = tasks.module(task, "score")
         if module.knows(protocol):
+            known = inspect.signature(module.score_file).parameters
+            for name in options:
+                if name not in known:
+                    raise UserError(f"--{name} does not apply to protocol {protocol}; omit it")
             return module.score_file(Path(predictions), protocol, **options)
     raise UserError(f"protocol {protocol!r} is not known; docs/reference/protocols.md lists the protocols")
 

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or several started by torchrun or accelerate."""
+"""Processes of a run: one, or several started by torchrun or accelerate."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from preceptor.errors import UserError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=2)
-"""How long a process waits for another: while the first one has a teacher answer a data set, the rest do."""
+TIMEOUT = timedelta(days=2)
+"""Longest wait for another process, for example while the first one builds a teacher cache."""
 
 
 def processes() -> PartialState:
@@ -31,12 +31,14 @@ def processes() -> PartialState:
             "the accelerate configuration asks for DeepSpeed, which is not supported: use FSDP2, which shards the same "
             "states (`preceptor recipes accelerate fsdp2`, or fsdp2-zero2 in place of ZeRO-2)"
         )
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
 
 
 def broadcast_from_main(value: T) -> T:
-    """Return the first process's `value` on every process. What each reads of a folder, or counts in floating point,
-    may differ from what the first one did, and then they would no longer do the same."""
+    """Return the value of the first process on every process.
+
+    Use it for values that processes may see differently, such as the state of a folder or a floating-point sum.
+    """
     if processes().num_processes == 1:
         return value
     return broadcast_object_list([value])[0]

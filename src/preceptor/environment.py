@@ -1,4 +1,4 @@
-"""What ran: the processor and the versions, for a reader of results."""
+"""Describe the processor and the package versions of a run."""
 
 from __future__ import annotations
 
@@ -8,27 +8,23 @@ from typing import Any
 
 import torch
 
-QUESTIONS = ("transformers", "tokenizers", "pillow")
-VOLUMES = ("monai", "nibabel", "scipy")
-"""What answers of a kind depend on, beside what every run does."""
-
 
 def machine() -> dict[str, Any]:
-    """Return what a reader needs to place a timing, and nothing that names this very machine."""
+    """Describe the hardware for the interpretation of timings. The result does not identify the machine."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = (line.partition(":") for line in info.read_text().splitlines())
         processor = next((value.strip() for key, _, value in lines if key.strip() == "model name"), processor)
-    found: dict[str, Any] = {"processor": processor, "threads": torch.get_num_threads()}
+    hardware: dict[str, Any] = {"processor": processor, "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return hardware
 
 
 def versions(*names: str) -> dict[str, str]:
-    """Return the versions of Python, of what every model needs, and of the packages `names`."""
+    """Return the versions of Python, of the packages that every run uses, and of the packages `names`."""
     from importlib.metadata import version
 
-    every = ("preceptor", "torch", "accelerate", "safetensors", "numpy", *names)
-    return {"python": platform.python_version(), **{name: version(name) for name in every}}
+    packages = ("preceptor", "torch", "accelerate", "safetensors", "numpy", *names)
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,4 +1,4 @@
-"""The one error that a user may cause."""
+"""The exception for mistakes of the user."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
-    The message is a sentence with the offending value, the place and the fix. The command line prints it without a
-    traceback and exits with code 2; anything else that is raised is a defect of ours and keeps its traceback.
+    The message is one sentence with the offending value, its place and the fix. The command line prints it without a
+    traceback and exits with code 2. Any other exception is a bug and keeps its traceback.
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known name closest to `name`, or the whole list if none is close."""
+    """Return the hint ``"; did you mean 'x'?"`` for the closest known name, or a list of all names if none is close."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:

@@ -1,4 +1,4 @@
-"""Files and folders that are there as a whole or not at all."""
+"""Write files and folders atomically."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-# JSON leaves these as they are, but str.splitlines and many other readers of lines end a line at them.
-_LINE_ENDS = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
+# Legal in JSON, but str.splitlines and many other readers treat these characters as the end of a line.
+_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 
 
 def sha256(path: Path) -> str:
@@ -20,7 +20,7 @@ def sha256(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Force a file or folder to the disk."""
+    """Write a file or folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -29,7 +29,7 @@ def flush(path: Path) -> None:
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return rows as JSON lines, none of which holds anything that a reader may take for the end of a line."""
+    """Return rows as JSON Lines. Characters that some readers treat as line ends are escaped."""
     return "".join(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n" for row in rows)
 
 
@@ -43,7 +43,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Undo a replacement of `folder` that a kill cut in half."""
+    """Complete or undo an interrupted replacement of `folder`."""
     old = folder.with_name(f".{folder.name}.old")
     if old.exists():
         if folder.exists():
@@ -53,7 +53,7 @@ def recover(folder: Path) -> None:
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:
-    """Put the finished folder `temporary` in the place of `folder`; `recover` mends it after a kill in between."""
+    """Atomically replace `folder` with `temporary`. `recover` completes an interrupted replacement."""
     for path in sorted(temporary.rglob("*")):
         flush(path)
     flush(temporary)

@@ -1,4 +1,4 @@
-"""Answer normalisers: what counts as the same answer. A protocol names one of them."""
+"""Answer normalisers, which define the answers that count as equal. Every protocol names one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _ARTICLES = frozenset({"a", "an", "the"})
 _NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBER_WORDS)}
-# Only contractions that are no words of their own without the apostrophe: "its", "well", "were" and "ill" stay.
+# Only contractions that are not words without the apostrophe: "its", "well", "were" and "ill" do not change.
 _CONTRACTED = """
     aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't needn't shan't
     shouldn't wasn't weren't won't wouldn't could've might've must've should've would've i'm i've you'd you'll
@@ -20,8 +20,8 @@ _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 
 
-# The whole table of the VQA evaluation: each word is found where any one of its apostrophes is missing. Its entries for
-# the first person begin with a capital, and so meet no text: it is lower case by then.
+# The complete table of the VQA evaluation. Each word is recognised if any one of its apostrophes is missing. The
+# entries for the first person start with a capital letter and never match, because texts are in lower case.
 _VQA_CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
@@ -36,41 +36,42 @@ _VQA_CONTRACTIONS = {
     for word in _VQA_CONTRACTED.split()
     for place, sign in enumerate(word)
     if sign == "'"
-} | {"somebody'd": "somebodyd"}  # so it stands in the table
-_MOST_FULL_STOPS = 32  # their call hands the flag re.UNICODE, which is 32, where the number of replacements belongs
+} | {"somebody'd": "somebodyd"}  # as in the original table
+_MOST_FULL_STOPS = 32  # the original code passes the flag re.UNICODE (32) as the number of replacements
 
 
 def vqa_v2(text: str) -> str:
-    """Normalise `text` as the VQA evaluation does (Antol et al. 2015, as revised for VQA v2).
+    """Normalise a text as the VQA evaluation does (Antol et al. 2015, as revised for VQA v2).
 
-    1. A punctuation mark becomes a space; it is deleted instead if it stands beside a space anywhere in the text, and
-       all marks are deleted if the text holds a comma between two digits. Apostrophes and colons stay.
-    2. A full stop stays only in front of a digit (of the first 32).
-    3. Lower case; number words up to ten become digits and "none" becomes "0"; articles are dropped, so that nothing is
-       left of the choice "A"; a missing apostrophe is put back into contractions; white space becomes single spaces.
+    1. A punctuation mark becomes a space. It is deleted if it is next to a space anywhere in the text, or if the text
+       contains a comma between two digits. Apostrophes and colons are kept.
+    2. A full stop is deleted unless a digit follows (only the first 32).
+    3. Convert to lower case, replace number words up to ten by digits and "none" by "0", drop articles (so that the
+       choice "A" becomes empty), restore missing apostrophes of contractions, and collapse white space.
 
-    Their code does this only where the annotators differ. The evaluator of ImageCLEF's VQA-Med 2020, whose accuracy
-    rests on the same code, always does, and so does this.
+    The original code normalises only if the annotators disagree. This function always does, like the evaluator of
+    ImageCLEF VQA-Med 2020, whose accuracy is based on the same code.
     """
     flat = text.replace("\n", " ").replace("\t", " ").strip()
-    kept = [word for word in _words(flat, _MOST_FULL_STOPS) if word not in _ARTICLES]
-    return " ".join(_VQA_CONTRACTIONS.get(word, word) for word in kept)
+    words = [word for word in _words(flat, _MOST_FULL_STOPS) if word not in _ARTICLES]
+    return " ".join(_VQA_CONTRACTIONS.get(word, word) for word in words)
 
 
 def mevf(text: str) -> str:
-    """Normalise `text` as MEVF (Nguyen et al. 2019) and the works after it do: MMQ, conditional reasoning, PubMedCLIP.
+    """Normalise a text as MEVF (Nguyen et al. 2019) and later works do: MMQ, conditional reasoning, PubMedCLIP.
 
-    The steps of `vqa_v2`, of their contractions those that are no words of their own without the apostrophe; then
-    "x ray" becomes "xray". (MEVF's removal of commas has nothing left to do by then.)
+    The steps are those of `vqa_v2`, except that only contractions are restored that are not words without the
+    apostrophe; then "x ray" becomes "xray". MEVF also removes commas, but none are left at that point.
 
-    Unlike theirs, a text of nothing but articles and punctuation is kept in lower case: the choice "A" stays an answer.
+    In contrast to MEVF, a text that consists only of articles and punctuation is kept in lower case, so that the choice
+    "A" remains an answer.
     """
-    kept = [_CONTRACTIONS.get(word, word) for word in _words(text) if word not in _ARTICLES]
-    return (" ".join(kept) or lower(text)).replace("x ray", "xray")
+    words = [_CONTRACTIONS.get(word, word) for word in _words(text) if word not in _ARTICLES]
+    return (" ".join(words) or lower(text)).replace("x ray", "xray")
 
 
 def _words(text: str, most_full_stops: int = 0) -> list[str]:
-    """Return the words of a text after the punctuation of the VQA evaluation, lower case, digits for number words."""
+    """Return the lower-case words after the punctuation rules of the VQA evaluation, with digits for number words."""
     marks = [mark for mark in _PUNCTUATION if mark in text]
     number = _COMMA_IN_NUMBER.search(text) is not None
     cleaned = text

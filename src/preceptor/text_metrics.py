@@ -1,4 +1,4 @@
-"""Scores in [0, 1] of one answer where sameness is too strict: BLEU, token F1, VQA's votes."""
+"""Scores in [0, 1] of an answer that allow partial matches: BLEU, token F1 and the VQA accuracy."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 
 Words = tuple[str, ...]
 ORDERS = 4
-"""BLEU counts n-grams of 1 to 4 words."""
+"""BLEU uses n-grams of 1 to 4 words."""
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation + "，。？！、；：（）“”‘’")  # noqa: RUF001
-# A Chinese character is a token of its own; everything else is parted by white space.
+# Every Chinese character is a token; other text is split at white space.
 _TOKEN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]|[^\s\u3400-\u4dbf\u4e00-\u9fff]+")
-# What the evaluator of ImageCLEF does to a text: `string.punctuation` deleted, then NLTK's words. NLTK still parts
-# typographic quotes and these words, once there is no ASCII punctuation left.
+# The evaluator of ImageCLEF deletes `string.punctuation` and then applies the word tokenizer of NLTK. Without ASCII
+# punctuation that tokenizer only splits typographic quotes and these words.
 _NO_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _QUOTES = re.compile("[\u00ab\u00bb\u2018\u2019\u201c\u201d]")
 _TWO_WORDS = re.compile(r"\b(?:(can)(not)|(gim)(me)|(gon)(na)|(got)(ta)|(lem)(me)|(wan)(na)(?=\s))\b")
-# The English stop words of NLTK, by which the evaluator goes. Those with an apostrophe are left out: when they are
-# looked up there is none left, so that "don't" has become "dont", which is none of them.
+# The English stop words of NLTK, which the evaluator uses, without those that contain an apostrophe. Punctuation is
+# removed before the look-up, so that "don't" is "dont" and never matches.
 _WORDS = """
 i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it its
 itself they them their theirs themselves what which who whom this that these those am is are was were be been being have
@@ -38,7 +38,7 @@ _STOP_WORDS = frozenset(_WORDS.split())
 
 @lru_cache(maxsize=100_000)
 def tokens(text: str) -> tuple[str, ...]:
-    """Return the words of a text, lower case and without punctuation; Chinese characters one by one."""
+    """Return the words of a text in lower case without punctuation. Every Chinese character is a word."""
     return tuple(_TOKEN.findall(text.lower().translate(_NO_PUNCTUATION)))
 
 
@@ -56,10 +56,10 @@ def _stem(word: str) -> str:
 
 @lru_cache(maxsize=100_000)
 def stems(text: str) -> tuple[str, ...]:
-    """Return the words that ImageCLEF's evaluator counts: without English stop words, as Snowball stems.
+    """Return the words that the ImageCLEF evaluator counts: Snowball stems without English stop words.
 
-    Chinese characters are words of their own. The stemmer's release 3 leaves "lateral" and "internal" as they are where
-    NLTK's writes "later" and "intern"; that changes a score only where one such word is taken for another.
+    Every Chinese character is a word. Release 3 of the stemmer leaves "lateral" and "internal" unchanged, whereas NLTK
+    gives "later" and "intern". This changes a score only if one of these words is confused with another.
     """
     plain = _QUOTES.sub(r" \g<0> ", text.lower().translate(_NO_ASCII_PUNCTUATION))
     words = _TOKEN.findall(_TWO_WORDS.sub(lambda found: " ".join(filter(None, found.groups())), plain))
@@ -67,11 +67,11 @@ def stems(text: str) -> tuple[str, ...]:
 
 
 def sentence_bleu(candidate: Sequence[str], reference: Sequence[str], order: int = 4) -> float:
-    """Return BLEU of a candidate against one reference (Papineni et al. 2002, equation of section 2.3).
+    """Return BLEU of a candidate and one reference (Papineni et al. 2002, section 2.3).
 
-    Uniform weights 1 / `order`, brevity penalty, no smoothing: an order of n-grams without any match is left out of the
-    sum, as NLTK did with `method0` when the task was run. (Today's NLTK gives a text of fewer than four words 0, even
-    where it is the reference.) 0 where no single word matches; 1 where both are empty.
+    Weights are uniform (1 / `order`), with a brevity penalty and without smoothing. Orders of n-grams without a match
+    are left out of the sum, like `method0` of NLTK at the time of the task. (Today NLTK gives a text of fewer than four
+    words 0, even if it equals the reference.) The result is 0 if no word matches and 1 if both texts are empty.
     """
     if not candidate or not reference:
         return float(not candidate and not reference)
@@ -84,15 +84,15 @@ def sentence_bleu(candidate: Sequence[str], reference: Sequence[str], order: int
     return math.exp(min(0.0, 1 - len(reference) / len(candidate)) + logarithms)
 
 
-def corpus_bleu(said: Sequence[Words], accepted: Sequence[Sequence[Words]]) -> list[float]:
-    """Return BLEU-1 to BLEU-4 over all answers together (Papineni et al. 2002), as captioning reports them.
+def corpus_bleu(answers: Sequence[Words], accepted: Sequence[Sequence[Words]]) -> list[float]:
+    """Return BLEU-1 to BLEU-4 over all answers (Papineni et al. 2002), as image captioning papers report them.
 
-    `accepted[i]` are the references of `said[i]`. Counts are pooled over the answers, each n-gram counts no oftener
-    than in the reference that has it most often, the reference nearest in length counts for brevity. No smoothing: 0
-    from the first order without a match.
+    `accepted[i]` are the references of answer `i`. Counts are pooled over the answers. An n-gram counts at most as
+    often as in the reference that contains it most often. The reference closest in length defines the brevity penalty.
+    There is no smoothing: from the first order without a match all scores are 0.
     """
     matches, totals, length, nearest = [0] * ORDERS, [0] * ORDERS, 0, 0
-    for candidate, references in zip(said, accepted, strict=True):
+    for candidate, references in zip(answers, accepted, strict=True):
         size = len(candidate)
         length += size
         if len(references) == 1:
@@ -114,33 +114,33 @@ def corpus_bleu(said: Sequence[Words], accepted: Sequence[Sequence[Words]]) -> l
 
 
 def _pooled(candidate: Words, references: Sequence[Words]) -> tuple[int, ...]:
-    counted = []
+    matches = []
     for n in range(1, ORDERS + 1):
-        known: Counter[Any] = Counter()
+        reference_counts: Counter[Any] = Counter()
         for reference in references:
-            known |= Counter(_ngrams(reference, n))
-        counted.append((Counter(_ngrams(candidate, n)) & known).total())
-    return tuple(counted)
+            reference_counts |= Counter(_ngrams(reference, n))
+        matches.append((Counter(_ngrams(candidate, n)) & reference_counts).total())
+    return tuple(matches)
 
 
 @lru_cache(maxsize=100_000)
 def _overlap(candidate: Words, reference: Words) -> tuple[int, ...]:
-    """Return how many 1- to 4-grams of the candidate occur in the reference, each no oftener than there.
+    """Return the numbers of 1- to 4-grams of the candidate that match the reference, with clipped counts.
 
-    Plain dictionaries: for the few words of an answer a Counter takes three times as long.
+    Plain dicts are three times as fast as Counter for the few words of an answer.
     """
-    found = [0] * ORDERS
+    matches = [0] * ORDERS
     for n in range(1, min(ORDERS, len(candidate), len(reference)) + 1):
-        left: dict[Any, int] = {}
+        remaining: dict[Any, int] = {}
         for gram in _ngrams(reference, n):
-            left[gram] = left.get(gram, 0) + 1
+            remaining[gram] = remaining.get(gram, 0) + 1
         for gram in _ngrams(candidate, n):
-            if left.get(gram):
-                left[gram] -= 1
-                found[n - 1] += 1
-        if found[0] <= n:
-            break  # a match of n + 1 words needs as many matching words
-    return tuple(found)
+            if remaining.get(gram):
+                remaining[gram] -= 1
+                matches[n - 1] += 1
+        if matches[0] <= n:
+            break  # a match of n + 1 words implies matches of n words
+    return tuple(matches)
 
 
 def _ngrams(words: Sequence[str], n: int) -> Iterable[Any]:
@@ -148,31 +148,31 @@ def _ngrams(words: Sequence[str], n: int) -> Iterable[Any]:
 
 
 def imageclef_bleu(answer: str, accepted: tuple[str, ...]) -> float:
-    """Return BLEU as ImageCLEF's VQA-Med evaluator does: of `stems`, the best over the accepted answers."""
-    said = stems(answer)
-    return max([sentence_bleu(said, stems(other)) for other in accepted])
+    """Return BLEU as the ImageCLEF VQA-Med evaluator does: over `stems`, the best of the accepted answers."""
+    candidate = stems(answer)
+    return max([sentence_bleu(candidate, stems(other)) for other in accepted])
 
 
 def token_f1(answer: str, accepted: tuple[str, ...]) -> float:
-    """Return the F1 of the two bags of `tokens` (Rajpurkar et al. 2016, 6.1), best over the accepted answers."""
-    said = tokens(answer)
-    return max([_f1(said, tokens(other)) for other in accepted])
+    """Return the F1 of the bags of `tokens` (Rajpurkar et al. 2016, 6.1), the best of the accepted answers."""
+    candidate = tokens(answer)
+    return max([_f1(candidate, tokens(other)) for other in accepted])
 
 
-def _f1(said: tuple[str, ...], wanted: tuple[str, ...]) -> float:
-    if not said or not wanted or said == wanted:
-        return float(said == wanted)
-    return 2 * _overlap(said, wanted)[0] / (len(said) + len(wanted))
+def _f1(candidate: tuple[str, ...], reference: tuple[str, ...]) -> float:
+    if not candidate or not reference or candidate == reference:
+        return float(candidate == reference)
+    return 2 * _overlap(candidate, reference)[0] / (len(candidate) + len(reference))
 
 
 def vqa_soft(answer: str, votes: Sequence[str]) -> float:
-    """Return the VQA accuracy of an answer (Antol et al. 2015, section 4.2): votes of several annotators.
+    """Return the VQA accuracy of an answer given the votes of several annotators (Antol et al. 2015, section 4.2).
 
-    The mean, over leaving out each annotator in turn, of min(1, agreeing others / 3). Texts are compared as given:
-    normalise them first. For fewer than four votes any one that agrees suffices.
+    It is the mean of min(1, agreeing others / 3) over all ways to leave out one annotator. Texts are compared as they
+    are, so normalise them first. With fewer than four votes, one agreeing vote is enough.
     """
     agreeing = sum(vote == answer for vote in votes)
     if len(votes) < 4:
         return float(agreeing > 0)
-    left_out = [agreeing - (vote == answer) for vote in votes]
-    return sum(min(1.0, count / 3) for count in left_out) / len(votes)
+    agreeing_others = [agreeing - (vote == answer) for vote in votes]
+    return sum(min(1.0, count / 3) for count in agreeing_others) / len(votes)

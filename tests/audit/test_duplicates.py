@@ -81,7 +81,7 @@ def test_a_broken_file_says_why_without_its_path(tmp_path: Path) -> None:
     found = look(path)
     assert "truncated" in found.broken
     assert "secret" not in found.broken
-    assert "ceiling" in look(save(tmp_path, "large.png", picture(0, 64)), max_pixels=100).broken
+    assert "limit" in look(save(tmp_path, "large.png", picture(0, 64)), max_pixels=100).broken
 
 
 def test_no_images_have_no_pairs() -> None:

@@ -258,11 +258,11 @@ def test_byte_ceiling_is_checked_before_reading(tmp_path):
     path = tmp_path / "a.png"
     with path.open("wb") as file:
         file.truncate(2**40)  # sparse: reading it would exhaust the memory
-    with pytest.raises(ImageError, match=r"1,099,511,627,776 bytes, more than the ceiling of 67,108,864"):
+    with pytest.raises(ImageError, match=r"1,099,511,627,776 bytes, more than the limit of 67,108,864"):
         load_image(path)
     small = png(tmp_path / "b.png", GRADIENT)
     assert load_image(small, max_bytes=small.stat().st_size, max_pixels=64).size == (8, 8)
-    with pytest.raises(ImageError, match="8 x 8 pixels, more than the ceiling of 63"):
+    with pytest.raises(ImageError, match="8 x 8 pixels, more than the limit of 63"):
         load_image(small, max_pixels=63)
 
 
@@ -351,7 +351,7 @@ def test_dicom_is_known_by_content(tmp_path):
 
 def test_dicom_refusals(tmp_path):
     frames = dicom(tmp_path / "a.dcm", np.zeros((8, 8), dtype=np.uint8), NumberOfFrames=3)
-    with pytest.raises(ImageError, match=r"a\.dcm: multi-frame DICOM \(3 frames\).*split"):
+    with pytest.raises(ImageError, match=r"a\.dcm: multi-frame DICOM \(3 frames\).*save each frame"):
         load_image(frames)
     big = dicom(tmp_path / "b.dcm", GRADIENT, Rows=60_000, Columns=60_000)
     with pytest.raises(ImageError, match="60000 x 60000 pixels"):
@@ -441,7 +441,7 @@ def test_broken_lengths_bring_no_identifier_to_light(tmp_path, caplog, tag, next
             shown = "".join(traceback.format_exception(error))
     assert caught == []
     assert caplog.text == ""
-    assert re.search("broken or truncated DICOM|compression of no known kind", shown)
+    assert re.search("broken or truncated DICOM|compression of an unknown kind", shown)
     assert "Doe" not in shown
     assert "4711" not in shown
 
@@ -468,7 +468,7 @@ def test_names_outside_the_folder(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["", ".", "a\0b"])
 def test_names_that_are_none(tmp_path, name):
-    with pytest.raises(UserError, match="no file name"):
+    with pytest.raises(UserError, match="not a file name"):
         resolve_image(tmp_path, name, "t.csv:3")
 
 

@@ -155,19 +155,19 @@ def broken(tmp_path: Path, what: str) -> Case:
         ("nan", "1 voxels are NaN"),
         ("inf", "1 voxels are NaN or infinite"),
         ("constant", "every voxel is 0; .*leave the file out"),
-        ("shape", "11 x 14 x 10 voxels where good.nii.gz has 12"),
+        ("shape", "11 x 14 x 10 voxels, good.nii.gz has 12"),
         ("moved", "differ by up to 0.01 mm"),
-        ("flipped header", "lie elsewhere"),
-        ("2-D", "12 x 14 voxels are no volume"),
-        ("one slice", "12 x 14 x 1 voxels are no volume"),
-        ("4-D", "4-D where a 3-D image is expected"),
-        ("colours", "are no intensities"),
-        ("complex", "are no intensities"),
+        ("flipped header", "its grid is not that of"),
+        ("2-D", "12 x 14 voxels are not a volume"),
+        ("one slice", "12 x 14 x 1 voxels are not a volume"),
+        ("4-D", "4-D, but a 3-D image is expected"),
+        ("colours", "are not intensities"),
+        ("complex", "are not intensities"),
         ("flat", "does not span space"),
         ("truncated", "truncated or broken"),
-        ("truncated header", "no readable NIfTI"),
-        ("text", "no readable NIfTI"),
-        ("empty", "no readable NIfTI"),
+        ("truncated header", "not a readable NIfTI"),
+        ("text", "not a readable NIfTI"),
+        ("empty", "not a readable NIfTI"),
         ("truncated .nii", "truncated or broken"),
     ],
 )
@@ -241,7 +241,7 @@ def test_the_ceiling_is_checked_before_anything_is_decoded(tmp_path):
         header.write_to(file)
     with pytest.raises(VolumeError, match=r"4000 x 4000 x 4000 = 64000000000 voxels are more than"):
         load_case(case(tmp_path, t1=tmp_path / "huge.nii.gz"))
-    with pytest.raises(VolumeError, match="more than the ceiling of 1000"):
+    with pytest.raises(VolumeError, match="more than the limit of 1000"):
         load_case(case(tmp_path, t1=save(tmp_path / "a.nii.gz", head(0))), max_voxels=1000)
 
 
@@ -249,9 +249,9 @@ def test_the_ceiling_is_checked_before_anything_is_decoded(tmp_path):
     ("label", "message"),
     [
         (lesion(values=(1, 3)), "label 3 is in no region"),
-        (lesion() * 0.5, "0.5 is no label"),
-        (lesion().astype(np.int16) - 1, "-1 is no label"),
-        (lesion().astype(np.int16) * 100, "400 is no label"),
+        (lesion() * 0.5, "0.5 is not a label"),
+        (lesion().astype(np.int16) - 1, "-1 is not a label"),
+        (lesion().astype(np.int16) * 100, "400 is not a label"),
     ],
 )
 def test_labels_that_cannot_be_used(tmp_path, label, message):

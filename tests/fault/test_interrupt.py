@@ -59,8 +59,8 @@ def scenario(folder: Path) -> None:
     assert codes.count(130) >= 2, codes
     assert weights(folder / "cut") == weights(folder / "whole")
     said = (folder / "log").read_text()
-    assert "the same command goes on from there" in said
-    assert "is passed over: task.safetensors does not match its checksum" in said
+    assert "run the same command again to resume" in said
+    assert ": task.safetensors does not match its checksum" in said
     assert "Traceback" not in said, said[-3000:]
 
 

@@ -56,7 +56,7 @@ def test_unlabelled_records_need_no_split_beside_those_that_have_one(tmp_path):
 def test_answers_without_a_question_are_still_wrong(tmp_path):
     for said in (["gpt"], ["human", "gpt", "gpt"]):
         records = [{"image": "a.png", "conversations": [{"from": who, "value": "x"} for who in said]}]
-        with pytest.raises(UserError, match="questions and answers must take turns"):
+        with pytest.raises(UserError, match="questions and answers must must alternate"):
             read_dialogues(str(jsonl(tmp_path, records)))
 
 
@@ -85,11 +85,11 @@ def test_named_sets(tmp_path, monkeypatch):
     (tmp_path / "med_grit" / "images").mkdir()
     with pytest.raises(UserError, match="image files are missing"):
         read_dialogues("med-grit")
-    with pytest.raises(UserError, match=r"holds no train\.json"):
+    with pytest.raises(UserError, match=r"contains no train\.json"):
         read_dialogues("med-grit", tmp_path)
     monkeypatch.delenv("PRECEPTOR_DATA")
     with pytest.raises(
-        UserError, match="folder of slake-grounding is not known; .* --root FOLDER, or set PRECEPTOR_DATA"
+        UserError, match=r"folder of slake-grounding is not known; .* --root FOLDER, or set PRECEPTOR_DATA"
     ):
         read_dialogues("slake-grounding")
     with pytest.raises(UserError, match="did you mean 'med-grit'"):

@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, kl_divergence
 
+from preceptor.distill.loss_term import LossTerm
+from preceptor.distill.projectors import projector
 from preceptor.segmentation.cross_modal import cross_modal
 from preceptor.segmentation.kd import KdConfig
 from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.losses import bce_loss, binary_kl, dice_loss, mean_available
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
-from preceptor.segmentation.task import SegmentationTask, full_modality_teacher
+from preceptor.segmentation.settings import DroppingConfig
+from preceptor.segmentation.task import SegmentationTask
 from preceptor.task import Batch
 from preceptor.training.guards import offenders
 
@@ -144,7 +147,7 @@ def test_a_full_teacher_is_not_trained_and_teaches_nothing_to_its_equal():
     config = LckdConfig.model_validate(
         {"name": "lckd", "dropping": ALL, "cross_modal": {"weight": 0}, "full": {"weight": 2.0, "features": 0.5}}
     )
-    t = config.build_task(student, stage="distilled", teacher=full_modality_teacher(full))
+    t = config.build_task(student, stage="distilled", teacher=full)
     b = batch()
     loss = t(b)
     assert float(loss.sums["full/output"].detach()) == pytest.approx(0, abs=1e-6)
@@ -170,7 +173,7 @@ def test_what_the_full_teacher_segments_stands_in_for_masks_that_are_unknown():
     with torch.no_grad():
         found = student(b["images"], b["available"]).logits
         theirs = full(b["images"], b["available"]).logits
-        loss = config.build_task(student, stage="distilled", teacher=full_modality_teacher(full))(b)
+        loss = config.build_task(student, stage="distilled", teacher=full)(b)
     hard = (theirs[1:] > 0).float()
     assert 0 < float(hard.mean()) < 1
     for name, of in (("dice", dice_loss), ("bce", bce_loss)):
@@ -198,7 +201,7 @@ def test_mean_of_what_is_available():
 def test_plain_distillation_adds_the_kl_of_every_voxel_to_the_loss_of_the_masks():
     student, full = network().eval(), network(seed=1).eval()
     method = KdConfig.model_validate({"dropping": ALL, "output": {"weight": 0.7, "temperature": 3.0}})
-    t = method.build_task(student, stage="distilled", teacher=full_modality_teacher(full))
+    t = method.build_task(student, stage="distilled", teacher=full)
     b = batch()
     loss = t(b)
     with torch.no_grad():
@@ -216,6 +219,26 @@ def test_the_teacher_stage_drops_nothing():
     b = batch()
     task = LckdConfig().build_task(student, stage="teacher")
     torch.testing.assert_close(task(b).sums["dice"], dice_loss(student(b["images"], b["available"]).logits, b["masks"]))
+
+
+def test_an_own_term_taps_modules_of_both_networks():
+    class Stems(LossTerm):
+        name = "stems"
+        student_features = teacher_features = ("decoder.head",)
+
+        def prepare(self, student, teacher_config, generator):
+            self.projector = projector(len(student.config.regions), len(teacher_config.regions), generator)
+
+        def forward(self, student, teacher, batch):
+            s = self.projector(student.features["decoder.head"].flatten(2).mean(dim=2))
+            return (s - teacher.features["decoder.head"].flatten(2).mean(dim=2)).square().sum()
+
+    student, full = network(), network(seed=1)
+    task = SegmentationTask(student, [Stems()], dropping=DroppingConfig(kind="none"), teacher=full)
+    task(batch()).sums["stems"].backward()
+    assert task.terms[0].projector.weight.grad.abs().sum() > 0
+    assert next(student.parameters()).grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in full.parameters())
 
 
 def test_the_case_with_a_broken_voxel_is_named():

@@ -56,7 +56,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, kind):
     said = []
     assert checkpoint.newest(tmp_path, said.append) == tmp_path / "step-1"
     assert len(said) == 1
-    assert "step-2 is passed over" in said[0]
+    assert "skipping checkpoint step-2" in said[0]
 
 
 def test_nothing_valid_is_no_checkpoint(tmp_path):

@@ -116,7 +116,7 @@ def test_what_was_saved_before_a_broken_row_stays_and_serves(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(mended.parameters(), whole.parameters(), strict=True))
 
 
-def test_skipped_rows_weigh_nothing_and_are_remembered(tmp_path):
+def test_skipped_rows_weigh_nothing_and_are_cached_features(tmp_path):
     """A step over the rows that are left equals one over a data set in which the others never were."""
     state = fit(Mean(), Numbers(skipped={1, 4}).job(tmp_path, skip_limit=0.2), config(epochs=1, batch_size=12))
     assert state.skipped == ["row1", "row4"]

@@ -76,7 +76,7 @@ def test_frozen_parts_get_no_gradient_and_norms_keep_their_statistics(tmp_path):
 
 
 def test_a_pattern_that_fits_nothing_is_an_error():
-    with pytest.raises(UserError, match=r"vision.freeze names 'encoder.block.\*'"):
+    with pytest.raises(UserError, match=r"vision.freeze='encoder.block.\*'"):
         build(freeze=["encoder.block.*"])
 
 
@@ -87,7 +87,7 @@ def test_preprocessing_is_the_backbones():
     assert (found.image_size, found.mean[0], found.std[0]) == (96, 127 / 255, 128 / 255)
 
 
-def test_remembered_images_are_computed_once_and_do_not_depend_on_their_company():
+def test_cached_features_images_are_computed_once_and_do_not_depend_on_their_company():
     from preceptor.vqa.vision import TransformersVision, remember_images
 
     bundle = build(freeze=["*"])
@@ -109,7 +109,7 @@ def test_remembered_images_are_computed_once_and_do_not_depend_on_their_company(
     # And so is what is remembered of an image, in whatever company it was computed. The linear maps after it are not
     # on every processor: a product with four rows may round otherwise than one with five.
     companies = ([0, 1, 1, 2], [5, 2, 3, 1, 4])
-    for one, other in zip(*(resumed.vision._remembered(x[rows], {}) for rows in companies), strict=True):
+    for one, other in zip(*(resumed.vision._cached_features(x[rows], {}) for rows in companies), strict=True):
         assert torch.equal(other[[1, 3]], one[[3, 1]])
     assert torch.allclose(again[[1, 3]], first[[3, 1]], atol=1e-4)
     assert len(calls) == 6

@@ -96,7 +96,7 @@ def test_save_and_load_give_the_same_answers(bundle: VqaBundle, tmp_path):
 
 
 def test_a_folder_without_a_model_is_the_users_mistake(tmp_path):
-    with pytest.raises(UserError, match="holds no trained model"):
+    with pytest.raises(UserError, match="contains no trained model"):
         VqaBundle.load(tmp_path)
 
 

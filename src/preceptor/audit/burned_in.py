@@ -1,25 +1,25 @@
-"""Burned-in text, suspected: lines of small strokes of high contrast near the border of an image."""
+"""Detect possible burned-in text: rows of small, high-contrast strokes near the border of an image."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image
 
-LONGEST_SIDE = 640  # pixels; larger images are made smaller first
-CONTRAST = 48  # grey levels over two pixels
-HEIGHT, WIDTH = 9, 32  # the window, about one line of five letters
-STROKES = 4  # left edges, and as many right ones, in a row of the window
-ROWS = 3  # of the window that have them
-QUIET, CALM = 0.3, 6  # share of the window that hardly changes, and by how many grey levels at most
-BORDER = 0.2  # the middle of the window lies in this outer share of the height or of the width
+LONGEST_SIDE = 640  # in pixels; larger images are downsampled
+CONTRAST = 48  # grey levels across two pixels
+HEIGHT, WIDTH = 9, 32  # size of the window, about five letters
+STROKES = 4  # smallest number of left and of right edges in a row of the window
+ROWS = 3  # smallest number of such rows in the window
+QUIET, CALM = 0.3, 6  # smallest fraction of flat pixels in the window; largest change in grey levels of a flat pixel
+BORDER = 0.2  # the centre of the window is in this outer fraction of the height or the width
 
 
 def has_text(image: Image.Image) -> bool:
-    """Return whether some window near the border looks like text on a plain ground.
+    """Return whether a window near the border looks like text on a plain background.
 
-    In a row of letters grey values jump up and down again several times, over a ground that is flat. Noise lacks the
-    ground, bones and outlines lack the number of strokes. It is a suspicion: see docs/explanation/leakage.md for how
-    often it is right. Text of letters smaller than about 6 pixels is missed.
+    In a row of letters, grey values rise and fall several times over a flat background. Noise lacks the background;
+    bones and outlines lack the number of strokes. The result is only a suspicion: docs/explanation/leakage.md reports
+    how often it is correct. Letters smaller than about 6 pixels are missed.
     """
     grey = image.convert("L")
     scale = LONGEST_SIDE / max(grey.size)
@@ -41,14 +41,14 @@ def has_text(image: Image.Image) -> bool:
 
 
 def _starts(mask: np.ndarray) -> np.ndarray:
-    """Return where a run of a row begins."""
+    """Return a mask of the first pixel of every run in a row."""
     starts = mask.copy()
     starts[:, 1:] &= ~mask[:, :-1]
     return starts
 
 
 def _sums(values: np.ndarray, length: int, axis: int) -> np.ndarray:
-    """Return the sums over all windows of `length` along an axis."""
+    """Return the sums over all windows of the given length along an axis."""
     padding = [(0, 0), (0, 0)]
     padding[axis] = (1, 0)
     total = np.pad(values, padding).cumsum(axis, dtype=np.int32)

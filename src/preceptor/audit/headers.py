@@ -1,4 +1,4 @@
-"""Headers that may identify a patient or a person. Names of tags are read, values never leave the file."""
+"""Find headers that may identify a patient or a person. Only the names of tags are read, never their values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import ExifTags, Image
 
 from preceptor.data.images import DICOM_MARK, DICOM_MARK_OFFSET, PILLOW_FORMATS, silent_pydicom
 
-# Of EXIF and TIFF: texts, names, times, places, serial numbers. The rest says how the file was made.
+# EXIF and TIFF tags with texts, names, times, places or serial numbers. The other tags are technical.
 EXIF_TAGS = {
     "Artist",
     "BodySerialNumber",
@@ -34,7 +34,7 @@ EXIF_TAGS = {
     "XPSubject",
     "XPTitle",
 }
-# What Pillow finds beside EXIF: comments, text chunks of PNG, XMP and IPTC blocks.
+# Technical entries among the information that Pillow reads in addition to EXIF; other entries are comments and texts.
 TECHNICAL = {
     "jfif",
     "jfif_version",
@@ -63,7 +63,7 @@ TECHNICAL = {
     "default_image",
     "resolution",
 }
-# Direct and near identifiers of DICOM's basic confidentiality profile (PS3.15, table E.1-1).
+# Direct and indirect identifiers of the basic confidentiality profile of DICOM (PS3.15, table E.1-1).
 DICOM_TAGS = (
     "AccessionNumber",
     "AcquisitionDate",
@@ -113,11 +113,11 @@ DICOM_TAGS = (
 )
 
 ROWS = 0x00280010  # pydicom skips the values of all other tags
-PIXELS = 0x7FE00008  # the first of the tags that hold pixels; they come last
+PIXELS = 0x7FE00008  # the first pixel tag; these tags come last
 
 
 def identifying_tags(path: Path) -> tuple[str, ...]:
-    """Return the names of the identifying tags that a readable image file fills in, in alphabetical order."""
+    """Return the sorted names of the identifying tags of an image file that have a value."""
     data = path.read_bytes()
     if data[DICOM_MARK_OFFSET : DICOM_MARK_OFFSET + len(DICOM_MARK)] == DICOM_MARK:
         return tuple(sorted(f"DICOM {name}" for name in _dicom_tags(data)))
@@ -137,11 +137,11 @@ def _exif_tags(image: Image.Image) -> set[str]:
 
 
 def _other_tags(image: Image.Image) -> set[str]:
-    found = {str(key) for key, value in image.info.items() if str(key).lower() not in TECHNICAL and value}
+    names = {str(key) for key, value in image.info.items() if str(key).lower() not in TECHNICAL and value}
     kind = image.format or ""
-    # A text chunk's own name may be anything, a person's too: only the customary ones are repeated.
+    # The name of a text chunk is arbitrary and may be that of a person, so only customary names are reported.
     customary = {"comment", "author", "description", "title", "software", "source", "copyright", "xmp", "photoshop"}
-    return {f"{kind} {name.lower() if name.lower() in customary else 'text'}" for name in found}
+    return {f"{kind} {name.lower() if name.lower() in customary else 'text'}" for name in names}
 
 
 def _dicom_tags(data: bytes) -> set[str]:
@@ -151,12 +151,12 @@ def _dicom_tags(data: bytes) -> set[str]:
     names = {tag_for_keyword(name): name for name in DICOM_TAGS}
     found: set[str] = set()
 
-    def note(tag: int, vr: str | None, length: int) -> bool:
-        """Called by pydicom at every element, before its value is read."""
+    def visit(tag: int, vr: str | None, length: int) -> bool:
+        """Record an element. pydicom calls this before it reads the value."""
         if length and tag in names:
             found.add(names[tag])
         return tag >= PIXELS
 
     with silent_pydicom():
-        read_partial(io.BytesIO(data), stop_when=note, specific_tags=[ROWS])
+        read_partial(io.BytesIO(data), stop_when=visit, specific_tags=[ROWS])
     return found

@@ -1,4 +1,4 @@
-"""One look at every image file: hashes, thumbnail, burned-in text, identifying headers; or why it cannot be read."""
+"""Summarise every image file: hashes, thumbnail, burned-in text and identifying headers, or the reading error."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ from preceptor.data.phash import SIDE, thumbnail
 
 @dataclass(frozen=True)
 class Look:
-    """What an audit keeps of an image.
+    """The properties of an image file that an audit uses.
 
-    `pixels` is the SHA-256 of the decoded values; of a grey image that is stored in colour, those of its grey values.
-    `broken` says why a file cannot be read, without its path; the rest is then empty.
+    Attributes:
+        file: SHA-256 of the file.
+        pixels: SHA-256 of the decoded pixels. A grey image that is stored in colour has the hash of its grey values.
+        thumbnail: Grey values (64, 64) uint8.
+        text: Whether the image may contain burned-in text.
+        tags: Names of identifying header tags.
+        broken: The reading error without the path, or "". The other attributes of a broken file are empty.
     """
 
     file: str
@@ -35,19 +40,19 @@ class Look:
 
 
 def look(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Look:
-    """Return what an audit needs to know of one image file; a broken one raises nothing."""
+    """Summarise one image file. A broken file raises no error."""
     try:
         image = load_image(path, max_bytes=max_bytes, max_pixels=max_pixels)
         return Look(content_hash(path), _pixel_hash(image), thumbnail(image), has_text(image), identifying_tags(path))
     except ImageError as error:
-        nothing = np.zeros((SIDE, SIDE), np.uint8)
-        return Look("", "", nothing, False, (), broken=str(error).removeprefix(f"{path}: "))
+        blank = np.zeros((SIDE, SIDE), np.uint8)
+        return Look("", "", blank, False, (), broken=str(error).removeprefix(f"{path}: "))
 
 
 def look_at(
     paths: Sequence[Path], *, workers: int | None = None, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> list[Look]:
-    """Return the looks of all files, in their order; decoders release the interpreter lock, so threads help."""
+    """Summarise all files in order. Threads help, because decoders release the interpreter lock."""
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda path: look(path, max_bytes=max_bytes, max_pixels=max_pixels), paths))
 

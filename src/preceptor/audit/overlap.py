@@ -1,4 +1,4 @@
-"""Where images are: in which parts of which data set, and which parts share them."""
+"""Find the splits and data sets that use each image, and the overlaps between them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from preceptor.audit.duplicates import SAME, Pair
 from preceptor.data.types import Dataset, Sample, Split
 
 Place = tuple[int, Split]
-"""Number of the data set, and split."""
+"""Index of a data set (0 or 1) and a split."""
 KINDS = ("file", *SAME, "alike")
-"""How an image is in another split, the surest first; `file` is the very same file."""
+"""Kinds of overlap, the most certain first. `file` is the identical file."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many of the `images` of some rows are in other rows too: each image once, by its surest kind.
+    """Images of one set of samples that also occur in another set. Each image counts once, by its most certain kind.
 
-    `found` maps the number of an image to its kind.
+    Attributes:
+        of: Name of the first set.
+        among: Name of the second set.
+        images: Number of images in the first set.
+        found: Kind of overlap by the number of the image.
     """
 
     of: str
@@ -34,13 +38,13 @@ class Overlap:
 
     @property
     def same(self) -> int:
-        """The number of images that are in both, by whatever proof."""
+        """Number of images that are in both sets, of any kind except `alike`."""
         return sum(kind != "alike" for kind in self.found.values())
 
 
 @dataclass
 class Atlas:
-    """The distinct image files of one or two data sets, by number, and where each is used."""
+    """The distinct image files of one or two data sets by number, and the samples that use them."""
 
     numbers: dict[Path, int]
     rows: dict[int, dict[Place, list[Sample]]] = field(default_factory=dict)
@@ -50,44 +54,44 @@ class Atlas:
     def of(cls, data: Sequence[Dataset[Sample]]) -> Atlas:
         numbers: dict[Path, int] = {}
         rows: defaultdict[int, dict[Place, list[Sample]]] = defaultdict(dict)
-        for side, one in enumerate(data):
-            for sample in one.samples:
+        for side, dataset in enumerate(data):
+            for sample in dataset.samples:
                 number = numbers.setdefault(sample.image, len(numbers))
                 rows[number].setdefault((side, sample.split), []).append(sample)
         return cls(numbers, dict(rows))
 
     def within(self, places: Iterable[Place]) -> set[int]:
-        """Return the images that are used in one of the places."""
+        """Return the images that are used in at least one of the places."""
         wanted = set(places)
         return {number for number, used in self.rows.items() if not wanted.isdisjoint(used)}
 
     def row(self, number: int, places: Iterable[Place] | None = None) -> tuple[Place, Sample]:
-        """Return the first row that uses an image, in the given places if any does."""
+        """Return the first sample that uses an image, if possible in the given places."""
         used = self.rows[number]
         place = next((place for place in places or () if place in used), next(iter(used)))
         return place, used[place][0]
 
-    def overlap(self, of: str, theirs: Iterable[Place], among: str, others: Iterable[Place]) -> Overlap:
-        """Return which images of the places `theirs` are in the places `others` too, or alike one there."""
-        mine, other = self.within(theirs), self.within(others)
-        kinds: dict[int, str] = dict.fromkeys(mine & other, "file")
-        for pair in self.pairs:  # the surest come first
+    def overlap(self, of: str, places: Iterable[Place], among: str, other_places: Iterable[Place]) -> Overlap:
+        """Return the images of `places` that also occur in `other_places`, or resemble an image there."""
+        images, others = self.within(places), self.within(other_places)
+        kinds: dict[int, str] = dict.fromkeys(images & others, "file")
+        for pair in self.pairs:  # sorted by certainty
             for one, two in ((pair.left, pair.right), (pair.right, pair.left)):
-                if one in mine and two in other:
+                if one in images and two in others:
                     kinds.setdefault(one, pair.kind)
-        return Overlap(of, among, len(mine), dict(sorted(kinds.items())))
+        return Overlap(of, among, len(images), dict(sorted(kinds.items())))
 
     def classes(self) -> dict[Path, int]:
-        """Return for every file the number of the first file that holds the same image."""
-        first = list(range(len(self.numbers)))
+        """Return the number of the first file with the same image, for every file."""
+        parent = list(range(len(self.numbers)))
 
         def root(number: int) -> int:
-            while first[number] != number:
-                number = first[number] = first[first[number]]
+            while parent[number] != number:
+                number = parent[number] = parent[parent[number]]
             return number
 
         for pair in self.pairs:
             if pair.kind in SAME:
                 low, high = sorted((root(pair.left), root(pair.right)))
-                first[high] = low
+                parent[high] = low
         return {path: root(number) for path, number in self.numbers.items()}

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from preceptor.audit.duplicates import COPY_CORRELATION, Pair
+from preceptor.audit.findings import SPLITS, Audit, Finding
 from preceptor.audit.overlap import KINDS
-from preceptor.audit.run import SPLITS, Audit, Finding
 from preceptor.data.images import ImageError, load_image
 from preceptor.data.phash import ALIKE_BITS, BITS
 from preceptor.report.markup import chip, document, escape, row, table

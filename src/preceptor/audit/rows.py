@@ -1,4 +1,4 @@
-"""Leaks that are in the rows: shared groups, question frames, the same question about the same image."""
+"""Find leaks in the rows: shared groups, question frames, and the same question about the same image."""
 
 from __future__ import annotations
 
@@ -10,52 +10,61 @@ from preceptor.data.types import Sample
 from preceptor.normalizers import NORMALISERS
 
 RESTATED = 0.5
-"""Jaccard index of the words of two questions from which one restates the other, if image and answer are the same."""
+"""Smallest Jaccard index of the words of two questions with the same image and answer that count as restated."""
 FRAME = "-frame"
 _WORD = re.compile(r"\w+")
 
 Match = tuple[Sample, Sample]
-"""A held-out row, and the training row that gives it away."""
+"""A held-out sample, and the training sample that reveals its answer."""
 
 
-def shared_groups(learnt: Sequence[Sample], held_out: Sequence[Sample]) -> list[Match]:
-    """Return the held-out rows whose group (patient, case, image: what the data set says) is in training too."""
-    groups = {sample.group: sample for sample in learnt if sample.group}
+def shared_groups(training: Sequence[Sample], held_out: Sequence[Sample]) -> list[Match]:
+    """Return the held-out samples whose group (patient, case or image) also occurs in training."""
+    groups = {sample.group: sample for sample in training if sample.group}
     return [(sample, groups[sample.group]) for sample in held_out if sample.group in groups]
 
 
-def frames_of(learnt: Sequence[Sample], held_out: Sequence[Sample]) -> list[Match]:
-    """Return the held-out rows whose own question frame is a training row.
+def frames_of(training: Sequence[Sample], held_out: Sequence[Sample]) -> list[Match]:
+    """Return the held-out samples whose question frame is a training sample.
 
-    A frame (VQA-RAD) is the question in template form with the row's image and answer; its id is the row's with
-    `-frame` behind.
+    A frame (VQA-RAD) is a question as a template, with the same image and answer. Its id is that of the sample with the
+    suffix `-frame`.
     """
     frames = {
         sample.id.removesuffix(FRAME): sample
-        for sample in learnt
+        for sample in training
         if sample.tags.get("phrase_type") == "frame" or sample.id.endswith(FRAME)
     }
     return [(sample, frames[sample.id]) for sample in held_out if sample.id in frames]
 
 
 def asked_in_both(
-    learnt: Sequence[Sample], held_out: Sequence[Sample], image: Callable[[Sample], Hashable]
+    training: Sequence[Sample], held_out: Sequence[Sample], image: Callable[[Sample], Hashable]
 ) -> list[Match]:
-    """Return the held-out rows that ask, of the same image, what a training row asks; letters' case and punctuation
-    aside. `image` gives what two rows about the same image have in common."""
-    asked = {(image(sample), _words(sample.question)): sample for sample in learnt}
+    """Return the held-out samples whose question also occurs in training about the same image.
+
+    Case and punctuation are ignored. `image` returns a key that is equal for samples about the same image.
+    """
+    training_questions = {(image(sample), _words(sample.question)): sample for sample in training}
     keys = [(image(sample), _words(sample.question)) for sample in held_out]
-    return [(sample, asked[key]) for sample, key in zip(held_out, keys, strict=True) if key in asked]
+    return [
+        (sample, training_questions[key])
+        for sample, key in zip(held_out, keys, strict=True)
+        if key in training_questions
+    ]
 
 
 def restated(
-    learnt: Sequence[Sample], held_out: Sequence[Sample], image: Callable[[Sample], Hashable], normaliser: str = "mevf"
+    training: Sequence[Sample],
+    held_out: Sequence[Sample],
+    image: Callable[[Sample], Hashable],
+    normaliser: str = "mevf",
 ) -> list[Match]:
-    """Return the held-out rows of which a training row has the image, the answer, and half of the words."""
+    """Return the held-out samples that share image, answer and at least half of the words with a training sample."""
     rows: defaultdict[tuple[Hashable, str], list[tuple[set[str], Sample]]] = defaultdict(list)
-    for sample in learnt:
+    for sample in training:
         rows[image(sample), NORMALISERS[normaliser](sample.answer)].append((set(_words(sample.question)), sample))
-    found = []
+    matches = []
     for sample in held_out:
         words = set(_words(sample.question))
         keys = dict.fromkeys((image(sample), NORMALISERS[normaliser](answer)) for answer in sample.answers)
@@ -63,14 +72,14 @@ def restated(
             (
                 row
                 for key in keys
-                for their, row in rows.get(key, ())
-                if len(words & their) >= RESTATED * max(1, len(words | their))
+                for training_words, row in rows.get(key, ())
+                if len(words & training_words) >= RESTATED * max(1, len(words | training_words))
             ),
             None,
         )
         if other is not None:
-            found.append((sample, other))
-    return found
+            matches.append((sample, other))
+    return matches
 
 
 def _words(question: str) -> tuple[str, ...]:

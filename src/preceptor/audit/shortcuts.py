@@ -1,4 +1,4 @@
-"""How much of a test is answered without looking at an image."""
+"""Measure the accuracy on a test split that is possible without looking at an image."""
 
 from __future__ import annotations
 
@@ -23,8 +23,15 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A way to answer that never sees an image, and its share of right answers in [0, 1] on all, open and closed
-    questions (None where there are none). `reads` says what it is told beside the question."""
+    """A prediction method that does not use the image, and its accuracy.
+
+    Attributes:
+        name: Name of the method, a key of `TITLES`.
+        accuracy: Accuracy in [0, 1] on all questions.
+        open: Accuracy on open questions, or None if there are none.
+        closed: Accuracy on closed questions, or None if there are none.
+        reads: Input in addition to the question.
+    """
 
     name: str
     accuracy: float
@@ -38,54 +45,54 @@ class Shortcut:
 
 
 def shortcuts(data: Dataset[Sample], normaliser: str = "mevf") -> list[Shortcut]:
-    """Return the accuracy on the test split of every shortcut, learnt from the training split; empty without either.
+    """Return the test accuracy of every shortcut, trained on the training split. Without either split there are none.
 
-    `text_model` (TF-IDF of words and pairs of words, multinomial logistic regression) needs scikit-learn and is left
-    out without it.
+    `text_model` (TF-IDF of words and word pairs, multinomial logistic regression) needs scikit-learn and is skipped
+    without it.
     """
     train, test = data.split("train"), data.split("test")
     if not train or not test:
         return []
-    answered = baselines(data, normaliser)
-    answered["majority_by_type"] = majority_by_type(train, test, normaliser)
+    predictions = baselines(data, normaliser)
+    predictions["majority_by_type"] = majority_by_type(train, test, normaliser)
     if model := text_model(train, test, normaliser):
-        answered["text_model"] = model
+        predictions["text_model"] = model
     reads = {"look_up_same_image": "the image's file name", "majority_by_type": "the question type"}
-    found = []
+    results = []
     for name in TITLES:
-        if name in answered:
-            right = _right(test, answered[name], normaliser)
-            kinds = {
-                kind: [r for r, sample in zip(right, test, strict=True) if sample.answer_type == kind]
+        if name in predictions:
+            correct = _correct(test, predictions[name], normaliser)
+            correct_by_type = {
+                kind: [r for r, sample in zip(correct, test, strict=True) if sample.answer_type == kind]
                 for kind in ("open", "closed")
             }
-            shares = {kind: sum(hits) / len(hits) if hits else None for kind, hits in kinds.items()}
-            accuracy = sum(right) / len(right)
-            found.append(Shortcut(name, accuracy, shares["open"], shares["closed"], reads.get(name, "")))
-    return found
+            accuracies = {kind: sum(hits) / len(hits) if hits else None for kind, hits in correct_by_type.items()}
+            accuracy = sum(correct) / len(correct)
+            results.append(Shortcut(name, accuracy, accuracies["open"], accuracies["closed"], reads.get(name, "")))
+    return results
 
 
 def majority_by_type(train: Sequence[Sample], test: Sequence[Sample], normaliser: str) -> list[Prediction]:
-    """Answer with the most frequent training answer of the row's answer type and question type.
+    """Predict the most frequent training answer of the answer type and question type of a sample.
 
-    Both are annotations, not inputs: this is how far knowing them leads, not what a model could do.
+    Both are annotations and not inputs. The result shows how informative they are, not what a model could achieve.
     """
     counts: defaultdict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for sample in train:
         answer = NORMALISERS[normaliser](sample.answer)
         for key in ((), (sample.answer_type,), (sample.answer_type, sample.question_type)):
             counts[key][answer] += 1
-    found = []
+    predictions = []
     for sample in test:
         keys = ((sample.answer_type, sample.question_type), (sample.answer_type,), ())
         best = next(counts[key] for key in keys if key in counts)
         answer = min(best, key=lambda text: (-best[text], text))
-        found.append(Prediction(sample.id, answer, best[answer] / best.total()))
-    return found
+        predictions.append(Prediction(sample.id, answer, best[answer] / best.total()))
+    return predictions
 
 
 def text_model(train: Sequence[Sample], test: Sequence[Sample], normaliser: str) -> list[Prediction]:
-    """Answer with a logistic regression on the words of the question; [] without scikit-learn or with one class."""
+    """Predict with a logistic regression on the question. Without scikit-learn or with one class return []."""
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -98,21 +105,21 @@ def text_model(train: Sequence[Sample], test: Sequence[Sample], normaliser: str)
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+")
     try:
         features = words.fit_transform([sample.question for sample in train])
-    except ValueError:  # not one word in any question
+    except ValueError:  # no question contains a word
         return []
     model = LogisticRegression(C=10, max_iter=30)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features, answers)
-    shares = model.predict_proba(words.transform([sample.question for sample in test]))
-    best = shares.argmax(axis=1)
+    probabilities = model.predict_proba(words.transform([sample.question for sample in test]))
+    best = probabilities.argmax(axis=1)
     return [
-        Prediction(sample.id, str(model.classes_[k]), float(share[k]))
-        for sample, share, k in zip(test, shares, best.tolist(), strict=True)
+        Prediction(sample.id, str(model.classes_[k]), float(row[k]))
+        for sample, row, k in zip(test, probabilities, best.tolist(), strict=True)
     ]
 
 
-def _right(test: Sequence[Sample], predictions: Sequence[Prediction], normaliser: str) -> list[bool]:
+def _correct(test: Sequence[Sample], predictions: Sequence[Prediction], normaliser: str) -> list[bool]:
     normalise = NORMALISERS[normaliser]
     return [
         normalise(prediction.answer) in {normalise(answer) for answer in sample.answers}

@@ -11,12 +11,12 @@ import typer
 from preceptor import api
 from preceptor.cli import options
 from preceptor.cli.terminal import log_to_stderr, notes, percent, say, sentence, table
-from preceptor.errors import UserError
 
 SCORE_EXAMPLES = """\
 preceptor score answers.jsonl --protocol vqa-rad/clean/451 --root VQA_RAD
 preceptor score answers.jsonl --protocol mine/test --references file
-preceptor score dialogues.jsonl --protocol med-grit/given/birdeval"""
+preceptor score dialogues.jsonl --protocol med-grit/given/birdeval
+preceptor score masks/ --protocol brats/all/A --root BRATS"""
 
 COMPARE_EXAMPLES = """\
 preceptor compare runs/seed-0 runs/seed-1 runs/seed-2
@@ -31,11 +31,9 @@ SIGNIFICANT = "* significant: p below 0.05 in every applicable test, after Holm'
 def score(
     predictions: Annotated[
         Path,
-        typer.Argument(metavar="PREDICTIONS", exists=True, help="JSONL file with the id and the answer in each line."),
+        typer.Argument(metavar="PREDICTIONS", exists=True, help="JSONL file of answers, or folder of NIfTI masks."),
     ],
-    protocol: Annotated[
-        str, typer.Option(metavar="ID", help="Protocol, such as vqa-rad/clean/451 or med-grit/given/birdeval.")
-    ],
+    protocol: Annotated[str, typer.Option(metavar="ID", help="Protocol, such as vqa-rad/clean/451 or brats/all/A.")],
     root: Annotated[
         Path | None, options.existing("DIR", "Folder of the data set. Default: its folder under PRECEPTOR_DATA.")
     ] = None,
@@ -57,45 +55,21 @@ def score(
 ) -> None:
     """Score the predictions of any system under a protocol."""
     chosen = {"root": root, "references": references, "normaliser": normaliser, "metric": metric}
-    given = {key: value for key, value in chosen.items() if value is not None}
     gc.disable()  # Nothing is freed until the end, and the collector would take a third of the time.
     try:
-        document, rows = _score(predictions, protocol, given)
+        scored = api.score(predictions, protocol, **{key: value for key, value in chosen.items() if value is not None})
     finally:
         gc.enable()
     if output is not None:
         from preceptor.files import json_lines, write_text
 
-        write_text(output, json_lines(rows))
-    say(document, as_json, show_scores)
+        write_text(output, json_lines(scored.rows))
 
+    def show(_: dict[str, Any]) -> None:
+        table(protocol, scored.heads, scored.lines)
+        notes(scored.notes)
 
-def _score(path: Path, protocol: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from preceptor.grounding.score import score_dialogue_file, scores_dialogues
-    from preceptor.vqa.score import score_file
-
-    if scores_dialogues(protocol):
-        if unused := [f"--{key}" for key in given if key != "references"]:
-            raise UserError(f"{unused[0]} does not apply to {protocol}: the file itself contains the references")
-        return score_dialogue_file(path, protocol)
-    scores, remarks = score_file(path, protocol, **given)
-    return {"protocol": protocol, **scores.as_dict(), "notes": remarks}, [dict(row) for row in scores.rows()]
-
-
-def show_scores(document: dict[str, Any]) -> None:
-    """Print the scores of a file of predictions."""
-    if "protocols" in document:
-        show_results(document)
-        return
-    rows = [["all", percent(document["accuracy"]), str(document["n"])]]
-    rows += [[kind, percent(document[kind]), str(document[f"n_{kind}"])] for kind in ("open", "closed")]
-    types = document["question_types"]
-    rows += [[f"  {name}", percent(kind["accuracy"]), str(kind["n"])] for name, kind in types.items()]
-    rows.append(["mean over question types", percent(document["macro"]), ""])
-    rows += [[f"BLEU-{n}, pooled", percent(document[f"bleu_{n}"]), ""] for n in range(1, 5)]
-    rows += [["token F1", percent(document["f1"]), ""], ["BLEU (ImageCLEF)", percent(document["bleu"]), ""]]
-    table(document["protocol"], ["questions", f"{document['metric']}, %", "n"], rows)
-    notes(document["notes"])
+    say(scored.results, as_json, show)
 
 
 def compare(

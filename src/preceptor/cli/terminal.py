@@ -73,7 +73,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """Print a table. Columns of numbers are aligned right, columns of text left and wrapped at words."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -88,7 +87,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for row in rows:
         printed.add_row(*map(Text, row))
     console = Console()
-    console.print(Padding(Text(title, style="bold"), (1, 0, 0, 0)))
+    console.print()
+    console.print(Text(title, style="bold"))
     console.print(printed)
 
 

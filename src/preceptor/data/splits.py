@@ -19,6 +19,16 @@ from preceptor.errors import UserError
 
 Row = TypeVar("Row", Sample, Case, Dialogue)
 
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+"""Split by the names that tables and split files may use."""
+
 
 def cut_validation(samples: Iterable[Row], fraction: float, seed: int) -> list[Row]:
     """Move whole groups from training to validation, about `fraction` of the training samples (see `cut`).

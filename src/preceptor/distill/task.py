@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from preceptor.distill.feature_hooks import FeatureHooks
@@ -43,8 +44,16 @@ class HookedForward:
 class DistillationTask(Task):
     """A student that minimises a weighted sum of loss terms.
 
-    `forward(model, batch)` runs the student. Without a `teacher` the terms receive None as the teacher's signal.
-    `pretrained` names the student's parameters that did not start from scratch.
+    Args:
+        student: the model to train.
+        losses: the terms, in the order of their sum.
+        forward: ``forward(model, batch)`` runs the student.
+        teacher: the teacher. Without one the terms receive None as its signal.
+        teacher_config: configuration of the teacher's network, for the terms' parameters.
+        pretrained: names of the student's parameters that did not start from scratch.
+        seed: seed of the initial weights of the terms' parameters, such as projectors.
+
+    Raises UserError if two terms have the same name, or a term taps a module that the student does not have.
     """
 
     def __init__(
@@ -54,7 +63,9 @@ class DistillationTask(Task):
         *,
         forward: Forward,
         teacher: Teacher | None = None,
+        teacher_config: Any = None,
         pretrained: frozenset[str] = frozenset(),
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher
@@ -67,6 +78,9 @@ class DistillationTask(Task):
         self._forward = HookedForward(forward, features_of(losses, "student"))
         if self._forward.paths:
             self._forward.attach(student)
+        generator = torch.Generator().manual_seed(seed)
+        for term in losses:
+            term.prepare(student, teacher_config, generator)
 
     @property
     def terms(self) -> list[LossTerm]:

@@ -44,12 +44,12 @@ from preceptor.grounding.teachers import (
     summary,
     token_teacher,
 )
+from preceptor.hub import find_pretrained
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics
 from preceptor.task import Task, Teacher
-from preceptor.vqa.bundle import find_pretrained
 
 PRIOR = "prior"
 """Folder of the training phase on pseudo-labels; all stages that distil start from its model."""

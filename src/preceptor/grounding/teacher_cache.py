@@ -35,7 +35,7 @@ def cache_teacher(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
     recomputed. Returns a dictionary with
 
     - `folder`; `teacher`, the fingerprint of its weights or its name in the store;
-    - `labels`: `folder`, `rows` (stored answers), usable `dialogues`, `coverage` (their fraction), `left_out` by reason;
+    - `labels`: `folder`, `rows` (stored answers), usable `dialogues`, `coverage` (their fraction), `left_out`;
     - `tokens`, None without a cache of tokens: `folder`, `rows`, `tokens`, `k`;
     - `rows`, `checked`, `worst`, `mismatches`, `damage` as for a VQA recipe.
 

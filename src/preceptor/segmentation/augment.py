@@ -1,6 +1,6 @@
-"""Random patches of a case, and random views of them; every number is drawn from the generator that is passed in.
+"""Draw random patches of a case and augment them. All random numbers come from the generator that is passed in.
 
-Patches are (N, D, H, W) float32 with a label map (D, H, W) uint8. What is outside the volume is 0, as the background.
+Patches are (N, D, H, W) float32 with a label map (D, H, W) uint8. Voxels outside the volume are 0, like the background.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ from torch.nn.functional import grid_sample, interpolate
 
 Augment = Literal["none", "light", "full"]
 
-# Of `full`: probability and range of each step, as published.
+# `full`: probability and range of each step, as published.
 ROTATION, ROTATION_P = 15.0, 0.2  # degrees about each axis
 SCALE, SCALE_P = (0.85, 1.25), 0.2
-ELASTIC_P, ELASTIC_STEP, ELASTIC_SIZE = 0.2, 16, 3.0  # knots every 16 voxels, moved by a deviation of 3 voxels
-NOISE_P, NOISE = 0.1, 0.3  # largest deviation, of an image of deviation 1
+ELASTIC_P, ELASTIC_STEP, ELASTIC_SIZE = (
+    0.2,
+    16,
+    3.0,
+)  # knots every 16 voxels, displaced with a standard deviation of 3 voxels
+NOISE_P, NOISE = 0.1, 0.3  # largest standard deviation, for images of standard deviation 1
 BLUR_P, BLUR = 0.2, (0.5, 1.0)  # sigma in voxels
 BRIGHTNESS_P, BRIGHTNESS = 0.15, (0.75, 1.25)
 CONTRAST_P, CONTRAST = 0.15, (0.75, 1.25)
 LOW_RESOLUTION_P, LOW_RESOLUTION = 0.25, (0.5, 1.0)
 GAMMA_P, GAMMA = 0.15, (0.7, 1.5)
 CROP_SCALE_P, CROP_SCALE = 0.5, (0.9, 1.1)
-# Of `light`, as common in BraTS.
+# `light`, as is common for BraTS.
 SHIFT, GAIN = 0.1, 0.1
 
 
@@ -36,32 +40,32 @@ def draw_patch(
     *,
     foreground_probability: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a patch of `size` from images (N, D, H, W) and label map (D, H, W), both as they lie there.
+    """Return a random patch of the given size from images (N, D, H, W) and a label map (D, H, W).
 
-    With `foreground_probability` its middle is as near as can be to a random voxel of a random label, so that rare
-    labels are seen as often as frequent ones; else its place is uniform. A smaller volume is padded with 0 around.
+    With `foreground_probability` the patch is centred, as far as possible, on a random voxel of a random label, so that
+    rare labels are as frequent as common ones. Otherwise its position is uniform. Smaller volumes are padded with 0.
     """
     shape = label.shape
-    room = [have - want for have, want in zip(shape, size, strict=True)]
-    # Drawn whether used or not: what follows does not depend on the case having a lesion.
+    slack = [side - extent for side, extent in zip(shape, size, strict=True)]
+    # Always draw both, so that later random numbers do not depend on whether the case has a lesion.
     uniform, choose = rng.random(3), rng.random(3)
-    start = [int(u * (r + 1)) if r > 0 else r // 2 for u, r in zip(uniform, room, strict=True)]
+    start = [int(u * (r + 1)) if r > 0 else r // 2 for u, r in zip(uniform, slack, strict=True)]
     values = np.flatnonzero(np.bincount(label.reshape(-1), minlength=256)[1:]) + 1
     if choose[0] < foreground_probability and len(values):
-        spots = np.flatnonzero(label == values[int(choose[1] * len(values))])
-        centre = np.unravel_index(spots[int(choose[2] * len(spots))], shape)
+        voxels = np.flatnonzero(label == values[int(choose[1] * len(values))])
+        centre = np.unravel_index(voxels[int(choose[2] * len(voxels))], shape)
         start = [
-            int(np.clip(c - want // 2, 0, r)) if r > 0 else r // 2
-            for c, want, r in zip(centre, size, room, strict=True)
+            int(np.clip(c - extent // 2, 0, r)) if r > 0 else r // 2
+            for c, extent, r in zip(centre, size, slack, strict=True)
         ]
     return cut_out(images, start, size), cut_out(label, start, size)
 
 
 def cut_out(volume: np.ndarray, start: list[int], size: tuple[int, int, int]) -> np.ndarray:
-    """Return the box (..., *size) of a volume (..., D, H, W) from `start`, 0 where it reaches beyond the volume."""
+    """Return the box (..., *size) from `start` of a volume (..., D, H, W), padded with 0 outside the volume."""
     out = np.zeros((*volume.shape[:-3], *size), volume.dtype)
     low = [max(begin, 0) for begin in start]
-    high = [min(begin + want, have) for begin, want, have in zip(start, size, volume.shape[-3:], strict=True)]
+    high = [min(begin + extent, side) for begin, extent, side in zip(start, size, volume.shape[-3:], strict=True)]
     a, b, c = (slice(first, last) for first, last in zip(low, high, strict=True))
     d, h, w = (slice(first - begin, last - begin) for first, last, begin in zip(low, high, start, strict=True))
     out[..., d, h, w] = volume[..., a, b, c]
@@ -69,7 +73,7 @@ def cut_out(volume: np.ndarray, start: list[int], size: tuple[int, int, int]) ->
 
 
 def draw_size(size: tuple[int, int, int], augment: Augment, rng: np.random.Generator) -> tuple[int, int, int]:
-    """Return the size to cut out before it is scaled to `size`: for `full` in half of the cases 0.9 to 1.1 of it."""
+    """Return the size of the crop that is scaled to `size`: with `full`, in half of the cases, 0.9 to 1.1 times it."""
     chosen, scale = rng.random(), rng.uniform(*CROP_SCALE)
     if augment != "full" or chosen >= CROP_SCALE_P:
         return size
@@ -80,11 +84,12 @@ def draw_size(size: tuple[int, int, int], augment: Augment, rng: np.random.Gener
 def augment_patch(
     images: np.ndarray, label: np.ndarray, available: np.ndarray, augment: Augment, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a random view of a patch; a modality that is not `available` (N,) stays 0.
+    """Augment a patch. Modalities that are not `available` (N,) stay 0.
 
-    ``none``: as it is. ``light``: mirrored along each axis with probability 0.5, brightness shifted and scaled by up
-    to 0.1 where it is not background. ``full``: mirrored, bent, turned and scaled, then noise, blur, brightness,
-    contrast, low resolution and gamma, each with the probability of the published code.
+    - ``none``: no change.
+    - ``light``: mirror each axis with probability 0.5; shift and scale the intensities of the foreground by up to 0.1.
+    - ``full``: mirror, deform, rotate and scale; then noise, blur, brightness, contrast, low resolution and gamma, each
+      with the probability of the published code.
     """
     if augment == "none":
         return images, label
@@ -95,7 +100,7 @@ def augment_patch(
         gain = 1 + rng.uniform(-GAIN, GAIN, shape).astype(np.float32)
         shift = rng.uniform(-SHIFT, SHIFT, shape).astype(np.float32)
         return np.where(images != 0, images * gain + shift, np.float32(0)), np.ascontiguousarray(label)
-    images, label = _bend(np.ascontiguousarray(images), np.ascontiguousarray(label), rng)
+    images, label = _deform(np.ascontiguousarray(images), np.ascontiguousarray(label), rng)
     for channel in range(len(images)):
         seed = int(rng.integers(2**32))
         if available[channel]:
@@ -104,24 +109,24 @@ def augment_patch(
     return images, label
 
 
-def _bend(images: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (linear) and label map (nearest) turned, scaled and elastically moved, in one resampling."""
-    turned, scaled, moved = rng.random(3) < (ROTATION_P, SCALE_P, ELASTIC_P)
+def _deform(images: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rotate, scale and deform images (linear) and label map (nearest) in one resampling step."""
+    rotate, rescale, elastic = rng.random(3) < (ROTATION_P, SCALE_P, ELASTIC_P)
     angles, scale = rng.uniform(-ROTATION, ROTATION, 3), rng.uniform(*SCALE)
     shape = label.shape
     knots = [max(3, side // ELASTIC_STEP + 1) for side in shape]
     shifts = rng.standard_normal((1, 3, *knots), np.float32)
-    if not (turned or scaled or moved):
+    if not (rotate or rescale or elastic):
         return images, label
-    matrix = _rotation(np.radians(angles)) if turned else np.eye(3)
-    matrix = matrix / (scale if scaled else 1.0)
+    matrix = _rotation(np.radians(angles)) if rotate else np.eye(3)
+    matrix = matrix / (scale if rescale else 1.0)
     axes = [torch.arange(side, dtype=torch.float32) - (side - 1) / 2 for side in shape]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) @ torch.from_numpy(matrix.T.astype(np.float32))
-    if moved:
-        bent = interpolate(torch.from_numpy(shifts), shape, mode="trilinear", align_corners=True)
-        places += ELASTIC_SIZE * bent[0].permute(1, 2, 3, 0)
-    # grid_sample wants (x, y, z), each in [-1, 1] from the first voxel's outer face to the last one's.
-    grid = (places * (2 / torch.tensor(shape))).flip(-1)[None]
+    positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) @ torch.from_numpy(matrix.T.astype(np.float32))
+    if elastic:
+        displacement = interpolate(torch.from_numpy(shifts), shape, mode="trilinear", align_corners=True)
+        positions += ELASTIC_SIZE * displacement[0].permute(1, 2, 3, 0)
+    # grid_sample expects (x, y, z) in [-1, 1], from the outer face of the first voxel to that of the last one.
+    grid = (positions * (2 / torch.tensor(shape))).flip(-1)[None]
     out = grid_sample(torch.from_numpy(images)[None], grid, "bilinear", "zeros", align_corners=False)[0]
     labels = grid_sample(torch.from_numpy(label).float()[None, None], grid, "nearest", "zeros", align_corners=False)
     return out.numpy(), labels[0, 0].to(torch.uint8).numpy()
@@ -132,14 +137,14 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
     for axis, angle in enumerate(angles):
         c, s = np.cos(angle), np.sin(angle)
         a, b = [other for other in range(3) if other != axis]
-        turn = np.eye(3)
-        turn[a, a], turn[a, b], turn[b, a], turn[b, b] = c, -s, s, c
-        matrix = matrix @ turn
+        rotation = np.eye(3)
+        rotation[a, a], rotation[a, b], rotation[b, a], rotation[b, b] = c, -s, s, c
+        matrix = matrix @ rotation
     return matrix
 
 
 def _intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return one image (D, H, W) with noise, blur, brightness, contrast, low resolution and gamma drawn for it."""
+    """Apply random noise, blur, brightness, contrast, low resolution and gamma to an image (D, H, W)."""
     from monai.transforms import AdjustContrast, GaussianSmooth, RandGaussianNoise, RandSimulateLowResolution
 
     noise, blur, brightness, contrast, low, gamma = rng.random(6) < (
@@ -162,8 +167,8 @@ def _intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if brightness:
         x = x * gain
     if contrast:
-        mean, least, most = x.mean(), x.min(), x.max()
-        x = ((x - mean) * spread + mean).clamp(least, most)
+        mean, minimum, maximum = x.mean(), x.min(), x.max()
+        x = ((x - mean) * spread + mean).clamp(minimum, maximum)
     if low:
         x = coarse.set_random_state(seed=int(seeds[1]))(x)
     if gamma:

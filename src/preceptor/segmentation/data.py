@@ -1,4 +1,4 @@
-"""The cases of a recipe, and how a network sees them."""
+"""Read the cases of a segmentation recipe."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
 
 
 def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...] = ("train", "validation", "test")):
-    """Read the cases of a recipe as SegmentationDataset. Phantoms are written to `scratch`, or to `config.root`.
+    """Read the cases of a recipe as a SegmentationDataset.
 
-    Raises UserError where the root is missing or holds no cases, and where a split of `needed` is empty.
+    Args:
+        config: Data settings of the recipe.
+        scratch: Folder for the synthetic data set, unless `config.root` is set.
+        needed: Splits that must not be empty.
+
+    Raises:
+        UserError: the root is missing or contains no cases, or a needed split is empty.
     """
     if config.name == "phantom":
         p = config.phantom
@@ -34,7 +40,7 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...
             root, modalities=config.modalities, regions=config.regions, split_file=root / SPLIT, name="phantom"
         )
         data.variant = "made"
-        data.notes.append("Generated volumes: the numbers show that the method works, and nothing about medicine.")
+        data.notes.append("Generated volumes: the numbers show that the method works, not that it helps in medicine.")
     elif config.root is None:
         raise UserError(f"data.name={config.name} needs data.root=FOLDER, the folder of the cases or a table of them")
     else:
@@ -51,24 +57,24 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...
             name=config.name,
             unlabelled=config.unlabelled == "rest",
         )
-    _thin(data, config)
+    _reduce_labels(data, config)
     for split in needed:
         if not data.split(split):
             raise UserError(
-                f"{data.name} has no {split} case; see data.split_file, data.fold, data.validation_fraction and "
+                f"{data.name} has no {split} case; check data.split_file, data.fold, data.validation_fraction and "
                 "data.test_fraction"
             )
     return data
 
 
-def _thin(data: SegmentationDataset, config: VolumeDataConfig) -> None:
-    """Leave `data` the masks of `config.train_share` of the training cases, and take in cases without masks."""
-    kept = groups_of_share(data.samples, config.train_share, config.split_seed)
+def _reduce_labels(data: SegmentationDataset, config: VolumeDataConfig) -> None:
+    """Keep the masks of `config.train_share` of the training cases. The other cases are dropped, or unlabelled."""
+    labelled_groups = groups_of_share(data.samples, config.train_share, config.split_seed)
     if config.train_share < 1:
-        data.notes.append(f"trained on {config.train_share:.0%} of the training cases (data.train_share)")
+        data.notes.append(f"Trained on {config.train_share:.0%} of the training cases (data.train_share).")
     cases: list[Case] = []
     for case in data.samples:
-        if case.split != "train" or case.group in kept:
+        if case.split != "train" or case.group in labelled_groups:
             cases.append(case)
         elif config.unlabelled == "rest":
             cases.append(replace(case, split="unlabelled", mask=None))
@@ -77,13 +83,14 @@ def _thin(data: SegmentationDataset, config: VolumeDataConfig) -> None:
         number = len(data.split("unlabelled"))
         if not number:
             raise UserError(
-                "data.unlabelled=rest finds no case: all have masks, and data.train_share is 1; set it below 1"
+                "data.unlabelled=rest needs cases without masks, but all cases have masks and data.train_share is 1; "
+                "set it below 1"
             )
-        data.notes.append(f"Beside them {number} cases without masks (data.unlabelled).")
+        data.notes.append(f"In addition, {number} cases without masks were used (data.unlabelled).")
 
 
 def settings(config: VolumeDataConfig, *, augmented: bool) -> VolumeSettings:
-    """Return how a case becomes what the network sees."""
+    """Return the preprocessing of the recipe."""
     return VolumeSettings(
         patch_size=config.patch_size,
         spacing=config.spacing,
@@ -98,6 +105,6 @@ def settings(config: VolumeDataConfig, *, augmented: bool) -> VolumeSettings:
 def examples(
     recipe: SegmentationRecipe, data: SegmentationDataset, split: Split, seed: int, *, unlabelled: bool = False
 ) -> VolumeExamples:
-    """Return the examples of a split; those of training are augmented. With `unlabelled` its cases follow."""
+    """Return the examples of a split, followed by the unlabelled cases if requested. Training is augmented."""
     cases = data.split(split) + (data.split("unlabelled") if unlabelled else [])
     return VolumeExamples(cases, data, settings(recipe.data, augmented=split == "train"), seed=seed)

@@ -1,4 +1,4 @@
-"""From cases to batches: normalised volumes, random patches and their views, content keys."""
+"""Turn cases into batches: normalised volumes, random patches, augmentation and content keys."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from preceptor.segmentation.augment import Augment, augment_patch, draw_patch, d
 from preceptor.segmentation.intensity import Intensity, bounding_box, normalise
 from preceptor.task import Batch
 
-CACHE_BYTES = 2 * 2**30  # normalised volumes kept in memory per process
+CACHE_BYTES = 2 * 2**30  # limit for normalised volumes in memory, per process
 
 
 @dataclass(frozen=True)
 class VolumeSettings:
-    """How cases become what a network sees; sizes are (D, H, W), `spacing` in mm, None for each case's own."""
+    """Preprocessing of cases. Sizes are (D, H, W), `spacing` is in mm; None keeps the spacing of each case."""
 
     patch_size: tuple[int, int, int] = (80, 160, 160)
     spacing: tuple[float, float, float] | None = None
@@ -48,10 +48,15 @@ class VolumeSettings:
 
 @dataclass
 class Prepared:
-    """A case as a network sees it. `images` (N, d, h, w) float32 hold the box alone, which all the foreground is in.
+    """A preprocessed case.
 
-    `box` lies in the volume of `shape` (D, H, W); `label` (D, H, W) is all of it. `loaded` keeps no voxel, only what
-    `save_mask` needs.
+    Attributes:
+        images: Normalised images (N, d, h, w) float32 inside the bounding box of the foreground.
+        available: Whether the case has each modality (N,).
+        label: Label map (D, H, W) of the whole volume, or None.
+        box: Bounding box of the foreground in the volume.
+        shape: Shape (D, H, W) of the volume.
+        loaded: Geometry for `save_mask`, without voxels.
     """
 
     images: np.ndarray
@@ -66,7 +71,7 @@ class Prepared:
         return self.images.nbytes + (self.label.nbytes if self.label is not None else 0)
 
     def full(self) -> np.ndarray:
-        """Return the images (N, D, H, W), 0 outside the box."""
+        """Return the images (N, D, H, W), which are 0 outside the box."""
         out = np.zeros((len(self.images), *self.shape), np.float32)
         out[(slice(None), *self.box)] = self.images
         return out
@@ -74,9 +79,16 @@ class Prepared:
 
 @dataclass
 class WholeCase:
-    """A whole case: `images` (N, D, H, W) float, `available` (N,) bool, `masks` (R, D, H, W) bool or None.
+    """A whole case.
 
-    Outside `box` all images are 0. `loaded` is for `save_mask`; it holds no voxels.
+    Attributes:
+        id: Identifier.
+        key: Content key.
+        images: Images (N, D, H, W) float, 0 outside `box`.
+        available: Whether the case has each modality (N,).
+        masks: Masks (R, D, H, W) bool of the regions, or None.
+        box: Bounding box of the foreground.
+        loaded: Geometry for `save_mask`, without voxels.
     """
 
     id: str
@@ -91,10 +103,10 @@ class WholeCase:
 def prepare(
     case: Case, data: SegmentationDataset | None, modalities: Sequence[str], settings: VolumeSettings
 ) -> Prepared:
-    """Return a case resampled, normalised, and cut to its foreground.
+    """Resample and normalise a case, and crop it to its foreground.
 
     Raises:
-        VolumeError: as `load_case`, and for an intensity that does not fit the images.
+        VolumeError: `load_case` refuses the case, or the normalisation does not apply to an image.
     """
     loaded = load_case(case, data, max_voxels=settings.max_voxels)
     if settings.spacing is not None:
@@ -107,8 +119,8 @@ def prepare(
             except UserError as error:
                 raise VolumeError(f"{case.images[name].path}: {error}") from error
     if not volumes:
-        raise VolumeError(f"case {case.id} has {', '.join(case.images)}, and none of {', '.join(modalities)}")
-    # Each modality has its own foreground: the box is around all of them.
+        raise VolumeError(f"case {case.id} has {', '.join(case.images)}, but none of {', '.join(modalities)}")
+    # The box contains the foreground of every modality.
     box = bounding_box(np.logical_or.reduce([volume != 0 for volume in volumes.values()]))
     sides = [side.stop - side.start for side in box]
     images = np.zeros((len(modalities), *sides), np.float32)
@@ -120,11 +132,11 @@ def prepare(
 
 
 class VolumeExamples(Dataset):
-    """Patches of cases; indexed by ``(index, epoch)``, where the epoch says which patch and view are drawn.
+    """Random patches of cases as a torch data set, indexed by ``(index, epoch)``. The epoch selects patch and view.
 
-    An item depends on seed, the files' bytes and the epoch, and on nothing else: not on the worker, the order of
-    items or the names of files. It is a dict of arrays, or the id of a case that is broken where the policy is `skip`.
-    Modalities are never dropped here: `available` says what the case has.
+    An item depends only on the seed, the bytes of the files and the epoch, but not on the worker, the order of items or
+    the names of files. It is a dict of arrays, or the id of a broken case if the policy is `skip`. Modalities are not
+    dropped here: `available` are those of the case.
     """
 
     def __init__(
@@ -140,17 +152,17 @@ class VolumeExamples(Dataset):
         return len(self.cases)
 
     def prepared(self, index: int) -> Prepared:
-        """Return the normalised case; kept in memory as long as all that is kept is under `cache_bytes`."""
+        """Return the preprocessed case. It is cached while the cache is smaller than `cache_bytes`."""
         if index in self._prepared:
             return self._prepared[index]
-        found = prepare(self.cases[index], self.data, self.modalities, self.settings)
-        if self._bytes + found.nbytes <= self.settings.cache_bytes:
-            self._prepared[index] = found
-            self._bytes += found.nbytes
-        return found
+        case = prepare(self.cases[index], self.data, self.modalities, self.settings)
+        if self._bytes + case.nbytes <= self.settings.cache_bytes:
+            self._prepared[index] = case
+            self._bytes += case.nbytes
+        return case
 
     def key(self, index: int, view: int) -> str:
-        """Return the content key of a case: the bytes of its files with their roles, and the view (-1: the whole)."""
+        """Return the content key of a case: a hash of its files, their roles and the view (-1 for the whole case)."""
         if index not in self._hashes:
             self._hashes[index] = content_of(self.cases[index], self.modalities)
         return hashlib.sha256(f"{self._hashes[index]}|{view}".encode()).hexdigest()
@@ -167,9 +179,9 @@ class VolumeExamples(Dataset):
             return self.cases[index].id
         label = case.label
         if label is None:
-            own = self.cases[index]
-            if own.split != "unlabelled":
-                raise VolumeError(f"case {own.id} has no label map; only cases with one can be trained on")
+            source = self.cases[index]
+            if source.split != "unlabelled":
+                raise VolumeError(f"case {source.id} has no label map; training needs one")
             label = np.zeros(case.shape, np.uint8)
         rng = np.random.default_rng([self.seed, int(key[:15], 16), epoch])
         size = draw_size(settings.patch_size, settings.augment, rng)
@@ -187,7 +199,7 @@ class VolumeExamples(Dataset):
         }
 
     def whole(self, index: int) -> WholeCase:
-        """Return the whole case, not augmented, for evaluation. Raises VolumeError whatever the policy."""
+        """Return the whole case without augmentation. Raises VolumeError for a broken case with either policy."""
         case = self.prepared(index)
         masks = None if case.label is None else torch.from_numpy(to_regions(case.label, self.regions))
         images, available = torch.from_numpy(case.full()), torch.from_numpy(case.available)
@@ -195,7 +207,7 @@ class VolumeExamples(Dataset):
         return WholeCase(self.cases[index].id, key, images, available, masks, case.box, case.loaded)
 
     def collate(self, items: list[dict[str, Any] | str]) -> Batch:
-        """Return the batch of the cases that could be read."""
+        """Return the batch of the readable cases."""
         rows = [item for item in items if isinstance(item, dict)]
         skipped = [item for item in items if isinstance(item, str)]
         size = self.settings.patch_size
@@ -214,7 +226,7 @@ class VolumeExamples(Dataset):
         return Batch(tensors, [row["id"] for row in rows], [row["key"] for row in rows], skipped)
 
     def loader(self, batches, workers: int = 0) -> DataLoader:
-        """Return a loader over the lists of items that `batches` yields."""
+        """Return a loader. Each element of `batches` is the list of items of one batch."""
         return DataLoader(
             self,
             batch_sampler=batches,
@@ -226,19 +238,20 @@ class VolumeExamples(Dataset):
 
 
 def content_of(case: Case, modalities: Sequence[str]) -> str:
-    """Return the SHA-256 of a case's content: for each modality and the mask the file's bytes and the channel.
+    """Return a SHA-256 over the content of a case: the bytes of the file and the channel of each modality and the mask.
 
-    Raises VolumeError where a file cannot be read.
+    Raises:
+        VolumeError: a file cannot be read.
     """
     digest = hashlib.sha256()
-    known: dict[Any, str] = {}
+    hashes: dict[Any, str] = {}
     files: Mapping[str, Any] = {name: case.images.get(name) for name in modalities} | {"": case.mask}
     for name, file in files.items():
         if file is not None:
             try:
-                if file.path not in known:  # of a 4-D file every channel is asked for
-                    known[file.path] = sha256(file.path)
+                if file.path not in hashes:  # a 4-D file occurs once per channel
+                    hashes[file.path] = sha256(file.path)
             except OSError as error:
                 raise VolumeError(f"{file.path} cannot be read ({error.strerror}); check the path") from error
-            digest.update(f"{name}|{known[file.path]}|{file.channel}\n".encode())
+            digest.update(f"{name}|{hashes[file.path]}|{file.channel}\n".encode())
     return digest.hexdigest()

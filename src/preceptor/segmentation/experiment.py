@@ -27,7 +27,7 @@ from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.model_card import segmentation_card
 from preceptor.segmentation.predict import INFERENCE_CONFIG
 from preceptor.segmentation.report import write_segmentation_report
-from preceptor.segmentation.task import SegmentationTask, full_modality_teacher
+from preceptor.segmentation.task import SegmentationTask
 from preceptor.task import Task
 
 
@@ -56,7 +56,7 @@ class SegmentationExperiment(Experiment):
         task = recipe.method.build_task(
             network,
             stage=stage.kind,
-            teacher=full_modality_teacher(full).to(state.device) if full is not None else None,
+            teacher=full.to(state.device) if full is not None else None,
             votes=lambda student: votes(student, held_out, recipe),
             steps_per_epoch=labelled / recipe.train.batch_size,
         )

@@ -1,4 +1,4 @@
-"""Intensities of scanners made comparable: z-scores inside the foreground, the background 0."""
+"""Normalise intensities: z-scores inside the foreground, 0 in the background."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Intensity = Literal["zscore", "percentile", "histogram"]
 PERCENTILES = (0.5, 99.5)
 BIN_VOXELS = 50
 _MAX_BINS = 10**6
-# Of the range from background to the 99.5th percentile: what is no brighter than this is background where it reaches
-# the border, so that ringing around a brain that was cut out (also below 0) does not count as brain.
+# Fractions of the range from the background to the 99.5th percentile. Voxels at the border that are not brighter count
+# as background, so that ringing around a skull-stripped brain (also below 0) does not count as brain.
 _LEVEL, _NOISY_LEVEL = 0.01, 0.15
 
 
 def normalise(image: np.ndarray, kind: Intensity) -> np.ndarray:
-    """Return an image (D, H, W) as float32: mean 0 and deviation 1 over the foreground, the background 0.
+    """Normalise an image (D, H, W) to float32 with mean 0 and standard deviation 1 in the foreground, 0 elsewhere.
 
-    - ``zscore``: that alone.
-    - ``percentile``: clipped to the 0.5th and 99.5th percentile of the foreground before.
-    - ``histogram``, as the published LCKD: a histogram of int(maximum) bins, clipped above at the last bin that holds
-      at least 50 voxels; the foreground is what differs from the corner voxel. Values below the corner's count as it.
+    - ``zscore``: nothing else.
+    - ``percentile``: clip to the 0.5th and 99.5th percentiles of the foreground first.
+    - ``histogram`` (published LCKD code): clip above at the last of int(maximum) bins with at least 50 voxels, and
+      below at the value of the corner voxel. The foreground are the voxels that differ from the corner voxel.
 
-    For the first two the foreground is `foreground`. An image of one value is 0 throughout.
+    For the first two, see `foreground`. A constant image becomes 0.
 
     Raises:
-        UserError: `kind` is not known, or the image has no whole-number intensities for a histogram.
+        UserError: `kind` is unknown, or `histogram` does not apply to the image.
     """
     if kind not in get_args(Intensity):
         raise UserError(f"intensity {kind!r} is not known{nearest(kind, get_args(Intensity))}")
@@ -46,38 +46,39 @@ def normalise(image: np.ndarray, kind: Intensity) -> np.ndarray:
         return out
     if kind == "percentile":
         values = np.clip(values, *np.percentile(values, PERCENTILES))
-    # Sums in double precision: a million float32 terms lose the small ones.
+    # Sum in double precision, because a float32 sum of a million terms loses the small ones.
     mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
     out[inside] = (values - np.float32(mean)) / np.float32(max(deviation, 1e-8))
     return out
 
 
 def _histogram_top(image: np.ndarray) -> np.float32:
-    """Return the lower edge of the last of int(maximum) bins that holds at least 50 voxels."""
+    """Return the lower edge of the last of int(maximum) bins with at least 50 voxels."""
     bins = int(image.max())
     if not 2 <= bins <= _MAX_BINS:
         raise UserError(
-            f"intensity=histogram cuts the range into as many bins as the largest voxel is bright, here {bins}; it is "
-            "for whole numbers as scanners store them: use intensity=percentile"
+            f"intensity=histogram needs as many bins as the largest voxel value, here {bins}; it applies to integer "
+            "intensities of scanners, so set intensity=percentile"
         )
     counts, edges = np.histogram(image, bins=bins)
     full = np.flatnonzero(counts >= BIN_VOXELS)
-    # A background that fills a bin is there in every head; without any full bin nothing can be clipped.
+    # The background of a head always fills a bin. Without a full bin nothing is clipped.
     top = edges[full[-1]] if len(full) else edges[-1]
     if np.mean(image[image != image[0, 0, 0]] > top) > 0.05:
         raise UserError(
-            f"intensity=histogram would clip more than 5 % of the image: so few voxels are there for {bins} levels of "
-            f"brightness that few bins hold {BIN_VOXELS}; use intensity=percentile"
+            f"intensity=histogram would clip more than 5 % of the image, because few of the {bins} bins have "
+            f"{BIN_VOXELS} voxels; set intensity=percentile"
         )
     return np.float32(top)
 
 
 def foreground(image: np.ndarray) -> np.ndarray:
-    """Return the bool mask (D, H, W) of what is not background.
+    """Return the mask (D, H, W) bool of the foreground.
 
-    Background is what is connected to the border and no brighter than the corners, give or take 1 % of the range, or
-    the corners' noise where that is more. Dark parts that the foreground encloses (fluid, or air in the lungs) belong
-    to it. An image whose corners are not its darkest part, such as a crop from inside a head, is all foreground.
+    The background is connected to the border and at most as bright as the corners plus 1 % of the range (or plus the
+    noise of the corners, if that is larger). Dark parts that are enclosed by the foreground, such as fluid or air in
+    the lungs, belong to it. If the corners are not the darkest part, as in a crop from inside a head, everything is
+    foreground.
     """
     from scipy.ndimage import label
 
@@ -85,11 +86,11 @@ def foreground(image: np.ndarray) -> np.ndarray:
     if high <= low:
         high = float(image.max())
     corners = np.concatenate([part.reshape(-1) for part in _corners(image)])
-    ground = float(np.median(corners))
-    if ground > low + 0.5 * (high - low):
+    background = float(np.median(corners))
+    if background > low + 0.5 * (high - low):
         return np.ones(image.shape, bool)
-    noise = 1.4826 * float(np.median(np.abs(corners - ground)))
-    level = ground + max(_LEVEL * (high - ground), min(4 * noise, _NOISY_LEVEL * (high - ground)))
+    noise = 1.4826 * float(np.median(np.abs(corners - background)))
+    level = background + max(_LEVEL * (high - background), min(4 * noise, _NOISY_LEVEL * (high - background)))
     dark = image <= level
     parts, count = label(dark)
     border = np.zeros(count + 1, bool)
@@ -107,7 +108,7 @@ def _corners(image: np.ndarray) -> list[np.ndarray]:
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    """Return the smallest box around a mask (D, H, W); the whole where the mask is empty."""
+    """Return the bounding box of a mask (D, H, W), or the whole volume if the mask is empty."""
     if not mask.any():
         return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
     ends = []

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from preceptor.distill.loss_term import LossTerm
     from preceptor.segmentation.model import MultimodalUNet
     from preceptor.segmentation.task import SegmentationTask
-    from preceptor.task import Teacher
 
 
 class SegmentationMethod(MethodConfig):
@@ -63,7 +62,7 @@ class SegmentationMethod(MethodConfig):
         student: MultimodalUNet,
         *,
         stage: str,
-        teacher: Teacher | None = None,
+        teacher: MultimodalUNet | None = None,
         votes: Callable[[MultimodalUNet], Tensor] | None = None,
         steps_per_epoch: float = 1.0,
     ) -> SegmentationTask:
@@ -73,7 +72,7 @@ class SegmentationMethod(MethodConfig):
 
         Args:
             student: the network to train.
-            teacher: a teacher that sees all modalities (`task.full_modality_teacher`), if `needs_teacher(stage)`.
+            teacher: the network that sees all modalities, if `needs_teacher(stage)`, on the device of the training.
             votes: returns the soft Dice (N, R) of each modality alone on validation cases; LCKD's election needs it.
             steps_per_epoch: optimiser steps per epoch.
         """

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from preceptor.distill.loss_term import LossTerm
-from preceptor.distill.task import DistillationTask
+from preceptor.distill.task import DistillationTask, HookedForward, features_of
 from preceptor.segmentation.modality_dropping import drop_modalities
-from preceptor.segmentation.model import Segmentation
+from preceptor.segmentation.model import MultimodalUNet, Segmentation
 from preceptor.segmentation.settings import DroppingConfig
-from preceptor.task import Batch, Teacher, TeacherSignal
+from preceptor.task import Batch, TeacherSignal
 from preceptor.teachers.online import OnlineTeacher
 
 
@@ -31,15 +31,19 @@ def segmentation_forward(model: nn.Module, batch: Batch) -> TeacherSignal:
     return TeacherSignal(output.logits, levels)
 
 
-def full_modality_teacher(network: nn.Module) -> OnlineTeacher:
-    """Return a frozen teacher that sees all available modalities of a batch."""
-    return OnlineTeacher(network, segmentation_forward)
+def full_modality_teacher(network: nn.Module, paths: Sequence[str] = ()) -> OnlineTeacher:
+    """Return a frozen teacher that sees all available modalities of a batch.
+
+    Its signal also holds the outputs of the modules at `paths`.
+    """
+    return OnlineTeacher(network, HookedForward(segmentation_forward, paths))
 
 
 class SegmentationTask(DistillationTask):
     """A network for any subset of modalities and its loss terms.
 
-    The teacher, if there is one, sees all available modalities. Its masks replace those of cases that have none.
+    `teacher`, if there is one, is a network that sees all available modalities. Its masks replace those of cases that
+    have none.
     """
 
     def __init__(
@@ -48,9 +52,15 @@ class SegmentationTask(DistillationTask):
         losses: Sequence[LossTerm],
         *,
         dropping: DroppingConfig,
-        teacher: Teacher | None = None,
+        teacher: MultimodalUNet | None = None,
     ) -> None:
-        super().__init__(student, losses, forward=segmentation_forward, teacher=teacher)
+        super().__init__(
+            student,
+            losses,
+            forward=segmentation_forward,
+            teacher=full_modality_teacher(teacher, features_of(losses, "teacher")) if teacher is not None else None,
+            teacher_config=teacher.config if teacher is not None else None,
+        )
         self.dropping = dropping
 
     def prepare(self, batch: Batch, teacher: TeacherSignal | None) -> Batch:

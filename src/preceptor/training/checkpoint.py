@@ -1,9 +1,8 @@
-"""Checkpoints of the training state: atomic, checksummed, without pickles.
+"""Checkpoints of the training state: atomic, with checksums, and without pickle.
 
-``checkpoints/step-N/`` holds `task.safetensors` (student and task state), `optimizer.safetensors` and `state.json`
-(step, best score, checksums of the other files and of itself). A folder is written under a temporary name, flushed
-and renamed, so a kill at any moment leaves either the whole of it or none of it; the newest folder whose checksums
-agree is loaded.
+``checkpoints/step-N/`` contains `task.safetensors` (student and task state), `optimizer.safetensors` and `state.json`
+(step, best score, checksums of the other files and of itself). A folder is written under a temporary name, flushed and
+renamed, so that an interruption never leaves a partial checkpoint. The newest folder with valid checksums is loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ STATE, FORMAT = "state.json", 1
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return the optimiser's state as ``name/key`` tensors; `names` are the parameters' names in the groups' order."""
+    """Return the optimiser state as ``name/key`` tensors. `names` are the parameters in the order of the groups."""
     state = optimizer.state_dict()["state"]
     tensors: dict[str, Tensor] = {}
     for index, name in enumerate(names):
@@ -45,7 +44,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: Iterable[str], tenso
 
 
 def save(root: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int) -> Path:
-    """Write ``root/step-N`` from `tensors` (a safetensors file per name) and the JSON `state`; keep the last `keep`."""
+    """Write ``root/step-N`` with a safetensors file per group of `tensors` and the JSON `state`.
+
+    Only the last `keep` checkpoints are kept.
+    """
     root.mkdir(parents=True, exist_ok=True)
     folder, temporary = root / f"step-{step}", root / f".tmp-step-{step}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -53,7 +55,7 @@ def save(root: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: di
     sums = {}
     for name, group in tensors.items():
         path = temporary / f"{name}.safetensors"
-        # Tied tensors share storage, which safetensors refuses: each name gets its own copy.
+        # Safetensors refuses tied tensors, which share storage, so that each name gets a copy.
         save_file({key: value.detach().cpu().contiguous().clone() for key, value in group.items()}, path)
         sums[path.name] = sha256(path)
     body = {"format": FORMAT, "step": step, "sha256": sums, **state}
@@ -70,26 +72,26 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def folders(root: Path) -> list[tuple[int, Path]]:
-    """Return (step, folder) of every complete-looking checkpoint, oldest first."""
-    found = []
+    """Return (step, folder) of every checkpoint, the oldest first."""
+    checkpoints = []
     for path in root.glob("step-*"):
         number = path.name.removeprefix("step-")
         if number.isdigit() and path.is_dir():
-            found.append((int(number), path))
-    return sorted(found)
+            checkpoints.append((int(number), path))
+    return sorted(checkpoints)
 
 
 def problem(folder: Path) -> str | None:
-    """Return why a checkpoint cannot be used, or None."""
+    """Return the reason why a checkpoint is unusable, or None if it is valid."""
     try:
         state = json.loads((folder / STATE).read_text("utf-8"))
         if state.get("format") != FORMAT:
             return f"its format is {state.get('format')!r}, this version reads {FORMAT}"
-        own = state.pop("own_sha256", None)
-        if own is not None and own != _digest(state):
+        expected = state.pop("own_sha256", None)
+        if expected is not None and expected != _digest(state):
             return f"{STATE} does not match its checksum"
-        for name, wanted in state["sha256"].items():
-            if sha256(folder / name) != wanted:
+        for name, checksum in state["sha256"].items():
+            if sha256(folder / name) != checksum:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -97,12 +99,12 @@ def problem(folder: Path) -> str | None:
 
 
 def newest(root: Path, warn) -> Path | None:
-    """Return the newest valid checkpoint; `warn(message)` is told of each that is passed over."""
+    """Return the newest valid checkpoint. `warn(message)` is called for every invalid one."""
     for _, folder in reversed(folders(root)):
         reason = problem(folder)
         if reason is None:
             return folder
-        warn(f"checkpoint {folder.name} is passed over: {reason}")
+        warn(f"skipping checkpoint {folder.name}: {reason}")
     return None
 
 
@@ -113,7 +115,7 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
 
 
 def clear_temporaries(root: Path) -> None:
-    """Remove what a killed save left."""
+    """Remove the temporary folders of interrupted saves."""
     for path in root.glob(".tmp-step-*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in root.glob(".step-*.old"):

@@ -1,8 +1,8 @@
-"""The training loop. It knows devices, steps and checkpoints, and nothing of distillation or of what is learnt.
+"""Training loop. It handles devices, steps and checkpoints, and is independent of the task and of distillation.
 
-The state of a run is a function of the recipe and the step: the order of samples, the augmentation, the dropout and
-the learning rate are all computed from seed and position, so a resumed run needs the weights, the optimiser's moments
-and a few numbers, and ends byte-equal to one that was never stopped.
+The state of a run is a function of the recipe and the step: sample order, augmentation, dropout and learning rate are
+computed from the seed and the position. A resumed run therefore needs only the weights, the optimiser state and a few
+numbers, and its final weights are byte-equal to those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from preceptor.training.trackers import MetricsFile
 
 
 class Interrupted(Exception):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its state."""
+    """The run was stopped by Ctrl-C or SIGTERM after saving its state."""
 
 
 @dataclass
 class TrainState:
-    """What a checkpoint remembers beside tensors."""
+    """The part of the training state that consists of plain numbers, stored in checkpoints."""
 
     step: int = 0
     best_score: float = -math.inf
@@ -59,7 +59,7 @@ class TrainState:
     seconds: float = 0.0
 
     def summary(self, batch_size: int) -> dict[str, Any]:
-        """Return what results.json says of a training."""
+        """Return the entry of a training in results.json."""
         return {
             "steps": self.step,
             "best_step": self.best_step,
@@ -73,13 +73,21 @@ class TrainState:
 
 @dataclass
 class FitArguments:
-    """All that the loop is told: where to write, what to draw from, and how to judge.
+    """Arguments of `fit`.
 
-    `samples` are drawn from, and an epoch is `epoch_samples` of them (all, but for rows that only a teacher answers).
-
-    `validate(task)` returns metrics with a `score`, higher is better; it is called on every process. `export(task,
-    folder)` writes the model of the best validation; it is called on the main process alone. `resume_config` is what
-    must not change when the run is resumed.
+    Attributes:
+        folder: Output folder of the stage.
+        loader: Builds a data loader from a batch sampler.
+        samples: Number of samples that are drawn from.
+        epoch_samples: Number of samples per epoch. It is smaller than `samples` if some have only a teacher's labels.
+        validate: Returns metrics with a `score` (higher is better). It is called on every process.
+        export: Writes the selected model. It is called on the main process only.
+        resume_config: Settings that must not change when the run is resumed.
+        differences: Compares two such settings and returns the differences as texts.
+        seed: Seed of sample order and dropout.
+        skip_limit: Largest fraction of samples that may be skipped because they are broken.
+        resume: Whether to resume from the newest valid checkpoint.
+        title: Title of the progress bar.
     """
 
     folder: Path
@@ -95,13 +103,16 @@ class FitArguments:
     resume: bool = True
     title: str = ""
     start: Callable[[], None] = lambda: None
-    """Called on the main process once it is sure that the run may go on in its folder."""
+    """Called on the main process after the checks of `resume_config`."""
 
 
 def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
-    """Train `task` and leave the model that `config.select` names in ``job.folder / "model"``.
+    """Train `task` and write the model that `config.select` chooses to ``job.folder / "model"``.
 
-    Raises UserError for a recipe that changed since the checkpoint, NonFiniteError, Interrupted after a saved stop.
+    Raises:
+        UserError: the recipe differs from that of the checkpoint.
+        NonFiniteError: the loss or the gradient is not finite.
+        Interrupted: the run was stopped; its state is saved.
     """
     settings = shard_settings()
     accelerator = make_accelerator(config, job.folder)
@@ -152,7 +163,7 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def save() -> None:
-        if accelerator.num_processes > 1:  # each has seen its own share of the rows
+        if accelerator.num_processes > 1:  # each process has seen a different share of the samples
             skips.ids.update(gather_object(sorted(skips.ids)))
         state.skipped, state.seconds = sorted(skips.ids), time.monotonic() - begun
         tensors = {}
@@ -169,7 +180,7 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
             checkpoint.save(root, state.step, tensors, body, config.keep_checkpoints)
         accelerator.wait_for_everyone()
 
-    task.train()  # pretrained parts come in eval mode
+    task.train()  # pretrained parts are loaded in eval mode
     with (
         _reading(job.loader(batches), config.accumulation) as groups,
         stop_signals() as stop,
@@ -205,7 +216,7 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
             if state.finished:
                 break
             if interrupted:
-                raise Interrupted(f"stopped at step {state.step} of {steps}; the same command goes on from there")
+                raise Interrupted(f"stopped at step {state.step} of {steps}; run the same command again to resume")
     if metrics:
         metrics.close()
     if config.trackers:
@@ -214,13 +225,13 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
 
 
 def _step(model, task, group, accelerator, optimizer, parameters, config, job, step, window) -> torch.Tensor:
-    """Take one optimiser step over the micro-batches of `group`; return the gradient norm, on the device."""
+    """Take one optimiser step over the micro-batches of `group`, and return the gradient norm on the device."""
     counts = _counts(task, group, accelerator)
     loss_sum = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(group):
         last = number == len(group) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            # Dropout is seeded by position, not by history: this is what makes a resume exact.
+            # Seed dropout by position, so that a resumed run is exact.
             torch.manual_seed(mix_seed(job.seed, step, accelerator.process_index, number))
             terms: LossTerms = model(batch)
             loss = terms.total(counts)
@@ -243,7 +254,7 @@ def _step(model, task, group, accelerator, optimizer, parameters, config, job, s
 
 
 def _counts(task: Task, group: list[Batch], accelerator: Accelerator) -> dict[str, float]:
-    """Return how many units of each kind the global batch holds, over micro-batches and processes."""
+    """Return the number of units of each kind in the global batch, over micro-batches and processes."""
     totals: dict[str, int] = {}
     for batch in group:
         for unit, count in task.units(batch).items():
@@ -259,10 +270,10 @@ def _counts(task: Task, group: list[Batch], accelerator: Accelerator) -> dict[st
 def _reading(loader: Iterable[Batch], size: int) -> Iterator[Iterator[list[Batch]]]:
     """Read groups of `size` micro-batches.
 
-    The loader's workers are deaf to Ctrl-C and SIGTERM, which reach a whole group of processes, because the batch that
-    they read is needed to finish the step; they end with this context.
+    Ctrl-C and SIGTERM reach all processes of a group, but the workers of the loader ignore them, because the batch that
+    they read is needed to finish the step. The workers end with this context.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # what a worker inherits
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # inherited by the workers
     try:
         batches = iter(loader)
     finally:
@@ -270,7 +281,8 @@ def _reading(loader: Iterable[Batch], size: int) -> Iterator[Iterator[list[Batch
     try:
         yield _groups(batches, size)
     finally:
-        # Else they live as long as an exception holds the iterator, and the interpreter's exit waits for them.
+        # Otherwise an exception that refers to the iterator keeps the workers alive, and the interpreter waits for
+        # them.
         getattr(batches, "_shutdown_workers", lambda: None)()
 
 
@@ -279,13 +291,13 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
         while group := list(islice(batches, size)):
             yield group
     except UserError as error:
-        # A worker of the loader hands on the text of its traceback, which ends with the error's own.
+        # The error of a worker contains its traceback as text, which ends with the message.
         text = re.split(r"^[\w.]+Error: ", str(error), flags=re.MULTILINE)[-1].strip()
         raise UserError(text) from error
 
 
 def _validate(task, job, state, student, accelerator, metrics, progress, keep: bool | None) -> None:
-    """Validate, and export the model where it is the best so far; with `keep` given, where that says so."""
+    """Validate, and export the model if it is the best so far, or, unless `keep` is None, if `keep` is true."""
     scores = job.validate(task)
     task.train()
     score = scores["score"]
@@ -319,8 +331,8 @@ def _resume(task, optimizer, names, average, root: Path, job: FitArguments, acce
     changed = job.differences(body["resume_config"], job.resume_config)
     if changed:
         raise UserError(
-            f"{job.folder} holds a run with another recipe ({'; '.join(changed[:12])}); take the old values, choose "
-            "another output=DIR, or start afresh with resume=never"
+            f"{job.folder} contains a run of another recipe ({'; '.join(changed[:12])}); restore these values, set "
+            "output=FOLDER to another folder, or start again with resume=never"
         )
     extra = {name: value for name, value in tensors["task"].items() if name.startswith("state:")}
     weights = {name: value for name, value in tensors["task"].items() if name not in extra}
@@ -334,7 +346,7 @@ def _resume(task, optimizer, names, average, root: Path, job: FitArguments, acce
 
 
 class _Window:
-    """Means of the loss terms since the last logged step, kept on the device until they are logged."""
+    """Means of the loss terms since the last logged step. They stay on the device until they are logged."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -367,7 +379,7 @@ class _Window:
 
 
 def _any(accelerator: Accelerator, stop: Stop) -> bool:
-    """Return whether any process was asked to stop, so that all of them save at the same step."""
+    """Return whether any process received a stop signal, so that all of them save at the same step."""
     if accelerator.num_processes == 1:
         return stop.asked
     return bool(accelerator.reduce(torch.tensor(int(stop.asked), device=accelerator.device)))

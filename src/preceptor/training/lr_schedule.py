@@ -11,13 +11,13 @@ def factor(
 ) -> float:
     """Return the factor on the learning rate of step `step` (from 0) of `steps`.
 
-    Rises linearly over ``warmup * steps`` steps, then: cosine, half a period to 0 (Loshchilov and Hutter 2017);
-    poly, ``(1 - t)**power`` (DeepLab, nnU-Net); constant.
+    It rises linearly over ``warmup * steps`` steps. Afterwards it follows half a cosine period to 0 (Loshchilov and
+    Hutter 2017), the polynomial ``(1 - t)**power`` (DeepLab, nnU-Net), or stays constant.
     """
-    rise = round(warmup * steps)
-    if step < rise:
-        return (step + 1) / rise
-    t = (step - rise) / max(1, steps - rise)
+    warmup_steps = round(warmup * steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    t = (step - warmup_steps) / max(1, steps - warmup_steps)
     if kind == "cosine":
         return 0.5 * (1 + math.cos(math.pi * t))
     return (1 - t) ** power if kind == "poly" else 1.0

@@ -1,4 +1,4 @@
-"""The order of samples: a function of seed, epoch and position, the same for any number of processes."""
+"""Order of the samples: a function of seed, epoch and position that does not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def mix_seed(*parts: int) -> int:
 
 
 class StepBatches:
-    """Batch sampler of an endless stream: position p holds sample ``permutation[p // n][p % n]``.
+    """Batch sampler of an infinite stream. Position p is sample ``permutation[p // n][p % n]``.
 
-    A step takes the next `batch_size` positions (the global batch); process `rank` of `world` takes its contiguous
-    share of them, cut into `accumulation` micro-batches. Nothing is dropped or repeated at an epoch's end: the batch
-    runs on into the next epoch. Yields lists of ``(index, epoch)``.
+    A step takes the next `batch_size` positions (the global batch). Process `rank` of `world` takes a contiguous share,
+    divided into `accumulation` micro-batches. At the end of an epoch the batch continues with the next epoch, so that
+    no sample is dropped or repeated. Yields lists of ``(index, epoch)``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, stop."""
+"""Handle Ctrl-C and SIGTERM: finish the step, save, stop."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from collections.abc import Iterator
 
 
 class Stop:
+    """Whether a stop signal was received (`asked`), and when (`since`)."""
+
     def __init__(self) -> None:
         self.asked, self.since = False, 0.0
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Let Ctrl-C and SIGTERM finish the step and save; a second Ctrl-C, 3 seconds later or more, stops at once.
+    """Turn Ctrl-C and SIGTERM into a request to finish the step and save.
 
-    A launcher passes on the signal that its workers have got already, so a quick second one is the first again.
+    A second Ctrl-C after at least 3 seconds stops immediately. An earlier one is ignored, because a launcher forwards
+    the signal that its workers have already received.
     """
     stop = Stop()
 
-    def ask(number, frame) -> None:
+    def handle(number, frame) -> None:
         if stop.asked and number == signal.SIGINT and time.monotonic() - stop.since > 3:
             raise KeyboardInterrupt
         if not stop.asked:
             stop.asked, stop.since = True, time.monotonic()
 
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us owns the signals
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, which handles the signals
         yield stop
         return
     try:

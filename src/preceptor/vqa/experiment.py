@@ -254,7 +254,8 @@ class VqaExperiment(Experiment):
     def findings(self) -> list[Finding]:
         config = self.recipe.data
         limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
-        return [*check_images(self.data.samples, **limits), *check_data(self.data)]
+        rows = check_data(self.data, config.normaliser, config.minimum_answer_count)
+        return [*check_images(self.data.samples, **limits), *rows]
 
     @classmethod
     def cache(cls, recipe: VqaRecipe, verify: float) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """One-stream transformer for visual question answering in a shared image-text space.
 
 Image tokens from several depths of a vision backbone (patches and global context) and the tokens of a text encoder are
-projected to one width, marked by type and position, and fused by a stack of transformer layers. The classification
-token, plus the product of the mean image and the mean question token, chooses among the answers: with the product, the
-question gates the image from the first step on, which on small data learns far quicker than attention alone.
+projected to a common width, marked by type and position, and fused by transformer layers. The classifier uses the
+classification token plus the product of the mean image token and the mean question token. Because of the product, the
+question gates the image from the first step, which learns much faster than attention alone on small data.
 
-The layout is our choice: MHKD-MVQA (BIBM 2022) says that image and question share a latent space and that output and
-intermediate layers teach, but publishes no network.
+The architecture is our choice: MHKD-MVQA (BIBM 2022) specifies a latent space shared by image and question, and
+teaching by outputs and intermediate layers, but does not publish a network.
 
 Shapes: B batch, I image tokens, Q question tokens (padded at the end), L = 1 + I + Q fused tokens, D width, H heads,
 C answer classes.
@@ -26,8 +26,11 @@ from preceptor.vqa.vision import VISION
 
 
 class VqaTransformerConfig(PretrainedConfig):
-    """Configuration; `vision` is ``{"kind": "conv", ...}`` or ``{"kind": "transformers", "config": {...}}``, `text`
-    the dictionary of a transformers text configuration with its `model_type`."""
+    """Configuration of the model.
+
+    `vision` is ``{"kind": "conv", ...}`` or ``{"kind": "transformers", "config": {...}}``. `text` is a transformers
+    text configuration as a dict with its `model_type`.
+    """
 
     model_type = "preceptor-vqa"
 
@@ -61,7 +64,7 @@ class VqaTransformerConfig(PretrainedConfig):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention whose maps pass through `probabilities`, a module, so that they can be tapped."""
+    """Multi-head self-attention. Its maps pass through the module `probabilities`, so that hooks can read them."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class SelfAttention(nn.Module):
     def forward(self, x_BLD: Tensor, bias_B11L: Tensor) -> Tensor:
         b, length, width = x_BLD.shape
         q, k, v = self.qkv(x_BLD).view(b, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        # Written out rather than fused: the sequences are short, and distillation needs the maps.
+        # Not a fused kernel: sequences are short, and distillation needs the attention maps.
         scores_BHLL = (q @ k.transpose(-1, -2)).float() * (width // self.heads) ** -0.5 + bias_B11L
         maps_BHLL = self.probabilities(scores_BHLL)
         context = maps_BHLL.to(v.dtype) @ v
@@ -81,8 +84,10 @@ class SelfAttention(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """Pre-norm transformer layer. Dropout falls on the two residual branches alone: inside them it costs more
-    time on a CPU than the matrix products it guards."""
+    """Pre-norm transformer layer.
+
+    Dropout is applied to the two residual branches only. Inside them it costs more CPU time than the matrix products.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -99,14 +104,14 @@ class FusionLayer(nn.Module):
 
 @dataclass
 class VqaOutput(ModelOutput):
-    """`logits` (B, C), `mask` (B, L): True where a fused token is not padding."""
+    """`logits` (B, C) of the answer classes, and `mask` (B, L), True for fused tokens that are not padding."""
 
     logits: Tensor | None = None
     mask: Tensor | None = None
 
 
 class VqaTransformer(PreTrainedModel):
-    """The network. FeatureHooks: `embed_image` (B, I, D), `embed_question` (B, Q, D), `fusion.N` (B, L, D),
+    """The network. Features for hooks: `embed_image` (B, I, D), `embed_question` (B, Q, D), `fusion.N` (B, L, D),
     `fusion.N.attention.probabilities` (B, H, L, L)."""
 
     config_class = VqaTransformerConfig  # type: ignore[misc,assignment]
@@ -119,7 +124,7 @@ class VqaTransformer(PreTrainedModel):
         text = dict(config.text)
         text_config = AutoConfig.for_model(text.pop("model_type"), **text)
         options = {"add_pooling_layer": False} if text_config.model_type in ("bert", "roberta") else {}
-        # The eager path alone is exact with a mask on every backend, and questions are short.
+        # Only the eager implementation is exact with a mask on every backend, and questions are short.
         self.text = AutoModel.from_config(text_config, attn_implementation="eager", **options)
         width = config.width
         self.embed_image = nn.Sequential(nn.Linear(self.vision.width, width), nn.LayerNorm(width))
@@ -137,7 +142,7 @@ class VqaTransformer(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            # Not the usual 0.02: at these widths the signal of the image would fade on its way through.
+            # The usual standard deviation of 0.02 would attenuate the image signal at these widths.
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -155,13 +160,16 @@ class VqaTransformer(PreTrainedModel):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> VqaOutput:
-        """Answer questions about images.
+        """Compute the logits of the answer classes.
 
-        `pixels` (B, 3, h, w) normalised floats, `input_ids` and `attention_mask` (B, Q).
+        Args:
+            pixels: Normalised images (B, 3, h, w).
+            input_ids: Tokens of the questions (B, Q).
+            attention_mask: 1 for tokens, 0 for padding (B, Q).
         """
         image_BID = self.embed_image(self.vision(pixels))
-        words = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        question_BQD = self.embed_question(words)
+        text_BQW = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        question_BQD = self.embed_question(text_BQW)
         b, q, _ = question_BQD.shape
         x_BLD = torch.cat(
             [
@@ -187,6 +195,6 @@ class VqaTransformer(PreTrainedModel):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-# So that AutoTokenizer, AutoConfig and AutoModel know a folder of ours once this module is imported.
+# After this import, AutoTokenizer, AutoConfig and AutoModel load folders of this model.
 AutoConfig.register(VqaTransformerConfig.model_type, VqaTransformerConfig, exist_ok=True)
 AutoModel.register(VqaTransformerConfig, VqaTransformer, exist_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from preceptor.distill.loss_term import LossTerm
@@ -47,18 +46,21 @@ class VqaTask(DistillationTask):
         pretrained: frozenset[str] = frozenset(),
         seed: int = 0,
     ) -> None:
-        super().__init__(student, losses, forward=vqa_forward, teacher=teacher, pretrained=pretrained)
-        if teacher is None:
-            return
         config: Any = student.config
-        if config.answers != teacher_config.answers:
+        if teacher is not None and config.answers != teacher_config.answers:
             raise UserError(
                 f"the teacher has {teacher_config.num_labels} answers and the student {config.num_labels}, or they "
                 "differ in order; train both on the same data and split (data.name, data.variant, ...)"
             )
-        generator = torch.Generator().manual_seed(seed)
-        for term in self.terms:
-            term.prepare(student, teacher_config, generator)
+        super().__init__(
+            student,
+            losses,
+            forward=vqa_forward,
+            teacher=teacher,
+            teacher_config=teacher_config,
+            pretrained=pretrained,
+            seed=seed,
+        )
 
     def units(self, batch: Batch) -> dict[str, int]:
         return {"samples": len(batch), "labelled": int((batch.tensors["labels"] >= 0).sum())}

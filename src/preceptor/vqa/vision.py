@@ -1,4 +1,4 @@
-"""Vision backbones that give tokens from several depths."""
+"""Vision backbones that return tokens from several depths."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MEMORY = 512 * 2**20  # bytes of features that a frozen backbone remembers
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    # Group, not batch, statistics: a step then does not depend on how it is cut into micro-batches and processes.
+    # Group statistics do not depend on how a step is divided into micro-batches and processes; batch statistics do.
     groups = next(g for g in (8, 6, 4, 3, 2, 1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut (He et al. 2016), group-normalised; the first may halve the side."""
+    """Two 3x3 convolutions with a shortcut (He et al. 2016) and group normalisation; the first may have stride 2."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -38,10 +38,10 @@ class ResidualBlock(nn.Module):
 
 
 class ConvVision(nn.Module):
-    """A residual network from scratch; `config` holds `channels`, `blocks`, `token_stages` (see ConvVisionConfig).
+    """Residual network trained from scratch. `config` has `channels`, `blocks`, `token_stages` (see ConvVisionConfig).
 
-    Output (B, I, W): one global token per stage (its mean), then every cell of each token stage, row by row.
-    Features of narrower stages are lifted to the common width W, that of the last stage.
+    The output (B, I, W) has one global token per stage (its mean), followed by all cells of each token stage, row by
+    row. Linear layers project the features of all stages to the width W of the last one.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -82,10 +82,10 @@ class ConvVision(nn.Module):
 
 
 class TransformersVision(nn.Module):
-    """A transformers vision model (ViT, DINOv2, SigLIP, ResNet, ConvNeXt, ...); `config` holds its `config` and the
-    `depths` of the hidden states to use.
+    """Vision model of transformers (ViT, DINOv2, SigLIP, ResNet, ConvNeXt, ...).
 
-    Output (B, I, W): the mean of each chosen depth, then the tokens of the last chosen one.
+    `config` has the `config` of the model and the `depths` of the hidden states to use. The output (B, I, W) has the
+    mean of each chosen depth, followed by the tokens of the last chosen depth.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -94,9 +94,9 @@ class TransformersVision(nn.Module):
 
         inner = dict(config["config"])
         self.model = AutoModel.from_config(AutoConfig.for_model(inner.pop("model_type"), **inner))
-        if hasattr(self.model, "vision_model"):  # CLIP-like: the vision tower alone
+        if hasattr(self.model, "vision_model"):  # CLIP-like models: use the vision tower
             self.model = self.model.vision_model
-        # ViT, CLIP and SigLIP accept another image side than the pretrained one only when told; DINOv2 always does.
+        # ViT, CLIP and SigLIP need an option to accept image sizes that differ from pretraining; DINOv2 does not.
         accepts = inspect.signature(self.model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepts else {}
         self.depths: list[int] = list(config.get("depths", [-1]))
@@ -110,8 +110,11 @@ class TransformersVision(nn.Module):
         self._tokens = len(means) + last.shape[1]
 
     def train(self, mode: bool = True) -> TransformersVision:
-        """Leave a frozen backbone in eval mode, and batch norms to the statistics that they came with: those of small
-        batches are worse, and would make a step depend on how it is cut into micro-batches and processes."""
+        """Set the training mode, but keep a frozen backbone and all batch norms in eval mode.
+
+        The statistics of small batches are worse than the pretrained ones, and would make a step depend on how it is
+        divided into micro-batches and processes.
+        """
         super().train(mode)
         for module in [self.model] if self.frozen else self.model.modules():
             if self.frozen or isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -123,36 +126,36 @@ class TransformersVision(nn.Module):
         return not any(parameter.requires_grad for parameter in self.model.parameters())
 
     def remember(self) -> None:
-        """Compute a frozen backbone once for every different image, and keep what it said, up to MEMORY bytes.
+        """Cache the features of a frozen backbone for every distinct image, up to MEMORY bytes.
 
-        Worth it on a CPU where the same images come again: many questions about an image, a finite number of views.
-        Does nothing to a backbone that trains, nor on other devices.
+        This pays off on a CPU if images repeat: several questions per image, or a finite number of views. It has no
+        effect on a trainable backbone or on other devices.
         """
         self._known = {} if self.frozen else None
 
     def _features(self, pixels: Tensor) -> list[Tensor]:
-        """Return the mean (B, w) of every chosen depth, and the tokens (B, n, w) of the last one."""
+        """Return the mean (B, w) of each chosen depth, and the tokens (B, n, w) of the last one."""
         hidden = self.model(pixels, output_hidden_states=True, **self.options).hidden_states
         chosen = [hidden[depth] for depth in self.depths]
         states = [h.flatten(2).transpose(1, 2) if h.dim() == 4 else h for h in chosen]
         return [*(state.mean(1) for state in states), states[-1]]
 
-    def _remembered(self, pixels: Tensor, known: dict[tuple[Any, ...], list[Tensor]]) -> list[Tensor]:
+    def _cached_features(self, pixels: Tensor, cache: dict[tuple[Any, ...], list[Tensor]]) -> list[Tensor]:
         setting = (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), tuple(pixels.shape[1:]))
         rows = []
         for image in pixels.detach():
             key = (*setting, hashlib.blake2b(image.contiguous().numpy(), digest_size=16).digest())
-            found = known.get(key)
-            if found is None:
-                # One at a time: the numbers must not depend on which images were missing, so that a resumed run, which
-                # has forgotten them all, goes on with the same ones.
+            features = cache.get(key)
+            if features is None:
+                # One image at a time: the result must not depend on which images are missing, because a resumed run
+                # starts with an empty cache and must compute the same numbers.
                 with torch.no_grad():
-                    found = [feature[0] for feature in self._features(image[None])]
-                size = sum(feature.nbytes for feature in found)
+                    features = [feature[0] for feature in self._features(image[None])]
+                size = sum(feature.nbytes for feature in features)
                 if self._bytes + size <= MEMORY:
-                    known[key] = found
+                    cache[key] = features
                     self._bytes += size
-            rows.append(found)
+            rows.append(features)
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
     def tokens(self, image_size: int) -> int:
@@ -162,8 +165,8 @@ class TransformersVision(nn.Module):
         if self._known is None or pixels.device.type != "cpu" or not len(pixels):
             *means, last = self._features(pixels)
         else:
-            *means, last = self._remembered(pixels, self._known)
-        # A linear map of the mean, not the mean of the maps: the same, and early depths have very many cells.
+            *means, last = self._cached_features(pixels, self._known)
+        # A linear map of the mean equals the mean of the maps, and early depths have many cells.
         glimpses = [lift(mean)[:, None] for lift, mean in zip(self.lift, means, strict=True)]
         return torch.cat([*glimpses, self.lift[-1](last)], dim=1)
 
@@ -216,7 +219,7 @@ VISION: dict[str, type[ConvVision] | type[TransformersVision] | type[OwnVision]]
 
 
 def remember_images(model: nn.Module) -> None:
-    """Let every frozen backbone in `model` remember the images that it has seen (TransformersVision.remember)."""
+    """Make every frozen backbone in `model` cache its features (see TransformersVision.remember)."""
     for module in model.modules():
         if isinstance(module, TransformersVision):
             module.remember()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preceptor.data.grounding.boxes import (
-    Found,
+    TextBox,
     apply_policy,
     find_boxes,
     find_references,
@@ -40,11 +40,11 @@ def test_what_is_written_is_found(written, style):
 
 def test_forms():
     assert find_boxes("at (1,2),(3,4) and ( 5.5 , 6 ) , (7,8)") == [
-        Found("(1,2),(3,4)", (1, 2, 3, 4)),
-        Found("( 5.5 , 6 ) , (7,8)", (5.5, 6, 7, 8)),
+        TextBox("(1,2),(3,4)", (1, 2, 3, 4)),
+        TextBox("( 5.5 , 6 ) , (7,8)", (5.5, 6, 7, 8)),
     ]
     assert find_boxes("at (1,2),(3,4)", bare=False) == []
-    assert find_boxes("<box>somewhere</box> or (1,2),(3,4)") == [Found("somewhere", None)]
+    assert find_boxes("<box>somewhere</box> or (1,2),(3,4)") == [TextBox("somewhere", None)]
     assert find_boxes("no box (1,2)") == []
     assert write_box((0.4, 1.6, 10, 20), "bird") == "<box>(0,2),(10,20)</box>"
 

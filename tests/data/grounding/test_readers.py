@@ -64,9 +64,9 @@ def test_faulty_boxes_by_policy(tmp_path):
     ("record", "said"),
     [
         ({"conversations": []}, "'id'"),
-        ({"id": "../x", "conversations": [["a", "b"]]}, "leads out"),
+        ({"id": "../x", "conversations": [["a", "b"]]}, "leaves the folder"),
         ({"id": "a", "conversations": [["a"]]}, "pairs"),
-        ({"id": "a", "conversations": [["a", " "]]}, "no text empty"),
+        ({"id": "a", "conversations": [["a", " "]]}, "without empty texts"),
         ("text", "object"),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_broken_detection_file_is_named(tmp_path):
     root = test_slake.release(tmp_path, test_slake.TRAIN, test_slake.VALIDATE, test_slake.TEST)
     image = sorted(root.rglob("source.jpg"))[0]
     (image.parent / "detection.json").write_text('[{"Liver": [1, 2, 3]}]')
-    with pytest.raises(UserError, match=r"detection\.json is broken"):
+    with pytest.raises(UserError, match=r"detection\.json is invalid"):
         read_slake_grounding(root)
 
 
@@ -176,9 +176,9 @@ def test_messages_systems_and_given_splits(tmp_path):
     ("record", "said"),
     [
         ({}, "'conversations' or 'messages'"),
-        ({"conversations": [{"from": "gpt", "value": "x"}]}, "take turns"),
+        ({"conversations": [{"from": "gpt", "value": "x"}]}, "must alternate"),
         ({"conversations": [{"from": "human", "value": "x"}]}, "has no answer"),
-        ({"conversations": [{"from": "bot", "value": "x"}]}, "is no turn"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, "is not a turn"),
         (turns(0, task="vqa"), "task 'vqa' is not known"),
         (turns(0, split="trian"), "did you mean 'train'"),
         ({**turns(0), "images": ["../x.png"]}, "stay"),

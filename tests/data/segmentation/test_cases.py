@@ -127,7 +127,7 @@ def test_flat_files_of_any_modality_and_missing_ones(tmp_path):
     assert data.modalities == ("ct", "pet")
     assert data.regions == {"lesion": (1,)}
     assert list(data.samples[0].images) == ["ct"]
-    assert "1 cases without a label map are left out." in data.notes
+    assert "1 cases without a label map were left out." in data.notes
     assert any("1 of 6 cases lack" in note for note in data.notes)
     assert any("dose" in note for note in data.notes)
 
@@ -137,7 +137,7 @@ def test_own_names_of_modalities(tmp_path):
         write_case(tmp_path, f"c{i}", i, {"a": "_fat_sat", "b": "_T1w"})
     data = read_volumes(tmp_path, modalities=("fat_sat", "t1"))
     assert data.modalities == ("fat_sat", "t1")
-    with pytest.raises(UserError, match=r"no case has the modality 't2'; found are t1"):
+    with pytest.raises(UserError, match=r"no case has the modality 't2', only t1"):
         read_volumes(tmp_path, modalities=("t1", "t2"))
     with pytest.raises(UserError, match="are the same"):
         read_volumes(tmp_path, modalities=("t1c", "t1ce"))
@@ -194,7 +194,7 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_volumes(tmp_path / "none")
     save(tmp_path / "a" / "a_xyz.nii.gz", head(0))
-    with pytest.raises(UserError, match=r"the names end in xyz; name the modalities"):
+    with pytest.raises(UserError, match=r"the names end in xyz; set data.modalities"):
         read_volumes(tmp_path)
     save(tmp_path / "a" / "a_t1.nii.gz", head(0))
     with pytest.raises(UserError, match="none of 1 cases has a label map"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preceptor.data.segmentation.cases import read_volumes
-from preceptor.data.segmentation.splits import apply_split, cut_fold, cut_parts, require_whole_patients
+from preceptor.data.segmentation.splits import apply_split, cut_fold, cut_splits, require_whole_patients
 from preceptor.data.types import Case, VolumeFile
 from preceptor.errors import UserError
 from tests.data.volume_files import write_case
@@ -24,18 +24,18 @@ groups = st.lists(st.integers(0, 12), min_size=1, max_size=60)
 
 @given(groups, st.integers(0, 5))
 def test_no_patient_is_divided_and_none_is_lost(held, seed):
-    made = cut_parts(cases(held), 0.2, 0.3, seed)
+    made = cut_splits(cases(held), 0.2, 0.3, seed)
     require_whole_patients(made, "here")
     assert [case.id for case in made] == [case.id for case in cases(held)]
-    assert made == cut_parts(cases(held), 0.2, 0.3, seed)
+    assert made == cut_splits(cases(held), 0.2, 0.3, seed)
     if len(set(held)) >= 3:
         assert {case.split for case in made} == {"train", "validation", "test"}
 
 
 def test_shares_are_those_of_all_cases():
-    made = cut_parts(cases(range(200)), 0.1, 0.2, 0)
+    made = cut_splits(cases(range(200)), 0.1, 0.2, 0)
     assert Counter(case.split for case in made) == {"train": 140, "validation": 20, "test": 40}
-    assert {case.split for case in cut_parts(cases(range(20)), 0, 0, 0)} == {"train"}
+    assert {case.split for case in cut_splits(cases(range(20)), 0, 0, 0)} == {"train"}
 
 
 @given(groups.filter(lambda held: len(set(held)) >= 3), st.integers(0, 5), st.integers(2, 3))
@@ -56,11 +56,11 @@ def test_three_folds_of_285_as_the_published_protocol_has_them():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((5, 5, 0.1, 0), "count from 0 to 4"),
-        ((-1, 5, 0.1, 0), "fold -1"),
-        ((0, 1, 0.1, 0), "folds is 1"),
-        ((0, 11, 0.1, 0), "folds is 11"),
-        ((0, 2, 0.5, 0), "nothing to train on"),
+        ((5, 5, 0.1, 0), "must be from 0 to 4"),
+        ((-1, 5, 0.1, 0), "fold=-1"),
+        ((0, 1, 0.1, 0), "folds=1 must"),
+        ((0, 11, 0.1, 0), "folds=11 must"),
+        ((0, 2, 0.5, 0), "no training cases"),
     ],
 )
 def test_folds_that_do_not_exist(arguments, message):
@@ -69,8 +69,8 @@ def test_folds_that_do_not_exist(arguments, message):
 
 
 def test_shares_that_leave_nothing():
-    with pytest.raises(UserError, match="leave something to train on"):
-        cut_parts(cases(range(10)), 0.5, 0.5, 0)
+    with pytest.raises(UserError, match="must leave training cases"):
+        cut_splits(cases(range(10)), 0.5, 0.5, 0)
 
 
 def split_files(root: Path) -> list[Path]:
@@ -93,19 +93,19 @@ def test_all_forms_of_split_files_say_the_same(tmp_path):
             ("c002", "validation"),
             ("c003", "test"),
         ]
-        assert notes == [f"1 of 5 cases are not named in {file.name} and are left out."]
+        assert notes == [f"1 of 5 cases are not named in {file.name} and were left out."]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ('{"train": ["c0001"]}', r"case 'c0001' is not in the data; did you mean 'c001'"),
-        ('{"train": ["zzzzzzzz"]}', r"its cases are named as 'c000'"),
-        ('{"train": ["c000"], "test": ["c000"]}', "is in train too"),
-        ('{"train": ["c000"], "test": ["c000.nii.gz"]}', "is in train too"),
+        ('{"train": ["zzzzzzzz"]}', r"its cases have names such as 'c000'"),
+        ('{"train": ["c000"], "test": ["c000"]}', "is also in train"),
+        ('{"train": ["c000"], "test": ["c000.nii.gz"]}', "is also in train"),
         ('{"trian": ["c000"]}', "did you mean 'train'"),
-        ('{"train": "c000"}', "no list of case names"),
-        ("[]", "is no object"),
+        ('{"train": "c000"}', "must be a list of case names"),
+        ("[]", "must be an object"),
         ("{", "cannot be read as JSON"),
         ("{}", "names no case"),
     ],
@@ -120,13 +120,13 @@ def test_other_files_are_no_split(tmp_path):
     for name, content, message in (
         ("s.csv", "case,part\nc000,train\n", "columns case and split"),
         ("t.csv", "case,split\nc000,trai\n", "did you mean 'train'"),
-        ("s.yaml", "", "is no split file"),
+        ("s.yaml", "", "is not a split file"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(UserError, match=message):
             apply_split(cases(range(5)), tmp_path / name, [])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no train"):
+    with pytest.raises(UserError, match="contains no train"):
         apply_split(cases(range(5)), tmp_path / "empty", [])
 
 
@@ -142,7 +142,7 @@ def test_a_patient_in_two_parts_is_an_error_and_validation_is_cut_where_there_is
     data = read_volumes(tmp_path / "data", split_file=file, validation_fraction=0.25)
     assert Counter(case.split for case in data.samples) == {"train": 6, "validation": 2, "test": 2}
     assert data.variant == "s"
-    with pytest.raises(UserError, match="exclude each other"):
+    with pytest.raises(UserError, match="cannot be combined"):
         read_volumes(tmp_path / "data", split_file=file, fold=0)
     folded = read_volumes(tmp_path / "data", fold=2, folds=5, validation_fraction=0)
     assert folded.variant == "fold-2-of-5"

@@ -62,7 +62,7 @@ def test_it_is_used_again_and_anything_else_is_refused(folder, tmp_path):
     before = digest(folder)
     assert write_phantom_cases(folder, **ARGUMENTS) == folder
     assert digest(folder) == before
-    with pytest.raises(UserError, match="something other than the phantom"):
+    with pytest.raises(UserError, match="does not contain the requested phantom"):
         write_phantom_cases(folder, **{**ARGUMENTS, "train": 4})
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "PHANTOM_001" / "PHANTOM_001_t2.nii.gz").unlink()
@@ -87,7 +87,7 @@ def test_missing_modalities(tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"train": -1}, "train -1"), ({"missing": 0.9}, "missing is 0.9"), ({"size": 16}, "size is 16")],
+    [({"train": -1}, "train=-1"), ({"missing": 0.9}, "missing=0.9"), ({"size": 16}, "size=16")],
 )
 def test_numbers_that_do_not_fit(tmp_path, wrong, message):
     with pytest.raises(UserError, match=message):

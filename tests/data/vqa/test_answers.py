@@ -80,7 +80,7 @@ def test_saved_and_read_again():
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_other_splits_are_refused(split):
-    with pytest.raises(UserError, match=f"'id' is of the {split} split"):
+    with pytest.raises(UserError, match=f"'id' is in the {split} split"):
         AnswerVocabulary.build([*TRAIN, sample("yes", split=split)])
 
 

@@ -112,7 +112,7 @@ def test_a_broken_or_foreign_index_is_not_followed(tmp_path, index):
 def test_a_smaller_ceiling_holds_for_indexed_images_too(tmp_path):
     root = hub(tmp_path)
     read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path)
-    with pytest.raises(UserError, match=r"row 0: the image has .* more than the ceiling of 10"):
+    with pytest.raises(UserError, match=r"row 0: the image has .* more than the limit of 10"):
         read_data(DataConfig(name="path-vqa", root=str(root), max_image_bytes=10), tmp_path)
 
 
@@ -123,7 +123,7 @@ def test_images_go_to_scratch_where_the_data_set_cannot_be_written(tmp_path):
     data = read_data(config, tmp_path / "scratch")
     assert {s.image.parent for s in data.samples} == {tmp_path / "scratch" / "extracted-images"}
     (tmp_path / "no").write_text("nor here")
-    with pytest.raises(UserError, match="can be written; set output=FOLDER"):
+    with pytest.raises(UserError, match="is writable; set output=FOLDER"):
         read_data(config, tmp_path / "no")
 
 
@@ -134,7 +134,7 @@ def test_a_full_disk_is_said_and_leaves_no_half_image(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(reader.os, "replace", full)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room"):
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); free some disk space"):
         read_data(DataConfig(name="path-vqa", root=str(root)), tmp_path)
     assert not list((root / "extracted-images").iterdir())
 
@@ -178,7 +178,7 @@ def test_vqa_rad_from_the_hub(tmp_path):
     # The layout speaks for itself where no split is given; another split is not there.
     assert read_data(DataConfig(name="vqa-rad", root=str(root)), tmp_path).fingerprint() == data.fingerprint()
     with pytest.raises(
-        UserError, match=r"holds the hub's parquet files, which know no data\.variant=clean: set it to hub"
+        UserError, match=r"data\.variant=clean does not apply to the parquet files in .*; set data\.variant=hub"
     ):
         read_data(DataConfig(name="vqa-rad", variant="clean", root=str(root)), tmp_path)
 
@@ -188,8 +188,8 @@ def test_repeated_and_shared_rows_of_a_copy_of_vqa_rad_are_counted(tmp_path):
     repeated = [(png(0), "What 0", "LIVER"), (png(1), "Is it?", "yes")]
     write_table(root / "data" / "train-00001-of-00002-cd.parquet", repeated)
     notes = " ".join(read_data(DataConfig(name="vqa-rad", root=str(root)), tmp_path).notes)
-    assert "1 training row(s) repeat image, question and answer of another." in notes
-    assert "1 training question(s) ask the same of the same image as a test question." in notes
+    assert "1 training row(s) repeat the image, question and answer of another row." in notes
+    assert "1 training question(s) equal a test question about the same image." in notes
 
 
 @pytest.mark.real_data
@@ -236,16 +236,16 @@ def test_faults_are_named(tmp_path):
     with pytest.raises(UserError, match="has no column 'question'"):
         read_data(config, tmp_path)
     write_table(test_file, [(b"", "a", "b")])
-    with pytest.raises(UserError, match=r"row 0: the image column holds no bytes"):
+    with pytest.raises(UserError, match=r"row 0: the image column contains no bytes"):
         read_data(config, tmp_path)
     write_table(test_file, [(png(1), "a", " ")])
     with pytest.raises(UserError, match="row 0: the question or the answer is empty"):
         read_data(config, tmp_path)
     write_table(test_file, [(png(1), "a", "b")])
-    with pytest.raises(UserError, match=r"more than the ceiling of 10; raise data\.max_image_bytes"):
+    with pytest.raises(UserError, match=r"more than the limit of 10; raise data\.max_image_bytes"):
         read_data(DataConfig(name="path-vqa", root=str(tmp_path), max_image_bytes=10), tmp_path)
     test_file.unlink()
-    with pytest.raises(UserError, match=r"has no test-\*\.parquet"):
+    with pytest.raises(UserError, match=r"contains test-\*\.parquet"):
         read_data(config, tmp_path)
 
 
@@ -253,5 +253,5 @@ def test_settings_of_other_data_sets_are_refused(tmp_path):
     for setting in ({"variant": "clean"}, {"language": "en"}, {"validation_by": "question"}):
         with pytest.raises(UserError, match=rf"data\.{next(iter(setting))}="):
             read_data(DataConfig(name="path-vqa", root=str(tmp_path), **setting), tmp_path)
-    with pytest.raises(UserError, match=r"data\.variant='cleen' of slake is not known; did you mean 'clean'"):
+    with pytest.raises(UserError, match=r"data\.variant='cleen' is not a variant of slake; did you mean 'clean'"):
         read_data(DataConfig(name="slake", variant="cleen", root=str(tmp_path)), tmp_path)

@@ -104,7 +104,7 @@ def test_text_that_is_not_utf_8_is_named(tmp_path):
         ({"question": ""}, "the id, the question or the answer is missing"),
         ({"qid": 8}, "qid '8' occurs twice"),
         ({"img_name": "../../a.jpg"}, "leaves the folder"),
-        ({"img_name": "", "img_id": 9}, "image '' is no file name"),
+        ({"img_name": "", "img_id": 9}, "image '' is not a file name"),
     ],
 )
 def test_a_broken_row_is_named(tmp_path, change, said):

@@ -115,12 +115,12 @@ def test_byte_order_mark_and_windows_line_ends(folder):
 
 def test_folder(folder):
     text = "image,question,answer\na.png,Q?,yes\n"
-    with pytest.raises(UserError, match=r"holds neither of questions.jsonl and questions.csv"):
+    with pytest.raises(UserError, match=r"contains neither of questions.jsonl and questions.csv"):
         read_table(folder)
     write(folder, text, "questions.csv")
     assert read_table(folder).name == folder.name
     write(folder, "", "questions.jsonl")
-    with pytest.raises(UserError, match="holds both"):
+    with pytest.raises(UserError, match="contains both"):
         read_table(folder)
 
 
@@ -203,12 +203,12 @@ CSV_MISTAKES = {
     "image,question,answer\na.png,Q?,yes\na.png,,yes\n": r":3: the question is empty",
     "image,question,answer\na.png,Q?,yes\na.png,Q?,  \n": r":3: the answer is empty",
     "image,question,answer\n,Q?,yes\n": r":2: the image is empty",
-    "image,question,answer\na.png,Is it big, or not?,yes\n": r":2: 4 fields where the header has 3",
-    "image,question,answer\na.png,Q?\n": r":2: 2 fields where the header has 3",
-    'image,question,answer\na.png,"Q?,yes\n': r":2: broken CSV",
-    "image,question,answer,id\na.png,Q?,yes,7\nb.png,Q?,yes,7\n": r":3: id '7' is that of line 2 too",
+    "image,question,answer\na.png,Is it big, or not?,yes\n": r":2: 4 fields, but the header has 3",
+    "image,question,answer\na.png,Q?\n": r":2: 2 fields, but the header has 3",
+    'image,question,answer\na.png,"Q?,yes\n': r":2: invalid CSV",
+    "image,question,answer,id\na.png,Q?,yes,7\nb.png,Q?,yes,7\n": r":3: id '7' is also used in line 2",
     "image,question,answer,split\na.png,Q?,yes,trian\n": r":2: split 'trian' is not known; did you mean 'train'",
-    "image,question,answer,split\na.png,Q?,yes,train\nb.png,Q?,yes,\n": r":3: no split",
+    "image,question,answer,split\na.png,Q?,yes,train\nb.png,Q?,yes,\n": r":3: the split is missing",
     "image,question,answer,answer_type\na.png,Q?,yes,cloze\n": r":2: answer_type 'cloze' is not .* mean 'closed'",
     "image,question,answer\n../a.png,Q?,yes\n": r":2: image '../a.png' leaves the folder",
     "image,question,answer\n/a.png,Q?,yes\n": r":2: image '/a.png' leaves the folder",
@@ -224,7 +224,7 @@ def test_csv_mistakes(folder, text):
 
 
 JSONL_MISTAKES = {
-    '{"image": "a.png", "question": "Q?", "answer": "yes"}\n{"image": ': r":2: broken JSON",
+    '{"image": "a.png", "question": "Q?", "answer": "yes"}\n{"image": ': r":2: invalid JSON",
     '["a.png", "Q?", "yes"]': r":1: list instead of a JSON object",
     '\n{"image": "a.png", "question": "Q?"}': r":2: no column 'answer'",
     '{"image": "a.png", "question": "Q?", "answers": ["yes"]}': "did you mean 'answer'",
@@ -233,8 +233,8 @@ JSONL_MISTAKES = {
     '{"image": "a.png", "question": "Q?", "answer": null}': r":1: the answer is empty",
     '{"image": "a.png", "question": "Q?", "answer": true}': r":1: answer is true; write a text in quotes",
     '{"image": {"x": 1}, "question": "Q?", "answer": "yes"}': r":1: image is {\"x\": 1}; write a text",
-    '{"image": "a.png", "question": "\\ud800", "answer": "yes"}': r":1: question holds half of a surrogate",
-    "[" * 100_000: r":1: broken JSON",
+    '{"image": "a.png", "question": "\\ud800", "answer": "yes"}': r":1: question contains half of a surrogate",
+    "[" * 100_000: r":1: invalid JSON",
 }
 
 

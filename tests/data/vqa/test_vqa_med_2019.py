@@ -156,7 +156,7 @@ def test_other_bytes_and_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"All_QA_Pairs_val\.txt:25: byte 0xe9"):
         read_vqa_med_2019(root)
     table.unlink()
-    with pytest.raises(UserError, match="holds no file named All_QA_Pairs_val"):
+    with pytest.raises(UserError, match="contains no file named All_QA_Pairs_val"):
         read_vqa_med_2019(root)
     with pytest.raises(UserError, match="category 'colour' is not known"):
         read_vqa_med_2019(with_test_file(release(tmp_path / "b"), ["synpict|colour|is it?|yes"]), variant="test")

@@ -128,7 +128,7 @@ def test_training_rows_linked_to_test_are_said(tmp_path):
 def test_training_row_that_asks_a_test_question_is_said(tmp_path):
     rows = [*ROWS, row(50, "b.jpg", "is it round", "yes")]
     notes = read_vqa_rad(release(tmp_path / "b", rows)).notes
-    assert any("1 training question(s) ask the same" in note for note in notes)
+    assert any("1 training question(s) equal a test question" in note for note in notes)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -159,7 +159,7 @@ def test_validation_by_question_is_cut_as_the_test_is(tmp_path, split):
     assert framed
     assert framed & train == (framed if split == "published" else set())
     assert {s.id for s in data.split("test")} == {s.id for s in read_vqa_rad(root, variant=split).split("test")}
-    with pytest.raises(UserError, match=r"not for data\.name=phantom: leave it out"):
+    with pytest.raises(UserError, match=r"not to data\.name=phantom; remove it"):
         read_data(DataConfig(validation_by="question"), tmp_path)
 
 
@@ -167,14 +167,14 @@ def test_the_folder_above_will_do(tmp_path):
     release(tmp_path / "data" / "rad")
     assert read_vqa_rad(tmp_path / "data").root == tmp_path / "data" / "rad"
     release(tmp_path / "data" / "copy")
-    with pytest.raises(UserError, match="holds 2 VQA-RAD releases"):
+    with pytest.raises(UserError, match="contains 2 VQA-RAD releases"):
         read_vqa_rad(tmp_path / "data")
 
 
 def test_wrong_folders(tmp_path):
-    with pytest.raises(UserError, match=rf"holds no VQA-RAD release; give the folder that holds '{TABLE}'"):
+    with pytest.raises(UserError, match=rf"contains no VQA-RAD release; give the folder that contains '{TABLE}'"):
         read_vqa_rad(tmp_path)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         read_vqa_rad(tmp_path / "none")
     (tmp_path / TABLE).write_text("[]")
     with pytest.raises(UserError, match=f"lacks the folder '{IMAGES}'"):
@@ -214,7 +214,7 @@ def test_broken_table(tmp_path):
         read_vqa_rad(root)
     for text in ("[]", "{}"):
         table.write_text(text)
-        with pytest.raises(UserError, match="is no list of questions"):
+        with pytest.raises(UserError, match="is not a list of questions"):
             read_vqa_rad(root)
     table.write_text('[{"image": "a", "question": "b", "answer": "c"}]')  # the columns of the Hugging Face version
     with pytest.raises(UserError, match="entry 1 lacks qid, phrase_type"):

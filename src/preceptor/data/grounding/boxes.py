@@ -1,6 +1,6 @@
-"""Boxes in text: found, written, moved between pixels and thousandths, mended or refused by a named policy.
+"""Boxes in texts: find them, write them, convert them to pixels, and repair or refuse invalid ones.
 
-A box is (x0, y0, x1, y1) in thousandths of the image's width and height, as Qwen-VL and Med-GRIT-270k write it.
+A box is (x0, y0, x1, y1) in thousandths of the width and height of the image, as in Qwen-VL and Med-GRIT-270k.
 """
 
 from __future__ import annotations
@@ -30,52 +30,52 @@ _MARKS: dict[Style, tuple[str, str, str, str]] = {
 
 
 @dataclass(frozen=True)
-class Found:
-    """A box in a text: `box` as written, None where what stands between the marks is no box; `text` is what stands."""
+class TextBox:
+    """A box in a text. `text` is the text between the marks; `box` is None if that text is not a box."""
 
     text: str
     box: Box | None
 
 
-def find_boxes(text: str, *, bare: bool = True) -> list[Found]:
-    """Return the boxes of a text in their order, in the marks of either style.
+def find_boxes(text: str, *, bare: bool = True) -> list[TextBox]:
+    """Return the boxes of a text in order, in the marks of either style.
 
-    Where there is no mark at all, with `bare`, whatever looks like ``(x,y),(x,y)`` is a box.
+    With `bare`, a text without any marks is searched for ``(x,y),(x,y)``.
     """
     marked = [match[1] if match[1] is not None else match[2] for match in _MARKED.finditer(text)]
     if marked:
-        return [Found(inner.strip(), _corners(inner)) for inner in marked]
-    return [Found(match[0], _box(match)) for match in _CORNERS.finditer(text)] if bare else []
+        return [TextBox(inner.strip(), _corners(inner)) for inner in marked]
+    return [TextBox(match[0], _box(match)) for match in _CORNERS.finditer(text)] if bare else []
 
 
 def find_references(text: str) -> list[str]:
-    """Return the names that a text marks as referring to something."""
+    """Return the names that a text marks as references."""
     return [(match[1] if match[1] is not None else match[2]).strip() for match in _REFERENCE.finditer(text)]
 
 
 def write_box(box: Sequence[float], style: Style = "qwen") -> str:
-    """Return a box in the marks of a style, its corners rounded to whole thousandths."""
+    """Return a box as text in the marks of a style, with its corners rounded to integers."""
     x0, y0, x1, y1 = (round(value) for value in box)
     *_, before, after = _MARKS[style]
     return f"{before}({x0},{y0}),({x1},{y1}){after}"
 
 
 def write_reference(name: str, box: Sequence[float] | None = None, style: Style = "qwen") -> str:
-    """Return a marked name, followed by its box where one is given."""
+    """Return a name in the marks of a reference, followed by its box if one is given."""
     before, after, *_ = _MARKS[style]
     return f"{before}{name}{after}{write_box(box, style) if box is not None else ''}"
 
 
 def restyle(text: str, style: Style) -> str:
-    """Return a text with the marks of both styles written in one."""
+    """Replace the marks of both styles by those of one style."""
     for other in get_args(Style):
-        for mine, theirs in zip(_MARKS[style], _MARKS[other], strict=True):
-            text = text.replace(theirs, mine)
+        for new, old in zip(_MARKS[style], _MARKS[other], strict=True):
+            text = text.replace(old, new)
     return text
 
 
 def without_boxes(text: str) -> str:
-    """Return a text without its boxes, marked or bare, and without the marks of names."""
+    """Remove all boxes, marked or bare, and the marks of references."""
     text = _CORNERS.sub("", _MARKED.sub("", text))
     for marks in _MARKS.values():
         for mark in marks:
@@ -84,7 +84,7 @@ def without_boxes(text: str) -> str:
 
 
 def mark_boxes(text: str, style: Style = "qwen") -> str:
-    """Return a text with the boxes that stand bare in it marked: a server may leave marks out as special tokens."""
+    """Mark the bare boxes of a text. Some servers remove the marks because they are special tokens."""
     if _MARKED.search(text):
         return text
     *_, before, after = _MARKS[style]
@@ -92,27 +92,27 @@ def mark_boxes(text: str, style: Style = "qwen") -> str:
 
 
 def from_pixels(box: Sequence[float], width: int, height: int) -> Box:
-    """Return corners (x0, y0, x1, y1) in pixels of an image as thousandths."""
+    """Convert corners (x0, y0, x1, y1) from pixels to thousandths."""
     x0, y0, x1, y1 = box
     return (SIDE * x0 / width, SIDE * y0 / height, SIDE * x1 / width, SIDE * y1 / height)
 
 
 def to_pixels(box: Sequence[float], width: int, height: int) -> Box:
-    """Return thousandths as corners in pixels; the inverse of `from_pixels`."""
+    """Convert corners from thousandths to pixels, the inverse of `from_pixels`."""
     x0, y0, x1, y1 = box
     return (x0 * width / SIDE, y0 * height / SIDE, x1 * width / SIDE, y1 * height / SIDE)
 
 
 def validate_box(box: Sequence[float]) -> list[str]:
-    """Return what is wrong with a box: ``swapped corners``, ``outside``, ``empty``; nothing where it is good."""
+    """Return the faults of a box: `swapped corners`, `outside`, `empty`. The list is empty for a valid box."""
     x0, y0, x1, y1 = box
-    found = ["swapped corners"] * (x0 > x1 or y0 > y1)
-    found += ["outside"] * (min(box) < 0 or max(box) > SIDE)
-    return found + ["empty"] * (x0 == x1 or y0 == y1)
+    faults = ["swapped corners"] * (x0 > x1 or y0 > y1)
+    faults += ["outside"] * (min(box) < 0 or max(box) > SIDE)
+    return faults + ["empty"] * (x0 == x1 or y0 == y1)
 
 
 def repair_box(box: Sequence[float]) -> Box | None:
-    """Return the box with its corners in order and inside the image; None where nothing of it is left."""
+    """Sort the corners of a box and clip it to the image. Return None if nothing remains."""
     x0, x1 = sorted((box[0], box[2]))
     y0, y1 = sorted((box[1], box[3]))
     inside = (max(0.0, x0), max(0.0, y0), min(float(SIDE), x1), min(float(SIDE), y1))
@@ -120,64 +120,69 @@ def repair_box(box: Sequence[float]) -> Box | None:
 
 
 def apply_policy(text: str, policy: Policy, place: str, counts: Counter[str]) -> str | None:
-    """Return a text with good boxes alone; None where the row is to be dropped.
+    """Return a text with valid boxes only, or None if its row must be dropped.
 
-    Every fault is counted in `counts`. `repair` orders corners and cuts boxes to the image; a box of which nothing is
-    left, or that cannot be read, drops the row. `drop` drops every row with a fault.
+    Args:
+        text: Text with marked boxes.
+        policy: `refuse` raises an error for the first faulty box. `repair` sorts corners and clips boxes to the image;
+            the row is dropped if nothing of a box remains or it cannot be parsed. `drop` drops every row with a fault.
+        place: Place of the text, for messages.
+        counts: Counts the faults by kind.
 
-    Raises UserError for an unknown policy, and with `refuse` for the first fault, with `place`.
+    Raises:
+        UserError: the policy is unknown, or `refuse` meets a faulty box.
     """
     if policy not in get_args(Policy):
         raise UserError(f"box policy {policy!r} is not known{nearest(policy, get_args(Policy))}")
-    good = True
+    valid = True
 
-    def one(match: re.Match[str]) -> str:
-        nonlocal good
+    def handle_box(match: re.Match[str]) -> str:
+        nonlocal valid
         inner = match[1] if match[1] is not None else match[2]
         box = _corners(inner)
         faults = ["unreadable"] if box is None else validate_box(box)
         counts.update(faults)
         if not faults or box is None:
-            good = good and not faults
+            valid = valid and not faults
             if faults and policy == "refuse":
-                raise UserError(f"{place}: {inner.strip()!r} is no box; write (x1,y1),(x2,y2), or set boxes=repair")
+                raise UserError(f"{place}: {inner.strip()!r} is not a box; write (x1,y1),(x2,y2), or set boxes=repair")
             return match[0]
         if policy == "refuse":
-            raise UserError(f"{place}: box {inner.strip()} is {' and '.join(faults)}; mend it, or set boxes=repair")
-        mended = repair_box(box) if policy == "repair" else None
-        if mended is None:
-            good = False
+            raise UserError(f"{place}: box {inner.strip()} is {' and '.join(faults)}; correct it, or set boxes=repair")
+        repaired = repair_box(box) if policy == "repair" else None
+        if repaired is None:
+            valid = False
             return match[0]
-        return write_box(mended, "bird" if match[1] is not None else "qwen")
+        return write_box(repaired, "bird" if match[1] is not None else "qwen")
 
-    found = _MARKED.sub(one, text)
-    return found if good else None
+    text = _MARKED.sub(handle_box, text)
+    return text if valid else None
 
 
 def apply_to_turns(
     turns: Sequence[Sequence[str]], policy: Policy, place: str, counts: Counter[str], faulty: list[str]
 ) -> tuple[tuple[str, str], ...] | None:
-    """Return `apply_policy` of all texts of a dialogue's turns; None where it is to be dropped.
+    """Apply `apply_policy` to all texts of a dialogue, and return its turns, or None if it must be dropped.
 
-    Where there is a fault, ``PLACE: FAULTS`` is added to `faulty`, the place without its folder.
+    If there are faults, ``PLACE: FAULTS`` is added to `faulty`, with the place given without its folder.
     """
-    own: Counter[str] = Counter()
-    mended = [[apply_policy(text, policy, place, own) for text in turn] for turn in turns]
-    counts.update(own)
-    if own:
-        faulty.append(f"{Path(place).name}: {', '.join(own)}")
-    if any(text is None for turn in mended for text in turn):
+    turn_counts: Counter[str] = Counter()
+    checked = [[apply_policy(text, policy, place, turn_counts) for text in turn] for turn in turns]
+    counts.update(turn_counts)
+    if turn_counts:
+        faulty.append(f"{Path(place).name}: {', '.join(turn_counts)}")
+    if any(text is None for turn in checked for text in turn):
         return None
-    return tuple((str(question), str(answer)) for question, answer in mended)
+    return tuple((str(question), str(answer)) for question, answer in checked)
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return the area of the intersection over that of the union; 0 where both are empty."""
+    """Return the intersection over union of two boxes, or 0 if both are empty."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
-    both = max(0.0, width) * max(0.0, height)
-    union = _area(a) + _area(b) - both
-    return both / union if union > 0 else 0.0
+    intersection = max(0.0, width) * max(0.0, height)
+    union = _area(a) + _area(b) - intersection
+    return intersection / union if union > 0 else 0.0
 
 
 def _area(box: Sequence[float]) -> float:

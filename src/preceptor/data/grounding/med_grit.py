@@ -1,7 +1,7 @@
-"""Med-GRIT-270k (BiRD, Huang et al. 2024): dialogues with boxes about images of SAM-Med2D.
+"""Read Med-GRIT-270k (BiRD, Huang et al. 2024): dialogues with boxes about images of SAM-Med2D.
 
-A record is ``{"id": image name without .png, "conversations": [[question, answer], ...]}``. Its task is not written in
-it; it follows from where the boxes stand. Its modality is the split of the image name before the first underscore.
+A record is ``{"id": image name without .png, "conversations": [[question, answer], ...]}``. The task of a record is
+inferred from the positions of its boxes, and its modality is the image name up to the first underscore.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from preceptor.errors import UserError
 
 MODALITIES = ("ct", "mr", "x", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound")
 NAME_WORDS = 6
-"""An answer of more words than this to a question about a box describes it; a shorter one names it."""
+"""Answers about a box with at most this number of words are names, longer ones are descriptions."""
 
 
 def read_med_grit(
     files: dict[Split, Path], images: Path, *, boxes: Policy = "refuse", require: bool = True
 ) -> GroundingDataset:
-    """Read one JSON file per split; the images lie in `images` as ``ID.png``.
+    """Read one JSON file per split.
 
-    `boxes` says what happens to a row with a faulty box (`data.boxes.apply_policy`). Without `require` images may be
-    missing.
+    Args:
+        files: File of each split.
+        images: Folder of the images ``ID.png``.
+        boxes: What to do with a row that has a faulty box (see `data.grounding.boxes.apply_policy`).
+        require: Whether all images must exist.
 
     Raises:
-        UserError: a file, record or box that is wrong, with its place.
+        UserError: a file, record or box is invalid. The message names the place.
     """
     faults: Counter[str] = Counter()
     faulty: list[str] = []
@@ -43,14 +46,16 @@ def read_med_grit(
         for number, record in enumerate(_records(file)):
             place = f"{file}, record {number}"
             name, turns = _turns(record, place)
-            kept = apply_to_turns(turns, boxes, place, faults, faulty)
-            if kept is None:
+            checked_turns = apply_to_turns(turns, boxes, place, faults, faulty)
+            if checked_turns is None:
                 dropped += 1
                 continue
             image = images / f"{name}.png"
             places.setdefault(image, place)
             dialogues.append(
-                Dialogue(f"{split}-{number}", (image,), kept, task_of(kept), modality_of(name), name, split)
+                Dialogue(
+                    f"{split}-{number}", (image,), checked_turns, task_of(checked_turns), modality_of(name), name, split
+                )
             )
     if require:
         require_images(places)
@@ -67,35 +72,39 @@ SPLITS: dict[Split, tuple[str, ...]] = {
     "validation": ("validation.json", "val.json"),
     "test": ("test.json",),
 }
-"""What the file of each split may be called."""
+"""Possible names of the file of each split."""
 
 
 def read_med_grit_folder(root: Path, images: Path | None = None, *, boxes: Policy = "refuse") -> GroundingDataset:
-    """Read the splits that a folder holds (`PARTS`); images lie in `images`, by default in images/ or beside the files.
+    """Read the splits of a folder (see `SPLITS`). By default the images are in images/ or next to the files.
 
-    Raises UserError where the folder holds none of them, and as `read_med_grit`.
+    Raises:
+        UserError: the folder has no file of a split, or `read_med_grit` refuses the data.
     """
-    there = {split: root / name for split, names in SPLITS.items() for name in names if (root / name).is_file()}
-    if not there:
-        raise UserError(f"{root} holds no train.json, validation.json or test.json; name the files of Med-GRIT so")
+    files = {split: root / name for split, names in SPLITS.items() for name in names if (root / name).is_file()}
+    if not files:
+        raise UserError(f"{root} contains no train.json, validation.json or test.json; rename the files of Med-GRIT")
     if images is None:
         images = root / "images" if (root / "images").is_dir() else root
-    return read_med_grit(there, images, boxes=boxes)
+    return read_med_grit(files, images, boxes=boxes)
 
 
 def task_of(turns: Sequence[tuple[str, str]]) -> GroundingTask:
-    """Return the task of a dialogue: vg where an answer holds boxes; else roc or rc where a question does, by the
-    length of the answer; else mia."""
+    """Infer the task of a dialogue.
+
+    It is vg if an answer contains boxes. Otherwise, if a question contains boxes, it is roc for short answers and rc
+    for long ones. Otherwise it is mia.
+    """
     if any(find_boxes(answer) for _, answer in turns):
         return "vg"
-    about = [answer for question, answer in turns if find_boxes(question)]
-    if about:
-        return "roc" if all(len(answer.split()) <= NAME_WORDS for answer in about) else "rc"
+    answers = [answer for question, answer in turns if find_boxes(question)]
+    if answers:
+        return "roc" if all(len(answer.split()) <= NAME_WORDS for answer in answers) else "rc"
     return "mia"
 
 
 def modality_of(name: str) -> str:
-    """Return the modality that an image name begins with, whatever its case."""
+    """Return the modality at the beginning of an image name, in lower case."""
     return name.rpartition("/")[2].partition("_")[0].lower()
 
 
@@ -103,20 +112,20 @@ def _records(file: Path) -> list[Any]:
     try:
         records = json.loads(read_text(file, "save the file with the encoding UTF-8"))
     except ValueError as error:
-        raise UserError(f"{file} is broken JSON ({error})") from error
+        raise UserError(f"{file} is not valid JSON ({error})") from error
     if not isinstance(records, list) or not records:
-        raise UserError(f"{file} must hold a list of records, at least one")
+        raise UserError(f"{file} must be a non-empty list of records")
     return records
 
 
 def _turns(record: Any, place: str) -> tuple[str, list[list[str]]]:
     if not isinstance(record, dict) or not isinstance(record.get("id"), str) or not record["id"].strip():
-        raise UserError(f"{place}: it must be an object with the text 'id', the name of its image without .png")
+        raise UserError(f"{place}: a record must be an object with the string 'id', the name of its image without .png")
     if Path(record["id"]).is_absolute() or ".." in Path(record["id"]).parts:
-        raise UserError(f"{place}: id {record['id']!r} leads out of the folder of images")
+        raise UserError(f"{place}: id {record['id']!r} leaves the folder of images")
     turns = record.get("conversations")
     if not isinstance(turns, list) or not turns or not all(_is_turn(turn) for turn in turns):
-        raise UserError(f"{place}: 'conversations' must be a list of pairs [question, answer], no text empty")
+        raise UserError(f"{place}: 'conversations' must be a list of pairs [question, answer] without empty texts")
     return record["id"], turns
 
 

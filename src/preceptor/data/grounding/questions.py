@@ -1,7 +1,7 @@
-"""Questions about the boxes of a picture, made by fixed templates: where it is, what it is, what it looks like.
+"""Generate questions about the boxes of an image from templates: where it is, what it is, what it looks like.
 
-They are Med-GRIT-270k's tasks of visual grounding, referring object classification and referring captioning; the same
-boxes give the same dialogues.
+These are three tasks of Med-GRIT-270k: visual grounding, referring object classification and referring captioning. The
+same boxes always give the same dialogues.
 """
 
 from __future__ import annotations
@@ -38,8 +38,18 @@ _PLACES = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is asked about. `key` stands for it in ids; `modality` is Med-GRIT's word, `shown_as` the one that
-    is said, of `location`; `language` is en or zh."""
+    """An image with labeled boxes.
+
+    Attributes:
+        image: Path of the image.
+        key: Identifier of the image in the ids of dialogues.
+        group: Group of the dialogues.
+        split: Split of the dialogues.
+        modality: Modality as Med-GRIT-270k spells it.
+        shown_as: Modality as it appears in descriptions.
+        location: Part of the body as it appears in descriptions.
+        language: `en` or `zh`.
+    """
 
     image: Path
     key: str
@@ -65,7 +75,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class LabeledBox:
-    """What lies in boxes, in thousandths: its name as it is said, and whether it is a finding or an organ."""
+    """The boxes of one name, in thousandths. `finding` distinguishes findings from organs."""
 
     name: str
     boxes: tuple[Box, ...]
@@ -73,32 +83,34 @@ class LabeledBox:
 
 
 def ask_about_boxes(picture: Picture, marked: Sequence[LabeledBox], style: Style = "qwen") -> list[Dialogue]:
-    """Return the dialogues about what is marked in a picture: one of `vg` for each name, one of `roc` and one of `rc`
-    for each box. Sides in descriptions are those of the picture, not of the patient."""
-    made = []
+    """Return one `vg` dialogue per name, and one `roc` and one `rc` dialogue per box.
+
+    Left and right in descriptions are those of the image, not of the patient.
+    """
+    dialogues = []
     where, what, describe = _ASK[picture.language]
-    for one in marked:
-        name = write_reference(one.name, style=style)
-        answer = name + "".join(write_box(box, style) for box in one.boxes)
-        digest = hashlib.sha256(f"{picture.key}|{one.name}|{picture.language}".encode()).hexdigest()[:8]
+    for label in marked:
+        name = write_reference(label.name, style=style)
+        answer = name + "".join(write_box(box, style) for box in label.boxes)
+        digest = hashlib.sha256(f"{picture.key}|{label.name}|{picture.language}".encode()).hexdigest()[:8]
         id = f"{picture.key}-{digest}"
-        made.append(picture.dialogue(f"vg-{id}", where.format(name=name), answer, "vg"))
-        for number, box in enumerate(one.boxes):
+        dialogues.append(picture.dialogue(f"vg-{id}", where.format(name=name), answer, "vg"))
+        for number, box in enumerate(label.boxes):
             written = write_box(box, style)
-            made.append(picture.dialogue(f"roc-{id}-{number}", what.format(box=written), one.name, "roc"))
-            text = _description(picture, one, box)
-            made.append(picture.dialogue(f"rc-{id}-{number}", describe.format(box=written), text, "rc"))
-    return made
+            dialogues.append(picture.dialogue(f"roc-{id}-{number}", what.format(box=written), label.name, "roc"))
+            text = _description(picture, label, box)
+            dialogues.append(picture.dialogue(f"rc-{id}-{number}", describe.format(box=written), text, "rc"))
+    return dialogues
 
 
-def _description(picture: Picture, one: LabeledBox, box: Box) -> str:
+def _description(picture: Picture, label: LabeledBox, box: Box) -> str:
     sentence, organ, finding = _SAY[picture.language]
     row, column = (min(2, int((low + high) / 2 * 3 / 1000)) for low, high in ((box[1], box[3]), (box[0], box[2])))
     text = sentence.format(
-        kind=finding if one.finding else organ,
+        kind=finding if label.finding else organ,
         place=_PLACES[picture.language][row][column],
         modality=picture.shown_as,
         location=picture.location,
-        name=one.name,
+        name=label.name,
     )
     return text[0].upper() + text[1:]

@@ -1,8 +1,8 @@
-"""Dialogues in the forms of ShareGPT and LLaMA-Factory, and a user's own: a JSON list or JSONL.
+"""Read dialogues in the formats of ShareGPT and LLaMA-Factory, as a JSON list or JSONL.
 
 A record has `conversations` (``{"from": "human" | "gpt", "value": text}``) or `messages` (``{"role": "user" |
-"assistant", "content": text}``), and `images` or `image`. Of our own are the optional keys `id`, `task`, `modality`,
-`group` and `split`. ``<image>`` marks in the first question are taken out: images come before the text.
+"assistant", "content": text}``), and `images` or `image`. Our own optional keys are `id`, `task`, `modality`, `group`
+and `split`. ``<image>`` marks are removed, because images always precede the text.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Any, get_args
 from preceptor.data.grounding.boxes import Policy, apply_to_turns
 from preceptor.data.grounding.med_grit import modality_of, task_of
 from preceptor.data.images import require_images, resolve_image
-from preceptor.data.splits import cut
+from preceptor.data.splits import SPLIT_NAMES, cut
 from preceptor.data.texts import read_text
 from preceptor.data.types import Dialogue, GroundingDataset, GroundingTask, Split
-from preceptor.data.vqa.table import SPLITS
 from preceptor.errors import UserError, nearest
 
 SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
@@ -35,17 +34,23 @@ def read_sharegpt(
     seed: int = 0,
     answered: bool = True,
 ) -> GroundingDataset:
-    """Read a file of dialogues; image paths are relative to `images`, by default the file's folder.
+    """Read a file of dialogues.
 
-    Every question must have an answer, unless `answered` is false: a record one of whose questions has none, two
-    questions one after the other among them, is then of the split `unlabelled`, with an empty text for the answer.
+    If no record has a `split`, splits are cut by group (`group`, or the first image) in fractions of all rows. `task`
+    and `modality` default to the values inferred from the boxes and from the name of the first image.
 
-    Parts are those of `split`; without any, images are divided by their group (`group`, or the first image), by
-    fractions of all rows. `task` and `modality` follow from the boxes and the first image's name where they are not
-    given.
+    Args:
+        file: JSON or JSONL file.
+        images: Folder of the images, by default the folder of the file.
+        boxes: What to do with a record that has a faulty box (see `data.grounding.boxes.apply_policy`).
+        validation_fraction: Fraction of the rows in the validation split.
+        test_fraction: Fraction of the rows in the test split.
+        seed: Seed of the cuts.
+        answered: Whether every question must have an answer. Otherwise a record with an unanswered question is in the
+            split `unlabelled`, and the missing answer is an empty text.
 
     Raises:
-        UserError: a record or box that is wrong, with its place.
+        UserError: a record or box is invalid. The message names the place.
     """
     root = images or file.parent
     faults: Counter[str] = Counter()
@@ -55,37 +60,40 @@ def read_sharegpt(
     dropped = 0
     for place, record in _records(file):
         turns = _turns(record, place, answered)
-        kept = apply_to_turns(turns, boxes, place, faults, faulty)
-        if kept is None:
+        checked_turns = apply_to_turns(turns, boxes, place, faults, faulty)
+        if checked_turns is None:
             dropped += 1
             continue
         paths = tuple(resolve_image(root, name, place) for name in _images(record, place))
         for path in paths:
             places.setdefault(path, place)
         first = paths[0].stem if paths else ""
-        task = record.get("task") or task_of(kept)
+        task = record.get("task") or task_of(checked_turns)
         if task not in get_args(GroundingTask):
             raise UserError(f"{place}: task {task!r} is not known{nearest(str(task), get_args(GroundingTask))}")
-        written = record.get("split")
-        if written is not None and str(written) not in SPLITS:
-            raise UserError(f"{place}: split {written!r} is not known{nearest(str(written), SPLITS)}")
-        split: Split = SPLITS[str(written)] if written is not None else "train"
-        labelled = all(answer for _, answer in kept)
+        given_split = record.get("split")
+        if given_split is not None and str(given_split) not in SPLIT_NAMES:
+            raise UserError(f"{place}: split {given_split!r} is not known{nearest(str(given_split), SPLIT_NAMES)}")
+        split: Split = SPLIT_NAMES[str(given_split)] if given_split is not None else "train"
+        labelled = all(answer for _, answer in checked_turns)
         if not labelled:
             split = "unlabelled"
         group = str(record.get("group") or first or record.get("id") or place)
         id = str(record.get("id") or f"row-{len(rows) + dropped + 1}")
         modality = str(record.get("modality") or modality_of(first))
         rows.append(
-            (Dialogue(id, paths, kept, task, modality, group, split), written is not None if labelled else None)
+            (
+                Dialogue(id, paths, checked_turns, task, modality, group, split),
+                given_split is not None if labelled else None,
+            )
         )
     require_images(places)
     splits = {given for _, given in rows if given is not None}
     if len(splits) > 1:
-        raise UserError(f"{file}: some records have a split and others do not; give it to all or to none")
+        raise UserError(f"{file}: some records have a split and others do not; give every record a split, or none")
     repeated = [id for id, count in Counter(d.id for d, _ in rows).items() if count > 1]
     if repeated:
-        raise UserError(f"{file}: id {repeated[0]!r} is given to several records; make ids unique")
+        raise UserError(f"{file}: several records have the id {repeated[0]!r}; make ids unique")
     dialogues = [dialogue for dialogue, _ in rows]
     given = True in splits
     if not given:
@@ -104,67 +112,68 @@ def _records(file: Path) -> list[tuple[str, dict[str, Any]]]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     try:
         if file.suffix.lower() == ".jsonl":
-            found = []
+            records = []
             for number, line in lines:
                 place = f"{file}:{number}"
-                found.append((place, json.loads(line)))
+                records.append((place, json.loads(line)))
         else:
             place = str(file)
-            records = json.loads(text)
-            if not isinstance(records, list):
-                raise UserError(f"{file} must hold a list of records; for one record a line name it .jsonl")
-            found = [(f"{file}, record {number}", record) for number, record in enumerate(records)]
+            entries = json.loads(text)
+            if not isinstance(entries, list):
+                raise UserError(f"{file} must be a list of records; for one record per line, name the file .jsonl")
+            records = [(f"{file}, record {number}", entry) for number, entry in enumerate(entries)]
     except ValueError as error:
-        raise UserError(f"{place}: broken JSON ({error})") from error
-    if not found:
-        raise UserError(f"{file} holds no record")
-    for place, record in found:
+        raise UserError(f"{place}: invalid JSON ({error})") from error
+    if not records:
+        raise UserError(f"{file} contains no record")
+    for place, record in records:
         if not isinstance(record, dict):
             raise UserError(f"{place}: {type(record).__name__} instead of a JSON object")
-    return found
+    return records
 
 
 def _turns(record: dict[str, Any], place: str, answered: bool) -> list[list[str]]:
-    """Return the pairs of question and answer; what a system says goes before the first question.
+    """Return the pairs of question and answer. A system message is prepended to the first question.
 
-    Unless they must be `answered`, an answer may be missing, and is then empty."""
+    Unless `answered` is set, missing answers are empty texts.
+    """
     entries = record.get("conversations", record.get("messages"))
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{place}: it needs 'conversations' or 'messages', a list that is not empty")
-    system, waiting = "", None
+        raise UserError(f"{place}: the record needs a non-empty list 'conversations' or 'messages'")
+    system, open_question = "", None
     turns: list[list[str]] = []
     for entry in entries:
         speaker = entry.get("from", entry.get("role")) if isinstance(entry, dict) else None
-        said = entry.get("value", entry.get("content")) if isinstance(entry, dict) else None
-        if speaker not in SPEAKERS or not isinstance(said, str):
+        content = entry.get("value", entry.get("content")) if isinstance(entry, dict) else None
+        if speaker not in SPEAKERS or not isinstance(content, str):
             raise UserError(
-                f"{place}: {json.dumps(entry, ensure_ascii=False)[:80]} is no turn; write "
+                f"{place}: {json.dumps(entry, ensure_ascii=False)[:80]} is not a turn; write "
                 '{"from": "human" or "gpt", "value": text}'
             )
         role = SPEAKERS[speaker]
-        text = said.replace(MARK, "").strip()
+        text = content.replace(MARK, "").strip()
         if role == "system":
             system = f"{text}\n" if text else ""
-        elif role == "question" and waiting is not None and text and not answered:
-            turns.append([waiting, ""])
-            waiting = text
-        elif (role == "question") == (waiting is not None) or not text:
-            raise UserError(f"{place}: questions and answers must take turns, beginning with a question, none empty")
+        elif role == "question" and open_question is not None and text and not answered:
+            turns.append([open_question, ""])
+            open_question = text
+        elif (role == "question") == (open_question is not None) or not text:
+            raise UserError(f"{place}: questions and answers must alternate, start with a question, and not be empty")
         elif role == "question":
-            waiting = (system if not turns else "") + text
+            open_question = (system if not turns else "") + text
         else:
-            turns.append([str(waiting), text])
-            waiting = None
-    if waiting is not None and not answered:
-        turns.append([waiting, ""])
-    elif waiting is not None or not turns:
+            turns.append([str(open_question), text])
+            open_question = None
+    if open_question is not None and not answered:
+        turns.append([open_question, ""])
+    elif open_question is not None or not turns:
         raise UserError(f"{place}: the last question has no answer")
     return turns
 
 
 def _images(record: dict[str, Any], place: str) -> list[str]:
-    given = record.get("images", record.get("image", []))
-    names = [given] if isinstance(given, str) else given
+    value = record.get("images", record.get("image", []))
+    names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise UserError(f"{place}: 'images' must be a list of file names")
     return names

@@ -1,8 +1,8 @@
-"""SLAKE's boxes and questions as the four tasks of grounded VQA: a real set that may be passed on.
+"""Convert the boxes and questions of SLAKE to the four tasks of grounded VQA.
 
-SLAKE marks organs and findings by ``detection.json``, a list of ``{name: [x, y, width, height]}`` in pixels. From each
-box come a question of visual grounding, of naming and of description, from each question one of image analysis, by
-fixed templates; the same files give the same dialogues. Boxes are written in thousandths.
+SLAKE stores the boxes of organs and findings in ``detection.json``, a list of ``{name: [x, y, width, height]}`` in
+pixels. Templates turn each box into questions of visual grounding, classification and description; each question of
+SLAKE becomes one of image analysis. The same files always give the same dialogues. Boxes are in thousandths.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ FINDINGS = {
 
 
 def read_slake_grounding(root: Path, *, language: Language = "en", style: Style = "qwen") -> GroundingDataset:
-    """Read SLAKE and return its dialogues; the splits are those of `read_slake`, which images never leave.
+    """Read SLAKE as dialogues, in the splits of `read_slake`.
 
-    Sides in descriptions are those of the picture, not of the patient. Boxes outside the image are cut to it and
-    counted in `faults`; one of which nothing is left is left out. In Chinese the names are translated (`CHINESE`).
+    Left and right in descriptions are those of the image, not of the patient. Boxes that leave the image are clipped
+    and counted in `faults`; if nothing remains, the box is dropped. In Chinese the names are translated.
 
     Raises:
-        UserError: as `read_slake`, and for a broken detection.json, with its place.
+        UserError: `read_slake` refuses the data, or a detection.json is invalid.
     """
     questions = read_slake(root, language=language)
     faults: Counter[str] = Counter()
@@ -100,16 +100,18 @@ def read_slake_grounding(root: Path, *, language: Language = "en", style: Style 
     for sample in questions.samples:
         by_image[sample.image].append(sample)
     for image, samples in by_image.items():
-        found = _boxes(image, faults)
-        for spoken in dict.fromkeys(sample.tags["language"] for sample in samples):
-            first = next(sample for sample in samples if sample.tags["language"] == spoken)
-            names = {name: CHINESE.get(name, name) if spoken == "zh" else name.lower() for name in found}
-            marked = [LabeledBox(names[name], tuple(boxes), name in FINDINGS) for name, boxes in found.items()]
-            dialogues += ask_about_boxes(_picture(first), marked, style)
+        boxes_by_name = _boxes(image, faults)
+        for language_of_samples in dict.fromkeys(sample.tags["language"] for sample in samples):
+            first = next(sample for sample in samples if sample.tags["language"] == language_of_samples)
+            names = {
+                name: CHINESE.get(name, name) if language_of_samples == "zh" else name.lower() for name in boxes_by_name
+            }
+            labels = [LabeledBox(names[name], tuple(boxes), name in FINDINGS) for name, boxes in boxes_by_name.items()]
+            dialogues += ask_about_boxes(_picture(first), labels, style)
         for sample in samples:
             dialogues.append(_picture(sample).dialogue(f"mia-{sample.id}", sample.question, sample.answer, "mia"))
     data = GroundingDataset("slake-grounding", questions.variant, questions.root, dialogues, faults=dict(faults))
-    data.notes = [*questions.notes, "Grounding questions are made from SLAKE's boxes by templates."]
+    data.notes = [*questions.notes, "Grounding questions are generated from the boxes of SLAKE by templates."]
     data.leaking = questions.leaking
     return data
 
@@ -129,7 +131,7 @@ def _picture(sample: Sample) -> Picture:
 
 
 def _boxes(image: Path, faults: Counter[str]) -> dict[str, list[Box]]:
-    """Return the boxes of an image by name, in thousandths; none where it has no detection.json."""
+    """Return the boxes of an image by name, in thousandths. Without detection.json there are none."""
     import json
 
     file = image.with_name(BOXES)
@@ -139,14 +141,14 @@ def _boxes(image: Path, faults: Counter[str]) -> dict[str, list[Box]]:
         rows = json.loads(read_text(file))
         with Image.open(image) as opened:
             width, height = opened.size
-        found: dict[str, list[Box]] = {}
+        boxes: dict[str, list[Box]] = {}
         for row in rows:
             for name, (x, y, w, h) in row.items():
                 box = from_pixels((x, y, x + w, y + h), width, height)
-                faults.update(wrong := validate_box(box))
-                good = repair_box(box) if wrong else box
-                if good is not None:
-                    found.setdefault(str(name), []).append(good)
+                faults.update(faults_of_box := validate_box(box))
+                valid = repair_box(box) if faults_of_box else box
+                if valid is not None:
+                    boxes.setdefault(str(name), []).append(valid)
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{file} is broken ({error}); {AS_RELEASED}") from error
-    return found
+        raise UserError(f"{file} is invalid ({error}); {AS_RELEASED}") from error
+    return boxes

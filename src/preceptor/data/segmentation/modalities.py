@@ -1,4 +1,4 @@
-"""Names of modalities and of label maps, as they end file names; the label values of the usual regions."""
+"""Names of modalities and label maps in file names, and the label values of common regions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from preceptor.errors import UserError, nearest
 
 ORDER = ("flair", "t1", "t1ce", "t2")
-"""The order of a network's inputs where none is given: that of the published code."""
+"""Default order of the network inputs, as in the published code of LCKD."""
 
 KNOWN = (*ORDER, "adc", "ct", "dwi", "pd", "pet", "swi")
-"""The names that are recognised where none are given."""
+"""Modalities that are recognised in file names by default."""
 
 ALIASES = {
     "t1c": "t1ce",
@@ -27,63 +27,63 @@ ALIASES = {
     "t2flair": "flair",
     "t2_flair": "flair",
 }
-"""Other names: those of BraTS 2023, of the Medical Segmentation Decathlon and a few more."""
+"""Alternative names, from BraTS 2023, the Medical Segmentation Decathlon and others."""
 
-# `segm` is the one misnamed file of BraTS 2020 (case 355).
+# `segm` is the name of one file of BraTS 2020 (case 355).
 MASK_WORDS = ("seg", "segm", "mask", "label", "labels")
 MASK = "mask"
 
 NIFTI = (".nii.gz", ".nii")
 
 
-def plain(name: str) -> str:
-    """Return the usual name of a modality: lower case, aliases resolved."""
+def canonical_name(name: str) -> str:
+    """Return the canonical name of a modality: lower case, aliases resolved."""
     lower = name.strip().lower()
     return ALIASES.get(lower, lower)
 
 
 def stem(file_name: str) -> str | None:
-    """Return a file's name without .nii or .nii.gz, None for another ending."""
+    """Return the name of a file without .nii or .nii.gz, or None if it has another suffix."""
     for ending in NIFTI:
         if file_name.lower().endswith(ending):
             return file_name[: -len(ending)]
     return None
 
 
-def checked(modalities: Sequence[str]) -> tuple[str, ...]:
-    """Return the modalities; raises UserError where there are none or two mean the same."""
+def check_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
+    """Return the modalities. Raises UserError if there are none, or if two are aliases of each other."""
     if not modalities:
         raise UserError("modalities is empty; name at least one, such as flair,t1,t1ce,t2")
-    seen: dict[str, str] = {}
+    original: dict[str, str] = {}
     for name in modalities:
-        if not name.strip() or "/" in name or plain(name) in ("case", "group", "split", *MASK_WORDS):
-            raise UserError(f"{name!r} cannot be a modality's name; give names such as {', '.join(ORDER)}")
-        if plain(name) in seen:
-            raise UserError(f"modalities {seen[plain(name)]!r} and {name!r} are the same; keep one")
-        seen[plain(name)] = name
+        if not name.strip() or "/" in name or canonical_name(name) in ("case", "group", "split", *MASK_WORDS):
+            raise UserError(f"{name!r} is not a valid modality; examples are {', '.join(ORDER)}")
+        if canonical_name(name) in original:
+            raise UserError(f"modalities {original[canonical_name(name)]!r} and {name!r} are the same; keep one")
+        original[canonical_name(name)] = name
     return tuple(modalities)
 
 
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Return names with flair, t1, t1ce, t2 first and the others in alphabetical order."""
+def sort_modalities(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort modalities: flair, t1, t1ce, t2 first, then the others alphabetically."""
     names = set(names)
     return (*(name for name in ORDER if name in names), *sorted(names - set(ORDER)))
 
 
 class Endings:
-    """Finds what a file holds from the end of its name: ``case_t1ce`` or ``case-t1c`` or just ``t1ce``."""
+    """Parses the modality at the end of file names such as ``case_t1ce``, ``case-t1c`` or ``t1ce``."""
 
     def __init__(self, modalities: Sequence[str] | None) -> None:
         names = KNOWN if modalities is None else modalities
-        own = {plain(name): name for name in names}
-        tokens = {alias: own[name] for alias, name in ALIASES.items() if name in own}
-        tokens |= {name.lower(): name for name in own.values()} | own
+        by_canonical = {canonical_name(name): name for name in names}
+        tokens = {alias: by_canonical[name] for alias, name in ALIASES.items() if name in by_canonical}
+        tokens |= {name.lower(): name for name in by_canonical.values()} | by_canonical
         tokens |= {word: MASK for word in MASK_WORDS if word not in tokens}
-        # The longest first: `t2_flair` ends in `flair` too.
+        # Match the longest first, because `t2_flair` also ends in `flair`.
         self.tokens = sorted(tokens.items(), key=lambda item: (-len(item[0]), item[0]))
 
     def split(self, name: str) -> tuple[str, str] | None:
-        """Return (case, modality or `MASK`) of a file's stem, case "" where the stem is just that; None if unknown."""
+        """Return (case, modality or `MASK`) of a file stem, or None. The case is "" if the stem is the modality."""
         lower = name.lower()
         for token, kind in self.tokens:
             if lower == token:
@@ -93,53 +93,57 @@ class Endings:
         return None
 
 
-def checked_regions(regions: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """Return the regions; raises UserError for an empty one, or values that are no labels from 1 to 255."""
+def check_regions(regions: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Return the regions. Raises UserError unless each has distinct labels from 1 to 255."""
     if not regions:
         raise UserError("regions is empty; give label values by name, such as {lesion: [1]}")
     for name, values in regions.items():
         wrong = [value for value in values if isinstance(value, bool) or not 0 < value < 256]
         if not values or wrong or len(set(values)) < len(values):
             raise UserError(
-                f"region {name!r} has the labels {list(values)}; give distinct label values from 1 to 255 (0 is "
+                f"region {name!r} has the labels {list(values)}; give distinct label values from 1 to 255 (0 is the "
                 "background)"
             )
     return {name: tuple(int(value) for value in values) for name, values in regions.items()}
 
 
 def brats_regions(enhancing: int) -> dict[str, tuple[int, ...]]:
-    """Return et, tc, wt of BraTS: 1 necrotic and non-enhancing core, 2 oedema, `enhancing` 4 (to 2021) or 3."""
+    """Return et, tc, wt of BraTS. Labels: 1 necrotic core, 2 oedema, `enhancing` is 4 (until 2021) or 3."""
     return {"et": (enhancing,), "tc": (1, enhancing), "wt": (1, 2, enhancing)}
 
 
 DECATHLON_BRAIN = {"et": (3,), "tc": (2, 3), "wt": (1, 2, 3)}
-"""The Medical Segmentation Decathlon's brain task: 1 oedema, 2 non-enhancing, 3 enhancing."""
+"""Regions of the brain task of the Medical Segmentation Decathlon: 1 oedema, 2 non-enhancing, 3 enhancing."""
 
 
-def regions_of(seen: Iterable[int], looked_at: str) -> tuple[dict[str, tuple[int, ...]], str]:
-    """Return the regions that label values speak for, and the sentence that says so.
+def infer_regions(labels: Iterable[int], source: str) -> tuple[dict[str, tuple[int, ...]], str]:
+    """Infer the regions from label values, and return them with a note.
 
-    Values 1, 2 and 4 (or 3) are BraTS's, a single 1 is a lesion. Raises UserError for anything else.
+    Labels 1, 2 and 4 (or 3) are those of BraTS, a single label 1 is a lesion. `source` describes the label maps.
+
+    Raises:
+        UserError: the labels are neither.
     """
-    values = sorted(set(seen) - {0})
+    values = sorted(set(labels) - {0})
     if values == [1]:
-        return {"lesion": (1,)}, f"Regions from the labels ({looked_at} hold label 1 alone): lesion is label 1."
+        return {"lesion": (1,)}, f"Regions inferred from {source}, which contain only label 1: lesion is label 1."
     if set(values) <= {1, 2, 4} or set(values) <= {1, 2, 3}:
         enhancing = 3 if 3 in values else 4
-        found = "" if enhancing in values else f", though none of them holds label {enhancing}"
+        absent = "" if enhancing in values else " (not in these label maps)"
         return brats_regions(enhancing), (
-            f"Regions from the labels ({looked_at} hold {', '.join(map(str, values)) or 'none'}): enhancing tumour is "
-            f"label {enhancing}{found}; et = {enhancing}, tc = 1 and {enhancing}, wt = 1, 2 and {enhancing}."
+            f"Regions inferred from {source}, which contain the labels {', '.join(map(str, values)) or 'none'}: "
+            f"enhancing tumour is label {enhancing}{absent}; et = {enhancing}, tc = 1 and {enhancing}, wt = 1, 2 and "
+            f"{enhancing}."
         )
     raise UserError(
-        f"{looked_at} hold the labels {', '.join(map(str, values))}, which are not those of BraTS; say which labels "
-        "make up each region with data.regions, such as {et: [3], tc: [1, 3], wt: [1, 2, 3]}"
+        f"{source} contain the labels {', '.join(map(str, values))}, which are not those of BraTS; set data.regions to "
+        "the labels of each region, such as {et: [3], tc: [1, 3], wt: [1, 2, 3]}"
     )
 
 
 def require_known(name: str, modalities: Sequence[str], place: str) -> str:
-    """Return the one of `modalities` that `name` means; raises UserError where there is none."""
-    for own in modalities:
-        if plain(own) == plain(name):
-            return own
+    """Return the element of `modalities` that is an alias of `name`. Raises UserError if there is none."""
+    for modality in modalities:
+        if canonical_name(modality) == canonical_name(name):
+            return modality
     raise UserError(f"{place}: modality {name!r} is not known{nearest(name, modalities)}")

@@ -1,10 +1,10 @@
-"""Synthetic heads and torsos in three dimensions: anatomy, lesions and the contrasts they are seen in.
+"""Synthetic heads and torsos in three dimensions: anatomy, lesions and imaging contrasts.
 
-Nothing here comes from a patient. A case is a pile of jittered, warped ellipsoids; it resembles anatomy enough to ask
-questions about it and to segment it, and no more. `phantom.py` cuts images and `phantom_questions.py` asks about them.
+Nothing here comes from a patient. A case consists of jittered, warped ellipsoids. It resembles anatomy just enough to
+ask questions about it and to segment it. `questions.py` cuts images from cases and asks about them.
 
-Axes of every volume: (z, y, x). z runs from the feet to the head, y from front to back, x from the patient's right to
-the left, so that an axial slice `volume[z]` is shown as radiologists hold it: front up, patient's right on the left.
+The axes of every volume are (z, y, x): z from the feet to the head, y from front to back, x from the right to the left
+of the patient. An axial slice `volume[z]` is therefore in radiological orientation.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MR_CONTRASTS = ("t1", "t1ce", "t2", "flair")
 CONTRASTS = (*MR_CONTRASTS, "ct")
 
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
-"""Labels of a head lesion, as in BraTS: et = {4}, tc = {1, 4}, wt = {1, 2, 4}. A torso lesion is label 1 throughout."""
+"""Labels of a brain lesion, as in BraTS: et = {4}, tc = {1, 4}, wt = {1, 2, 4}. Lesions of a torso have label 1."""
 
-# Mean of each tissue in t1, t1ce, t2, flair (arbitrary units, fat about 0.85) and ct (HU; the torso as if enhanced).
+# Mean of each tissue in t1, t1ce, t2, flair (arbitrary units, fat about 0.85) and ct (HU; torso with contrast agent).
 _MEANS: dict[str, tuple[float, float, float, float, float]] = {
     "air": (0.0, 0.0, 0.0, 0.0, -1000),
     "fat": (0.85, 0.85, 0.70, 0.60, -90),
@@ -80,20 +80,20 @@ _LESION_MEANS: dict[tuple[str, int], tuple[float, float, float, float, float]] =
     ("liver", 1): (0.28, 0.32, 0.80, 0.70, 10),
     ("kidney", 1): (0.15, 0.16, 1.00, 0.16, 2),
 }
-# Radius of a lesion in half-widths of the volume: (from, to) by organ and size class. A brain lesion includes oedema.
-# The classes are apart for all organs alike, so that an image shows which it is.
+# Radius of a lesion in half-widths of the volume, (minimum, maximum) by organ and size class. A brain lesion includes
+# oedema. The size classes of an organ do not overlap, so that an image shows the class.
 _RADII: dict[str, dict[SizeClass, tuple[float, float]]] = {
     "brain": {"small": (0.14, 0.17), "large": (0.30, 0.38)},
     "lung": {"small": (0.12, 0.15), "large": (0.22, 0.27)},
     "liver": {"small": (0.12, 0.15), "large": (0.22, 0.27)},
     "kidney": {"small": (0.11, 0.13), "large": (0.22, 0.25)},
 }
-_COUNT_WEIGHTS = (0.22, 0.36, 0.26, 0.16)  # of 0, 1, 2, 3 lesions
+_COUNT_WEIGHTS = (0.22, 0.36, 0.26, 0.16)  # probabilities of 0, 1, 2, 3 lesions
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One lesion in brain, lung, liver or kidney; `centre` is in voxels (z, y, x); `index` marks its voxels."""
+    """A lesion in brain, lung, liver or kidney. `centre` is in voxels (z, y, x); `index` is its value in the map."""
 
     index: int
     organ: str
@@ -106,9 +106,16 @@ class Lesion:
 class PhantomCase:
     """A synthetic case. Volumes are (z, y, x) cubes with isotropic voxels of `spacing` mm.
 
-    `tissue` int8 indexes `TISSUES` and is the anatomy without lesions; `label` int8 is the lesion label map (see
-    `NECROSIS`); `lesion_index` int8 holds the number of the lesion (from 1) or 0. `contrasts` are float32: MR in
-    arbitrary units, never negative; ct in HU.
+    Attributes:
+        id: Identifier.
+        region: `head` or `torso`.
+        seed: Seed and index of the case.
+        spacing: Voxel size in mm.
+        tissue: Indices into `TISSUES` (int8): the anatomy without lesions.
+        label: Label map of the lesions (int8, see `NECROSIS`).
+        lesion_index: Number of the lesion, from 1, or 0 (int8).
+        lesions: The lesions.
+        contrasts: Rendered contrasts (float32): MR in arbitrary units, never negative; ct in HU.
     """
 
     id: str
@@ -122,19 +129,19 @@ class PhantomCase:
     contrasts: dict[str, np.ndarray] = field(default_factory=dict)
 
     def contrast(self, name: str) -> np.ndarray:
-        """Return one contrast, rendered when first asked for: the same bytes in whatever order contrasts are asked."""
+        """Return one contrast. It is rendered on the first call; the order of calls does not change its values."""
         if name not in self.contrasts:
             self.contrasts[name] = _render(self, name)
         return self.contrasts[name]
 
     def organ_mask(self, organ: str) -> np.ndarray:
-        """Return the bool mask of a key of `ORGANS`, lesions inside it included."""
+        """Return the bool mask of an organ (a key of `ORGANS`), including lesions inside it."""
         indices = [TISSUE[name] for name in ORGANS[organ]]
         return np.isin(self.tissue, indices) if len(indices) > 1 else self.tissue == indices[0]
 
     @property
     def organ_boxes(self) -> dict[str, Box]:
-        """Boxes (z0, y0, x0, z1, y1, x1) in voxels, ends exclusive, of the organs that the case has."""
+        """Boxes (z0, y0, x0, z1, y1, x1) of the organs, in voxels with exclusive ends."""
         masks = {organ: self.organ_mask(organ) for organ in ORGANS}
         boxes = {}
         for organ, mask in masks.items():
@@ -147,11 +154,11 @@ class PhantomCase:
 def make_case(
     seed: int, index: int, *, region: Region, size: int = 64, contrasts: tuple[str, ...] = MR_CONTRASTS
 ) -> PhantomCase:
-    """Return case `index` of the phantom with this seed: a cube of `size` voxels a side, some contrasts rendered.
+    """Generate case `index` of the phantom with this seed. The same arguments always give the same arrays.
 
-    The same arguments give the same bytes. The field of view is 220 mm for a head and 384 mm for a torso.
+    `size` is the number of voxels along each axis. The field of view is 220 mm for a head and 384 mm for a torso.
     """
-    assert size >= 32, "below 32 voxels a side the small organs vanish"
+    assert size >= 32, "small organs vanish below 32 voxels"
     rng = np.random.default_rng([seed, index, 0])
     space = Space(rng, size)
     paint = paint_head if region == "head" else _torso
@@ -165,7 +172,7 @@ def make_case(
 
 
 def bounding_box(mask: np.ndarray) -> tuple[int, ...]:  # (dims starts, dims ends)
-    """Return the starts, then the exclusive ends, of the smallest box around a mask that is not empty."""
+    """Return the starts and the exclusive ends of the bounding box of a non-empty mask."""
     starts, ends = [], []
     for axis in range(mask.ndim):
         hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
@@ -175,9 +182,9 @@ def bounding_box(mask: np.ndarray) -> tuple[int, ...]:  # (dims starts, dims end
 
 
 def smooth_noise(rng: np.random.Generator, size: int, knots: int) -> np.ndarray:
-    """Return a (size, size, size) float32 field of unit variance at its knots, interpolated linearly between them.
+    """Return a noise field (size, size, size) float32, linearly interpolated between knots of unit variance.
 
-    Written without matrix products: a BLAS may round differently with another number of threads.
+    It does not use matrix products, because the rounding of a BLAS may depend on the number of threads.
     """
     values = rng.standard_normal((knots, knots, knots), dtype=np.float32)
     position = np.linspace(0, knots - 1, size, dtype=np.float32)
@@ -192,7 +199,7 @@ def smooth_noise(rng: np.random.Generator, size: int, knots: int) -> np.ndarray:
 
 
 class Space:
-    """Warped coordinates of a cube, `half` either way of `middle`, and the ellipsoids drawn in it."""
+    """Warped coordinates of a cube with the centre `middle` and the half side `half`, and ellipsoids in it."""
 
     def __init__(
         self,
@@ -215,7 +222,7 @@ class Space:
         self._bent = [float(np.abs(a - b).max()) for a, b in ((self.z, z), (self.y, y), (self.x, x))]
 
     def radius(self, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
-        """Return the squared radius in an ellipsoid's own units: below 1 inside."""
+        """Return the squared radius in units of an ellipsoid; it is below 1 inside."""
         total = np.square((self.z - np.float32(centre[0])) * np.float32(1 / radii[0]))
         total += np.square((self.y - np.float32(centre[1])) * np.float32(1 / radii[1]))
         total += np.square((self.x - np.float32(centre[2])) * np.float32(1 / radii[2]))
@@ -224,10 +231,10 @@ class Space:
     def organ(
         self, centre: tuple[float, float, float], radii: tuple[float, float, float], spread: float = 1.0
     ) -> np.ndarray:
-        """Return the mask of an ellipsoid whose place and radii vary by case (`spread` scales by how much)."""
+        """Return the mask of an ellipsoid whose position and radii vary between cases, scaled by `spread`."""
         moved = np.asarray(centre) + self.jitter.normal(0, 0.018 * spread, 3)
         grown = np.asarray(radii) * np.clip(self.jitter.normal(1, 0.07 * spread, 3), 0.8, 1.25)
-        # Only the block that the warped ellipsoid can reach is computed: most organs are small.
+        # Compute only the block that the warped ellipsoid can reach, because most organs are small.
         reach = [(m - g - b, m + g + b) for m, g, b in zip(moved, grown, self._bent, strict=True)]
         block = tuple(slice(*np.searchsorted(axis, ends)) for axis, ends in zip(self._axes, reach, strict=True))
         total = np.zeros((), np.float32)
@@ -239,7 +246,7 @@ class Space:
 
 
 def paint_head(rng: np.random.Generator, space: Space) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the tissue map of a head and where lesions may lie."""
+    """Return the tissue map of a head, and the mask of possible lesion centres."""
     size, x, y, z = space.size, space.x, space.y, space.z
     tissue = np.zeros((size, size, size), np.int8)
     length, width = rng.normal(1, 0.03, 2).clip(0.93, 1.07)
@@ -267,7 +274,7 @@ def paint_head(rng: np.random.Generator, space: Space) -> tuple[np.ndarray, dict
     white = brain & (cranium < 0.50 + 0.16 * deep_folds) & (np.abs(x) > 0.05) & (z > -0.08)
     callosum = brain & (space.radius((0.30, 0.05, 0), (0.05, 0.32, 0.12)) < 1)
     tissue[white | callosum] = TISSUE["white matter"]
-    wide = float(np.clip(rng.normal(1, 0.18), 0.7, 1.5))  # the width of the ventricles varies more than anything else
+    wide = float(np.clip(rng.normal(1, 0.18), 0.7, 1.5))  # the width of the ventricles varies most
     for sign in (-1, 1):
         tissue[space.organ((0.08, 0.08, sign * 0.13), (0.12, 0.16, 0.09))] = TISSUE["deep grey matter"]
         tissue[space.organ((0.12, -0.10, sign * 0.27), (0.12, 0.17, 0.055))] = TISSUE["deep grey matter"]
@@ -297,7 +304,7 @@ def paint_head(rng: np.random.Generator, space: Space) -> tuple[np.ndarray, dict
 
 
 def _torso(rng: np.random.Generator, space: Space) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the tissue map of a torso and where lesions may lie."""
+    """Return the tissue map of a torso, and the masks of possible lesion centres by organ."""
     size, x, y, z = space.size, space.x, space.y, space.z
     tissue = np.zeros((size, size, size), np.int8)
     loops, pockets = smooth_noise(rng, size, 14), smooth_noise(rng, size, 9)
@@ -376,23 +383,23 @@ _MAY_COVER = {
 def _lesions(
     rng: np.random.Generator, space: Space, tissue: np.ndarray, allowed: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, tuple[Lesion, ...]]:
-    """Place 0 to 3 lesions that do not touch; return label map, lesion numbers and lesions."""
+    """Place 0 to 3 lesions that do not touch, and return label map, lesion numbers and lesions."""
     size = space.size
     label, number = np.zeros_like(tissue), np.zeros_like(tissue)
-    wanted = int(rng.choice(4, p=_COUNT_WEIGHTS))
+    count = int(rng.choice(4, p=_COUNT_WEIGHTS))
     organ = str(rng.choice(sorted(allowed)))  # a case has one kind of lesion
     grid = np.arange(size, dtype=np.float32)
     spots = np.argwhere(allowed[organ])
     cover = np.isin(tissue, [TISSUE[name] for name in _MAY_COVER[organ]])
     lesions: list[Lesion] = []
     reach: list[float] = []
-    for _ in range(40):  # a lesion that finds no room in so many throws is left out
-        if len(lesions) == wanted or len(spots) == 0:
+    for _ in range(40):  # skip lesions that do not fit after this number of trials
+        if len(lesions) == count or len(spots) == 0:
             break
         size_class: SizeClass = "small" if rng.random() < 0.5 else "large"
         radius = rng.uniform(*_RADII[organ][size_class]) * size / 2
         centre = spots[rng.integers(len(spots))]
-        if lesions and rng.random() < 0.6:  # near the height of the first, so that one slice may show several
+        if lesions and rng.random() < 0.6:  # near the first one, so that a slice may show several
             level = spots[np.abs(spots[:, 0] - lesions[0].centre[0]) <= 2]
             centre = level[rng.integers(len(level))]
         gaps = [np.linalg.norm(centre - other.centre) - radius - r for other, r in zip(lesions, reach, strict=True)]
@@ -408,22 +415,22 @@ def _lesions(
         whole = (shape < 1) & cover & (number == 0)
         if whole.sum() < 0.45 * (shape < 1).sum():
             continue
-        place = (int(centre[0]), int(centre[1]), int(centre[2]))
-        lesions.append(Lesion(len(lesions) + 1, organ, "left" if centre[2] > size / 2 else "right", size_class, place))
+        voxel = (int(centre[0]), int(centre[1]), int(centre[2]))
+        lesions.append(Lesion(len(lesions) + 1, organ, "left" if centre[2] > size / 2 else "right", size_class, voxel))
         reach.append(float(radius))
         number[whole] = len(lesions)
         label[whole] = 1
         if organ == "brain":
             label[whole & (shape >= 0.66)] = OEDEMA
-            if rng.random() < 0.85:  # the others are tumours that do not enhance
+            if rng.random() < 0.85:  # the others do not enhance
                 label[whole & (shape < 0.66) & (shape >= rng.uniform(0.30, 0.46))] = ENHANCING
     return label, number, tuple(lesions)
 
 
 def _render(case: PhantomCase, name: str) -> np.ndarray:
-    """Return a contrast: tissue means that vary by case, texture, partial volume, bias field and noise.
+    """Render a contrast: tissue means that vary between cases, texture, partial volume, bias field and noise.
 
-    MR noise is Rician (Gudbjartsson and Patz 1995): the modulus of a complex Gaussian around the signal.
+    MR noise is Rician (Gudbjartsson and Patz 1995): the magnitude of a complex Gaussian around the signal.
     """
     column = CONTRASTS.index(name)
     size = case.tissue.shape[0]
@@ -438,7 +445,7 @@ def _render(case: PhantomCase, name: str) -> np.ndarray:
             mean = _LESION_MEANS[lesion.organ, int(value)][column]
             volume[inside & (case.label == value)] = mean + rng.normal(0, 5) if ct else mean * rng.normal(1, 0.06)
     texture = smooth_noise(rng, size, 20)
-    if ct:  # soft tissue varies a little; in the lungs vessels show as small spots, much fainter than a nodule
+    if ct:  # soft tissue varies a little; vessels in the lungs are small spots, much fainter than a nodule
         volume += np.where(volume > -200, 6 * texture, 350 * np.maximum(texture - 0.9, 0) * (volume > -900))
     else:
         volume *= 1 + 0.06 * texture

@@ -1,6 +1,6 @@
-"""A generated data set of volumes: synthetic heads with a tumour, as NIfTI files in the layout of BraTS.
+"""Generate a data set of volumes: synthetic heads with a tumour, as NIfTI files in the layout of BraTS.
 
-It shows that a method works and is no evidence about medicine; the folder says so itself.
+It shows that a method works and is not evidence about medicine, as a file in the folder states.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from preceptor.data.synthetic.tumour import make_tumour_case
 from preceptor.errors import UserError
 
 FORMAT = 1
-"""Raised whenever the same arguments give other bytes."""
+"""Increased whenever the same arguments give different files."""
 SPLIT = "splits.json"
 README = "README.txt"
 
@@ -27,26 +27,32 @@ README = "README.txt"
 def write_phantom_cases(
     folder: Path, *, train: int, validation: int, test: int, seed: int, size: int = 48, missing: float = 0.0
 ) -> Path:
-    """Write cases into `folder` and return it; those that are there already are used again.
+    """Generate cases in `folder` and return the folder. An existing data set of the same arguments is reused.
 
-    `folder/PHANTOM_000/PHANTOM_000_t1ce.nii.gz` and so on for flair, t1, t1ce, t2 and the label map `seg` (1 necrotic
-    core, 2 oedema, 4 enhancing tumour), `size` voxels a side; `splits.json` holds the splits. Of each case each
-    modality but one drawn by lot is left out with a probability that makes the share `missing` of all files.
-    The same arguments give the same voxels and files.
+    A case is a folder `PHANTOM_000` with `PHANTOM_000_t1ce.nii.gz` and so on for flair, t1, t1ce, t2 and the label map
+    `seg` (1 necrotic core, 2 oedema, 4 enhancing tumour). `splits.json` lists the splits. The same arguments always
+    give the same files.
+
+    Args:
+        folder: Output folder.
+        train: Number of training cases.
+        validation: Number of validation cases.
+        test: Number of test cases.
+        seed: Random seed.
+        size: Voxels along each axis.
+        missing: Fraction of all modalities that is left out at random. Every case keeps at least one.
 
     Raises:
-        UserError: the folder holds something else or a damaged phantom, or a number does not fit.
+        UserError: the folder contains something else or a changed phantom, or a number is invalid.
     """
     if min(train, validation, test) < 0 or train + validation + test < 1:
         raise UserError(
-            f"train {train}, validation {validation}, test {test}: the numbers of cases must not be below 0"
+            f"the numbers of cases train={train}, validation={validation}, test={test} must not be negative, nor all 0"
         )
     if not 0 <= missing <= 0.75:
-        raise UserError(
-            f"missing is {missing}; of four modalities at most 0.75 can be, as none has all of them missing"
-        )
+        raise UserError(f"missing={missing} must be from 0 to 0.75, because each case keeps one of its four modalities")
     if size < 32:
-        raise UserError(f"size is {size}; below 32 voxels a side a tumour's splits vanish")
+        raise UserError(f"size={size} must be at least 32 voxels, so that the parts of a tumour remain visible")
     arguments: dict[str, Any] = {
         "format": FORMAT,
         "train": train,
@@ -77,17 +83,17 @@ def _case(folder: Path, name: str, number: int, arguments: dict[str, Any]) -> No
     folder.mkdir()
     case = make_tumour_case(arguments["seed"], number, size=arguments["size"])
     rng = np.random.default_rng([arguments["seed"], number, 20])
-    kept = rng.integers(len(MR_CONTRASTS))
-    # One of four is always there, so that the others go more often than the share of all.
+    always_present = rng.integers(len(MR_CONTRASTS))
+    # One of four modalities is never missing, so that the others must be missing more often.
     absent = rng.random(len(MR_CONTRASTS)) < arguments["missing"] * 4 / 3
-    for place, contrast in enumerate(MR_CONTRASTS):
-        if place == kept or not absent[place]:
+    for index, contrast in enumerate(MR_CONTRASTS):
+        if index == always_present or not absent[index]:
             _save(folder / f"{name}_{contrast}.nii.gz", case.contrasts[contrast], case.spacing)
     _save(folder / f"{name}_seg.nii.gz", case.label, case.spacing)
 
 
 def _save(path: Path, volume: np.ndarray, spacing: float) -> None:
-    """Write a volume (z, y, x) with its axes to the left, back and top, as the files of BraTS have them."""
+    """Write a volume (z, y, x) with its axes to the left, back and top, as in the files of BraTS."""
     import nibabel
 
     side = volume.shape[0]
@@ -99,7 +105,7 @@ def _save(path: Path, volume: np.ndarray, spacing: float) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Return the SHA-256 of the split and of every volume, with their names."""
+    """Return a SHA-256 over the split file and all volumes with their names."""
     digest = hashlib.sha256((folder / SPLIT).read_bytes())
     for path in sorted(folder.glob("*/*.nii.gz")):
         digest.update(path.name.encode() + path.read_bytes())
@@ -110,6 +116,6 @@ def _readme(arguments: dict[str, Any]) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in arguments.items())
     return (
         "SYNTHETIC VOLUMES. No patient was imaged. The heads and tumours are computed from warped ellipsoids.\n"
-        "They serve to try software; nothing about medicine follows from them.\n"
+        "They are for testing software and are not evidence about medicine.\n"
         f"Written by preceptor with: {settings}.\n"
     )

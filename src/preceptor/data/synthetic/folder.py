@@ -1,4 +1,4 @@
-"""A generated data set's folder: written as a whole or not at all, and used again where it is there and intact."""
+"""Write the folder of a generated data set atomically, and reuse an intact one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ MANIFEST = "manifest.json"
 def write_once(
     folder: Path, arguments: Mapping[str, Any], write: Callable[[Path], None], digest: Callable[[Path], str]
 ) -> None:
-    """Have `write` fill `folder`, unless what the same arguments gave is there already.
+    """Fill `folder` with `write`, unless it already contains the data set of the same arguments.
 
-    The manifest keeps the arguments and `digest`, the SHA-256 of what was written. Raises UserError where the folder
-    holds something else or a damaged phantom.
+    The manifest stores the arguments and `digest`, a SHA-256 over the files.
+
+    Raises:
+        UserError: the folder contains something else, or its data set was changed.
     """
-    if _is_there(folder, arguments, digest):
+    if _is_complete(folder, arguments, digest):
         return
-    # A name of its own: several processes of one run may write at once, and the first to finish wins.
+    # The name is unique, because several processes may write at once; the first to finish wins.
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir(parents=True)
     try:
@@ -34,30 +36,32 @@ def write_once(
         try:
             temporary.rename(folder)
         except OSError:
-            if not _is_there(folder, arguments, digest):
+            if not _is_complete(folder, arguments, digest):
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_there(folder: Path, arguments: Mapping[str, Any], digest: Callable[[Path], str]) -> bool:
-    """Return whether the phantom is in the folder, False where the folder is empty or missing."""
+def _is_complete(folder: Path, arguments: Mapping[str, Any], digest: Callable[[Path], str]) -> bool:
+    """Return whether the folder contains the data set. Raises UserError if it contains something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        known = manifest.pop("sha256")
+        expected = manifest.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError):
-        manifest, known = None, None
+        manifest, expected = None, None
     if manifest != arguments:
         raise UserError(
-            f"{folder} holds something other than the phantom that was asked for ({dict(arguments)}); give another "
-            "data.root, or remove it"
+            f"{folder} does not contain the requested phantom ({dict(arguments)}); give another "
+            "data.root, or remove the folder"
         )
     try:
         written = digest(folder)
     except OSError:
         written = None
-    if written != known:
-        raise UserError(f"{folder} holds a phantom that was changed after it was written; remove it to make it anew")
+    if written != expected:
+        raise UserError(
+            f"the phantom in {folder} was changed after it was written; remove the folder to generate it again"
+        )
     return True

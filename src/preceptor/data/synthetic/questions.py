@@ -1,6 +1,6 @@
-"""Images of a phantom case, and questions about them whose answers follow from its geometry.
+"""Cut images from a phantom case and ask questions about them whose answers follow from its geometry.
 
-In every part of the data each closed question is answered yes as often as no, so that its wording gives nothing away.
+In every split, each closed question is answered yes as often as no, so that its wording gives nothing away.
 """
 
 from __future__ import annotations
@@ -20,17 +20,27 @@ ASKED_ORGANS = {
     "torso": ("right lung", "left lung", "heart", "liver", "spleen", "stomach", "right kidney", "left kidney"),
 }
 IN_X_RAY = ("right lung", "left lung", "heart")
-"""The organs that a projection shows; about the others, and about lesions outside the lungs, it is not asked."""
+"""Organs that a projection shows. Questions about x-rays concern these organs and lesions in the lungs only."""
 ABNORMALITIES = {"brain": "brain tumour", "lung": "lung nodule", "liver": "liver lesion", "kidney": "renal cyst"}
 VISIBLE = 0.004
-"""Share of the image that an organ or lesion must cover to count as visible; below half of it, it counts as absent,
-and between the two no question is asked."""
+"""Fraction of the image that an organ or lesion must cover to count as visible.
+
+Below half of this fraction it counts as absent. In between no question is asked.
+"""
 
 
 @dataclass
 class View:
-    """One image of a case: `image` (side, side) uint8; `masks` of organs and `lesions` of those cut, both (side, side)
-    bool at the voxels' resolution, turned as the image is. `plane` is "frontal" for an x-ray."""
+    """One image of a case.
+
+    Attributes:
+        case: The case.
+        contrast: MR contrast, `ct` or `x-ray`.
+        plane: axial, coronal, sagittal, or frontal for an x-ray.
+        image: Grey values (side, side) uint8.
+        masks: Masks (side, side) bool of the organs, in voxels, oriented like the image.
+        lesions: Masks of the lesions in the image.
+    """
 
     case: PhantomCase
     contrast: str
@@ -53,18 +63,18 @@ class View:
         return any(0 < self.share(mask) < VISIBLE for mask in self.lesions.values())
 
     def boxes(self) -> dict[str, list[int]]:
-        """Return ``{name: [x0, y0, x1, y1]}`` in voxels of the view, ends exclusive, of visible organs and lesions."""
-        found = {name: mask for name, mask in self.masks.items() if self.share(mask) >= VISIBLE}
-        found |= {f"lesion {lesion.index}": self.lesions[lesion] for lesion in self.visible_lesions()}
+        """Return ``{name: [x0, y0, x1, y1]}`` of visible organs and lesions, in voxels with exclusive ends."""
+        visible = {name: mask for name, mask in self.masks.items() if self.share(mask) >= VISIBLE}
+        visible |= {f"lesion {lesion.index}": self.lesions[lesion] for lesion in self.visible_lesions()}
         boxes = {}
-        for name, mask in found.items():
+        for name, mask in visible.items():
             y0, x0, y1, x1 = bounding_box(mask)
             boxes[name] = [x0, y0, x1, y1]
         return boxes
 
 
 def _cut(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """Return a slice as it is hung: head up, front up in axial views, the patient's right on the left."""
+    """Return a slice in radiological orientation: head or front up, the right of the patient on the left."""
     if plane == "axial":
         return volume[index]
     return volume[::-1, index] if plane == "coronal" else volume[::-1, :, index]
@@ -75,7 +85,7 @@ def _grey(image: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def make_view(case: PhantomCase, rng: np.random.Generator) -> View:
-    """Return a random image of a case; about every second one cuts a lesion where the case has any."""
+    """Return a random image of a case. If the case has lesions, about half of the images show one."""
     kinds, weights = (*MR_CONTRASTS, "ct", "x-ray"), [0.15, 0.15, 0.15, 0.15, 0.25, 0.15]
     contrast = str(rng.choice(kinds, p=weights))
     organs = ASKED_ORGANS[case.region]
@@ -101,7 +111,7 @@ def make_view(case: PhantomCase, rng: np.random.Generator) -> View:
 
 
 def _x_ray(case: PhantomCase) -> View:
-    """Return the frontal projection of the attenuation; only lungs, heart and lesions in the lungs show in it."""
+    """Return the frontal projection of the attenuation. It shows only lungs, heart and lesions in the lungs."""
     attenuation = np.maximum(case.contrast("ct") + 1000, 0).mean(axis=1)[::-1]
     image = np.log1p(attenuation / 150)
     body = image[attenuation > 150]
@@ -118,7 +128,7 @@ def _x_ray(case: PhantomCase) -> View:
 
 @dataclass(frozen=True)
 class GeneratedQuestion:
-    """A question with its answer; `kind` is the question type, closed where the answer is yes or no."""
+    """A question with its answer. `kind` is the question type."""
 
     kind: str
     question: str
@@ -131,8 +141,14 @@ class GeneratedQuestion:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A question that may be asked: any of `phrases`, which all mean the same and are chosen without regard to the
-    answer. `choices` are the answers that it has over all images."""
+    """A question that may be asked.
+
+    Attributes:
+        kind: Question type.
+        phrases: Equivalent wordings, chosen independently of the answer.
+        answer: Answer for the image.
+        choices: Answers that the question has over all images.
+    """
 
     kind: str
     phrases: tuple[str, ...]
@@ -149,10 +165,10 @@ class _Candidate:
 
 
 class Ledger:
-    """Counts what has been asked in one part of the data, so that the wording of a question gives nothing away.
+    """Counts the questions of one split to balance the answers, so that the wording of a question gives nothing away.
 
-    A closed question is asked only where its answer is not ahead already: for each one, yes and no differ by at most
-    one. An open one is passed over while its answer is far ahead of the mean of its answers.
+    For each closed question the numbers of yes and no differ by at most one. An open question is skipped while its
+    answer is much more frequent than the other answers.
     """
 
     def __init__(self) -> None:
@@ -160,23 +176,23 @@ class Ledger:
         self.kinds: Counter[tuple[str, bool]] = Counter()
 
     def choose(self, candidates: list[_Candidate], rng: np.random.Generator, number: int) -> list[GeneratedQuestion]:
-        """Return up to `number` questions, those of the least asked kinds first."""
-        left = [candidates[place] for place in rng.permutation(len(candidates))]
-        found: list[GeneratedQuestion] = []
-        while left and len(found) < number:
-            allowed = [c for c in left if self._ahead(c) <= self._slack(c)]
-            allowed = allowed or [c for c in left if not c.closed]
+        """Choose up to `number` questions, starting with the least frequent kinds."""
+        remaining = [candidates[place] for place in rng.permutation(len(candidates))]
+        chosen: list[GeneratedQuestion] = []
+        while remaining and len(chosen) < number:
+            allowed = [c for c in remaining if self._ahead(c) <= self._slack(c)]
+            allowed = allowed or [c for c in remaining if not c.closed]
             if not allowed:
                 break
             best = min(allowed, key=lambda c: (self.kinds[c.kind, c.closed], self._ahead(c)))
-            left.remove(best)
+            remaining.remove(best)
             self.answers[best.key][best.answer] += 1
             self.kinds[best.kind, best.closed] += 1
-            found.append(GeneratedQuestion(best.kind, best.phrases[int(rng.integers(len(best.phrases)))], best.answer))
-        return found
+            chosen.append(GeneratedQuestion(best.kind, best.phrases[int(rng.integers(len(best.phrases)))], best.answer))
+        return chosen
 
     def _ahead(self, candidate: _Candidate) -> float:
-        """Return by how much the answer leads the mean of the question's other answers."""
+        """Return the count of the answer minus the mean count of the other answers."""
         counts = self.answers[candidate.key]
         others = [counts[answer] for answer in candidate.choices if answer != candidate.answer]
         return counts[candidate.answer] - sum(others) / len(others)
@@ -228,7 +244,7 @@ def _organ(view: View) -> Iterator[_Candidate]:
 
 
 def _lesion_questions(view: View) -> Iterator[_Candidate]:
-    """Presence, abnormality, count, side and size; none where a lesion may be there that the image hardly shows."""
+    """Yield questions about lesions, unless the image may contain a lesion that is barely visible."""
     hidden = view.plane == "frontal" and (view.case.region == "head" or len(view.lesions) < len(view.case.lesions))
     if hidden or view.has_doubtful_lesion():
         return
@@ -239,7 +255,7 @@ def _lesion_questions(view: View) -> Iterator[_Candidate]:
     name = ABNORMALITIES[seen[0].organ] if seen else "no abnormality"
     phrases = ("what is abnormal in this image?", "which abnormality is shown?")
     yield _Candidate("abnormality", phrases, name, (*ABNORMALITIES.values(), "no abnormality"))
-    if view.plane != "frontal":  # in a projection one lesion may hide another
+    if view.plane != "frontal":  # in a projection lesions may overlap
         phrases = ("how many lesions are visible?", "how many lesions are in this image?")
         yield _Candidate("count", phrases, str(len(seen)), ("0", "1", "2", "3"))
         yield _yes_no("count", len(seen) > 1, "is there more than one lesion?", "are there several lesions?")
@@ -250,22 +266,22 @@ def _lesion_questions(view: View) -> Iterator[_Candidate]:
         yield _Candidate("side", phrases, side, ("left", "right"))
         for name in ("left", "right"):
             yield _yes_no("side", name == side, f"is the lesion on the {name}?", f"is the {name} side affected?")
-    if len(seen) == 1 and view.plane != "frontal" and _near_the_middle(view, seen[0]):
+    if len(seen) == 1 and view.plane != "frontal" and _near_largest_area(view, seen[0]):
         phrases = ("is the lesion small or large?", "how large is the lesion?")
         yield _Candidate("size", phrases, seen[0].size, ("small", "large"))
         for name in ("small", "large"):
             yield _yes_no("size", name == seen[0].size, f"is the lesion {name}?", f"is it a {name} lesion?")
 
 
-def _near_the_middle(view: View, lesion: Lesion) -> bool:
-    """Return whether the slice shows how large the lesion is: its area is near the largest in this plane."""
+def _near_largest_area(view: View, lesion: Lesion) -> bool:
+    """Return whether the slice shows the size of the lesion, because its area is near the maximum of this plane."""
     axis = PLANES.index(view.plane)
     areas = (view.case.lesion_index == lesion.index).sum(axis=tuple(a for a in range(3) if a != axis))
     return bool(view.lesions[lesion].sum() >= 0.7 * areas.max())
 
 
 def ask(view: View, rng: np.random.Generator, number: int, ledger: Ledger | None = None) -> list[GeneratedQuestion]:
-    """Return up to `number` different questions about a view; one `ledger` over many views balances their answers."""
+    """Return up to `number` questions about a view. A `ledger` shared by many views balances their answers."""
     kinds = (_modality, _plane, _organ, _lesion_questions)
     candidates = [candidate for kind in kinds for candidate in kind(view)]
     return (ledger or Ledger()).choose(candidates, rng, number)

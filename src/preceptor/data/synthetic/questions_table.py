@@ -1,6 +1,6 @@
-"""A generated data set: synthetic cases, images cut from them, questions with answers, as a table on disk.
+"""Generate a VQA data set: synthetic cases, images cut from them, and questions with answers in a table.
 
-It shows that a method works and is no evidence about medicine; the folder says so itself.
+It shows that a method works and is not evidence about medicine, as a file in the folder states.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from preceptor.data.synthetic.questions import ABNORMALITIES, Ledger, ask, make_
 from preceptor.errors import UserError
 
 FORMAT = 3
-"""Raised whenever the same arguments give other bytes."""
+"""Increased whenever the same arguments give different files."""
 VOXELS = 48
 TABLE = "questions.jsonl"
 
@@ -28,15 +28,17 @@ TABLE = "questions.jsonl"
 def write_phantom(
     folder: Path, *, cases: int, questions_per_image: int, images_per_case: int, seed: int, image_size: int = 112
 ) -> Path:
-    """Write the data set into `folder` and return its table; one that is there already is used again.
+    """Generate the data set in `folder` and return its table. An existing one of the same arguments is reused.
 
-    The same arguments give the same bytes. About 70, 15 and 15 % of the cases train, validate and test; a case is never
-    divided. Columns beside those of `table.py`: `boxes`, ``{name: [x0, y0, x1, y1]}`` in pixels, ends exclusive;
-    `findings`, what its lesions are called, by their name there; `modality` and `region` of the image.
-    Raises UserError where the folder holds something else or a damaged phantom, or there are fewer than 3 cases.
+    About 70, 15 and 15 % of the cases form the training, validation and test splits; a case stays in one split. In
+    addition to the columns of `data.vqa.table`, the table has `boxes` (``{name: [x0, y0, x1, y1]}`` in pixels, with
+    exclusive ends), `findings` (the kind of each lesion by its name in `boxes`), `modality` and `region`.
+
+    Raises:
+        UserError: the folder contains something else or a changed phantom, or there are fewer than 3 cases.
     """
     if cases < 3:
-        raise UserError(f"cases is {cases}; a phantom needs at least 3, one each to train, validate and test")
+        raise UserError(f"cases={cases} must be at least 3: one each for training, validation and test")
     arguments: dict[str, Any] = {
         "format": FORMAT,
         "cases": cases,
@@ -51,7 +53,7 @@ def write_phantom(
 
 def _write(folder: Path, arguments: dict[str, Any]) -> None:
     (folder / "images").mkdir()
-    splits = _parts(arguments["cases"], arguments["seed"])
+    splits = _splits(arguments["cases"], arguments["seed"])
     ledgers = {split: Ledger() for split in ("train", "validation", "test")}
     rows = [row for i, split in enumerate(splits) for row in _case(folder, i, split, ledgers[split], arguments)]
     (folder / TABLE).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -59,14 +61,14 @@ def _write(folder: Path, arguments: dict[str, Any]) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Return the SHA-256 of the table and of every image, with their names."""
+    """Return a SHA-256 over the table and all images with their names."""
     digest = hashlib.sha256((folder / TABLE).read_bytes())
     for path in sorted((folder / "images").iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def _parts(cases: int, seed: int) -> list[str]:
+def _splits(cases: int, seed: int) -> list[str]:
     """Return the split of every case."""
     order = np.random.default_rng([seed, cases]).permutation(cases)
     held = max(1, round(0.15 * cases))
@@ -118,6 +120,6 @@ def _readme(arguments: dict[str, Any]) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in arguments.items())
     return (
         "SYNTHETIC IMAGES. No patient was imaged. The heads and torsos are computed from warped ellipsoids, "
-        "the answers from their geometry.\nThey serve to try software; nothing about medicine follows from them.\n"
+        "the answers from their geometry.\nThey are for testing software and are not evidence about medicine.\n"
         f"Written by preceptor with: {settings}.\n"
     )

@@ -1,8 +1,8 @@
-"""Synthetic heads with a tumour in four MR contrasts, made so that each contrast shows another part of it well.
+"""Synthetic heads with a tumour in four MR contrasts, each of which shows a different part of the tumour well.
 
-Enhancing tumour is bright in t1ce alone, oedema in flair and t2, the core differs in t1ce and t2, and t1 shows little
-of anything. What would make it too easy is blurred: classes overlap, vessels are bright in t1ce, fluid in t2, spots of
-the white matter in flair. Nothing here comes from a patient. Axes of volumes: (z, y, x), as in `phantom_volume.py`.
+Enhancing tumour is bright only in t1ce, oedema in flair and t2, the core differs in t1ce and t2, and t1 shows little.
+Distractors prevent trivial solutions: classes overlap, vessels are bright in t1ce, fluid in t2, and spots of the white
+matter in flair. Nothing here comes from a patient. The axes of volumes are (z, y, x), as in `anatomy.py`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from preceptor.data.synthetic.anatomy import (
     smooth_noise,
 )
 
-# The cube around the brain: its middle and half side in the coordinates of a head, whose half side is 110 mm.
+# The cube around the brain: centre and half side in the coordinates of a head, whose half side is 110 mm.
 MIDDLE, HALF = (0.22, 0.03, 0.0), 0.78
-SPACING_48 = 110 * 2 * HALF / 48  # mm, with 48 voxels a side
+SPACING_48 = 110 * 2 * HALF / 48  # mm, for 48 voxels along each axis
 
 _BRAIN = ("csf", "grey matter", "white matter", "deep grey matter", "ventricles", "cerebellum", "brainstem")
 _MAY_COVER = ("grey matter", "white matter", "deep grey matter")
 
-# Mean of each class in t1, t1ce, t2, flair.
+# Mean intensity of each class in t1, t1ce, t2, flair.
 _MEANS: dict[str, tuple[float, float, float, float]] = {
     "csf": (0.20, 0.20, 0.98, 0.16),
     "grey matter": (0.46, 0.48, 0.60, 0.58),
@@ -44,12 +44,12 @@ _LESION_MEANS: dict[int, tuple[float, float, float, float]] = {
     OEDEMA: (0.48, 0.48, 0.79, 0.84),
     ENHANCING: (0.43, 0.89, 0.70, 0.75),
 }
-_SPREAD = {NECROSIS: 0.12, OEDEMA: 0.06, ENHANCING: 0.09}  # of a class's mean between cases
+_SPREAD = {NECROSIS: 0.12, OEDEMA: 0.06, ENHANCING: 0.09}  # standard deviation of the class mean between cases
 
 
 @dataclass
 class TumourCase:
-    """A synthetic case: `contrasts` int16 by name, 0 outside the brain, and `label` uint8, all (z, y, x) cubes."""
+    """A synthetic case: `contrasts` by name (int16, 0 outside the brain) and `label` (uint8), cubes (z, y, x)."""
 
     spacing: float
     contrasts: dict[str, np.ndarray]
@@ -57,11 +57,11 @@ class TumourCase:
 
 
 def make_tumour_case(seed: int, index: int, *, size: int = 48) -> TumourCase:
-    """Return case `index` of the phantom with this seed. The same arguments give the same bytes.
+    """Generate case `index` of the phantom with this seed. The same arguments always give the same arrays.
 
-    Every case has enhancing tumour of at least 0.08 % and oedema of at least 0.2 % of the cube.
+    In every case at least 0.08 % of the cube is enhancing tumour and at least 0.2 % is oedema.
     """
-    assert size >= 32, "below 32 voxels a side the tumour's parts vanish"
+    assert size >= 32, "the parts of a tumour vanish below 32 voxels"
     rng = np.random.default_rng([seed, index, 10])
     space = Space(rng, size, MIDDLE, HALF)
     tissue, _ = paint_head(rng, space)
@@ -82,7 +82,7 @@ def make_tumour_case(seed: int, index: int, *, size: int = 48) -> TumourCase:
 
 
 def _tumour(rng: np.random.Generator, space: Space, tissue: np.ndarray) -> np.ndarray:
-    """Return the label map of one tumour: oedema along the white matter, in it a core off its middle."""
+    """Return the label map of one tumour: oedema along the white matter around an off-centre core."""
     size = space.size
     cover = np.isin(tissue, [TISSUE[name] for name in _MAY_COVER])
     spots = np.argwhere(cover & (np.abs(space.x) > 0.12) & (space.z > 0))
@@ -98,7 +98,7 @@ def _tumour(rng: np.random.Generator, space: Space, tissue: np.ndarray) -> np.nd
     edge = np.sqrt(_distance(space, middle + off, core_radius * rng.uniform(0.8, 1.15, 3)))
     edge += 0.20 * smooth_noise(rng, size, 12)
     core = (edge < 1) & cover
-    # The rim that enhances has gaps; in a fifth of the tumours it is most of the core.
+    # The enhancing rim has gaps. In a fifth of the tumours it fills most of the core.
     rim = rng.uniform(0.5, 0.8) if rng.random() < 0.2 else rng.uniform(0.20, 0.36)
     gaps = smooth_noise(rng, size, 8) < rng.uniform(-1.3, -0.4)
     enhancing = core & (1 - edge < rim + 0.12 * smooth_noise(rng, size, 14)) & ~gaps
@@ -118,22 +118,22 @@ def _distance(space: Space, middle: np.ndarray, radii: np.ndarray) -> np.ndarray
 def _distractors(
     rng: np.random.Generator, space: Space, tissue: np.ndarray, label: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return masks of what looks like tumour in one contrast: vessels, spots of the white matter, plexus."""
+    """Return masks of structures that resemble tumour in one contrast: vessels, white matter spots, plexus."""
     size = space.size
     grid = np.stack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 3, indexing="ij"))
     vessels, spots = np.zeros(tissue.shape, bool), np.zeros(tissue.shape, bool)
     inside = np.argwhere(np.isin(tissue, [TISSUE["grey matter"], TISSUE["white matter"]]))
     for _ in range(int(rng.integers(5, 11))):
-        place = inside[rng.integers(len(inside))].astype(np.float64)
-        way = rng.normal(0, 1, 3)
+        position = inside[rng.integers(len(inside))].astype(np.float64)
+        direction = rng.normal(0, 1, 3)
         for _ in range(int(rng.integers(6, 16) * size / 48)):
-            way = 0.8 * way / np.linalg.norm(way) + rng.normal(0, 0.25, 3)
-            place = place + way
-            vessels |= _ball(grid, place, size / 48 * 0.9)
+            direction = 0.8 * direction / np.linalg.norm(direction) + rng.normal(0, 0.25, 3)
+            position = position + direction
+            vessels |= _ball(grid, position, size / 48 * 0.9)
     white = np.argwhere((tissue == TISSUE["white matter"]) & (label == 0))
     for _ in range(int(rng.integers(4, 14)) if len(white) else 0):
         spots |= _ball(grid, white[rng.integers(len(white))], rng.uniform(0.8, 2.6) * size / 48)
-    # Caps of the ventricles: white matter beside them, in patches.
+    # Patches of the white matter next to the ventricles.
     ventricles = tissue == TISSUE["ventricles"]
     near = ventricles.copy()
     for _ in range(max(1, round(size / 32))):
@@ -158,12 +158,12 @@ def _render(
     brain: np.ndarray,
     extra: dict[str, np.ndarray],
 ) -> np.ndarray:
-    """Return a contrast: class means that vary by case, texture, partial volume, bias field, Rician noise."""
+    """Render a contrast: class means that vary between cases, texture, partial volume, bias field, Rician noise."""
     size = tissue.shape[0]
     volume = np.zeros(tissue.shape, np.float32)
     for name, means in _MEANS.items():
         volume[tissue == TISSUE[name]] = means[column] * rng.normal(1, 0.05)
-    # Spots are a weak oedema (t2, flair), vessels and plexus a strong enhancement (t1ce).
+    # Spots resemble weak oedema (t2, flair), vessels and plexus resemble strong enhancement (t1ce).
     spot = rng.uniform(0.85, 1.05)
     for mask, values in (
         ("spot", (0.54, 0.55, 0.74 * spot, 0.82 * spot)),
@@ -171,7 +171,7 @@ def _render(
         ("plexus", (0.36, 0.78, 0.82, 0.45)),
     ):
         volume[extra[mask]] = values[column]
-    inner = smooth_noise(rng, size, 12)  # a tumour is not of one brightness inside
+    inner = smooth_noise(rng, size, 12)  # brightness varies inside a tumour
     for value, means in _LESION_MEANS.items():
         inside = label == value
         volume[inside] = means[column] * rng.normal(1, _SPREAD[value]) * (1 + 0.10 * inner[inside])
@@ -184,6 +184,6 @@ def _render(
     sigma = rng.uniform(0.04, 0.07)
     real = volume * bias + sigma * rng.standard_normal(volume.shape, dtype=np.float32)
     imaginary = sigma * rng.standard_normal(volume.shape, dtype=np.float32)
-    scale = rng.uniform(300, 900)  # scanners have no unit of brightness
+    scale = rng.uniform(300, 900)  # the intensity scale of scanners is arbitrary
     stored = np.rint(scale * np.sqrt(np.square(real) + np.square(imaginary)))
     return np.where(brain, np.maximum(stored, 1), 0).astype(np.int16)

@@ -15,17 +15,17 @@ from preceptor.errors import UserError, nearest
 from preceptor.normalizers import NORMALISERS
 
 UNSEEN = -100
-"""The label of an answer outside the classes: PyTorch's `ignore_index`."""
+"""Label of an answer that is not a class (the `ignore_index` of PyTorch)."""
 
 
 def inferred_type(answer: str) -> AnswerType:
-    """Return the answer type where the data set gives none: yes and no are closed, all else is open."""
+    """Return the answer type of an answer: closed for yes and no, otherwise open."""
     return "closed" if answer.strip().lower() in ("yes", "no") else "open"
 
 
 @dataclass(frozen=True)
 class AnswerVocabulary:
-    """Answer classes: `answers[label]` is the normalised text of class `label`."""
+    """Answer classes. `answers[label]` is the normalised text of the class with that label."""
 
     answers: list[str]
     normaliser: str = "mevf"
@@ -40,16 +40,18 @@ class AnswerVocabulary:
     def build(
         cls, train_samples: Sequence[Sample], normaliser: str = "mevf", minimum_count: int = 1
     ) -> AnswerVocabulary:
-        """Return the classes of `train_samples`: most frequent first, ties in the order of their text.
+        """Build the classes from the first answers of the training samples, the most frequent first.
 
-        Each sample counts for its first answer, the one that is learnt. Raises UserError for a sample that is not of
-        the training split (classes taken from test answers would leak them), for an unknown normaliser, and if no
-        answer occurs `minimum_count` times.
+        Classes of equal frequency are sorted by their text.
+
+        Raises:
+            UserError: a sample is not in the training split (classes from test answers would leak them), the normaliser
+                is unknown, or no answer occurs `minimum_count` times.
         """
         for sample in train_samples:
             if sample.split != "train":
                 raise UserError(
-                    f"answer classes come from the training split alone, but {sample.id!r} is of the {sample.split} "
+                    f"answer classes must come from the training split, but {sample.id!r} is in the {sample.split} "
                     "split; give the training samples only"
                 )
         vocabulary = cls([], normaliser)
@@ -67,7 +69,7 @@ class AnswerVocabulary:
         return NORMALISERS[self.normaliser](answer)
 
     def encode(self, answers: Iterable[str]) -> int:
-        """Return the label of the first of the accepted `answers` that is a class, or -100 if none is."""
+        """Return the label of the first accepted answer that is a class, or -100 if there is none."""
         return next(
             (self._labels[text] for text in map(self.normalise, answers) if text in self._labels),
             UNSEEN,
@@ -77,30 +79,30 @@ class AnswerVocabulary:
         return len(self.answers)
 
     def ceiling(self, samples: Sequence[Sample]) -> float:
-        """Return the share of `samples` with an accepted answer among the classes: no classifier scores higher.
+        """Return the fraction of samples with an accepted answer among the classes, the highest possible accuracy.
 
-        NaN if there are no samples.
+        The result is NaN if there are no samples.
         """
         if not samples:
             return math.nan
         return sum(self.encode(sample.answers) != UNSEEN for sample in samples) / len(samples)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of normaliser and classes in order: equal labels mean equal answers."""
+        """Return a SHA-256 over the normaliser and the ordered classes."""
         return hashlib.sha256(json.dumps(self.as_dict(), ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what `from_dict` reads, ready for JSON."""
+        """Return the classes as a dict for JSON, which `from_dict` reads."""
         return {"normaliser": self.normaliser, "answers": list(self.answers)}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> AnswerVocabulary:
-        """Read what `as_dict` wrote; raises UserError if it is not a list of distinct texts and a known normaliser."""
+        """Read the dict of `as_dict`. Raises UserError unless it has distinct texts and a known normaliser."""
         answers, normaliser = saved.get("answers"), saved.get("normaliser")
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-            raise UserError(f"saved answer classes: 'answers' must be a list of texts, not {answers!r:.80}")
+            raise UserError(f"saved answer classes: 'answers' must be a list of strings, not {answers!r:.80}")
         if not isinstance(normaliser, str):
-            raise UserError(f"saved answer classes: 'normaliser' must be a text, not {normaliser!r:.80}")
+            raise UserError(f"saved answer classes: 'normaliser' must be a string, not {normaliser!r:.80}")
         repeated = [answer for answer, count in Counter(answers).items() if count > 1]
         if repeated:
             raise UserError(f"saved answer classes: {repeated[0]!r} occurs twice, so its label is ambiguous")

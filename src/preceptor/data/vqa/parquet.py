@@ -1,7 +1,7 @@
-"""Hugging Face parquet folders of `image, question, answer`: PathVQA and VQA-RAD as they lie on the hub.
+"""Read Hugging Face parquet folders with the columns `image, question, answer`: PathVQA and the hub's copy of VQA-RAD.
 
-The bytes of the images are in the tables. They are written out once, each under the hash of its content, so that the
-same image of several rows or splits is one file and one group; an index beside them spares later reads the bytes.
+The tables contain the bytes of the images. Each image is extracted once and named by the hash of its content, so that
+an image of several rows or splits is one file and one group. An index file makes later calls fast.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _COPY_AGAIN = "copy it again from its source"
 
 
 def holds_parquet(root: Path) -> bool:
-    """Return whether a folder has the layout that `read_parquet` reads."""
+    """Return whether a folder contains parquet files that `read_parquet` can read."""
     return bool(_files(root, "train"))
 
 
@@ -56,16 +56,18 @@ def read_parquet(
     validation split, it is cut from training by image. The caller decides whether splits may share images.
 
     Raises:
-        UserError: pyarrow is missing, or names the file, the row (from 0, within the file) and the fix.
+        UserError: pyarrow is missing, or a file is invalid. The message names the file, the row (from 0) and the fix.
     """
     if not root.is_dir():
-        raise UserError(f"data.root {root} is no folder; give the folder with the parquet files")
+        raise UserError(f"data.root {root} is not a folder; give the folder with the parquet files")
     folders = (root / IMAGES, scratch / IMAGES)
     samples: list[Sample] = []
     for key, split in SPLITS.items():
         files = _files(root, key)
         if not files and key != "validation":
-            raise UserError(f"{root} has no {key}-*.parquet, nor has its data/; give the folder as it is on the hub")
+            raise UserError(
+                f"neither {root} nor its data/ contains {key}-*.parquet; give the folder as it is on the hub"
+            )
         number = count()
         for file in files:
             images = _images(file, folders, max_bytes)
@@ -93,13 +95,13 @@ def _cells(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         with parquet.ParquetFile(file) as table:
             absent = [name for name in COLUMNS if name not in table.schema_arrow.names]
             if absent:
-                raise UserError(f"{file} has no column {absent[0]!r}; needed are {', '.join(COLUMNS)}")
+                raise UserError(f"{file} has no column {absent[0]!r}; the required columns are {', '.join(COLUMNS)}")
             for batch in table.iter_batches(batch_size=_BATCH, columns=list(columns)):
                 for index in range(batch.num_rows):
                     yield {name: batch.column(name)[index].as_py() for name in columns}
                     row += 1
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: row {row}: a text is not UTF-8; {_COPY_AGAIN}, or write the row again") from error
+        raise UserError(f"{file}: row {row}: a text is not UTF-8; {_COPY_AGAIN}, or correct the row") from error
     except (pyarrow.ArrowException, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{file} cannot be read as parquet ({reason}); {_COPY_AGAIN}") from error
@@ -124,11 +126,11 @@ def _text(value: Any) -> str:
     return "" if value is None else " ".join(str(value).split())
 
 
-# --- images ---------------------------------------------------------------------------------------------------------
+# Images
 
 
 def _images(file: Path, folders: Sequence[Path], max_bytes: int) -> list[Path]:
-    """Return the image of every row of a table, written out where none of `folders` has them all."""
+    """Return the image of every row of a table. Images are extracted unless one of `folders` has all of them."""
     for folder in folders:
         if (known := _indexed(file, folder, max_bytes)) is not None:
             return known
@@ -146,21 +148,21 @@ def _index(file: Path, folder: Path) -> Path:
 
 
 def _state(file: Path) -> list[int]:
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns]
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _indexed(file: Path, folder: Path, max_bytes: int) -> list[Path] | None:
-    """Return the images by the index of an earlier read; None unless table and images are as they were then."""
+    """Return the images listed in an index file, or None if there is no index or the table or an image has changed."""
     try:
         index = json.loads(_index(file, folder).read_text("utf-8"))
         sizes = dict(index["images"])
-        whole = index["table"] == _state(file) and all(
+        valid = index["table"] == _state(file) and all(
             _NAME.fullmatch(name) and size <= max_bytes and (folder / name).stat().st_size == size
             for name, size in sizes.items()
         )
-        return [folder / name for name, _ in index["images"]] if whole else None
-    except (OSError, ValueError, TypeError, KeyError):  # none yet, or not one of ours
+        return [folder / name for name, _ in index["images"]] if valid else None
+    except (OSError, ValueError, TypeError, KeyError):  # missing or invalid index
         return None
 
 
@@ -172,23 +174,23 @@ def _writable(folders: Sequence[Path]) -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise UserError(f"none of {', '.join(map(str, folders))} can be written; set output=FOLDER to one that can")
+    raise UserError(f"none of {', '.join(map(str, folders))} is writable; set output=FOLDER to a writable folder")
 
 
 def _content(cell: Any, place: str, max_bytes: int) -> bytes:
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(content, bytes) or not content:
-        raise UserError(f"{place}: the image column holds no bytes; export the data set with its images embedded")
+        raise UserError(f"{place}: the image column contains no bytes; export the data set with its images embedded")
     if len(content) > max_bytes:
         raise UserError(
-            f"{place}: the image has {len(content):,} bytes, more than the ceiling of {max_bytes:,}; raise "
+            f"{place}: the image has {len(content):,} bytes, more than the limit of {max_bytes:,}; raise "
             "data.max_image_bytes"
         )
     return content
 
 
 def _write(content: bytes, folder: Path) -> str:
-    """Write the file of an image as a whole if it is not there yet; return its name."""
+    """Write an image file atomically unless it exists, and return its name."""
     digest = hashlib.sha256(content).hexdigest()
     suffix = next((suffix for mark, suffix in _MARKS.items() if content.startswith(mark)), ".img")
     path = folder / f"{digest}{suffix}"
@@ -200,5 +202,7 @@ def _write(content: bytes, folder: Path) -> str:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise UserError(f"{path} cannot be written ({error.strerror}); make room, or set output=FOLDER") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); free some disk space, or set output=FOLDER"
+        ) from error
     return path.name

@@ -1,4 +1,4 @@
-"""SLAKE 1.0 (Liu et al., ISBI 2021): 642 images, questions in English and Chinese."""
+"""Read SLAKE 1.0 (Liu et al., ISBI 2021): 642 images with questions in English and Chinese."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ NEEDED = ("qid", "img_id", "img_name", "question", "answer", "q_lang", "answer_t
 
 
 def read_slake(root: Path, *, language: Language = "en", variant: Variant | None = None) -> Dataset[Sample]:
-    """Read SLAKE from its folder: `train.json`, `validate.json`, `test.json` and `imgs/`.
+    """Read SLAKE from its folder with `train.json`, `validate.json`, `test.json` and `imgs/`.
 
-    The splits are the official ones. Within a language they share no image; across the two languages they do, so with
-    `language="both"` the variant `clean` (the default) leaves out training and validation rows about test images, and
-    training rows about validation images. `published` keeps all rows, and says that it leaks. For one language the two
-    are the same; the notes count the test images that are training images in the other one.
+    The splits are the official ones. Within a language they share no images, but across the languages they do. With
+    `language="both"`, the variant `clean` (the default) drops training and validation samples about test images, and
+    training samples about validation images. `published` keeps all samples and is marked as leaking. For one language
+    both variants are the same; a note counts the test images that are training images in the other language.
 
-    An id is the release's `qid`; the group is the image; `question_type` is the content type (Modality, Organ, ...);
-    tags: `language`, `location`, `modality`, `base_type` (kvqa: needs knowledge beyond the image).
+    The id of a sample is the `qid` of the release, its group is the image, and its `question_type` is the content type
+    (Modality, Organ, ...). The tags are `language`, `location`, `modality` and `base_type` (kvqa: the question needs
+    knowledge beyond the image).
 
     Raises:
-        UserError: files are missing, a row is broken, images are missing, or language or variant are unknown.
+        UserError: files or images are missing, a row is invalid, or the language or the variant is unknown.
     """
     variant = variant or "clean"
     for what, value, known in (("variant", variant, get_args(Variant)), ("language", language, get_args(Language))):
@@ -48,10 +49,10 @@ def read_slake(root: Path, *, language: Language = "en", variant: Variant | None
     for split, name in FILES.items():
         for number, row in enumerate(read_json_rows(folder / name, NEEDED), start=1):
             place = f"{folder / name}: entry {number} (qid {row['qid']!r})"
-            spoken = _language(row, place)
+            row_language = _language(row, place)
             if split == "train":
-                trained[spoken].add(_cell(row, "img_name"))
-            if language in ("both", spoken):
+                trained[row_language].add(_cell(row, "img_name"))
+            if language in ("both", row_language):
                 if not _cell(row, "answer") and split != "test":
                     unanswered += 1  # one English training row of the release
                     continue
@@ -62,11 +63,11 @@ def read_slake(root: Path, *, language: Language = "en", variant: Variant | None
     if repeated:
         raise UserError(f"{folder}: qid {repeated[0]!r} occurs twice; take the files as released")
     if not samples:
-        raise UserError(f"{folder} holds no question in the language {language!r}")
+        raise UserError(f"{folder} contains no question in the language {language!r}")
     require_images(places)
     notes = []
     if unanswered:
-        notes.append(f"{unanswered} training or validation row(s) without an answer are left out.")
+        notes.append(f"{unanswered} training or validation row(s) without an answer were left out.")
     if language != "both":
         _note_other_language(samples, language, trained, notes)
     samples = group_by_content(samples)
@@ -81,43 +82,43 @@ def read_slake(root: Path, *, language: Language = "en", variant: Variant | None
 def _note_other_language(
     samples: list[Sample], language: Language, trained: Mapping[str, set[str]], notes: list[str]
 ) -> None:
-    """Note how many test images a model has seen that learnt from the other language before."""
+    """Add a note about the test images that are training images in the other language."""
     test = {sample.group for sample in samples if sample.split == "test"}
     for other in sorted(trained.keys() - {language}):
         if shared := test & trained[other]:
             notes.append(
                 f"{len(shared)} of the {len(test)} test images are training images in {NAMES[other]}: a model that "
-                f"was trained on SLAKE in {NAMES[other]} before has seen them."
+                f"was trained on SLAKE in {NAMES[other]} has seen them."
             )
 
 
 def _drop_shared_images(samples: list[Sample], notes: list[str]) -> list[Sample]:
-    """Leave out the rows of training and validation whose image is in a split that is held out more strictly."""
+    """Drop training and validation samples whose image is also in a split that is held out more strictly."""
     rank: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
-    held: dict[str, int] = {}
+    strictest: dict[str, int] = {}
     for sample in samples:
-        held[sample.group] = max(rank[sample.split], held.get(sample.group, 0))
-    kept = [sample for sample in samples if rank[sample.split] == held[sample.group]]
+        strictest[sample.group] = max(rank[sample.split], strictest.get(sample.group, 0))
+    kept = [sample for sample in samples if rank[sample.split] == strictest[sample.group]]
     if len(kept) < len(samples):
         train = {sample.group for sample in samples if sample.split == "train"}
         shared = len({sample.group for sample in samples if sample.split == "test"} & train)
         notes.append(
-            f"Left out: {len(samples) - len(kept)} rows of training and validation about images that are held out in "
+            f"Left out: {len(samples) - len(kept)} training and validation questions about images that are held out in "
             f"the other language ({shared} of the test images)."
         )
     return kept
 
 
 def _release_folder(root: Path) -> Path:
-    holds = f"{', '.join(FILES.values())} and {IMAGES}/"
+    content = f"{', '.join(FILES.values())} and {IMAGES}/"
     if not root.is_dir():
-        raise UserError(f"data.root {root} is no folder; give the SLAKE folder, which holds {holds}")
+        raise UserError(f"data.root {root} is not a folder; give the SLAKE folder, which contains {content}")
     found = [root] if (root / FILES["train"]).is_file() else sorted(p.parent for p in root.glob(f"*/{FILES['train']}"))
     if len(found) != 1:
-        raise UserError(f"{root} holds {len(found)} SLAKE releases; give the folder that holds {holds}")
+        raise UserError(f"{root} contains {len(found)} SLAKE releases; give the folder that contains {content}")
     absent = [name for name in (*FILES.values(), IMAGES) if not (found[0] / name).exists()]
     if absent:
-        raise UserError(f"{found[0]} lacks {', '.join(absent)}; the SLAKE folder must hold {holds}")
+        raise UserError(f"{found[0]} lacks {', '.join(absent)}; the SLAKE folder must contain {content}")
     return found[0]
 
 

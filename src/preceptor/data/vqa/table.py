@@ -1,4 +1,4 @@
-"""A user's own questions as CSV or JSONL: `image, question, answer` and optional columns."""
+"""Read a user's own questions from a CSV or JSONL table with `image, question, answer` and optional columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from preceptor.data.images import require_images, resolve_image
-from preceptor.data.splits import cut_validation, note_leaks
+from preceptor.data.splits import SPLIT_NAMES, cut_validation, note_leaks
 from preceptor.data.texts import read_text
 from preceptor.data.types import AnswerType, Dataset, Sample, Split
 from preceptor.data.vqa.answers import inferred_type
@@ -20,40 +20,36 @@ from preceptor.errors import UserError, nearest
 
 REQUIRED = ("image", "question", "answer")
 COLUMNS = (*REQUIRED, "id", "answer_type", "group", "split", "question_type")
-SPLITS: dict[str, Split] = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 ANSWER_TYPES: dict[str, AnswerType] = {kind: kind for kind in get_args(AnswerType)}
 FOLDER_NAMES = ("questions.jsonl", "questions.csv")
 
 T = TypeVar("T")
 Row = tuple[int, dict[str, Any]]
-"""A line number, counted from 1, and the cells by column name."""
+"""A line number, counted from 1, and its cells by column name."""
 
 
 def read_table(
     path: Path, *, name: str | None = None, validation_fraction: float = 0.1, seed: int = 0, answered: bool = True
 ) -> Dataset[Sample]:
-    """Read a CSV or JSONL table of questions, or the folder that holds one `questions.csv` or `questions.jsonl`.
+    """Read a CSV or JSONL table of questions, or a folder with one `questions.csv` or `questions.jsonl`.
 
-    Columns: `image` (path relative to the table), `question`, `answer` (in JSONL also a list of accepted answers, the
-    first of which is learnt), and optionally `id` (default `row-<line>`), `answer_type` (open or closed; default
-    closed where the answer is yes or no), `group` (what must not be divided, such as a patient; default the image),
-    `split` (train, validation, test) and `question_type`. Other columns are ignored.
+    Required columns are `image` (path relative to the table), `question` and `answer`. In JSONL, `answer` may be a list
+    of accepted answers; the first is the training target. Optional columns are
 
-    Without a `split` column each group's split follows from a hash of its name, 70 : 15 : 15, so that rows added later
-    never move a group from one split to another. Where no row is for validation, `cut_validation` takes
-    `validation_fraction` of the training rows, by group, with `seed`.
+    - `id`: default `row-<line>`;
+    - `answer_type`: open or closed; default closed if the answer is yes or no;
+    - `group`: samples that must stay in one split, such as those of a patient; default the image;
+    - `split`: train, validation or test;
+    - `question_type`.
 
-    With `answered` off, the answers may be missing: questions to be answered, all in the test split.
+    Other columns are ignored. Without a `split` column, the split of a group follows from a hash of its name
+    (70 : 15 : 15), so that adding rows never moves a group to another split. If there are no validation rows,
+    `cut_validation` moves `validation_fraction` of the training rows by group.
+
+    With `answered=False` answers may be missing, and all rows are in the test split.
 
     Raises:
-        UserError: names the file, the line and the fix.
+        UserError: the table is invalid. The message names the file, the line and the fix.
     """
     file = _table_file(path)
     read_rows = _READERS[file.suffix.lower()]
@@ -68,11 +64,11 @@ def read_table(
     lines: dict[str, int] = {}
     places: dict[Path, str] = {}
     unanswered: dict[int, Split] = {line: "test" for line, _ in rows}
-    splits = _given_parts(rows, file) if answered else unanswered
+    splits = _given_splits(rows, file) if answered else unanswered
     for line, cells in rows:
         sample = _sample(cells, line, file, splits, answered)
         if sample.id in lines:
-            raise UserError(f"{file}:{line}: id {sample.id!r} is that of line {lines[sample.id]} too; make ids unique")
+            raise UserError(f"{file}:{line}: id {sample.id!r} is also used in line {lines[sample.id]}; make ids unique")
         lines[sample.id] = line
         places.setdefault(sample.image, f"line {line}")
         samples.append(sample)
@@ -83,17 +79,17 @@ def read_table(
     data = Dataset(name or default_name, "given" if splits else "by-group-hash", root, samples)
     note_leaks(data)
     if not splits and not data.split("test"):
-        data.notes.append("The table has no split column and too few groups to fill a test split by their hash.")
+        data.notes.append("The table has no split column and too few groups for a test split.")
     return data
 
 
 def _table_file(path: Path) -> Path:
     if path.is_dir():
-        found = [path / name for name in FOLDER_NAMES if (path / name).is_file()]
-        if len(found) != 1:
-            state = "both" if found else "neither"
-            raise UserError(f"{path} holds {state} of {' and '.join(FOLDER_NAMES)}; it must hold one, or name the file")
-        return found[0]
+        tables = [path / name for name in FOLDER_NAMES if (path / name).is_file()]
+        if len(tables) != 1:
+            state = "both" if tables else "neither"
+            raise UserError(f"{path} contains {state} of {' and '.join(FOLDER_NAMES)}; keep one, or give the file")
+        return tables[0]
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a CSV or JSONL file, or the folder with {FOLDER_NAMES[0]}")
     if path.suffix.lower() not in _READERS:
@@ -113,13 +109,13 @@ def _csv_rows(text: str, file: Path, required: tuple[str, ...]) -> Iterator[Row]
             elif fields:
                 if len(fields) != len(header):
                     raise UserError(
-                        f"{file}:{line}: {len(fields)} fields where the header has {len(header)}; put texts with "
+                        f"{file}:{line}: {len(fields)} fields, but the header has {len(header)}; put texts with "
                         "commas or line breaks in double quotes"
                     )
                 yield line, dict(zip(header, fields, strict=True))
-            line = reader.line_num + 1  # a quoted field may span lines: a row is where it starts
+            line = reader.line_num + 1  # a quoted field may span lines; report the first one
     except csv.Error as error:
-        raise UserError(f"{file}:{line}: broken CSV ({error}); mend the quotes of this row") from error
+        raise UserError(f"{file}:{line}: invalid CSV ({error}); correct the quotes of this row") from error
 
 
 def _check_header(header: list[str], line: int, file: Path, required: tuple[str, ...]) -> None:
@@ -133,14 +129,14 @@ def _check_header(header: list[str], line: int, file: Path, required: tuple[str,
 
 def _jsonl_rows(text: str, file: Path, required: tuple[str, ...]) -> Iterator[Row]:
     seen: set[tuple[str, ...]] = set()
-    # str.splitlines would also cut at U+2028 and its kind, which are legal inside a JSON string.
+    # str.splitlines would also split at characters such as U+2028, which are legal inside a JSON string.
     for line, record in enumerate(text.split("\n"), start=1):
         if not record.strip():
             continue
         try:
             cells = json.loads(record)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}:{line}: broken JSON ({error}); every line is one JSON object") from error
+            raise UserError(f"{file}:{line}: invalid JSON ({error}); every line must be one JSON object") from error
         if not isinstance(cells, dict):
             raise UserError(f"{file}:{line}: {type(cells).__name__} instead of a JSON object such as {{'image': ...}}")
         if tuple(cells) not in seen:
@@ -153,40 +149,39 @@ _READERS: dict[str, Callable[[str, Path, tuple[str, ...]], Iterator[Row]]] = {".
 
 
 def _check_names(names: list[str], place: str, required: tuple[str, ...]) -> None:
-    """Refuse a name that is nearly that of an absent column: a slip, and the column would silently count as missing."""
+    """Raise UserError for missing required columns and for misspelled names, which would silently count as missing."""
     for name in names:
-        slip = name.strip().lower().replace(" ", "_").replace("-", "_")
-        close = difflib.get_close_matches(slip, COLUMNS, n=1, cutoff=0.8) if name not in COLUMNS else []
+        normalised = name.strip().lower().replace(" ", "_").replace("-", "_")
+        close = difflib.get_close_matches(normalised, COLUMNS, n=1, cutoff=0.8) if name not in COLUMNS else []
         if close and close[0] not in names:
-            raise UserError(f"{place}: unknown column {name!r}; did you mean {close[0]!r}? Rename one or the other")
+            raise UserError(f"{place}: unknown column {name!r}; did you mean {close[0]!r}? Rename the column")
     absent = [name for name in required if name not in names]
     if absent:
-        raise UserError(f"{place}: no column {absent[0]!r}; needed are {', '.join(required)}")
+        raise UserError(f"{place}: no column {absent[0]!r}; the required columns are {', '.join(required)}")
 
 
-def _given_parts(rows: list[Row], file: Path) -> dict[int, Split]:
-    """Return the split of every line, or nothing where the table gives none."""
+def _given_splits(rows: list[Row], file: Path) -> dict[int, Split]:
+    """Return the split of every line, or an empty dict if the table has no splits."""
     splits: dict[int, Split] = {}
     without = 0
     for line, cells in rows:
         value = _text(cells, "split", line, file)
         if value:
-            splits[line] = _choice(value, SPLITS, "split", line, file)
+            splits[line] = _choice(value, SPLIT_NAMES, "split", line, file)
         else:
             without = without or line
     if splits and without:
-        raise UserError(f"{file}:{without}: no split, though other rows have one; give it to every row or to none")
+        raise UserError(
+            f"{file}:{without}: the split is missing, but other rows have one; give every row a split, or none"
+        )
     return splits
 
 
 def _sample(cells: Mapping[str, Any], line: int, file: Path, splits: Mapping[int, Split], answered: bool) -> Sample:
     image, question = _text(cells, "image", line, file), _text(cells, "question", line, file)
     answers = _answers(cells, line, file) if answered else ("",)
-    for column, value in (
-        ("image", image),
-        ("question", question),
-        ("answer", not answered or (all(answers) and answers)),
-    ):
+    filled = {"image": image, "question": question, "answer": not answered or (all(answers) and answers)}
+    for column, value in filled.items():
         if not value:
             raise UserError(f"{file}:{line}: the {column} is empty; fill it in or delete the row")
     path = resolve_image(file.parent, image, f"{file}:{line}")
@@ -199,7 +194,7 @@ def _sample(cells: Mapping[str, Any], line: int, file: Path, splits: Mapping[int
         answers=answers,
         answer_type=(_choice(kind, ANSWER_TYPES, "answer_type", line, file) if kind else inferred_type(answers[0])),
         group=group,
-        split=splits[line] if splits else _part_by_hash(group),
+        split=splits[line] if splits else _split_by_hash(group),
         question_type=_text(cells, "question_type", line, file),
     )
 
@@ -209,22 +204,21 @@ def _text(cells: Mapping[str, Any], column: str, line: int, file: Path) -> str:
 
 
 def _as_text(value: Any, column: str, line: int, file: Path) -> str:
-    if value is None or value != value:  # NaN: what pandas writes for a missing value
+    if value is None or value != value:  # pandas writes NaN for a missing value
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{file}:{line}: {column} is {json.dumps(value)[:60]}; write a text in quotes")
     text = str(value).strip()
     if any("\ud800" <= sign <= "\udfff" for sign in text):
         raise UserError(
-            f"{file}:{line}: {column} holds half of a surrogate pair (\\ud800 to \\udfff); mend its encoding"
+            f"{file}:{line}: {column} contains half of a surrogate pair (\\ud800 to \\udfff); correct the encoding"
         )
     return text
 
 
 def _answers(cells: Mapping[str, Any], line: int, file: Path) -> tuple[str, ...]:
-    given = cells["answer"]
-    values = given if isinstance(given, list) else [given]
-    return tuple(_as_text(value, "answer", line, file) for value in values)
+    answer = cells["answer"]
+    return tuple(_as_text(value, "answer", line, file) for value in (answer if isinstance(answer, list) else [answer]))
 
 
 def _choice(value: str, known: Mapping[str, T], column: str, line: int, file: Path) -> T:
@@ -233,6 +227,6 @@ def _choice(value: str, known: Mapping[str, T], column: str, line: int, file: Pa
     return known[value.lower()]
 
 
-def _part_by_hash(group: str) -> Split:
+def _split_by_hash(group: str) -> Split:
     share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
     return "train" if share < 0.70 else "validation" if share < 0.85 else "test"

@@ -1,6 +1,7 @@
-"""VQA-Med 2019 of ImageCLEF (Ben Abacha et al., CLEF 2019): pairs of training and validation, and the test file.
+"""Read VQA-Med 2019 of ImageCLEF (Ben Abacha et al., CLEF 2019).
 
-Lines are ``image|question|answer``; the test file has ``image|category|question|answer``. `#` splits alternatives.
+Lines of the training and validation files are ``image|question|answer``, those of the test file are
+``image|category|question|answer``. `#` separates alternative answers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from preceptor.errors import UserError, nearest
 Variant = Literal["val", "test"]
 CATEGORIES = ("modality", "plane", "organ", "abnormality")
 FILES = {"train": "All_QA_Pairs_train.txt", "val": "All_QA_Pairs_val.txt", "test": "*Test_Questions_w_Ref_Answers*.txt"}
-_RELEASE = f"{FILES['train']} and {FILES['val']} in folders of their own, each beside a folder of images"
+_RELEASE = f"{FILES['train']} and {FILES['val']} in separate folders, each next to a folder of images"
 _WORDS = {
     "plane": re.compile(r"\bplanes?\b"),
     "organ": re.compile(r"\borgans?\b|\bpart of the body\b"),
@@ -29,10 +30,10 @@ _WORDS = {
 
 
 def category_of(question: str) -> str:
-    """Return the category of a question by its wording.
+    """Return the category of a question, inferred from its wording.
 
-    The pair files of training and validation name none; by these rules all 14,792 of their questions fall where the
-    release's ``QAPairsByCategory`` has them.
+    The training and validation files do not contain categories. For all 14,792 of their questions the result agrees
+    with the ``QAPairsByCategory`` files of the release.
     """
     text = question.lower()
     return next((name for name, words in _WORDS.items() if words.search(text)), "modality")
@@ -41,24 +42,26 @@ def category_of(question: str) -> str:
 def read_vqa_med_2019(
     root: Path, *, variant: Variant | None = None, validation_fraction: float = 0.1, seed: int = 0
 ) -> Dataset[Sample]:
-    """Read VQA-Med 2019 from the folder that holds its two or three splits, packed out.
+    """Read VQA-Med 2019 from the folder with its two or three unpacked parts.
 
-    - `val` (the default): the official validation split is the test split. Validation is cut from training by
-      image.
-      For choosing models and comparing while the test questions stay unseen.
-    - `test`: the official splits, scored on the 500 test questions; needs the test file with its answers.
+    Variants:
 
-    An id is ``<image>-<category>``; `question_type` holds the category; every alternative of an answer is accepted and
-    the first is learnt. Answers of yes or no are closed, the others open. The group is the image.
+    - `val` (the default): the official validation split is the test split, and validation is cut from training by
+      image. Use it to choose and compare models without touching the test questions.
+    - `test`: the official splits, scored on the 500 test questions. It needs the test file with answers.
+
+    The id of a sample is ``<image>-<category>``, its `question_type` is the category and its group is the image. All
+    alternatives of an answer are accepted; the first is the training target. Answers of yes or no make a question
+    closed.
 
     Raises:
-        UserError: files are missing, a line is broken, images are missing, or the variant is unknown.
+        UserError: files or images are missing, a line is invalid, or the variant is unknown.
     """
     variant = variant or "val"
     if variant not in get_args(Variant):
         raise UserError(f"VQA-Med 2019 variant {variant!r} is not known{nearest(variant, get_args(Variant))}")
     if not root.is_dir():
-        raise UserError(f"data.root {root} is no folder; give the folder of VQA-Med 2019: {_RELEASE}")
+        raise UserError(f"data.root {root} is not a folder; give the folder of VQA-Med 2019: {_RELEASE}")
     if variant == "test":
         splits: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
     else:
@@ -76,7 +79,8 @@ def read_vqa_med_2019(
     repeated = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
     if repeated:
         raise UserError(
-            f"{root}: {repeated[0]!r} occurs twice: an image has one question of a category; take the files as released"
+            f"{root}: {repeated[0]!r} occurs twice; an image has one question per category, so take the files as "
+            "released"
         )
     require_images(places)
     samples = group_by_content(samples)
@@ -94,40 +98,42 @@ def read_vqa_med_2019(
 
 def _find(root: Path, key: str) -> Path:
     places = (FILES[key], f"*/{FILES[key]}", f"*/*/{FILES[key]}")
-    # Archives packed on a Mac hold a "._name" beside a file.
+    # Archives packed on a Mac contain a "._name" for each file.
     found = sorted({path for place in places for path in root.glob(place) if not path.name.startswith(".")})
     if len(found) == 1:
         return found[0]
     state = f"{len(found)} files named" if found else "no file named"
-    fix = _RELEASE if key != "test" else "get the test file with its answers, or set data.variant=val"
-    raise UserError(f"{root} holds {state} {FILES[key]}; needed: {fix}")
+    fix = f"it must contain {_RELEASE}" if key != "test" else "get the test file with answers, or set data.variant=val"
+    raise UserError(f"{root} contains {state} {FILES[key]}; {fix}")
 
 
 def _image_folder(table: Path) -> Path:
-    """Return the one folder of images beside a table: `images` here, `Train_images` and its like in the release."""
+    """Return the only folder of images next to a table: `images` or, in the release, `Train_images` and the like."""
     found = sorted(p for p in table.parent.iterdir() if p.is_dir() and p.name.lower().endswith("images"))
     if len(found) != 1:
         state = "no folder" if not found else f"{len(found)} folders"
-        raise UserError(f"{table.parent} has {state} of images beside {table.name}; one must be named ...images")
+        raise UserError(
+            f"{table.parent} has {state} of images next to {table.name}; exactly one must have a name that ends in "
+            "`images`"
+        )
     return found[0]
 
 
 def _sample(text: str, place: str, images: Path, split: Split, key: str) -> Sample:
-    wanted = 4 if key == "test" else 3
-    # An answer may hold the sign itself; the first three (two) split the fields.
-    fields = [" ".join(field.split()) for field in text.split("|", wanted - 1)]
-    if len(fields) != wanted or not all(fields):
+    count = 4 if key == "test" else 3
+    # The answer is the last field, so that it may contain the separator.
+    fields = [" ".join(field.split()) for field in text.split("|", count - 1)]
+    if len(fields) != count or not all(fields):
         form = "image|category|question|answer" if key == "test" else "image|question|answer"
-        raise UserError(
-            f"{place}: {len([f for f in fields if f])} of {wanted} fields of {form}; mend or delete the line"
-        )
+        filled = len([field for field in fields if field])
+        raise UserError(f"{place}: {filled} of the {count} fields of {form}; correct or delete the line")
     name, question, answer = fields[0], fields[-2], fields[-1]
     category = fields[1].lower() if key == "test" else category_of(question)
     if category not in CATEGORIES:
         raise UserError(f"{place}: category {fields[1]!r} is not known{nearest(category, CATEGORIES)}")
     answers = tuple(text for text in (option.strip() for option in answer.split("#")) if text)
     if not answers:
-        raise UserError(f"{place}: no answer between the # signs; mend or delete the line")
+        raise UserError(f"{place}: no answer between the # signs; correct or delete the line")
     return Sample(
         id=f"{name}-{category}",
         image=resolve_image(images, f"{name}.jpg", place),

@@ -1,6 +1,6 @@
-"""VQA-RAD (Lau et al., Scientific Data 2018) in its original release: every quirk, and three named splits.
+"""Read VQA-RAD (Lau et al., Scientific Data 2018) in its original release, with three variants of its splits.
 
-`note_hub` judges the copy on the Hugging Face hub, which `data.parquet` reads.
+`note_hub` describes the copy on the Hugging Face hub, which `data.vqa.parquet` reads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Variant = Literal["clean", "published", "no_frames"]
 
 TABLE = "VQA_RAD Dataset Public.json"
 IMAGES = "VQA_RAD Image Folder"
-# What `phrase_type` says; para(phrased) and free-form questions alike are training rows unless marked as test.
+# Split of each `phrase_type`. Paraphrased and free-form questions are training rows unless marked as test.
 SPLITS: dict[str, Split] = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
 ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
 HUB_ROWS = (1793, 451)
@@ -52,24 +52,30 @@ def read_vqa_rad(
 ) -> Dataset[Sample]:
     """Read VQA-RAD from its folder, or from the folder above it.
 
-    `question_frame` is a template form of a row's question, with the row's image and answer; as training rows, frames
-    have the id `<qid>-frame` and the tag `phrase_type` = `frame`. The splits share the 451 test rows of the release:
+    A row may have a `question_frame`: its question as a template, with the same image and answer. Frames that become
+    training samples have the id `<qid>-frame` and the tag `phrase_type` = `frame`. All variants have the 451 test rows
+    of the release. Their training samples are
 
-    - `published`: the 1,797 training rows and the frames of all rows, of test rows too: 3,064. This is what MEVF and
-      most papers since train on; it leaks.
+    - `published`: the 1,797 training rows and the frames of all rows, including the test rows (3,064 samples). MEVF and
+      most later papers use it. It leaks.
     - `no_frames`: the 1,797 training rows.
-    - `clean`: these and the frames of training rows, less those whose image and question (letter case, punctuation
-      and white space aside) are those of a test row or of a test row's frame.
+    - `clean` (the default): the 1,797 training rows and the frames of training rows, except frames whose image and
+      question equal those of a test row or of the frame of a test row (ignoring case, punctuation and white space).
 
-    Validation is `validation_fraction` of the training rows, cut by image with `seed`: how a model does on new images.
-    With `validation_by="question"` it is that share of the release's training questions, cut as the split cuts its test
-    questions: their images stay in training, and so do their frames on `published`, but not on `clean`.
+    Args:
+        root: Folder of the release.
+        variant: Variant of the splits.
+        validation_fraction: Fraction of the training rows that becomes the validation split.
+        validation_by: With `image` all questions about an image move to validation, which measures performance on new
+            images. With `question` single questions move, as in the test split of the release: their images stay in
+            training; their frames stay in training for `published` only.
+        seed: Seed of the validation split.
 
-    No split keeps the test images out of training: of 203, `clean` and `no_frames` share 202 with it and `published`
-    all; `notes` says so.
+    In every variant test images are also training images (202 of 203 for `clean` and `no_frames`, all for `published`);
+    a note reports the number.
 
     Raises:
-        UserError: the folder is not the release, a row is broken, images are missing, or the variant is unknown.
+        UserError: the folder is not the release, a row is invalid, images are missing, or the variant is unknown.
     """
     if variant not in get_args(Variant):
         raise UserError(f"VQA-RAD variant {variant!r} is not known{nearest(variant, get_args(Variant))}")
@@ -95,12 +101,12 @@ def read_vqa_rad(
     test = {sample.id for sample in samples if sample.split == "test"}
     frames_of_test = [frame for frame in frames if frame.id.removesuffix("-frame") in test]
     frames_of_train = [frame for frame in frames if frame.id.removesuffix("-frame") not in test]
-    asked_in_test = {_key(sample) for sample in samples if sample.split == "test"}
-    asked_in_test |= {_key(frame) for frame in frames_of_test}
-    kept_frames = [frame for frame in frames_of_train if _key(frame) not in asked_in_test]
+    test_keys = {_key(sample) for sample in samples if sample.split == "test"}
+    test_keys |= {_key(frame) for frame in frames_of_test}
+    clean_frames = [frame for frame in frames_of_train if _key(frame) not in test_keys]
 
     notes: list[str] = []
-    same = sum(sample.split == "train" and _key(sample) in asked_in_test for sample in samples)
+    duplicates = sum(sample.split == "train" and _key(sample) in test_keys for sample in samples)
     if variant == "published":
         notes.append(
             f"This split leaks: the question frames of {len(frames_of_test)} of the {len(test)} test questions are "
@@ -110,13 +116,14 @@ def read_vqa_rad(
     elif variant == "clean":
         notes.append(
             f"Left out of training: the frames of {len(frames_of_test)} test questions, and "
-            f"{len(frames_of_train) - len(kept_frames)} frames of training questions that ask the same of the same "
-            "image as a test question or its frame."
+            f"{len(frames_of_train) - len(clean_frames)} frames of training questions that equal a test question or "
+            "its "
+            "frame and have the same image."
         )
-        samples += kept_frames
+        samples += clean_frames
     notes.insert(0, _note_shared_images(samples))
-    if same:
-        notes.append(f"In the release, {same} training question(s) ask the same of the same image as a test question.")
+    if duplicates:
+        notes.append(f"In the release, {duplicates} training question(s) equal a test question about the same image.")
     crossing = sum(len({sample.split for sample in linked}) > 1 for linked in links.values())
     if crossing:
         notes.append(f"{crossing} question(s) have paraphrases both in training and in test (qid_linked_id).")
@@ -124,60 +131,62 @@ def read_vqa_rad(
         samples = cut_validation(samples, validation_fraction, seed)
     else:
         samples = _cut_questions(samples, validation_fraction, seed, keep_frames=variant == "published")
-        notes.append("Validation questions are about training images (data.validation_by=question), like the test's.")
+        notes.append(
+            "Validation questions are about training images, as in the test split (data.validation_by=question)."
+        )
     return Dataset("vqa-rad", variant, folder, samples, notes, leaking=variant == "published" or crossing > 0)
 
 
 def note_hub(data: Dataset[Sample]) -> None:
-    """Note what is known of the hub's copy of VQA-RAD (`flaviagiammarino/vqa-rad`), and what the rows show of it.
+    """Add notes about the copy of VQA-RAD on the hub (`flaviagiammarino/vqa-rad`).
 
-    Its card says: the release's rows without question frames, less three that are repeated in training and one that is
-    a test row too, hence 1,793 and 451. It is judged as the split `no_frames`, whose rows it has: test images shared
-    with training are noted and the split does not count as leaking.
+    According to its card, the copy has the rows of the release without question frames, minus three repeated training
+    rows and one that is also a test row: 1,793 training and 451 test rows. It corresponds to the variant `no_frames`:
+    shared images are noted, and the data set does not count as leaking.
     """
     data.notes.append(_note_shared_images(data.samples))
     data.notes.append(
-        "The hub's copy of VQA-RAD has no question frames, so none leaks, and does not say which test questions are "
-        "paraphrases, so that the 308 free-form ones cannot be scored."
+        "The hub's copy of VQA-RAD has no question frames, so none of them leaks. It does not mark paraphrases, so the "
+        "308 free-form test questions cannot be scored separately."
     )
     test = [sample for sample in data.samples if sample.split == "test"]
     counts = (len(data.samples) - len(test), len(test))
     if counts != HUB_ROWS:
         data.notes.append("Rows: {:,} and {:,}; the hub's card says {:,} and {:,}.".format(*counts, *HUB_ROWS))
-    asked = {_key(sample) for sample in test}
-    same = sum(sample.split != "test" and _key(sample) in asked for sample in data.samples)
-    if same:
-        data.notes.append(f"{same} training question(s) ask the same of the same image as a test question.")
+    test_keys = {_key(sample) for sample in test}
+    duplicates = sum(sample.split != "test" and _key(sample) in test_keys for sample in data.samples)
+    if duplicates:
+        data.notes.append(f"{duplicates} training question(s) equal a test question about the same image.")
     triplets = Counter((*_key(sample), sample.answer.lower()) for sample in data.samples if sample.split != "test")
     repeated = triplets.total() - len(triplets)
     if repeated:
-        data.notes.append(f"{repeated} training row(s) repeat image, question and answer of another.")
+        data.notes.append(f"{repeated} training row(s) repeat the image, question and answer of another row.")
 
 
 def _cut_questions(samples: list[Sample], fraction: float, seed: int, *, keep_frames: bool) -> list[Sample]:
-    """Move whole questions to validation as the release moved its test questions."""
+    """Move single questions to validation, as in the test split of the release."""
     frames = {sample.id: sample for sample in samples if sample.id.endswith("-frame")}
-    # Every question a group of its own; a frame is the question's copy, and is no candidate.
-    own = [replace(sample, group=sample.id) for sample in samples if sample.id not in frames]
-    cut = {sample.id for sample in cut_validation(own, fraction, seed) if sample.split == "validation"}
-    moved = [replace(sample, split="validation") if sample.id in cut else sample for sample in samples]
+    # Each question is its own group. Frames are copies of questions and cannot be chosen.
+    questions = [replace(sample, group=sample.id) for sample in samples if sample.id not in frames]
+    chosen = {sample.id for sample in cut_validation(questions, fraction, seed) if sample.split == "validation"}
+    moved = [replace(sample, split="validation") if sample.id in chosen else sample for sample in samples]
     if keep_frames:
         return moved
-    asked = {_key(sample) for sample in samples if sample.id in cut}
-    asked |= {_key(frames[f"{name}-frame"]) for name in cut if f"{name}-frame" in frames}
-    return [sample for sample in moved if not (sample.id in frames and _key(sample) in asked)]
+    held_out = {_key(sample) for sample in samples if sample.id in chosen}
+    held_out |= {_key(frames[f"{name}-frame"]) for name in chosen if f"{name}-frame" in frames}
+    return [sample for sample in moved if not (sample.id in frames and _key(sample) in held_out)]
 
 
 def _release_folder(root: Path) -> Path:
-    holds = f"{TABLE!r} and {IMAGES!r}"
+    content = f"{TABLE!r} and {IMAGES!r}"
     if not root.is_dir():
-        raise UserError(f"data.root {root} is no folder; give the VQA-RAD folder, which holds {holds}")
+        raise UserError(f"data.root {root} is not a folder; give the VQA-RAD folder, which contains {content}")
     found = [root] if (root / TABLE).is_file() else sorted(table.parent for table in root.glob(f"*/{TABLE}"))
     if len(found) != 1:
         state = "no VQA-RAD release" if not found else f"{len(found)} VQA-RAD releases"
-        raise UserError(f"{root} holds {state}; give the folder that holds {holds}, as the authors released them")
+        raise UserError(f"{root} contains {state}; give the folder that contains {content}, as the authors released it")
     if not (found[0] / IMAGES).is_dir():
-        raise UserError(f"{found[0]} lacks the folder {IMAGES!r}; the VQA-RAD folder must hold {holds}")
+        raise UserError(f"{found[0]} lacks the folder {IMAGES!r}; the VQA-RAD folder must contain {content}")
     return found[0]
 
 
@@ -220,7 +229,7 @@ def _frame(sample: Sample, question: str) -> Sample:
 
 
 def _text(value: Any) -> str:
-    """Return a cell as text: integers occur, NULL stands for a missing value, tabs and double spaces are slips."""
+    """Return a cell as text. Some cells are integers, NULL is a missing value, and tabs and double spaces are typos."""
     text = " ".join(str(value).split())
     return "" if value is None or text == "NULL" else text
 
@@ -231,7 +240,7 @@ def _question_type(text: str) -> str:
 
 
 def _key(sample: Sample) -> tuple[str, str]:
-    """What is asked of which image, letter case, punctuation and white space aside."""
+    """Return image and normalised question, which identify duplicates."""
     return sample.group, " ".join(sample.question.lower().translate(_PUNCTUATION).split())
 
 
@@ -239,6 +248,6 @@ def _note_shared_images(samples: list[Sample]) -> str:
     test = {sample.group for sample in samples if sample.split == "test"}
     shared = test & {sample.group for sample in samples if sample.split != "test"}
     return (
-        f"{len(shared)} of the {len(test)} test images are also training images: the release is divided by question, "
-        "not by patient."
+        f"{len(shared)} of the {len(test)} test images are also training images, because the release is split by "
+        "question, not by patient."
     )
