@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from preceptor.vqa.serve import answer_table
 from tests.vqa.conftest import make_bundle, make_data
 from tests.vqa.test_score import SAID, predictions, table
 
