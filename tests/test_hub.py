@@ -24,7 +24,7 @@ CARD = "---\nlicense: mit\ntags: [preceptor]\n---\n# A tiny model\n"
 
 @dataclass
 class Hub:
-    """What a hub received: `repositories` as asked for, `files` by path as committed, and the tokens of all requests."""
+    """What a hub received: the requests for repositories, the committed files by path, the tokens of all requests."""
 
     address: str = ""
     repositories: list[dict[str, Any]] = field(default_factory=list)
@@ -160,5 +160,5 @@ def test_a_name_that_the_hub_does_not_allow(hub: Hub, run: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no trained model"):
+    with pytest.raises(UserError, match="contains no trained model"):
         preceptor.push_to_hub(tmp_path, "someone/tiny")

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from tests.vqa.conftest import make_bundle, make_data
-from tests.vqa.test_score import SAID, predictions, table
 
 import preceptor
 from preceptor.data.images import load_image
@@ -29,6 +27,8 @@ from preceptor.integrations.lmms_eval.tasks import (
 )
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.score import score_file
+from tests.vqa.conftest import make_bundle, make_data
+from tests.vqa.test_score import SAID, predictions, table
 
 
 class Loader(yaml.SafeLoader):
