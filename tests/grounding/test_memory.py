@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+import preceptor
 from preceptor.data.types import Dialogue
 from preceptor.grounding import memory
 from preceptor.grounding import teachers as teaching
@@ -91,21 +92,20 @@ def test_free_memory(tmp_path):
 
 
 @pytest.mark.slow
-def test_doctor_says_what_a_recipe_takes(tmp_path, monkeypatch):
+def test_doctor_estimates_the_memory_of_a_recipe(tmp_path, monkeypatch):
     changes = {"output": str(tmp_path / "run"), "method": {"name": "clinkd"}}
     recipe = tiny(**changes)
     recipe.data.root = str(tmp_path / "phantom")
-    notes, _ = check(recipe)
-    notes = [note for note in notes if note.startswith("memory to train the")]
-    assert [note.split(":")[0].split()[-1] for note in notes] == ["teacher", "student"]
-    assert "teacher" in notes[1].split("(")[1]
+    said = [note for note in preceptor.check(recipe)["notes"] if note.startswith("memory to train the")]
+    assert [note.split(":")[0].split()[-1] for note in said] == ["teacher", "student"]
+    assert "teacher" in said[1].split("(")[1]
     assert not (tmp_path / "run" / "new-student").exists()
     monkeypatch.setattr(memory, "available", lambda: 1)
     monkeypatch.setattr("preceptor.grounding.experiment.available", lambda: 1)
-    _, reasons = check(recipe)
+    reasons = [finding["reason"] for finding in preceptor.check(recipe)["findings"]]
     assert any("training the student is expected to need" in reason for reason in reasons)
     recipe.student.model.source = str(tmp_path / "nowhere")
-    _, reasons = check(recipe)
+    reasons = [finding["reason"] for finding in preceptor.check(recipe)["findings"]]
     assert any("the memory that the student needs is not estimated" in reason for reason in reasons)
 
 
