@@ -25,14 +25,13 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
     import torch
+    from preceptor.vqa.run import open_classroom
 
     from preceptor.environment import QUESTIONS, machine, versions
     from preceptor.tasks import load_recipe
     from preceptor.teachers.online import OnlineTeacher
     from preceptor.training.sampler import StepBatches
     from preceptor.training.setup import make_optimizer, native_bf16
-    from preceptor.vqa.mhkd import LayerMap, MhkdTask, teacher_forward
-    from preceptor.vqa.run import open_classroom
     from preceptor.vqa.teachers import cached_teacher
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -51,15 +50,16 @@ def main() -> None:
         )
         room = open_classroom(recipe)
         teacher = room.bundle(recipe.teacher, 1)
-        paths = LayerMap(recipe.method, recipe.student.model.layers, teacher.model.config.layers).teacher_paths
-        online = OnlineTeacher(teacher.model, teacher_forward(paths))
+        layers = recipe.student.model.layers, teacher.model.config.layers
+        paths = recipe.method.teacher_features(*layers)
+        online = OnlineTeacher(teacher.model, recipe.method.teacher_forward(*layers))
         cached = cached_teacher(Path(scratch) / "cache", room, online, paths)
         train = room.training_examples(0)
         config = recipe.student.train
         steps = {}
         for name, source in (("baseline", None), ("cached", cached), ("online", online)):
             bundle = room.bundle(recipe.student, 0)
-            task = MhkdTask(bundle.model, recipe.method, teacher=source, teacher_config=teacher.model.config)
+            task = recipe.method.build_task(bundle.model, teacher=source, teacher_config=teacher.model.config)
             optimizer, _ = make_optimizer(task, config)
             batches = StepBatches(len(train), batch_size=config.batch_size, steps=args.steps + 5, seed=0)
             steps[name] = (task, optimizer, iter(train.loader(batches)))

@@ -71,8 +71,9 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def run(output: Path, variants: list[str], seeds: list[int], overrides: list[str]) -> None:
-    from preceptor.segmentation.config import SegmentationRecipe
     from preceptor.segmentation.run import run_segmentation
+
+    from preceptor.segmentation.config import SegmentationRecipe
     from preceptor.tasks import load_recipe
 
     def train(folder: Path, seed: int, stage: str, settings: list[str]) -> None:
@@ -96,8 +97,8 @@ def run(output: Path, variants: list[str], seeds: list[int], overrides: list[str
 def table(output: Path) -> None:
     """Print every variant against `alone` with the same seeds: Dice, the mean over a case's 15 subsets."""
     import numpy as np
-
     from preceptor.segmentation.run import by_case
+
     from preceptor.statistics import mean_interval, paired_bootstrap_runs
 
     found: dict[str, dict[int, Path]] = {}

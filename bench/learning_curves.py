@@ -28,10 +28,11 @@ def train(
     recipe: str, output: Path, shares: Sequence[float], seeds: Sequence[int], stages: Sequence[str], settings: list[str]
 ) -> list[Path]:
     """Train what is not finished yet; return the run folders."""
+    from preceptor.vqa.run import run_recipe
+
     from preceptor.errors import UserError
     from preceptor.recipe import differences
     from preceptor.tasks import load_recipe
-    from preceptor.vqa.run import run_recipe
 
     recipes = []
     # Every share once before the next seed, so that a curve is there early. All are read before the first is trained:

@@ -34,13 +34,17 @@ VARIANTS: dict[str, list[str]] = {
     "cross": ["method.teaching.cross_questions=2"],
     "cross_output_only": ["method.teaching.cross_questions=2"]
     + [f"method.{term}.weight=0" for term in ("embedding", "hidden", "attention")],
-    "words": ["method.inherit_words=true"],
-    "cross_words": ["method.teaching.cross_questions=1", "method.inherit_words=true"],
-    "cross3_words": ["method.teaching.cross_questions=3", "method.inherit_words=true"],
-    "rest_words": ["data.unlabelled=[rest]", "method.teaching.cross_questions=1", "method.inherit_words=true"],
-    "rest_only_words": ["data.unlabelled=[rest]", "method.inherit_words=true"],
+    "words": ["method.inherit_token_embeddings=true"],
+    "cross_words": ["method.teaching.cross_questions=1", "method.inherit_token_embeddings=true"],
+    "cross3_words": ["method.teaching.cross_questions=3", "method.inherit_token_embeddings=true"],
+    "rest_words": [
+        "data.unlabelled=[rest]",
+        "method.teaching.cross_questions=1",
+        "method.inherit_token_embeddings=true",
+    ],
+    "rest_only_words": ["data.unlabelled=[rest]", "method.inherit_token_embeddings=true"],
     # With data.unlabelled=[...] among the settings.
-    "unlabelled_words": ["method.teaching.cross_questions=1", "method.inherit_words=true"],
+    "unlabelled_words": ["method.teaching.cross_questions=1", "method.inherit_token_embeddings=true"],
     "ema": ["method.teaching.kind=ema", "method.teaching.ema_decay=0.99"],
 }
 
@@ -50,8 +54,9 @@ def stage_folder(output: Path, name: str, seed: int) -> Path:
 
 
 def run(output: Path, args: argparse.Namespace) -> None:
-    from preceptor.tasks import load_recipe
     from preceptor.vqa.run import run_recipe
+
+    from preceptor.tasks import load_recipe
 
     common = [f"data.root={args.data}"] if args.data else []
     common += args.overrides

@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-
+from preceptor.api import evaluate, run_recipe
 from preceptor.data.provenance import PROVENANCE_FILE, read_provenance
 from preceptor.errors import UserError
 from preceptor.tasks import load_recipe
 from preceptor.vqa.config import VqaRecipe
-from preceptor.vqa.run import run_recipe
-from preceptor.vqa.serve import evaluate_run
 from tests.audit.made import picture, row, write_table
 from tests.fault.tiny import write_recipe
 
@@ -50,8 +48,8 @@ def test_transfer_refuses_known_test_images_until_they_are_excluded(tmp_path: Pa
     taught = ["stages=[distilled]", f"method.teaching.runs=[{tmp_path / 'pre'}]"]
     with pytest.raises(UserError, match=r"method\.teaching\.runs\[0\]=.* 1 of the 2 test images"):
         run_recipe(tiny(tmp_path, "taught", second, *taught))
-    scored = evaluate_run(tmp_path / "pre", [f"data.root={second}"], None, tmp_path / "scores")
-    assert any(note.startswith("1 of the test images were trained on") for note in scored["notes"])
+    scored = evaluate(tmp_path / "pre", {"data.root": second}, output=tmp_path / "scores")
+    assert any("trained on 1 of the test images" in note for note in scored["notes"])
 
     run_recipe(tiny(tmp_path, "pre2", first, f"data.exclude_images_of=[{second}]"))
     results = run_recipe(tiny(tmp_path, "fine2", second, begin(tmp_path / "pre2")))

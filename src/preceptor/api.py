@@ -5,6 +5,7 @@ Importing this module is fast: torch and the networks are imported by the functi
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from preceptor import tasks
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError
+from preceptor.extension import trust_folder
+from preceptor.scores import Scored
 
 if TYPE_CHECKING:
     import torch
@@ -87,12 +90,14 @@ def run_recipe(recipe: BaseRecipe) -> dict[str, Any]:
     return run(tasks.module(recipe.task, "experiment").EXPERIMENT, recipe)
 
 
-def load(folder: str | Path, device: str | torch.device | None = None) -> Any:
+def load(folder: str | Path, device: str | torch.device | None = None, *, trust_remote_code: bool = False) -> Any:
     """Load a trained model from a run, a stage or a model folder.
 
     Args:
         folder: the folder; of a run with several stages the distilled model is loaded.
         device: where to compute, such as "cuda" or "cpu".
+        trust_remote_code: allow a model whose config.json names a class of the user's, ``module:Class``, to import it.
+            The module must be importable here; it is never read from the folder.
 
     Returns:
         A `VqaModel` (``.answer``), a `SegmentationModel` (``.segment``) or a `GroundingModel` (``.ask``).
@@ -104,6 +109,8 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Any:
     from preceptor.pipeline.run_dir import model_folder
 
     place = model_folder(Path(folder))
+    if trust_remote_code:
+        trust_folder(place)
     return tasks.module(tasks.task_of_model(place), "predict").MODEL.load(place, device)
 
 
@@ -147,11 +154,13 @@ def evaluate(
         The results: `protocols`, `describes`, `data`, `notes` and what else the task reports.
     """
     keep_offline()
-    from preceptor.pipeline.evaluation import evaluate_model
     from preceptor.pipeline.run_dir import model_folder, stage_folder
 
     model = model_folder(Path(run))
     recipe = _resolve(str(stage_folder(model)), overrides)
+    # Imported after the checks: a mistake is reported without waiting for torch.
+    from preceptor.pipeline.evaluation import evaluate_model
+
     experiment_class = tasks.module(recipe.task, "experiment").EXPERIMENT
     return evaluate_model(experiment_class, recipe, model, protocol, Path(output) if output else None)
 
@@ -222,20 +231,24 @@ def compare(
     return comparison
 
 
-def score(predictions: str | Path, protocol: str, **options: Any) -> Any:
+def score(predictions: str | Path, protocol: str, **options: Any) -> Scored:
     """Score predictions of any system under a protocol.
 
     Args:
         predictions: JSON lines of a VQA or grounding system; folder of NIfTI masks of a segmentation system.
-        protocol: protocol id, such as ``vqa-rad/clean/451`` or ``med-grit/given/birdeval``.
+        protocol: protocol id, such as ``vqa-rad/clean/451``, ``med-grit/given/birdeval`` or ``brats/all/A``.
         **options: `root` of the data set, and what else the task's `score_file` knows.
 
     Raises:
-        UserError: no task knows the protocol, or a prediction is missing.
+        UserError: no task knows the protocol, an option does not apply to it, or a prediction is missing.
     """
     for task in tasks.TASKS:
         module = tasks.module(task, "score")
         if module.knows(protocol):
+            known = inspect.signature(module.score_file).parameters
+            for name in options:
+                if name not in known:
+                    raise UserError(f"--{name} does not apply to protocol {protocol}; omit it")
             return module.score_file(Path(predictions), protocol, **options)
     raise UserError(f"protocol {protocol!r} is not known; docs/reference/protocols.md lists the protocols")
 

@@ -6,7 +6,18 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
+
+from preceptor.extension import Reference, load_object
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -77,10 +88,51 @@ class TrainConfig(Section):
 class TermConfig(Section):
     weight: Annotated[float, Field(ge=0)] = 0.0
     start: Fraction = 0.0
-    """The term enters when this share of the training is done ..."""
+    """Fraction of the training after which the term begins."""
     ramp: Fraction = 0.0
-    """... and reaches its weight over this further share."""
+    """Further fraction of the training over which its weight rises linearly from 0."""
     end: Fraction = 1.0
+    """Fraction of the training after which it ends."""
+
+
+class OwnLossConfig(TermConfig):
+    """A loss term of your own, added to those of the method."""
+
+    loss: Reference
+    """`module:Class`: a subclass of `preceptor.distill.LossTerm`."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of the class."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class MethodConfig(Section):
+    """The keys that all methods share."""
+
+    name: str
+    """The method, or `module:Class` of your own one."""
+    losses: list[OwnLossConfig] = []
+    """Loss terms of your own, added to those of the method in the stages that distil."""
+
+
+def choose_method(
+    value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo, *, default: str, base: type
+) -> Any:
+    """Validate the section `method` of a recipe: without a name it is `default`; ``module:Class`` is the user's own."""
+    if isinstance(value, base) and ":" in getattr(value, "name", ""):
+        return value
+    if isinstance(value, dict):
+        value = {"name": default, **value}
+        name = value["name"]
+        if isinstance(name, type):
+            name = value["name"] = f"{name.__module__}:{name.__qualname__}"
+        if isinstance(name, str) and ":" in name:
+            kind: Any = load_object(name, "method.name", base, (info.context or {}).get("folder"))
+            try:
+                return kind.model_validate(value, context=info.context)
+            except ValidationError as error:
+                details = [f"method.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+                raise ValueError("; ".join(details)) from error
+    return handler(value)
 
 
 class BaseRecipe(Section):

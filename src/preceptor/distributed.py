@@ -10,24 +10,27 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-T = TypeVar("T")
+from preceptor.errors import UserError
 
-DEEPSPEED = "PRECEPTOR_USE_DEEPSPEED"
-"""Environment variable: whether the launcher requested DeepSpeed."""
+T = TypeVar("T")
 
 TIMEOUT = timedelta(days=2)
 """Longest wait for another process, for example while the first one builds a teacher cache."""
 
 
 def processes() -> PartialState:
-    """Return the state of the processes. On a machine without a GPU they communicate through gloo.
+    """Return the state of the processes; on a machine without a GPU they communicate through gloo.
 
-    All modules call this function, because a first `PartialState()` without `cpu` would make every process of a
-    launcher a separate run on CPU that writes to the same folder.
+    All modules call this function instead of `PartialState`: without `cpu`, the processes of a launcher on CPUs would
+    not find each other, and all of them would write the same folder.
+
+    Raises UserError if the launcher asks for DeepSpeed.
     """
-    if asked := os.environ.pop("ACCELERATE_USE_DEEPSPEED", None):
-        # Otherwise accelerate would hand the training to DeepSpeed, but only on GPUs; `training.zero` works everywhere.
-        os.environ[DEEPSPEED] = asked
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UserError(
+            "the accelerate configuration asks for DeepSpeed, which is not supported: use FSDP2, which shards the same "
+            "states (`preceptor recipes accelerate fsdp2`, or fsdp2-zero2 in place of ZeRO-2)"
+        )
     return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
 
 

@@ -19,6 +19,7 @@ R = TypeVar("R", bound=BaseRecipe)
 RENAMED_KEYS = {
     "data.split": "data.variant",
     "data.broken_images": "data.broken",
+    "method.inherit_words": "method.inherit_token_embeddings",
 }
 """Old dotted key to new one. A recipe with an old key is refused, and the error names the new key."""
 
@@ -104,8 +105,11 @@ def validate(raw: Mapping[str, Any], place: str, kind: type[R]) -> R:
     renamed = _renamed(raw, set(known_keys(kind)))
     if renamed:
         raise UserError(f"{place}: {'; '.join(renamed)}")
+    path = Path(place)
+    # A run folder's own recipe.yaml is not the user's place for code.
+    folder = path.resolve().parent if path.is_file() and path.name != "recipe.yaml" else None
     try:
-        return kind.model_validate(raw)
+        return kind.model_validate(raw, context={"folder": folder})
     except ValidationError as error:
         raise UserError("; ".join(_sentence(dict(detail), place, kind) for detail in error.errors())) from error
 
@@ -145,6 +149,9 @@ def _sentence(detail: dict[str, Any], place: str, kind: type[BaseRecipe]) -> str
         beside = [name for name in others if name.rpartition(".")[0] == key.rpartition(".")[0]]
         close = difflib.get_close_matches(key, others, n=1, cutoff=0.5)
         return f"{place} has the unknown key {key!r}{nearest(key, close or beside)}"
+    if detail["type"] == "union_tag_invalid":
+        tags = [tag.strip().strip("'") for tag in detail["ctx"]["expected_tags"].split(",")]
+        return f"{place}, key {key}.name: {detail['ctx']['tag']!r} is not known{nearest(detail['ctx']['tag'], tags)}"
     message = detail["msg"].removeprefix("Value error, ")
     if not path:
         return f"{place}: {message}"

@@ -43,12 +43,29 @@ class Scored:
     Args:
         results: `stage` (name of the predictions), `protocols`, `describes` and `notes`, as in a run's results.json.
         rows: the scored units, one line each of the predictions file.
-        notes: what must be shown next to the scores.
+        heads: of the table that the command line prints.
+        lines: of that table.
     """
 
     results: dict[str, Any]
     rows: list[dict[str, Any]]
-    notes: list[str]
+    heads: list[str]
+    lines: list[list[str]]
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The scores under the protocol."""
+        return next(iter(self.results["protocols"].values()))
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that must be shown next to the scores."""
+        return self.results["notes"]
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent, empty if it is None."""
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def align(scores: Sequence[UnitScore], reference: Sequence[UnitScore], what: str) -> list[UnitScore]:

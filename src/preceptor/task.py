@@ -6,25 +6,25 @@ Shape suffixes in names: B batch, C answer classes, L tokens, D width, H heads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
-
-from preceptor.data.types import Prediction
 
 
 @dataclass
 class Batch:
-    """A micro-batch.
+    """A micro-batch of B samples.
 
-    `tensors` are what the task computes with (for VQA: `pixels` (B, 3, h, w) float, `input_ids` (B, L) int64,
-    `attention_mask` (B, L) int64, `labels` (B,) int64 with -100 for an answer outside the classes; for volumes:
-    `images` (B, N, D, H, W) float, zero where a modality is missing, `available` (B, N) bool, `masks` (B, R, D, H, W)
-    float, one channel per region, `labelled` (B,) bool, False where the masks are unknown and 0). `ids` are data set
-    ids, for error messages and predictions. `keys` are content keys, one per sample: a hash of the image file's bytes,
-    the question and the augmentation view; a cached teacher is addressed by them, never by position. `skipped` are the
-    ids of rows that were drawn and left out because their image is broken.
+    Attributes:
+        tensors: the inputs and targets of the task, by name. VQA: `pixels` (B, 3, h, w) float, `input_ids` and
+            `attention_mask` (B, L) int64, `labels` (B,) int64, -100 for an answer outside the classes. Segmentation:
+            `images` (B, N, D, H, W) float, zero where a modality is missing, `available` (B, N) bool, `masks`
+            (B, R, D, H, W) float, one channel per region, `labelled` (B,) bool, False if the masks are unknown and 0.
+        ids: ids in the data set, for error messages and predictions.
+        keys: content keys, one per sample: a hash of the image file, the question and the augmentation view. A teacher
+            cache is addressed by these keys, never by position.
+        skipped: ids of rows that were drawn and left out because their image is broken.
     """
 
     tensors: dict[str, Tensor]
@@ -38,13 +38,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def to(self, device) -> Batch:
+    def to(self, device) -> Self:
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
-        return Batch(moved, self.ids, self.keys, self.skipped)
+        return replace(self, tensors=moved)
 
-    def pin_memory(self) -> Batch:
-        pinned = {name: tensor.pin_memory() for name, tensor in self.tensors.items()}
-        return Batch(pinned, self.ids, self.keys, self.skipped)
+    def pin_memory(self) -> Self:
+        return replace(self, tensors={name: tensor.pin_memory() for name, tensor in self.tensors.items()})
+
+    def narrow(self, start: int, length: int) -> Self:
+        """Return the batch of `length` samples from `start` on. Padding stays.
+
+        A task whose tensors do not all have one row per sample overrides this in a subclass.
+        """
+        rows = slice(start, start + length)
+        tensors = {name: tensor[rows] for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors, ids=self.ids[rows], keys=self.keys[rows], skipped=[])
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,10 @@ class TeacherSignal:
 class LossTerms:
     """Named loss terms of one micro-batch.
 
-    `sums[name]` is a scalar: the term summed over its units (samples, tokens). `units[name]` says which unit.
-    The loop divides by the number of units in the whole global batch, over micro-batches and processes, so that
-    gradient accumulation weighs every unit alike instead of averaging averages. `weights[name]` multiplies the term
-    in the total. No value is synchronised to the host here.
+    `sums[name]` is a scalar: the term summed over its units, such as samples or tokens. `units[name]` names the unit.
+    The loop divides by the number of units in the global batch, over all micro-batches and processes, so that every
+    unit has the same weight under gradient accumulation. `weights[name]` multiplies the term in the total. No value is
+    synchronised to the host.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -131,33 +139,37 @@ class Teacher(Protocol):
 
 
 class Task(nn.Module):
-    """What the loop trains: a student, and what it learns from.
+    """A student and its loss: what the training loop needs to know.
 
-    `forward` and `units` make the loss, `predict` answers. The teacher is no submodule: its weights are neither moved
-    by the optimiser nor saved with the student.
+    A teacher is not a submodule: the optimiser does not change its weights, and they are not saved with the student.
     """
 
     student: nn.Module
+    teacher: Teacher | None = None
+    pretrained_parameters: frozenset[str] = frozenset()
+    """Names of parameters that did not start from scratch; they train with `train.pretrained_scale`."""
 
     def forward(self, batch: Batch) -> LossTerms:
+        """Return the loss terms of a micro-batch, each summed over its units."""
         raise NotImplementedError
 
     def units(self, batch: Batch) -> dict[str, int]:
-        """Return how many units of each kind the batch holds, for instance ``{"samples": 32, "labelled": 31}``."""
+        """Return the number of units of each kind in the batch, for instance ``{"samples": 32, "labelled": 31}``."""
         raise NotImplementedError
-
-    def predict(self, batch: Batch) -> list[Prediction]:
-        raise NotImplementedError
-
-    def after_step(self, step: int) -> None:
-        """Called after every optimiser step, on every process: an EMA teacher moves here."""
 
     def on_interval(self, progress: float) -> None:
-        """Called with the share of the training done, in [0, 1], before every optimiser step: schedules move here."""
+        """Update schedules. Called before every optimiser step with the fraction of the training done, in [0, 1]."""
+
+    def after_step(self, step: int) -> None:
+        """Update state that follows the student, such as an EMA teacher. Called after every optimiser step."""
 
     def task_state(self) -> dict[str, Tensor]:
-        """Return what training needs beside the student's weights (projectors, EMA weights); never exported."""
+        """Return the state that a checkpoint must hold besides the parameters. It is never exported."""
         return {}
 
     def load_task_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what `task_state` returned."""
+        """Restore the result of `task_state`."""
+
+    def results(self) -> dict[str, Any]:
+        """Return what `results.json` records of the method, by key, after the training."""
+        return {}

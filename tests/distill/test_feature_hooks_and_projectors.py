@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from preceptor.distill.feature_hooks import FeatureHooks, plain_path
-from preceptor.distill.projectors import Projectors, layer_pairs
+from preceptor.distill.projectors import layer_pairs, projector
 from preceptor.errors import UserError
 
 
@@ -135,11 +135,14 @@ def test_wrong_pairs(pairs):
 
 
 def test_projectors_depend_on_their_seed_alone():
+    def draw(seed: int) -> torch.nn.Linear:
+        return projector(3, 7, torch.Generator().manual_seed(seed))
+
     torch.manual_seed(5)
-    one = Projectors({"hidden.0-1": (3, 7), "embedding.embed_image": (3, 3)}, seed=1)
+    one = draw(1)
     torch.manual_seed(6)
-    two = Projectors({"hidden.0-1": (3, 7), "embedding.embed_image": (3, 3)}, seed=1)
+    two = draw(1)
     x = torch.randn(2, 5, 3)
-    assert one("hidden.0-1", x).shape == (2, 5, 7)
-    assert torch.equal(one("hidden.0-1", x), two("hidden.0-1", x))
-    assert not torch.equal(one("hidden.0-1", x), Projectors({"hidden.0-1": (3, 7)}, seed=2)("hidden.0-1", x))
+    assert one(x).shape == (2, 5, 7)
+    assert torch.equal(one(x), two(x))
+    assert not torch.equal(one(x), draw(2)(x))

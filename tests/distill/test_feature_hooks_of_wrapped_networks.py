@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from preceptor.distill.feature_hooks import FeatureHooks
-from preceptor.distill.projectors import Projectors, layer_pairs
+from preceptor.distill.projectors import layer_pairs, projector
 from preceptor.errors import UserError
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
@@ -117,15 +117,14 @@ def test_projectors_leave_the_global_generator_alone():
     torch.manual_seed(0)
     want = torch.rand(3)
     torch.manual_seed(0)
-    Projectors({"hidden.0-1": (3, 7)})
+    projector(3, 7, torch.Generator().manual_seed(0))
     assert torch.equal(torch.rand(3), want)
 
 
 def test_projectors_start_as_scaled_normals_and_learn():
-    projectors = Projectors({"hidden.0-1": (400, 300)}, seed=3)
-    linear = projectors.maps["hidden/0-1"]
+    linear = projector(400, 300, torch.Generator().manual_seed(3))
     # 120,000 draws: the standard error of the deviation is 0.2 %.
     assert linear.weight.std().item() == pytest.approx(400**-0.5, rel=0.02)
     assert linear.bias.abs().sum() == 0
-    projectors("hidden.0-1", torch.ones(2, 400)).sum().backward()
-    assert all(p.grad is not None and p.requires_grad for p in projectors.parameters())
+    linear(torch.ones(2, 400)).sum().backward()
+    assert all(p.grad is not None and p.requires_grad for p in linear.parameters())

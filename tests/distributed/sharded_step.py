@@ -13,11 +13,11 @@ from PIL import Image
 
 from preceptor.data.types import Dialogue
 from preceptor.distributed import processes
-from preceptor.grounding.clinkd import ClinkdTask
-from preceptor.grounding.config import ClinkdConfig
+from preceptor.grounding.clinkd import ClinkdConfig
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample
 from preceptor.grounding.model import GroundedVlm, LoraSettings
 from preceptor.grounding.new_vlm import new_vlm
+from preceptor.grounding.task import ClinkdTask
 from preceptor.task import Batch
 from preceptor.training.fsdp import gather_full, shard, summon_full_params
 
@@ -40,7 +40,7 @@ def main(folder: Path, family: str, training: str) -> None:
     def task() -> ClinkdTask:
         torch.manual_seed(0)
         vlm = GroundedVlm.load(folder / "vlm", training=training, lora=LoraSettings(4, 8, 0.0))  # type: ignore[arg-type]
-        return ClinkdTask(vlm.train(), ClinkdConfig())
+        return ClinkdConfig().build_task(vlm.train())
 
     alone, shared = task(), task()
     examples = DialogueExamples([], alone.student.encoder)

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from preceptor.grounding.clinkd import ClinkdTask
+from preceptor.grounding.task import ClinkdTask
 from preceptor.teachers.label_store import LabelStore
 
 

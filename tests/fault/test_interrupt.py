@@ -68,7 +68,7 @@ def scenario(folder: Path) -> None:
 def test_stopped_at_any_moment_and_damaged_is_byte_equal(tmp_path):
     program = (
         "import torch; torch.set_num_threads(1)\n"
-        "import preceptor.vqa.run, preceptor.vqa.report, preceptor.vqa.model_card, transformers, pathlib\n"
+        "import preceptor.vqa.experiment, preceptor.vqa.report, preceptor.vqa.model_card, transformers, pathlib\n"
         "from tests.fault.test_interrupt import scenario\n"
         f"scenario(pathlib.Path({str(tmp_path)!r}))"
     )

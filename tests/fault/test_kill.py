@@ -99,8 +99,8 @@ def test_killed_and_restarted_is_byte_equal(tmp_path, variant):
     program = (
         # Imported before the forks, so that a restart costs no time.
         "import torch; torch.set_num_threads(1)\n"
-        "import preceptor.vqa.run, preceptor.vqa.report, preceptor.vqa.model_card, transformers\n"
-        "import preceptor.segmentation.run, preceptor.grounding.run\n"
+        "import preceptor.vqa.experiment, preceptor.vqa.report, preceptor.vqa.model_card, transformers\n"
+        "import preceptor.segmentation.experiment, preceptor.grounding.experiment\n"
         "from pathlib import Path\n"
         "from tests.fault.test_kill import scenario\n"
         f"scenario(Path({str(tmp_path)!r}), {variant!r})"

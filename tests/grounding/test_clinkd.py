@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from preceptor.data.types import Dialogue
-from preceptor.grounding.clinkd import ClinkdTask, first_rows
-from preceptor.grounding.config import ClinkdConfig
+from preceptor.grounding.clinkd import ClinkdConfig
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample, last_answer
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.new_vlm import new_vlm
 from preceptor.grounding.reflection import Correction
+from preceptor.grounding.task import ClinkdTask
 from preceptor.grounding.teachers import OnlineTokenTeacher
 from preceptor.task import Batch
+from preceptor.training.guards import offenders
 
 TEXTS = ["Where is the liver?", "It is at <|box_start|>(120,345),(567,890)<|box_end|>", "What is it?", "An MR.", "No."]
 
@@ -59,7 +60,7 @@ def plain(vlm: GroundedVlm, rows: Batch) -> torch.Tensor:
 
 def test_answers_alone(folder, rows):
     vlm = GroundedVlm.load(folder).eval()
-    task = ClinkdTask(vlm, config())
+    task = config().build_task(vlm)
     given = batch(vlm, rows)
     loss = task(given)
     assert set(loss.sums) == {"answers"}
@@ -79,17 +80,43 @@ def test_the_last_answer_alone(folder, rows):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_first_rows_of_a_batch_are_those_rows(folder, rows, count):
+def test_the_first_rows_of_a_batch(folder, rows, count):
     vlm = GroundedVlm.load(folder).eval()
-    whole, part = vlm(batch(vlm, rows).tensors), vlm(first_rows(batch(vlm, rows), count).tensors)
+    whole, part = vlm(batch(vlm, rows).tensors), vlm(batch(vlm, rows).narrow(0, count).tensors)
     kept = whole.rows < count
     assert torch.equal(whole.targets[kept], part.targets)
     assert torch.allclose(whole.hidden[kept], part.hidden, atol=1e-5)
 
 
-def test_a_batch_without_images_at_its_beginning(folder, rows):
+def test_every_row_of_a_batch_narrows_to_its_own_images(folder, rows):
+    """The dialogues have 2, 0, 1 and 1 images of different sizes, packed in one tensor."""
     vlm = GroundedVlm.load(folder).eval()
-    given = first_rows(batch(vlm, [rows[1], rows[0]]), 1)
+    packed = batch(vlm, rows)
+    for number, row in enumerate(rows):
+        part, single = packed.narrow(number, 1), batch(vlm, [row])
+        assert (part.ids, part.keys) == (single.ids, single.keys)
+        assert part.tensors.keys() == single.tensors.keys()
+        for name in ("pixel_values", "image_grid_thw", "images"):
+            if name in single.tensors:
+                assert torch.equal(part[name], single[name]), name
+        a, b = vlm(part.tensors), vlm(single.tensors)
+        assert torch.equal(a.targets, b.targets)
+        assert torch.allclose(a.hidden, b.hidden, atol=1e-5)
+
+
+def test_the_dialogue_with_a_broken_image_is_named(folder, rows):
+    vlm = GroundedVlm.load(folder).eval()
+    task, given = config().build_task(vlm), batch(vlm, rows)
+    patches = given["image_grid_thw"].prod(dim=1)
+    given["pixel_values"][int(patches[:2].sum())] = torch.nan  # the first patch of the third image, of dialogue c
+    counts = {"tokens": 1.0, "samples": 1.0}
+    assert not torch.isfinite(task(given).total(counts))
+    assert offenders([given], lambda one: task(one).total(counts)) == ["c"]
+
+
+def test_narrowing_to_a_dialogue_without_images(folder, rows):
+    vlm = GroundedVlm.load(folder).eval()
+    given = batch(vlm, [rows[1], rows[0]]).narrow(0, 1)
     assert "pixel_values" not in given.tensors
     assert torch.allclose(vlm(given.tensors).hidden, vlm(batch(vlm, [rows[1]]).tensors).hidden, atol=1e-5)
 
@@ -100,7 +127,7 @@ def test_the_prior_weighs_by_the_curriculum_and_learns_the_teachers_words(folder
         for parameter in teacher.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     c = config(pseudo_labels={"alpha": 0.5, "temperature": 0.5, "curriculum": {"begin": 0.8, "end": 0.2, "over": 1.0}})
-    task = ClinkdTask(vlm, c, prior=True, teacher=OnlineTokenTeacher(teacher, vlm))
+    task = c.build_task(vlm, pseudo_labels=True, teacher=OnlineTokenTeacher(teacher, vlm))
     given = batch(vlm, rows)
     given.tensors["confidence"] = torch.tensor([0.9, 0.7, 0.9, 0.1])
     given.tensors["margin"] = torch.tensor([0.9, 0.7, 0.75, 0.1])
@@ -131,12 +158,12 @@ def reflecting(vlm: GroundedVlm, asked: list[int], **settings) -> ClinkdTask:
         buffer.add(Correction(f"c{number}", "q", "wrong", TEXTS[3], "unlike", number))
         buffer.close_round(4, {"unlike": 1}, 1)
 
-    def lessons(corrections):
+    def collate(corrections):
         taught = [Dialogue(c.id, (), ((c.question, c.corrected),), "mia", "ct", "g", "train") for c in corrections]
         return batch(vlm, taught, last=True)
 
     c = config(reflection={"rounds": 3, "ratio": 0.5, **settings})
-    return ClinkdTask(vlm, c, reflect=reflect, lessons=lessons, seed=5)
+    return c.build_task(vlm, reflect=reflect, collate=collate, seed=5)
 
 
 def test_corrections_take_the_place_of_the_last_rows(folder, rows):
@@ -150,11 +177,11 @@ def test_corrections_take_the_place_of_the_last_rows(folder, rows):
     fresh = batch(vlm, rows)
     units, loss = task.units(fresh), task(fresh)
     assert set(loss.sums) == {"answers", "corrections"}
-    assert torch.allclose(loss.sums["answers"], plain(vlm, first_rows(fresh, 2)), rtol=1e-5)
+    assert torch.allclose(loss.sums["answers"], plain(vlm, fresh.narrow(0, 2)), rtol=1e-5)
     taught = Dialogue("c0", (), (("q", TEXTS[3]),), "mia", "ct", "g", "train")
     correction = batch(vlm, [taught, taught])
     assert torch.allclose(loss.sums["corrections"], plain(vlm, correction), rtol=1e-5)
-    tokens = (first_rows(fresh, 2)["labels"][:, 1:] >= 0).sum() + (correction["labels"][:, 1:] >= 0).sum()
+    tokens = (fresh.narrow(0, 2)["labels"][:, 1:] >= 0).sum() + (correction["labels"][:, 1:] >= 0).sum()
     assert units == {"samples": 4, "tokens": int(tokens)}
 
 

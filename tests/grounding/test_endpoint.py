@@ -29,7 +29,13 @@ from preceptor.teachers.label_store import Label, read_labels
 from tests.grounding.answering_server import Asked, question_of, reply, serving
 from tests.grounding.asked_data import data, image
 
-QUICK = {"backoff": 0.01, "timeout": 5.0}
+QUICK = {"timeout": 5.0}
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    """The client's own waits before a retry, which begin at half a second."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
 
 def teacher(asked: Asked, ask: AskSettings | None = None, concurrent: int = 3, **client: Any) -> EndpointTeacher:
@@ -157,27 +163,50 @@ def test_retry_after_is_honoured_by_all(tmp_path):
     assert asked.times[1] - asked.times[0] >= 0.95  # dates have whole seconds
 
 
-def test_waits_grow_and_are_bounded(tmp_path, monkeypatch):
-    waits: list[float] = []
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ((500, {}, ""), "it answers with 500"),
+        ("broken", "its answer is not a chat completion"),
+        ("empty", "its answer is not a chat completion"),
+        ("half", "the connection failed (RemoteProtocolError)"),
+        ("drop", "the connection failed (RemoteProtocolError)"),
+        ("hang", "it was silent for 0.3 s (ReadTimeout)"),
+    ],
+    ids=str,
+)
+def test_retries_end_with_the_reason(tmp_path, fault, reason):
+    with serving(lambda number, body: fault) as asked:
+        _, reasons = answered(teacher(asked, retries=2, timeout=0.3), prompts(tmp_path, 1, 1))
+    assert list(reasons.values()) == [f"{reason}, in 3 tries"]
+    assert len(asked.bodies) == 3
 
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
 
-    with serving(lambda number, body: (500, {}, "")) as asked:
-        client = ClientSettings(asked.url, retries=7, backoff=1.0, longest_wait=20.0, max_failures=10)
-        monkeypatch.setattr("preceptor.teachers.chat_client.asyncio.sleep", sleep)
-        _, reasons = answered(EndpointTeacher("m", client), prompts(tmp_path, 1, 1))
-    assert list(reasons.values()) == ["it answers with 500, in 8 tries"]
-    assert len(waits) == 7
-    for wait, longest in zip(waits, [1, 2, 4, 8, 16, 20, 20], strict=True):
-        assert longest / 2 <= wait <= longest
+def test_a_retry_after_without_end_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr("preceptor.teachers.chat_client.LONGEST_WAIT", 0.2)
+    with serving(lambda number, body: (429, {"Retry-After": "86400"}, "") if number == 0 else None) as asked:
+        labels, _ = answered(teacher(asked, concurrent=1), prompts(tmp_path, 1, 1))
+    assert len(labels) == 1
+    assert asked.times[1] - asked.times[0] >= 0.19
+
+
+def test_nothing_of_the_environment_is_sent(tmp_path, monkeypatch):
+    """Not the keys and names that other programs use with OpenAI, and not the operating system."""
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):
+        monkeypatch.setenv(name, f"secret-{name}")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    with serving() as asked:
+        answered(teacher(asked), prompts(tmp_path, 1, 2))
+    for headers in asked.headers:
+        assert "secret" not in json.dumps(headers)
+        assert not [name for name in headers if name.startswith(("authorization", "x-stainless", "openai"))]
 
 
 @pytest.mark.parametrize(
     ("status", "said"),
     [
         (401, "refuses the API key; set the right one in PRECEPTOR_API_KEY"),
-        (403, "forbids this"),
+        (403, "access is forbidden"),
         (404, "does not know the model 'm'"),
     ],
 )
@@ -199,7 +228,9 @@ def test_too_many_failures_in_a_row_stop_all_and_others_do_not(tmp_path):
     kept: list[Label] = []
     with (
         serving(lambda number, body: (500, {}, "") if number >= 6 else None) as asked,
-        pytest.raises(UserError, match=r"3 requests in a row have failed, the last since it answers with 500, in 2"),
+        pytest.raises(
+            UserError, match=r"3 requests in a row have failed, the last one because it answers with 500, in 2"
+        ),
     ):
         teacher(asked, concurrent=1, retries=1, max_failures=3).answer(asked_for, set(), kept.extend)
     assert len(kept) == 6
@@ -229,12 +260,12 @@ def messages(asked_for: list[Prompt], url: str) -> list[Any]:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"error": {"message": "at most 4096\ntokens"}}, "with 400 (at most 4096 tokens); see to"),
-        ({"detail": "pinned"}, "with 400 (pinned); see to"),
-        ({"error": "no"}, "with 400 (no); see to"),
-        ({"error": {"message": "a key sk-secret-123 of"}}, "with 400; see to"),
-        ({"error": {"message": ["x"]}}, "with 400; see to"),
-        ([1], "with 400; see to"),
+        ({"error": {"message": "at most 4096\ntokens"}}, "with 400 (at most 4096 tokens); check"),
+        ({"detail": "pinned"}, "with 400 (pinned); check"),
+        ({"error": "no"}, "with 400 (no); check"),
+        ({"error": {"message": "a key sk-secret-123 of"}}, "with 400; check"),
+        ({"error": {"message": ["x"]}}, "with 400; check"),
+        ([1], "with 400; check"),
     ],
     ids=str,
 )
@@ -299,7 +330,7 @@ def test_fields_that_a_server_refuses_are_left_out(tmp_path, caplog):
         labels, reasons = answered(teacher(asked, concurrent=8, max_failures=2), prompts(tmp_path, 3, 4))
     assert reasons == {}
     assert 12 + 1 <= len(asked.bodies) <= 12 + 8
-    assert "does not take skip_special_tokens, top_logprobs" in caplog.text
+    assert "does not accept skip_special_tokens, top_logprobs" in caplog.text
     # Marks are special tokens, which this server leaves out: they are put back.
     assert {label.answer for label in labels.values()} == {"the liver <|box_start|>(1,2),(30,40)<|box_end|>"}
     assert {label.source for label in labels.values()} == {"logprobs"}
@@ -344,9 +375,9 @@ def test_addresses():
     for url in ("http://127.0.0.1:8000/v1", "http://localhost/v1", "http://[::1]:1/v1", "https://127.9.9.9"):
         assert check_address(url, False)
     for url in ("127.0.0.1:8000", "ftp://127.0.0.1/", "http://", "http://127.0.0.1:port/"):
-        with pytest.raises(UserError, match="is no http address"):
+        with pytest.raises(UserError, match="is not an http address"):
             check_address(url, True)
-    with pytest.raises(UserError, match="holds a name, password or query") as error:
+    with pytest.raises(UserError, match="contains a name, password or query") as error:
         check_address("http://me:secret@127.0.0.1/v1", True)
     assert "secret" not in str(error.value)
 
@@ -358,7 +389,8 @@ def test_the_key_is_sent_and_never_written(tmp_path, monkeypatch, caplog):
         teach(tmp_path / "store", whole, whole.samples, teacher(asked))
     assert {headers["authorization"] for headers in asked.headers} == {"Bearer sk-secret-123"}
     assert "sk-secret" not in caplog.text
-    assert all("sk-secret" not in file.read_text() for file in (tmp_path / "store").iterdir())
+    assert "base64" not in caplog.text  # the images
+    assert all(b"sk-secret" not in file.read_bytes() for file in (tmp_path / "store").iterdir())
     monkeypatch.delenv("PRECEPTOR_API_KEY")
     with serving() as asked:
         answered(teacher(asked), prompts(tmp_path, 1, 1))

@@ -126,7 +126,7 @@ def test_a_resting_teacher_is_on_the_device_only_while_it_answers(vlm, moves, mo
         assert ask([], 1, 0.0, 0) == [["yes"]]
     assert answered == [0, 1], "it was moved before it answered"
     assert moves == ["cpu:0", "cpu"]
-    with pytest.raises(RuntimeError, match="broke off"), teaching.at_work(vlm, "cpu"):
+    with pytest.raises(RuntimeError, match="broke off"), teaching.on_device(vlm, "cpu"):
         raise RuntimeError("broke off")
     assert len(moves) == 4, "it rests again whatever happened"
 
@@ -170,16 +170,15 @@ def test_recipes_for_med_grit_say_what_the_published_code_does(name):
 
 
 def test_adapters_learn_beside_weights_in_half_precision(vlm, tmp_path):
-    from preceptor.grounding.stage import Seminar
-
     from preceptor.data.types import GroundingDataset
+    from preceptor.grounding.context import RunContext
 
     recipe = tiny()
     recipe.student.model.training = "lora"
     recipe.student.model.lora.base = "bfloat16"
     vlm.save(tmp_path / "start")
-    room = Seminar(recipe, GroundingDataset("none", "given", Path(), []))
-    found = room.load(str(tmp_path / "start"), recipe.student.model, None, 0)
+    context = RunContext(recipe, GroundingDataset("none", "given", Path(), []))
+    found = context.load(str(tmp_path / "start"), recipe.student.model, None, 0)
     kinds = {p.requires_grad: p.dtype for p in found.model.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}
     parts = memory_estimate(

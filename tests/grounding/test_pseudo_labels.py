@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -18,42 +17,41 @@ from preceptor.errors import UserError
 from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.pseudo_labels import (
     ContentHashes,
-    Keep,
     Prompt,
     PseudoLabels,
+    Save,
     best_of,
     prompts_of_turn,
     question_key,
     teach,
 )
-from preceptor.teachers import label_store
-from preceptor.teachers.label_store import Label, LabelIdentity, LabelStore, read_labels
+from preceptor.teachers.label_store import Label, LabelStore, LabelStoreKey, read_labels
 from tests.grounding.asked_data import data, image
 
-IDENTITY = LabelIdentity("a-model", {"kind": "endpoint", "temperature": 0.0})
+KEY = LabelStoreKey("a-model", {"kind": "endpoint", "temperature": 0.0})
 
 
 class Parrot:
-    """Says the question in capitals, with a confidence that is known; fails for keys in `mute`."""
+    """Answer with the question in capitals and a known confidence; fail for keys in `mute`."""
 
-    def __init__(self, mute: Collection[str] = (), identity: LabelIdentity = IDENTITY, stop_after: int = 10**9) -> None:
-        self.identity, self.mute, self.stop_after = identity, mute, stop_after
+    def __init__(self, mute: Collection[str] = (), cache_key: LabelStoreKey = KEY, stop_after: int = 10**9) -> None:
+        self.cache_key, self.mute, self.stop_after = cache_key, mute, stop_after
         self.asked: list[Prompt] = []
 
-    def answer(self, prompts: Sequence[Prompt], known: Collection[str], keep: Keep) -> Mapping[str, str]:
+    def answer(self, prompts: Sequence[Prompt], known: Collection[str], save: Save) -> Mapping[str, str]:
         for prompt in prompts:
             if prompt.key in known or prompt.key in self.mute:
                 continue
             if len(self.asked) >= self.stop_after:
                 raise KeyboardInterrupt
             self.asked.append(prompt)
-            said = prompt.dialogue.turns[-1][0].upper()
-            keep([Label(prompt.key, prompt.turn, said, True, 4, 0.9, 0.8, "top_logprobs", (-0.1,) * 4)])
+            answer = prompt.dialogue.turns[-1][0].upper()
+            save([Label(prompt.key, prompt.turn, answer, True, 4, 0.9, 0.8, "top_logprobs", (-0.1,) * 4)])
         return {prompt.key: "mute" for prompt in prompts if prompt.key in self.mute}
 
 
-def content(folder: Path) -> list[str]:
-    return sorted(line for file in folder.glob("labels-*.jsonl") for line in file.read_text("utf-8").splitlines())
+def content(folder: Path) -> list[Label]:
+    return sorted(read_labels(folder), key=lambda label: label.key)
 
 
 def test_answers_come_back_for_the_data(tmp_path):
@@ -158,25 +156,25 @@ def test_nothing_in_a_store_names_a_file_or_an_id(tmp_path):
     whole = data(tmp_path / "smith")
     whole.samples = [replace(d, id=f"jones-{d.id}", group="miller") for d in whole.samples]
     teach(tmp_path / "store", whole, whole.samples, Parrot())
-    everything = " ".join(file.name + file.read_text("utf-8") for file in (tmp_path / "store").iterdir())
+    everything = b" ".join(file.name.encode() + file.read_bytes() for file in (tmp_path / "store").iterdir())
     for name in ("smith", "jones", "miller", str(tmp_path)):
-        assert name not in everything
+        assert name.encode() not in everything
 
 
 @pytest.mark.parametrize(
-    ("identity", "said"),
+    ("cache_key", "message"),
     [
-        (LabelIdentity("b-model", IDENTITY.settings), "teacher: cached a-model, wanted b-model"),
-        (LabelIdentity("a-model", {**IDENTITY.settings, "temperature": 0.7}), "temperature: cached 0.0, wanted 0.7"),
-        (LabelIdentity("a-model", {"temperature": 0.0}), "kind: cached endpoint, wanted nothing"),
+        (LabelStoreKey("b-model", KEY.settings), "teacher: cached a-model, wanted b-model"),
+        (LabelStoreKey("a-model", {**KEY.settings, "temperature": 0.7}), "temperature: cached 0.0, wanted 0.7"),
+        (LabelStoreKey("a-model", {"temperature": 0.0}), "kind: cached endpoint, wanted nothing"),
     ],
 )
-def test_another_teacher_or_setting_is_refused_by_name(tmp_path, identity, said):
+def test_another_teacher_or_setting_is_refused_by_name(tmp_path, cache_key, message):
     whole = data(tmp_path / "images", 1)
     teach(tmp_path / "store", whole, whole.samples, Parrot())
     before = content(tmp_path / "store")
-    with pytest.raises(UserError, match=said):
-        teach(tmp_path / "store", whole, whole.samples, Parrot(identity=identity))
+    with pytest.raises(UserError, match=message):
+        teach(tmp_path / "store", whole, whole.samples, Parrot(cache_key=cache_key))
     assert content(tmp_path / "store") == before
 
 
@@ -194,7 +192,7 @@ def test_other_data_are_refused(tmp_path):
 def test_unusable_answers_are_left_out_and_counted(tmp_path):
     whole = data(tmp_path / "images", 1, 4)
     keys = [ContentHashes().keys(dialogue)[0] for dialogue in whole.samples]
-    with LabelStore.open(tmp_path / "store", IDENTITY, {}) as store:
+    with LabelStore.open(tmp_path / "store", KEY, {}) as store:
         store.append(
             [
                 Label(keys[0], 0, "yes", True, 1, 0.5, 0.25, "top_logprobs"),
@@ -209,12 +207,12 @@ def test_unusable_answers_are_left_out_and_counted(tmp_path):
     assert [row.confidence for row in with_cut.labelled] == [0.5, 0.7]
 
 
-def test_sureness_of_a_dialogue_is_the_mean_over_its_tokens(tmp_path):
+def test_confidence_of_a_dialogue_is_the_mean_over_its_tokens(tmp_path):
     whole = data(tmp_path / "images", 1, 1)
     dialogue = replace(whole.samples[0], turns=(("a?", "x"), ("b?", "y")))
     whole.samples = [dialogue]
     one, two = ContentHashes().keys(dialogue)
-    with LabelStore.open(tmp_path / "store", IDENTITY, {}) as store:
+    with LabelStore.open(tmp_path / "store", KEY, {}) as store:
         store.append(
             [
                 Label(one, 0, "p", True, 1, 1.0, 0.6, "top_logprobs"),
@@ -226,10 +224,10 @@ def test_sureness_of_a_dialogue_is_the_mean_over_its_tokens(tmp_path):
     assert margin.tolist() == pytest.approx([0.3])
 
 
-def test_unknown_sureness_is_said_or_replaced(tmp_path):
+def test_unknown_confidence_is_refused_or_replaced(tmp_path):
     whole = data(tmp_path / "images", 1, 2)
     keys = [ContentHashes().keys(dialogue)[0] for dialogue in whole.samples]
-    with LabelStore.open(tmp_path / "store", IDENTITY, {}) as store:
+    with LabelStore.open(tmp_path / "store", KEY, {}) as store:
         store.append([Label(keys[0], 0, "yes", True), Label(keys[1], 0, "no", True, 2, 0.75, 0.5, "logprobs")])
     labels = PseudoLabels.open(tmp_path / "store", whole)
     with pytest.raises(UserError, match="1 of 2 pseudo-labels have no confidence"):
@@ -237,104 +235,6 @@ def test_unknown_sureness_is_said_or_replaced(tmp_path):
     confidence, margin = labels.confidence_and_margin(unknown=0.125)
     assert confidence.tolist() == [0.125, 0.75]
     assert margin.tolist() == [0.125, 0.5]
-
-
-@pytest.mark.parametrize("keep", range(1, 40, 3))
-def test_a_line_that_a_kill_cut_is_dropped(tmp_path, keep):
-    """At any byte of the last line, also in the midst of a letter of several bytes."""
-    labels = [Label(f"{i:064x}", 0, f"Antwort ü 肝 {i}", True, 2, 0.5, 0.25, "top_logprobs") for i in range(3)]
-    with LabelStore.open(tmp_path / "store", IDENTITY, {}) as store:
-        store.append(labels[:2])
-        file = tmp_path / "store" / "labels-00000.jsonl"
-        whole = file.read_bytes()
-        store.append(labels[2:])
-    last = file.read_bytes()[len(whole) :]
-    file.write_bytes(whole + last[: len(last) * keep // 40])
-    assert list(read_labels(tmp_path / "store")) == labels[:2]
-    with LabelStore.open(tmp_path / "store", IDENTITY, {}) as store:
-        assert store.keys == {label.key for label in labels[:2]}
-        assert file.read_bytes() == whole
-        store.append(labels)
-    assert list(read_labels(tmp_path / "store")) == labels
-
-
-def test_zeros_that_a_power_cut_left_are_dropped(tmp_path):
-    label = Label("0" * 64, 0, "yes", True)
-    with LabelStore.open(tmp_path / "store", IDENTITY, {}) as store:
-        store.append([label])
-    file = tmp_path / "store" / "labels-00000.jsonl"
-    file.write_bytes(file.read_bytes() + b"\0" * 100)
-    assert list(read_labels(tmp_path / "store")) == [label]
-
-
-def test_a_damaged_line_is_named(tmp_path):
-    labels = [Label(f"{i:064x}", 0, f"answer {i}", True) for i in range(3)]
-    with LabelStore.open(tmp_path / "store", IDENTITY, {}) as store:
-        store.append(labels)
-    file = tmp_path / "store" / "labels-00000.jsonl"
-    file.write_bytes(file.read_bytes().replace(b"answer 1", b"answer 9"))
-    with pytest.raises(UserError, match=r"labels-00000.jsonl:2 is damaged"):
-        list(read_labels(tmp_path / "store"))
-    with pytest.raises(UserError, match=r"labels-00000.jsonl:2 is damaged"):
-        LabelStore.open(tmp_path / "store", IDENTITY, {})
-
-
-def test_files_are_divided_and_a_missing_one_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(label_store, "SHARD", 3)
-    labels = [Label(f"{i:064x}", 0, f"answer {i}", True) for i in range(8)]
-    with LabelStore.open(tmp_path / "store", IDENTITY, {}) as store:
-        store.append(labels[:5])
-    with LabelStore.open(tmp_path / "store", IDENTITY, {}) as store:
-        store.append(labels)
-    files = sorted((tmp_path / "store").glob("labels-*.jsonl"))
-    assert [len(file.read_text().splitlines()) for file in files] == [3, 3, 2]
-    assert list(read_labels(tmp_path / "store")) == labels
-    # Of a file that is not the last one, no line may be unfinished.
-    text = files[0].read_bytes()
-    files[0].write_bytes(text[:-5])
-    with pytest.raises(UserError, match=r"labels-00000.jsonl:3 is damaged"):
-        list(read_labels(tmp_path / "store"))
-    files[0].unlink()
-    with pytest.raises(UserError, match="a file of pseudo-labels is missing"):
-        list(read_labels(tmp_path / "store"))
-
-
-def test_a_store_has_one_writer_and_no_strange_folder(tmp_path):
-    with (
-        LabelStore.open(tmp_path / "store", IDENTITY, {}),
-        pytest.raises(UserError, match="another process writes pseudo-labels"),
-    ):
-        LabelStore.open(tmp_path / "store", IDENTITY, {})
-    with LabelStore.open(tmp_path / "store", IDENTITY, {}):
-        pass
-    (tmp_path / "strange").mkdir()
-    (tmp_path / "strange" / "thesis.docx").touch()
-    with pytest.raises(UserError, match="holds no pseudo-labels; name another folder"):
-        LabelStore.open(tmp_path / "strange", IDENTITY, {})
-    manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
-    (tmp_path / "store" / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(UserError, match="has format 99"):
-        LabelStore.open(tmp_path / "store", IDENTITY, {})
-
-
-@given(st.text(), st.text(), st.floats(0, 1), st.lists(st.floats(-100, 0), max_size=4), st.booleans())
-def test_any_label_comes_back_equal(tmp_path_factory, answer, other, confidence, logprobs, ended):
-    label = Label(
-        "f" * 64,
-        2,
-        answer,
-        ended,
-        len(logprobs) or None,
-        confidence,
-        0.0,
-        "agreement",
-        tuple(logprobs),
-        (answer, other),
-    )
-    folder = tmp_path_factory.mktemp("store")
-    with LabelStore.open(folder, IDENTITY, {}) as store:
-        store.append([label])
-    assert list(read_labels(folder)) == [label]
 
 
 def test_agreement_of_candidates():

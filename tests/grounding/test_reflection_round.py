@@ -7,10 +7,10 @@ import pytest
 
 from preceptor.data.grounding.boxes import write_box
 from preceptor.data.types import Dialogue
-from preceptor.grounding.config import ReflectionConfig
 from preceptor.grounding.reflection import CorrectionBuffer
 from preceptor.grounding.reflection_round import AGAIN, Reflector, correction_dialogue
 from preceptor.grounding.selection import word_overlap
+from preceptor.grounding.settings import ReflectionConfig
 
 RIGHT, WRONG = write_box((100, 100, 300, 300)), write_box((600, 600, 900, 900))
 

@@ -89,7 +89,7 @@ def test_named_sets(tmp_path, monkeypatch):
         read_dialogues("med-grit", tmp_path)
     monkeypatch.delenv("PRECEPTOR_DATA")
     with pytest.raises(
-        UserError, match="folder of slake-grounding is not known; .* --root FOLDER, or set PRECEPTOR_DATA"
+        UserError, match=r"folder of slake-grounding is not known; .* --root FOLDER, or set PRECEPTOR_DATA"
     ):
         read_dialogues("slake-grounding")
     with pytest.raises(UserError, match="did you mean 'med-grit'"):

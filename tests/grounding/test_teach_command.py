@@ -17,7 +17,7 @@ from preceptor.cli.app import app
 from preceptor.errors import UserError
 from preceptor.grounding.pseudo_labels import PseudoLabels
 from preceptor.grounding.sources import read_dialogues
-from preceptor.teachers.label_store import read_labels
+from preceptor.teachers.label_store import Label, read_labels
 from tests.grounding.answering_server import serving
 from tests.grounding.asked_data import image
 
@@ -57,7 +57,7 @@ def test_answers_are_written_and_summed_up(tmp_path):
     assert (json.loads(again.stdout)["before"], json.loads(again.stdout)["answered"]) == (7, 0)
     assert len(asked.bodies) == 7
     assert PseudoLabels.open(tmp_path / "store", read_dialogues(str(file))).coverage == 1
-    assert "miller" not in (tmp_path / "store" / "manifest.json").read_text()
+    assert b"miller" not in (tmp_path / "store" / "labels.sqlite").read_bytes()
 
 
 def test_what_is_not_answered_gives_exit_code_1(tmp_path):
@@ -94,7 +94,7 @@ def test_mistakes(tmp_path):
         ((file, "--endpoint", "http://127.0.0.1:1/v1"), "belong together"),
         ((file, "--endpoint", "http://10.0.0.1/v1", "--model", "m"), "is not this machine"),
         ((file, "--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--api-key-env", "NO_SUCH"), "no such env"),
-        ((file, "--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--split", "test"), "not taught from"),
+        ((file, "--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--split", "test"), "give train or unlabelled"),
         ((file, "--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--split", "unlabelled"), "has no unlabelled"),
         ((file, file, "--root", tmp_path, "--endpoint", "http://127.0.0.1:1/v1", "--model", "m"), "for one data set"),
         ((file, "--teacher", tmp_path / "none"), "none is neither a folder"),
@@ -161,8 +161,10 @@ def _hears_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def lines(output: Path) -> list[str]:
-    return sorted(line for file in output.glob("labels-*") for line in file.read_text().splitlines())
+def lines(output: Path) -> list[Label]:
+    """The labels of a store, by key; none as long as there is no store."""
+    stored = read_labels(output) if (output / "labels.sqlite").is_file() else []
+    return sorted(stored, key=lambda label: label.key)
 
 
 @pytest.mark.slow

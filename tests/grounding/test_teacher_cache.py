@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 
 from preceptor.cli import app as cli
 from preceptor.grounding.teachers import CACHE, STORE
+from preceptor.teachers.label_store import Label, LabelStore, read_labels, read_store
 from tests.grounding.asked_data import image
 from tests.grounding.speaking_vlm import speaking_vlm
 
@@ -80,18 +82,14 @@ def recipe(tmp_path, models) -> Path:
 
 def ended(run: Path) -> None:
     """The made model never ends an answer, and what is cut off is not learnt from."""
-    import zlib
+    rewrite(run / STORE, [replace(label, ended=True) for label in read_labels(run / STORE)])
 
-    from preceptor.files import json_lines
 
-    file = run / STORE / "labels-00000.jsonl"
-    lines = []
-    for line in file.read_text().splitlines():
-        row = json.loads(line) | {"ended": True}
-        del row["crc"]
-        text = json_lines([row])
-        lines.append(f'{text[:-2]}, "crc": {zlib.crc32(text.encode())}}}\n')
-    file.write_text("".join(lines))
+def rewrite(folder: Path, labels: list[Label]) -> None:
+    cache_key, data = read_store(folder)
+    shutil.rmtree(folder)
+    with LabelStore.open(folder, cache_key, data) as store:
+        store.append(labels)
 
 
 @pytest.fixture
@@ -108,31 +106,29 @@ def test_what_is_written_is_counted_and_verified(recipe, written, capsys):
     code, found, _ = call(capsys, str(recipe), "--verify", "1")
     assert code == 0
     assert (found["labels"]["rows"], found["labels"]["dialogues"], found["labels"]["coverage"]) == (5, 5, 1)
-    assert (found["words"]["rows"], found["words"]["k"]) == (5, 8)
-    assert found["words"]["tokens"] > 5
+    assert (found["tokens"]["rows"], found["tokens"]["k"]) == (5, 8)
+    assert found["tokens"]["tokens"] > 5
     assert found["checked"] == 5
     assert found["worst"] < 1e-3
-    assert found["teacher"] == json.loads((written / STORE / "manifest.json").read_text())["teacher"]
+    assert found["teacher"] == read_store(written / STORE)[0].teacher
     old, sys.argv = sys.argv, ["preceptor", "cache", str(recipe), "--verify", "1"]
     with pytest.raises(SystemExit):
         cli.main()
     sys.argv = old
     said = capsys.readouterr().out
     assert f"teacher {found['teacher'][:12]}" in said
-    assert "5 dialogues computed again" in said
+    assert "5 dialogues recomputed" in said
 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_a_flipped_byte_of_a_label_is_found(recipe, written, capsys, last):
-    """In the last line too, which a training takes for a killed writer's."""
-    file = written / STORE / "labels-00000.jsonl"
-    data = bytearray(file.read_bytes())
-    at = data.rindex(b'"answer"') if last else data.index(b'"answer"')
-    data[at + 13] ^= 1
+    file = written / STORE / "labels.sqlite"
+    data, labels = bytearray(file.read_bytes()), read_labels(written / STORE)
+    data[data.index(labels[-1 if last else 0].key.encode()) + 70] ^= 1  # within the answer, which follows the key
     file.write_bytes(bytes(data))
     code, found, _ = call(capsys, str(recipe), "--verify", "0.5")
     assert code == 1
-    assert f"labels-00000.jsonl:{5 if last else 1}" in found["damage"]
+    assert f"rows of {written / STORE} are damaged: row {5 if last else 1}" in found["damage"]
 
 
 @pytest.mark.parametrize("name", ["ids.npy", "log_probabilities.npy", "log_tail.npy", "targets.npy", "keys.npy"])
@@ -172,8 +168,7 @@ def test_another_teacher_and_a_store_that_is_not_finished(recipe, written, capsy
     code, found, _ = call(capsys, str(recipe), f"method.teaching_run={models / 'vlm-1'}", "--verify", "1")
     assert code == 1
     assert "of another teacher or other settings" in found["damage"]
-    file = written / STORE / "labels-00000.jsonl"
-    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:3]))
+    rewrite(written / STORE, read_labels(written / STORE)[:3])
     code, found, _ = call(capsys, str(recipe), "--verify", "1")
     assert code == 1
     assert "2 dialogues were not asked" in found["damage"]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from preceptor.api import run_recipe
 from preceptor.segmentation.config import SegmentationRecipe
-from preceptor.segmentation.run import run_segmentation
 from preceptor.tasks import load_recipe
 from tests.fault.tiny import LCKD, write_recipe
 
@@ -20,5 +20,5 @@ def recipe(folder: Path, *overrides: str) -> SegmentationRecipe:
 def trained(tmp_path_factory) -> Path:
     """A folder with a finished tiny run in `run`, its cases in `run/data`."""
     folder = tmp_path_factory.mktemp("lckd")
-    run_segmentation(recipe(folder))
+    run_recipe(recipe(folder))
     return folder

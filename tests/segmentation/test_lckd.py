@@ -6,12 +6,17 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, kl_divergence
 
-from preceptor.segmentation.config import LckdConfig
+from preceptor.distill.loss_term import LossTerm
+from preceptor.distill.projectors import projector
 from preceptor.segmentation.cross_modal import cross_modal
-from preceptor.segmentation.lckd import LckdTask, binary_kl, full_modality_teacher, mean_available
-from preceptor.segmentation.losses import bce_loss, dice_loss
+from preceptor.segmentation.kd import KdConfig
+from preceptor.segmentation.lckd import LckdConfig
+from preceptor.segmentation.losses import bce_loss, binary_kl, dice_loss, mean_available
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
+from preceptor.segmentation.settings import DroppingConfig
+from preceptor.segmentation.task import SegmentationTask
 from preceptor.task import Batch
+from preceptor.training.guards import offenders
 
 MODALITIES, REGIONS = ("flair", "t1", "t1ce", "t2"), ("et", "tc", "wt")
 ALL = {"kind": "none"}
@@ -35,7 +40,7 @@ def batch(rows: int = 2, seed: int = 0) -> Batch:
 SCORES = torch.tensor([[0.1, 0.2, 0.9], [0.0, 0.0, 0.1], [0.8, 0.7, 0.3], [0.1, 0.3, 0.8]])
 
 
-def task(student: MultimodalUNet, asked: list | None = None, **method) -> LckdTask:
+def task(student: MultimodalUNet, asked: list | None = None, **method) -> SegmentationTask:
     def votes(net: MultimodalUNet) -> torch.Tensor:
         assert net is student
         assert not net.training
@@ -44,17 +49,17 @@ def task(student: MultimodalUNet, asked: list | None = None, **method) -> LckdTa
         return SCORES
 
     config = LckdConfig.model_validate({"name": "lckd", "dropping": ALL, **method})
-    return LckdTask(student, config, votes=votes, vote_every=3)
+    return config.build_task(student, stage="distilled", votes=votes, steps_per_epoch=0.6)  # 5 epochs: 3 steps
 
 
 def test_without_distillation_the_masks_alone_teach():
     student = network()
-    alone = LckdTask(student, LckdConfig(), distil=False)
+    alone = LckdConfig().build_task(student, stage="baseline")
     torch.manual_seed(0)
     loss = alone(batch())
     assert set(loss.sums) == {"dice", "bce"}
     assert alone.task_state() == {}
-    assert alone.history() == []
+    assert alone.results() == {}
 
 
 @pytest.mark.parametrize(("kind", "teachers"), [("single", [2]), ("multi", [0, 2])])
@@ -78,13 +83,13 @@ def test_students_may_be_compared_through_a_map_of_their_own(levels):
     plain, projecting = (
         task(student, cross_modal={"levels": levels, "projector": projector}) for projector in (False, True)
     )
-    names = [name for name, _ in projecting.named_parameters() if name.startswith("projectors")]
+    names = [name for name, _ in projecting.named_parameters() if "projectors" in name]
     assert len(names) == 2 * 4 * (3 if levels == "all" else 1)
     assert not any("projectors" in name for name in student.state_dict())
     for t in (plain, projecting):
         t.on_interval(0.0)
     assert not torch.allclose(projecting(batch()).sums["cross_modal"], plain(batch()).sums["cross_modal"])
-    for linear in projecting.projectors.maps.values():
+    for linear in projecting.terms[-1].projectors.values():
         torch.nn.init.eye_(linear.weight)
     loss = projecting(batch()).sums["cross_modal"]
     assert torch.allclose(loss, plain(batch()).sums["cross_modal"])
@@ -92,7 +97,7 @@ def test_students_may_be_compared_through_a_map_of_their_own(levels):
     # Elected are flair and t1ce: the maps of the two that learn alone get a gradient.
     taught = {
         name
-        for name, linear in projecting.projectors.maps.items()
+        for name, linear in projecting.terms[-1].projectors.items()
         if linear.weight.grad is not None and linear.weight.grad.abs().sum() > 0
     }
     assert {name.split()[1] for name in taught} == {"t1", "t2"}
@@ -112,18 +117,18 @@ def test_per_task_each_teacher_speaks_where_its_region_lies():
     assert torch.allclose(loss.sums["cross_modal"], want, atol=1e-6)
 
 
-def test_votes_before_the_first_step_and_then_every_few():
+def test_an_election_before_the_first_step_and_then_every_few_steps():
     asked: list = []
     t = task(network(), asked)
     for step in range(7):
         t.on_interval(step / 7)
         t.after_step(step + 1)
-    assert [vote["step"] for vote in t.history()] == [0, 3, 6]
+    assert [vote["step"] for vote in t.results()["elections"]] == [0, 3, 6]
     other = task(network(), [])
     other.load_task_state(t.task_state())
-    assert other.history() == t.history()
+    assert other.results()["elections"] == t.results()["elections"]
     other.on_interval(6 / 7)  # a resumed run does not vote again
-    assert len(other.history()) == 3
+    assert len(other.results()["elections"]) == 3
     assert t.student.training
 
 
@@ -142,7 +147,7 @@ def test_a_full_teacher_is_not_trained_and_teaches_nothing_to_its_equal():
     config = LckdConfig.model_validate(
         {"name": "lckd", "dropping": ALL, "cross_modal": {"weight": 0}, "full": {"weight": 2.0, "features": 0.5}}
     )
-    t = LckdTask(student, config, teacher=full_modality_teacher(full))
+    t = config.build_task(student, stage="distilled", teacher=full)
     b = batch()
     loss = t(b)
     assert float(loss.sums["full/output"].detach()) == pytest.approx(0, abs=1e-6)
@@ -168,7 +173,7 @@ def test_what_the_full_teacher_segments_stands_in_for_masks_that_are_unknown():
     with torch.no_grad():
         found = student(b["images"], b["available"]).logits
         theirs = full(b["images"], b["available"]).logits
-        loss = LckdTask(student, config, teacher=full_modality_teacher(full))(b)
+        loss = config.build_task(student, stage="distilled", teacher=full)(b)
     hard = (theirs[1:] > 0).float()
     assert 0 < float(hard.mean()) < 1
     for name, of in (("dice", dice_loss), ("bce", bce_loss)):
@@ -191,3 +196,55 @@ def test_mean_of_what_is_available():
     got = mean_available(f, available)
     assert torch.allclose(got[0], (f[0, 0] + f[0, 2]) / 2, atol=1e-6)
     assert torch.allclose(got[1], f[1, 1], atol=1e-6)
+
+
+def test_plain_distillation_adds_the_kl_of_every_voxel_to_the_loss_of_the_masks():
+    student, full = network().eval(), network(seed=1).eval()
+    method = KdConfig.model_validate({"dropping": ALL, "output": {"weight": 0.7, "temperature": 3.0}})
+    t = method.build_task(student, stage="distilled", teacher=full)
+    b = batch()
+    loss = t(b)
+    with torch.no_grad():
+        s, f = (net(b["images"], b["available"]).logits for net in (student, full))
+    want = 9 * kl_divergence(Bernoulli(logits=f / 3), Bernoulli(logits=s / 3)).mean(dim=(1, 2, 3, 4)).mean()
+    total = (dice_loss(s, b["masks"]) + bce_loss(s, b["masks"])) / 2 + 0.7 * want
+    torch.testing.assert_close(loss.total({"samples": 2.0}), total, rtol=1e-4, atol=1e-5)
+    assert set(method.build_task(student, stage="baseline")(b).sums) == {"dice", "bce"}
+    assert method.needs_teacher("distilled")
+    assert not method.needs_teacher("baseline")
+
+
+def test_the_teacher_stage_drops_nothing():
+    student = network().eval()
+    b = batch()
+    task = LckdConfig().build_task(student, stage="teacher")
+    torch.testing.assert_close(task(b).sums["dice"], dice_loss(student(b["images"], b["available"]).logits, b["masks"]))
+
+
+def test_an_own_term_taps_modules_of_both_networks():
+    class Stems(LossTerm):
+        name = "stems"
+        student_features = teacher_features = ("decoder.head",)
+
+        def prepare(self, student, teacher_config, generator):
+            self.projector = projector(len(student.config.regions), len(teacher_config.regions), generator)
+
+        def forward(self, student, teacher, batch):
+            s = self.projector(student.features["decoder.head"].flatten(2).mean(dim=2))
+            return (s - teacher.features["decoder.head"].flatten(2).mean(dim=2)).square().sum()
+
+    student, full = network(), network(seed=1)
+    task = SegmentationTask(student, [Stems()], dropping=DroppingConfig(kind="none"), teacher=full)
+    task(batch()).sums["stems"].backward()
+    assert task.terms[0].projector.weight.grad.abs().sum() > 0
+    assert next(student.parameters()).grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in full.parameters())
+
+
+def test_the_case_with_a_broken_voxel_is_named():
+    t, b = task(network()), batch(rows=3)
+    t.on_interval(0.0)
+    b["images"][1, 2, 3, 4, 5] = torch.nan
+    counts = {"samples": 1.0}
+    assert not torch.isfinite(t(b).total(counts))
+    assert offenders([b], lambda one: t(one).total(counts)) == ["case1"]

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.segmentation.config import DroppingConfig
 from preceptor.segmentation.modality_dropping import drop_modalities
+from preceptor.segmentation.settings import DroppingConfig
 
 rows = st.lists(st.lists(st.booleans(), min_size=4, max_size=4).filter(any), min_size=1, max_size=6).map(torch.tensor)
 

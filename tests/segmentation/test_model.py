@@ -275,7 +275,7 @@ def test_wrong_inputs():
     everything = torch.ones(1, 4, dtype=torch.bool)
     with pytest.raises(UserError, match=r"multiples of 4x4x4; use 12x12x8"):
         model(images(1, (9, 12, 8)), everything)
-    with pytest.raises(UserError, match="single one at the bottleneck"):
+    with pytest.raises(UserError, match="single voxel at the bottleneck"):
         model(images(1, (4, 4, 4)), everything)
     assert model.fitting((3, 4, 1)) == (4, 4, 8)
     with pytest.raises(UserError, match="row 1 of the batch has no modality"):
@@ -297,5 +297,5 @@ def test_a_broken_folder(tmp_path: Path):
     with pytest.raises(UserError, match=r"decoder\.head\.weight"):
         MultimodalUNet.load(tmp_path)
     config.write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match="describes no preceptor-multimodal-unet"):
+    with pytest.raises(UserError, match="does not describe a preceptor-multimodal-unet"):
         MultimodalUNet.load(tmp_path)

@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
+from preceptor.api import run_recipe
 from preceptor.segmentation.predict import segment_case
-from preceptor.segmentation.run import run_segmentation
 from tests.segmentation.conftest import recipe
 
 pytestmark = [
@@ -35,7 +35,7 @@ def test_real_cases_train_and_predict(tmp_path: Path) -> None:
         "train.epochs=4",
         "stages=[distilled]",
     ]
-    results = run_segmentation(recipe(tmp_path, *settings))
+    results = run_recipe(recipe(tmp_path, *settings))
     assert results["data"]["train"] == 2
     scores = results["protocols"]["brats/by-patient/A"]
     assert (len(scores["subsets"]), scores["n"]) == (15, 1)

@@ -110,7 +110,7 @@ def test_ensemble_stays_finite_where_members_exclude_a_class(batch):
 
 
 def test_ensemble_refuses_other_classes_and_emptiness(batch):
-    with pytest.raises(UserError, match="know 5, 7 answer classes"):
+    with pytest.raises(UserError, match="have 5, 7 answer classes"):
         EnsembleTeacher([teacher(0), teacher(1, classes=7)]).signal(batch)
     with pytest.raises(UserError, match="empty"):
         EnsembleTeacher([])
@@ -220,7 +220,7 @@ def test_ema_refuses_another_network_and_a_bad_decay():
     ema = EmaTeacher(TinyNet(0), forward, decay=0.9)
     with pytest.raises(UserError, match=r"model\.head"):
         ema.load_state_dict(EmaTeacher(TinyNet(0, classes=9), forward, decay=0.9).state_dict())
-    with pytest.raises(UserError, match=r"in \[0, 1\), not 1\.0"):
+    with pytest.raises(UserError, match=r"in \(0, 1\), not 1\.0"):
         EmaTeacher(TinyNet(0), forward, decay=1.0)
 
 

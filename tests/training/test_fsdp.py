@@ -7,14 +7,12 @@ import os
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_multi_gpu_env
 
-from preceptor.config import TrainConfig
-from preceptor.distributed import DEEPSPEED, processes
+from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.recipe import accelerate_file
 from preceptor.training.fsdp import shard_settings
-from preceptor.training.zero import zero_asked
 
 
 def environment(name: str) -> dict[str, str]:
@@ -47,50 +45,12 @@ def test_an_unknown_configuration_is_named():
 def test_without_settings_nothing_is_sharded(monkeypatch):
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
     assert shard_settings() is None
-    monkeypatch.delenv(DEEPSPEED, raising=False)
-    assert not zero_asked(TrainConfig())
 
 
-def test_the_shipped_configuration_of_deepspeed(monkeypatch):
-    pytest.importorskip("deepspeed")
-    read = ["--config_file", str(accelerate_file("deepspeed-zero2")), "script.py"]
-    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(read))
-    arguments.deepspeed_fields_from_accelerate_config = ""  # what `launch_command` adds
-    _, found = prepare_deepspeed_cmd_env(arguments)
-    for key, value in found.items():
-        if key.startswith("ACCELERATE_"):
-            monkeypatch.setenv(key, value)
-    monkeypatch.setenv(DEEPSPEED, "")
-    processes()
-    assert "ACCELERATE_USE_DEEPSPEED" not in os.environ, "accelerate would start DeepSpeed itself"
-    assert os.environ[DEEPSPEED] == "true"
-    assert zero_asked(TrainConfig())
-    assert shard_settings() is None
-
-
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "zero_stage 3 of DeepSpeed; set zero_stage: 2, or take fsdp2.yaml"),
-        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload_optimizer_device: cpu"),
-        ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "deepspeed_config_file: ds.json"),
-    ],
-)
-def test_what_of_deepspeed_is_not_supported_is_refused(variables, said, monkeypatch):
-    monkeypatch.setenv(DEEPSPEED, "true")
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=said):
-        zero_asked(TrainConfig())
-
-
-def test_deepspeed_trains_with_adamw_and_must_be_there(monkeypatch):
-    monkeypatch.setenv(DEEPSPEED, "true")
-    with pytest.raises(UserError, match="optimizer=sgd"):
-        zero_asked(TrainConfig(optimizer="sgd"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install deepspeed"):
-        zero_asked(TrainConfig())
+def test_deepspeed_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="asks for DeepSpeed, which is not supported: use FSDP2"):
+        processes()
 
 
 @pytest.mark.parametrize(

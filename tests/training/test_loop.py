@@ -238,7 +238,7 @@ def test_weight_average_in_closed_form():
     parameter = task.projector.bias
     with torch.no_grad():
         parameter.zero_()
-    average = WeightAverage(task, 0.5)
+    average = WeightAverage(dict(task.named_parameters()), 0.5)
     want = 0.0
     for step in range(1, 12):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A small run folder with three untrained models, as `preceptor.vqa.run` writes it."""
+"""A small run folder with three untrained models, as `preceptor train` writes it."""
 
 from __future__ import annotations
 

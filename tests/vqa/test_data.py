@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from preceptor.vqa.serve import check_run
 
+from preceptor.api import check as check_run
 from preceptor.errors import UserError
 from tests.data.vqa import test_parquet, test_slake, test_vqa_med_2019, test_vqa_rad
 

@@ -7,13 +7,18 @@ import torch
 
 from preceptor.config import TermConfig
 from preceptor.data.vqa.answers import AnswerVocabulary
+from preceptor.distill.schedule import scheduled_weight
 from preceptor.errors import UserError
 from preceptor.task import Batch
 from preceptor.teachers.online import EnsembleTeacher, OnlineTeacher
+from preceptor.training.guards import offenders
 from preceptor.vqa.bundle import VqaBundle, build_bundle, make_tokenizer
-from preceptor.vqa.config import MhkdConfig, ModelConfig
+from preceptor.vqa.config import ModelConfig
 from preceptor.vqa.dataset import Preprocessing
-from preceptor.vqa.mhkd import LayerMap, MhkdTask, schedule, teacher_forward, token_axes
+from preceptor.vqa.kd import KdConfig
+from preceptor.vqa.method import VqaMethod
+from preceptor.vqa.mhkd import MhkdConfig
+from preceptor.vqa.task import VqaTask, token_axes
 from preceptor.vqa.teachers import ema_teacher
 
 QUESTIONS = ["is there a lesion in the left lung?", "which plane is this?", "what organ is shown?", "ct or mri?"]
@@ -51,17 +56,16 @@ def batch_of(bundle: VqaBundle, labels: list[int]) -> Batch:
     return Batch(tensors, names, names)
 
 
-def part(batch: Batch, start: int, stop: int) -> Batch:
-    return Batch({k: v[start:stop] for k, v in batch.tensors.items()}, batch.ids[start:stop], batch.keys[start:stop])
+def task_of(student: VqaBundle, teacher: VqaBundle | None, **settings) -> VqaTask:
+    return build(MhkdConfig.model_validate({**EVERY, **settings}), student, teacher)
 
 
-def task_of(student: VqaBundle, teacher: VqaBundle | None, **settings) -> MhkdTask:
-    config = MhkdConfig.model_validate({**EVERY, **settings})
-    source = None
-    if teacher is not None:
-        lesson = LayerMap(config, student.model.config.layers, teacher.model.config.layers)
-        source = OnlineTeacher(teacher.model, teacher_forward(lesson.teacher_paths))
-    return MhkdTask(student.model, config, teacher=source, teacher_config=teacher and teacher.model.config)
+def build(method: VqaMethod, student: VqaBundle, teacher: VqaBundle | None) -> VqaTask:
+    if teacher is None:
+        return method.build_task(student.model)
+    forward = method.teacher_forward(student.model.config.layers, teacher.model.config.layers)
+    source = OnlineTeacher(teacher.model, forward)
+    return method.build_task(student.model, teacher=source, teacher_config=teacher.model.config)
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():
@@ -92,7 +96,7 @@ def test_every_level_is_there_and_weighted():
         "attention/1-3",
         "relation",
     }
-    c = task.config
+    c = MhkdConfig.model_validate(EVERY)
     assert terms.weights["embedding/image"] + terms.weights["embedding/question"] == pytest.approx(c.embedding.weight)
     assert terms.weights["hidden/0-1"] + terms.weights["hidden/1-3"] == pytest.approx(c.hidden.weight)
     assert task.units(batch_of(student, [0, 1, -100, 0])) == {"samples": 4, "labelled": 3}
@@ -109,7 +113,7 @@ def test_everything_of_the_student_and_nothing_of_the_teacher_learns():
     assert [name for name in silent if "qkv.bias" not in name and "key.bias" not in name] == []
     assert all(p.grad is None for p in teacher.model.parameters())
     assert not any("teacher" in name for name in task.state_dict())
-    assert not any("projectors" in name for name in task.student.state_dict())
+    assert not any("projector" in name for name in task.student.state_dict())
     assert not teacher.model.training
 
 
@@ -117,7 +121,7 @@ def test_sums_add_up_over_micro_batches():
     student, teacher = model(2, 16, 0), model(4, 24, 1)
     task = task_of(student, teacher, relation={"weight": 0})
     whole = batch_of(student, [0, 1, -100, 2, 1])
-    terms = [task(b).sums for b in (whole, part(whole, 0, 2), part(whole, 2, 5))]
+    terms = [task(b).sums for b in (whole, whole.narrow(0, 2), whole.narrow(2, 3))]
     for name, value in terms[0].items():
         assert torch.allclose(value, terms[1][name] + terms[2][name], rtol=1e-4), name
 
@@ -140,12 +144,14 @@ def test_without_a_teacher_only_the_label_teaches():
 def test_ensemble_and_moving_average_teach():
     student, one, two = model(2, 16, 0), model(2, 16, 1), model(2, 16, 2)
     config = MhkdConfig.model_validate(EVERY)
-    paths = LayerMap(config, 2, 2).teacher_paths
     source = EnsembleTeacher(
-        [OnlineTeacher(one.model, teacher_forward(paths)), OnlineTeacher(two.model, teacher_forward([]))]
+        [
+            OnlineTeacher(one.model, config.teacher_forward(2, 2)),
+            OnlineTeacher(two.model, config.teacher_forward(2, 2, features=False)),
+        ]
     )
     batch = batch_of(student, [0, 1, 2, 0])
-    task = MhkdTask(student.model, config, teacher=source, teacher_config=one.model.config)
+    task = config.build_task(student.model, teacher=source, teacher_config=one.model.config)
     assert torch.isfinite(task(batch).total({"samples": 4, "labelled": 4}))
     probabilities = (
         one.model(**_inputs(batch)).logits.softmax(-1) + two.model(**_inputs(batch)).logits.softmax(-1)
@@ -153,7 +159,7 @@ def test_ensemble_and_moving_average_teach():
     assert torch.allclose(source.signal(batch).logits.softmax(-1), probabilities, atol=1e-5)
 
     ema = ema_teacher(student.model, config)
-    task = MhkdTask(student.model, config, teacher=ema, teacher_config=student.model.config)
+    task = config.build_task(student.model, teacher=ema, teacher_config=student.model.config)
     before = {k: v.clone() for k, v in task.task_state().items()}
     with torch.no_grad():
         student.model.head.weight += 1
@@ -186,7 +192,7 @@ def test_other_image_tokens_are_refused_with_the_fix():
 )
 def test_schedule(progress: float, want: float):
     term = TermConfig(weight=2.0, start=0.2, ramp=0.2, end=0.8)
-    assert schedule(term, progress) == pytest.approx(want)
+    assert scheduled_weight(term, progress) == pytest.approx(want)
 
 
 def test_token_axes_of_the_taps():
@@ -194,3 +200,43 @@ def test_token_axes_of_the_taps():
     assert token_axes("embed_question") == (1,)
     assert token_axes("fusion.3") == (1,)
     assert token_axes("fusion.3.attention.probabilities") == (2, 3)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_plain_distillation_is_hintons_formula(alpha: float):
+    """The oracle is torch's own kl_div and cross_entropy."""
+    student, teacher = model(1, 16, 0), model(2, 24, 1)
+    task = build(KdConfig(alpha=alpha, temperature=3.0), student, teacher)
+    batch = batch_of(student, [0, 1, -100, 2])
+    s, t = (m.model(**_inputs(batch)).logits for m in (student, teacher))
+    ce = torch.nn.functional.cross_entropy(s, batch["labels"])
+    kl = torch.nn.functional.kl_div(
+        (s / 3).log_softmax(-1), (t / 3).log_softmax(-1), reduction="batchmean", log_target=True
+    )
+    want = (1 - alpha) * ce + alpha * 9 * kl
+    torch.testing.assert_close(task(batch).total({"samples": 4, "labelled": 3}), want)
+    assert [term.name for term in task.terms] == ["label", "output"]
+    assert KdConfig().teacher_features(1, 2) == []
+
+
+def test_plain_distillation_of_labels_alone_keeps_their_weight():
+    student = model(1, 16, 0)
+    task = build(KdConfig(alpha=0.9), student, None)
+    assert task(batch_of(student, [0, 1])).weights == {"label": 1.0}
+
+
+def test_a_layer_that_is_not_there_is_refused_before_the_training():
+    student, teacher = model(1, 16, 0), model(1, 16, 1)
+    task = build(MhkdConfig.model_validate(EVERY), student, teacher)
+    task.terms[-1].student_features = ("fusion.7",)
+    with pytest.raises(UserError, match=r"fusion\.7"):
+        VqaTask(student.model, task.terms, teacher=task.teacher, teacher_config=teacher.model.config)
+
+
+def test_the_question_with_a_broken_image_is_named():
+    student, teacher = model(2, 16, 0), model(4, 24, 1)
+    task, batch = task_of(student, teacher, relation={"weight": 0}), batch_of(student, [0, 1, 2, 0])
+    batch["pixels"][2, 0, 5, 5] = torch.nan
+    counts = {"samples": 1.0, "labelled": 1.0}
+    assert not torch.isfinite(task(batch).total(counts))
+    assert offenders([batch], lambda one: task(one).total(counts)) == ["q2"]

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from preceptor.cli.app import app
 from preceptor.data.types import Prediction, Sample
 from preceptor.errors import UserError
-from preceptor.vqa.evaluate import read_predictions, write_predictions
+from preceptor.pipeline.run_dir import read_predictions, write_predictions
 from preceptor.vqa.metrics import score
 from preceptor.vqa.protocols import Protocol
 from preceptor.vqa.score import score_file
@@ -39,27 +39,25 @@ SAID = [{"id": "1", "answer": "yes."}, {"id": 2, "prediction": "LUNG"}, {"id": "
 
 
 def test_a_file_of_another_system_against_a_table(tmp_path):
-    scores, notes = score_file(predictions(tmp_path, SAID), "mine/given", root=table(tmp_path))
-    found = scores.as_dict()
+    scored = score_file(predictions(tmp_path, SAID), "mine/given", root=table(tmp_path))
+    found = scored.scores
     assert (found["accuracy"], found["closed"], found["open"]) == (pytest.approx(2 / 3), 1.0, 0.5)
     assert found["macro"] == 0.5
-    assert scores.rows()[1]["answers"] == ["Left lung", "lung"]
-    assert not any("left out" in note for note in notes)
-    more, notes = score_file(
-        predictions(tmp_path, [*SAID, {"id": "9", "answer": ""}]), "mine/given", root=table(tmp_path)
-    )
-    assert more.accuracy == scores.accuracy
-    assert "1 predictions for questions outside the protocol are left out: '9' (line 4)." in notes
+    assert scored.rows[1]["answers"] == ["Left lung", "lung"]
+    assert not any("ignored" in note for note in scored.notes)
+    more = score_file(predictions(tmp_path, [*SAID, {"id": "9", "answer": ""}]), "mine/given", root=table(tmp_path))
+    assert more.scores == scored.scores
+    assert "1 predictions for questions outside the protocol are ignored: '9' (line 4)." in more.notes
 
 
 def test_another_normaliser_or_metric_is_noted(tmp_path):
     path, root = predictions(tmp_path, SAID), table(tmp_path)
-    scores, notes = score_file(path, "mine/given", root=root, normaliser="lower")
-    assert scores.accuracy == pytest.approx(1 / 3)
-    assert "The normaliser is lower, not the protocol's mevf." in notes
-    scores, notes = score_file(path, "mine/given", root=root, metric="bleu")
-    assert scores.as_dict()["metric"] == "bleu"
-    assert "The metric is bleu, not the protocol's accuracy." in notes
+    scored = score_file(path, "mine/given", root=root, normaliser="lower")
+    assert scored.scores["accuracy"] == pytest.approx(1 / 3)
+    assert "The normaliser is lower, not the protocol's mevf." in scored.notes
+    scored = score_file(path, "mine/given", root=root, metric="bleu")
+    assert scored.scores["metric"] == "bleu"
+    assert "The metric is bleu, not the protocol's accuracy." in scored.notes
     with pytest.raises(UserError, match="unknown answer normaliser 'mevv'; did you mean 'mevf'"):
         score_file(path, "mine/given", root=root, normaliser="mevv")
 
@@ -67,14 +65,14 @@ def test_another_normaliser_or_metric_is_noted(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ("", "holds no predictions"),
-        ('{"id": "1"', r"said\.jsonl:1: invalid JSON"),
+        ("", "contains no predictions"),
+        ('{"id": "1"', r"said\.jsonl:1: broken JSON"),
         ("\n[1]\n", r"said\.jsonl:2: no id"),
         ('{"id": "1", "answer": 4}', "answer is 4; write the answer as a text"),
-        ('{"id": "7", "answer": "x"}', "none of its 1 ids is of mine/given, whose first is '1'"),
-        (json.dumps(SAID[0]), "2 of 3 questions of mine/given have no prediction: '2', '3'; give each a line"),
-        (json.dumps(SAID[0]) + '\n{"id": "x", "answer": ""}', r"no question of it: 'x' \(line 2\)"),
-        ("\n".join(json.dumps(row) for row in [*SAID, SAID[0]]), r"said\.jsonl:4: id '1' is that of line 1 too"),
+        ('{"id": "7", "answer": "x"}', "none of its 1 ids is one of mine/given, such as '1'"),
+        (json.dumps(SAID[0]), "2 of 3 questions of mine/given have no prediction: '2', '3'; add a line for each"),
+        (json.dumps(SAID[0]) + '\n{"id": "x", "answer": ""}', r"not in the protocol: 'x' \(line 2\)"),
+        ("\n".join(json.dumps(row) for row in [*SAID, SAID[0]]), r"said\.jsonl:4: id '1' is also in line 1"),
         ('{"id": "1", "answer": "yes", "prediction": "no"}', "1: id '1' has both answer and prediction"),
         ('{"id": "1", "answer": "yes", "prediction": "no", "answers": ["yes"]}', "has both answer and prediction"),
     ],
@@ -108,9 +106,9 @@ def test_public_protocols_with_the_references_of_the_file(tmp_path, protocol, ex
         {"id": "1", "answer": "axial", "target": "Axial"},
         {"id": "2", "answer": "left lung", "answers": ["right lung", "heart"], "answer_type": "open"},
     ]
-    scores, _ = score_file(predictions(tmp_path, rows), protocol, references="file")
+    scores = score_file(predictions(tmp_path, rows), protocol, references="file").scores
     # BLEU of "left lung" for "right lung": one of two words, no pair, so (1/2) ** (1/4).
-    assert scores.accuracy == pytest.approx((1 + 0.5**0.25) / 2 if "bleu" in protocol else expected)
+    assert scores["accuracy"] == pytest.approx((1 + 0.5**0.25) / 2 if "bleu" in protocol else expected)
 
 
 ANSWERS = st.sampled_from(
@@ -134,10 +132,10 @@ def test_our_own_files_give_the_same_numbers_again(tmp_path_factory, pairs, norm
     folder = tmp_path_factory.mktemp("own")
     write_predictions(folder, {"own/test": scores.rows()})
     assert read_predictions(folder, "own/test") == scores.rows()
-    again, _ = score_file(
+    again = score_file(
         folder / "predictions" / "own-test.jsonl", "own/test", references="file", normaliser=normaliser, metric=metric
     )
-    assert again.as_dict() == scores.as_dict()
+    assert again.scores == scores.as_dict()
 
 
 def test_the_command(tmp_path):
@@ -147,5 +145,5 @@ def test_the_command(tmp_path):
         app, ["score", str(path), "--protocol", "mine/given", "--root", str(root), "--output", str(out), "--json"]
     )
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["accuracy"] == pytest.approx(2 / 3)
+    assert json.loads(done.stdout)["protocols"]["mine/given"]["accuracy"] == pytest.approx(2 / 3)
     assert [json.loads(line)["correct"] for line in out.read_text().splitlines()] == [True, True, False]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from preceptor.vqa.run import run_recipe
 
+from preceptor.api import run_recipe
 from preceptor.errors import UserError
 from preceptor.tasks import load_recipe
 from preceptor.vqa.data import read_data

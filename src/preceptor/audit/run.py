@@ -264,7 +264,7 @@ def _check_answers(
     labelled = [sample for sample in train if sample.answers]
     vocabulary = AnswerVocabulary.build(labelled, normaliser)
     unseen = [sample for sample in test if vocabulary.encode(sample.answers) < 0]
-    ceiling = 1 - len(unseen) / len(test)
+    ceiling = vocabulary.ceiling(test)
     if main:
         result.ceiling = ceiling
     if unseen:

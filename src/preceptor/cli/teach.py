@@ -1,90 +1,122 @@
-"""The verb `teach` of the command line: a teacher's answers, written for a student."""
+"""The verb teach: a teacher's answers as pseudo-labels for a student."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from preceptor.cli.terminal import say, table
+from preceptor import api
+from preceptor.cli import options
+from preceptor.cli.errors import CHECK_FAILED, INTERRUPTED
+from preceptor.cli.terminal import log_to_stderr, notes, say, sentence, table
 from preceptor.errors import UserError
 
 if TYPE_CHECKING:
     from preceptor.grounding.endpoint import EndpointTeacher
-    from preceptor.grounding.pseudo_labels import Teacher
+    from preceptor.grounding.pseudo_labels import Labeler
     from preceptor.grounding.teach import LabelingRequest
+
+KEY_VARIABLE = "PRECEPTOR_API_KEY"
+
+EXAMPLES = """\
+preceptor teach slake-grounding --root SLAKE --output labels --teacher QWEN
+preceptor teach IMAGES --question "Describe the image." --output labels \\
+  --endpoint http://127.0.0.1:8000/v1 --model qwen"""
 
 
 def teach(
     data: Annotated[
         list[str],
         typer.Argument(
-            metavar="DATA...",
-            help="slake-grounding, med-grit, a .json or .jsonl "
-            "file of dialogues, or a folder of images with --question.",
+            metavar="DATA",
+            help="slake-grounding, med-grit, a .json or .jsonl file of dialogues, or a folder of images.",
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder of the pseudo-labels; one that is there is gone on with.")],
-    teacher: Annotated[Path | None, typer.Option(help="Folder of a Qwen-VL checkpoint, to run here.")] = None,
+    output: Annotated[Path, options.output_folder("Output folder for pseudo-labels. An existing one is resumed.")],
+    teacher: Annotated[
+        Path | None, options.existing("DIR", "Folder of a Qwen-VL model to run on this machine.", file=False)
+    ] = None,
     endpoint: Annotated[
         str | None,
-        typer.Option(
-            help="Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1, instead of --teacher."
-        ),
+        typer.Option(metavar="URL", help="OpenAI-compatible server to ask, such as http://127.0.0.1:8000/v1."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="With --endpoint: the model's name there.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Endpoint: name of the model.")] = None,
     root: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of the data set, or of a file's images; default: in PRECEPTOR_DATA, or beside the file."
+        options.existing(
+            "DIR", "Folder of the data set or of the images. Default: under PRECEPTOR_DATA, or the folder of the file."
         ),
     ] = None,
-    question: Annotated[list[str] | None, typer.Option(help="Asked about each image of a folder; repeatable.")] = None,
-    split: Annotated[str | None, typer.Option(help="train or unlabelled; default: train, where there is any.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many dialogues.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 for the most likely answer.")] = 0.0,
-    candidates: Annotated[int, typer.Option(min=1, help="Answers to each question, the best agreed one is kept.")] = 1,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of sampled answers.")] = 0,
-    system_prompt: Annotated[str, typer.Option(help="Said before every dialogue.")] = "",
-    max_pixels: Annotated[int | None, typer.Option(min=1, help="Larger images are shrunk to as many.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="With --teacher: questions at a time.")] = 8,
-    concurrent: Annotated[int, typer.Option(min=1, help="With --endpoint: requests at a time.")] = 8,
-    requests_per_minute: Annotated[float | None, typer.Option(help="With --endpoint: no more than that.")] = None,
-    timeout: Annotated[float, typer.Option(help="With --endpoint: longest silence in seconds.")] = 300.0,
-    retries: Annotated[int, typer.Option(min=0, help="With --endpoint: tries after the first.")] = 6,
-    logprobs: Annotated[bool, typer.Option(help="With --endpoint: ask for log-probabilities.")] = True,
+    question: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Question about each image of a folder. Repeat it for several questions."),
+    ] = None,
+    split: Annotated[
+        Literal["train", "unlabelled"] | None,
+        typer.Option(help="Split to label. Default: train, or unlabelled if there is no train."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Label only the first N dialogues.")] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, metavar="T", help="Sampling temperature; 0 is greedy decoding.")
+    ] = 0.0,
+    candidates: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Answers per question; the one that agrees best is kept.")
+    ] = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Largest number of tokens of an answer.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = 0,
+    system_prompt: Annotated[str, typer.Option(metavar="TEXT", help="System prompt of each dialogue.")] = "",
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Shrink larger images to this number of pixels.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Local teacher: questions per batch.")] = 8,
+    concurrent: Annotated[int, typer.Option(min=1, metavar="N", help="Endpoint: requests at the same time.")] = 8,
+    requests_per_minute: Annotated[
+        float | None, typer.Option(metavar="N", help="Endpoint: largest number of requests per minute.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Endpoint: give up a request after this time without data.")
+    ] = 300.0,
+    retries: Annotated[int, typer.Option(min=0, metavar="N", help="Endpoint: retries of a failed request.")] = 6,
+    logprobs: Annotated[bool, typer.Option(help="Endpoint: request log-probabilities.")] = True,
     max_tokens_total: Annotated[
         int | None,
-        typer.Option(min=1, help="With --endpoint: do not begin above this estimate, and stop when so many are used."),
+        typer.Option(min=1, metavar="N", help="Endpoint: refuse a larger estimate, and stop after N tokens."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="With --endpoint: begin without asking.")] = False,
-    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Images may leave this machine.")] = False,
-    api_key_env: Annotated[str, typer.Option(help="Environment variable with the API key.")] = "PRECEPTOR_API_KEY",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")
+    yes: Annotated[bool, typer.Option("--yes", help="Endpoint: start without confirmation of the estimate.")] = False,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Endpoint: allow a server on another machine to receive the images.")
     ] = False,
+    api_key_env: Annotated[
+        str, typer.Option(metavar="NAME", help="Endpoint: environment variable that contains the API key.")
+    ] = KEY_VARIABLE,
+    as_json: options.Json = False,
 ) -> None:
-    """Have a strong model answer questions about images, for a student to learn from; exit 1 where some are not."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from preceptor.cli.app import _log_to_stderr
+    """Label images with a local teacher or with a server.
+
+    The answers are pseudo-labels for a student. The exit code is 1 if some questions were not answered. The same command then asks them again.
+    """
+    if (teacher is None) == (endpoint is None):
+        raise UserError("teach needs either --teacher DIR or --endpoint URL")
+    if (endpoint is None) != (model is None):
+        raise UserError("--endpoint URL and --model NAME belong together; give both")
+    if api_key_env != KEY_VARIABLE and not os.environ.get(api_key_env):
+        raise UserError(f"--api-key-env {api_key_env}: the environment variable does not exist or is empty")
+    if root is not None and len(data) > 1:
+        raise UserError("--root applies to one data set; set PRECEPTOR_DATA or label one data set at a time")
+    check_data(data)
+    api.keep_offline()
     from preceptor.grounding import teach as teaching
     from preceptor.grounding.endpoint import AskSettings, EndpointTeacher
 
-    if (teacher is None) == (endpoint is None):
-        raise UserError("teach needs --teacher FOLDER or --endpoint URL, one of the two")
-    if (endpoint is None) != (model is None):
-        raise UserError("--endpoint URL and --model NAME belong together: give both or none")
-    _log_to_stderr()
-    who: Teacher
+    log_to_stderr()
+    labeler: Labeler
     if endpoint is not None and model is not None:
         from preceptor.teachers.chat_client import ClientSettings
 
-        if api_key_env != "PRECEPTOR_API_KEY" and not os.environ.get(api_key_env):
-            raise UserError(f"--api-key-env {api_key_env}: there is no such environment variable, or it is empty")
         client = ClientSettings(
             endpoint,
             allow_remote=allow_remote,
@@ -94,16 +126,16 @@ def teach(
             requests_per_minute=requests_per_minute,
         )
         ask = AskSettings(temperature, candidates, max_tokens, seed, system_prompt, max_pixels, logprobs)
-        who = EndpointTeacher(model, client, ask, concurrent=concurrent, max_tokens_total=max_tokens_total)
-        lesson = teaching.gather(data, root, split, limit, question or ())  # type: ignore[arg-type]
-        _agree(lesson, output, who, yes, max_tokens_total)
+        labeler = EndpointTeacher(model, client, ask, concurrent=concurrent, max_tokens_total=max_tokens_total)
+        request = teaching.gather(data, root, split, limit, question or ())
+        confirm(request, output, labeler, yes, max_tokens_total)
     else:
-        lesson = teaching.gather(data, root, split, limit, question or ())  # type: ignore[arg-type]
+        request = teaching.gather(data, root, split, limit, question or ())
         from preceptor.grounding.local_teacher import LocalTeacher
         from preceptor.grounding.model import GroundedVlm
 
         vlm = GroundedVlm.load(str(teacher), max_pixels=max_pixels)
-        who = LocalTeacher(
+        labeler = LocalTeacher(
             vlm.to(_device()),
             temperature=temperature,
             candidates=candidates,
@@ -113,70 +145,88 @@ def teach(
             batch_size=batch_size,
         )
     try:
-        found = teaching.run(lesson, output, who, _progress)
+        document = _label(request, output, labeler)
     except KeyboardInterrupt:
-        print("interrupted; what is answered is kept, and the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(130) from None
-    if isinstance(who, EndpointTeacher):
-        found["tokens"] = who.used
-
-    def show(document: dict[str, Any]) -> None:
-        sure = document["mean_confidence"]
-        table(
-            document["folder"],
-            ["questions", "held", "answered", "not answered", "cut off", "mean confidence"],
-            [
-                [
-                    str(document["questions"]),
-                    str(document["before"]),
-                    str(document["answered"]),
-                    str(sum(document["unanswered"].values())),
-                    str(document["cut_off"]),
-                    "-" if sure is None else f"{sure:.3f}",
-                ]
-            ],
-        )
-        for reason, count in document["unanswered"].items():
-            print(f"not answered: {count}: {reason}")
-        for note in document["notes"]:
-            print(f"note: {note}")
-
-    say(found, as_json, show)
-    if found["unanswered"]:
-        raise typer.Exit(1)
+        print("interrupted; the answers are saved, and the same command resumes", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    if isinstance(labeler, EndpointTeacher):
+        document["tokens"] = labeler.used
+    say(document, as_json, show_labels)
+    if document["unanswered"]:
+        raise typer.Exit(CHECK_FAILED)
 
 
-def _agree(lesson: LabelingRequest, output: Path, who: EndpointTeacher, yes: bool, ceiling: int | None) -> None:
-    """Print what is to come, and go on only where that is wanted."""
+def check_data(names: list[str]) -> None:
+    """Raise UserError if a data set is neither known by name nor an existing path."""
+    from preceptor.data.locations import FOLDERS
+
+    for name in names:
+        if name not in FOLDERS and not Path(name).exists():
+            raise UserError(f"{name} does not exist; give slake-grounding, med-grit, a file of dialogues or a folder")
+
+
+def _label(request: LabelingRequest, output: Path, labeler: Labeler) -> dict[str, Any]:
+    from preceptor.grounding import teach as teaching
+    from preceptor.training.progress import Progress
+
+    bars: list[Progress] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(Progress("questions", total).__enter__())
+        bars[0].advance(done)
+
+    try:
+        return teaching.run(request, output, labeler, show)
+    finally:
+        for bar in bars:
+            bar.__exit__()
+
+
+def confirm(
+    request: LabelingRequest, output: Path, labeler: EndpointTeacher, yes: bool, max_tokens_total: int | None
+) -> None:
+    """Print the estimated number of tokens and ask whether to start.
+
+    Raises:
+        UserError: the estimate is above `max_tokens_total`, or it is not confirmed.
+    """
     from preceptor.grounding.teach import estimate
 
-    cost = estimate(lesson, output, who)
+    cost = estimate(request, output, labeler)
     print(
-        f"{cost.requests:,} questions: about {cost.images:,} tokens of images and {cost.texts:,} of text, answers of "
-        f"at most {cost.answers:,} tokens",
+        f"{cost.requests:,} questions: about {cost.images:,} tokens of images, {cost.texts:,} tokens of text, and "
+        f"answers of at most {cost.answers:,} tokens",
         file=sys.stderr,
     )
-    if ceiling is not None and cost.total > ceiling:
+    if max_tokens_total is not None and cost.total > max_tokens_total:
         raise UserError(
-            f"the estimate of {cost.total:,} tokens is above --max-tokens-total {ceiling:,}: give more, ask fewer "
-            "(--limit), shrink images (--max-pixels) or shorten answers (--max-tokens)"
+            f"the estimate of {cost.total:,} tokens is above --max-tokens-total {max_tokens_total:,}; allow more, or "
+            "reduce it with --limit, --max-pixels or --max-tokens"
         )
-    if yes or ceiling is not None or not cost.requests:
+    if yes or max_tokens_total is not None or not cost.requests:
         return
     if not sys.stdin.isatty():
-        raise UserError("nobody is there to agree to the estimate: give --yes, or a ceiling with --max-tokens-total")
-    if not typer.confirm("begin?", err=True):
-        raise UserError("nothing was asked; shrink the task with --limit, --max-pixels or --max-tokens")
+        raise UserError(
+            "stdin is not a terminal, so the estimate cannot be confirmed. Pass --yes or --max-tokens-total"
+        )
+    if not typer.confirm("Start?", err=True):
+        raise UserError("nothing was labeled; reduce the estimate with --limit, --max-pixels or --max-tokens")
+
+
+def show_labels(document: dict[str, Any]) -> None:
+    """Print how many questions were answered, and why others were not."""
+    mean = document["mean_confidence"]
+    counts = [document[key] for key in ("questions", "before", "answered")]
+    counts += [sum(document["unanswered"].values()), document["cut_off"]]
+    columns = ["questions", "answered before", "answered", "not answered", "cut off", "mean confidence"]
+    table(document["folder"], columns, [[*map(str, counts), "-" if mean is None else f"{mean:.3f}"]])
+    for reason, number in document["unanswered"].items():
+        sentence(f"not answered: {number}: {reason}")
+    notes(document["notes"])
 
 
 def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _progress(done: int, whole: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done:,} of {whole:,} answered", end="\n" if done == whole else "", file=sys.stderr, flush=True)
-    elif done == whole or done % 100 == 0:
-        print(f"{done:,} of {whole:,} answered", file=sys.stderr, flush=True)

@@ -1,13 +1,20 @@
-"""What the command line prints: tables for people, or one JSON document for scripts."""
+"""Printing on the terminal: tables and sentences for people, or one JSON document for scripts."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+_NUMERIC = re.compile(r"(?:[-+\u2212\d.,:%()<>=/ \u00a0]|to|of|[kM]|ms|ml)*")
 
-def say(document: Any, as_json: bool, show) -> None:
+
+def say(document: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Print a result: as JSON if `as_json`, else with `show`. Of several processes only the first one prints."""
     if not main_process():
         return
     if as_json:
@@ -17,144 +24,74 @@ def say(document: Any, as_json: bool, show) -> None:
 
 
 def main_process() -> bool:
+    """Return whether this is the first process of a run. It does not import torch."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def table(title: str, columns: list[str], rows: list[list[str]], *, wide: bool = False) -> None:
-    """Print a table; of a `wide` one the columns have no lines between them, and the first is never wrapped."""
-    from rich.box import HEAVY_HEAD, SIMPLE_HEAD
+def log_to_stderr() -> None:
+    """Show log messages on standard error, above the progress bar if there is one."""
+    log = logging.getLogger("preceptor")
+    log.setLevel(logging.INFO)
+    for handler in [handler for handler in log.handlers if isinstance(handler, _StderrHandler)]:
+        log.removeHandler(handler)
+    if main_process():
+        handler = _StderrHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to the standard error of the moment, which rich replaces while a progress bar is shown."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
+def sentence(text: str) -> None:
+    """Print text; in a terminal it is wrapped at words."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        console.print(text, markup=False, highlight=False)
+    else:
+        print(text)
+
+
+def notes(texts: Iterable[str]) -> None:
+    """Print notes, each once."""
+    for text in dict.fromkeys(texts):
+        sentence(f"note: {text}")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table. Columns of numbers are aligned right, columns of text left and wrapped at words."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    box, padding = (SIMPLE_HEAD, (0, 1, 0, 0)) if wide else (HEAVY_HEAD, (0, 1))
-    table = Table(title=title, title_justify="left", box=box, padding=padding)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=wide and i == 0)
+    printed = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for number, column in enumerate(columns):
+        cells = [row[number] for row in rows]
+        if number > 0 and all(map(_NUMERIC.fullmatch, cells)):
+            width = max(map(len, cells), default=0)
+            printed.add_column(Text(column), justify="right", min_width=width)
+        else:
+            printed.add_column(Text(column), overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
-def show_results(results: dict[str, Any]) -> None:
-    """Print what each stage of a run reached, with the baselines."""
-    stages = results.get("stages") or {results.get("stage", "model"): results}
-    if "regions" in results:
-        return show_segmentation(results, stages)
-    if any("tasks" in scores for scores in results["protocols"].values()):
-        return show_grounding(results, stages)
-    for protocol, scores in results["protocols"].items():
-        rows = []
-        for name, stage in stages.items():
-            s = stage["protocols"][protocol]
-            rows.append(
-                [
-                    name,
-                    *(percent(s[key]) for key in ("accuracy", "open", "closed")),
-                    f"{stage['parameters'] / 1e6:.2f} M" if "parameters" in stage else "",
-                    f"{stage['latency_ms']:.1f}" if stage.get("latency_ms") is not None else "",
-                ]
-            )
-        last = list(stages.values())[-1]
-        for name, s in last["baselines"][protocol].items():
-            rows.append([name.replace("_", " "), *(percent(s[key]) for key in ("accuracy", "open", "closed")), "", ""])
-        ceiling = percent(scores["ceiling"])
-        title = f"{protocol} (n = {scores['n']}, answer ceiling {ceiling})"
-        table(title, ["model", scores["metric"], "open", "closed", "parameters", "ms / question"], rows)
-        for name, value in results.get("comparison", {}).get(protocol, {}).items():
-            if isinstance(value, dict):
-                print(
-                    f"{name}: {100 * value['difference']:+.1f} points, {value['interval']}: "
-                    f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}"
-                )
-            else:
-                print(f"{name}: {100 * value:.1f} %")
-    for note in results.get("notes", []):
-        print(f"note: {note}")
-
-
-def show_segmentation(results: dict[str, Any], stages: dict[str, Any]) -> None:
-    """Print the Dice of every subset by region and stage, means, parameters and milliseconds."""
-    regions = results["regions"]
-    for protocol, scores in results["protocols"].items():
-        # Three stages and three regions fit 80 characters as long as the stages' names are said above.
-        heads = {stage: stage if len(stages) == 2 else f"{i}" for i, stage in enumerate(stages, 1)}
-        columns = [f"{region}\n{heads[stage]}" if len(stages) > 1 else region for region in regions for stage in stages]
-        legend = "; " + ", ".join(f"{i} {stage}" for i, stage in enumerate(stages, 1)) if len(stages) > 2 else ""
-        rows = []
-        shown = scores["subsets"] if protocol == next(iter(results["protocols"])) else []  # of the others the means
-        for subset in [*shown, None]:
-            cells = []
-            for region in regions:
-                for stage in stages.values():
-                    own = stage["protocols"][protocol]
-                    cells.append(percent((own["subsets"][subset]["dice"] if subset else own["regions"])[region]))
-            rows.append([subset or f"mean of {len(scores['subsets'])}", *cells])
-        table(f"{protocol}: Dice (n = {scores['n']} cases){legend}", ["modalities", *columns], rows, wide=True)
-        for name, value in results.get("comparison", {}).get(protocol, {}).items():
-            print(
-                f"{name}: {100 * value['difference']:+.1f} points of mean Dice, {value['interval']}: "
-                f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}"
-            )
-    rows = [
-        [
-            name,
-            percent(next(iter(stage["protocols"].values()))["dice"]),
-            f"{stage['parameters'] / 1e6:.2f} M" if "parameters" in stage else "",
-            f"{stage['latency_ms']:.0f}" if stage.get("latency_ms") is not None else "",
-        ]
-        for name, stage in stages.items()
-    ]
-    table("models", ["model", "mean Dice", "parameters", "ms / case"], rows)
-    for note in results.get("notes", []):
-        print(f"note: {note}")
-
-
-def show_grounding(results: dict[str, Any], stages: dict[str, Any]) -> None:
-    """Print each task's score by stage, with what each part of the method adds."""
-    from preceptor.grounding.metrics import MAIN
-
-    for protocol, scores in results["protocols"].items():
-        rows = []
-        for name, stage in stages.items():
-            chosen = stage.get("selection", {}).get("protocols", {}).get(protocol)
-            for title, own, seconds in (
-                (name, stage["protocols"][protocol], stage.get("latency_ms")),
-                (f"{name}, chosen", chosen, 1000 * stage.get("selection", {}).get("seconds_per_answer", 0)),
-            ):
-                if own is not None:
-                    cells = [percent(own["mean"].get(task, {}).get(metric)) for task, metric in MAIN.items()]
-                    size = f"{stage['parameters'] / 1e6:.2f} M" if "parameters" in stage else ""
-                    cells += [size, "" if seconds is None else f"{seconds:.0f}"]
-                    rows.append([title, *cells])
-        heads = ["model", "recall@0.5", "ROC accuracy", "RC ROUGE-L", "mBMR", "weights", "ms / answer"]
-        table(f"{protocol} (n = {scores['n']})", heads, rows, wide=True)
-        for pair, tasks in results.get("comparison", {}).get(protocol, {}).items():
-            said = ", ".join(
-                f"{t} {100 * d['difference']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
-                for t, d in tasks.items()
-            )
-            print(f"{pair}: {said}")
-    notes = [*results.get("notes", []), *(note for s in results["protocols"].values() for note in s["notes"])]
-    for note in dict.fromkeys(notes):
-        print(f"note: {note}")
-
-
-def show_cached_words(report: dict[str, Any]) -> None:
-    """Print what is stored of a ClinKD recipe's teacher: its answers, and its words at their tokens."""
-    labels, words = report["labels"], report["words"]
-    said = ", ".join(f"{n} {reason}" for reason, n in labels.get("left_out", {}).items())
-    coverage = f"{percent(labels.get('coverage'))} % of the dialogues{f' (left out: {said})' if said else ''}"
-    rows = [["pseudo-labels", labels["folder"], str(labels.get("rows", "-")), coverage]]
-    if words is not None:
-        tokens = f"{words['tokens']:,} tokens, {words['k']} words each" if "tokens" in words else "-"
-        rows.append(["cached words", words["folder"], str(words.get("rows", "-")), tokens])
-    table(f"teacher {str(report['teacher'])[:12]}", ["what", "folder", "rows", "holds"], rows)
-    if report["checked"]:
-        print(
-            f"{report['checked']} dialogues computed again: largest difference of probabilities "
-            f"{report['worst']:.2g}, {len(report['mismatches'])} differ"
-        )
+        printed.add_row(*map(Text, row))
+    console = Console()
+    console.print()
+    console.print(Text(title, style="bold"))
+    console.print(printed)
 
 
 def percent(value: float | None) -> str:
+    """Return a share as a percentage with one decimal; "-" for None."""
     return "-" if value is None else f"{100 * value:.1f}"

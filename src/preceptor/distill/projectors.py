@@ -1,13 +1,12 @@
-"""Which layer learns from which, and the projections between widths. Projectors train with the student and are never
-part of it."""
+"""Maps from student layers to teacher layers, and projections between their widths."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from preceptor.errors import UserError, nearest
 
@@ -17,9 +16,9 @@ def layer_pairs(
 ) -> list[tuple[int, int]]:
     """Return (student layer, teacher layer) pairs, counted from 0.
 
-    ``uniform``: student layer i from teacher layer round((i + 1) T / S) - 1, halves rounded up, so the last learns from
-    the last (Patient KD's skip; TinyBERT's g(m) = m T / S). ``last``: the last layers one by one. Or the pairs
-    themselves; a layer may occur in several, a pair only once. Raises UserError for another word, a repeated or
+    ``uniform`` maps student layer i to teacher layer round((i + 1) T / S) - 1, halves rounded up, so the last layer
+    maps to the last (Patient KD's skip; TinyBERT's g(m) = m T / S). ``last`` maps the last layers one by one. A list
+    gives the pairs themselves; a layer may occur in several. Raises UserError for another string, a repeated or
     malformed pair, and a pair outside the networks.
     """
     if how == "uniform":
@@ -33,7 +32,7 @@ def layer_pairs(
         return [(student_layers - count + i, teacher_layers - count + i) for i in range(count)]
     if isinstance(how, str):
         raise UserError(f"unknown layer map {how!r}{nearest(how, ['uniform', 'last'])}")
-    found: list[tuple[int, int]] = []
+    checked: list[tuple[int, int]] = []
     for pair in how:
         if len(pair) != 2:
             raise UserError(f"layer pair {list(pair)} has {len(pair)} numbers; give [student layer, teacher layer]")
@@ -43,34 +42,23 @@ def layer_pairs(
                 f"layer pair [{s}, {t}] is outside the networks: the student has layers 0 to {student_layers - 1}, the "
                 f"teacher 0 to {teacher_layers - 1}"
             )
-        if (s, t) in found:
+        if (s, t) in checked:
             raise UserError(f"layer pair [{s}, {t}] is listed twice; give it once and raise the term's weight instead")
-        found.append((s, t))
-    if not found:
+        checked.append((s, t))
+    if not checked:
         raise UserError("the list of layer pairs is empty; give [[student, teacher], ...], uniform or last")
-    return found
+    return checked
 
 
-class Projectors(nn.Module):
-    """One linear map per pair, from the student's width to the teacher's, also where the widths are equal: two networks
-    trained apart share no basis (FitNets, Romero et al. 2015). Weights come from `seed` alone."""
+def projector(student_width: int, teacher_width: int, generator: torch.Generator) -> nn.Linear:
+    """Return a linear map from the student's width to the teacher's, with weights drawn from `generator`.
 
-    def __init__(self, widths: Mapping[str, tuple[int, int]], seed: int = 0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.maps = nn.ModuleDict()
-        for name, (student, teacher) in widths.items():
-            # nn.Linear would draw from the global generator, and so move whatever is drawn after it.
-            linear = torch.nn.utils.skip_init(nn.Linear, student, teacher)
-            with torch.no_grad():
-                linear.weight.normal_(0, student**-0.5, generator=generator)
-                linear.bias.zero_()
-            self.maps[self._key(name)] = linear
-
-    @staticmethod
-    def _key(name: str) -> str:
-        return name.replace(".", "/")  # a module's name may hold no dot
-
-    def forward(self, name: str, x: Tensor) -> Tensor:
-        """Project the student's tensor (..., student width) of pair `name`."""
-        return self.maps[self._key(name)](x)
+    Use one also if the widths are equal: two networks that were trained separately share no basis (FitNets, Romero et
+    al. 2015).
+    """
+    # nn.Linear would draw from the global generator, and so change everything that is drawn after it.
+    linear = torch.nn.utils.skip_init(nn.Linear, student_width, teacher_width)
+    with torch.no_grad():
+        linear.weight.normal_(0, student_width**-0.5, generator=generator)
+        linear.bias.zero_()
+    return linear

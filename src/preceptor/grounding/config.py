@@ -1,10 +1,11 @@
-"""The recipe of a grounded vision-language model: dialogues with boxes, and ClinKD's switches."""
+"""Recipes of grounded dialogue: vision-language models that answer with boxes."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
 from preceptor.config import (
     BaseRecipe,
@@ -16,7 +17,9 @@ from preceptor.config import (
     Section,
     Seed,
     TrainConfig,
+    choose_method,
 )
+from preceptor.grounding.clinkd import ClinkdConfig
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
@@ -120,116 +123,7 @@ class VlmRunConfig(Section):
     train: TrainConfig = TrainConfig(learning_rate=5e-5, epochs=3, batch_size=32, select="last", pretrained_scale=1.0)
 
 
-class GuidanceConfig(Section):
-    """Rotary positions (Med-CLIP guided RoPE): how far apart text and image, and neighbours in an image, lie."""
-
-    kind: Literal["none", "fixed", "clip"] = "fixed"
-    """none: as upstream. fixed: the same for all images (the published code). clip: by each image's modality."""
-    gap: PositiveNumber = 2.0
-    """Lambda: from the last text token to the first visual one, and back."""
-    row_step: PositiveNumber = 1.0
-    """Alpha: from one row of an image to the next."""
-    column_step: PositiveNumber = 1.0
-    """Alpha: from one column to the next."""
-    table: dict[str, tuple[PositiveNumber, PositiveNumber, PositiveNumber]] = Field(default_factory=dict)
-    """Of `clip`: (gap, row_step, column_step) by modality (ct, mr, x, pet, endoscopy, dermoscopy, fundus, ultrasound);
-    others take the three above."""
-    learnable: bool = False
-    """Of `clip`: whether the table is trained."""
-    scorer: str | None = None
-    """Of `clip`: a CLIP-like model (folder or hub name) that says which modality an image is. Default: the data set's
-    own word for it."""
-
-
-class CurriculumConfig(Section):
-    begin: Fraction = 0.8
-    """Score that a pseudo-label needs at first, to be learnt from; the score mixes confidence and margin."""
-    end: Fraction = 0.0
-    """Score that it needs at last."""
-    over: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Share of the time with pseudo-labels over which the threshold falls."""
-    margin_weight: Fraction = 0.5
-    """Part of the margin (top 1 less top 2) in the score; the rest is the confidence's (top 1)."""
-    weigh: bool = True
-    """Whether a pseudo-label weighs its score, rather than 1."""
-
-
-class PseudoLabelConfig(Section):
-    """What a teacher says, learnt before the full training."""
-
-    share: Fraction = 0.3
-    """Share of the steps that is spent on it, before the others; 0: no teacher."""
-    store: Folder | None = None
-    """Answers written by `preceptor teach`; default: the teacher answers when they are first needed."""
-    alpha: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the divergence from the teacher's words: (alpha KL + cross-entropy) / (1 + alpha)."""
-    logits: Literal["none", "online", "cached"] = "cached"
-    """Where the teacher's words come from: nowhere (its answers alone), the teacher with every batch, or a cache."""
-    top_k: Positive = 64
-    """Of `cached`: words per token; the rest is one sum."""
-    temperature: PositiveNumber = 0.5
-    """Of both distributions; the published code's."""
-    t_squared: bool = False
-    """Whether the divergence is scaled by the temperature squared; the published code does not."""
-    curriculum: CurriculumConfig = CurriculumConfig()
-    max_new_tokens: Positive = 64
-    """Of an answer; one that has not ended by then is left out."""
-
-
-class ReflectionConfig(Section):
-    """Wrong answers, found during the training, corrected and learnt from again."""
-
-    rounds: Annotated[int, Field(ge=0)] = 4
-    """How often, evenly over the full training; 0: never."""
-    rows: Positive = 64
-    """Training dialogues that are asked in a round."""
-    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of a batch that corrections take the place of, once there are any."""
-    buffer: Positive = 512
-    """Most corrections that are kept."""
-    corrector: Literal["teacher", "student"] = "teacher"
-    """Who is shown the wrong answer and the true one, and writes corrections."""
-    candidates: Positive = 4
-    """Corrections that are sampled; the best is kept."""
-    temperature: PositiveNumber = 0.7
-    """Of the sampled corrections."""
-    tau: Fraction = 0.5
-    """An answer whose similarity to the truth is less fails ..."""
-    overlap: Fraction = 0.5
-    """... and one whose boxes overlap the true ones by less."""
-    form: Literal["two_turns", "plain"] = "two_turns"
-    """How a correction is learnt: after the wrong answer and a request to look again, or as the answer."""
-    max_new_tokens: Positive = 64
-    """Of an answer and of a correction."""
-
-
-class SelectionConfig(Section):
-    """Selective generation: of several sampled answers the one most like the others."""
-
-    candidates: Positive = 5
-    """1: plain decoding."""
-    temperature: PositiveNumber = 0.7
-    """Of the sampled answers."""
-    box_weight: Fraction = 0.5
-    """Part of the boxes' overlap in the similarity of two answers; the rest is the text's."""
-
-
-class ClinkdConfig(Section):
-    """ClinKD (Ge et al. 2025): guided positions, pseudo-labels, reflection, selection."""
-
-    name: Literal["clinkd"] = "clinkd"
-    """The method; this word makes a recipe one of grounded vision-language models."""
-    guidance: GuidanceConfig = GuidanceConfig()
-    pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
-    reflection: ReflectionConfig = ReflectionConfig()
-    selection: SelectionConfig = SelectionConfig()
-    similarity: Folder | None = None
-    """A sentence embedder (folder, `package:NAME/FOLDER` or hub name) that compares answers; default: the words that
-    they share."""
-    teaching_run: Folder | None = None
-    """A trained run, or a checkpoint, that teaches instead of this recipe's teacher stage."""
-    teacher_offload: Literal["none", "cpu"] = "none"
-    """cpu: the teacher's weights rest in the CPU's memory and are on the GPU only while it answers or is read from."""
+Method = Annotated[ClinkdConfig, WrapValidator(partial(choose_method, default="clinkd", base=ClinkdConfig))]
 
 
 class AnswerConfig(Section):
@@ -266,7 +160,7 @@ class GroundingRecipe(BaseRecipe):
     """teacher: the larger model. supervised: the student with answers alone. guided, distilled, clinkd: each adds one
     part of the method (positions, pseudo-labels, reflection). All students take the same number of steps."""
     data: DialogueDataConfig = DialogueDataConfig()
-    method: ClinkdConfig = ClinkdConfig()
+    method: SerializeAsAny[Method] = ClinkdConfig()
     teacher: VlmRunConfig = VlmRunConfig()
     student: VlmRunConfig = VlmRunConfig()
     answers: AnswerConfig = AnswerConfig()
@@ -274,14 +168,8 @@ class GroundingRecipe(BaseRecipe):
 
     @model_validator(mode="after")
     def _agree(self) -> GroundingRecipe:
-        taught = {"distilled", "clinkd"} & set(self.stages) and self.method.pseudo_labels.share > 0
-        reflects = "clinkd" in self.stages and self.method.reflection.rounds > 0
-        needs = taught or (reflects and self.method.reflection.corrector == "teacher")
-        asked = self.method.pseudo_labels
-        stored = (
-            asked.store and asked.logits == "none" and not (reflects and self.method.reflection.corrector == "teacher")
-        )
-        if needs and "teacher" not in self.stages and not self.method.teaching_run and not stored:
+        needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
+        if needs_teacher and "teacher" not in self.stages and not self.method.teaching_run:
             raise ValueError(
                 "the stages 'distilled' and 'clinkd' need a teacher: the stage 'teacher' before them, "
                 "method.teaching_run=RUN, or method.pseudo_labels.store=FOLDER with logits=none and corrector=student"

@@ -10,7 +10,8 @@ import torch
 
 from preceptor.data.types import GroundingDataset
 from preceptor.distributed import processes
-from preceptor.grounding.config import ClinkdConfig, GroundingRecipe, VlmConfig
+from preceptor.grounding.clinkd import ClinkdConfig
+from preceptor.grounding.config import GroundingRecipe, VlmConfig
 from preceptor.grounding.dialogue_encoder import ModalityRows
 from preceptor.grounding.guided_rope import MODALITIES, Guidance
 from preceptor.grounding.modality_clip import ModalityClip, modality_probabilities

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -25,6 +25,33 @@ class TrainingExample:
     last: bool = False
     confidence: float = 1.0
     margin: float = 1.0
+
+
+class DialogueBatch(Batch):
+    """A batch of dialogues, each with any number of images.
+
+    `images` (B,) is the number of images of each dialogue. `image_grid_thw` (images, 3) and `modalities` have one row
+    per image, and `pixel_values` (patches, C) one row per patch of all images.
+    """
+
+    def narrow(self, start: int, length: int) -> Self:
+        counts = self["images"]
+        first = int(counts[:start].sum())
+        images = slice(first, first + int(counts[start : start + length].sum()))
+        tensors = {}
+        for name, tensor in self.tensors.items():
+            if name == "pixel_values":
+                patches = self["image_grid_thw"].prod(dim=1)
+                begin = int(patches[: images.start].sum())
+                tensors[name] = tensor[begin : begin + int(patches[images].sum())]
+            elif name in ("image_grid_thw", "modalities"):
+                tensors[name] = tensor[images]
+            else:
+                tensors[name] = tensor[start : start + length]
+        if images.start == images.stop:
+            tensors = {k: v for k, v in tensors.items() if k not in ("pixel_values", "image_grid_thw")}
+        rows = slice(start, start + length)
+        return replace(self, tensors=tensors, ids=self.ids[rows], keys=self.keys[rows], skipped=[])
 
 
 Item = tuple[TrainingExample, str, EncodedDialogue, tuple[str, ...]]
@@ -66,7 +93,7 @@ class DialogueExamples(Dataset):
             row = replace(row, labels=last_answer(row.labels))
         return example, answers_key(example.dialogue, self._hashes), row, ()
 
-    def collate(self, rows: Sequence[Item]) -> Batch:
+    def collate(self, rows: Sequence[Item]) -> DialogueBatch:
         """Return the batch of items, padded to the longest.
 
         Beside the tensors of the encoder it holds `images` (B,), the number of images of each dialogue, and
@@ -77,7 +104,9 @@ class DialogueExamples(Dataset):
         tensors["confidence"] = torch.tensor([example.confidence for example, *_ in rows])
         tensors["margin"] = torch.tensor([example.margin for example, *_ in rows])
         skipped = [id for *_, ids in rows for id in ids]
-        return Batch(tensors, [example.dialogue.id for example, *_ in rows], [key for _, key, *_ in rows], skipped)
+        return DialogueBatch(
+            tensors, [example.dialogue.id for example, *_ in rows], [key for _, key, *_ in rows], skipped
+        )
 
     def loader(self, batches: Any, workers: int = 0) -> DataLoader:
         """Return a loader over the lists of items that `batches` yields."""

@@ -23,9 +23,9 @@ from PIL import Image
 from preceptor.data.grounding.boxes import mark_boxes
 from preceptor.data.images import load_image
 from preceptor.errors import UserError
-from preceptor.grounding.pseudo_labels import PROMPT_VERSION, Keep, Prompt, best_of
+from preceptor.grounding.pseudo_labels import PROMPT_VERSION, Prompt, Save, best_of
 from preceptor.teachers.chat_client import ChatClient, ClientSettings, RequestRejected, check_address
-from preceptor.teachers.label_store import Label, LabelIdentity, Source
+from preceptor.teachers.label_store import Label, LabelStoreKey, Source
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +93,9 @@ class EndpointTeacher:
         self._unknown: set[str] = set() if ask.logprobs else {"logprobs", "top_logprobs"}
 
     @property
-    def identity(self) -> LabelIdentity:
+    def cache_key(self) -> LabelStoreKey:
         ask = self.ask
-        return LabelIdentity(
+        return LabelStoreKey(
             self.model,
             {
                 "kind": "endpoint",
@@ -110,15 +110,15 @@ class EndpointTeacher:
             },
         )
 
-    def answer(self, prompts: Sequence[Prompt], known: Collection[str], keep: Keep) -> Mapping[str, str]:
+    def answer(self, prompts: Sequence[Prompt], known: Collection[str], save: Save) -> Mapping[str, str]:
         """Ask for the answers that are not `known`, as `pseudo_labels.Teacher` says.
 
         Raises UserError where the server will answer none, too many requests in a row have failed, or the tokens have
         run out; what has come is kept.
         """
-        return asyncio.run(self._answer([prompt for prompt in prompts if prompt.key not in known], keep))
+        return asyncio.run(self._answer([prompt for prompt in prompts if prompt.key not in known], save))
 
-    async def _answer(self, prompts: Sequence[Prompt], keep: Keep) -> dict[str, str]:
+    async def _answer(self, prompts: Sequence[Prompt], save: Save) -> dict[str, str]:
         waiting = iter(prompts)
         reasons: dict[str, str] = {}
         key = os.environ.get(self.client.key_variable)
@@ -132,7 +132,7 @@ class EndpointTeacher:
                             "answered is kept: give more, and run the same command again"
                         )
                     try:
-                        keep([await self._ask(client, prompt)])
+                        save([await self._ask(client, prompt)])
                     except RequestRejected as error:
                         log.warning("question %s is not answered: %s", prompt.key[:12], error)
                         reasons[prompt.key] = str(error)

@@ -10,11 +10,12 @@ import torch
 
 from preceptor.data.types import Dialogue
 from preceptor.distill.chunked_kl import chunked_cross_entropy
-from preceptor.grounding.config import AnswerConfig, SelectionConfig
+from preceptor.grounding.config import AnswerConfig
 from preceptor.grounding.dataset import DialogueExamples
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.reflection_round import Ask
 from preceptor.grounding.selection import Similarity, choose
+from preceptor.grounding.settings import SelectionConfig
 
 
 def answer_greedily(

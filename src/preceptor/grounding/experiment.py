@@ -20,8 +20,8 @@ from preceptor.distributed import processes
 from preceptor.errors import UserError, nearest
 from preceptor.files import sha256
 from preceptor.grounding import metrics
-from preceptor.grounding.clinkd import ClinkdTask
-from preceptor.grounding.config import STAGE_ADDS, ClinkdConfig, GroundingRecipe, VlmRunConfig
+from preceptor.grounding.clinkd import ClinkdConfig
+from preceptor.grounding.config import STAGE_ADDS, GroundingRecipe, VlmRunConfig
 from preceptor.grounding.context import RunContext, guidance_of
 from preceptor.grounding.data import describe_dialogues, read_recipe_dialogues
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample
@@ -33,14 +33,14 @@ from preceptor.grounding.model_card import grounding_card
 from preceptor.grounding.reflection import Correction
 from preceptor.grounding.reflection_round import Ask, Reflector, correction_dialogue
 from preceptor.grounding.report import write_grounding_report
-from preceptor.grounding.teacher_cache import cache_words
+from preceptor.grounding.teacher_cache import cache_teacher
 from preceptor.grounding.teachers import (
     CACHE,
     STORE,
     OnlineTokenTeacher,
     corrector,
     load_teacher,
-    pseudo_lessons,
+    pseudo_labelled_examples,
     summary,
     token_teacher,
 )
@@ -114,23 +114,21 @@ class GroundingExperiment(Experiment):
 
     def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
         recipe, context, data = self.recipe, self.context, self.data
-        method = stage_method(recipe, stage.kind)
+        method = recipe.method.for_stage(stage.kind)
         role = "teacher" if stage.kind == "teacher" else "student"
         config = recipe.teacher if role == "teacher" else recipe.student
         with processes().main_process_first():
             source = context.source(config.model, role)
-        share, reflection = method.pseudo_labels.share, method.reflection
-        corrects = reflection.rounds > 0 and reflection.corrector == "teacher"
-        labels = share > 0 and (method.pseudo_labels.store is None or method.pseudo_labels.logits != "none")
-        teacher = load_teacher(context) if corrects or labels else None
+        share = method.pseudo_labels.share
+        teacher = load_teacher(context) if method.needs_teacher(stage.kind) else None
         epoch = len(data.split("train"))
         on_device = teacher.config if teacher is not None and recipe.method.teacher_offload == "none" else None
         pseudo_labels: dict[str, Any] | None = None
         if share > 0:
-            examples = pseudo_lessons(context, teacher)
+            examples = pseudo_labelled_examples(context, teacher)
             pseudo_labels = summary(examples, method.pseudo_labels, teacher)
             # It does not depend on what a stage adds, so it is trained once for all of them.
-            prior_method = stage_method(recipe, "distilled")
+            prior_method = recipe.method.for_stage("distilled")
             tokens = None
             if teacher is not None:
                 student = context.load(source, config.model, None, recipe.seed)
@@ -188,13 +186,12 @@ class GroundingExperiment(Experiment):
             reflector = Reflector(
                 student, corrects, data.split("train"), method.reflection, context.similarity, recipe.seed
             )
-        task = ClinkdTask(
+        task = method.build_task(
             vlm,
-            method,
-            prior=phase.prior,
+            pseudo_labels=phase.prior,
             teacher=phase.teacher,
             reflect=reflector.round if reflector else None,
-            lessons=corrections_batch,
+            collate=corrections_batch,
             seed=recipe.seed,
         )
         held_out = DialogueExamples(
@@ -241,8 +238,6 @@ class GroundingExperiment(Experiment):
         excluded = {"root", "images", "workers", "max_image_bytes", "max_image_pixels"}
         rows = [[row.dialogue.id, row.dialogue.turns, row.confidence, row.margin] for row in phase.examples]
         weights = Path(phase.source) / "model.safetensors"
-        # The fingerprint identifies the teacher, not its path.
-        without: Any = {"teaching_run": True, "teacher_offload": True, "pseudo_labels": {"store"}}
         found = {
             "data": recipe.data.model_dump(mode="json", exclude=excluded),
             "seed": recipe.seed,
@@ -251,7 +246,7 @@ class GroundingExperiment(Experiment):
             "start": sha256(weights) if weights.is_file() else phase.source,
             "train": config.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
             "share": phase.share,
-            "method": method.model_dump(mode="json", exclude=without),
+            "method": method.resume_settings(),
             "teacher": phase.teacher.fingerprint if phase.teacher else None,
         }
         return json.loads(json.dumps(found))
@@ -353,7 +348,7 @@ class GroundingExperiment(Experiment):
             found.rows |= {f"{id}/selected": chosen for id in ids}
         return found
 
-    def describe_data(self) -> dict[str, Any]:
+    def describe_data(self, stage: Stage | None = None) -> dict[str, Any]:
         return describe_dialogues(self.data)
 
     def _broken(self, rows: Sequence[Dialogue]) -> list[Dialogue]:
@@ -439,19 +434,7 @@ class GroundingExperiment(Experiment):
 
     @classmethod
     def cache(cls, recipe: GroundingRecipe, verify: float) -> dict[str, Any]:
-        return cache_words(recipe, verify)
-
-
-def stage_method(recipe: GroundingRecipe, kind: str) -> ClinkdConfig:
-    """Return what a stage learns from. Each stage adds one part of the method to the one before."""
-    method = recipe.method.model_copy(deep=True)
-    if kind in ("teacher", "baseline"):
-        method.guidance.kind = "none"
-    if kind not in ("distilled", "clinkd"):
-        method.pseudo_labels.share = 0.0
-    if kind != "clinkd":
-        method.reflection.rounds = 0
-    return method
+        return cache_teacher(recipe, verify)
 
 
 EXPERIMENT = GroundingExperiment

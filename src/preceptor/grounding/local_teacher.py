@@ -1,4 +1,4 @@
-"""A teacher that runs here: a Qwen-VL checkpoint out of a folder."""
+"""A labeler that runs in this process: a Qwen-VL checkpoint from a folder."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
-from preceptor.grounding.pseudo_labels import PROMPT_VERSION, Keep, Prompt, best_of
-from preceptor.teachers.label_store import Label, LabelIdentity
+from preceptor.grounding.pseudo_labels import PROMPT_VERSION, Prompt, Save, best_of
+from preceptor.teachers.label_store import Label, LabelStoreKey
 
 if TYPE_CHECKING:
     from preceptor.grounding.model import Answer, GroundedVlm
 
 
 def vlm_fingerprint(vlm: GroundedVlm) -> str:
-    """Return the SHA-256 of what a model answers by: weights, positions' guidance, tokenizer, image processor."""
+    """Return the SHA-256 of a model's weights, guided RoPE settings, tokenizer and preprocessing."""
     from preceptor.grounding.vocabulary import tokenizer_fingerprint
     from preceptor.teachers.online import weights_fingerprint
 
@@ -32,14 +32,14 @@ def vlm_fingerprint(vlm: GroundedVlm) -> str:
 
 
 def preprocessing(vlm: GroundedVlm) -> dict[str, Any]:
-    """Return what the image processor does, as JSON values, and the cut-off of dialogues."""
+    """Return the settings of the image processor, as JSON values, and the maximum length of dialogues in tokens."""
     settings = json.loads(vlm.encoder.image_processor.to_json_string())
     settings.pop("processor_class", None)
     return {"images": settings, "cut_off": vlm.encoder.cut_off}
 
 
 def with_system_prompt(dialogue: Dialogue, system_prompt: str) -> Dialogue:
-    """Return the dialogue with the system prompt as the first line of its first question, as `read_sharegpt` has it."""
+    """Return the dialogue with the system prompt as the first line of its first question, as in `read_sharegpt`."""
     if not system_prompt or not dialogue.turns:
         return dialogue
     (question, answer), *rest = dialogue.turns
@@ -47,15 +47,15 @@ def with_system_prompt(dialogue: Dialogue, system_prompt: str) -> Dialogue:
 
 
 class LocalTeacher:
-    """Has a model answer in batches.
+    """Answers questions in batches.
 
-    The batches are the same whatever is known already: one that lacks an answer is generated as a whole, so that an
-    interrupted run ends with the answers of an undisturbed one.
+    The batches do not depend on which answers are known already: a batch that lacks an answer is generated completely,
+    so that an interrupted run ends with the answers of an undisturbed one.
 
     Args:
-        vlm: on the device to compute on, with the weights' own numbers.
-        temperature, candidates, max_tokens, seed, system_prompt: as `endpoint.AskSettings`.
-        batch_size: questions at a time.
+        vlm: the model, on the device to compute on.
+        temperature, candidates, max_tokens, seed, system_prompt: as in `endpoint.AskSettings`.
+        batch_size: number of questions in a batch.
     """
 
     def __init__(
@@ -69,19 +69,19 @@ class LocalTeacher:
         system_prompt: str = "",
         batch_size: int = 8,
     ) -> None:
-        same = candidates > 1 and temperature == 0
-        if same or temperature < 0 or min(candidates, max_tokens, batch_size) < 1:
+        identical = candidates > 1 and temperature == 0
+        if identical or temperature < 0 or min(candidates, max_tokens, batch_size) < 1:
             raise UserError(
-                f"{candidates} candidates at temperature {temperature:g}, of at most {max_tokens} tokens, {batch_size} "
-                "questions at a time: each number must be at least 1, and for several candidates a temperature above 0"
+                f"{candidates} candidates at temperature {temperature:g}, max_tokens {max_tokens}, batch_size "
+                f"{batch_size}: each number must be at least 1, and several candidates need a temperature above 0"
             )
         self.vlm, self.temperature, self.candidates, self.max_tokens = vlm, temperature, candidates, max_tokens
         self.seed, self.system_prompt, self.batch_size = seed, system_prompt, batch_size
         self._fingerprint = vlm_fingerprint(vlm)
 
     @property
-    def identity(self) -> LabelIdentity:
-        return LabelIdentity(
+    def cache_key(self) -> LabelStoreKey:
+        return LabelStoreKey(
             self._fingerprint,
             {
                 "kind": "local",
@@ -95,10 +95,11 @@ class LocalTeacher:
             },
         )
 
-    def answer(self, prompts: Sequence[Prompt], known: Collection[str], keep: Keep) -> Mapping[str, str]:
-        """Answer those that are not `known`, as `pseudo_labels.Teacher` says.
+    def answer(self, prompts: Sequence[Prompt], known: Collection[str], save: Save) -> Mapping[str, str]:
+        """Answer the prompts that are not in `known`, as in `pseudo_labels.Labeler`.
 
-        A dialogue that is longer than the model's cut-off is not answered. Raises UserError for other faults of data.
+        A dialogue that is longer than the model's maximum is not answered. Raises UserError if a dialogue cannot be
+        encoded for another reason.
         """
         reasons: dict[str, str] = {}
         for start in range(0, len(prompts), self.batch_size):
@@ -106,12 +107,12 @@ class LocalTeacher:
             missing = {prompt.key for prompt in batch if prompt.key not in known}
             if not missing:
                 continue
-            asked = {prompt.key: with_system_prompt(prompt.dialogue, self.system_prompt) for prompt in batch}
-            reasons |= {key: reason for key, dialogue in asked.items() if (reason := self._too_long(dialogue))}
+            dialogues = {prompt.key: with_system_prompt(prompt.dialogue, self.system_prompt) for prompt in batch}
+            reasons |= {key: reason for key, dialogue in dialogues.items() if (reason := self._too_long(dialogue))}
             fitting = [prompt for prompt in batch if prompt.key not in reasons]
             if fitting:
-                found = self.vlm.generate(
-                    [asked[prompt.key] for prompt in fitting],
+                generated = self.vlm.generate(
+                    [dialogues[prompt.key] for prompt in fitting],
                     candidates=self.candidates,
                     temperature=self.temperature,
                     max_new_tokens=self.max_tokens,
@@ -119,8 +120,8 @@ class LocalTeacher:
                     batch_size=len(fitting),
                     seed=self._seed(fitting),
                 )
-                labels = [self._label(prompt, answers) for prompt, answers in zip(fitting, found, strict=True)]
-                keep([label for label in labels if label.key in missing])
+                labels = [self._label(prompt, answers) for prompt, answers in zip(fitting, generated, strict=True)]
+                save([label for label in labels if label.key in missing])
         return reasons
 
     def _too_long(self, dialogue: Dialogue) -> str | None:
@@ -139,17 +140,17 @@ class LocalTeacher:
     def _label(self, prompt: Prompt, answers: Sequence[Answer]) -> Label:
         texts = [answer.text for answer in answers]
         best = best_of(texts)[0]
-        said = answers[best]
-        assert said.confidence is not None, "asked for with sureness"
-        assert said.margin is not None, "asked for with sureness"
+        answer = answers[best]
+        assert answer.confidence is not None, "generated with confidence"
+        assert answer.margin is not None, "generated with confidence"
         return Label(
             prompt.key,
             prompt.turn,
-            said.text,
-            said.ended,
-            tokens=len(said.tokens),
-            confidence=round(said.confidence, 6),
-            margin=round(said.margin, 6),
+            answer.text,
+            answer.ended,
+            tokens=len(answer.tokens),
+            confidence=round(answer.confidence, 6),
+            margin=round(answer.margin, 6),
             source="top_logprobs",
             candidates=tuple(texts) if len(texts) > 1 else (),
         )

@@ -1,7 +1,7 @@
 """Pseudo-labels: a teacher answers questions, and a student learns from its answers (ClinKD, section 3.2 of its paper).
 
-`teach` asks what a store lacks and writes it (`label_store`); `PseudoLabels` reads it for the data that it was written
-for. Teachers are `endpoint.EndpointTeacher` and `local_vlm.LocalTeacher`.
+`teach` asks the questions whose answers a store lacks, and writes them (`teachers.label_store`). `PseudoLabels` reads
+them for a data set. Labelers are `endpoint.EndpointTeacher` and `local_teacher.LocalTeacher`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -22,34 +22,36 @@ from preceptor.data.images import content_hash
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
 from preceptor.grounding.selection import box_agreement, choose, word_overlap
-from preceptor.teachers.label_store import Label, LabelIdentity, LabelStore, read_labels, read_manifest
+from preceptor.teachers.label_store import Label, LabelStore, LabelStoreKey, read_labels, read_store
 
 PROMPT_VERSION = 1
-"""Of how a question is put to a teacher: the images, the earlier turns, the question. Part of a store's identity."""
+"""Version of the prompt's form: the images, the earlier turns, the question. Part of a store's cache key."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question for a teacher: the last of `dialogue`, whose answer there is empty. `key` is its content's."""
+    """A question for a teacher: the last turn of `dialogue`, whose answer is empty. `key` is the `question_key`."""
 
     key: str
     turn: int
     dialogue: Dialogue
 
 
-Keep = Callable[[Sequence[Label]], None]
+Save = Callable[[Sequence[Label]], None]
 
 
-class Teacher(Protocol):
-    """Who answers. `identity` is what its answers depend on, the questions aside."""
+class Labeler(Protocol):
+    """A teacher that answers questions in words."""
 
     @property
-    def identity(self) -> LabelIdentity: ...
+    def cache_key(self) -> LabelStoreKey:
+        """Everything that the answers depend on except the questions."""
+        ...
 
-    def answer(self, prompts: Sequence[Prompt], known: Collection[str], keep: Keep) -> Mapping[str, str]:
-        """Answer every prompt whose key is not `known`, and hand labels to `keep` as they come, in any order.
+    def answer(self, prompts: Sequence[Prompt], known: Collection[str], save: Save) -> Mapping[str, str]:
+        """Answer every prompt whose key is not in `known`, and call `save` with the labels as they come, in any order.
 
-        Returns the reasons why others were not answered, by key.
+        Returns the reason for every prompt that was not answered, by key.
         """
         ...
 
@@ -64,7 +66,7 @@ def question_key(images: Sequence[str], history: Sequence[tuple[str, str]], ques
 
 
 class ContentHashes:
-    """SHA-256 of image files, each read once."""
+    """SHA-256 of image files. Each file is read once."""
 
     def __init__(self) -> None:
         self._known: dict[Path, str] = {}
@@ -84,29 +86,30 @@ class ContentHashes:
 def prompts_of_turn(
     dialogues: Sequence[Dialogue], turn: int, hashes: ContentHashes, answers: Mapping[str, str]
 ) -> Iterator[Prompt]:
-    """Give the prompts of the question number `turn` (from 0) of each dialogue, every key once.
+    """Return the prompts for question number `turn` (from 0) of each dialogue, every key once.
 
-    Earlier answers are the data set's, and where it has none the teacher's, out of `answers` by key; a dialogue one of
-    whose earlier questions has neither is passed over.
+    Earlier answers are those of the data set, else the teacher's in `answers`, by key. A dialogue with an earlier
+    question that has neither is skipped.
     """
     seen: set[str] = set()
     for dialogue in dialogues:
         if turn >= len(dialogue.turns):
             continue
         keys = hashes.keys(dialogue)
-        said = [given or answers.get(key, "") for key, (_, given) in zip(keys, dialogue.turns, strict=True)]
-        if keys[turn] in seen or not all(text.strip() for text in said[:turn]):
+        earlier = [
+            answer or answers.get(key, "") for key, (_, answer) in zip(keys, dialogue.turns[:turn], strict=False)
+        ]
+        if keys[turn] in seen or not all(text.strip() for text in earlier):
             continue
         seen.add(keys[turn])
-        history = tuple((asked, text) for (asked, _), text in zip(dialogue.turns[:turn], said, strict=False))
-        asked = (*history, (dialogue.turns[turn][0], ""))
-        yield Prompt(keys[turn], turn, replace(dialogue, turns=asked))
+        history = [(question, text) for (question, _), text in zip(dialogue.turns[:turn], earlier, strict=True)]
+        turns = (*history, (dialogue.turns[turn][0], ""))
+        yield Prompt(keys[turn], turn, replace(dialogue, turns=turns))
 
 
 @dataclass(frozen=True)
 class LabelingResult:
-    """What `teach` did: questions in all, those that the store held before, those answered now; reasons of the others,
-    with how many there are of each."""
+    """Counts of `teach`: all questions, those answered before, those answered now, and the others by reason."""
 
     questions: int
     before: int
@@ -114,39 +117,34 @@ class LabelingResult:
     unanswered: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "questions": self.questions,
-            "before": self.before,
-            "answered": self.answered,
-            "unanswered": self.unanswered,
-        }
+        return asdict(self)
 
 
 def teach(
     folder: Path,
     data: GroundingDataset,
     dialogues: Sequence[Dialogue],
-    teacher: Teacher,
+    teacher: Labeler,
     *,
     hashes: ContentHashes | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LabelingResult:
-    """Have a teacher answer all questions of `dialogues`, which are of `data`, that the store in `folder` lacks.
+    """Have a teacher answer all questions of `dialogues`, a part of `data`, that the store in `folder` lacks.
 
-    Answers are on the disk as soon as they have come: whatever ends it, the same call goes on from there. `progress`
-    gets the questions that are answered and their number.
+    Every answer is written as soon as it arrives, so that the same call resumes after any interruption. `progress` is
+    called with the number of answered questions and of all.
 
-    Raises UserError as `LabelStore.open`, and whatever stops the teacher.
+    Raises UserError as `LabelStore.open` and `Labeler.answer`.
     """
     hashes = hashes or ContentHashes()
     names = {data.fingerprint(): data.name}
-    with LabelStore.open(folder, teacher.identity, names) as store:
+    with LabelStore.open(folder, teacher.cache_key, names) as store:
         keys = {key for dialogue in dialogues for key in hashes.keys(dialogue)}
-        held = len(keys & store.keys)
+        before = len(keys & store.keys)
         reasons: dict[str, str] = {}
-        done = held
+        done = before
 
-        def keep(labels: Sequence[Label]) -> None:
+        def save(labels: Sequence[Label]) -> None:
             nonlocal done
             store.append(labels)
             done += len(labels)
@@ -157,17 +155,17 @@ def teach(
             answers = {label.key: label.answer for label in read_labels(folder)} if turn else {}
             prompts = list(prompts_of_turn(dialogues, turn, hashes, answers))
             if any(prompt.key not in store.keys for prompt in prompts):
-                reasons.update(teacher.answer(prompts, frozenset(store.keys), keep))
+                reasons.update(teacher.answer(prompts, frozenset(store.keys), save))
         waiting = len(keys - store.keys) - len(reasons)
     counted = Counter(reasons.values())
     if waiting:
         counted["an earlier question of the dialogue has no answer"] = waiting
-    return LabelingResult(len(keys), held, done - held, dict(counted))
+    return LabelingResult(len(keys), before, done - before, dict(counted))
 
 
 @dataclass(frozen=True)
 class PseudoLabelled:
-    """A dialogue with a teacher's answers; `confidence` and `margin` over all of them, None where not known."""
+    """A dialogue with a teacher's answers; `confidence` and `margin` are means over all of them, None if unknown."""
 
     dialogue: Dialogue
     confidence: float | None
@@ -177,48 +175,47 @@ class PseudoLabelled:
 class PseudoLabels:
     """The labels of a store for a data set; `open` it.
 
-    `teacher` and `settings` say who answered and how. `labelled` are the dialogues all of whose questions have a usable
+    `teacher` and `settings` are those of the store. `labelled` are the dialogues in which every question has a usable
     answer. `left_out` counts the others by reason: not asked, empty, cut off.
     """
 
-    def __init__(self, identity: LabelIdentity, labelled: list[PseudoLabelled], left_out: dict[str, int]) -> None:
-        self.teacher, self.settings = identity.teacher, identity.settings
+    def __init__(self, cache_key: LabelStoreKey, labelled: list[PseudoLabelled], left_out: dict[str, int]) -> None:
+        self.teacher, self.settings = cache_key.teacher, cache_key.settings
         self.labelled, self.left_out = labelled, left_out
 
     @classmethod
     def open(cls, folder: Path, data: GroundingDataset, *, split: Split | None = None, cut_off: bool = False) -> Self:
-        """Read the labels for the dialogues of `data`, of one `split` or of `train` and `unlabelled`.
+        """Read the labels for the dialogues of `data`: those of `split`, by default `train` and `unlabelled`.
 
-        Args:
-            cut_off: take answers too that reached the most tokens before they ended.
+        With `cut_off`, answers that reached the maximum number of tokens are used, too.
 
         Raises:
-            UserError: there are no labels, they are damaged, or not one is of a question of this data.
+            UserError: there are no labels, they are damaged, or none belongs to a question of these data.
         """
-        manifest = read_manifest(folder)
+        cache_key, names = read_store(folder)
         labels = {label.key: label for label in read_labels(folder)}
         hashes = ContentHashes()
         splits = ("train", "unlabelled") if split is None else (split,)
         wanted = [dialogue for dialogue in data.samples if dialogue.split in splits]
         labelled: list[PseudoLabelled] = []
         left_out: dict[str, int] = {}
-        found = False
+        matched = False
         for dialogue in wanted:
-            mine = [labels.get(key) for key in hashes.keys(dialogue)]
-            found = found or any(mine)
-            reason = _unusable(mine, cut_off)
+            answers = [labels.get(key) for key in hashes.keys(dialogue)]
+            matched = matched or any(answers)
+            reason = _unusable(answers, cut_off)
             if reason is None:
-                labelled.append(_with_answers(dialogue, [label for label in mine if label is not None]))
+                labelled.append(_with_answers(dialogue, [label for label in answers if label is not None]))
             else:
                 left_out[reason] = left_out.get(reason, 0) + 1
-        if not found:
-            theirs = ", ".join(dict.fromkeys(manifest["data"].values()))
+        if not matched:
+            others = ", ".join(dict.fromkeys(names.values()))
             raise UserError(
-                f"the pseudo-labels in {folder} are of other data ({theirs}): none of their {len(labels)} questions is "
-                f"among the {len(wanted)} dialogues of {data.name}; the images or questions have changed "
-                "since, or `preceptor teach` was run on something else"
+                f"the pseudo-labels in {folder} are of other data ({others}): none of their {len(labels)} questions is "
+                f"among the {len(wanted)} dialogues of {data.name}; the images or questions have changed, or "
+                "`preceptor teach` was run on other data"
             )
-        return cls(LabelIdentity(manifest["teacher"], manifest["settings"]), labelled, left_out)
+        return cls(cache_key, labelled, left_out)
 
     @property
     def dialogues(self) -> list[Dialogue]:
@@ -226,11 +223,11 @@ class PseudoLabels:
 
     @property
     def coverage(self) -> float:
-        """The share of the data's dialogues that can be learnt from."""
+        """Fraction of the dialogues that have usable answers."""
         return len(self.labelled) / (len(self.labelled) + sum(self.left_out.values()))
 
     def note(self) -> str:
-        """Return the sentence to print beside results."""
+        """Return a sentence for the notes of a run."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
         count = len(self.labelled)
         return (
@@ -242,7 +239,7 @@ class PseudoLabels:
     def confidence_and_margin(self, unknown: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return (confidence, margin), each (N,) float32, of the labelled dialogues, for `Curriculum.weights`.
 
-        Where they are not known both are `unknown`. Raises UserError where they are not known and that is None.
+        `unknown` replaces values that are not known. Raises UserError if there are such values and `unknown` is None.
         """
         pairs = [(row.confidence, row.margin) for row in self.labelled]
         missing = sum(confidence is None or margin is None for confidence, margin in pairs)
@@ -268,8 +265,8 @@ def _unusable(labels: Sequence[Label | None], cut_off: bool) -> str | None:
 
 
 def _with_answers(dialogue: Dialogue, labels: Sequence[Label]) -> PseudoLabelled:
-    turns = tuple((asked, label.answer) for (asked, _), label in zip(dialogue.turns, labels, strict=True))
-    # By tokens, as one mean over the dialogue's; where one answer's number is not known, by answers.
+    turns = tuple((question, label.answer) for (question, _), label in zip(dialogue.turns, labels, strict=True))
+    # The mean over the dialogue's tokens, or over its answers if the number of tokens of one is not known.
     weights = [label.tokens or 0 for label in labels]
     if 0 in weights:
         weights = [1] * len(labels)
@@ -283,14 +280,13 @@ def _with_answers(dialogue: Dialogue, labels: Sequence[Label]) -> PseudoLabelled
 def best_of(candidates: Sequence[str]) -> tuple[int, float, float]:
     """Return the index of the answer most like the others, and its (confidence, margin) by agreement.
 
-    The confidence is the share of the candidates that say the same as it does, the margin what that is above the share
-    of the most frequent other answer: p1 and p1 - p2 of the answers' own distribution (self-consistency, Wang et al.,
-    ICLR 2023). Two answers say the same where their words are the same, whatever their order, and their boxes overlap
-    by a mean IoU of at least 0.5.
+    The confidence is the fraction of candidates that agree with it, the margin that fraction minus the fraction of the
+    most frequent other answer: p1 and p1 - p2 of the distribution of answers (self-consistency, Wang et al., ICLR
+    2023). Two answers agree if they have the same words in any order, and boxes with a mean IoU of at least 0.5.
     """
     index = choose(candidates, word_overlap)
     words = word_overlap([without_boxes(text) for text in candidates])
-    boxes = [[found.box for found in find_boxes(text) if found.box is not None] for text in candidates]
+    boxes = [[match.box for match in find_boxes(text) if match.box is not None] for text in candidates]
     same = np.array(
         [
             [words[i, j] > 1 - 1e-9 and box_agreement(boxes[i], boxes[j]) >= 0.5 for j in range(len(candidates))]

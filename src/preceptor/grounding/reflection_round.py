@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from preceptor.data.splits import ordered
 from preceptor.data.types import Dialogue
-from preceptor.grounding.config import ReflectionConfig
 from preceptor.grounding.reflection import Alike, Correction, CorrectionBuffer, Reason, best_correction, judge
 from preceptor.grounding.selection import Similarity
+from preceptor.grounding.settings import ReflectionConfig
 
 Ask = Callable[[Sequence[Dialogue], int, float, int], list[list[str]]]
 """(dialogues, candidates, temperature, seed) -> the candidates of each last answer; what they say last is not read."""

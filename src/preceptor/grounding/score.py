@@ -1,4 +1,4 @@
-"""Score a file of answered dialogues, whoever made it: the rows bring the right answers along."""
+"""Score a file of answered dialogues of any system. The rows contain the references."""
 
 from __future__ import annotations
 
@@ -10,43 +10,51 @@ from typing import Any, get_args
 from preceptor.data.types import GroundingTask
 from preceptor.errors import UserError, nearest
 from preceptor.grounding.metrics import DESCRIBES, row_score, score_rows
-from preceptor.vqa.protocols import settings_for
+from preceptor.scores import Scored, percent
 
 NEEDED = ("id", "task", "modality", "target", "prediction")
 TEXTS = ("task", "modality", "target", "prediction")
 MOST_BYTES = 2 * 2**30
-"""A larger file is refused before it is read."""
+"""Larger files are refused before they are read."""
 MOST_CHARACTERS = 100_000
-"""An answer of more is no answer, and would keep the scorers busy for hours."""
+"""Longer texts are refused: the caption scorers would take hours."""
 _FORM = '{"id": ..., "task": ..., "modality": ..., "target": ..., "prediction": ...}'
 
 
-def scores_dialogues(protocol: str) -> bool:
-    """Return whether a protocol's id is one of dialogues: ``DATA/SPLIT/birdeval``, ``DATA/SPLIT/strict``."""
-    return protocol.rpartition("/")[2] in DESCRIBES and settings_for(protocol) is None
+def knows(protocol: str) -> bool:
+    """Return whether a protocol's id is one of dialogues: ``DATA/VARIANT/birdeval`` or ``DATA/VARIANT/strict``."""
+    return protocol.rpartition("/")[2] in DESCRIBES and protocol.count("/") != 1
 
 
-def score_dialogue_file(path: Path, protocol: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the results of a JSONL file of answers, and its rows with the `score` of each (None: no boxes to find).
+def score_file(predictions: Path, protocol: str) -> Scored:
+    """Score a JSONL file of answers, which contains the references.
 
-    A line has the keys `NEEDED`; `turn`, the number of the question in its dialogue, is 1 where it is missing, and
-    other keys stay as they are. The results have ``stage`` (the file's name), ``protocols`` (`score_rows` by
-    `protocol`), ``describes`` and ``notes``, as those of a run.
+    Args:
+        predictions: a line has the keys `NEEDED`. `turn`, the number of the question in its dialogue, defaults to 1.
+            Other keys are kept. The returned rows have the `score` of each answer, None if there are no boxes to find.
+        protocol: id that ends in ``birdeval`` or ``strict``.
 
     Raises:
-        UserError: names the file, the line and the fix.
+        UserError: names file, line and fix.
     """
-    rows = list(_rows(path))
+    rows = list(_rows(predictions))
     if not rows:
-        raise UserError(f"{path} holds no answers; every line is {_FORM}")
+        raise UserError(f"{predictions} contains no answers; every line is {_FORM}")
     kind = protocol.rpartition("/")[2]
+    scores = score_rows(rows, kind)
     results = {
-        "stage": path.stem,
-        "protocols": {protocol: score_rows(rows, kind)},
+        "stage": predictions.stem,
+        "protocols": {protocol: scores},
         "describes": {protocol: DESCRIBES[kind]},
-        "notes": ["The right answers are those of the file itself."],
+        "notes": ["The references are those of the file itself.", *scores["notes"]],
     }
-    return results, [row | {"score": row_score(row, kind)} for row in rows]
+    lines = [
+        [task, metric, percent(scores["tasks"][task][metric]), percent(mean[metric]), str(scores["tasks"][task]["n"])]
+        for task, mean in scores["mean"].items()
+        for metric in mean
+    ]
+    heads = ["task", "metric", "all", "mean over modalities", "n"]
+    return Scored(results, [row | {"score": row_score(row, kind)} for row in rows], heads, lines)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -68,7 +76,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         before = seen.setdefault((row["id"], row["turn"]), number)
         if before != number:
             raise UserError(
-                f"{place}: id {row['id']!r}, turn {row['turn']} is that of line {before} too; keep one answer to it"
+                f"{place}: id {row['id']!r}, turn {row['turn']} is also in line {before}; keep one answer to it"
             )
         yield row
 
@@ -80,9 +88,9 @@ def _check(row: dict[str, Any], place: str) -> None:
         raise UserError(f"{place}: turn is {row['turn']!r}; write the number of the question in its dialogue, from 1")
     for key in TEXTS:
         if not isinstance(row[key], str):
-            raise UserError(f"{place}: {key} is {str(row[key])[:80]!r}; write a text, empty where there is none")
+            raise UserError(f"{place}: {key} is {str(row[key])[:80]!r}; write a text, empty if there is none")
         if len(row[key]) > MOST_CHARACTERS:
-            raise UserError(f"{place}: {key} has {len(row[key]):,} characters; at most {MOST_CHARACTERS:,} are scored")
+            raise UserError(f"{place}: {key} has {len(row[key]):,} characters; the limit is {MOST_CHARACTERS:,}")
     if row["task"] not in get_args(GroundingTask):
         raise UserError(f"{place}: task {row['task']!r} is not known{nearest(row['task'], get_args(GroundingTask))}")
 
@@ -91,7 +99,7 @@ def _text(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:
-            raise UserError(f"{path} has {size:,} bytes, and at most {MOST_BYTES:,} are read; score it in parts")
+            raise UserError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}; score it in parts")
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a JSONL file of {_FORM}") from error

@@ -1,4 +1,4 @@
-"""The verb `cache` on a ClinKD recipe: what the teacher says is written before a training, or verified."""
+"""The command `preceptor cache` on a ClinKD recipe: write the teacher's pseudo-labels and tokens, or verify them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,32 @@ from preceptor.grounding.dataset import TrainingExample
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels
-from preceptor.grounding.teachers import CACHE, STORE, load_teacher, pseudo_lessons, token_cache_key, token_teacher
+from preceptor.grounding.teachers import (
+    CACHE,
+    label_folder,
+    load_teacher,
+    pseudo_labelled_examples,
+    read_pseudo_labels,
+    token_cache_key,
+    token_teacher,
+)
 from preceptor.grounding.topk_cache import TopKCache, TopKCacheKey, answers_key, verify
 from preceptor.teachers.array_store import MANIFEST
-from preceptor.teachers.label_store import broken_lines, check_identity, read_labels, read_manifest
+from preceptor.teachers.label_store import check_cache_key, damaged_rows, read_labels, read_store
 
 
-def cache_words(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
-    """Write a recipe's pseudo-labels, and with `logits: cached` its cache of words, where they are not there.
+def cache_teacher(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
+    """Write a recipe's pseudo-labels and, with `logits: cached`, its cache of tokens, if they are missing or stale.
 
-    With a `share` above 0 nothing is written: every line and file is read, and that share of the dialogues' words is
-    computed again. Returns ``folder``; ``teacher``, the fingerprint of its weights or the store's name of it;
-    ``labels``: ``folder``, ``rows`` (answers that are stored), ``dialogues`` that can be learnt from, ``coverage``, the
-    share of all that they are, and ``left_out`` by reason; ``words``, None without a cache of them: ``folder``,
-    ``rows``, ``tokens``, ``k``; then ``rows``, ``checked``, ``worst``, ``mismatches`` and ``damage`` as
-    `serving.cache_run`.
+    With `share` above 0, nothing is written: every row and file is read, and that fraction of the dialogues is
+    recomputed. Returns a dictionary with
 
-    Raises UserError where the recipe learns nothing from a teacher, or the teacher is not trained yet.
+    - `folder`; `teacher`, the fingerprint of its weights or its name in the store;
+    - `labels`: `folder`, `rows` (stored answers), usable `dialogues`, `coverage` (their fraction), `left_out`;
+    - `tokens`, None without a cache of tokens: `folder`, `rows`, `tokens`, `k`;
+    - `rows`, `checked`, `worst`, `mismatches`, `damage` as for a VQA recipe.
+
+    Raises UserError if the recipe has no teacher, or if the teacher is not trained yet.
     """
     method = recipe.method.pseudo_labels
     if method.share == 0 or not {"distilled", "clinkd"} & set(recipe.stages):
@@ -39,86 +48,71 @@ def cache_words(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
             "method.pseudo_labels.share above 0"
         )
     context = RunContext(recipe, read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=("train",)))
-    asked = method.store is None or method.logits != "none"
-    teacher = _teacher(context) if asked else None
-    lessons = pseudo_lessons(context, teacher) if share == 0 else []
+    teacher = _teacher(context) if method.store is None or method.logits != "none" else None
+    damage: list[str] = []
+    if share > 0:
+        examples = _verify_labels(context, teacher, damage)
+    else:
+        examples = pseudo_labelled_examples(context, teacher)
+    labels = _labels(context, damage, complete=share > 0 and method.store is None)
     report: dict[str, Any] = {
         "folder": str(recipe.output_folder),
-        "teacher": vlm_fingerprint(teacher) if teacher else None,
-        "words": None,
-        "rows": 0,
+        "teacher": vlm_fingerprint(teacher) if teacher else labels.get("teacher"),
+        "labels": labels,
+        "tokens": None,
+        "rows": labels.get("dialogues", 0),
         "checked": 0,
         "worst": 0.0,
         "mismatches": [],
-        "damage": "",
     }
-    damage: list[str] = []
-    if share > 0:
-        lessons = _verify_labels(context, teacher, damage)
-    report["labels"] = _labels(context, damage, complete=share > 0 and method.store is None)
-    report["teacher"] = report["teacher"] or report["labels"].get("teacher")
-    report["rows"] = report["labels"].get("dialogues", 0)
-    if method.logits == "cached" and teacher is not None and lessons:
+    if method.logits == "cached" and teacher is not None and examples:
         student = context.load(context.source(recipe.student.model, "student"), recipe.student.model, None, recipe.seed)
         if share == 0:
             _remove_damaged(recipe.output_folder / CACHE, token_cache_key(context, teacher, student))
-            token_teacher(context, teacher, student, lessons)
-        report["words"] = _words(context, teacher, student, lessons, share, report, damage)
+            token_teacher(context, teacher, student, examples)
+        report["tokens"] = _tokens(context, teacher, student, examples, share, report, damage)
     return report | {"damage": "; ".join(damage)}
 
 
 def _teacher(context: RunContext) -> GroundedVlm:
     recipe = context.recipe
-    own = recipe.output_folder / "teacher" / "model" / "config.json"
-    if recipe.method.teaching_run is None and not own.is_file():
+    config = recipe.output_folder / "teacher" / "model" / "config.json"
+    if recipe.method.teaching_run is None and not config.is_file():
         raise UserError(
-            f"there is no trained teacher in {own.parent}: train it first (`preceptor train` on the same recipe), or "
-            "give method.teaching_run=RUN"
+            f"there is no trained teacher in {config.parent}: train it first (`preceptor train` on the same recipe) "
+            "or set method.teaching_run=RUN"
         )
     return load_teacher(context)
 
 
-def _store(context: RunContext) -> Path:
-    store = context.recipe.method.pseudo_labels.store
-    return Path(store) if store else context.recipe.output_folder / STORE
-
-
 def _verify_labels(context: RunContext, teacher: GroundedVlm | None, damage: list[str]) -> list[TrainingExample]:
-    """Return the lessons of a store as it is; what is wrong with it is added to `damage`, and none are returned."""
-    recipe, folder = context.recipe, _store(context)
+    """Return the examples of a store as it is. If it is damaged, add the damage to `damage` and return none."""
+    recipe, folder = context.recipe, label_folder(context)
     method = recipe.method.pseudo_labels
     try:
-        manifest = read_manifest(folder)
-        if broken := broken_lines(folder):
-            listed = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
-            raise UserError(f"{len(broken)} lines of {folder} are damaged or unfinished: {listed}")
+        read_store(folder)
+        if damaged := damaged_rows(folder):
+            listed = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+            raise UserError(f"{len(damaged)} rows of {folder} are damaged: {listed}")
         if teacher is not None and method.store is None:
             local = LocalTeacher(teacher, max_tokens=method.max_new_tokens, batch_size=recipe.answers.batch_size)
-            check_identity(folder, manifest, local.identity)
-        # What is verified is not asked: the lessons are those of a recipe whose store this is.
-        own = recipe.model_copy(
-            update={
-                "method": recipe.method.model_copy(
-                    update={"pseudo_labels": method.model_copy(update={"store": str(folder)})}
-                )
-            }
-        )
-        return pseudo_lessons(RunContext(own, context.data), None)
+            check_cache_key(folder, local.cache_key)
+        return read_pseudo_labels(context)
     except UserError as error:
         damage.append(str(error))
         return []
 
 
 def _labels(context: RunContext, damage: list[str], *, complete: bool) -> dict[str, Any]:
-    folder, data = _store(context), context.data
-    found: dict[str, Any] = {"folder": str(folder)}
+    folder = label_folder(context)
     if damage:
-        return found
-    labels, stored = PseudoLabels.open(folder, data), {label.key for label in read_labels(folder)}
-    if complete and (never := labels.left_out.get("not asked", 0)):
-        damage.append(f"{never} dialogues were not asked: {folder} is not finished; `preceptor cache` goes on with it")
-    return found | {
-        "rows": len(stored),
+        return {"folder": str(folder)}
+    labels = PseudoLabels.open(folder, context.data)
+    if complete and (missing := labels.left_out.get("not asked", 0)):
+        damage.append(f"{missing} dialogues were not asked: {folder} is incomplete; `preceptor cache` completes it")
+    return {
+        "folder": str(folder),
+        "rows": len(read_labels(folder)),
         "dialogues": len(labels.labelled),
         "coverage": labels.coverage,
         "teacher": labels.teacher,
@@ -127,7 +121,7 @@ def _labels(context: RunContext, damage: list[str], *, complete: bool) -> dict[s
 
 
 def _remove_damaged(folder: Path, cache_key: TopKCacheKey) -> None:
-    """Remove a cache one of whose files is not as it was written; a training hashes the small ones alone."""
+    """Remove a cache if any of its files is damaged; a training compares the checksums of the small files only."""
     if (folder / MANIFEST).is_file():
         try:
             TopKCache.open(folder, cache_key).store.verify_files()
@@ -135,27 +129,27 @@ def _remove_damaged(folder: Path, cache_key: TopKCacheKey) -> None:
             shutil.rmtree(folder)
 
 
-def _words(
+def _tokens(
     context: RunContext,
     teacher: GroundedVlm,
     student: GroundedVlm,
-    lessons: list[TrainingExample],
+    examples: list[TrainingExample],
     share: float,
     report: dict[str, Any],
     damage: list[str],
 ) -> dict[str, Any]:
     folder, hashes = context.recipe.output_folder / CACHE, ContentHashes()
-    found: dict[str, Any] = {"folder": str(folder)}
+    summary: dict[str, Any] = {"folder": str(folder)}
     try:
         cache = TopKCache.open(folder, token_cache_key(context, teacher, student))
-        found |= {"rows": len(cache), "tokens": cache.tokens, "k": cache.cache_key.k}
+        summary |= {"rows": len(cache), "tokens": cache.tokens, "k": cache.cache_key.k}
         if share > 0:
             cache.store.verify_files()
-            dialogues = [lesson.dialogue for lesson in lessons]
-            for dialogue in dialogues:  # raises UserError if one is not cached
-                cache.row(answers_key(dialogue, hashes))
-            checked = verify(cache, teacher, dialogues, hashes, fraction=share, seed=context.recipe.seed)
-            report |= {"checked": checked.checked, "worst": checked.worst, "mismatches": checked.mismatched}
+            dialogues = [example.dialogue for example in examples]
+            for dialogue in dialogues:
+                cache.row(answers_key(dialogue, hashes))  # raises UserError if it is not cached
+            result = verify(cache, teacher, dialogues, hashes, fraction=share, seed=context.recipe.seed)
+            report |= {"checked": result.checked, "worst": result.worst, "mismatches": result.mismatched}
     except UserError as error:
         damage.append(str(error))
-    return found
+    return summary

@@ -1,4 +1,4 @@
-"""What a recipe's teacher says: its answers to training questions, and its words at each answer token."""
+"""The teacher of a recipe: its answers to training questions, and its token distributions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from preceptor.data.types import Dialogue
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.grounding.config import PseudoLabelConfig
 from preceptor.grounding.context import RunContext
 from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.dataset import TrainingExample
@@ -22,6 +21,7 @@ from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, teach
 from preceptor.grounding.reflection_round import Ask
+from preceptor.grounding.settings import PseudoLabelConfig
 from preceptor.grounding.topk_cache import TopKCache, TopKCacheKey, answers_key, topk_cache_key, write_topk_cache
 from preceptor.grounding.vocabulary import same_vocabulary
 from preceptor.pipeline.run_dir import model_folder
@@ -33,7 +33,7 @@ STORE, CACHE = "pseudo-labels", "teacher-cache"
 def load_teacher(context: RunContext) -> GroundedVlm:
     """Return the frozen teacher: `method.teaching_run`, or the stage `teacher` of this recipe.
 
-    With `method.teacher_offload=cpu` it is on the CPU; `at_work` has it on the device.
+    With `method.teacher_offload=cpu` it stays on the CPU, and `on_device` moves it while it computes.
     """
     recipe = context.recipe
     run = recipe.method.teaching_run
@@ -48,8 +48,8 @@ def load_teacher(context: RunContext) -> GroundedVlm:
 
 
 @contextlib.contextmanager
-def at_work(teacher: GroundedVlm, offload: str) -> Iterator[None]:
-    """Have a teacher on the device that computes; with `offload` cpu it was not there, and leaves it again."""
+def on_device(teacher: GroundedVlm, offload: str) -> Iterator[None]:
+    """With `offload` cpu, move a teacher to the device of the training and back to the CPU afterwards."""
     if offload == "none":
         yield
         return
@@ -60,47 +60,58 @@ def at_work(teacher: GroundedVlm, offload: str) -> Iterator[None]:
     finally:
         teacher.to("cpu")
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # else what it took stays this process's, and the training's peak lies above it
+            torch.cuda.empty_cache()  # otherwise the allocator keeps the memory, and the training's peak grows by it
 
 
 def corrector(context: RunContext, teacher: GroundedVlm) -> Ask:
-    """Return what writes corrections in rounds of reflection."""
+    """Return the function by which the teacher writes corrections in rounds of reflection."""
     recipe = context.recipe
     ask = asker(teacher, recipe.method.reflection.max_new_tokens, recipe.answers.batch_size)
 
-    def working(rows: Sequence[Dialogue], candidates: int, temperature: float, seed: int) -> list[list[str]]:
-        with at_work(teacher, recipe.method.teacher_offload):
+    def correct(rows: Sequence[Dialogue], candidates: int, temperature: float, seed: int) -> list[list[str]]:
+        with on_device(teacher, recipe.method.teacher_offload):
             return ask(rows, candidates, temperature, seed)
 
-    return working
+    return correct
 
 
-def pseudo_lessons(context: RunContext, teacher: GroundedVlm | None) -> list[TrainingExample]:
-    """Return the teacher's answers to the training questions and to those without an answer, as lessons.
+def label_folder(context: RunContext) -> Path:
+    """Return the folder of a recipe's pseudo-labels: `method.pseudo_labels.store`, or one in the output folder."""
+    store = context.recipe.method.pseudo_labels.store
+    return Path(store) if store else context.recipe.output_folder / STORE
 
-    They are those of `method.pseudo_labels.store`; without one `teacher` is asked, and its answers are kept in the
-    output folder. Raises UserError as `PseudoLabels.open`, where answers are not known to be sure or not, and where
-    none is left to learn from.
+
+def pseudo_labelled_examples(context: RunContext, teacher: GroundedVlm | None) -> list[TrainingExample]:
+    """Return the training and unlabelled questions with the teacher's answers.
+
+    Without `method.pseudo_labels.store`, `teacher` first answers the questions whose answers are missing in the output
+    folder. Raises UserError as `read_pseudo_labels`.
     """
     recipe, data = context.recipe, context.data
     config = recipe.method.pseudo_labels
-    folder = Path(config.store) if config.store else recipe.output_folder / STORE
     if not config.store:
         assert teacher is not None
         local = LocalTeacher(teacher, max_tokens=config.max_new_tokens, batch_size=recipe.answers.batch_size)
-        # The others would each want to write it, and ask again what could not be answered.
         if processes().is_main_process:
-            with at_work(teacher, recipe.method.teacher_offload):
-                teach(folder, data, [*data.split("train"), *data.split("unlabelled")], local)
+            with on_device(teacher, recipe.method.teacher_offload):
+                teach(label_folder(context), data, [*data.split("train"), *data.split("unlabelled")], local)
         processes().wait_for_everyone()
-    labels = PseudoLabels.open(folder, data)
-    if (note := labels.note()) not in data.notes:
-        data.notes.append(note)
+    return read_pseudo_labels(context)
+
+
+def read_pseudo_labels(context: RunContext) -> list[TrainingExample]:
+    """Return the questions that have a pseudo-label, and add a note to the data.
+
+    Raises UserError as `PseudoLabels.open`, if a confidence is unknown, and if no answer is usable.
+    """
+    labels = PseudoLabels.open(label_folder(context), context.data)
+    if (note := labels.note()) not in context.data.notes:
+        context.data.notes.append(note)
     if not labels.labelled:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(labels.left_out.items()))
         raise UserError(
-            f"no answer of the teacher can be learnt from ({reasons}): train it longer, raise "
-            "method.pseudo_labels.max_new_tokens, or do without (method.pseudo_labels.share=0)"
+            f"no answer of the teacher is usable ({reasons}): train it longer, raise "
+            "method.pseudo_labels.max_new_tokens, or set method.pseudo_labels.share=0"
         )
     confidence, margin = labels.confidence_and_margin()
     return [
@@ -124,7 +135,7 @@ class OnlineTokenTeacher:
         self.fingerprint = vlm_fingerprint(teacher)
 
     def signal(self, batch: Batch) -> TeacherSignal:
-        with torch.no_grad(), at_work(self.teacher, self.offload):
+        with torch.no_grad(), on_device(self.teacher, self.offload):
             states = self.teacher.eval()(batch.tensors)
             # Detached, because a parameter itself would return to the CPU with its module.
             return TeacherSignal(tokens=HiddenTeacher(states.hidden, self.teacher.lm_head_weight.detach()))
@@ -165,7 +176,7 @@ def token_cache_key(context: RunContext, teacher: GroundedVlm, student: Grounded
 
 
 def token_teacher(
-    context: RunContext, teacher: GroundedVlm, student: GroundedVlm, lessons: Sequence[TrainingExample]
+    context: RunContext, teacher: GroundedVlm, student: GroundedVlm, examples: Sequence[TrainingExample]
 ) -> Teacher | None:
     """Return the teacher that gives token distributions; None with `logits: none`. A missing cache is written.
 
@@ -176,12 +187,12 @@ def token_teacher(
         return None
     if config.logits == "online":
         return OnlineTokenTeacher(teacher, student, context.recipe.method.teacher_offload)
-    dialogues = [lesson.dialogue for lesson in lessons]
+    dialogues = [example.dialogue for example in examples]
     cache_key = token_cache_key(context, teacher, student)
     folder, hashes = context.recipe.output_folder / CACHE, ContentHashes()
     with processes().main_process_first():
         if not _is_complete(folder, cache_key, dialogues, hashes):
-            with at_work(teacher, context.recipe.method.teacher_offload):
+            with on_device(teacher, context.recipe.method.teacher_offload):
                 write_topk_cache(
                     folder, teacher, dialogues, cache_key, hashes, batch_size=context.recipe.answers.batch_size
                 )
@@ -197,15 +208,18 @@ def _is_complete(folder: Path, cache_key: TopKCacheKey, dialogues: Sequence[Dial
 
 
 def summary(
-    lessons: Sequence[TrainingExample], config: PseudoLabelConfig, teacher: GroundedVlm | None
+    examples: Sequence[TrainingExample], config: PseudoLabelConfig, teacher: GroundedVlm | None
 ) -> dict[str, Any]:
-    """Return what results say of pseudo-labels: how sure the teacher was, and how many had entered by when."""
-    confidence, margin = (torch.tensor([getattr(row, name) for row in lessons]) for name in ("confidence", "margin"))
+    """Return the entry `pseudo_labels` of results.json: histograms of confidence and margin, and the curriculum.
+
+    `entered` are pairs of the share of the training and the fraction of the examples that the curriculum uses then.
+    """
+    confidence, margin = (torch.tensor([getattr(row, name) for row in examples]) for name in ("confidence", "margin"))
     c = config.curriculum
     curriculum = Curriculum(c.begin, c.end, c.over, c.margin_weight, c.weigh)
     steps = [i / 10 for i in range(11)]
     return {
-        "rows": len(lessons),
+        "rows": len(examples),
         "teacher": vlm_fingerprint(teacher) if teacher is not None else str(config.store),
         "confidence": torch.histc(confidence, 20, 0, 1).int().tolist(),
         "margin": torch.histc(margin, 20, 0, 1).int().tolist(),

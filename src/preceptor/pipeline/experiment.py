@@ -174,10 +174,14 @@ class Experiment(ABC):
             UserError: the protocol is unknown.
         """
 
-    def describe_data(self) -> dict[str, Any]:
-        """Return the entry `data` of results.json: name, variant, fingerprints and the size of each split."""
+    def describe_data(self, stage: Stage | None = None) -> dict[str, Any]:
+        """Return the entry `data` of results.json: name, variant, fingerprints and the size of each split.
+
+        Unlabelled samples are counted for the stages that learn from them.
+        """
         data = self.data
-        splits: tuple[Split, ...] = SPLITS + (("unlabelled",) if data.split("unlabelled") else ())
+        learns = stage is None or stage.kind not in ("teacher", "baseline")
+        splits: tuple[Split, ...] = SPLITS + (("unlabelled",) if learns and data.split("unlabelled") else ())
         return {
             "name": data.name,
             "variant": data.variant,

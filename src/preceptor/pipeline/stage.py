@@ -43,7 +43,7 @@ def run_stage(experiment: Experiment, stage: Stage, folder: Path) -> dict[str, A
         "protocols": evaluation.scores,
         "describes": evaluation.describes,
         "notes": list(experiment.data.notes),
-        "data": experiment.describe_data(),
+        "data": experiment.describe_data(stage),
         "parameters": experiment.parameter_count(model),
         "seed": stage.seed,
         "weights_sha256": weights,

@@ -1,10 +1,11 @@
-"""The recipe of a segmentation: volumes with modalities that may be missing, and LCKD's switches."""
+"""Recipes of segmentation: volumes whose modalities may be missing."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
 from preceptor.config import (
     BaseRecipe,
@@ -14,9 +15,13 @@ from preceptor.config import (
     PositiveNumber,
     Section,
     Seed,
-    TermConfig,
     TrainConfig,
+    choose_method,
 )
+from preceptor.extension import Reference
+from preceptor.segmentation.kd import KdConfig
+from preceptor.segmentation.lckd import LckdConfig
+from preceptor.segmentation.method import SegmentationMethod
 
 Sides = tuple[Positive, Positive, Positive]
 
@@ -90,8 +95,11 @@ class VolumeDataConfig(Section):
 
 
 class UNetConfig(Section):
-    net: Literal["compact", "reference"] = "compact"
-    """compact: residual U-Net levels. reference: the published network (3-D ResNet-50 with ASPP, 43.66 M)."""
+    net: Literal["compact", "reference"] | Reference = "compact"
+    """compact: residual U-Net levels. reference: the published network (3-D ResNet-50 with ASPP, 43.66 M).
+    `module:Class`: a network of your own (see `preceptor.segmentation.model.MultimodalUNet`)."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of a network of your own."""
     encoder: Literal["shared", "separate"] = "shared"
     """One encoder for all modalities (published code), or one for each (published figure)."""
     channels: tuple[Positive, ...] = (16, 32, 64, 128)
@@ -101,80 +109,11 @@ class UNetConfig(Section):
     (published)."""
 
 
-class DroppingConfig(Section):
-    """Which modalities a training sample shows of those it has."""
-
-    kind: Literal["subsets", "published", "none"] = "subsets"
-    """subsets: uniform over all combinations, per sample. published: one to three of them, one draw per batch, so that
-    all are never shown together. none: all."""
-    start: Fraction = 0.0
-    """Share of the training before which nothing is dropped."""
-    ramp: Fraction = 0.0
-    """Over this further share the probability of dropping rises to 1."""
-
-
-class ElectionConfig(Section):
-    every: Annotated[float, Field(gt=0)] = 5.0
-    """Epochs between elections; the first is before the first step."""
-    cases: Positive | None = None
-    """At most so many validation cases vote."""
-    initial: str | None = None
-    """Modality that teaches until the first election, which is then after one `every` (the published code: flair)."""
-
-
-class CrossModalTerm(TermConfig):
-    """Distance between features of an elected teacher modality, detached, and those of the others."""
-
-    weight: Annotated[float, Field(ge=0)] = 0.1
-    distance: Literal["l1", "mse", "cosine"] = "l1"
-    """Mean over channels and voxels; cosine: over voxels, of 1 - cos across channels."""
-    levels: Literal["bottleneck", "all"] = "bottleneck"
-    """Which features are compared: the deepest (published), or those of every level."""
-    students: Literal["others", "all"] = "others"
-    """Who learns: the modalities that are not elected, or every available one, other teachers too (published)."""
-    pairs: Literal["mean", "sum"] = "mean"
-    """Over pairs of teacher and student: their mean, or their sum (published)."""
-    normalise: bool = False
-    """Compare features of zero mean and unit variance over channels: their scale is then no matter."""
-    projector: bool = False
-    """Compare each student through a linear map of its own, trained with it and left out of what is saved: it need not
-    become its teacher, but hold what tells of it."""
-
-
-class FullTeacherTerm(TermConfig):
-    """What a network that saw all modalities teaches the one that sees a subset, as mmFormer's peers do."""
-
-    weight: Annotated[float, Field(ge=0)] = 0.0
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-    """Temperature T of both probabilities; the term is scaled by T squared."""
-    features: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the distance between both networks' fused bottleneck features, relative to the output's."""
-
-
-class SegmentationLoss(Section):
-    dice: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the soft Dice loss."""
-    bce: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the binary cross-entropy."""
-    bce_reduction: Literal["mean", "sum"] = "mean"
-    """Over the regions."""
-
-
-class LckdConfig(Section):
-    """LCKD (Wang et al., MICCAI 2023): modalities that segment best on their own teach the others."""
-
-    name: Literal["lckd"] = "lckd"
-    """The method; this word makes a recipe one of segmentation."""
-    teachers: Literal["single", "multi", "per_task"] = "multi"
-    """single: the modality that is best over all regions (LCKD-s). multi: the best of each region, all of them teaching
-    everywhere (LCKD-m). per_task: the best of each region, teaching where that region lies."""
-    cross_modal: CrossModalTerm = CrossModalTerm()
-    full: FullTeacherTerm = FullTeacherTerm()
-    dropping: DroppingConfig = DroppingConfig()
-    election: ElectionConfig = ElectionConfig()
-    loss: SegmentationLoss = SegmentationLoss()
-    teaching_run: Folder | None = None
-    """A trained run that is the full-modality teacher, instead of this recipe's teacher stage."""
+Method = Annotated[
+    LckdConfig | KdConfig,
+    Field(discriminator="name"),
+    WrapValidator(partial(choose_method, default="lckd", base=SegmentationMethod)),
+]
 
 
 class EvaluationConfig(Section):
@@ -208,9 +147,9 @@ STAGE_KEYS = {
 class SegmentationRecipe(BaseRecipe):
     task: Literal["segmentation"] = "segmentation"
     stages: tuple[SegmentationStage, ...] = ("baseline", "distilled")
-    """teacher: all modalities, nothing dropped; for `method.full`. alone: no distillation. distilled: with it."""
+    """teacher: a network that sees all modalities. baseline: no distillation. distilled: the method."""
     data: VolumeDataConfig = VolumeDataConfig()
-    method: LckdConfig = LckdConfig()
+    method: SerializeAsAny[Method] = LckdConfig()
     model: UNetConfig = UNetConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -220,12 +159,17 @@ class SegmentationRecipe(BaseRecipe):
     def _agree(self) -> SegmentationRecipe:
         if len(set(self.data.modalities)) != len(self.data.modalities) or not self.data.modalities:
             raise ValueError(f"data.modalities {self.data.modalities} must name at least one modality, each once")
-        initial = self.method.election.initial
+        initial = self.method.election.initial if isinstance(self.method, LckdConfig) else None
         if initial is not None and initial not in self.data.modalities:
             raise ValueError(f"method.election.initial {initial!r} is not among data.modalities {self.data.modalities}")
-        needs = "distilled" in self.stages and "teacher" not in self.stages and self.method.full.weight > 0
-        if needs and not self.method.teaching_run:
-            raise ValueError("method.full needs the stage 'teacher' before 'distilled', or method.teaching_run=RUN")
-        if self.data.unlabelled == "rest" and "distilled" in self.stages and self.method.full.weight == 0:
-            raise ValueError("data.unlabelled=rest needs method.full.weight above 0: its teacher segments these cases")
+        needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
+        if needs_teacher and "teacher" not in self.stages and not self.method.teaching_run:
+            raise ValueError(
+                "the full-modality teacher needs the stage 'teacher' before 'distilled', or method.teaching_run=RUN"
+            )
+        if self.data.unlabelled == "rest" and "distilled" in self.stages and not needs_teacher:
+            raise ValueError(
+                "data.unlabelled=rest needs a full-modality teacher, which segments these cases: set "
+                "method.full.weight above 0"
+            )
         return self

@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass
 class Election:
-    """The modalities that teach, and all votes so far.
+    """The elected modalities and the history of votes.
 
-    `winners` (R,) holds a modality's index per region, -1 before the first vote. `steps` and `scores` are the history:
-    at each step the soft Dice (N, R) of every modality alone on validation cases, NaN where no case has the modality.
+    `winners` (R,) holds the index of a modality per region, -1 before the first vote. `steps` and `scores` are the
+    history: at each step the soft Dice (N, R) of each modality alone on validation cases, NaN if no case has it.
     """
 
     modalities: tuple[str, ...]
@@ -30,30 +30,29 @@ class Election:
         self.winners = torch.full((len(self.regions),), -1, dtype=torch.int64)
 
     def appoint(self, modality: str) -> None:
-        """Let `modality` teach every region until the first vote, as the published code does."""
+        """Make `modality` the teacher of every region until the first vote, as the published code does."""
         self.overall = self.modalities.index(modality)
         self.winners[:] = self.overall
 
     def vote(self, step: int, scores: Tensor) -> None:
-        """Elect per region, and over all regions, the modality of the highest score; of equals the first.
+        """Elect the modality with the highest score, per region and over all regions. The first one wins a tie.
 
-        `scores` (N, R): soft Dice of each modality alone. A modality that no case has (NaN) is not elected.
-
-        Raises ValueError where no modality has a score.
+        `scores` (N, R): soft Dice of each modality alone. A modality that no case has (NaN) is not elected. Raises
+        ValueError if no modality has a score.
         """
         scores = scores.detach().cpu().double()
         if scores.shape != (len(self.modalities), len(self.regions)):
             raise ValueError(f"scores of shape {tuple(scores.shape)} for {self.modalities} and {self.regions}")
-        held = scores.nan_to_num(nan=-math.inf)
-        if bool(torch.isinf(held).all()):
+        finite = scores.nan_to_num(nan=-math.inf)
+        if bool(torch.isinf(finite).all()):
             raise ValueError("no validation case has any of the modalities")
-        self.winners = held.argmax(dim=0)
-        self.overall = int(held.mean(dim=1).argmax())
+        self.winners = finite.argmax(dim=0)
+        self.overall = int(finite.mean(dim=1).argmax())
         self.steps.append(step)
         self.scores.append(scores)
 
     def teachers(self, kind: Literal["single", "multi", "per_task"]) -> list[int]:
-        """Return the indices of the modalities that teach; of `per_task` one per region, in their order."""
+        """Return the indices of the teacher modalities; for `per_task` one per region, in the order of the regions."""
         if self.overall < 0:
             return []
         if kind == "single":
@@ -62,27 +61,27 @@ class Election:
         return winners if kind == "per_task" else sorted(set(winners))
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the votes as a document: step, score by region and modality, who won."""
-        found = []
+        """Return one dictionary per vote: step, score by region and modality, winners."""
+        votes = []
         for step, scores in zip(self.steps, self.scores, strict=True):
             by_region = {
                 region: {m: _finite(scores[i, j]) for i, m in enumerate(self.modalities)}
                 for j, region in enumerate(self.regions)
             }
-            held = scores.nan_to_num(nan=-math.inf)
-            winners = held.argmax(dim=0).tolist()
-            found.append(
+            finite = scores.nan_to_num(nan=-math.inf)
+            winners = finite.argmax(dim=0).tolist()
+            votes.append(
                 {
                     "step": step,
                     "soft_dice": by_region,
                     "elected": {region: self.modalities[w] for region, w in zip(self.regions, winners, strict=True)},
-                    "overall": self.modalities[int(held.mean(dim=1).argmax())],
+                    "overall": self.modalities[int(finite.mean(dim=1).argmax())],
                 }
             )
-        return found
+        return votes
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint keeps."""
+        """Return the tensors that a checkpoint keeps."""
         shape = (0, len(self.modalities), len(self.regions))
         return {
             "winners": self.winners.clone(),
@@ -92,7 +91,7 @@ class Election:
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state` returned."""
+        """Restore the result of `state`."""
         self.winners, self.overall = state["winners"].clone(), int(state["overall"])
         self.steps, self.scores = state["steps"].tolist(), list(state["scores"].unbind(0))
 
@@ -102,5 +101,5 @@ def _finite(value: Tensor) -> float | None:
 
 
 def mean_scores(rows: Sequence[Tensor]) -> Tensor:
-    """Return the mean (N, R) over cases of scores (N, R), leaving out NaN; NaN where all are."""
+    """Return the mean (N, R) over cases of scores (N, R), ignoring NaN; NaN if all are NaN."""
     return torch.stack(list(rows)).nanmean(dim=0)

@@ -14,6 +14,7 @@ from preceptor.data.volumes import load_case, on_source_grid, save_mask, to_labe
 from preceptor.segmentation.config import EvaluationConfig, SegmentationRecipe
 from preceptor.segmentation.dataset import VolumeExamples, WholeCase
 from preceptor.segmentation.election import mean_scores
+from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.losses import soft_dice
 from preceptor.segmentation.metrics import dice, remove_small_components, score_masks
 from preceptor.segmentation.model import MultimodalUNet
@@ -60,7 +61,7 @@ def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRe
     """Return the soft Dice (N, R) of every modality alone, the mean over the cases that have it; NaN where none has."""
     count, regions = len(cases.modalities), len(cases.regions)
     found = []
-    for index in range(min(len(cases), recipe.method.election.cases or len(cases))):
+    for index in range(min(len(cases), _voters(recipe) or len(cases))):
         case = cases.whole(index)
         assert case.masks is not None
         masks = case.masks[(slice(None), *case.box)]
@@ -79,6 +80,10 @@ def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRe
             scores[one.index(True)] = soft_dice(probabilities[None], target[None])[0].double().cpu()
         found.append(scores)
     return mean_scores(found)
+
+
+def _voters(recipe: SegmentationRecipe) -> int | None:
+    return recipe.method.election.cases if isinstance(recipe.method, LckdConfig) else None
 
 
 def validation_scores(

@@ -19,15 +19,15 @@ from preceptor.pipeline.run_dir import model_folder
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics
 from preceptor.segmentation import metrics
-from preceptor.segmentation.config import LckdConfig, SegmentationRecipe
+from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.data import examples, read_cases
 from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
-from preceptor.segmentation.lckd import LckdTask, full_modality_teacher
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.model_card import segmentation_card
 from preceptor.segmentation.predict import INFERENCE_CONFIG
 from preceptor.segmentation.report import write_segmentation_report
+from preceptor.segmentation.task import SegmentationTask
 from preceptor.task import Task
 
 
@@ -48,19 +48,17 @@ class SegmentationExperiment(Experiment):
 
     def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
         recipe, data, state = self.recipe, self.data, processes()
-        method = stage_method(recipe, stage.kind)
         distils = stage.kind == "distilled"
-        full = self._full_teacher() if distils and method.full.weight > 0 else None
+        full = self._full_teacher() if recipe.method.needs_teacher(stage.kind) else None
         labelled, held_out = len(data.split("train")), examples(recipe, data, "validation", stage.seed)
         train = examples(recipe, data, "train", stage.seed, unlabelled=distils)
         network = self.new_network(stage.seed)
-        task = LckdTask(
+        task = recipe.method.build_task(
             network,
-            method,
-            distil=distils,
+            stage=stage.kind,
+            teacher=full.to(state.device) if full is not None else None,
             votes=lambda student: votes(student, held_out, recipe),
-            vote_every=max(1, round(method.election.every * labelled / recipe.train.batch_size)),
-            teacher=full_modality_teacher(full).to(state.device) if full is not None else None,
+            steps_per_epoch=labelled / recipe.train.batch_size,
         )
         validation_dice: dict[str, dict[str, float]] = {}
 
@@ -81,7 +79,7 @@ class SegmentationExperiment(Experiment):
 
         def summary() -> dict[str, Any]:
             saved = json.loads((folder / "model" / INFERENCE_CONFIG).read_text("utf-8"))
-            return {"elections": task.history(), "validation_subsets": saved["validation"]}
+            return {"elections": [], **task.results(), "validation_subsets": saved["validation"]}
 
         yield Training(
             folder=folder,
@@ -93,7 +91,7 @@ class SegmentationExperiment(Experiment):
             epoch_samples=labelled,
             validate=validate,
             export=export,
-            resume_config=self._resume_config(stage, method, task),
+            resume_config=self._resume_config(stage, task),
             summary=summary,
         )
 
@@ -107,6 +105,7 @@ class SegmentationExperiment(Experiment):
             encoder=model.encoder,
             channels=model.channels,
             fill=model.fill,
+            arguments=model.arguments,
         )
         network = MultimodalUNet(config, seed=seed)
         network.check_size(self.recipe.data.patch_size, "data.patch_size")
@@ -120,7 +119,7 @@ class SegmentationExperiment(Experiment):
         self._require_same(teacher, f"the teacher {folder}")
         model = recipe.model
         same = (teacher.config.net, tuple(teacher.config.channels)) == (model.net, tuple(model.channels))
-        if recipe.method.full.features > 0 and not same:
+        if recipe.method.compares_features and not same:
             raise UserError(
                 f"method.full.features compares bottlenecks, and the teacher {folder} is another network "
                 f"({teacher.config.net} {list(teacher.config.channels)}); set it to 0"
@@ -152,7 +151,7 @@ class SegmentationExperiment(Experiment):
             "validation": validation_dice,
         }
 
-    def _resume_config(self, stage: Stage, method: LckdConfig, task: LckdTask) -> dict[str, Any]:
+    def _resume_config(self, stage: Stage, task: SegmentationTask) -> dict[str, Any]:
         recipe = self.recipe
         data = recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_voxels", "split_file"})
         config = {
@@ -160,7 +159,7 @@ class SegmentationExperiment(Experiment):
             "seed": stage.seed,
             "model": recipe.model.model_dump(mode="json"),
             "train": recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
-            "method": method.model_dump(mode="json", exclude={"teaching_run"}),
+            "method": recipe.method.stage_settings(stage.kind),
             "full": task.teacher.fingerprint if task.teacher is not None else None,
         }
         return json.loads(json.dumps(config))
@@ -168,7 +167,7 @@ class SegmentationExperiment(Experiment):
     def stage_recipe(self, stage: Stage, folder: Path) -> SegmentationRecipe:
         recipe = self.recipe.model_copy(deep=True)
         recipe.stages, recipe.output, recipe.seed = (stage.kind,), str(folder), stage.seed  # type: ignore[assignment]
-        if stage.kind == "distilled" and recipe.method.full.weight > 0:
+        if recipe.method.needs_teacher(stage.kind):
             recipe.method.teaching_run = str(self._teacher_run())
         if recipe.data.name == "phantom" and recipe.data.root is None:
             recipe.data.root = str(self.recipe.output_folder / "data")
@@ -176,12 +175,12 @@ class SegmentationExperiment(Experiment):
 
     def starting_points(self, kinds: Collection[str]) -> dict[str, Path]:
         method = self.recipe.method
-        if "distilled" in kinds and method.full.weight > 0 and method.teaching_run:
+        if any(method.needs_teacher(kind) for kind in kinds) and method.teaching_run:
             return {"method.teaching_run": Path(method.teaching_run)}
         return {}
 
     def has_teacher(self, kind: str) -> bool:
-        return kind == "distilled" and self.recipe.method.full.weight > 0
+        return self.recipe.method.needs_teacher(kind)
 
     # Provenance
 
@@ -242,16 +241,6 @@ class SegmentationExperiment(Experiment):
 
     def findings(self) -> list[Finding]:
         return check_cases(self.data, max_voxels=self.recipe.data.max_voxels)
-
-
-def stage_method(recipe: SegmentationRecipe, kind: str) -> LckdConfig:
-    """Return what a stage learns from: the teacher drops no modality, and the baseline has no teacher."""
-    method = recipe.method.model_copy(deep=True)
-    if kind != "distilled":
-        method.cross_modal.weight, method.full.weight = 0.0, 0.0
-    if kind == "teacher":
-        method.dropping.kind = "none"
-    return method
 
 
 EXPERIMENT = SegmentationExperiment

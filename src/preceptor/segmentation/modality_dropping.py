@@ -1,49 +1,49 @@
-"""Which modalities a training sample shows of those it has."""
+"""Drop modalities from training samples at random."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from preceptor.segmentation.config import DroppingConfig
+from preceptor.segmentation.settings import DroppingConfig
 
 
 def drop_modalities(available: Tensor, config: DroppingConfig, progress: float) -> Tensor:
-    """Return (B, N) bool: the modalities that each sample shows, at least one, of those `available` (B, N).
+    """Return (B, N) bool: the modalities that stay visible of those `available` (B, N), at least one per sample.
 
-    Drawn from torch's global generator of the CPU, which the loop seeds for every micro-batch, so that a resumed run
-    draws the same. `progress` is the share of the training done: nothing is dropped before `start`, and over `ramp` the
-    probability that a sample drops anything rises to 1.
+    The subsets are drawn from torch's global CPU generator. The loop seeds it for every micro-batch, so a resumed run
+    draws the same ones. `progress` is the fraction of the training done: nothing is dropped before `start`, and over
+    `ramp` the probability that a sample drops anything rises to 1.
     """
-    has = available.cpu()
-    if not bool(has.any(dim=1).all()):
+    present = available.cpu()
+    if not bool(present.any(dim=1).all()):
         raise ValueError("a sample has no modality at all")
-    drawn = _published(has) if config.kind == "published" else _subsets(has)
-    risen = 1.0 if config.ramp == 0 else min(1.0, (progress - config.start) / config.ramp)
-    dropping = torch.rand(len(has) if config.kind == "subsets" else 1) < risen
+    subset = _published(present) if config.kind == "published" else _subsets(present)
+    probability = 1.0 if config.ramp == 0 else min(1.0, (progress - config.start) / config.ramp)
+    dropping = torch.rand(len(present) if config.kind == "subsets" else 1) < probability
     if config.kind == "none" or progress < config.start:
         return available
-    return torch.where(dropping[:, None], drawn, has).to(available.device)
+    return torch.where(dropping[:, None], subset, present).to(available.device)
 
 
-def _subsets(has: Tensor) -> Tensor:
-    """Return a non-empty subset of each row, all of them equally likely."""
-    # Uniform over the 2^n subsets, less the empty one by drawing again.
-    drawn = has & (torch.rand(has.shape) < 0.5)
-    while not bool((full := drawn.any(dim=1)).all()):
-        drawn[~full] = has[~full] & (torch.rand(int((~full).sum()), has.shape[1]) < 0.5)
-    return drawn
+def _subsets(present: Tensor) -> Tensor:
+    """Return a non-empty subset of each row. All subsets are equally likely."""
+    # Uniform over all 2^n subsets; the empty one is drawn again.
+    subset = present & (torch.rand(present.shape) < 0.5)
+    while not bool((filled := subset.any(dim=1)).all()):
+        subset[~filled] = present[~filled] & (torch.rand(int((~filled).sum()), present.shape[1]) < 0.5)
+    return subset
 
 
-def _published(has: Tensor) -> Tensor:
-    """Return one subset of 1 to N - 1 modalities for the whole batch, its size drawn first.
+def _published(present: Tensor) -> Tensor:
+    """Return one subset of 1 to N - 1 modalities for the whole batch; its size is drawn first.
 
-    A case that has none of them shows one of its own.
+    A case that has none of these modalities keeps one of its own.
     """
-    count = has.shape[1]
+    count = present.shape[1]
     size = int(torch.randint(1, max(2, count), ()))
     chosen = torch.zeros(count, dtype=torch.bool)
     chosen[torch.randperm(count)[:size]] = True
-    drawn = has & chosen
-    alone = torch.nn.functional.one_hot((has * torch.rand(has.shape)).argmax(dim=1), count).bool()
-    return torch.where(drawn.any(dim=1, keepdim=True), drawn, alone & has)
+    subset = present & chosen
+    single = torch.nn.functional.one_hot((present * torch.rand(present.shape)).argmax(dim=1), count).bool()
+    return torch.where(subset.any(dim=1, keepdim=True), subset, single & present)

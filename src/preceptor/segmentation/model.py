@@ -9,6 +9,7 @@ Shapes: B batch, N modalities, C channels, R regions, D H W voxels of the input,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from preceptor.errors import UserError, nearest
+from preceptor.extension import construct, load_trusted
 from preceptor.files import write_text
 from preceptor.segmentation import reference_unet
 from preceptor.segmentation.compact_unet import CompactDecoder, CompactEncoder
@@ -30,7 +32,7 @@ from preceptor.segmentation.reference_unet import ReferenceDecoder, ReferenceEnc
 
 MODEL_TYPE = "preceptor-multimodal-unet"
 _COMPACT = (16, 32, 64, 128)
-_CHOICES = {"net": ("compact", "reference"), "encoder": ("shared", "separate"), "fill": ("all_levels", "bottleneck")}
+_CHOICES = {"encoder": ("shared", "separate"), "fill": ("all_levels", "bottleneck")}
 
 Size = tuple[int, int, int]
 
@@ -54,16 +56,19 @@ class MultimodalUNetConfig:
 
     modalities: tuple[str, ...]
     regions: tuple[str, ...]
-    net: Literal["compact", "reference"] = "compact"
+    net: str = "compact"
     encoder: Literal["shared", "separate"] = "shared"
     channels: tuple[int, ...] = _COMPACT
     fill: Literal["all_levels", "bottleneck"] = "all_levels"
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("modalities", "regions"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values) or not all(isinstance(v, str) and v for v in values):
                 raise UserError(f"{name} of the network must be a non-empty list of distinct names, not {list(values)}")
+        if not self.is_own and self.net not in ("compact", "reference"):
+            raise UserError(f"net of the network is {self.net!r}{nearest(self.net, ('compact', 'reference'))}")
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
@@ -77,8 +82,15 @@ class MultimodalUNetConfig:
             )
 
     @property
+    def is_own(self) -> bool:
+        """Whether `net` is a class of the user's, ``module:Class``."""
+        return ":" in self.net
+
+    @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of the features of each level, from shallow to deep."""
+        """Channels of the features of each level, from shallow to deep; empty for a network of the user."""
+        if self.is_own:
+            return ()
         return self.channels if self.net == "compact" else (*reference_unet.SKIPS, reference_unet.BOTTLENECK)
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,7 +136,16 @@ class Segmentation:
 
 
 class MultimodalUNet(nn.Module):
-    """The network. With `seed` the initial weights depend only on it, otherwise on the global state of torch."""
+    """Network that segments any subset of modalities.
+
+    With `seed` the initial weights depend only on it, otherwise on the global state of torch.
+
+    `net` of the configuration may name a class of the user, ``module:Class``. It is called as
+    ``Class(modalities=N, regions=R, **arguments)`` and is an nn.Module. Its ``forward(images, available)`` takes images
+    (B, N, D, H, W), zero for missing modalities, and available (B, N) bool, and returns logits (B, R, D, H, W). The
+    sides of an input must be multiples of its attribute `stride` (three numbers, default (1, 1, 1)). Every subset of
+    modalities needs a separate forward pass, and methods that compare features do not apply.
+    """
 
     def __init__(self, config: MultimodalUNetConfig, seed: int | None = None) -> None:
         super().__init__()
@@ -134,6 +155,11 @@ class MultimodalUNet(nn.Module):
             if seed is not None:
                 torch.manual_seed(seed)
             encoders = n if config.encoder == "separate" else 1
+            self.own: nn.Module | None = None
+            if config.is_own:
+                kind = load_trusted(config.net, "model.net", nn.Module)
+                self.own = construct(kind, {"modalities": n, "regions": r, **config.arguments}, "model.arguments")
+                return
             if config.net == "reference":
                 self.encoders = nn.ModuleList([ReferenceEncoder() for _ in range(encoders)])
                 self.decoder: ReferenceDecoder | CompactDecoder = ReferenceDecoder(n, r)
@@ -145,6 +171,8 @@ class MultimodalUNet(nn.Module):
     @property
     def stride(self) -> Size:
         """The sides of an input must be multiples of these numbers of voxels."""
+        if self.own is not None:
+            return cast(Size, tuple(getattr(self.own, "stride", (1, 1, 1))))
         if self.config.net == "reference":
             return reference_unet.STRIDES
         side = 2 ** (len(self.config.channels) - 1)
@@ -159,10 +187,9 @@ class MultimodalUNet(nn.Module):
         if any(side % step for side, step in zip(size, self.stride, strict=True)):
             raise UserError(
                 f"{what} of {_format_size(size)} voxels does not fit the {self.config.net} network, whose sides must "
-                "be "
-                f"multiples of {_format_size(self.stride)}; use {_format_size(self.fitting(size))}"
+                f"be multiples of {_format_size(self.stride)}; use {_format_size(self.fitting(size))}"
             )
-        if all(side == step for side, step in zip(size, self.stride, strict=True)):
+        if self.own is None and all(side == step for side, step in zip(size, self.stride, strict=True)):
             raise UserError(
                 f"{what} of {_format_size(size)} voxels leaves a single voxel at the bottleneck; use a larger one"
             )
@@ -170,7 +197,7 @@ class MultimodalUNet(nn.Module):
     def fitting(self, size: Sequence[int]) -> Size:
         """Return the smallest valid size that contains `size`."""
         sides = [-(-side // step) * step for side, step in zip(size, self.stride, strict=True)]
-        if sides == list(self.stride):
+        if self.own is None and sides == list(self.stride):
             sides[-1] *= 2
         return cast(Size, tuple(sides))
 
@@ -185,10 +212,22 @@ class MultimodalUNet(nn.Module):
             UserError: the sides are not multiples of `stride`, or a sample has no modality.
         """
         self._check(images_BNDHW, available_BN)
+        if self.own is not None:
+            images = torch.where(available_BN[:, :, None, None, None], images_BNDHW, images_BNDHW.new_zeros(()))
+            return Segmentation(self._own_logits(images, available_BN), [], available_BN)
         with_zero = self.config.fill == "bottleneck" and not bool(available_BN.all())
         features, zeros = self._encode(images_BNDHW, available_BN, with_zero)
         logits = self.decode(features, available_BN, cast(Size, tuple(images_BNDHW.shape[2:])), zeros)
         return Segmentation(logits, features, available_BN)
+
+    def _own_logits(self, images_BNDHW: Tensor, available_BN: Tensor) -> Tensor:
+        assert self.own is not None
+        logits = self.own(images_BNDHW, available_BN)
+        shape = (len(images_BNDHW), len(self.config.regions), *images_BNDHW.shape[2:])
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != shape:
+            returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"model.net {self.config.net} must return logits {shape}, not {returned}")
+        return logits
 
     def encode_available(self, images_BNDHW: Tensor, available_BN: Tensor) -> list[Tensor]:
         """Return the features (B, N, C, d, h, w) of every level, with zeros for missing modalities."""
@@ -279,9 +318,10 @@ class MultimodalUNet(nn.Module):
             raise UserError(
                 f"{folder / 'config.json'} does not describe a {MODEL_TYPE}; give a model folder of Preceptor"
             )
-        # The meta device avoids initialising weights that are replaced.
-        with torch.device("meta"):
-            model = cls(MultimodalUNetConfig.from_dict(config))
+        settings = MultimodalUNetConfig.from_dict(config)
+        # The meta device avoids initialising weights that are replaced. A network of the user may not support it.
+        with contextlib.nullcontext() if settings.is_own else torch.device("meta"):
+            model = cls(settings)
         file = folder / "model.safetensors"
         try:
             state = load_file(file)

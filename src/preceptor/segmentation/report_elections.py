@@ -12,6 +12,7 @@ from preceptor.report.training import figure
 from preceptor.report.words import NONE
 from preceptor.segmentation.combinations import Subject, listed, name_of, number
 from preceptor.segmentation.config import SegmentationRecipe
+from preceptor.segmentation.lckd import LckdConfig
 
 COLOURS = 6
 TEACHING = {
@@ -32,7 +33,7 @@ def elections(run: RunRecord, subject: Subject, recipe: SegmentationRecipe | Non
     if not found:
         return ""
     about = "Soft Dice of each modality alone on validation cases; the ring marks who won the vote."
-    if recipe is not None:
+    if recipe is not None and isinstance(recipe.method, LckdConfig):
         about += f" {TEACHING[recipe.method.teachers]}"
     items = "".join(
         f'<li><i class="stroke {_kind(place)}"></i>{escape(name_of(modality))}</li>'

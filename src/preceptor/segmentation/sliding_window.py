@@ -8,7 +8,8 @@ Shapes: N modalities, S subsets, R regions, D H W voxels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -74,7 +75,11 @@ def predict_subsets(
     weight = compute_importance_map(window, mode=mode, device=volume.device, dtype=torch.float32)
     sums = [torch.zeros(len(model.config.regions), *size, device=volume.device) for _ in selected]
     total = torch.zeros(size, device=volume.device)
-    decode = SubsetDecoder(model, available_N, selected, window)
+    decode: Callable[[Tensor], Iterator[Tensor]]
+    if model.own is not None:
+        decode = partial(_each_subset, model, available_N, selected)
+    else:
+        decode = SubsetDecoder(model, available_N, selected, window)
     for slices in dense_patch_slices(size, window, steps):
         total[slices] += weight
         remaining = iter(sums)
@@ -88,3 +93,13 @@ def predict_subsets(
         mean = summed.div_(total)
         results[subset] = (mean.sigmoid_() if blend == "logits" else mean)[(slice(None), *inside)]
     return results
+
+
+def _each_subset(
+    model: MultimodalUNet, available_N: Sequence[bool], subsets: Sequence[Subset], crop_nDHW: Tensor
+) -> Iterator[Tensor]:
+    """Yield the logits (1, R, D, H, W) of each subset of a crop, one forward pass for each."""
+    images = crop_nDHW.new_zeros(1, len(available_N), *crop_nDHW.shape[1:])
+    images[0, list(available_N)] = crop_nDHW
+    for subset in subsets:
+        yield model(images, torch.tensor([subset], device=images.device)).logits

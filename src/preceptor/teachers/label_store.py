@@ -1,36 +1,43 @@
-"""A teacher's answers as a folder of JSON lines that only grows, one record per question asked.
+"""A teacher's answers in a folder with one SQLite file, one row per answer.
 
-::
-
-    manifest.json          format, the teacher and its settings, the data sets that were asked about
-    labels-00000.jsonl     at most `SHARD` records, then the next file
-
-A record is found by the content of its question, never by a name or a position. Nothing in the folder names a file, an
-image or a patient. A record has its CRC-32; the last line of a killed writer is dropped.
+A row is found by the content of its question, never by a name or a position. Nothing in the file names a file, an image
+or a patient. Every `append` is one transaction that is on the disk when it returns, so that a killed writer loses
+nothing that it has reported. Every row has a CRC-32, because SQLite does not detect a changed byte of a text.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from preceptor.errors import UserError
-from preceptor.files import flush, json_lines, write_text
+from preceptor.files import flush
 from preceptor.teachers.array_store import differences
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-SHARD = 10_000
+FORMAT = 2
+FILE = "labels.sqlite"
+SCHEMA = f"""
+BEGIN;
+CREATE TABLE store (teacher TEXT, settings TEXT, data TEXT);
+CREATE TABLE labels (
+    id INTEGER PRIMARY KEY, key TEXT UNIQUE, turn INTEGER, answer TEXT, ended INTEGER, tokens INTEGER,
+    confidence REAL, margin REAL, source TEXT, logprobs TEXT, candidates TEXT, crc INTEGER
+);
+PRAGMA user_version = {FORMAT};
+COMMIT;
+"""
 
 Source = Literal["top_logprobs", "logprobs", "agreement"]
-"""Where a confidence comes from: from the two most likely tokens at each place, from the token that was said alone
-(greedy decoding; the margin is then its lower bound), or from how many sampled answers agree."""
+"""Origin of a confidence: the two most likely tokens at each position; the probability of the answer's own tokens
+(greedy decoding; the margin is then a lower bound); or the share of the sampled answers that agree."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,10 @@ class Label:
     """One answer of a teacher.
 
     `key` is that of the question (`pseudo_labels.question_key`), `turn` its place in the dialogue. `confidence` and
-    `margin` are the means over the answer's tokens of p1 and p1 - p2 at temperature 1 (or of `source`), None where
-    nothing is known. `ended` is false for an answer that was cut off at the most tokens. `logprobs` are the natural
-    logarithms of the answer's tokens, empty where not known; `candidates` all answers where there were several.
+    `margin` are the means over the answer's tokens of p1 and p1 - p2 at temperature 1 (or as `source` defines them),
+    None if unknown. `ended` is False for an answer that was cut off at the maximum number of tokens. `logprobs` are the
+    natural logarithms of the probabilities of the answer's tokens, empty if unknown; `candidates` are all sampled
+    answers if there were several.
     """
 
     key: str
@@ -55,201 +63,205 @@ class Label:
     candidates: tuple[str, ...] = ()
 
 
+COLUMNS = [field.name for field in fields(Label)]
+
+
 @dataclass(frozen=True)
-class LabelIdentity:
-    """Who answered, and how: `teacher` is a model's name or the fingerprint of its weights; `settings` are a JSON
-    object (temperature, candidates, prompt version, ...)."""
+class LabelStoreKey:
+    """Everything that answers depend on except the questions.
+
+    `teacher` is a model's name or the fingerprint of its weights, `settings` JSON values (temperature, candidates,
+    prompt version, ...).
+    """
 
     teacher: str
     settings: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
-        # As JSON gives them back, so that an identity equals the one that was read from its manifest.
-        object.__setattr__(self, "settings", json.loads(json.dumps(dict(self.settings))))
-
 
 class LabelStore:
-    """An open store that takes labels; use it in a `with` block. `keys` are those that it holds."""
+    """A store that is open for writing; use it in a `with` block. `keys` are the keys of the stored labels."""
 
-    def __init__(self, folder: Path, lock: int) -> None:
-        self.folder, self._lock = folder, lock
-        self.keys: set[str] = set()
-        self._shard, self._lines = 0, 0
+    def __init__(self, database: sqlite3.Connection, lock: int) -> None:
+        self._database, self._lock = database, lock
+        self.keys: set[str] = {key for (key,) in database.execute("SELECT key FROM labels")}
 
     @classmethod
-    def open(cls, folder: Path, identity: LabelIdentity, data: Mapping[str, str]) -> Self:
-        """Make a store, or go on with one.
+    def open(cls, folder: Path, cache_key: LabelStoreKey, data: Mapping[str, str]) -> Self:
+        """Create a store, or open an existing one to add labels.
 
-        `data` are fingerprints of data sets with their names; they are added to those in the manifest.
+        `data` maps the fingerprints of data sets to their names; they are added to those in the store.
 
         Raises:
-            UserError: the store is of another teacher or other settings (each is named), another process writes it, it
-                is damaged, or the folder holds something else.
+            UserError: the store has another cache key (every difference is listed), another process writes to it, it is
+                damaged or of an older format, or the folder holds something else.
         """
         folder = Path(folder)
-        if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} exists and holds no pseudo-labels; name another folder, or remove it yourself")
+        if folder.exists() and not holds_labels(folder) and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(
+                f"{folder} exists and does not hold pseudo-labels; name another folder, or remove it yourself"
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-        try:
+        with contextlib.ExitStack() as stack:
+            lock = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, lock)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"another process writes pseudo-labels to {folder}: wait for it, or end it") from None
-            known = dict(data)
-            if (folder / MANIFEST).is_file():
-                manifest = read_manifest(folder)
-                check_identity(folder, manifest, identity)
-                known = {**manifest["data"], **known}
-            document = {"format": FORMAT, **asdict(identity), "data": known}
-            write_text(folder / MANIFEST, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+                raise UserError(f"another process writes pseudo-labels to {folder}: wait for it, or stop it") from None
+            database = stack.enter_context(contextlib.closing(_connect(folder, create=True)))
+            row = database.execute("SELECT teacher, settings, data FROM store").fetchone()
+            with database:
+                if row is None:
+                    database.execute(
+                        "INSERT INTO store VALUES (?, ?, '{}')", (cache_key.teacher, _json(cache_key.settings))
+                    )
+                else:
+                    check_cache_key(folder, cache_key)
+                known = {} if row is None else json.loads(row[2])
+                database.execute("UPDATE store SET data = ?", (_json({**known, **data}),))
             flush(folder)
-            store = cls(folder, lock)
-            store._recover()
+            list(_rows(folder, database))  # finds damaged rows
+            store = cls(database, lock)
+            stack.pop_all()
             return store
-        except BaseException:
-            os.close(lock)
-            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._database.close()
         os.close(self._lock)
 
     def append(self, labels: Sequence[Label]) -> None:
-        """Write labels to the disk; when it returns they are there. A key that the store holds is passed over."""
-        new = list({label.key: label for label in labels if label.key not in self.keys}.values())
-        while new:
-            if self._lines >= SHARD:
-                self._shard, self._lines = self._shard + 1, 0
-            part, new = new[: SHARD - self._lines], new[SHARD - self._lines :]
-            file = self.folder / _name(self._shard)
-            created = not file.exists()
-            with file.open("a", encoding="utf-8", newline="\n") as shard:
-                shard.writelines(_line(label) for label in part)
-                shard.flush()
-                os.fsync(shard.fileno())
-            if created:
-                flush(self.folder)
-            self.keys |= {label.key for label in part}
-            self._lines += len(part)
-
-    def _recover(self) -> None:
-        """Read what is there, and cut off what a killed writer left unfinished."""
-        shards = _shards(self.folder)
-        for number, file in enumerate(shards):
-            labels, good = _read(file, last=number == len(shards) - 1)
-            if good < file.stat().st_size:
-                with file.open("r+b") as shard:
-                    shard.truncate(good)
-                    os.fsync(shard.fileno())
-            self.keys |= {label.key for label in labels}
-            self._shard, self._lines = number, len(labels)
+        """Write labels in one transaction; they are on the disk when it returns. Keys that are stored are skipped."""
+        rows = [_values(label) for label in labels if label.key not in self.keys]
+        places = ", ".join("?" * (len(COLUMNS) + 1))
+        with self._database as database:
+            database.executemany(f"INSERT OR IGNORE INTO labels ({', '.join(COLUMNS)}, crc) VALUES ({places})", rows)
+        self.keys.update(label.key for label in labels)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a store. Raises UserError where there is none, or one of another format."""
-    file = Path(folder) / MANIFEST
-    try:
-        manifest = json.loads(file.read_text("utf-8"))
-        version = manifest["format"]
-        LabelIdentity(manifest["teacher"], manifest["settings"])
-        dict(manifest["data"])
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"there are no pseudo-labels in {folder}: write them first with `preceptor teach`") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} is damaged ({error!r}): write the pseudo-labels to a new folder") from None
-    if version != FORMAT:
-        raise UserError(f"{folder} has format {version!r}, this version reads {FORMAT}: write the pseudo-labels again")
-    return manifest
+def holds_labels(folder: Path) -> bool:
+    """Return whether a folder holds pseudo-labels, in this format or in an older one."""
+    return (folder / FILE).is_file() or (folder / "labels-00000.jsonl").is_file()
 
 
-def check_identity(folder: Path, manifest: Mapping[str, Any], wanted: LabelIdentity) -> None:
-    """Raise UserError that lists the differences where a store is of another teacher or other settings."""
-    there = {"teacher": manifest["teacher"], **manifest["settings"]}
-    different = differences(there, {"teacher": wanted.teacher, **wanted.settings})
-    if different:
-        lines = "\n".join(f"  {line}" for line in different)
+def read_store(folder: Path) -> tuple[LabelStoreKey, dict[str, str]]:
+    """Return the cache key of a store, and the names of its data sets by fingerprint.
+
+    Raises UserError if there is no store, or if it is damaged or of an older format.
+    """
+    with contextlib.closing(_connect(folder)) as database, _refusing_damage(folder):
+        teacher, settings, data = database.execute("SELECT teacher, settings, data FROM store").fetchone()
+        return LabelStoreKey(teacher, json.loads(settings)), json.loads(data)
+
+
+def check_cache_key(folder: Path, wanted: LabelStoreKey) -> None:
+    """Raise UserError that lists the differences if a store is of another teacher or other settings."""
+    stored = read_store(folder)[0]
+    changes = differences(
+        {"teacher": stored.teacher, **stored.settings}, {"teacher": wanted.teacher, **wanted.settings}
+    )
+    if changes:
+        lines = "\n".join(f"  {line}" for line in changes)
         raise UserError(
             f"the pseudo-labels in {folder} are of another teacher or other settings:\n{lines}\n"
-            "Give the same settings again, or another folder."
+            "Use the same settings, or another folder."
         )
 
 
-def read_labels(folder: Path) -> Iterator[Label]:
-    """Give the labels of a store in the order in which they were written.
+def read_labels(folder: Path) -> list[Label]:
+    """Return the labels of a store in the order in which they were written.
 
-    What a writer has not finished is passed over. Raises UserError with the place of a line that is damaged.
+    Raises UserError if there is no store, or if it is damaged or of an older format.
     """
-    shards = _shards(Path(folder))
-    for number, file in enumerate(shards):
-        yield from _read(file, last=number == len(shards) - 1)[0]
+    with contextlib.closing(_connect(folder)) as database:
+        return list(_rows(folder, database))
 
 
-def broken_lines(folder: Path) -> list[str]:
-    """Return the places, ``labels-00000.jsonl:7``, of lines that are damaged or unfinished.
-
-    Raises UserError where a whole file is missing between others.
-    """
-    return [
-        f"{file.name}:{number}"
-        for file in _shards(Path(folder))
-        for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1)
-        if _label(line) is None
-    ]
+def damaged_rows(folder: Path) -> list[str]:
+    """Return a description of every damage in a store: of the file's structure, and of rows with a wrong CRC-32."""
+    with contextlib.closing(_connect(folder)) as database, _refusing_damage(folder):
+        problems = [text for (text,) in database.execute("PRAGMA integrity_check") if text != "ok"]
+        rows = database.execute(f"SELECT id, {', '.join(COLUMNS)}, crc FROM labels ORDER BY id")
+        return problems + [f"row {id}" for id, *values in rows if _label(values) is None]
 
 
-def _name(shard: int) -> str:
-    return f"labels-{shard:05d}.jsonl"
-
-
-def _shards(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("labels-*.jsonl"))
-    if [file.name for file in found] != [_name(number) for number in range(len(found))]:
-        raise UserError(f"a file of pseudo-labels is missing in {folder}: there are {[file.name for file in found]}")
-    return found
-
-
-def _line(label: Label) -> str:
-    row = {name: value for name, value in asdict(label).items() if value not in (None, ())}
-    text = json_lines([row])
-    return f'{text[:-2]}, "crc": {zlib.crc32(text.encode())}}}\n'
-
-
-def _read(file: Path, *, last: bool) -> tuple[list[Label], int]:
-    """Return the labels of a file and the bytes that they take. In the `last` file what is broken at the end is no
-    damage but unfinished."""
-    labels: list[Label] = []
-    good = at = 0
-    broken: int | None = None
-    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
-        at += len(line)
-        label = _label(line)
-        if label is None:
-            broken = broken or number
-        elif broken:
-            break
-        else:
-            labels.append(label)
-            good = at
-    else:
-        if not broken or last:
-            return labels, good
-    raise UserError(
-        f"{file}:{broken} is damaged: restore the file, or remove this line and run `preceptor teach` again, which "
-        "asks its question anew"
-    )
-
-
-def _label(line: bytes) -> Label | None:
-    """Return a line's label, None where the line is unfinished or damaged."""
+def _connect(folder: Path, create: bool = False) -> sqlite3.Connection:
+    """Open the file of a store. Raises UserError if it is missing, damaged or of another format."""
+    file = Path(folder) / FILE
+    if not file.is_file() and holds_labels(folder):
+        raise UserError(
+            f"{folder} holds pseudo-labels of an older format (JSON lines), which this version does not read: run "
+            "`preceptor teach` again with another --output folder"
+        )
+    if not create and not file.is_file():
+        raise UserError(f"there are no pseudo-labels in {folder}: write them first with `preceptor teach`")
+    # Readers open for writing, too: they roll back what a killed writer left, and fall back to reading by themselves.
+    mode = "rwc" if create else "rw"
+    database = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=60)
     try:
-        row = json.loads(line)
-        crc = row.pop("crc")
-        if not line.endswith(b"\n") or crc != zlib.crc32(json_lines([row]).encode()):
-            return None
-        lists = {name: tuple(row[name]) for name in ("logprobs", "candidates") if name in row}
-        return Label(**{**row, **lists})
-    except (ValueError, TypeError, KeyError, AttributeError):
+        with _refusing_damage(folder):
+            database.execute("PRAGMA synchronous = EXTRA")
+            if create and not database.execute("SELECT 1 FROM sqlite_master").fetchone():
+                database.executescript(SCHEMA)
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version != FORMAT:
+                raise UserError(
+                    f"{file} has format {version}, this version reads {FORMAT}: run `preceptor teach` again with "
+                    "another --output folder"
+                )
+            (problem,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if problem != "ok":
+                raise sqlite3.DatabaseError(problem)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+@contextlib.contextmanager
+def _refusing_damage(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{Path(folder) / FILE} is damaged ({error}): restore it from a copy, or run `preceptor teach` again with "
+            "another --output folder"
+        ) from None
+
+
+def _rows(folder: Path, database: sqlite3.Connection) -> Iterator[Label]:
+    with _refusing_damage(folder):
+        for id, *values in database.execute(f"SELECT id, {', '.join(COLUMNS)}, crc FROM labels ORDER BY id"):
+            label = _label(values)
+            if label is None:
+                file = Path(folder) / FILE
+                raise UserError(
+                    f"{file}: row {id} is damaged: restore the file, or remove the row with sqlite3 {file} "
+                    f"'DELETE FROM labels WHERE id = {id}' and run `preceptor teach`, which asks its question again"
+                )
+            yield label
+
+
+def _values(label: Label) -> list[Any]:
+    """Return a label's values in the order of the columns, with their CRC-32."""
+    values = asdict(label) | {"logprobs": _json(label.logprobs), "candidates": _json(label.candidates)}
+    values |= {name: None if values[name] is None else float(values[name]) for name in ("confidence", "margin")}
+    row = [values[name] for name in COLUMNS]
+    row[COLUMNS.index("ended")] = int(label.ended)
+    return [*row, zlib.crc32(_json(row).encode())]
+
+
+def _label(values: Sequence[Any]) -> Label | None:
+    """Return the label of a row, None if the row is damaged."""
+    *row, crc = values
+    if zlib.crc32(_json(row).encode()) != crc:
         return None
+    named = dict(zip(COLUMNS, row, strict=True))
+    lists = {name: tuple(json.loads(named[name])) for name in ("logprobs", "candidates")}
+    return Label(**{**named, **lists, "ended": bool(named["ended"])})
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

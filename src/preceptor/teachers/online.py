@@ -1,4 +1,4 @@
-"""Teachers that are computed with every batch: a frozen model, an ensemble, a moving average of the student.
+"""Teachers that run on every batch: a frozen model, an ensemble, a moving average of the student.
 
 Shapes: B batch, C answer classes, L tokens, D width.
 """
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from preceptor.errors import UserError
 from preceptor.task import Batch, Teacher, TeacherSignal
+from preceptor.training.average import WeightAverage
 
 Forward = Callable[[nn.Module, Batch], TeacherSignal]
-"""Runs a model on a batch and gathers its logits and tapped features; supplied by the method."""
+"""Computes a model's signal for a batch; the method supplies it."""
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """Return the SHA-256 of a module's state: names in sorted order, dtypes, shapes and bytes.
+    """Return the SHA-256 of a module's state: sorted names, types, shapes and bytes of parameters and buffers.
 
-    The same on every device. Buffers count (running statistics change what a teacher says), dropout rates and other
-    settings without a tensor do not.
+    It is the same on every device. Settings without a tensor, such as dropout rates, are not included.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -38,9 +38,9 @@ def weights_fingerprint(module: nn.Module) -> str:
 class OnlineTeacher:
     """A frozen model that is run on every batch.
 
-    It takes `model` over: no parameter requires a gradient any more, and every signal is computed with all submodules
-    in eval mode, whoever called `train()` in between. It is no `nn.Module`, so that a task that holds it neither saves
-    its weights nor passes them to the optimiser. `autocast` returns the context to compute in, for mixed precision.
+    `model` is changed: its parameters no longer require gradients, and it is in eval mode for every signal, even after
+    a call of `train()`. The teacher is not an `nn.Module`, so that a task that holds it neither trains nor saves its
+    weights. `autocast` returns the context to compute in, for mixed precision.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class OnlineTeacher:
 
     def signal(self, batch: Batch) -> TeacherSignal:
         self.model.eval()
-        # Not inference_mode: the losses of the student save the teacher's tensors for their backward pass.
+        # Not inference_mode: the student's losses save the teacher's tensors for the backward pass.
         with torch.no_grad(), self.autocast():
             return self.forward(self.model, batch)
 
@@ -74,10 +74,8 @@ class OnlineTeacher:
 class EmaTeacher(OnlineTeacher):
     """An exponential moving average of the student (mean teacher, Tarvainen and Valpola, NeurIPS 2017).
 
-    `model` is a deep copy of the student. After optimiser step t = 0, 1, ... `update` sets
-    ``w_ema = d * w_ema + (1 - d) * w_student`` in float32, with ``d = min(decay, (1 + t) / (10 + t))`` while warming up
-    (the schedule of TensorFlow's ExponentialMovingAverage), so that the random weights of the start are forgotten
-    fast; `warmup=False` takes d = decay at once. Buffers are copied.
+    `model` is a deep copy of the student. Its parameters are averaged in float32 (`WeightAverage`, updates t = 0, 1,
+    ...), its buffers are copied. `decay` must be in (0, 1); 0.999 is usual.
     """
 
     def __init__(
@@ -88,22 +86,18 @@ class EmaTeacher(OnlineTeacher):
         warmup: bool = True,
         autocast: Callable[[], AbstractContextManager] | None = None,
     ) -> None:
-        if not 0 <= decay < 1:
-            raise UserError(f"The decay of a moving-average teacher must be in [0, 1), not {decay}; 0.999 is usual.")
+        if not 0 < decay < 1:
+            raise UserError(f"The decay of a moving-average teacher must be in (0, 1), not {decay}; 0.999 is usual.")
         super().__init__(model.float(), forward, autocast)
-        self.decay = decay
-        self.warmup = warmup
-        self.step = 0
+        self.decay, self.warmup, self.step = decay, warmup, 0
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """Move towards `student`, the bare module that `model` is a copy of. Call after every optimiser step."""
         assert student is not self.model, "a moving average needs its own copy of the student"
-        decay = min(self.decay, (1 + self.step) / (10 + self.step)) if self.warmup else self.decay
         averages, parameters = dict(self.model.named_parameters()), dict(student.named_parameters())
         assert averages.keys() == parameters.keys(), "the student is not the module that the average was copied from"
-        latest = [parameters[name].detach().float() for name in averages]
-        torch._foreach_lerp_(list(averages.values()), latest, 1 - decay)
+        WeightAverage(parameters, self.decay, warmup=self.warmup, values=averages).update(self.step)
         buffers = dict(student.named_buffers())
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])
@@ -117,26 +111,26 @@ class EmaTeacher(OnlineTeacher):
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned; raise `UserError` where it is the state of another network."""
-        own = self.state_dict()
-        wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
+        """Restore what `state_dict` returned. Raises UserError if it is the state of another network."""
+        current = self.state_dict()
+        wrong = sorted(current.keys() ^ state.keys()) or [n for n in current if current[n].shape != state[n].shape]
         if wrong:
             raise UserError(
                 f"The saved moving-average teacher does not fit this student: {', '.join(wrong[:5])} differ "
                 f"({len(wrong)} in all). Train with the recipe that it was saved with, or in a new output folder."
             )
-        for name in own.keys() - {"step"}:
-            own[name].copy_(state[name])
+        for name in current.keys() - {"step"}:
+            current[name].copy_(state[name])
         self.step = int(state["step"])
         self._fingerprint = None
 
 
 class EnsembleTeacher:
-    """Several teachers of one task speaking as one.
+    """Several classifiers with the same answer classes.
 
-    `logits` are the logarithms of the members' mean probabilities, so that their softmax is the averaged distribution
-    (at temperature 1; a softened ensemble is the mean distribution softened, not the mean of softened ones).
-    Features and mask are those of the first member, since features of different networks have no common coordinates.
+    `logits` are the logarithms of the members' mean probabilities, so that their softmax is the mean distribution. A
+    temperature softens the mean distribution, not each member's. Features and mask are those of the first member,
+    because features of different networks have no common coordinates.
     """
 
     def __init__(self, sources: Sequence[Teacher]) -> None:
@@ -155,8 +149,8 @@ class EnsembleTeacher:
         classes = [logits.shape[-1] for logits in members]
         if len(set(classes)) > 1:
             raise UserError(
-                f"The teachers of an ensemble know {', '.join(map(str, classes))} answer classes; they must have been "
-                "trained with one answer vocabulary."
+                f"The teachers of an ensemble have {', '.join(map(str, classes))} answer classes; they must be trained "
+                "with the same answer vocabulary."
             )
         log_probabilities = torch.stack([logits.float().log_softmax(-1) for logits in members])
         logits_BC = log_probabilities.logsumexp(0) - math.log(len(signals))

@@ -1,7 +1,8 @@
-"""What stops a run before it does harm: non-finite numbers, too many broken images."""
+"""Checks that stop a run: a loss that is not finite, too many broken images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,37 +13,40 @@ from preceptor.task import Batch
 
 
 class NonFiniteError(UserError):
-    """The loss or a gradient is NaN or infinite. No parameter has moved in this step."""
+    """The loss or a gradient is NaN or infinite. The step changed no parameter."""
 
 
 def offenders(batches: Sequence[Batch], loss: Callable[[Batch], Tensor]) -> list[str]:
     """Return the ids of the samples whose own loss is not finite."""
-    found = []
+    ids = []
     for batch in batches:
-        for i, name in enumerate(batch.ids):
-            one = Batch({key: tensor[i : i + 1] for key, tensor in batch.tensors.items()}, [name], [batch.keys[i]])
+        for i in range(len(batch)):
+            one = batch.narrow(i, 1)
             with torch.no_grad():
                 if not torch.isfinite(loss(one)).item():
-                    found.append(name)
-    return found
+                    ids += one.ids
+    return ids
 
 
-def refuse_non_finite(step: int, loss: float, norm: float, guilty: Sequence[str], everyone: Sequence[str]) -> None:
-    """Raise NonFiniteError for a step whose loss or gradient norm is not finite."""
-    what = "the loss" if loss != loss or abs(loss) == float("inf") else "a gradient"
-    shown = list(guilty or everyone)
-    more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
-    names = ", ".join(shown[:20]) + more
-    where = f"samples {names}" if guilty else f"the batch of samples {names} (each sample alone is finite)"
+def refuse_non_finite(step: int, loss: float, norm: float, offending: Sequence[str], batch: Sequence[str]) -> None:
+    """Raise NonFiniteError for a step whose loss or gradient norm is not finite.
+
+    `offending`: ids of the samples whose own loss is not finite. `batch`: ids of all samples of the step.
+    """
+    quantity = "a gradient" if math.isfinite(loss) else "the loss"
+    ids = list(offending or batch)
+    more = f" and {len(ids) - 20} more" if len(ids) > 20 else ""
+    names = ", ".join(ids[:20]) + more
+    source = f"samples {names}" if offending else f"the batch of samples {names} (each sample alone is finite)"
     raise NonFiniteError(
-        f"step {step}: {what} is not finite (loss {loss}, gradient norm {norm}); it comes from {where}. The step was "
-        "not taken and the last checkpoint stands. Look at these samples with `preceptor doctor`, or lower "
+        f"step {step}: {quantity} is not finite (loss {loss}, gradient norm {norm}); it comes from {source}. The step "
+        "was not taken and the last checkpoint is intact. Check these samples with `preceptor doctor`, or lower "
         "train.learning_rate, set train.clip_norm, or use train.precision=fp32"
     )
 
 
 class SkipCounter:
-    """Counts rows left out because their image is broken, and stops past the agreed share."""
+    """Counts the rows that were skipped because their image is broken; stops above a share of all rows."""
 
     def __init__(self, limit: float, rows: int) -> None:
         self.limit, self.rows = limit, rows

@@ -38,7 +38,6 @@ from preceptor.training.sampler import StepBatches, mix_seed
 from preceptor.training.setup import make_accelerator, make_optimizer
 from preceptor.training.stop import Stop, stop_signals
 from preceptor.training.trackers import MetricsFile
-from preceptor.training.zero import ZeroModel, zero_asked
 
 
 class Interrupted(Exception):
@@ -115,7 +114,7 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
         NonFiniteError: the loss or the gradient is not finite.
         Interrupted: the run was stopped; its state is saved.
     """
-    settings, zero = shard_settings(), zero_asked(config)
+    settings = shard_settings()
     accelerator = make_accelerator(config, job.folder)
     if settings is not None and accelerator.num_processes > 1:
         shard(task, settings, accelerator)
@@ -130,20 +129,17 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
         checkpoint.clear_temporaries(root)
         recover(student)
     accelerator.wait_for_everyone()
-    average = WeightAverage(task, config.average)
+    trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
+    average = WeightAverage(trained, config.average)
     state = _resume(task, optimizer, names, average, root, job, accelerator)
     if accelerator.is_main_process:
         job.start()
     if state.finished:
         return state
-    # `prepare` would use its own sampler; `StepBatches` already gives each process its share.
-    model: Any
-    if zero and accelerator.num_processes > 1:
-        model = ZeroModel(task, optimizer, names, config, accelerator)
-    else:
-        model = task if is_sharded(task) else accelerator.prepare_model(task)
+    # `prepare` would draw from its own sampler; ours already gives each process its share.
+    model = task if is_sharded(task) else accelerator.prepare_model(task)
     average.to(accelerator.device)
-    optimizer = model.optimizer if isinstance(model, ZeroModel) else accelerator.prepare_optimizer(optimizer)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     try:
         batches = StepBatches(
             job.samples,
@@ -171,14 +167,10 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
             skips.ids.update(gather_object(sorted(skips.ids)))
         state.skipped, state.seconds = sorted(skips.ids), time.monotonic() - begun
         tensors = {}
-        if isinstance(model, ZeroModel):  # must run on all processes
-            moments = model.optimizer_tensors()
-        else:
-            moments = checkpoint.optimizer_tensors(optimizer.optimizer, names)
         if accelerator.is_main_process or is_sharded(task):
             tensors = {
                 "task": task.state_dict() | {f"state:{k}": v for k, v in task.task_state().items()},
-                "optimizer": moments,
+                "optimizer": checkpoint.optimizer_tensors(optimizer.optimizer, names),
                 "average": average.values,
             }
         if is_sharded(task):
@@ -207,7 +199,7 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
             task.after_step(state.step)
             if state.step % config.log_every == 0 or state.step == steps:
                 line = window.line(state.step, state.step / per_epoch, config.learning_rate * rate, norm)
-                progress.show(line)
+                progress.update(line)
                 if metrics:
                     metrics.write(line)
                 if config.trackers:
@@ -245,27 +237,19 @@ def _step(model, task, group, accelerator, optimizer, parameters, config, job, s
             loss = terms.total(counts)
             loss_sum += loss.detach()
             window.add(terms, counts)
-            # DDP averages gradients over processes, but the counts are already global.
-            scaled = loss * accelerator.num_processes
-            if isinstance(model, ZeroModel):
-                model.backward(scaled, last)
-            else:
-                accelerator.backward(scaled)
+            # DDP averages gradients over processes, our counts are already global.
+            accelerator.backward(loss * accelerator.num_processes)
     window.step_done(counts)
-    if isinstance(model, ZeroModel):
-        norm = model.step()
-    else:
-        limit = config.clip_norm if config.clip_norm is not None else math.inf
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        norm = gather_full({"norm": norm}, keep=True)["norm"]
-    # The only synchronisation of a step. It ensures that no step with non-finite values is taken.
+    limit = config.clip_norm if config.clip_norm is not None else math.inf
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    norm = gather_full({"norm": norm}, keep=True)["norm"]
+    # The one synchronisation of a step, and the price of never taking a broken one.
     if not bool(torch.isfinite(norm + accelerator.reduce(loss_sum))):
-        offending_ids = gather_object(offenders(group, lambda batch: task(batch).total(counts)))
-        all_ids = gather_object([name for batch in group for name in batch.ids])
-        refuse_non_finite(step, float(loss_sum), float(norm), offending_ids, all_ids)
-    if not isinstance(model, ZeroModel):
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        guilty = gather_object(offenders(group, lambda one: task(one).total(counts)))
+        everyone = gather_object([name for batch in group for name in batch.ids])
+        refuse_non_finite(step, float(loss_sum), float(norm), guilty, everyone)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return norm
 
 
@@ -324,7 +308,7 @@ def _validate(task, job, state, student, accelerator, metrics, progress, keep: b
     if accelerator.trackers:
         accelerator.log({key: value for key, value in line.items() if key != "step"}, step=state.step)
     better = score > state.best_score
-    progress.say(f"step {state.step}: validation {score:.4f}{' (best so far)' if better else ''}")
+    progress.message(f"step {state.step}: validation {score:.4f}{' (best so far)' if better else ''}")
     if better:
         state.best_score, state.best_step, state.worse = score, state.step, 0
     else:

@@ -50,7 +50,7 @@ def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimiz
     """
     kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     decaying = {id(module.weight) for module in task.modules() if isinstance(module, kinds)}
-    pretrained: set[str] = getattr(task, "pretrained_parameters", set())
+    pretrained = task.pretrained_parameters
     groups: dict[tuple[float, float], list[tuple[str, torch.nn.Parameter]]] = {}
     for name, parameter in task.named_parameters():
         scale = config.pretrained_scale if name in pretrained else 1.0

@@ -69,7 +69,7 @@ def token_grid(vision: nn.Module, image_size: int, tokens: int) -> tuple[int, in
         for _ in range(vision.token_stages[-1]):
             side = (side + 1) // 2
     else:
-        side = math.isqrt(tokens - len(vision.get_submodule("lift")))  # type: ignore[arg-type]
+        side = math.isqrt(tokens - len(getattr(vision, "lift", ())))
     return tokens - side * side, side
 
 

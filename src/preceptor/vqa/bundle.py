@@ -246,6 +246,14 @@ def build_bundle(
         }
         frozen = f", frozen: {', '.join(config.vision.freeze)}" if config.vision.freeze else ""
         provenance["vision"] = f"pretrained: {public_name(vision_source)}{frozen}"
+    elif config.vision.module is not None:
+        vision = {
+            "kind": "module",
+            "module": config.vision.module,
+            "arguments": config.vision.arguments,
+            "image_size": preprocessing.image_size,
+        }
+        provenance["vision"] = f"{config.vision.module}, {_from_scratch([])}"
     else:
         vision = {"kind": "conv", **config.vision.conv.model_dump()}
         provenance["vision"] = _from_scratch(config.vision.pretrained or [])
@@ -276,7 +284,7 @@ def build_bundle(
         pretrained |= {f"{prefix}.{name}" for name in fitting}
     if text_source and config.text.freeze_words:
         model.text.get_input_embeddings().requires_grad_(False)
-    if vision_source:
+    if vision["kind"] != "conv":
         _freeze(model.vision.get_submodule("model"), config.vision.freeze)
     if config.init:
         provenance["init"] = _start_from(model, VqaBundle.load(Path(config.init)).model)

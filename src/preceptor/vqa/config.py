@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
 from preceptor.config import (
     BaseRecipe,
@@ -14,9 +15,13 @@ from preceptor.config import (
     Positive,
     Section,
     Seed,
-    TermConfig,
     TrainConfig,
+    choose_method,
 )
+from preceptor.extension import Reference
+from preceptor.vqa.kd import KdConfig
+from preceptor.vqa.method import VqaMethod
+from preceptor.vqa.mhkd import MhkdConfig
 
 Stage = Literal["teacher", "baseline", "distilled"]
 STAGE_KEYS = {
@@ -121,6 +126,17 @@ class VisionConfig(Section):
     freeze: list[str] = []
     """Of a pretrained model: parameters that stay as they are, as patterns (`embeddings.*`); `*` freezes it whole."""
     conv: ConvVisionConfig = ConvVisionConfig()
+    module: Reference | None = None
+    """A backbone of your own, `module:Class`: an nn.Module that maps images (B, 3, H, W) to tokens (B, L, D) and has
+    the attribute `width` = D. Activation maps assume that the last tokens are a square grid, row by row."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of that class."""
+
+    @model_validator(mode="after")
+    def _one_backbone(self) -> VisionConfig:
+        if self.module is not None and self.pretrained is not None:
+            raise ValueError("module and pretrained are two backbones: set one of them")
+        return self
 
 
 class ScratchTextConfig(Section):
@@ -173,66 +189,11 @@ class TeacherConfig(RunModelConfig):
     """Teachers trained, each with its own seed; more than one teach as an ensemble."""
 
 
-Layers = Literal["uniform", "last"] | list[tuple[int, int]]
-
-
-class LabelTerm(TermConfig):
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    kind: Literal["ce", "bce"] = "ce"
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class OutputTerm(TermConfig):
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-
-
-class EmbeddingTerm(TermConfig):
-    kind: Literal["mse", "cosine"] = "mse"
-
-
-class HiddenTerm(TermConfig):
-    kind: Literal["mse", "cosine"] = "mse"
-    layers: Layers = "uniform"
-
-
-class AttentionTerm(TermConfig):
-    kind: Literal["kl", "mse"] = "kl"
-    layers: Layers = "uniform"
-
-
-class RelationTerm(TermConfig):
-    pass
-
-
-class TeachingConfig(Section):
-    kind: Literal["online", "cached", "ema"] = "online"
-    """online: computed with every batch. cached: read from a cache, written on first use. ema: a moving average of the
-    student itself, with no other teacher."""
-    runs: list[Folder] = []
-    """Trained runs that teach instead of this recipe's teacher stage; several are an ensemble."""
-    cache: Folder | None = None
-    """Folder of the cache; default: `teacher-cache` in the output folder."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    cross_questions: Annotated[int, Field(ge=0, le=20)] = 0
-    """Per training or unlabelled row, this many questions of other training rows asked of its image, which the teacher
-    alone answers. The number of steps stays the same: an epoch is one of the labelled rows."""
-
-
-class MhkdConfig(Section):
-    """MHKD-MVQA (Wang et al., BIBM 2022): what the student learns from."""
-
-    name: Literal["mhkd"] = "mhkd"
-    teaching: TeachingConfig = TeachingConfig()
-    label: LabelTerm = LabelTerm()
-    output: OutputTerm = OutputTerm()
-    embedding: EmbeddingTerm = EmbeddingTerm(weight=0.5)
-    hidden: HiddenTerm = HiddenTerm(weight=0.5)
-    attention: AttentionTerm = AttentionTerm(weight=0.1)
-    relation: RelationTerm = RelationTerm(weight=0.0)
-    inherit_words: bool = False
-    """The student's word embeddings start as the principal components of its (first) teacher's, where both have the
-    same tokens and the student's are not wider; not with `teaching.kind: ema`."""
+Method = Annotated[
+    MhkdConfig | KdConfig,
+    Field(discriminator="name"),
+    WrapValidator(partial(choose_method, default="mhkd", base=VqaMethod)),
+]
 
 
 class ReportConfig(Section):
@@ -247,7 +208,7 @@ class VqaRecipe(BaseRecipe):
     teacher."""
     trust_remote_code: bool = False
     data: DataConfig = DataConfig()
-    method: MhkdConfig = MhkdConfig()
+    method: SerializeAsAny[Method] = MhkdConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: RunModelConfig = RunModelConfig()
     report: ReportConfig = ReportConfig()
@@ -260,7 +221,7 @@ class VqaRecipe(BaseRecipe):
                 "method.teaching.kind=cached needs data.augment.views of 1 or more (or data.augment.enabled=false): "
                 "a cache cannot hold endless views"
             )
-        needs_runs = "distilled" in self.stages and "teacher" not in self.stages and teaching.kind != "ema"
-        if needs_runs and not teaching.runs:
+        needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
+        if needs_teacher and "teacher" not in self.stages and not teaching.runs:
             raise ValueError("stages without 'teacher' need method.teaching.runs=[RUN, ...] to learn from")
         return self

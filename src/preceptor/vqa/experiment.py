@@ -23,17 +23,16 @@ from preceptor.teachers.cache import verify as verify_cache
 from preceptor.vqa import metrics
 from preceptor.vqa.baselines import baselines
 from preceptor.vqa.bundle import VqaBundle
-from preceptor.vqa.config import MhkdConfig, VqaRecipe
+from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.context import RunContext
 from preceptor.vqa.data import read_data
 from preceptor.vqa.evaluate import accuracy, predict, predict_examples
 from preceptor.vqa.metrics import score
-from preceptor.vqa.mhkd import LayerMap, MhkdTask
 from preceptor.vqa.model_card import model_card
 from preceptor.vqa.protocols import protocol_named, protocols_for
 from preceptor.vqa.report import write_report
 from preceptor.vqa.teachers import cached_teacher, ema_teacher, every_view, online_teacher
-from preceptor.vqa.token_embeddings import inherit_words
+from preceptor.vqa.token_embeddings import inherit_token_embeddings
 from preceptor.vqa.vision import remember_images
 
 
@@ -72,17 +71,16 @@ class VqaExperiment(Experiment):
         source, teacher_config = self._teacher() if teaches else (None, None)
         config = recipe.teacher if stage.kind == "teacher" else recipe.student
         bundle = context.new_bundle(config, stage.seed)
-        method = recipe.method if teaches else MhkdConfig(label=recipe.method.label)
-        if teaches and method.inherit_words:
+        method = recipe.method
+        if teaches and method.inherit_token_embeddings:
             first = VqaBundle.load(self.teacher_folders()[0]).model
-            inherit_words(bundle.model, first.text.get_input_embeddings().weight.detach())
+            inherit_token_embeddings(bundle.model, first.text.get_input_embeddings().weight.detach())
         if teaches and method.teaching.kind == "ema":
             source, teacher_config = ema_teacher(bundle.model, method), bundle.model.config
         if source is not None:
             source = source.to(processes().device)
-        task = MhkdTask(
+        task = method.build_task(
             bundle.model,
-            method,
             pretrained=bundle.pretrained,
             teacher=source,
             teacher_config=teacher_config,
@@ -115,9 +113,10 @@ class VqaExperiment(Experiment):
         """Return (teacher, its model configuration) of the distilled stage; (None, None) for a moving average."""
         recipe, teaching = self.recipe, self.recipe.method.teaching
         if teaching.kind == "ema":
-            if recipe.method.inherit_words:
+            if recipe.method.inherit_token_embeddings:
                 raise UserError(
-                    "method.inherit_words needs a trained teacher; with method.teaching.kind=ema there is none"
+                    "method.inherit_token_embeddings needs a trained teacher; with method.teaching.kind=ema there is "
+                    "none"
                 )
             return None, None
         layers = recipe.student.model.layers
@@ -126,7 +125,7 @@ class VqaExperiment(Experiment):
         )
         if teaching.kind == "online":
             return source, config
-        paths = LayerMap(recipe.method, layers, config.layers).teacher_paths
+        paths = recipe.method.teacher_features(layers, config.layers)
         return cached_teacher(self.cache_folder(), self.context, source, paths), config
 
     def _resume_config(self, stage: Stage, teacher: Teacher | None) -> dict[str, Any]:
@@ -140,12 +139,9 @@ class VqaExperiment(Experiment):
             "seed": stage.seed,
             "model": config.model.model_dump(mode="json"),
             "train": config.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
-            "label": recipe.method.label.model_dump(mode="json"),
+            "method": recipe.method.stage_settings(stage.kind),
+            "teacher": teacher.fingerprint if teacher and recipe.method.needs_teacher(stage.kind) else None,
         }
-        if stage.kind == "distilled":
-            # The weights identify the teacher, not their path. A moving average changes during the training.
-            found["method"] = recipe.method.model_dump(mode="json", exclude={"teaching": {"runs", "cache"}})
-            found["teacher"] = teacher.fingerprint if teacher and recipe.method.teaching.kind != "ema" else None
         return json.loads(json.dumps(found))
 
     def cache_folder(self) -> Path:
@@ -184,7 +180,7 @@ class VqaExperiment(Experiment):
         return found
 
     def has_teacher(self, kind: str) -> bool:
-        return kind == "distilled" and self.recipe.method.teaching.kind != "ema"
+        return self.recipe.method.needs_teacher(kind)
 
     # Provenance
 
@@ -258,7 +254,8 @@ class VqaExperiment(Experiment):
     def findings(self) -> list[Finding]:
         config = self.recipe.data
         limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
-        return [*check_images(self.data.samples, **limits), *check_data(self.data)]
+        rows = check_data(self.data, config.normaliser, config.minimum_answer_count)
+        return [*check_images(self.data.samples, **limits), *rows]
 
     @classmethod
     def cache(cls, recipe: VqaRecipe, verify: float) -> dict[str, Any]:
@@ -280,7 +277,7 @@ class VqaExperiment(Experiment):
             experiment.teacher_folders(), recipe.method, layers, repeats=recipe.data.augment.repeats
         )
         folder = experiment.cache_folder()
-        paths = LayerMap(recipe.method, layers, config.layers).teacher_paths
+        paths = recipe.method.teacher_features(layers, config.layers)
         cached = cached_teacher(folder, experiment.context, source, paths, renew=verify == 0)
         rows, batches = every_view(experiment.context)
         report = {"folder": str(folder), "rows": rows, "checked": 0, "worst": 0.0, "mismatches": [], "damage": ""}

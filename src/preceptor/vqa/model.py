@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from preceptor.vqa.vision import ConvVision, TransformersVision
+from preceptor.vqa.vision import VISION
 
 
 class VqaTransformerConfig(PretrainedConfig):
@@ -120,9 +120,7 @@ class VqaTransformer(PreTrainedModel):
 
     def __init__(self, config: VqaTransformerConfig) -> None:
         super().__init__(config)
-        self.vision = (
-            ConvVision(config.vision) if config.vision["kind"] == "conv" else TransformersVision(config.vision)
-        )
+        self.vision = VISION[config.vision["kind"]](config.vision)
         text = dict(config.text)
         text_config = AutoConfig.for_model(text.pop("model_type"), **text)
         options = {"add_pooling_layer": False} if text_config.model_type in ("bert", "roberta") else {}

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from preceptor.config import TermConfig
 from preceptor.report.contents import get_nested
 from preceptor.report.words import BASELINES, count, percent
 from preceptor.vqa.config import VqaRecipe
@@ -136,9 +135,7 @@ def _training(stage: str, results: dict[str, Any], recipe: VqaRecipe) -> str:
         facts.append(f"- seed {results['seed']}")
     if stage == "distilled":
         method = recipe.method
-        terms = ", ".join(
-            f"{name} {term.weight:g}" for name, term in method if isinstance(term, TermConfig) and term.weight > 0
-        )
+        terms = ", ".join(f"{name} {weight:g}" for name, weight in method.term_weights().items())
         facts.append(f"- {method.name}, teacher {method.teaching.kind}; weights of the loss terms: {terms}")
     if skipped := training.get("skipped"):
         facts.append(f"- {len(skipped)} training rows left out because their images are broken")

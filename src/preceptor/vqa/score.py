@@ -1,4 +1,4 @@
-"""Score a file of predictions, whoever made it."""
+"""Score a file of answers of any system."""
 
 from __future__ import annotations
 
@@ -12,65 +12,92 @@ from preceptor.data.types import AnswerType, Dataset, Prediction, Sample
 from preceptor.data.vqa.answers import inferred_type
 from preceptor.errors import UserError, nearest
 from preceptor.normalizers import NORMALISERS
-from preceptor.vqa.metrics import Scores, score
+from preceptor.scores import Scored, percent
+from preceptor.vqa.metrics import score
 from preceptor.vqa.protocols import Metric, Protocol, protocol_named, protocols_for, settings_for
 
 References = Literal["data", "file"]
 _NO_IMAGE = Path()
 _FORM = '{"id": ..., "answer": ...}'
-# Where these stand in a line, an evaluation of ours wrote it, and its `answer` is what was said.
+# A line with these keys was written by an evaluation of Preceptor, and its `answer` is the prediction.
 _OURS = {"answers", "target", "correct", "score"}
 _MOST_LISTED = 5
 
 
+def knows(protocol: str) -> bool:
+    """Return whether a protocol's id is one of questions: that of a public data set, or ``TABLE/VARIANT``."""
+    return settings_for(protocol) is not None or protocol.count("/") == 1
+
+
 def score_file(
-    path: Path,
+    predictions: Path,
     protocol: str,
     *,
     root: Path | None = None,
     references: References = "data",
     normaliser: str | None = None,
     metric: Metric | None = None,
-) -> tuple[Scores, list[str]]:
-    """Return the scores of a JSONL file of predictions under a protocol, and notes to be shown beside them.
+) -> Scored:
+    """Score a JSONL file of predictions under a protocol.
 
-    A line has `id` (the data set's, see `Sample.id`) and `answer`, the text as the system said it, or `prediction`; not
-    both, unless the line is one of ours: with many systems `answer` is the right answer then. What is right comes from
-    the data set of the protocol, read from `root` or PRECEPTOR_DATA; an id of no public data set means the table at
-    `root`. With ``references="file"`` it comes from the lines themselves, which then need `answers` (a list) or
-    `target`, and may have `answer_type` and `question_type`: the files that evaluation writes do.
-
-    `normaliser` and `metric` replace the protocol's; a note says so, since the number then compares with no other.
+    Args:
+        predictions: a line has `id` (that of the data set, see `Sample.id`) and `answer` (the predicted text verbatim)
+            or `prediction`. It must not have both unless an evaluation of Preceptor wrote it, because `answer` is the
+            reference in many other files.
+        protocol: id; one of no public data set means the table at `root`.
+        root: data set that contains the references; default: its folder under PRECEPTOR_DATA.
+        references: ``file`` if the lines contain the references: `answers` (a list) or `target`, optionally
+            `answer_type` and `question_type`. The files that evaluation writes do.
+        normaliser: replaces the protocol's. A note says so, because the score is not comparable with others.
+        metric: replaces the protocol's, likewise.
 
     Raises:
-        UserError: names the file, the line and the fix; also where predictions are missing or given twice.
+        UserError: names file, line and fix; also if predictions are missing or repeated.
     """
-    rows = _read(path)
-    predictions = [Prediction(row["id"], _said(row, path, number), _probability(row)) for number, row in rows]
+    rows = _read(predictions)
+    answers = [Prediction(row["id"], _answer(row, predictions, n), _probability(row)) for n, row in rows]
     if references == "file":
-        chosen, notes = protocol_alone(protocol, normaliser), ["References are those of the file itself."]
-        samples = [_reference(row, path, number) for number, row in rows]
+        chosen, notes = protocol_alone(protocol, normaliser), ["The references are those of the file itself."]
+        samples = [_reference(row, predictions, number) for number, row in rows]
     else:
         with tempfile.TemporaryDirectory() as scratch:
             data = read_for(protocol, root, Path(scratch))
         samples, chosen, notes = data.split("test"), protocol_named(data, protocol), list(data.notes)
-        notes += _check_ids(path, rows, [sample.id for sample in samples if chosen.select(sample)], protocol)
+        notes += _check_ids(predictions, rows, [sample.id for sample in samples if chosen.select(sample)], protocol)
     other = replace(chosen, normaliser=normaliser or chosen.normaliser, metric=metric or chosen.metric)
     for name in ("normaliser", "metric"):
         if getattr(other, name) != getattr(chosen, name):
             notes.append(f"The {name} is {getattr(other, name)}, not the protocol's {getattr(chosen, name)}.")
-    chosen = other
-    if chosen.normaliser not in NORMALISERS:
-        raise UserError(f"unknown answer normaliser {chosen.normaliser!r}{nearest(chosen.normaliser, NORMALISERS)}")
-    return score(samples, predictions, chosen), notes
+    if other.normaliser not in NORMALISERS:
+        raise UserError(f"unknown answer normaliser {other.normaliser!r}{nearest(other.normaliser, NORMALISERS)}")
+    scores = score(samples, answers, other)
+    results = {
+        "stage": predictions.stem,
+        "protocols": {protocol: scores.as_dict()},
+        "describes": {protocol: other.describes},
+        "notes": notes,
+    }
+    rows_out: list[dict[str, Any]] = [dict(row) for row in scores.scored]
+    return Scored(results, rows_out, ["questions", other.metric, "n"], _lines(results["protocols"][protocol]))
+
+
+def _lines(scores: dict[str, Any]) -> list[list[str]]:
+    """Return the table of the command line."""
+    lines = [["all", percent(scores["accuracy"]), str(scores["n"])]]
+    lines += [[kind, percent(scores[kind]), str(scores[f"n_{kind}"])] for kind in ("open", "closed")]
+    for name, of_type in scores["question_types"].items():
+        lines.append([f"  {name}", percent(of_type["accuracy"]), str(of_type["n"])])
+    lines.append(["mean over question types", percent(scores["macro"]), ""])
+    lines += [[f"BLEU-{n}, pooled", percent(scores[f"bleu_{n}"]), ""] for n in range(1, 5)]
+    return [*lines, ["token F1", percent(scores["f1"]), ""], ["BLEU (ImageCLEF)", percent(scores["bleu"]), ""]]
 
 
 def read_for(protocol: str, root: Path | None, scratch: Path) -> Dataset[Sample]:
-    """Return the data set that a protocol scores: the public one of its id, or the table at `root`.
+    """Return the data set of a protocol: the public one that its id names, or the table at `root`.
 
-    Raises UserError where the id is of no public data set and there is no table, or the data cannot be read.
+    Raises UserError if the id is not that of a public data set and there is no table, or if the data cannot be read.
     """
-    # Here, so that a file with its own references is scored without their half second.
+    # Not needed for a file with its own references, which saves half a second.
     from preceptor.vqa.config import DataConfig
     from preceptor.vqa.data import read_data
 
@@ -78,15 +105,15 @@ def read_for(protocol: str, root: Path | None, scratch: Path) -> Dataset[Sample]
     if settings is None:
         if root is None:
             raise UserError(
-                f"protocol {protocol!r} is of no public data set; give --root TABLE (a CSV or JSONL file with the "
-                "answers), or --references file; of answered dialogues the id ends in /birdeval or /strict"
+                f"protocol {protocol!r} is not that of a public data set; give --root TABLE (a CSV or JSONL file with "
+                "the answers), or --references file"
             )
         settings = {"name": "table"}
     return read_data(DataConfig(**settings, root=str(root) if root else None), scratch, needed=("test",))
 
 
 def protocol_alone(id: str, normaliser: str | None = None) -> Protocol:
-    """Return a protocol for the questions that a file brings along: all of them count."""
+    """Return a protocol that selects all questions of a file with its own references."""
     settings = settings_for(id)
     if settings is None:
         return Protocol(id, normaliser or "mevf", lambda sample: True, "all questions of the file")
@@ -120,33 +147,33 @@ def _read(path: Path) -> list[tuple[int, dict[str, Any]]]:
         row["id"] = str(row["id"])
         if row["id"] in lines:
             raise UserError(
-                f"{path}:{number}: id {row['id']!r} is that of line {lines[row['id']]} too; keep one prediction for it"
+                f"{path}:{number}: id {row['id']!r} is also in line {lines[row['id']]}; keep one prediction for it"
             )
         lines[row["id"]] = number
         rows.append((number, row))
     if not rows:
-        raise UserError(f"{path} holds no predictions; every line is {_FORM}")
+        raise UserError(f"{path} contains no predictions; every line is {_FORM}")
     return rows
 
 
 def _check_ids(path: Path, rows: list[tuple[int, dict[str, Any]]], wanted: list[str], protocol: str) -> list[str]:
-    """Refuse a file that lacks questions of the protocol; return a note on predictions for other questions."""
+    """Refuse a file without some of the protocol's questions; return a note on predictions for other questions."""
     known, given = set(wanted), {row["id"] for _, row in rows}
     outside = [f"{row['id']!r} (line {number})" for number, row in rows if row["id"] not in known]
     missing = [repr(id) for id in wanted if id not in given]
     if outside and len(outside) == len(rows):
         raise UserError(
-            f"{path}: none of its {len(outside)} ids is of {protocol}, whose first is {min(known)!r}; ids must be the "
-            "data set's"
+            f"{path}: none of its {len(outside)} ids is one of {protocol}, such as {min(known)!r}; use the ids of the "
+            "data set"
         )
     if missing:
-        others = f"; {len(outside)} ids are of no question of it: {_first(outside)}" if outside else ""
+        others = f"; {len(outside)} ids are not in the protocol: {_first(outside)}" if outside else ""
         raise UserError(
             f"{path}: {len(missing)} of {len(wanted)} questions of {protocol} have no prediction: {_first(missing)}"
-            f'{others}; give each a line, with the answer "" where the system has none'
+            f'{others}; add a line for each, with the answer "" if the system has none'
         )
     return (
-        [f"{len(outside)} predictions for questions outside the protocol are left out: {_first(outside)}."]
+        [f"{len(outside)} predictions for questions outside the protocol are ignored: {_first(outside)}."]
         if outside
         else []
     )
@@ -156,16 +183,16 @@ def _first(items: list[str]) -> str:
     return ", ".join(items[:_MOST_LISTED]) + (", ..." if len(items) > _MOST_LISTED else "")
 
 
-def _said(row: dict[str, Any], path: Path, number: int) -> str:
+def _answer(row: dict[str, Any], path: Path, number: int) -> str:
     if "answer" in row and "prediction" in row and not row.keys() >= _OURS:
         raise UserError(
-            f"{path}:{number}: id {row['id']!r} has both answer and prediction, and one of them may be the right "
-            "answer; keep what the system said as answer, and what is right as answers"
+            f"{path}:{number}: id {row['id']!r} has both answer and prediction, and one of them may be the reference; "
+            "name the prediction answer and the references answers"
         )
-    said = row.get("answer", row.get("prediction"))
-    if not isinstance(said, str):
-        raise UserError(f"{path}:{number}: answer is {said!r}; write the answer as a text, empty where there is none")
-    return said
+    answer = row.get("answer", row.get("prediction"))
+    if not isinstance(answer, str):
+        raise UserError(f"{path}:{number}: answer is {answer!r}; write the answer as a text, empty if there is none")
+    return answer
 
 
 def _probability(row: dict[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""Teachers for a student, from trained runs, caches or the student itself."""
+"""Teachers of a VQA student: trained runs, a cache of their outputs, or a moving average of the student."""
 
 from __future__ import annotations
 
@@ -15,38 +15,34 @@ from preceptor.teachers.array_store import MANIFEST
 from preceptor.teachers.cache import CachedTeacher, CacheKey, write_cache
 from preceptor.teachers.online import EmaTeacher, EnsembleTeacher, OnlineTeacher
 from preceptor.vqa.bundle import VqaBundle
-from preceptor.vqa.config import MhkdConfig
 from preceptor.vqa.context import RunContext
-from preceptor.vqa.mhkd import LayerMap, teacher_forward, token_axes
+from preceptor.vqa.method import VqaMethod
 from preceptor.vqa.model import VqaTransformer
+from preceptor.vqa.task import token_axes
 from preceptor.vqa.vision import remember_images
 
 
-def ema_teacher(student: VqaTransformer, method: MhkdConfig) -> EmaTeacher:
-    """Return a moving average of the student, to learn from itself (mean teacher)."""
+def ema_teacher(student: VqaTransformer, method: VqaMethod) -> EmaTeacher:
+    """Return a moving average of the student as its teacher (mean teacher)."""
     layers = student.config.layers
-    return EmaTeacher(
-        copy.deepcopy(student),
-        teacher_forward(LayerMap(method, layers, layers).teacher_paths),
-        method.teaching.ema_decay,
-    )
+    return EmaTeacher(copy.deepcopy(student), method.teacher_forward(layers, layers), method.teaching.ema_decay)
 
 
 def online_teacher(
-    folders: list[Path], method: MhkdConfig, student_layers: int, *, repeats: bool = False
+    folders: list[Path], method: VqaMethod, student_layers: int, *, repeats: bool = False
 ) -> tuple[Teacher, Any]:
-    """Return (teacher, its model configuration) from trained runs; several are an ensemble.
+    """Return (teacher, its model configuration) from trained runs. Several form an ensemble.
 
-    `repeats`: it will be shown the same images again and again, so its vision backbone may remember them.
+    With `repeats` the same images come repeatedly, so a frozen vision backbone may cache its features.
     """
     members: list[Teacher] = []
     config = None
     for folder in folders:
         bundle = VqaBundle.load(folder)
         config = config or bundle.model.config
-        paths = LayerMap(method, student_layers, bundle.model.config.layers).teacher_paths
-        # Only the first member of an ensemble shows its layers: averaged features would be nobody's.
-        members.append(OnlineTeacher(bundle.model, teacher_forward(paths if not members else [])))
+        # Features of different networks have no common coordinates, so only the first member's are used.
+        forward = method.teacher_forward(student_layers, bundle.model.config.layers, features=not members)
+        members.append(OnlineTeacher(bundle.model, forward))
         if repeats:
             remember_images(bundle.model)
     return (members[0] if len(members) == 1 else EnsembleTeacher(members)), config
@@ -83,8 +79,8 @@ def cached_teacher(
 ) -> CachedTeacher:
     """Open the cache in `folder`; write it first if there is none.
 
-    A cache of another teacher, split, vocabulary or preprocessing, or a damaged one, raises UserError; with `renew` it
-    is written again.
+    Raises UserError if the cache belongs to another teacher, split, vocabulary or preprocessing, or is damaged; with
+    `renew` it is written again instead.
     """
     cache_key = signal_cache_key(context, source, ["logits", *paths])
     state = processes()

@@ -1,4 +1,4 @@
-"""What a student takes over from its teacher before it learns."""
+"""Initial token embeddings of a student, from its teacher's."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from preceptor.errors import UserError
 from preceptor.vqa.model import VqaTransformer
 
 
-def principal_words(words_VE: Tensor, width: int, scale: float) -> Tensor:
-    """Return the teacher's word embeddings in `width` dimensions: their principal components.
+def principal_embeddings(embeddings_VE: Tensor, width: int, scale: float) -> Tensor:
+    """Return token embeddings in `width` dimensions: the principal components of the teacher's.
 
-    `words_VE` (V words, E dimensions), `width` <= E; the result (V, width) has mean 0 and standard deviation `scale`.
-    It is the projection of that width that keeps distances between words best (Pearson 1901), so words of one meaning
-    start as neighbours. The sign of a component is that which makes its largest entry positive, so that the result
-    does not depend on the library's solver.
+    `embeddings_VE` has V tokens and E dimensions, `width` <= E. The result (V, width) has mean 0 and standard deviation
+    `scale`. Of all projections to that width it preserves the distances between tokens best (Pearson 1901). The sign of
+    a component makes its largest entry positive, so that the result does not depend on the library's solver.
     """
-    assert 1 <= width <= words_VE.shape[1], f"{width} components of {words_VE.shape[1]} dimensions"
-    centred = words_VE.double() - words_VE.double().mean(0)
-    _, vectors = torch.linalg.eigh(centred.T @ centred)  # ascending
+    assert 1 <= width <= embeddings_VE.shape[1], f"{width} components of {embeddings_VE.shape[1]} dimensions"
+    centred = embeddings_VE.double() - embeddings_VE.double().mean(0)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)  # in ascending order
     axes = vectors[:, -width:].flip(1)
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     projected = centred @ (axes * largest.sign())
@@ -27,16 +26,17 @@ def principal_words(words_VE: Tensor, width: int, scale: float) -> Tensor:
 
 
 @torch.no_grad()
-def inherit_words(student: VqaTransformer, words_VE: Tensor) -> None:
-    """Start the student's word embeddings as `principal_words` of the teacher's, at the spread they had.
+def inherit_token_embeddings(student: VqaTransformer, embeddings_VE: Tensor) -> None:
+    """Set the student's token embeddings to the `principal_embeddings` of the teacher's, with the spread they had.
 
-    Raises UserError where the two do not know the same tokens, or the student's embedding is the wider one.
+    Raises UserError if the two models differ in their tokens, or the student's embedding is wider.
     """
-    own = student.text.get_input_embeddings().weight
-    if own.shape[0] != words_VE.shape[0] or own.shape[1] > words_VE.shape[1]:
+    weight = student.text.get_input_embeddings().weight
+    if weight.shape[0] != embeddings_VE.shape[0] or weight.shape[1] > embeddings_VE.shape[1]:
         raise UserError(
-            f"method.inherit_words: the student embeds {own.shape[0]} tokens in {own.shape[1]} dimensions and the "
-            f"teacher {words_VE.shape[0]} in {words_VE.shape[1]}; both need the same tokens, and the student no more "
-            "dimensions (student.model.text.scratch.embedding), or set method.inherit_words=false"
+            f"method.inherit_token_embeddings: the student embeds {weight.shape[0]} tokens in {weight.shape[1]} "
+            f"dimensions and the teacher {embeddings_VE.shape[0]} in {embeddings_VE.shape[1]}; both need the same "
+            "tokens, and the student no more dimensions (student.model.text.scratch.embedding), or set "
+            "method.inherit_token_embeddings=false"
         )
-    own.copy_(principal_words(words_VE, own.shape[1], float(own.std())))
+    weight.copy_(principal_embeddings(embeddings_VE, weight.shape[1], float(weight.std())))

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MEMORY = 512 * 2**20  # limit for cached features of a frozen backbone, in bytes
+from preceptor.errors import UserError
+from preceptor.extension import construct, load_trusted
+
+MEMORY = 512 * 2**20  # bytes of features that a frozen backbone remembers
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -166,6 +169,53 @@ class TransformersVision(nn.Module):
         # A linear map of the mean equals the mean of the maps, and early depths have many cells.
         glimpses = [lift(mean)[:, None] for lift, mean in zip(self.lift, means, strict=True)]
         return torch.cat([*glimpses, self.lift[-1](last)], dim=1)
+
+
+class OwnVision(nn.Module):
+    """A backbone of the user's; `config` holds `module` (``module:Class``), `arguments` and `image_size`.
+
+    The class maps images (B, 3, H, W) to tokens (B, L, D) and has the attribute `width` = D. Its initial weights are
+    left as they are. Raises UserError if it does not fit this description.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        reference, size = config["module"], config["image_size"]
+        kind = load_trusted(reference, "vision.module", nn.Module)
+        self.model = construct(kind, config.get("arguments", {}), "vision.arguments")
+        for module in self.model.modules():
+            module._is_hf_initialized = True  # type: ignore[assignment]  # transformers draws no new weights then
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                tokens = self.model(torch.zeros(1, 3, size, size))
+        except Exception as error:
+            raise UserError(
+                f"vision.module {reference} fails on images (1, 3, {size}, {size}): {type(error).__name__}: {error}"
+            ) from error
+        self.model.train()
+        width = getattr(self.model, "width", None)
+        if not isinstance(tokens, Tensor) or tokens.dim() != 3 or tokens.shape[-1] != width:
+            shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise UserError(
+                f"vision.module {reference} must return tokens (B, L, D) and have the attribute width = D; it returns "
+                f"{shape} and has width {width}"
+            )
+        self.width: int = width
+        self._tokens = tokens.shape[1]
+
+    def tokens(self, image_size: int) -> int:
+        return self._tokens
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixels)
+
+
+VISION: dict[str, type[ConvVision] | type[TransformersVision] | type[OwnVision]] = {
+    "conv": ConvVision,
+    "transformers": TransformersVision,
+    "module": OwnVision,
+}
 
 
 def remember_images(model: nn.Module) -> None:

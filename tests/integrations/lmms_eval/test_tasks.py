@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from preceptor.vqa.serve import answer_table
 from tests.vqa.conftest import make_bundle, make_data
 from tests.vqa.test_score import SAID, predictions, table
 
@@ -28,7 +29,6 @@ from preceptor.integrations.lmms_eval.tasks import (
 )
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.score import score_file
-from preceptor.vqa.serve import answer_table
 
 
 class Loader(yaml.SafeLoader):
@@ -55,7 +55,7 @@ def test_a_task_gives_the_numbers_of_score(tmp_path):
     results = [task["process_results"](doc, [said[doc["id"]]]) for doc in docs]
     metrics = {entry["metric"]: entry["aggregation"] for entry in task["metric_list"]}
     found = {metric: aggregate([result[metric] for result in results]) for metric, aggregate in metrics.items()}
-    ours = score_file(predictions(tmp_path, SAID), "mine/given", root=tmp_path / "mine.jsonl")[0].as_dict()
+    ours = score_file(predictions(tmp_path, SAID), "mine/given", root=tmp_path / "mine.jsonl").scores
     assert found == pytest.approx(
         {
             "score": ours["accuracy"],
@@ -177,7 +177,7 @@ def test_a_run_through_lmms_eval_gives_the_numbers_of_score(tmp_path):
         {"id": row["id"], "answer": row["answers"][0]["answer"]}
         for row in answer_table(tmp_path / "model", tmp_path / "data" / "ask.jsonl", None, 1)
     ]
-    ours = score_file(predictions(tmp_path, said), "toy/given", root=toy)[0].as_dict()
+    ours = score_file(predictions(tmp_path, said), "toy/given", root=toy).scores
     for metric, key in (("score", "accuracy"), ("open", "open"), ("closed", "closed"), ("bleu", "bleu"), ("f1", "f1")):
         assert theirs[f"{metric},none"] == pytest.approx(ours[key])
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from preceptor.data.findings import Finding
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, load_image
 from preceptor.data.types import Dataset, Sample
+from preceptor.data.vqa.answers import AnswerVocabulary
+from preceptor.errors import UserError
 
 
 def check_images(
@@ -42,11 +44,11 @@ def check_images(
     ]
 
 
-def check_data(data: Dataset[Sample]) -> list[Finding]:
+def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: int = 1) -> list[Finding]:
     """Check the rows of a data set; `check_images` checks the image files.
 
-    Errors are duplicate ids and empty questions or answers. A warning counts the test questions whose answers do not
-    occur in the training split, because a classifier over training answers cannot predict them.
+    Errors are duplicate ids and empty questions or answers. A warning counts the test questions without an accepted
+    answer among the answer classes, which `normaliser` and `minimum_count` define as in training.
     """
     repeated = [id for id, count in Counter(sample.id for sample in data.samples).items() if count > 1]
     findings = [Finding((id,), None, f"several rows have the id {id!r}; make ids unique") for id in repeated]
@@ -58,18 +60,16 @@ def check_data(data: Dataset[Sample]) -> list[Finding]:
         if not any(answer.strip() for answer in sample.answers):
             findings.append(Finding((sample.id,), None, "the answer is empty"))
 
-    train_answers = {_normalise(sample.answer) for sample in data.split("train") if sample.answers}
-    test = data.split("test")
-    unseen = sum(train_answers.isdisjoint(map(_normalise, sample.answers)) for sample in test)
-    if train_answers and unseen:
+    train, test = [sample for sample in data.split("train") if sample.answers], data.split("test")
+    try:
+        vocabulary = AnswerVocabulary.build(train, normaliser, minimum_count) if train else None
+    except UserError as error:
+        return [*findings, Finding((), None, str(error))]
+    if vocabulary and test and (ceiling := vocabulary.ceiling(test)) < 1:
         reason = (
-            f"{unseen} of {len(test)} test questions have answers that do not occur in the training split; the "
-            "accuracy "
-            f"of a model trained on it is at most {1 - unseen / len(test):.1%}"
+            f"{round(len(test) * (1 - ceiling))} of {len(test)} test questions have answers that are not among the "
+            f"{len(vocabulary)} answer classes of the training split; the accuracy of a classifier is at most "
+            f"{ceiling:.1%}"
         )
         findings.append(Finding((), None, reason, "warning"))
     return findings
-
-
-def _normalise(text: str) -> str:
-    return " ".join(text.lower().split())

@@ -1,0 +1,126 @@
+"""The verbs that check data: doctor and audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from preceptor import api
+from preceptor.cli import options
+from preceptor.cli.errors import CHECK_FAILED
+from preceptor.cli.terminal import log_to_stderr, notes, percent, say, sentence, table
+from preceptor.errors import UserError, nearest
+
+DOCTOR_EXAMPLES = """\
+preceptor doctor questions.csv
+preceptor doctor mhkd-vqa-rad data.root=VQA_RAD
+preceptor doctor lckd-brats data.root=BRATS --json"""
+
+AUDIT_EXAMPLES = """\
+preceptor audit questions.csv
+preceptor audit vqa-rad --root VQA_RAD data.variant=published
+preceptor audit slake --against vqa-rad"""
+
+
+def doctor(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Recipe, run folder, or a CSV or JSONL table of questions.")
+    ],
+    overrides: options.Overrides = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check data before training.
+
+    It looks for unreadable files, empty texts, repeated ids and leaks between splits. The exit code is 1 if a finding is an error.
+    """
+    if data.endswith((".csv", ".jsonl")):
+        if not Path(data).exists():
+            raise UserError(f"{data} does not exist")
+    else:
+        options.load_recipe(data, overrides)
+    log_to_stderr()
+    document = api.check(data, overrides or [])
+    say(document, as_json, show_findings)
+    if any(finding["severity"] == "error" for finding in document["findings"]):
+        raise typer.Exit(CHECK_FAILED)
+
+
+def show_findings(document: dict[str, Any]) -> None:
+    """Print the size of the splits, the notes and the findings of a data set."""
+    counts = ", ".join(f"{n} {split}" for split, n in document["rows"].items())
+    images = f"; {document['images']} images" if "images" in document else ""
+    sentence(f"{document['name']} {document['variant']}: {counts}{images}")
+    notes(document["notes"])
+    if not document["findings"]:
+        sentence("no findings")
+        return
+    rows = [
+        [f["severity"], f["file"] or ", ".join(f["ids"][:5]), f["reason"], str(len(f["ids"]))]
+        for f in document["findings"]
+    ]
+    table("findings", ["severity", "place", "finding", "rows"], rows)
+
+
+def audit(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or a CSV or JSONL table.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="data.KEY=VALUE|against.KEY=VALUE", help="Settings of the data to change."),
+    ] = None,
+    root: Annotated[
+        Path | None, options.existing("DIR", "Folder of the data set. Default: its folder under PRECEPTOR_DATA.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Second data set: report what both have in common.")
+    ] = None,
+    against_root: Annotated[Path | None, options.existing("DIR", "Folder of the second data set.")] = None,
+    output: Annotated[Path, options.output_folder("Output folder for audit.json and audit.html.")] = Path("runs/audit"),
+    allow: Annotated[bool, typer.Option("--allow", help="Exit with 0 even if the splits leak.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Look for leakage, duplicates and shortcuts in a data set.
+
+    It also looks for unreadable files and patient data in images. The exit code is 1 if the splits leak.
+    """
+    for name in (data, against):
+        if name is not None:
+            check_name(name)
+    log_to_stderr()
+    document = api.audit(data, overrides or [], root=root, against=against, against_root=against_root, output=output)
+
+    def show(document: dict[str, Any]) -> None:
+        show_audit(document)
+        sentence(f"report: {output / 'audit.html'}")
+
+    say(document, as_json, show)
+    if document["leaks"] and not allow:
+        raise typer.Exit(CHECK_FAILED)
+
+
+def check_name(name: str) -> None:
+    """Raise UserError if a data set is neither known by name nor an existing path."""
+    from preceptor.data.locations import FOLDERS
+
+    if name not in (*FOLDERS, "phantom") and not Path(name).exists():
+        raise UserError(f"{name!r} is neither the name of a data set nor an existing path{nearest(name, FOLDERS)}")
+
+
+def show_audit(document: dict[str, Any]) -> None:
+    """Print the findings of an audit."""
+    for one in document["data"]:
+        counts = ", ".join(f"{n} {split}" for split, n in one["rows"].items() if n)
+        sentence(f"{one['name']} {one['variant']}: {counts}; {one['images']} images")
+        notes(one["notes"])
+    rows = [[f["severity"], f["title"], f"{f['count']} of {f['of']}"] for f in document["findings"]]
+    if rows:
+        table("findings", ["severity", "finding", "count"], rows)
+    else:
+        sentence("no findings")
+    if document["shortcuts"]:
+        rows = [
+            [s["title"], *(percent(s[key]) for key in ("accuracy", "open", "closed"))] for s in document["shortcuts"]
+        ]
+        table("accuracy without the image, in %", ["shortcut", "all", "open", "closed"], rows)
+    notes(document["notes"])

@@ -1,0 +1,143 @@
+"""The verbs that use a trained model: evaluate and predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from preceptor import api
+from preceptor.cli import options
+from preceptor.cli.results import show_results
+from preceptor.cli.terminal import log_to_stderr, notes, say, sentence
+from preceptor.errors import UserError
+
+EVALUATE_EXAMPLES = """\
+preceptor evaluate runs/mhkd-demo
+preceptor evaluate runs/mhkd-vqa-rad data.root=OTHER_RAD --output runs/other
+preceptor evaluate runs/lckd-brats/baseline --json"""
+
+PREDICT_EXAMPLES = """\
+preceptor predict runs/mhkd-demo --image a.png --question "Is there a lesion?"
+preceptor predict runs/mhkd-demo --table questions.csv --output answers.jsonl
+preceptor predict runs/lckd-demo flair=a.nii.gz t1=b.nii.gz --output out
+preceptor predict runs/lckd-demo --case CASES --output out
+preceptor predict runs/clinkd-demo --image SLICES --question "Where is it?"
+"""
+
+
+def evaluate(
+    run: options.Run,
+    overrides: options.Overrides = None,
+    protocol: options.Protocol = None,
+    output: Annotated[
+        Path | None,
+        options.output_folder("Write predictions and results here instead of into the folder of the stage."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score a trained model on the test split of its data.
+
+    Settings such as data.root=DIR choose other data.
+    """
+    log_to_stderr()
+    results = api.evaluate(run, overrides or [], protocol=protocol, output=output)
+    say(results, as_json, show_results)
+
+
+def predict(
+    run: options.Run,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODALITY=FILE", help="Segmentation: the image file of each modality."),
+    ] = None,
+    image: Annotated[
+        Path | None, options.existing("PATH", "Image file (PNG, JPEG, TIFF, DICOM) or folder of images.")
+    ] = None,
+    question: Annotated[str | None, typer.Option(metavar="TEXT", help="Question about the image.")] = None,
+    table: Annotated[
+        Path | None,
+        options.existing("FILE", "CSV or JSONL table: of questions with their images, or of cases with their files."),
+    ] = None,
+    case: Annotated[
+        list[Path] | None,
+        options.existing(
+            "PATH", "Segmentation: folder of a case, folder of cases, or a file. Repeat it for several files."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="JSONL file for answers; folder for segmentations. If it exists, prediction resumes.",
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Number of answers per question.")] = 3,
+    modality: Annotated[
+        str, typer.Option(metavar="NAME", help="Modality of the images (ct, mr, x, ...), if the model needs it.")
+    ] = "",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Segmentation: write the probabilities, too.")
+    ] = False,
+    post: Annotated[
+        bool, typer.Option("--post", help="Segmentation: apply the post-processing of the recipe.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Answer questions about images, or segment cases."""
+    inputs: dict[str, Any] = {
+        "image": image,
+        "question": question,
+        "table": table,
+        "case": case or None,
+        "files": files_by_modality(files or []),
+        "top": top,
+        "modality": modality,
+        "probabilities": probabilities,
+        "post": post,
+    }
+    require_one_input(inputs)
+    segmenting = bool(inputs["case"] or inputs["files"])
+    log_to_stderr()
+    rows = api.predict(run, output=output or (Path() if segmenting else None), **inputs)
+
+    def show(rows: list[dict[str, Any]]) -> None:
+        if output is not None:
+            sentence(f"{len(rows)} predictions: {output}")
+        elif rows and "answers" in rows[0]:
+            for row in rows:
+                answers = ", ".join(f"{a['answer']} ({a['probability']:.2f})" for a in row["answers"])
+                sentence(answers if len(rows) == 1 else f"{row['id']}: {answers}")
+        else:
+            for row in rows:
+                sentence(", ".join(f"{key} {value}" for key, value in row.items() if value != "" and key != "warnings"))
+        notes(row["warnings"] for row in rows if row.get("warnings"))
+
+    say(rows, as_json, show)
+
+
+def files_by_modality(texts: list[str]) -> dict[str, Path]:
+    """Return the files of arguments such as ``flair=a.nii.gz``. Raises UserError if a file does not exist."""
+    files = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"{text!r} must look like MODALITY=FILE")
+        if not Path(path).is_file():
+            raise UserError(f"{text}: there is no such file")
+        if name in files:
+            raise UserError(f"the modality {name} is given twice")
+        files[name] = Path(path)
+    return files
+
+
+def require_one_input(inputs: dict[str, Any]) -> None:
+    """Raise UserError unless exactly one kind of input is given."""
+    if (inputs["image"] is None) != (inputs["question"] is None):
+        raise UserError("--image PATH and --question TEXT belong together; give both")
+    kinds = [key for key in ("image", "table", "case", "files") if inputs[key]]
+    if len(kinds) != 1:
+        raise UserError(
+            "predict needs one of: --image PATH with --question TEXT, --table FILE, --case PATH, or MODALITY=FILE"
+        )

@@ -1,0 +1,126 @@
+"""Classes from the user's own files, named ``module:Class`` in a recipe or given as objects in Python.
+
+The module is looked for like any import, then in the current directory, then in the folder of the recipe. A recipe that
+names a module runs its code, as a script would. A model folder that names one needs the caller's consent
+(`trust_remote_code=True`), unless a recipe of this process named it before; its code is never read from the folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
+
+from preceptor.errors import UserError, nearest
+
+T = TypeVar("T")
+
+_trusted: set[str] = set()
+
+
+def load_object(reference: str, place: str, kind: type[T], folder: Path | None = None) -> type[T]:
+    """Import the class ``module:Class`` that `place` names and return it.
+
+    Raises UserError if the module is not found or cannot be imported, if it has no such name, or if the object is not a
+    subclass of `kind`.
+    """
+    find_module(reference, place, folder)
+    module_name, _, name = reference.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise UserError(f"{place}: importing {module_name} failed: {type(error).__name__}: {error}") from error
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = [key for key in vars(found) if not key.startswith("_")]
+            raise UserError(f"{place}: module {module_name} has no {name!r}{nearest(name, public)}")
+        found = getattr(found, part)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise UserError(f"{place}: {reference} is not a subclass of {kind.__module__}.{kind.__qualname__}")
+    return found
+
+
+def find_module(reference: str, place: str, folder: Path | None = None) -> None:
+    """Raise UserError unless ``module:Class`` is well formed and its module can be found. Nothing is imported.
+
+    The folder in which the module is found, the current directory or `folder`, is added to the end of `sys.path`.
+    """
+    prefix = f"{place}: " if place else ""
+    module, colon, name = reference.partition(":")
+    if not (colon and name and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))):
+        raise UserError(f"{prefix}{reference!r} must look like module:Class")
+    for path in (None, Path.cwd(), folder):
+        if path is not None:
+            if str(path) in sys.path or not any(
+                (path / f"{module.split('.')[0]}{end}").exists() for end in ("", ".py")
+            ):
+                continue
+            sys.path.append(str(path))
+            importlib.invalidate_caches()
+        try:
+            if module in sys.modules or importlib.util.find_spec(module) is not None:
+                return
+        except (ImportError, ValueError):
+            continue
+    places = f"in the current directory or in {folder}" if folder else "or in the current directory"
+    raise UserError(f"{prefix}there is no module {module!r} on the Python path, {places}")
+
+
+def construct(kind: type[T], arguments: Mapping[str, Any], place: str) -> T:
+    """Return ``kind(**arguments)``. Raises UserError if the class does not accept the arguments."""
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{place}: {kind.__name__} does not accept {dict(arguments)}: {error}") from error
+
+
+def load_trusted(reference: str, place: str, kind: type[T]) -> type[T]:
+    """Return the class that the configuration of a model names.
+
+    Raises UserError unless a recipe of this process names the class, or the caller trusts it (`trust`).
+    """
+    if reference not in _trusted:
+        raise UserError(
+            f"the model needs the class {reference} ({place}), whose code would be run: pass trust_remote_code=True to "
+            "preceptor.load if you know this code"
+        )
+    return load_object(reference, place, kind)
+
+
+def trust(reference: str) -> None:
+    """Allow models to use the class ``module:Class``."""
+    _trusted.add(reference)
+
+
+def trust_folder(folder: Path) -> None:
+    """Allow the classes that the config.json of a model folder names. The code itself is never read from the folder."""
+
+    def walk(value: Any) -> None:
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            if key in ("module", "net") and isinstance(inner, str) and ":" in inner:
+                trust(inner)
+            walk(inner)
+
+    walk(json.loads((folder / "config.json").read_text("utf-8")))
+
+
+def _reference(value: Any) -> Any:
+    """Return ``module:Class`` for a class."""
+    return f"{value.__module__}:{value.__qualname__}" if isinstance(value, type) else value
+
+
+def _check(value: str, info: ValidationInfo) -> str:
+    find_module(value, "", (info.context or {}).get("folder"))
+    _trusted.add(value)
+    return value
+
+
+Reference = Annotated[str, BeforeValidator(_reference), AfterValidator(_check)]
+"""A key of a recipe that names a class of the user's: ``module:Class``, or in Python the class itself."""

@@ -1,0 +1,105 @@
+"""Sections of a method's settings in a recipe of grounded dialogue."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from preceptor.config import Folder, Fraction, Positive, PositiveNumber, Section
+
+
+class GuidanceConfig(Section):
+    """Rotary positions (Med-CLIP guided RoPE): distances between text and image, and between neighbours in an image."""
+
+    kind: Literal["none", "fixed", "clip"] = "fixed"
+    """none: the positions of the base model. fixed: the same for all images (the published code). clip: depends on each
+    image's modality."""
+    gap: PositiveNumber = 2.0
+    """Lambda: from the last text token to the first visual one, and back."""
+    row_step: PositiveNumber = 1.0
+    """Alpha: from one row of an image to the next."""
+    column_step: PositiveNumber = 1.0
+    """Alpha: from one column to the next."""
+    table: dict[str, tuple[PositiveNumber, PositiveNumber, PositiveNumber]] = Field(default_factory=dict)
+    """Of `clip`: (gap, row_step, column_step) by modality (ct, mr, x, pet, endoscopy, dermoscopy, fundus, ultrasound);
+    others take the three above."""
+    learnable: bool = False
+    """Of `clip`: whether the table is trained."""
+    scorer: str | None = None
+    """Of `clip`: a CLIP-like model (folder or hub name) that says which modality an image is. Default: the data set's
+    own word for it."""
+
+
+class CurriculumConfig(Section):
+    begin: Fraction = 0.8
+    """Score that a pseudo-label needs at the beginning. The score is a mean of confidence and margin."""
+    end: Fraction = 0.0
+    """Score that it needs at the end."""
+    over: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Fraction of the training with pseudo-labels over which the threshold falls."""
+    margin_weight: Fraction = 0.5
+    """Weight of the margin (top 1 minus top 2) in the score; the rest is the weight of the confidence (top 1)."""
+    weigh: bool = True
+    """Weight a pseudo-label by its score instead of 1."""
+
+
+class PseudoLabelConfig(Section):
+    """Training on a teacher's answers before the training on the data set's."""
+
+    share: Fraction = 0.3
+    """Fraction of the steps, the first ones, that train on pseudo-labels; 0: no teacher."""
+    store: Folder | None = None
+    """Folder of answers written by `preceptor teach`; default: the teacher answers when they are first needed."""
+    alpha: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the divergence from the teacher's token distributions: (alpha KL + cross-entropy) / (1 + alpha)."""
+    logits: Literal["none", "online", "cached"] = "cached"
+    """Source of the teacher's token distributions. none: only its answers are used. online: the teacher runs on every
+    batch. cached: they are read from a cache."""
+    top_k: Positive = 64
+    """For `cached`: vocabulary entries stored per token; the others are stored as one sum."""
+    temperature: PositiveNumber = 0.5
+    """Temperature of both distributions. The default is that of the published code."""
+    t_squared: bool = False
+    """Scale the divergence by the squared temperature. The published code does not."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    max_new_tokens: Positive = 64
+    """Largest length of an answer. Longer answers are left out."""
+
+
+class ReflectionConfig(Section):
+    """Reflection: wrong answers of the student are corrected during the training and added to it."""
+
+    rounds: Annotated[int, Field(ge=0)] = 4
+    """Number of rounds, evenly spaced over the training on the data set's answers; 0: none."""
+    rows: Positive = 64
+    """Training dialogues that the student answers in a round."""
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Fraction of each batch that is replaced by corrections, once there are any."""
+    buffer: Positive = 512
+    """Largest number of corrections that are kept."""
+    corrector: Literal["teacher", "student"] = "teacher"
+    """Model that writes corrections, given the wrong and the true answer."""
+    candidates: Positive = 4
+    """Corrections that are sampled; the best one is kept."""
+    temperature: PositiveNumber = 0.7
+    """Temperature of the sampled corrections."""
+    tau: Fraction = 0.5
+    """An answer fails if its similarity to the truth is below this value."""
+    overlap: Fraction = 0.5
+    """An answer fails if the mean IoU of its boxes is below this value."""
+    form: Literal["two_turns", "plain"] = "two_turns"
+    """two_turns: the correction follows the wrong answer and a request to look again. plain: it is the answer."""
+    max_new_tokens: Positive = 64
+    """Largest length of an answer and of a correction."""
+
+
+class SelectionConfig(Section):
+    """Selective generation: sample several answers and choose the one that is most similar to the others."""
+
+    candidates: Positive = 5
+    """Sampled answers; 1: greedy decoding."""
+    temperature: PositiveNumber = 0.7
+    """Temperature of the sampled answers."""
+    box_weight: Fraction = 0.5
+    """Weight of the boxes' overlap in the similarity of two answers; the rest is the weight of the text."""

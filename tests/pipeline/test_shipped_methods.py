@@ -1,0 +1,45 @@
+"""The shipped recipes of plain distillation train to the end, on fewer data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import preceptor
+
+VQA = {
+    "data.phantom": {"cases": 12, "images_per_case": 2, "questions_per_image": 3, "seed": 1},
+    "data.image_size": 32,
+    "teacher.train.epochs": 1,
+    "student.train.epochs": 1,
+    "report": {"questions": 1, "latency_questions": 2},
+}
+VOLUMES = {
+    "data.phantom": {"train": 10, "validation": 2, "test": 2, "size": 32, "seed": 1},
+    "data.patch_size": [16, 16, 16],
+    "model.channels": [4, 4, 8],
+    "train.epochs": 2,
+    "report.cases": 1,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "terms"),
+    [("kd-demo", VQA, {"label", "output"}), ("kd-volumes-demo", VOLUMES, {"dice", "bce", "output"})],
+)
+def test_a_recipe_of_plain_distillation(tmp_path: Path, recipe, overrides, terms):
+    log = {"student.train.log_every": 1} if recipe == "kd-demo" else {"train.log_every": 1}
+    run = preceptor.train(recipe, {**overrides, **log, "output": str(tmp_path / "run")})
+    assert list(run.results["stages"]) == ["teacher", "baseline", "distilled"]
+    assert run.report.is_file()
+    for stage in ("baseline", "distilled"):
+        line = json.loads((run.folder / stage / "metrics.jsonl").read_text().splitlines()[0])
+        logged = terms & line.keys()
+        assert logged == (terms if stage == "distilled" else terms - {"output"})
+    card = (run.folder / "distilled" / "model" / "README.md").read_text()
+    assert "kd" in card
+    for comparison in run.results["comparison"].values():
+        assert "distilled - baseline" in comparison
