@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from preceptor.data.grounding.boxes import Style, from_pixels
 from preceptor.data.grounding.questions import LabeledBox, Picture, ask_about_boxes
 from preceptor.data.splits import SPLIT_NAMES
+from preceptor.data.synthetic.questions_table import write_phantom
 from preceptor.data.types import Dialogue, GroundingDataset
 
 MODALITIES = {"ct": "ct", "mri": "mr", "x-ray": "x"}
@@ -46,3 +48,9 @@ def _labeled_boxes(row: dict, width: int, height: int) -> list[LabeledBox]:
         names.setdefault(row["findings"].get(key, key), []).append(from_pixels(box, width, height))
     findings = set(row["findings"].values())
     return [LabeledBox(name, tuple(boxes), name in findings) for name, boxes in names.items()]
+
+
+def read(config: Any, scratch: Path) -> GroundingDataset:
+    """Generate images and dialogues in `data.root`, or in `scratch`, and read them."""
+    folder = Path(config.root) if config.root else scratch
+    return read_phantom_grounding(write_phantom(folder, **config.phantom.model_dump(), image_size=config.phantom_size))
