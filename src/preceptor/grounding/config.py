@@ -28,8 +28,8 @@ Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 class DialogueDataConfig(Section):
     name: GroundingName = "phantom-grounding"
     """phantom-grounding: generated slices with boxes. slake-grounding: SLAKE's boxes and questions as the four tasks.
-    med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL. Or a reader of your own,
-    `module:function`."""
+    med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL. Or a
+    reader of your own, `module:function`."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of a reader of your own."""
     root: Folder | None = None
