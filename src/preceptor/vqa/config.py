@@ -205,6 +205,8 @@ class VqaRecipe(BaseRecipe):
     """teacher: the larger model. baseline: the student with the labels alone. distilled: the student and its
     teacher."""
     trust_remote_code: bool = False
+    """Allow transformers to run Python code that comes with a pretrained model. Enable it only for code that you have
+    read."""
     data: DataConfig = DataConfig()
     method: SerializeAsAny[Method] = MhkdConfig()
     teacher: TeacherConfig = TeacherConfig()
