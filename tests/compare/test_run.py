@@ -154,7 +154,7 @@ def test_the_page_needs_nothing_but_itself(curves: Comparison):
 def test_the_curve_shows_every_interval(curves: Comparison):
     page = render(as_dict(curves))
     section = page[page.index('<section id="curves">') : page.index('<section id="runs">')]
-    bars = re.findall(r'stroke: var\(--(\w+)\); stroke-opacity: 0.75', section)
+    bars = re.findall(r"stroke: var\(--(\w+)\); stroke-opacity: 0.75", section)
     assert Counter(bars) == {"baseline": 4, "distilled": 4}
 
 
