@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from preceptor.config import TrainConfig
 from preceptor.errors import UserError
@@ -249,6 +250,21 @@ def test_weight_average_in_closed_form():
     with average.applied():
         assert parameter[0].item() == pytest.approx(want)
     assert parameter[0].item() == 11
+
+
+def test_weight_average_without_warm_up_equals_that_of_torch():
+    model = torch.nn.Linear(3, 2)
+    average = WeightAverage(dict(model.named_parameters()), 0.9, warmup=False)
+    oracle = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    oracle.n_averaged += 1  # its first update copies the weights otherwise
+    for step in range(5):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update(step)
+        oracle.update_parameters(model)
+    for name, expected in oracle.module.named_parameters():
+        torch.testing.assert_close(average.values[name], expected.detach())
 
 
 def test_skips_are_counted_once_and_capped():

@@ -128,7 +128,7 @@ class VisionConfig(Section):
     """A backbone of your own, `module:Class`: an nn.Module that maps images (B, 3, H, W) to tokens (B, L, D) and has
     the attribute `width` = D. Activation maps assume that the last tokens are a square grid, row by row."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of that class."""
+    """Keyword arguments of a backbone of your own."""
 
     @model_validator(mode="after")
     def _one_backbone(self) -> VisionConfig:
