@@ -14,6 +14,7 @@ from preceptor.data.types import Dialogue
 from preceptor.grounding import memory
 from preceptor.grounding import teachers as teaching
 from preceptor.grounding.config import GroundingRecipe
+from preceptor.grounding.experiment import GroundingExperiment
 from preceptor.grounding.memory import GIB, estimate_memory, free_memory, sentence, warning
 from preceptor.grounding.memory_model import memory_estimate
 from preceptor.grounding.model import GroundedVlm
@@ -31,6 +32,13 @@ def vlm(tmp_path_factory) -> GroundedVlm:
 
 def tiny(**changes) -> GroundingRecipe:
     return GroundingRecipe.model_validate(yaml.safe_load(CLINKD) | changes)
+
+
+def check(recipe: GroundingRecipe) -> tuple[list[str], list[str]]:
+    """Return the notes and the reasons of the findings of `preceptor doctor`."""
+    experiment = GroundingExperiment.for_check(recipe)
+    reasons = [finding.reason for finding in experiment.findings()]
+    return experiment.data.notes, reasons
 
 
 def test_the_longest_dialogue_of_a_micro_batch_counts(vlm):

@@ -27,7 +27,9 @@ Layers = Literal["uniform", "last"] | list[tuple[int, int]]
 class LabelTerm(TermConfig):
     weight: Annotated[float, Field(ge=0)] = 1.0
     kind: Literal["ce", "bce"] = "ce"
+    """Cross-entropy over the classes, or binary cross-entropy per class."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Label smoothing of `ce`."""
 
 
 class TeachingConfig(Section):
@@ -39,6 +41,7 @@ class TeachingConfig(Section):
     cache: Folder | None = None
     """Folder of the cache; default: `teacher-cache` in the output folder."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Decay of the moving average of `kind: ema`; smaller in the first steps."""
     cross_questions: Annotated[int, Field(ge=0, le=20)] = 0
     """For each training or unlabelled row, this many questions of other training rows are asked about its image; only
     the teacher answers them. The number of steps stays the same: an epoch is one pass over the labelled rows."""
@@ -89,7 +92,7 @@ class VqaMethod(MethodConfig):
     def teacher_forward(
         self, student_layers: int, teacher_layers: int, *, features: bool = True
     ) -> Callable[[nn.Module, Batch], TeacherSignal]:
-        """Return the function that runs a teacher on a batch: its logits and the features that the terms tap.
+        """Return the function that runs a teacher on a batch: its logits and the features that the terms use.
 
         With `features` off only the logits are returned, as for the members of an ensemble after the first.
         """
@@ -99,7 +102,7 @@ class VqaMethod(MethodConfig):
         return HookedForward(vqa_forward, self.teacher_features(student_layers, teacher_layers) if features else [])
 
     def teacher_features(self, student_layers: int, teacher_layers: int) -> list[str]:
-        """Return the paths of the teacher's modules whose outputs the loss terms tap. A cache stores them."""
+        """Return the paths of the teacher's modules whose outputs the loss terms use. A cache stores them."""
         from preceptor.distill.task import features_of
 
         return features_of(self._every_term(student_layers, teacher_layers), "teacher")
@@ -122,7 +125,7 @@ class VqaMethod(MethodConfig):
             seed: seed of the projectors' initial weights.
 
         Raises:
-            UserError: the teacher has other answer classes, or lacks a module that a term taps.
+            UserError: the teacher has other answer classes, or lacks a module whose output a term uses.
         """
         from preceptor.vqa.task import VqaTask
 

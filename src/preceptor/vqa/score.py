@@ -71,14 +71,14 @@ def score_file(
     if other.normaliser not in NORMALISERS:
         raise UserError(f"unknown answer normaliser {other.normaliser!r}{nearest(other.normaliser, NORMALISERS)}")
     scores = score(samples, answers, other)
-    results = {
+    results: dict[str, Any] = {
         "stage": predictions.stem,
         "protocols": {protocol: scores.as_dict()},
         "describes": {protocol: other.describes},
         "notes": notes,
     }
     rows_out: list[dict[str, Any]] = [dict(row) for row in scores.scored]
-    return Scored(results, rows_out, ["questions", other.metric, "n"], _lines(results["protocols"][protocol]))
+    return Scored(results, rows_out, ["questions", other.metric, "n"], _lines(scores.as_dict()))
 
 
 def _lines(scores: dict[str, Any]) -> list[list[str]]:
