@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -31,41 +30,27 @@ def load_object(reference: str, place: str, kind: type[T], folder: Path | None =
     Raises UserError if the module is not found or cannot be imported, if it has no such name, or if the object is not a
     subclass of `kind`.
     """
-    found = _load(reference, place, folder)
+    found = _import(reference, place, folder)
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise UserError(f"{place}: {reference} is not a subclass of {kind.__module__}.{kind.__qualname__}")
     return found
 
 
-def read_own_data(reference: str, root: str | None, arguments: Mapping[str, Any], kind: type[T]) -> T:
-    """Return the data set of the user's function ``module:function``, called as ``function(root, **arguments)``.
-
-    `root` is a Path, or None if the recipe has no `data.root`.
-
-    Raises:
-        UserError: the function cannot be imported, does not accept the arguments, or does not return a `kind`.
-    """
-    function = _load(reference, "data.name", None)
-    if not callable(function):
-        raise UserError(f"data.name: {reference} is not a function")
-    try:
-        inspect.signature(function).bind(root, **arguments)
-    except TypeError as error:
-        raise UserError(f"data.arguments: {reference} does not accept {dict(arguments)}: {error}") from error
-    data = function(None if root is None else Path(root), **arguments)
-    if not isinstance(data, kind):
-        raise UserError(f"data.name: {reference} must return a {kind.__name__}, not a {type(data).__name__}")
-    return data
+def load_function(reference: str, place: str, folder: Path | None = None) -> Callable[..., Any]:
+    """Import the function ``module:function`` that `place` names and return it. Raises UserError as `load_object`."""
+    found = _import(reference, place, folder)
+    if not callable(found):
+        raise UserError(f"{place}: {reference} is not a function")
+    return found
 
 
-def _load(reference: str, place: str, folder: Path | None) -> Any:
+def _import(reference: str, place: str, folder: Path | None) -> Any:
     find_module(reference, place, folder)
     module_name, _, name = reference.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        found: Any = importlib.import_module(module_name)
     except Exception as error:
         raise UserError(f"{place}: importing {module_name} failed: {type(error).__name__}: {error}") from error
-    found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
             public = [key for key in vars(found) if not key.startswith("_")]
@@ -82,7 +67,7 @@ def find_module(reference: str, place: str, folder: Path | None = None) -> None:
     prefix = f"{place}: " if place else ""
     module, colon, name = reference.partition(":")
     if not (colon and name and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))):
-        raise UserError(f"{prefix}{reference!r} must look like module:Name")
+        raise UserError(f"{prefix}{reference!r} must look like module:Class")
     for path in (None, Path.cwd(), folder):
         if path is not None:
             if str(path) in sys.path or not any(
@@ -139,8 +124,8 @@ def trust_folder(folder: Path) -> None:
 
 
 def _reference(value: Any) -> Any:
-    """Return ``module:Name`` for a class or a function."""
-    return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else value
+    """Return ``module:Class`` for a class."""
+    return f"{value.__module__}:{value.__qualname__}" if isinstance(value, type) else value
 
 
 def _check(value: str, info: ValidationInfo) -> str:
@@ -150,4 +135,4 @@ def _check(value: str, info: ValidationInfo) -> str:
 
 
 Reference = Annotated[str, BeforeValidator(_reference), AfterValidator(_check)]
-"""A key of a recipe that names a class or function of the user's: ``module:Name``, or in Python the object itself."""
+"""A key of a recipe that names a class of the user's: ``module:Class``, or in Python the class itself."""

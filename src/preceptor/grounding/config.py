@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
@@ -19,19 +19,17 @@ from preceptor.config import (
     TrainConfig,
     choose_method,
 )
-from preceptor.extension import Reference
+from preceptor.data.readers import GroundingName
 from preceptor.grounding.clinkd import ClinkdConfig
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
 
 class DialogueDataConfig(Section):
-    name: Literal["phantom-grounding", "slake-grounding", "med-grit", "sharegpt"] | Reference = "phantom-grounding"
+    name: GroundingName = "phantom-grounding"
     """phantom-grounding: generated slices with boxes. slake-grounding: SLAKE's boxes and questions as the four tasks.
     med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL.
     Or your own reader as `module:function`."""
-    arguments: dict[str, Any] = {}
-    """Keyword arguments of your own reader (`data.name=module:function`)."""
     root: Folder | None = None
     """Folder of the data set (`med-grit`: with train.json and test.json); of `sharegpt` the JSON or JSONL file."""
     images: Folder | None = None
@@ -73,13 +71,6 @@ class DialogueDataConfig(Section):
     phantom: PhantomConfig = PhantomConfig()
     phantom_size: Annotated[int, Field(ge=28, le=1024)] = 112
     """Side of generated images in pixels."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _dashes(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("name"), str) and ":" not in value["name"]:
-            value = {**value, "name": value["name"].replace("_", "-")}
-        return value
 
 
 class NewVlmConfig(Section):

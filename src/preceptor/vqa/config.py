@@ -18,6 +18,7 @@ from preceptor.config import (
     TrainConfig,
     choose_method,
 )
+from preceptor.data.readers import VqaName
 from preceptor.extension import Reference
 from preceptor.vqa.kd import KdConfig
 from preceptor.vqa.method import VqaMethod
@@ -58,11 +59,9 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    name: Literal["phantom", "table", "vqa-rad", "vqa-med-2019", "slake", "path-vqa"] | Reference = "phantom"
-    """Data set: generated `phantom` images, your own `table`, a public data set, or your own reader as
-    `module:function`."""
-    arguments: dict[str, Any] = {}
-    """Keyword arguments of your own reader (`data.name=module:function`)."""
+    name: VqaName = "phantom"
+    """`phantom` (generated images), `table` (your own table), `vqa-rad`, `vqa-med-2019`, `slake`, `path-vqa`, or your
+    own reader as `module:function`."""
     root: Folder | None = None
     """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Without one, phantoms are made."""
     variant: str | None = None
@@ -109,13 +108,6 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Loader processes per training process; 0: the process itself. The result is the same."""
     phantom: PhantomConfig = PhantomConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _dashes(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("name"), str) and ":" not in value["name"]:
-            value = {**value, "name": value["name"].replace("_", "-")}
-        return value
 
 
 class ConvVisionConfig(Section):
