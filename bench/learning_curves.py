@@ -28,15 +28,14 @@ def train(
     recipe: str, output: Path, shares: Sequence[float], seeds: Sequence[int], stages: Sequence[str], settings: list[str]
 ) -> list[Path]:
     """Train what is not finished yet; return the run folders."""
-    from preceptor.vqa.run import run_recipe
-
+    import preceptor
     from preceptor.errors import UserError
     from preceptor.recipe import differences
     from preceptor.tasks import load_recipe
 
     recipes = []
-    # Every share once before the next seed, so that a curve is there early. All are read before the first is trained:
-    # a recipe that cannot run is refused now, not after hours.
+    # Every share once before the next seed, so that a curve exists early. All recipes are validated before the first
+    # training, so that a mistake is reported now and not after hours.
     for seed in seeds:
         for share in shares:
             own = [f"data.train_share={share}", f"seed={seed}", f"stages=[{','.join(stages)}]"]
@@ -44,7 +43,7 @@ def train(
             recipes.append(load_recipe(recipe, [*settings, *own]))
     for loaded in recipes:
         if not (loaded.output_folder / "results.json").is_file():
-            run_recipe(loaded)
+            preceptor.train(loaded)
         elif changed := differences(
             load_recipe(str(loaded.output_folder)).model_dump(mode="json"), loaded.model_dump(mode="json")
         ):
@@ -66,11 +65,18 @@ def compare(runs: Sequence[Path], output: Path, baseline: str | None) -> None:
 
     document = write_comparison(compare_runs(runs, baseline=baseline), output / "compare")
     print(f"\n{document['protocol']}, n = {document['n']}\n")
-    print("| method | share | training questions | seeds | accuracy (95 % interval) |\n|---|---|---|---|---|")
+    print("| method | share | training rows | seeds | score (95 % interval) |\n|---|---|---|---|---|")
     for curve in document["curves"]:
         for p in curve["points"]:
-            accuracy = f"{100 * p['accuracy']:.1f} ({100 * p['low']:.1f} to {100 * p['high']:.1f})"
-            print(f"| {curve['method']} | {p['train_share']:.0%} | {p['train']} | {p['seeds']} | {accuracy} |")
+            interval = "" if p["low"] is None else f" ({100 * p['low']:.1f} to {100 * p['high']:.1f})"
+            cells = [
+                curve["method"],
+                f"{p['train_share']:.0%}",
+                p["train"],
+                p["seeds"],
+                f"{100 * p['mean']:.1f}{interval}",
+            ]
+            print(f"| {' | '.join(map(str, cells))} |")
     print(f"\n{output / 'compare' / 'compare.html'}")
 
 
@@ -81,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--baseline", help="group to compare with; default: the student alone")
-    parser.add_argument("--table", action="store_true", help="compare what is there, and train nothing")
+    parser.add_argument("--stages", nargs="+", default=list(STAGES))
+    parser.add_argument("--baseline", help="group to compare with; default: the stage baseline")
+    parser.add_argument("--table", action="store_true", help="compare the finished runs and train nothing")
     args = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if args.table:

@@ -1,4 +1,4 @@
-"""Classes from the user's own files, named ``module:Class`` in a recipe or given as objects in Python.
+"""Classes from the user's own files, named ``module:Name`` in a recipe or given as objects in Python.
 
 The module is looked for like any import, then in the current directory, then in the folder of the recipe. A recipe that
 names a module runs its code, as a script would. A model folder that names one needs the caller's consent
@@ -25,7 +25,7 @@ _trusted: set[str] = set()
 
 
 def load_object(reference: str, place: str, kind: type[T], folder: Path | None = None) -> type[T]:
-    """Import the class ``module:Class`` that `place` names and return it.
+    """Import the class ``module:Name`` that `place` names and return it.
 
     Raises UserError if the module is not found or cannot be imported, if it has no such name, or if the object is not a
     subclass of `kind`.
@@ -60,14 +60,14 @@ def _import(reference: str, place: str, folder: Path | None) -> Any:
 
 
 def find_module(reference: str, place: str, folder: Path | None = None) -> None:
-    """Raise UserError unless ``module:Class`` is well formed and its module can be found. Nothing is imported.
+    """Raise UserError unless ``module:Name`` is well formed and its module can be found. Nothing is imported.
 
     The folder in which the module is found, the current directory or `folder`, is added to the end of `sys.path`.
     """
     prefix = f"{place}: " if place else ""
     module, colon, name = reference.partition(":")
     if not (colon and name and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))):
-        raise UserError(f"{prefix}{reference!r} must look like module:Class")
+        raise UserError(f"{prefix}{reference!r} must look like module:Name")
     for path in (None, Path.cwd(), folder):
         if path is not None:
             if str(path) in sys.path or not any(
@@ -107,7 +107,7 @@ def load_trusted(reference: str, place: str, kind: type[T]) -> type[T]:
 
 
 def trust(reference: str) -> None:
-    """Allow models to use the class ``module:Class``."""
+    """Allow models to use the class ``module:Name``."""
     _trusted.add(reference)
 
 
@@ -124,7 +124,7 @@ def trust_folder(folder: Path) -> None:
 
 
 def _reference(value: Any) -> Any:
-    """Return ``module:Class`` for a class."""
+    """Return ``module:Name`` for a class."""
     return f"{value.__module__}:{value.__qualname__}" if isinstance(value, type) else value
 
 
@@ -135,4 +135,4 @@ def _check(value: str, info: ValidationInfo) -> str:
 
 
 Reference = Annotated[str, BeforeValidator(_reference), AfterValidator(_check)]
-"""A key of a recipe that names a class of the user's: ``module:Class``, or in Python the class itself."""
+"""A key of a recipe that names a class of the user's: ``module:Name``, or in Python the class itself."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from preceptor.compare.run import compare_runs, write_comparison
+from preceptor.compare.run import compare_seeds, write_comparison
 from preceptor.config import BaseRecipe
 from preceptor.distributed import processes
 from preceptor.errors import UserError
@@ -44,6 +44,6 @@ def train_seeds(recipe: BaseRecipe, seeds: int | Sequence[int]) -> tuple[Path, d
         run(module(recipe.task, "experiment").EXPERIMENT, own)
     document: dict[str, Any] = {}
     if processes().is_main_process:
-        document = write_comparison(compare_runs(folders), root / "compare")
+        document = write_comparison(compare_seeds(folders), root / "compare")
     processes().wait_for_everyone()
     return root, document

@@ -56,7 +56,7 @@ def test_own_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patients = []
     for number in range(12):
         Image.new("L", (32, 32), 20 * number).save(tmp_path / "reports" / f"{number}.png")
-        question = {"image": f"{number}.png", "question": "Is it bright?", "answer": ("no", "yes")[number // 6]}
+        question = {"image": f"{number}.png", "question": {"en": "Is it bright?"}, "answer": ("no", "yes")[number // 6]}
         split = ("train", "train", "validation", "test")[number % 4]
         patients.append({"pseudonym": f"p{number}", "split": split, "questions": [question]})
     (tmp_path / "reports" / "questions.json").write_text(json.dumps(patients))

@@ -155,7 +155,7 @@ def test_ids_must_agree(monkeypatch):
     monkeypatch.setattr(captions, "require_captions", lambda: None)
     with pytest.raises(UserError, match="'b'"):
         captions.caption_scores({"a": ["x"]}, {"a": "x", "b": "y"})
-    with pytest.raises(UserError, match="at least one"):
+    with pytest.raises(UserError, match="non-empty list"):
         captions.caption_scores({}, {})
-    with pytest.raises(UserError, match="at least one"):
+    with pytest.raises(UserError, match="non-empty list"):
         captions.caption_scores({"a": []}, {"a": "x"})

@@ -6,7 +6,7 @@ from preceptor.data.grounding.boxes import write_box, write_reference
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as dialogues
 from preceptor.grounding.captions import METRICS, caption_scores
-from preceptor.grounding.metrics import compare, row_score, score_rows
+from preceptor.grounding.metrics import headline_scores, row_score, score_rows, unit_scores
 
 A, B, C = (100, 100, 300, 300), (500, 500, 700, 900), (0, 0, 50, 50)
 
@@ -100,15 +100,20 @@ def test_rows():
     assert row_score(row("9", "vg", "nothing there", write_box(A)), "strict") is None
 
 
-def test_paired_differences(monkeypatch):
-    better = [dict(r, prediction=r["target"]) for r in ROWS]
-    found = compare(better, list(reversed(ROWS)), "strict")
-    assert found["roc"]["difference"] == pytest.approx(2 / 3)
-    assert found["vg"]["difference"] == pytest.approx(0.25)
-    assert found["roc"]["low"] <= found["roc"]["difference"] <= found["roc"]["high"]
-    assert {task: entry["n"] for task, entry in found.items()} == {"vg": 2, "roc": 3, "rc": 1, "mia": 2}
-    with pytest.raises(ValueError, match="same questions"):
-        compare(ROWS[1:], ROWS[:-1], "strict")
+def test_unit_scores(without_java):
+    """One value per answer, turns of one dialogue are a group; the headline scores are those of the results."""
+    rows = [*ROWS, dict(ROWS[0], turn=2), row("9", "vg", "nothing there", write_box(A))]
+    scores = unit_scores(rows, "mine/given/birdeval")
+    assert len(scores) == len(rows) - 1  # no score without a box to find
+    assert {score.metric for score in scores} == {"vg/recall", "roc/accuracy", "rc/f1", "mia/f1"}
+    assert [score.id for score in scores if score.group == ROWS[0]["id"]] == ["1", "1, turn 2"]
+    assert dict(scores[0].categories) == {"modalities": ROWS[0]["modality"]}
+    results = score_rows(ROWS, "birdeval")
+    for key, value in headline_scores(ROWS, "mine/given/birdeval").items():
+        expected = results
+        for part in key.split("."):
+            expected = expected[part]
+        assert value == expected
 
 
 def test_unknown_words():

@@ -33,7 +33,8 @@ def doctor(
 ) -> None:
     """Check data before training.
 
-    It looks for unreadable files, empty texts, repeated ids and leaks between splits. The exit code is 1 if a finding is an error.
+    It looks for unreadable files, empty texts, repeated ids and leaks between splits. The exit code is 1 if a finding
+    is an error.
     """
     if data.endswith((".csv", ".jsonl")):
         if not Path(data).exists():
@@ -103,7 +104,7 @@ def check_name(name: str) -> None:
     """Raise UserError if a data set is neither known by name nor an existing path."""
     from preceptor.data.locations import FOLDERS
 
-    if name not in (*FOLDERS, "phantom") and not Path(name).exists():
+    if name.replace("_", "-") not in (*FOLDERS, "phantom", "table") and not Path(name).exists():
         raise UserError(f"{name!r} is neither the name of a data set nor an existing path{nearest(name, FOLDERS)}")
 
 

@@ -97,7 +97,8 @@ def teach(
 ) -> None:
     """Label images with a local teacher or with a server.
 
-    The answers are pseudo-labels for a student. The exit code is 1 if some questions were not answered. The same command then asks them again.
+    The answers are pseudo-labels for a student. The exit code is 1 if some questions were not answered. The same
+    command then asks them again.
     """
     if (teacher is None) == (endpoint is None):
         raise UserError("teach needs either --teacher DIR or --endpoint URL")

@@ -45,7 +45,7 @@ def cache(
 def show_cache(document: dict[str, Any]) -> None:
     """Print what a teacher cache contains and what its verification found."""
     if "labels" in document:
-        labels, cached = document["labels"], document["words"]
+        labels, cached = document["labels"], document["tokens"]
         reasons = ", ".join(f"{n} {reason}" for reason, n in labels.get("left_out", {}).items())
         coverage = f"{percent(labels.get('coverage'))} % of the dialogues"
         rows = [
@@ -102,7 +102,8 @@ def new_vlm(
 ) -> None:
     """Create a small vision-language model to be trained.
 
-    It belongs to the Qwen-VL family. Its weights are random, or those of a small language model with a random vision tower.
+    It belongs to the Qwen-VL family. Its weights are random, or those of a small language model with a random
+    vision tower.
     """
     if bool(corpus) == bool(language_model):
         raise UserError("new-vlm needs either --corpus FILE or --language-model PATH")

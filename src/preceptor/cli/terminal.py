@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
-_NUMERIC = re.compile(r"(?:[-+\u2212\d.,:%()<>=/ \u00a0]|to|of|[kM]|ms|ml)*")
+from preceptor.report.format import SPACE
+from preceptor.report.tables import MOST_LETTERS, Table
 
 
 def say(document: Any, as_json: bool, show: Callable[[Any], None]) -> None:
@@ -35,9 +37,7 @@ def log_to_stderr() -> None:
     for handler in [handler for handler in log.handlers if isinstance(handler, _StderrHandler)]:
         log.removeHandler(handler)
     if main_process():
-        handler = _StderrHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+        log.addHandler(_StderrHandler())
 
 
 class _StderrHandler(logging.StreamHandler):
@@ -51,16 +51,22 @@ class _StderrHandler(logging.StreamHandler):
     def stream(self, value: Any) -> None:
         pass
 
+    def format(self, record: logging.LogRecord) -> str:
+        return wrap(super().format(record), sys.stderr)
+
 
 def sentence(text: str) -> None:
     """Print text; in a terminal it is wrapped at words."""
-    from rich.console import Console
+    print(wrap(text, sys.stdout))
 
-    console = Console()
-    if console.is_terminal:
-        console.print(text, markup=False, highlight=False)
-    else:
-        print(text)
+
+def wrap(text: str, stream: TextIO) -> str:
+    """Return text with lines that fit into the terminal; unchanged if the stream is not a terminal."""
+    if not stream.isatty():
+        return text
+    columns = shutil.get_terminal_size().columns
+    lines = (textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False) for line in text.split("\n"))
+    return "\n".join(lines)
 
 
 def notes(texts: Iterable[str]) -> None:
@@ -70,26 +76,35 @@ def notes(texts: Iterable[str]) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table. Columns of numbers are aligned right, columns of text left and wrapped at words."""
+    """Print a table of strings."""
+    print_table(Table(title, columns, rows))
+
+
+def print_table(table: Table) -> None:
+    """Print a table and its notes. Numbers are aligned right and never wrapped, text is aligned left and wrapped."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Grid
     from rich.text import Text
 
-    printed = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for number, column in enumerate(columns):
-        cells = [row[number] for row in rows]
-        if number > 0 and all(map(_NUMERIC.fullmatch, cells)):
-            width = max(map(len, cells), default=0)
-            printed.add_column(Text(column), justify="right", min_width=width)
-        else:
-            printed.add_column(Text(column), overflow="fold")
-    for row in rows:
-        printed.add_row(*map(Text, row))
+    grid = Grid(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for number, (name, numeric) in enumerate(zip(table.columns, table.numeric, strict=True)):
+        cells = [row[number] for row in table.rows]
+        if numeric and "\n" not in name:  # the head may be wrapped, its numbers may not
+            name = "\n".join(textwrap.wrap(name, max(map(len, [*cells, *name.split(" ")]), default=1)))
+        longest_word = max((len(word) for cell in [name, *cells] for word in cell.split()), default=1)
+        width = min(longest_word, MOST_LETTERS)
+        grid.add_column(
+            Text(name), justify="right" if numeric else "left", no_wrap=numeric, min_width=width, overflow="fold"
+        )
+    for row in table.rows:
+        grid.add_row(*(Text(cell.replace(SPACE, " ")) for cell in row))
     console = Console()
     console.print()
-    console.print(Text(title, style="bold"))
-    console.print(printed)
+    console.print(Text(table.title.replace(SPACE, " "), style="bold"))
+    console.print(grid)
+    for note in table.notes:
+        sentence(note.replace(SPACE, " "))
 
 
 def percent(value: float | None) -> str:

@@ -70,7 +70,7 @@ class Score:
 
     `low` to `high` covers units and, if there are several seeds, seeds. For one seed it is Wilson's interval if the
     scores are right or wrong, otherwise the bootstrap's. It is None for fewer than `MINIMUM_UNITS` units.
-    `over_seeds` is Student's t interval of the seeds' means on these units.
+    `over_seeds` is Student's t interval of the seeds' means on these units, cut to the scale from 0 to 1.
     """
 
     category: Category
@@ -204,9 +204,12 @@ def score_group(group: Group, category: Category, resamples: int = RESAMPLES) ->
     """Return the mean score of a group on the units of a category."""
     scores = category.scores(group)
     n, mean = scores.shape[1], float(scores.mean())
-    over_seeds = mean_interval(scores.mean(axis=1).tolist()) if len(scores) > 1 else None
     if n < MINIMUM_UNITS:
-        return Score(category, n, mean, None, None, over_seeds)
+        return Score(category, n, mean, None, None, None)
+    over_seeds = None
+    if len(scores) > 1:
+        spread = mean_interval(scores.mean(axis=1).tolist())
+        over_seeds = replace(spread, low=max(0.0, spread.low), high=min(1.0, spread.high))
     if len(scores) == 1 and _binary(scores) and category.groups is None:
         spread = wilson(int(scores.sum()), n)
         return Score(category, n, mean, spread.low, spread.high, None)
@@ -253,14 +256,14 @@ def _delta(group: Group, baseline: Group, category: Category, resamples: int) ->
     n, fewest = a.shape[1], min(len(a), len(b))
     paired = group.seeds == baseline.seeds
     differing = int((np.abs(a.mean(axis=0) - b.mean(axis=0)) > 1e-12).sum())
+    delta = Delta(category, n, fewest, differing, float(a.mean() - b.mean()))
+    if n < MINIMUM_UNITS:
+        return delta
     over_seeds = None
     if fewest > 1 and paired:
         over_seeds = mean_interval((a - b).mean(axis=1).tolist())
     elif fewest > 1:
         over_seeds = welch(a.mean(axis=1).tolist(), b.mean(axis=1).tolist())
-    delta = Delta(category, n, fewest, differing, float(a.mean() - b.mean()), over_seeds=over_seeds)
-    if n < MINIMUM_UNITS:
-        return delta
     draw = paired_bootstrap_runs if paired else bootstrap_unpaired_seeds
     bootstrap = draw(a, b, resamples=resamples, groups=category.groups)
     exact = len(a) == len(b) == 1 and _binary(a, b)
@@ -278,6 +281,7 @@ def _delta(group: Group, baseline: Group, category: Category, resamples: int) ->
         bootstrap=bootstrap,
         crossed=crossed,
         p_mcnemar=p_mcnemar,
+        over_seeds=over_seeds,
         p=max(value for value in tests if value is not None) if tested else None,
     )
 

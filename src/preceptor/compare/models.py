@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from preceptor.config import BaseRecipe
 from preceptor.errors import UserError, nearest
 from preceptor.pipeline.run_dir import predictions_file
 from preceptor.report.contents import get_nested
@@ -154,11 +155,23 @@ def _model(source: Path, folder: Path, results: dict[str, Any], protocol: str) -
         recipe.name,
         results["seed"],
         recipe.data.train_share,
-        {key: value for key, value in _leaves(recipe.model_dump(mode="json")) if key.startswith(keys)},
+        _settings(recipe, keys),
         results,
         protocol,
         _scores(folder, rows, protocol, results["protocols"][protocol], module(recipe.task, "metrics")),
     )
+
+
+def _settings(recipe: BaseRecipe, prefixes: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings that shape a model. Paths in its run folder become relative, the same for all seeds."""
+    own = (f"{recipe.output_folder}/", f"{recipe.output_folder.parent}/")
+    settings = {}
+    for key, value in _leaves(recipe.model_dump(mode="json")):
+        if key.startswith(prefixes):
+            for folder in own if isinstance(value, str) else ():
+                value = value.removeprefix(folder)
+            settings[key] = value
+    return settings
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -146,7 +146,7 @@ def compare_seeds(runs: Sequence[Path], *, protocol: str | None = None) -> Compa
         protocol: id of a protocol; default: the main one.
 
     Raises:
-        UserError: fewer than two seeds, or the recipes differ in more than their seeds.
+        UserError: the recipes differ in more than their seeds.
     """
     comparison = compare_runs(runs, protocol=protocol)
     for group in comparison.groups:
@@ -155,8 +155,6 @@ def compare_seeds(runs: Sequence[Path], *, protocol: str | None = None) -> Compa
             raise UserError(
                 f"the runs differ in more than their seeds ({settings}); use `preceptor compare` to compare recipes"
             )
-    if all(len(group.models) < MINIMUM_SEEDS for group in comparison.groups):
-        raise UserError("a comparison over seeds needs runs with at least two seeds; train with more seeds")
     return comparison
 
 
@@ -169,9 +167,9 @@ def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Any]:
     write_text(folder / "compare.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
     write_text(folder / "compare.csv", as_csv(document))
     write_text(folder / "compare.tex", as_latex(document))
-    write_text(folder / "compare.html", render(comparison))
+    write_text(folder / "compare.html", render(document))
     for kind in FIGURES:
-        draw(comparison, folder / f"compare.{kind}")
+        draw(document, folder / f"compare.{kind}")
     return document
 
 
@@ -190,9 +188,8 @@ def _cautions(groups: Sequence[Group], parts: Sequence[Category], unit: str) -> 
     cautions = []
     few = [part.n for part in parts if part.kind == ALL and part.n < MINIMUM_UNITS]
     if few:
-        cautions.append(
-            f"There are only {min(few)} {unit}s: below {MINIMUM_UNITS} no interval, test or verdict is given."
-        )
+        number = f"is only 1 {unit}" if min(few) == 1 else f"are only {min(few)} {unit}s"
+        cautions.append(f"There {number}: below {MINIMUM_UNITS}, no interval, test or verdict is given.")
     single = [group.name for group in groups if len(group.models) < MINIMUM_SEEDS]
     if single:
         which = "Every group" if len(single) == len(groups) else ", ".join(single)

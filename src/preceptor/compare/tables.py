@@ -70,5 +70,8 @@ def escape_latex(text: str) -> str:
 
 def _cell(mean: float, low: float | None, high: float | None, sign: str = "") -> str:
     """Return a score or difference in percent, with its interval in brackets."""
-    numbers = [f"{100 * value:{sign}.1f}".replace("-", "$-$") for value in (mean, low, high) if value is not None]
-    return numbers[0] if len(numbers) == 1 else f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+
+    def text(value: float) -> str:
+        return f"{round(100 * value, 1) + 0.0:{sign}.1f}".replace("-", "$-$")
+
+    return text(mean) if low is None or high is None else f"{text(mean)} [{text(low)}, {text(high)}]"

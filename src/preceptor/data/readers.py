@@ -1,7 +1,8 @@
 """The readers of data sets by name. A new data set is a module with a `read` function and one line here.
 
 A reader is called as ``read(config, scratch)`` with the data settings of the recipe and a folder for generated files,
-and returns a `Dataset`. A recipe may also name a function of the user's: ``data.name: my_module:read``.
+and returns a `Dataset`. A recipe may also name a function of the user's, ``data.name: my_module:read``, which is called
+as ``read(root, **arguments)``.
 """
 
 from __future__ import annotations
@@ -41,11 +42,21 @@ GROUNDING = {
 def read_named(readers: Mapping[str, str], config: Any, scratch: Path) -> Any:
     """Return the data set that ``config.name`` names. Raises UserError as its reader."""
     if ":" in config.name:
-        data = load_function(config.name, "data.name")(config, scratch)
-        if not isinstance(data, Dataset):
-            raise UserError(f"data.name: {config.name} must return a Dataset, not a {type(data).__name__}")
-        return data
+        return _read_own(config)
     return import_module(readers[config.name]).read(config, scratch)
+
+
+def _read_own(config: Any) -> Dataset:
+    read = load_function(config.name, "data.name")
+    try:
+        data = read(Path(config.root) if config.root else None, **config.arguments)
+    except TypeError as error:
+        raise UserError(f"data.name={config.name} does not accept the arguments {config.arguments}: {error}") from error
+    if not isinstance(data, Dataset):
+        raise UserError(
+            f"data.name={config.name} must return a preceptor.data.types.Dataset, not {type(data).__name__}"
+        )
+    return data
 
 
 def _checked(readers: Mapping[str, str]) -> AfterValidator:

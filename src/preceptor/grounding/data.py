@@ -81,6 +81,7 @@ def describe_dialogues(data: GroundingDataset) -> dict[str, Any]:
         "variant": data.variant,
         "sha256": data.fingerprint(),
         "test_sha256": data.fingerprint("test"),
+        "leaking": data.leaking,
         **{split: len(data.split(split)) for split in splits if data.split(split)},
         "faults": dict(data.faults),
         "faulty": data.faulty[:MOST_LISTED],

@@ -26,13 +26,14 @@ from preceptor.grounding.context import RunContext, guidance_of
 from preceptor.grounding.data import describe_dialogues, read_recipe_dialogues
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample
 from preceptor.grounding.evaluate import answer_greedily, answer_selectively, asker, mean_loss, prediction_row
+from preceptor.grounding.figures import write_figures
 from preceptor.grounding.memory import announce, available, estimate_memory, load_model_config, sentence, warning
 from preceptor.grounding.metrics import DESCRIBES, score_rows
 from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.model_card import grounding_card
+from preceptor.grounding.model_card import model_card
 from preceptor.grounding.reflection import Correction
 from preceptor.grounding.reflection_round import Ask, Reflector, correction_dialogue
-from preceptor.grounding.report import write_grounding_report
+from preceptor.grounding.report import write_report
 from preceptor.grounding.teacher_cache import cache_teacher
 from preceptor.grounding.teachers import (
     CACHE,
@@ -184,7 +185,7 @@ class GroundingExperiment(Experiment):
             student = asker(vlm, method.reflection.max_new_tokens, recipe.answers.batch_size)
             corrects = student if method.reflection.corrector == "student" else phase.corrector
             reflector = Reflector(
-                student, corrects, data.split("train"), method.reflection, context.similarity, recipe.seed
+                student, corrects, context.readable("train"), method.reflection, context.similarity, recipe.seed
             )
         task = method.build_task(
             vlm,
@@ -217,7 +218,7 @@ class GroundingExperiment(Experiment):
                 found["reflection"] = {"rounds": task.buffer.rounds, "examples": rows}
             return found
 
-        dialogues = [example.dialogue for example in phase.examples]
+        dialogues = [e.dialogue for e in phase.examples if e.dialogue.id not in context.broken_ids]
         announce(phase.name, recipe, config, vlm.config, vlm.encoder, dialogues, phase.teacher_on_device)
         return Training(
             folder=phase.folder,
@@ -320,10 +321,8 @@ class GroundingExperiment(Experiment):
             if protocol not in ids:
                 raise UserError(f"protocol {protocol!r} is not known{nearest(protocol, ids)}")
             ids = {protocol: ids[protocol]}
-        test: list[Dialogue] = data.split("test")
-        broken = self._broken(test) if recipe.data.broken == "skip" else []
-        test = [row for row in test if row not in broken]
-        empty = [prediction_row(row, "") for row in broken]
+        test = self.context.readable("test")
+        empty = [prediction_row(row, "") for row in data.split("test") if row.id in self.context.broken_ids]
         rows, seconds = answer_greedily(model, test, recipe.answers)
         rows += empty
         found = Evaluation(
@@ -351,20 +350,12 @@ class GroundingExperiment(Experiment):
     def describe_data(self, stage: Stage | None = None) -> dict[str, Any]:
         return describe_dialogues(self.data)
 
-    def _broken(self, rows: Sequence[Dialogue]) -> list[Dialogue]:
-        """Return the dialogues with an image that cannot be read; they are answered with the empty text."""
-        config = self.recipe.data
-        paths = [path for row in rows for path in row.images]
-        limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
-        readable = provenance.hash_images(paths, None, **limits)
-        return [row for row in rows if not readable.keys() >= set(row.images)]
-
     def parameter_count(self, model: GroundedVlm) -> int:
         return sum(parameter.numel() for parameter in model.base.parameters())
 
     def speed_test(self, model: GroundedVlm) -> SpeedTest:
         answers = self.recipe.answers
-        rows: list[Dialogue] = self.data.split("test")[: answers.batch_size]
+        rows = self.context.readable("test")[: answers.batch_size]
         few = rows[:4]
 
         def generate(dialogues: Sequence[Dialogue], batch_size: int) -> None:
@@ -376,11 +367,14 @@ class GroundingExperiment(Experiment):
 
     # Files
 
+    def write_figures(self, folder: Path, model: GroundedVlm, evaluation: Evaluation) -> None:
+        write_figures(folder, model, self.data, self.recipe, evaluation.rows)
+
     def model_card(self, results: dict[str, Any]) -> str:
-        return grounding_card(results, self.recipe)
+        return model_card(results, self.recipe)
 
     def write_report(self, run: Path) -> Path:
-        return write_grounding_report(run, data=self.data, recipe=self.recipe)
+        return write_report(run)
 
     # Commands beside training
 

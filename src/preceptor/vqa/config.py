@@ -62,6 +62,8 @@ class DataConfig(Section):
     name: VqaName = "phantom"
     """`phantom` (generated images), `table` (your own table), `vqa-rad`, `vqa-med-2019`, `slake`, `path-vqa`, or your
     own reader as `module:function`."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of your own reader."""
     root: Folder | None = None
     """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Without one, phantoms are made."""
     variant: str | None = None
@@ -143,7 +145,7 @@ class VisionConfig(Section):
     """A backbone of your own, `module:Class`: an nn.Module that maps images (B, 3, H, W) to tokens (B, L, D) and has
     the attribute `width` = D. Activation maps assume that the last tokens are a square grid, row by row."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of that class."""
+    """Keyword arguments of a backbone of your own."""
 
     @model_validator(mode="after")
     def _one_backbone(self) -> VisionConfig:

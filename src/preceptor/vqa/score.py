@@ -71,7 +71,7 @@ def score_file(
     if other.normaliser not in NORMALISERS:
         raise UserError(f"unknown answer normaliser {other.normaliser!r}{nearest(other.normaliser, NORMALISERS)}")
     scores = score(samples, answers, other)
-    results = {
+    results: dict[str, Any] = {
         "stage": predictions.stem,
         "protocols": {protocol: scores.as_dict()},
         "describes": {protocol: other.describes},

@@ -1,0 +1,282 @@
+"""The contract at the surface: verbs, exit codes, JSON, files of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from preceptor.cli import app as cli
+from tests.fault.tiny import write_recipe
+
+QUICK = [
+    "stages=[teacher,baseline,distilled]",
+    "teacher.train.epochs=2",
+    "student.train.epochs=2",
+    "data.augment.views=2",
+    "method.teaching.kind=cached",
+]
+
+
+def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["preceptor", *arguments])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    recipe = write_recipe(folder)
+    old = sys.argv
+    sys.argv = ["preceptor", "train", str(recipe), f"output={folder / 'run'}", *QUICK]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        sys.argv = old
+    assert not ended.value.code
+    return folder / "run"
+
+
+def test_a_run_folder_holds_what_the_contract_says(run: Path):
+    for name in ("recipe.yaml", "results.json", "report.html", "log.txt"):
+        assert (run / name).is_file(), name
+    for stage in ("teacher", "baseline", "distilled"):
+        for name in (
+            "recipe.yaml",
+            "metrics.jsonl",
+            "results.json",
+            "model/config.json",
+            "model/model.safetensors",
+            "model/README.md",
+            "model/tokenizer.json",
+            "model/preprocessor_config.json",
+        ):
+            assert (run / stage / name).is_file(), name
+        results = json.loads((run / stage / "results.json").read_text())
+        assert {"protocols", "parameters", "latency_ms", "seed", "versions", "data"} <= results.keys()
+        (protocol, scores), *_ = results["protocols"].items()
+        predictions = run / stage / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
+        rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+        assert len(rows) == scores["n"]
+        assert sum(row["correct"] for row in rows) / len(rows) == pytest.approx(scores["accuracy"])
+        assert {"id", "prediction", "probability", "target", "correct"} <= rows[0].keys()
+        assert list((run / stage / "checkpoints").glob("step-*"))
+    comparison = json.loads((run / "results.json").read_text())["comparison"]
+    assert {"distilled - baseline", "distilled / teacher"} <= next(iter(comparison.values())).keys()
+
+
+def test_the_weights_hold_neither_teacher_nor_projectors(run: Path):
+    from safetensors import safe_open
+
+    with safe_open(run / "distilled" / "model" / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "teacher" in name or "projectors" in name]  # noqa: SIM118
+
+
+def test_train_again_trains_nothing_and_says_the_same(run: Path, capsys, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("task.safetensors")}
+    recipe = str(run.parent / "tiny.yaml")
+    code, out, _ = call(capsys, monkeypatch, "train", recipe, f"output={run}", *QUICK, "--json")
+    assert code == 0
+    assert set(json.loads(out)["stages"]) == {"teacher", "baseline", "distilled"}
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("task.safetensors")} == before
+
+
+def test_a_changed_recipe_exits_2_and_lists_the_differences(run: Path, capsys, monkeypatch):
+    recipe = str(run.parent / "tiny.yaml")
+    code, out, err = call(capsys, monkeypatch, "train", recipe, f"output={run}", *QUICK, "student.train.epochs=3")
+    assert code == 2
+    assert "train.epochs: 2.0 -> 3.0" in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_a_refused_recipe_leaves_the_stages_recipe_alone(run: Path, capsys, monkeypatch):
+    before = (run / "teacher" / "recipe.yaml").read_bytes()
+    recipe = str(run.parent / "tiny.yaml")
+    code, _, err = call(
+        capsys, monkeypatch, "train", recipe, f"output={run}", *QUICK, "method.label.label_smoothing=0.3"
+    )
+    assert code == 2
+    assert "label.label_smoothing: 0.0 -> 0.3" in err
+    assert (run / "teacher" / "recipe.yaml").read_bytes() == before
+
+
+def test_a_stage_runs_again_by_its_own_recipe(run: Path, capsys, monkeypatch):
+    code, _, err = call(capsys, monkeypatch, "train", str(run / "distilled"), "--json")
+    assert code == 0, err
+
+
+def test_evaluate_gives_the_stored_scores(run: Path, capsys, monkeypatch):
+    code, out, _ = call(capsys, monkeypatch, "evaluate", str(run), "--json")
+    stored = json.loads((run / "distilled" / "results.json").read_text())
+    assert code == 0
+    assert json.loads(out)["protocols"] == stored["protocols"]
+    code, _, err = call(capsys, monkeypatch, "evaluate", str(run), "--protocol", "phantom/givne")
+    assert code == 2
+    assert "did you mean" in err
+
+
+def test_predict_one_and_many(run: Path, capsys, monkeypatch, tmp_path):
+    image = next((run / "data" / "images").glob("*.png"))
+    code, out, _ = call(
+        capsys, monkeypatch, "predict", str(run), "--image", str(image), "--question", "is there a lesion?", "--json"
+    )
+    assert code == 0
+    answers = json.loads(out)[0]["answers"]
+    assert [a["probability"] for a in answers] == sorted((a["probability"] for a in answers), reverse=True)
+    shutil.copy(image, tmp_path / "a.png")
+    (tmp_path / "asked.csv").write_text("image,question\na.png,is there a lesion?\n")
+    code, _, err = call(
+        capsys,
+        monkeypatch,
+        "predict",
+        str(run),
+        "--table",
+        str(tmp_path / "asked.csv"),
+        "--output",
+        str(tmp_path / "o.jsonl"),
+    )
+    assert code == 0, err
+    row = json.loads((tmp_path / "o.jsonl").read_text())
+    assert row["answers"][0]["answer"] == answers[0]["answer"]
+    assert row["answers"][0]["probability"] == pytest.approx(answers[0]["probability"], rel=1e-4)
+    (tmp_path / "text.png").write_text("not an image")
+    for bad in (["--image", str(image)], ["--image", str(tmp_path / "text.png"), "--question", "x"], []):
+        code, _, err = call(capsys, monkeypatch, "predict", str(run), *bad)
+        assert code == 2
+        assert err.startswith("error: ")
+    code, _, err = call(capsys, monkeypatch, "predict", str(tmp_path), "--image", str(image), "--question", "x")
+    assert code == 2
+    assert "contains no trained model" in err
+
+
+def test_cache_verifies_and_finds_a_wrong_byte(run: Path, capsys, monkeypatch, tmp_path):
+    recipe = str(run.parent / "tiny.yaml")
+    settings = [*QUICK, f"output={run}", f"method.teaching.cache={tmp_path / 'cache'}"]
+    code, out, err = call(capsys, monkeypatch, "cache", recipe, *settings, "--verify", "1", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["checked"] == report["rows"] > 0
+    logits = tmp_path / "cache" / "logits.npy"
+    content = bytearray(logits.read_bytes())
+    content[-1] ^= 0x40  # the exponent of the last number
+    logits.write_bytes(bytes(content))
+    code, out, _ = call(capsys, monkeypatch, "cache", recipe, *settings, "--verify", "1", "--json")
+    assert code == 1
+    report = json.loads(out)
+    assert len(report["mismatches"]) == 1
+    assert logits.name in report["damage"]
+    code, out, _ = call(capsys, monkeypatch, "cache", recipe, *settings)  # without --verify it is written again
+    assert code == 0
+    code, out, _ = call(capsys, monkeypatch, "cache", recipe, *settings, "--verify", "1", "--json")
+    assert (code, json.loads(out)["damage"]) == (0, "")
+
+
+def test_report_is_written_again(run: Path, capsys, monkeypatch):
+    before = (run / "report.html").read_bytes()
+    (run / "report.html").unlink()
+    code, out, _ = call(capsys, monkeypatch, "report", str(run))
+    assert code == 0
+    assert out.strip() == str(run / "report.html")
+    assert (run / "report.html").read_bytes() == before
+
+
+def broken_table(folder: Path) -> Path:
+    from PIL import Image
+
+    rows = ["image,question,answer,split"]
+    for number in range(24):
+        Image.new("RGB", (40, 40), (number * 10, 0, 0)).save(folder / f"{number}.png")
+        part = "test" if number > 19 else "validation" if number > 15 else "train"
+        rows.append(f"{number}.png,is it red?,{'yes' if number % 2 else 'no'},{part}")
+    (folder / "table.csv").write_text("\n".join(rows))
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
+    (folder / "5.png").write_text("this is no image")
+    return folder / "table.csv"
+
+
+def test_broken_are_listed_refused_or_skipped(capsys, monkeypatch, tmp_path):
+    table, recipe = broken_table(tmp_path), str(write_recipe(tmp_path))
+    code, out, _ = call(capsys, monkeypatch, "doctor", str(table), "--json")
+    assert code == 1
+    assert sorted(f["file"] for f in json.loads(out)["findings"] if f["severity"] == "error") == ["2.png", "5.png"]
+    settings = [recipe, "data.name=table", f"data.root={table}", f"output={tmp_path / 'run'}", "teacher.train.epochs=1"]
+    code, _, err = call(capsys, monkeypatch, "train", *settings)
+    assert code == 2
+    assert "2.png" in err or "5.png" in err
+    assert "Traceback" not in err
+    code, _, err = call(
+        capsys, monkeypatch, "train", *settings, "data.broken=skip", "data.skip_limit=0.01", "resume=never"
+    )
+    assert code == 2
+    assert "skip_limit=0.01" in err
+    code, out, err = call(
+        capsys,
+        monkeypatch,
+        "train",
+        *settings,
+        "data.broken=skip",
+        "data.skip_limit=0.2",
+        "resume=never",
+        "--json",
+    )
+    assert code == 0, err
+    assert len(json.loads(out)["training"]["skipped"]) == 2
+
+
+def test_doctor_finds_nothing_in_phantoms(run: Path, capsys, monkeypatch):
+    code, out, _ = call(capsys, monkeypatch, "doctor", str(run / "teacher"), "--json")
+    assert code == 0
+    assert not [finding for finding in json.loads(out)["findings"] if finding["severity"] == "error"]
+
+
+def test_recipes_are_listed_and_shown(capsys, monkeypatch):
+    code, out, _ = call(capsys, monkeypatch, "recipes", "--json")
+    assert code == 0
+    assert "mhkd-vqa-rad" in json.loads(out)
+    code, out, _ = call(capsys, monkeypatch, "recipes", "show", "mhkd-vqa-rad")
+    assert code == 0
+    assert "# clean | published | no_frames" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "nonsense"],
+        ["demo", "lckdd"],
+        ["train", "mhkd-demo", "data.nmae=x"],
+        ["report", "/nonexistent"],
+        ["trian"],
+        ["train", "mhkd-vqa-rad", "data.root=/nonexistent"],
+        ["evaluate", "/nonexistent"],
+    ],
+)
+def test_mistakes_exit_2_without_a_traceback(arguments, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, monkeypatch, *arguments)
+    assert code == 2
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_help_needs_no_torch():
+    program = (
+        "import sys, preceptor.cli.app\n"
+        "try:\n    sys.argv = ['preceptor', '--help']; preceptor.cli.app.main()\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'matplotlib', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+    for verb in ("train", "demo", "evaluate", "predict", "cache", "doctor", "report", "recipes"):
+        assert verb in done.stdout
