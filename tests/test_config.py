@@ -154,7 +154,7 @@ def test_known_keys_reach_the_leaves():
         ("data.modalities=[t1, t1]", "each once"),
         ("method.election.initial=ct", "not among data.modalities"),
         ("stages=[distilled]", "needs the stage 'teacher'"),
-        ("method.name=lckdd", "Input should be 'lckd'"),
+        ("method.name=lckdd", "did you mean .lckd."),
     ],
 )
 def test_wrong_segmentation_recipes(override, said):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from preceptor.api import evaluate, run_recipe
 from preceptor.data.provenance import PROVENANCE_FILE, read_provenance
 from preceptor.errors import UserError

@@ -131,6 +131,13 @@ def predict(run: str | Path, *, output: str | Path | None = None, **inputs: Any)
     from preceptor.pipeline.predictions import stream_predictions
 
     model = load(run)
+    for key in ("image", "table", "case"):
+        if isinstance(inputs.get(key), str | Path):
+            inputs[key] = Path(inputs[key])
+    if isinstance(inputs.get("case"), Path):
+        inputs["case"] = [inputs["case"]]
+    elif inputs.get("case"):
+        inputs["case"] = [Path(file) for file in inputs["case"]]
     items = model.items(**inputs)
     path = model.prediction_file(Path(output)) if output is not None else None
     options = inputs | {"output": Path(output) if output is not None else Path()}
@@ -325,4 +332,9 @@ def _resolve(recipe: str | Path | Mapping[str, Any] | BaseRecipe, overrides: Ove
 def _override_texts(overrides: Overrides) -> list[str]:
     if not isinstance(overrides, Mapping):
         return list(overrides)
-    return [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]  # JSON is YAML
+    return [f"{key}={json.dumps(value, default=_text)}" for key, value in overrides.items()]  # JSON is YAML
+
+
+def _text(value: Any) -> str:
+    """Return ``module:Name`` for a class or function of the user's, and the text of any other object."""
+    return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)

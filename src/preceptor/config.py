@@ -38,28 +38,40 @@ class Section(BaseModel):
 
 class PhantomConfig(Section):
     cases: Annotated[int, Field(ge=8)] = 100
+    """Number of generated cases, each a three-dimensional head or torso."""
     images_per_case: Positive = 4
+    """Images cut from each case."""
     questions_per_image: Positive = 5
+    """Maximum number of questions about each image."""
     seed: Seed = 0
+    """Seed of the generated data; separate from `seed`."""
 
 
 class TrainConfig(Section):
     epochs: Annotated[float, Field(gt=0)] = 20
+    """Passes over the training rows; may be a fraction."""
     batch_size: Positive = 32
     """Samples per optimiser step, over all micro-batches and processes."""
     accumulation: Positive = 1
     """Micro-batches per optimiser step and process."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`adamw`, or `sgd` with Nesterov momentum 0.99."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """Highest learning rate, reached after the warm-up."""
     pretrained_scale: Annotated[float, Field(ge=0)] = 0.1
     """Factor on the learning rate of weights that came pretrained; 0 freezes them."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    """Weight decay of matrices; biases, norms and other vectors do not decay."""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.98
+    """AdamW's decay of the squared gradients; the first decay is 0.9."""
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    """Learning-rate schedule after the warm-up."""
     warmup: Fraction = 0.1
     """Share of the steps over which the learning rate rises."""
     poly_power: Annotated[float, Field(gt=0)] = 0.9
+    """Exponent of `schedule: poly`."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Maximum norm of the gradient over all trained parameters; null: no clipping."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of an exponential moving average of the weights; above 0 it is the average that is validated and kept."""
     select: Literal["best", "last"] = "best"
@@ -73,8 +85,11 @@ class TrainConfig(Section):
     checkpoint_every: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between checkpoints of the training state."""
     keep_checkpoints: Positive = 2
+    """Number of newest checkpoints to keep."""
     log_every: Positive = 10
+    """Steps between lines of `metrics.jsonl`."""
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+    """Trackers that receive metrics in addition to `metrics.jsonl`; each needs its own package."""
 
     @model_validator(mode="after")
     def _stops(self) -> TrainConfig:
@@ -87,6 +102,7 @@ class TrainConfig(Section):
 
 class TermConfig(Section):
     weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the term in the loss; 0 disables it."""
     start: Fraction = 0.0
     """Fraction of the training after which the term begins."""
     ramp: Fraction = 0.0

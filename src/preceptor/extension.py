@@ -1,4 +1,4 @@
-"""Classes from the user's own files, named ``module:Class`` in a recipe or given as objects in Python.
+"""Classes from the user's own files, named ``module:Name`` in a recipe or given as objects in Python.
 
 The module is looked for like any import, then in the current directory, then in the folder of the recipe. A recipe that
 names a module runs its code, as a script would. A model folder that names one needs the caller's consent
@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,37 +25,49 @@ _trusted: set[str] = set()
 
 
 def load_object(reference: str, place: str, kind: type[T], folder: Path | None = None) -> type[T]:
-    """Import the class ``module:Class`` that `place` names and return it.
+    """Import the class ``module:Name`` that `place` names and return it.
 
     Raises UserError if the module is not found or cannot be imported, if it has no such name, or if the object is not a
     subclass of `kind`.
     """
-    find_module(reference, place, folder)
-    module_name, _, name = reference.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise UserError(f"{place}: importing {module_name} failed: {type(error).__name__}: {error}") from error
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            public = [key for key in vars(found) if not key.startswith("_")]
-            raise UserError(f"{place}: module {module_name} has no {name!r}{nearest(name, public)}")
-        found = getattr(found, part)
+    found = _import(reference, place, folder)
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise UserError(f"{place}: {reference} is not a subclass of {kind.__module__}.{kind.__qualname__}")
     return found
 
 
+def load_function(reference: str, place: str, folder: Path | None = None) -> Callable[..., Any]:
+    """Import the function ``module:function`` that `place` names and return it. Raises UserError as `load_object`."""
+    found = _import(reference, place, folder)
+    if not callable(found):
+        raise UserError(f"{place}: {reference} is not a function")
+    return found
+
+
+def _import(reference: str, place: str, folder: Path | None) -> Any:
+    find_module(reference, place, folder)
+    module_name, _, name = reference.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise UserError(f"{place}: importing {module_name} failed: {type(error).__name__}: {error}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = [key for key in vars(found) if not key.startswith("_")]
+            raise UserError(f"{place}: module {module_name} has no {name!r}{nearest(name, public)}")
+        found = getattr(found, part)
+    return found
+
+
 def find_module(reference: str, place: str, folder: Path | None = None) -> None:
-    """Raise UserError unless ``module:Class`` is well formed and its module can be found. Nothing is imported.
+    """Raise UserError unless ``module:Name`` is well formed and its module can be found. Nothing is imported.
 
     The folder in which the module is found, the current directory or `folder`, is added to the end of `sys.path`.
     """
     prefix = f"{place}: " if place else ""
     module, colon, name = reference.partition(":")
     if not (colon and name and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))):
-        raise UserError(f"{prefix}{reference!r} must look like module:Class")
+        raise UserError(f"{prefix}{reference!r} must look like module:Name")
     for path in (None, Path.cwd(), folder):
         if path is not None:
             if str(path) in sys.path or not any(
@@ -95,7 +107,7 @@ def load_trusted(reference: str, place: str, kind: type[T]) -> type[T]:
 
 
 def trust(reference: str) -> None:
-    """Allow models to use the class ``module:Class``."""
+    """Allow models to use the class ``module:Name``."""
     _trusted.add(reference)
 
 
@@ -112,7 +124,7 @@ def trust_folder(folder: Path) -> None:
 
 
 def _reference(value: Any) -> Any:
-    """Return ``module:Class`` for a class."""
+    """Return ``module:Name`` for a class."""
     return f"{value.__module__}:{value.__qualname__}" if isinstance(value, type) else value
 
 
@@ -123,4 +135,4 @@ def _check(value: str, info: ValidationInfo) -> str:
 
 
 Reference = Annotated[str, BeforeValidator(_reference), AfterValidator(_check)]
-"""A key of a recipe that names a class of the user's: ``module:Class``, or in Python the class itself."""
+"""A key of a recipe that names a class of the user's: ``module:Name``, or in Python the class itself."""

@@ -111,7 +111,15 @@ def validate(raw: Mapping[str, Any], place: str, kind: type[R]) -> R:
     try:
         return kind.model_validate(raw, context={"folder": folder})
     except ValidationError as error:
-        raise UserError("; ".join(_sentence(dict(detail), place, kind) for detail in error.errors())) from error
+        details = [dict(detail) for detail in error.errors() if not _is_other_alternative(dict(detail))]
+        raise UserError("; ".join(_sentence(detail, place, kind) for detail in details)) from error
+
+
+def _is_other_alternative(detail: dict[str, Any]) -> bool:
+    """Return whether an error is about the form of a key that was not meant: a name, or ``module:Name``."""
+    alternatives = str(detail["loc"][-1]) if detail["loc"] else ""
+    is_reference = isinstance(detail["input"], str) and ":" in detail["input"]
+    return alternatives.startswith("literal[") if is_reference else alternatives.startswith("function-")
 
 
 def _renamed(raw: Mapping[str, Any], known: set[str]) -> list[str]:

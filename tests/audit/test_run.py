@@ -158,7 +158,7 @@ def test_exit_codes(clean: Path, leaking: Path, tmp_path: Path) -> None:
 def test_the_page_needs_nothing_but_itself(leaking: Path, tmp_path: Path) -> None:
     audit_data(str(leaking), [], None, None, None, tmp_path)
     page = (tmp_path / "audit.html").read_text("utf-8")
-    assert page.count("data:image/jpeg;base64,") == 2  # the pair
+    assert page.count("data:image/png;base64,") == 2  # the pair
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
     assert "http" not in page.replace("http-equiv", "")
     assert "Leakage" in page

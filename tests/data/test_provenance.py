@@ -9,10 +9,13 @@ import pytest
 from PIL import Image
 
 from preceptor.data import provenance
+from preceptor.data.types import Dataset, Sample
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
-from preceptor.vqa.config import DataConfig
+from preceptor.pipeline.run import contaminated
+from preceptor.vqa.config import DataConfig, VqaRecipe
 from preceptor.vqa.data import read_data
+from preceptor.vqa.experiment import VqaExperiment
 from tests.audit.made import picture, row, write_table
 
 
@@ -28,6 +31,12 @@ def table(folder: Path, seeds: dict[str, list[int]], side: int, **save) -> Path:
     return write_table(folder, rows)
 
 
+def experiment(path: Path, data: Dataset[Sample] | None = None) -> VqaExperiment:
+    """Return the experiment of a table."""
+    recipe = VqaRecipe(name="tiny", output=str(path.parent / "run"), data={"name": "table", "root": str(path)})
+    return VqaExperiment(recipe, data or read_table(path))
+
+
 @pytest.fixture
 def pretraining(tmp_path: Path) -> Path:
     return table(tmp_path / "one", {"train": list(range(8)), "validation": [8, 9], "test": [10]}, 200)
@@ -40,18 +49,18 @@ def target(tmp_path: Path) -> Path:
 
 
 def test_test_images_known_from_elsewhere_are_found(pretraining: Path, target: Path) -> None:
-    source = provenance.training_images(read_table(pretraining))
+    source = experiment(pretraining).training_images()
     assert len(source.images) == 10
-    assert provenance.contaminated_test_ids(read_table(target), [source]) == ["test-3", "test-9"]
+    assert contaminated(experiment(target), [source]) == (["test-3", "test-9"], 2)
 
 
 def test_the_same_data_set_and_split_is_not_asked(pretraining: Path) -> None:
     data = read_table(pretraining)
-    name, split, rows = provenance.training_images(data).identity
+    name, split, rows = experiment(pretraining).training_images().key
     images = dict(provenance.hash_images(sample.image for sample in data.split("test")).values())
-    assert provenance.contaminated_test_ids(data, [provenance.Source(name, split, rows, images)]) == []
+    assert contaminated(experiment(pretraining), [provenance.Source(name, split, rows, images)]) == ([], 0)
     for other in (("x", split, rows), (name, "x", rows), (name, split, "x")):
-        assert provenance.contaminated_test_ids(data, [provenance.Source(*other, images)]) == ["test-10"]
+        assert contaminated(experiment(pretraining), [provenance.Source(*other, images)]) == (["test-10"], 1)
 
 
 def test_excluded_images_leave_training_and_validation(pretraining: Path, target: Path, tmp_path: Path) -> None:
@@ -59,7 +68,7 @@ def test_excluded_images_leave_training_and_validation(pretraining: Path, target
     data = read_data(config, tmp_path / "run" / "data")
     assert {s.id for s in data.samples} == {f"train-{n}" for n in (0, 1, 2, 4, 5, 6, 7)} | {"validation-8", "test-10"}
     assert any(note.startswith("Left out of training and validation: 2 images (2 questions)") for note in data.notes)
-    assert provenance.contaminated_test_ids(read_table(target), [provenance.training_images(data)]) == []
+    assert contaminated(experiment(target), [experiment(pretraining, data).training_images()]) == ([], 0)
     assert (tmp_path / "run" / provenance.CACHE).is_file()
 
 
@@ -89,7 +98,7 @@ def test_a_folder_without_images_is_refused(pretraining: Path, tmp_path: Path) -
 
 
 def test_the_file_holds_hashes_alone_and_comes_back(pretraining: Path, target: Path, tmp_path: Path) -> None:
-    sources = [provenance.training_images(read_table(path)) for path in (pretraining, target)]
+    sources = [experiment(path).training_images() for path in (pretraining, target)]
     provenance.write_provenance(tmp_path, sources)
     text = (tmp_path / provenance.PROVENANCE_FILE).read_text("utf-8")
     assert "patient" not in text

@@ -207,9 +207,9 @@ def test_the_initial_weights_of_an_own_backbone_are_its_own(files):
     ("reference", "message"),
     [
         ("nobody_has_this:Loss", "no module 'nobody_has_this'"),
-        ("my_losses", "module:Class"),
-        ("my_losses:", "module:Class"),
-        ("my losses:Loss", "module:Class"),
+        ("my_losses", "module:Name"),
+        ("my_losses:", "module:Name"),
+        ("my losses:Loss", "module:Name"),
     ],
 )
 def test_a_wrong_reference_is_refused_without_importing_anything(files, reference, message):

@@ -14,6 +14,7 @@ import numpy as np
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.recipe import dump_recipe
 from preceptor.segmentation.config import SegmentationRecipe
+from preceptor.segmentation.figures import write_figures
 from preceptor.statistics import paired_bootstrap
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -172,7 +173,7 @@ def make_stage(
         "machine": {"processor": "Xeon", "threads": 2},
         "data": {
             "name": data.name,
-            "split": data.variant,
+            "variant": data.variant,
             "sha256": data.fingerprint(),
             "test_sha256": data.fingerprint("test"),
             "train": 60,
@@ -193,6 +194,7 @@ def make_stage(
         shown = ["+".join(modalities[:size]) for size in range(len(modalities), 0, -1)][:4]
         write_predicted(folder / "predictions" / "masks", data, shown, rng, masks)
     (folder / "results.json").write_text(json.dumps(results), "utf-8")
+    write_figures(folder, None, data, recipe, rows)
     return results
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from preceptor.report.contents import RunRecord, StageRecord
+from preceptor.report.format import enumerate_words, finite
 from preceptor.segmentation import combinations
-from preceptor.segmentation.report_heatmap import LEVELS, Column, Scale
-from preceptor.segmentation.report_text import headline, tally
+from preceptor.segmentation.report import LEVELS, Column, Scale, headline, tally
 
 MINUS = "\u2212"
 
@@ -21,11 +21,11 @@ def test_headline_in_words():
     stages = [StageRecord("baseline", Path(), before), StageRecord("distilled", Path(), results)]
     entry = {"difference": 0.04, "low": -0.001, "high": 0.081}
     run = RunRecord(Path(), stages, {"comparison": {"p": {"distilled - baseline": entry}}})
-    found = " ".join(headline(run, combinations.subject_of(run))).replace("\u00a0", " ").replace(MINUS, "-")
+    found = " ".join(headline(run, combinations.subject_of(run.document))).replace("\u00a0", " ").replace(MINUS, "-")
     assert found == (
         "The distilled network reaches a mean Dice of 70.0 % over all 3 combinations of CT and PET on 40 test cases "
-        "for lesion. The same network without distillation reaches 66.0 %. The difference is +4.0 points, 95 % "
-        "interval -0.1 to +8.1 over cases, this seed alone: not distinguishable from 0. One modality alone gives "
+        "for lesion. The baseline, the same network without distillation, reaches 66.0 %. The difference is +4.0 "
+        "points, -0.1 to +8.1 (95 %): not distinguishable from 0. One modality alone gives "
         "60.0 % on average, from 50.0 (CT) to 70.0 % (PET); both together give 90.0 %."
     )
 
@@ -36,8 +36,8 @@ def test_tally_counts_what_the_table_prints():
         return StageRecord(name, Path(), {"protocols": {"p": {"subsets": subsets}}, "modalities": ["a", "b"]})
 
     run = RunRecord(Path(), [stage("baseline", [0.5, 0.5, 0.5]), stage("distilled", [0.6, 0.4, 0.50001])], {})
-    assert tally(run, combinations.subject_of(run)) == (
-        "Distilled is better than undistilled in 1 of 3 combinations, worse in 1, equal in 1."
+    assert tally(run, combinations.subject_of(run.document)) == (
+        "Distilled is better than the baseline in 1 of 3 combinations, worse in 1, equal in 1."
     )
 
 
@@ -52,9 +52,9 @@ def test_what_a_modality_adds():
 def test_names_of_combinations():
     assert combinations.parse("t1+flair", ("flair", "t1", "t2")) == ("flair", "t1")
     assert combinations.parse("t1+pet", ("flair", "t1")) is None
-    assert combinations.listed(["a"]) == "a"
-    assert combinations.listed(["a", "b", "c"]) == "a, b and c"
-    assert [combinations.number(v) for v in (1, 0.5, True, None, "1", math.nan, math.inf)] == [1.0, 0.5] + [None] * 5
+    assert enumerate_words(["a"]) == "a"
+    assert enumerate_words(["a", "b", "c"]) == "a, b and c"
+    assert [finite(v) for v in (1, 0.5, True, None, "1", math.nan, math.inf)] == [1.0, 0.5] + [None] * 5
 
 
 def test_colours_go_from_worst_to_best():

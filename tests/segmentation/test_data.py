@@ -35,7 +35,7 @@ def test_what_the_share_leaves_out_is_there_without_its_masks(tmp_path):
     left = {case.id for case in both.split("unlabelled")}
     assert left | {case.id for case in both.split("train")} == {case.id for case in whole.split("train")}
     assert all(case.mask is None for case in both.split("unlabelled"))
-    assert "Beside them 3 cases without masks (data.unlabelled)." in both.notes
+    assert "In addition, 3 cases without masks were used (data.unlabelled)." in both.notes
     for part in ("validation", "test"):
         assert both.split(part) == whole.split(part)
     train = examples(rest, both, "train", 0, unlabelled=True)

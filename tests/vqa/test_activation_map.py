@@ -5,11 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from preceptor.task import Batch
-from preceptor.vqa.activation_map import activation_map, overlay, place, token_grid
+from preceptor.vqa.activation_map import OPACITY, activation_map, color_map, describe_peak, token_grid
 from preceptor.vqa.model import VqaTransformer, VqaTransformerConfig
 from preceptor.vqa.vision import ConvVision, TransformersVision
 from tests.vqa.conftest import make_bundle, make_data
@@ -93,7 +92,7 @@ def test_nothing_that_speaks_for_the_class_is_a_map_of_zeros():
     model.values_VI = torch.ones(2, 23)
     found = activation_map(model, question(), 0)
     assert (found == 0).all()
-    assert place(found) == "nothing in the image speaks for this answer"
+    assert describe_peak(found) == "no part of the image speaks for this answer"
 
 
 @pytest.fixture(scope="module")
@@ -225,22 +224,23 @@ def test_end_to_end_on_a_bundle(tmp_path):
     assert found.max() in (0, 1)
 
 
-def test_overlay_keeps_the_size_and_leaves_the_image_where_the_map_is_zero():
-    image = Image.fromarray(np.arange(60 * 40, dtype=np.uint8).reshape(40, 60)).convert("RGB")
+def test_the_colours_are_transparent_where_the_map_is_zero():
     activation = np.zeros((4, 4))
-    assert np.array_equal(np.asarray(overlay(image, activation)), np.asarray(image))
+    assert not np.asarray(color_map(activation, 40))[..., 3].any()
     activation[0, 3] = 1
-    changed = (np.asarray(overlay(image, activation)) != np.asarray(image)).any(-1)
-    assert changed[:5, -5:].all()
-    assert not changed[20:].any()
-    assert not changed[:, :30].any()
+    image = color_map(activation, 40)
+    assert (image.mode, image.size) == ("RGBA", (40, 40))
+    alpha = np.asarray(image)[..., 3]
+    assert alpha.max() == alpha[0, 39] == round(255 * OPACITY)
+    assert not alpha[20:].any()
+    assert not alpha[:, :20].any()
 
 
 @pytest.mark.parametrize(
     ("cell", "words"),
     [((0, 0), "upper left"), ((6, 6), "lower right"), ((3, 3), "the centre"), ((3, 0), "middle left")],
 )
-def test_place_in_words(cell: tuple[int, int], words: str):
+def test_the_peak_in_words(cell: tuple[int, int], words: str):
     activation = np.zeros((7, 7))
     activation[cell] = 1
-    assert words in place(activation)
+    assert words in describe_peak(activation)

@@ -65,7 +65,7 @@ def test_a_wrong_folder_and_none_at_all_are_named(tmp_path, recipe, monkeypatch)
     with pytest.raises(UserError, match=r"is not a folder"):
         check_run(recipe, [f"data.root={tmp_path / 'none'}", f"output={tmp_path / 'run'}"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"holds no|lacks|has no|holds 0"):
+    with pytest.raises(UserError, match=r"contains no|contains 0|nor its data"):
         check_run(recipe, [f"data.root={tmp_path / 'empty'}", f"output={tmp_path / 'run'}"])
 
 

@@ -1,22 +1,22 @@
-"""The page of an audit: one HTML file that needs nothing but itself."""
+"""The page of an audit. It holds thumbnails of some images, and the ids, questions and answers of some rows."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from importlib import resources
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-
-from PIL import Image
+from typing import Any
 
 from preceptor.audit.duplicates import COPY_CORRELATION, Pair
-from preceptor.audit.findings import SPLITS, Audit, Finding
+from preceptor.audit.findings import SPLITS, Audit
 from preceptor.audit.overlap import KINDS
 from preceptor.data.images import ImageError, load_image
 from preceptor.data.phash import ALIKE_BITS, BITS
-from preceptor.report.markup import chip, document, escape, row, table
-from preceptor.report.words import NONE, percent
-from preceptor.vqa.report_samples import data_uri
-from preceptor.vqa.report_scores import bar
+from preceptor.report.format import NONE, SPACE, percent
+from preceptor.report.page import Bar, Bars, Fragment, Page, Section, Text
+from preceptor.report.pictures import as_uri, encode_png
+from preceptor.report.tables import Table
 
 MOST_SHOWN = 12  # pairs of a kind, rows of a check
 LONGEST_SIDE = 200  # pixels of a picture
@@ -27,168 +27,141 @@ TITLES = {
     "copy": "Copies: resized or encoded again",
     "alike": "Alike: probably the same scan",
 }
+LEAK = "Leakage: some of the test set is known from training."
 
 
-def render(found: Audit) -> str:
-    """Return the page. It holds thumbnails of some of the images, and of the rows their ids, questions and answers."""
-    sections = [
-        ("findings", "Findings", _findings(found)),
-        ("images", "Shared images", _overlaps(found)),
-        ("pairs", "Pairs of images", _pairs(found)),
-        ("rows", "Rows that give test rows away", _rows(found)),
-        ("shortcuts", "Answers without the image", _shortcuts(found)),
-        ("reading", "How to read this", _reading()),
-    ]
-    style = (resources.files("preceptor.audit") / "audit.css").read_text("utf-8")
-    return document(f"Audit of {found.names[0]} · Preceptor", _header(found), _notes(found), sections, style=style)
-
-
-def _header(found: Audit) -> str:
-    described = " against ".join(f"<code>{escape(name)}</code>" for name in found.names)
+def render(audit: Audit) -> str:
+    """Return the HTML page."""
     facts = []
-    for name, data in zip(found.names, found.data, strict=True):
+    for name, data in zip(audit.names, audit.data, strict=True):
         counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
-        images = len({sample.image for sample in data.samples})
-        facts.append(f"<b>{escape(name)}</b>: {counts} questions, {images} images")
-    lines = "".join(f'<p class="facts">{fact}</p>' for fact in facts)
-    return f'<h1>Audit</h1><p class="described">{described}</p>{lines}'
-
-
-def _notes(found: Audit) -> str:
-    notes = [*found.notes, *(note for data in found.data for note in data.notes)]
-    items = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(notes))
-    listed = f"<ul>{items}</ul>" if items else ""
-    if found.leaks:
-        banner = "<p><strong>Leakage: what is tested here is partly known from training.</strong></p>"
-        return f'<aside class="banner leak" aria-label="Warning">{banner}{listed}</aside>'
-    return f'<aside class="banner" aria-label="Notes">{listed}</aside>' if listed else ""
-
-
-def _findings(found: Audit) -> str:
-    if not found.findings:
-        return "<p>Nothing was found. That is no proof: see below what these checks cannot see.</p>"
-    order = list(VERDICTS)
-    rows = []
-    for finding in sorted(found.findings, key=lambda f: order.index(f.severity)):
-        share = f"{finding.count} of {finding.of}"
-        cells = [share, percent(finding.count / finding.of if finding.of else None), finding.says]
-        title = f"{VERDICTS[finding.severity]}: {finding.title}"
-        rows.append(row(chip(finding.severity, title), cells, wide=True))
-    return table("Rows or images concerned", ["what", "found", "share", "meaning"], rows)
-
-
-def _overlaps(found: Audit) -> str:
-    shown = [overlap for overlap in found.overlaps if overlap.images]
-    heads = [
-        "images of",
-        "images",
-        "among",
-        "in both",
-        "same file",
-        "equal bytes",
-        "equal pixels",
-        "copy",
-        "only alike",
+        facts.append(f"{name}: {counts} questions, {len({sample.image for sample in data.samples})} images")
+    sections = [
+        Section("findings", "Findings", _findings(audit)),
+        Section("images", "Shared images", [_overlaps(audit)]),
+        Section("pairs", "Pairs of images", [Fragment("audit/templates/pairs.html.j2", _pairs(audit))]),
+        Section("rows", "Rows that give test rows away", _matches(audit)),
+        Section("shortcuts", "Answers without the image", _shortcuts(audit)),
+        Section("reading", "How to read this", _reading()),
     ]
+    notes = [*audit.notes, *(note for data in audit.data for note in data.notes)]
+    title, leak = f"Audit of {' against '.join(audit.names)}", LEAK if audit.leaks else ""
+    return Page(title, facts, sections, notes, leak, "audit/templates/page.css").render()
+
+
+def _findings(audit: Audit) -> list[Any]:
+    if not audit.findings:
+        return [Text("Nothing was found. This is not a proof: see below what these checks cannot see.")]
+    found = sorted(audit.findings, key=lambda finding: list(VERDICTS).index(finding.severity))
     rows = [
-        row(escape(o.of), [str(o.images), o.among, str(o.same), *(str(o.counts[kind]) for kind in KINDS)])
-        for o in shown
+        [
+            f"{VERDICTS[finding.severity]}: {finding.title}",
+            f"{finding.count} of {finding.of}",
+            percent(finding.count / finding.of if finding.of else None, unit=True),
+            finding.says,
+        ]
+        for finding in found
     ]
-    return table("Each image counts once, by its surest kind", heads, rows) if rows else ""
+    columns = ["Finding", "Count", "Share", "Meaning"]
+    return [Table("Rows or images concerned", columns, rows, keys=[finding.severity for finding in found])]
 
 
-def _pairs(found: Audit) -> str:
+def _overlaps(audit: Audit) -> Table:
+    columns = ["Images of", "Images", "Compared with", "In both", "Same file"]
+    columns += ["Equal bytes", "Equal pixels", "Copy", "Only alike"]
+    rows = [
+        [o.of, str(o.images), o.among, str(o.same), *(str(o.counts[kind]) for kind in KINDS)]
+        for o in audit.overlaps
+        if o.images
+    ]
+    return Table("Each image counts once, by its most certain kind", columns, rows)
+
+
+def _pairs(audit: Audit) -> list[dict[str, Any]]:
     kinds: defaultdict[str, list[Pair]] = defaultdict(list)
-    for pair in found.crossing():
+    for pair in audit.crossing():
         kinds[pair.kind].append(pair)
-    paths = list(found.atlas.numbers)
-    content = ""
+    paths = list(audit.atlas.numbers)
+    found = []
     for kind, title in TITLES.items():
-        if kinds[kind]:
-            chosen = _spread(kinds[kind])
-            shown = f"{len(chosen)} of {len(kinds[kind])} shown" if len(chosen) < len(kinds[kind]) else str(len(chosen))
-            figures = "".join(_pair(found, pair, paths) for pair in chosen)
-            content += f'<h3>{title} ({shown})</h3><div class="pairs">{figures}</div>'
-    return content
+        chosen = _spread(kinds[kind])
+        if chosen:
+            number = (
+                f"{len(chosen)} of {len(kinds[kind])} shown" if len(chosen) < len(kinds[kind]) else str(len(chosen))
+            )
+            pairs = [_pair(audit, pair, paths) for pair in chosen]
+            found.append({"title": f"{title} ({number})", "pairs": pairs})
+    return found
 
 
-def _spread(pairs: list[Pair]) -> list[Pair]:
-    """Return some pairs from the surest to the least sure."""
+def _spread(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return some pairs from the most to the least certain."""
     if len(pairs) <= MOST_SHOWN:
-        return pairs
+        return list(pairs)
     return [pairs[round(n * (len(pairs) - 1) / (MOST_SHOWN - 1))] for n in range(MOST_SHOWN)]
 
 
-def _pair(found: Audit, pair: Pair, paths: list[Path]) -> str:
-    pictures, captions = "", []
+def _pair(audit: Audit, pair: Pair, paths: Sequence[Path]) -> dict[str, Any]:
+    sides = []
     for number in (pair.left, pair.right):
-        (side, split), sample = found.atlas.row(number)
-        name = f"{found.names[side]} {split}" if len(found.data) > 1 else split
-        captions.append(f"<b>{escape(name)}</b> {escape(sample.id)}")
-        picture = _picture(paths[number])
-        pictures += f'<img src="{picture}" alt="Image of row {escape(sample.id)}">' if picture else "<span></span>"
-    about = f"{pair.bits} of {BITS} bits differ, correlation {pair.correlation:.3f}"
-    caption = f"{' · '.join(captions)}<br>{about}"
-    return f"<figure><div>{pictures}</div><figcaption>{caption}</figcaption></figure>"
+        (side, split), sample = audit.atlas.row(number)
+        place = f"{audit.names[side]} {split}" if len(audit.data) > 1 else split
+        sides.append({"id": sample.id, "place": place, "picture": _picture(paths[number])})
+    return {"sides": sides, "about": f"{pair.bits} of {BITS} bits differ, correlation {pair.correlation:.3f}"}
 
 
 def _picture(path: Path) -> str:
     try:
-        image = load_image(path).convert("L")
+        return as_uri(encode_png(load_image(path).convert("L"), LONGEST_SIDE))
     except ImageError:
         return ""
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return data_uri(image)
 
 
-def _rows(found: Audit) -> str:
-    content = ""
-    for finding in found.findings:
-        if finding.matches and finding.check != "groups":
-            content += _matches(finding)
-    return content
+def _matches(audit: Audit) -> list[Table]:
+    tables = []
+    for finding in audit.findings:
+        if finding.check == "groups":
+            continue
+        rows = [
+            [
+                test.id,
+                f"{test.question}  \u2192  {test.answer}",
+                f"{train.id}: {train.question}  \u2192  {train.answer}",
+            ]
+            for test, train in finding.matches[:MOST_SHOWN]
+        ]
+        title = f"{finding.title}: {len(rows)} of {len(finding.matches)}"
+        tables.append(Table(title, ["Test row", "Test question and answer", "Training row"], rows))
+    return tables
 
 
-def _matches(finding: Finding) -> str:
-    rows = []
-    for held_out, learnt in finding.matches[:MOST_SHOWN]:
-        asked = f"{held_out.question}  \u2192  {held_out.answer}"
-        known = f"{learnt.question}  \u2192  {learnt.answer}"
-        cells = f'<td class="ids">{escape(asked)}</td><td class="ids">{escape(learnt.id)}: {escape(known)}</td>'
-        rows.append(f'<tr><th scope="row">{escape(held_out.id)}</th>{cells}</tr>')
-    caption = f"{escape(finding.title)}: {min(len(finding.matches), MOST_SHOWN)} of {len(finding.matches)}"
-    return table(caption, ["test row", "test question and answer", "training row"], rows)
-
-
-def _shortcuts(found: Audit) -> str:
-    if not found.shortcuts:
-        return ""
-    bars = "".join(bar(s.title, "reference", s.accuracy, None, found.ceiling) for s in found.shortcuts)
-    legend = "Share of test questions answered correctly without seeing an image; learnt from the training split alone."
-    if found.ceiling is not None:
-        legend += f" The dashed line is the answer ceiling, {percent(found.ceiling)}."
-    rows = []
-    for s in found.shortcuts:
-        cells = [percent(value, unit=False) for value in (s.accuracy, s.open, s.closed)]
-        rows.append(row(escape(s.title), [*cells, s.reads or NONE]))
-    drawn = table("Accuracy in\u00a0%", ["shortcut", "all", "open", "closed", "is also told"], rows)
+def _shortcuts(audit: Audit) -> list[Any]:
+    bars = [Bar(shortcut.title, "blind", shortcut.accuracy) for shortcut in audit.shortcuts]
+    caption = "Share of test questions answered correctly without an image; learnt from the training split only."
+    if audit.ceiling is not None:
+        caption += f" The dashed line is the answer ceiling, {percent(audit.ceiling, unit=True)}."
+    rows = [
+        [shortcut.title, *map(percent, (shortcut.accuracy, shortcut.open, shortcut.closed)), shortcut.reads or NONE]
+        for shortcut in audit.shortcuts
+    ]
     about = (
-        "A model that sees the image must beat these. Where the look-up on the same image file is far above that on "
-        "all files, the split hands answers over through its images."
+        "A model that sees the image must be better than these. If the look-up on the same image file is far above "
+        "that on all files, the split gives answers away through its images."
     )
-    figure = f'<figure class="bars"><dl>{bars}</dl><figcaption>{legend}</figcaption></figure>'
-    return f'{figure}<div class="after">{drawn}</div><p class="small">{about}</p>'
+    table = Table(f"Accuracy in{SPACE}%", ["Shortcut", "All", "Open", "Closed", "Also reads"], rows)
+    return [Bars(bars, caption, audit.ceiling), replace(table, notes=[about])] if audit.shortcuts else []
 
 
-def _reading() -> str:
+def _reading() -> list[Text]:
     sentences = (
         f"Candidates are images whose {BITS}-bit perceptual hashes differ in at most {ALIKE_BITS} bits. They count as "
-        f"copies where the fine detail correlates to {COPY_CORRELATION} or more, else as alike. Resizing down to 128 "
-        "pixels, JPEG, brightness and contrast are seen through; cropping, borders, rotation and mirroring are not.",
-        "A leak is certain where files, pixels or rows are equal; what counts as a copy is now and then the next slice "
-        "of the same scan. A suspicion wants a look: alike images are mostly adjacent slices; burned-in text is "
-        "guessed from small strokes near the border.",
-        "Nothing found is no proof: patients are only known as far as the data set names groups, and text may hide in "
-        "the middle of an image.",
+        f"copies if the fine detail correlates to {COPY_CORRELATION} or more, otherwise as alike. The checks recognise "
+        "images that were resized down to 128 pixels, compressed with JPEG, or changed in brightness and contrast. "
+        "They do not recognise cropping, borders, rotation and mirroring.",
+        "A leak is certain if files, pixels or rows are equal. A copy is sometimes the next slice of the same scan. A "
+        "suspicion must be looked at: alike images are mostly adjacent slices, and burned-in text is guessed from "
+        "small strokes near the border.",
+        "Finding nothing is not a proof: patients are known only if the data set names groups, and text may be in the "
+        "middle of an image.",
     )
-    return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    return [Text(sentence) for sentence in sentences]

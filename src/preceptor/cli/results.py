@@ -10,7 +10,8 @@ import typer
 
 from preceptor import api
 from preceptor.cli import options
-from preceptor.cli.terminal import log_to_stderr, notes, percent, say, sentence, table
+from preceptor.cli.terminal import log_to_stderr, notes, print_table, say, sentence, table
+from preceptor.tasks import module
 
 SCORE_EXAMPLES = """\
 preceptor score answers.jsonl --protocol vqa-rad/clean/451 --root VQA_RAD
@@ -24,8 +25,6 @@ preceptor compare runs/a runs/b --baseline runs/a --output runs/a-and-b"""
 
 REPORT_EXAMPLES = """\
 preceptor report runs/mhkd-demo"""
-
-SIGNIFICANT = "* significant: p below 0.05 in every applicable test, after Holm's correction for multiple tests"
 
 
 def score(
@@ -105,46 +104,13 @@ def compare(
 
 def show_comparison(document: dict[str, Any]) -> None:
     """Print the scores of each group, and the differences from the baseline."""
-    for metric in document["metrics"]:
-        shown = [s for s in document["groups"][0]["scores"] if s["metric"] == metric]
-        kinds = [s for s in shown if s["kind"] in ("answer_types", "regions")]
-        columns = ["group", "seeds", f"{metric}, %", "95 % interval", "over seeds"]
-        columns += [f"{s['category']} ({s['n']})" for s in kinds]
-        rows = []
-        for group in document["groups"]:
-            scores = {(s["metric"], s["kind"], s["category"]): s for s in group["scores"]}
-            overall = next(s for s in group["scores"] if s["metric"] == metric and s["kind"] == "all")
-            cells = [percent(overall["mean"]), _interval(overall), _interval(overall["over_seeds"])]
-            cells += [percent(scores[metric, s["kind"], s["category"]]["mean"]) for s in kinds]
-            rows.append([group["name"], str(len(group["seeds"])), *cells])
-        n = next(s["n"] for s in shown if s["kind"] == "all")
-        table(f"{document['protocol']} (n = {n})", columns, rows)
-    columns = ["difference", "n", "points", "95 % interval", "over seeds", "p (Holm)", "verdict"]
-    for difference in document["differences"]:
-        rows = [_difference(delta) for delta in (difference, *difference["categories"])]
-        table(f"{difference['title']}, over {difference['covers']}", columns, rows)
+    from preceptor.compare.summary import HOW_MARKED, summary
+
+    for one in summary(document):
+        print_table(one)
     if document["differences"]:
-        sentence(SIGNIFICANT)
+        sentence(HOW_MARKED)
     notes(document["notes"])
-
-
-def _difference(delta: dict[str, Any]) -> list[str]:
-    p = delta["p_holm"]
-    return [
-        delta["category"],
-        str(delta["n"]),
-        f"{round(100 * delta['difference'], 1) + 0.0:+.1f}",
-        _interval(delta, "+.1f"),
-        _interval(delta["over_seeds"], "+.1f"),
-        "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
-        delta["verdict"] + (" *" if delta["significant"] else ""),
-    ]
-
-
-def _interval(bounds: dict[str, Any] | None, form: str = ".1f") -> str:
-    if bounds is None or bounds["low"] is None or bounds["high"] is None:
-        return "-"
-    return f"{100 * bounds['low']:{form}} to {100 * bounds['high']:{form}}"
 
 
 def report(run: options.Run, as_json: options.Json = False) -> None:
@@ -156,6 +122,6 @@ def report(run: options.Run, as_json: options.Json = False) -> None:
 
 def show_results(results: dict[str, Any]) -> None:
     """Print the scores of each stage of a run, as its task summarizes them."""
-    from preceptor.cli.old_tables import show
-
-    show(results)
+    for one in module(results["task"], "report").summary(results):
+        print_table(one)
+    notes(results["notes"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-_NUMERIC = re.compile(r"(?:[-+\u2212\d.,:%()<>=/ \u00a0]|to|of|[kM]|ms|ml)*")
+from preceptor.report.format import SPACE
+from preceptor.report.tables import MOST_LETTERS, Table
 
 
 def say(document: Any, as_json: bool, show: Callable[[Any], None]) -> None:
@@ -70,26 +71,35 @@ def notes(texts: Iterable[str]) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table. Columns of numbers are aligned right, columns of text left and wrapped at words."""
+    """Print a table of strings."""
+    print_table(Table(title, columns, rows))
+
+
+def print_table(table: Table) -> None:
+    """Print a table and its notes. Numbers are aligned right and never wrapped, text is aligned left and wrapped."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Grid
     from rich.text import Text
 
-    printed = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for number, column in enumerate(columns):
-        cells = [row[number] for row in rows]
-        if number > 0 and all(map(_NUMERIC.fullmatch, cells)):
-            width = max(map(len, cells), default=0)
-            printed.add_column(Text(column), justify="right", min_width=width)
-        else:
-            printed.add_column(Text(column), overflow="fold")
-    for row in rows:
-        printed.add_row(*map(Text, row))
+    grid = Grid(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for number, (name, numeric) in enumerate(zip(table.columns, table.numeric, strict=True)):
+        cells = [row[number] for row in table.rows]
+        if numeric and "\n" not in name:  # the head may be wrapped, its numbers may not
+            name = "\n".join(textwrap.wrap(name, max(map(len, [*cells, *name.split(" ")]), default=1)))
+        longest_word = max((len(word) for cell in [name, *cells] for word in cell.split()), default=1)
+        width = min(longest_word, MOST_LETTERS)
+        grid.add_column(
+            Text(name), justify="right" if numeric else "left", no_wrap=numeric, min_width=width, overflow="fold"
+        )
+    for row in table.rows:
+        grid.add_row(*(Text(cell.replace(SPACE, " ")) for cell in row))
     console = Console()
     console.print()
-    console.print(Text(title, style="bold"))
-    console.print(printed)
+    console.print(Text(table.title.replace(SPACE, " "), style="bold"))
+    console.print(grid)
+    for note in table.notes:
+        sentence(note.replace(SPACE, " "))
 
 
 def percent(value: float | None) -> str:

@@ -167,9 +167,9 @@ def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Any]:
     write_text(folder / "compare.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
     write_text(folder / "compare.csv", as_csv(document))
     write_text(folder / "compare.tex", as_latex(document))
-    write_text(folder / "compare.html", render(comparison))
+    write_text(folder / "compare.html", render(document))
     for kind in FIGURES:
-        draw(comparison, folder / f"compare.{kind}")
+        draw(document, folder / f"compare.{kind}")
     return document
 
 

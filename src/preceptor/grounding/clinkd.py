@@ -26,6 +26,7 @@ class ClinkdConfig(Section):
     """ClinKD (Ge et al. 2025): guided positions, pseudo-labels, reflection, selection."""
 
     name: Literal["clinkd"] = "clinkd"
+    """The method."""
     guidance: GuidanceConfig = GuidanceConfig()
     pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
     reflection: ReflectionConfig = ReflectionConfig()

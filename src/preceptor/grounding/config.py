@@ -19,15 +19,19 @@ from preceptor.config import (
     TrainConfig,
     choose_method,
 )
+from preceptor.data.readers import GroundingName
 from preceptor.grounding.clinkd import ClinkdConfig
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
 
 class DialogueDataConfig(Section):
-    name: Literal["phantom-grounding", "slake-grounding", "med-grit", "sharegpt"] = "phantom-grounding"
+    name: GroundingName = "phantom-grounding"
     """phantom-grounding: generated slices with boxes. slake-grounding: SLAKE's boxes and questions as the four tasks.
-    med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL."""
+    med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL. Or a reader of your own,
+    `module:function`."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of a reader of your own."""
     root: Folder | None = None
     """Folder of the data set (`med-grit`: with train.json and test.json); of `sharegpt` the JSON or JSONL file."""
     images: Folder | None = None
@@ -69,13 +73,6 @@ class DialogueDataConfig(Section):
     phantom: PhantomConfig = PhantomConfig()
     phantom_size: Annotated[int, Field(ge=28, le=1024)] = 112
     """Side of generated images in pixels."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _dashes(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("name"), str):
-            value = {**value, "name": value["name"].replace("_", "-")}
-        return value
 
 
 class NewVlmConfig(Section):

@@ -7,13 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from preceptor.data.grounding.med_grit import read_med_grit_folder
-from preceptor.data.grounding.sharegpt import read_sharegpt
-from preceptor.data.grounding.slake import read_slake_grounding
-from preceptor.data.locations import data_folder
-from preceptor.data.splits import cut, groups_of_share, ordered
-from preceptor.data.synthetic.grounding import read_phantom_grounding
-from preceptor.data.synthetic.questions_table import write_phantom
+from preceptor.data.readers import GROUNDING, read_named
+from preceptor.data.splits import groups_of_share, ordered
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
 from preceptor.grounding.config import DialogueDataConfig
@@ -35,7 +30,7 @@ def read_recipe_dialogues(
     Raises:
         UserError: a needed split is empty, or a reader refuses the data.
     """
-    data = _read(config, scratch)
+    data = read_named(GROUNDING, config, scratch)
     rows = [row for row in data.samples if row.task in config.tasks]
     if config.train_share < 1:
         student_groups = groups_of_share(rows, config.train_share, config.split_seed)
@@ -58,41 +53,6 @@ def read_recipe_dialogues(
             tasks = ", ".join(config.tasks)
             raise UserError(
                 f"{data.name} has no {split} dialogues of the tasks {tasks}; check its splits or data.tasks"
-            )
-    return data
-
-
-def _read(config: DialogueDataConfig, scratch: Path) -> GroundingDataset:
-    if config.name == "phantom-grounding":
-        folder = Path(config.root) if config.root else scratch
-        table = write_phantom(folder, **config.phantom.model_dump(), image_size=config.phantom_size)
-        return read_phantom_grounding(table)
-    if config.name == "slake-grounding":
-        return read_slake_grounding(data_folder(config.name, config.root), language=config.language)
-    images = Path(config.images) if config.images else None
-    if config.name == "med-grit":
-        root = data_folder(config.name, config.root)
-        return _add_missing_splits(read_med_grit_folder(root, images, boxes=config.boxes), config)
-    if config.root is None:
-        raise UserError("data.name=sharegpt needs data.root=FILE, the JSON or JSONL file of the dialogues")
-    return read_sharegpt(
-        Path(config.root),
-        images,
-        boxes=config.boxes,
-        validation_fraction=config.validation_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
-    )
-
-
-def _add_missing_splits(data: GroundingDataset, config: DialogueDataConfig) -> GroundingDataset:
-    """Cut the splits of Med-GRIT for which the folder has no file from the training images."""
-    fractions: dict[Split, float] = {"test": config.test_fraction, "validation": config.validation_fraction}
-    for split, fraction in fractions.items():
-        if not data.split(split):
-            data.samples = cut(data.samples, split, fraction, config.split_seed)
-            data.notes.append(
-                f"There is no {split}.json, so {fraction:.0%} of the training images form the {split} split."
             )
     return data
 
@@ -121,6 +81,7 @@ def describe_dialogues(data: GroundingDataset) -> dict[str, Any]:
         "variant": data.variant,
         "sha256": data.fingerprint(),
         "test_sha256": data.fingerprint("test"),
+        "leaking": data.leaking,
         **{split: len(data.split(split)) for split in splits if data.split(split)},
         "faults": dict(data.faults),
         "faulty": data.faulty[:MOST_LISTED],

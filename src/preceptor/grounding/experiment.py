@@ -26,13 +26,14 @@ from preceptor.grounding.context import RunContext, guidance_of
 from preceptor.grounding.data import describe_dialogues, read_recipe_dialogues
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample
 from preceptor.grounding.evaluate import answer_greedily, answer_selectively, asker, mean_loss, prediction_row
+from preceptor.grounding.figures import write_figures
 from preceptor.grounding.memory import announce, available, estimate_memory, load_model_config, sentence, warning
 from preceptor.grounding.metrics import DESCRIBES, score_rows
 from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.model_card import grounding_card
+from preceptor.grounding.model_card import model_card
 from preceptor.grounding.reflection import Correction
 from preceptor.grounding.reflection_round import Ask, Reflector, correction_dialogue
-from preceptor.grounding.report import write_grounding_report
+from preceptor.grounding.report import write_report
 from preceptor.grounding.teacher_cache import cache_teacher
 from preceptor.grounding.teachers import (
     CACHE,
@@ -376,11 +377,14 @@ class GroundingExperiment(Experiment):
 
     # Files
 
+    def write_figures(self, folder: Path, model: GroundedVlm, evaluation: Evaluation) -> None:
+        write_figures(folder, model, self.data, self.recipe, evaluation.rows)
+
     def model_card(self, results: dict[str, Any]) -> str:
-        return grounding_card(results, self.recipe)
+        return model_card(results, self.recipe)
 
     def write_report(self, run: Path) -> Path:
-        return write_grounding_report(run, data=self.data, recipe=self.recipe)
+        return write_report(run)
 
     # Commands beside training
 

@@ -1,201 +1,211 @@
-"""The report of a grounded vision-language run: what each part of the method adds, on one page."""
+"""The report of a grounding run: one HTML page, and the tables that the terminal shows too.
+
+It reads only the run folder.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.types import GroundingDataset
-from preceptor.errors import UserError
+from preceptor.data.grounding.boxes import SIDE, find_boxes
 from preceptor.files import write_text
-from preceptor.grounding.config import STAGE_ADDS, GroundingRecipe
+from preceptor.grounding import metrics
+from preceptor.grounding.config import STAGE_ADDS
 from preceptor.grounding.metrics import MAIN
-from preceptor.grounding.report_boxes import pictures, plain
-from preceptor.recipe import read_recipe, validate
-from preceptor.report.contents import RunRecord, StageRecord, get_nested, read_run
-from preceptor.report.dotplot import Dot, dot_plot
-from preceptor.report.figures import Line, line_chart
-from preceptor.report.markup import banner, chip, document, escape, row, stylesheet, table
-from preceptor.report.record import heading, record
-from preceptor.report.training import figure, training
-from preceptor.report.words import NONE, count, percent, points
-
-log = logging.getLogger("preceptor")
+from preceptor.report.contents import (
+    RunRecord,
+    StageRecord,
+    first_value,
+    get_nested,
+    protocols_of,
+    read_run,
+    stage_kind,
+    stage_title,
+    stages_of,
+)
+from preceptor.report.format import NONE, SPACE, enumerate_words, interval, milliseconds, percent, points
+from preceptor.report.page import Charts, Fragment, Page, Section, Text
+from preceptor.report.pictures import data_uri, read_figures
+from preceptor.report.plots import Dot, Line, interval_plot, line_chart
+from preceptor.report.sections import cost_table, heading, record_section, skipped_note, training_section
+from preceptor.report.tables import Table
 
 TITLES = {
     "teacher": "Teacher",
-    "baseline": "Supervised",
+    "baseline": "Baseline",
     "guided": "+ guided positions",
     "distilled": "+ pseudo-labels",
     "clinkd": "+ reflection",
 }
-TASKS = {
-    "vg": "Grounding: recall at IoU 0.5",
-    "roc": "Naming: accuracy",
-    "rc": "Describing: ROUGE-L",
-    "mia": "Image questions: mBMR",
-}
-HEADS = ("Boxes: recall@0.5", "Names: accuracy", "Describing: ROUGE-L", "Questions: mBMR")
-SHORT = {"vg": "grounding", "roc": "naming", "rc": "describing", "mia": "questions"}
-LEAKING = ("Leaking split: these scores flatter.", "Images or patients of test dialogues occur in training.")
+TASKS = {"vg": "Grounding", "roc": "Classification", "rc": "Captioning", "mia": "Image questions"}
+"""Med-GRIT's tasks: visual grounding, referring object classification, referring captioning, image analysis."""
+ABBREVIATIONS = {"vg": "VG", "roc": "ROC", "rc": "RC", "mia": "MIA"}
+METRICS = {"vg": "Recall@0.5", "roc": "Accuracy", "rc": "ROUGE-L", "mia": "mBMR"}
+COLUMNS = [f"{ABBREVIATIONS[task]} {metric}" for task, metric in METRICS.items()]
+ABOUT_TASKS = (
+    "VG: visual grounding, ROC: referring object classification, RC: referring captioning, MIA: medical image analysis."
+)
+LEAK = "Leaking split: these scores are too high. Images or patients of test dialogues occur in training."
 
 
-def write_grounding_report(
-    run: Path, *, data: GroundingDataset | None = None, recipe: GroundingRecipe | None = None
-) -> Path:
-    """Write RUN/report.html from what lies in a run folder, of one stage or of several, and return its path.
+def write_report(run: Path) -> Path:
+    """Write RUN/report.html from the files of the run folder and return its path.
 
-    Without `recipe` that of the run folder is used; without `data` no image is drawn. Raises UserError where `run` is
-    no run folder.
+    Raises UserError if `run` is not a run folder.
     """
-    read = read_run(run, TITLES)
     path = run / "report.html"
-    write_text(path, render(read, data, recipe or _saved_recipe(run)))
+    write_text(path, render(read_run(run, TITLES)))
     return path
 
 
-def render(run: RunRecord, data: GroundingDataset | None, recipe: GroundingRecipe | None) -> str:
-    """Return the page."""
-    title = recipe.name if recipe else run.folder.resolve().name
-    settings = recipe or GroundingRecipe(name="defaults")
+def render(run: RunRecord) -> str:
+    """Return the HTML page."""
+    title, facts = heading(run, "Grounded dialogue", "dialogues")
+    main = run.protocol or ""
     sections = [
-        ("finding", "What was found", finding(run)),
-        ("modalities", "By modality", modalities(run)),
-        ("boxes", "Boxes", pictures(run, data, settings.report.pictures) if data else ""),
-        ("pseudo", "Pseudo-labels", pseudo_labels(run)),
-        ("reflection", "Reflection", reflection(run)),
-        ("selection", "Selective generation", selection(run)),
-        ("data", "Data", data_section(run)),
-        ("training", "Training", training(run, "likelihood of an answer's token", "Dialogues left out")),
-        ("record", "Record", record(run, recipe, "dialogues", _fingerprint(run))),
+        Section("finding", "Result", _finding(run)),
+        Section("modalities", "By modality", _modalities(run)),
+        Section("boxes", "Boxes", _boxes(run)),
+        Section("pseudo", "Pseudo-labels", _pseudo_labels(run)),
+        Section("reflection", "Reflection", _reflection(run)),
+        Section("selection", "Selective generation", _selection(run)),
+        Section("data", "Data", _data(run)),
+        training_section(run, score="likelihood per answer token", unit="Dialogues"),
+        record_section(run, "dialogues"),
     ]
-    sentences = [*run.notes, *(data.notes if data else []), *_warnings(run, data)]
-    notes = banner(sentences, LEAKING if data is not None and data.leaking else None)
-    header = heading(run, title, recipe, " dialogues")
-    return document(f"{title} · Preceptor report", header, notes, sections, style=stylesheet("grounding.css"))
+    notes = [*run.notes, *(run.first("protocols", main, "notes") or []), *skipped_note(run, "dialogues")]
+    style = "grounding/templates/report.css"
+    return Page(title, facts, sections, notes, LEAK if run.leaking else "", style).render()
 
 
-def _saved_recipe(run: Path) -> GroundingRecipe | None:
-    try:
-        recipe = validate(*read_recipe(str(run / "recipe.yaml")), GroundingRecipe)
-    except UserError as error:
-        log.warning("the report goes without the recipe: %s", error)
-        return None
-    return recipe if isinstance(recipe, GroundingRecipe) else None
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _fingerprint(run: RunRecord) -> dict[str, Any]:
-    return {"Test dialogues (SHA-256)": value} if (value := run.first("data", "test_sha256")) else {}
+def summary(results: Mapping[str, Any]) -> list[Table]:
+    """Return the scores under each protocol, and the size and speed of the models."""
+    return [*score_tables(results), cost_table(results, metrics.UNIT, TITLES)]
 
 
-def _warnings(run: RunRecord, data: GroundingDataset | None) -> list[str]:
+def score_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Return a table for each protocol: the main metric of each task for every stage, and the paired differences."""
+    return [_scores(results, protocol) for protocol in protocols_of(results)]
+
+
+def _scores(results: Mapping[str, Any], protocol: str) -> Table:
+    rows, keys = [], []
+    for name, stage in stages_of(results).items():
+        for title, scores in (
+            (stage_title(name, TITLES), get_nested(stage, "protocols", protocol)),
+            (f"{stage_title(name, TITLES)}, selected", get_nested(stage, "selection", "protocols", protocol)),
+        ):
+            if scores:
+                rows.append([title, *_main_metrics(scores)])
+                keys.append(stage_kind(name))
+    n, described = first_value(results, "protocols", protocol, "n"), first_value(results, "describes", protocol)
+    title = (
+        f"{protocol} (n{SPACE}={SPACE}{n}){f': {described}' if described else ''}. Mean over modalities, in{SPACE}%."
+    )
+    notes = []
+    for pair, tasks in (get_nested(results, "comparison", protocol) or {}).items():
+        listed = ", ".join(
+            f"{ABBREVIATIONS[task]} {_difference(entry)}" for task, entry in tasks.items() if task in TASKS
+        )
+        notes.append(f"{_pair_title(pair)}, in points: {listed}.")
+    return Table(title, ["Model", *COLUMNS], rows, [*notes, ABOUT_TASKS], keys)
+
+
+def _difference(entry: Mapping[str, Any]) -> str:
+    bounds = f" ({interval(entry['low'], entry['high'], points)})" if entry["low"] is not None else ""
+    return f"{points(entry['difference'])}{bounds}"
+
+
+def _main_metrics(scores: Mapping[str, Any]) -> list[str]:
+    return [percent(get_nested(scores, "mean", task, MAIN[task])) for task in TASKS]
+
+
+def _pair_title(pair: str) -> str:
+    later, _, earlier = pair.partition(" - ")
+    selected = " (selected)" if later.endswith(" selected") else ""
+    later = later.removesuffix(" selected")
+    return f"{TITLES.get(later, later)}{selected} minus {TITLES.get(earlier, earlier)}"
+
+
+# --- result -----------------------------------------------------------------------------------------------------------
+
+
+def _finding(run: RunRecord) -> list[Any]:
+    if run.protocol is None:
+        return [Text("This run has no scores yet.", "headline")]
+    return [
+        Text(_headline(run), "headline"),
+        *summary(run.document),
+        *_differences(run),
+    ]
+
+
+def _headline(run: RunRecord) -> str:
     found = []
-    if data is not None and (recorded := run.first("data", "sha256")) and recorded != data.fingerprint():
-        found.append("The data set has changed since this run: its fingerprint is no longer the one below.")
-    for protocol in run.protocols[:1]:
-        found += run.first("protocols", protocol, "notes") or []
-    return found
-
-
-# --- what was found ---------------------------------------------------------------------------------------------------
-
-
-def finding(run: RunRecord) -> str:
-    """Return the finding in words, a table of the stages under each protocol, and the paired differences."""
-    if not run.protocols:
-        return ""
-    first = run.protocols[0]
-    headline = f'<p class="headline">{escape(_headline(run, first))}</p>'
-    tables = "".join(_stages(run, protocol) for protocol in run.protocols)
-    return headline + tables + _differences(run, first)
-
-
-def _headline(run: RunRecord, protocol: str) -> str:
-    said = []
-    for task, name in (("vg", "finds {} of the boxes"), ("roc", "names {} of the regions rightly")):
-        value = get_nested(run.focus.results, "protocols", protocol, "mean", task, MAIN[task])
+    for task, text in (
+        ("vg", "finds {} of the boxes"),
+        ("roc", "classifies {} of the regions correctly"),
+        ("mia", "reaches an mBMR of {} on image questions"),
+    ):
+        value = get_nested(run.focus.score(run.protocol, "mean"), task, MAIN[task])
         if value is not None:
-            said.append(name.format(percent(value)))
-    mbmr = get_nested(run.focus.results, "protocols", protocol, "mean", "mia", "mbmr")
-    said += [f"reaches an mBMR of {percent(mbmr)} on image questions"] if mbmr is not None else []
+            found.append(text.format(percent(value, unit=True)))
     what = STAGE_ADDS.get(run.focus.kind, run.focus.title)
-    return f"The model ({what}) {', '.join(said)}." if said else "This run has no scores yet."
+    return f"The model ({what}) {enumerate_words(found)}." if found else "This run has no scores yet."
 
 
-def _stages(run: RunRecord, protocol: str) -> str:
-    rows = []
-    for stage in run.stages:
-        means = get_nested(stage.results, "protocols", protocol, "mean") or {}
-        cells = [percent(get_nested(means, task, MAIN[task]), unit=False) for task in TASKS]
-        cells += [count(stage.parameters), _milliseconds(get_nested(stage.results, "latency_ms"))]
-        rows.append(row(chip(stage.kind, stage.title), cells))
-    described = run.first("describes", protocol)
-    about = f": {escape(described)}" if described else ""
-    n = run.first("protocols", protocol, "n")
-    caption = f"In %, the mean over modalities. <code>{escape(protocol)}</code> ({n} answers){about}."
-    timing = run.first("latency")
-    small = f'<p class="small">Milliseconds: {escape(timing)}.</p>' if timing else ""
-    return table(caption, ["Model", *HEADS, "Parameters", "ms/answer"], rows) + small
-
-
-def _milliseconds(value: Any) -> str:
-    return NONE if value is None else f"{value:,.0f}"
-
-
-def _differences(run: RunRecord, protocol: str) -> str:
-    """Return the paired differences with their intervals: to the supervised student, and to the stage before."""
-    compared = get_nested(run.results, "comparison", protocol) or {}
+def _differences(run: RunRecord) -> list[Any]:
+    """Draw the paired differences with their intervals: to the baseline, and to the previous stage."""
+    compared = get_nested(run.results, "comparison", run.protocol or "") or {}
+    how = "95 %, paired bootstrap over answers, one seed"
     charts = []
-    for what, title in (("baseline", "Less supervised"), ("", "Less the stage before")):
+    for title, to_baseline in (("Minus the baseline", True), ("Minus the previous stage", False)):
         rows = []
-        for task, name in SHORT.items():
+        for task, name in TASKS.items():
             dots = []
             for pair, entry in compared.items():
                 later, _, earlier = pair.partition(" - ")
                 found = get_nested(entry, task)
-                if found is None or (earlier == "baseline") != (what == "baseline"):
-                    continue
-                label = f"{TITLES.get(later, later)} less {TITLES.get(earlier, earlier)}"
-                kind = later.partition(" ")[0]
-                dots.append(Dot(kind, label, found["difference"], found["low"], found["high"]))
+                if found is not None and (earlier == "baseline") == to_baseline:
+                    key = later.partition(" ")[0]
+                    selected = later.endswith(" selected")
+                    dots.append(
+                        Dot(_pair_title(pair), key, found["difference"], found["low"], found["high"], not selected)
+                    )
             rows.append((name, dots))
-        over = "95 %, paired bootstrap over answers, one seed"
-        drawn = dot_plot(f"{title} ({over})", rows, x_title="points")
-        charts.append(figure(f"{title} ({over})", drawn))
-    legend = "".join(
-        f'<li><i class="stroke {escape(s.kind)}"></i>{escape(s.title)}</li>' for s in run.stages if s.kind != "teacher"
-    )
-    drawn = "".join(charts)
+        charts.append((f"{title} ({how})", interval_plot(f"{title} ({how})", rows, x_title="points")))
+    legend = [(stage.kind, stage.title) for stage in run.stages if stage.kind != "teacher"]
     about = (
-        '<p class="small">Of each answer: the share of its boxes that are found, whether the name is right, F1 of the '
-        "words.</p>"
+        "Per answer: the share of its boxes that are found, whether the class is right, F1 of the words. An empty ring "
+        "is the selected answer minus the greedy one."
     )
-    return f'<ul class="legend">{legend}</ul><div class="charts">{drawn}</div>{about}' if drawn else ""
+    return [Charts(charts, legend), Text(about, "small")] if any(svg for _, svg in charts) else []
 
 
-def modalities(run: RunRecord) -> str:
-    """Return the scores of every stage by modality."""
-    found = ""
-    for protocol in run.protocols[:1]:
-        for task, name in TASKS.items():
-            names = sorted(get_nested(run.focus.results, "protocols", protocol, "modalities") or {})
-            rows = []
-            for stage in run.stages:
-                by = get_nested(stage.results, "protocols", protocol, "modalities") or {}
-                cells = [percent(get_nested(by, m, task, MAIN[task]), unit=False) for m in names]
-                rows.append(row(chip(stage.kind, stage.title), cells))
-            sizes = [
-                get_nested(run.focus.results, "protocols", protocol, "modalities", m, task, "n") or 0 for m in names
-            ]
-            heads = [f"{m} (n = {n})" for m, n in zip(names, sizes, strict=True)]
-            if names and any(sizes):
-                found += table(f"{escape(name)}, in %.", ["Model", *heads], rows)
-    return found
+def _modalities(run: RunRecord) -> list[Any]:
+    """Return the scores of every stage by modality, a table for each task."""
+    protocol = run.protocol or ""
+    of_focus = get_nested(run.focus.results, "protocols", protocol, "modalities") or {}
+    tables = []
+    for task, name in TASKS.items():
+        sizes = {modality: get_nested(scores, task, "n") or 0 for modality, scores in sorted(of_focus.items())}
+        rows = []
+        for stage in run.stages:
+            scores = get_nested(stage.results, "protocols", protocol, "modalities") or {}
+            rows.append([stage.title, *(percent(get_nested(scores, m, task, MAIN[task])) for m in sizes)])
+        columns = ["Model", *(f"{modality} (n{SPACE}={SPACE}{n})" for modality, n in sizes.items())]
+        if any(sizes.values()):
+            keys = [stage.kind for stage in run.stages]
+            tables.append(Table(f"{name}: {METRICS[task]}, in{SPACE}%", columns, rows, keys=keys))
+    return tables
 
 
-# --- the parts of the method ------------------------------------------------------------------------------------------
+# --- parts of the method ----------------------------------------------------------------------------------------------
 
 
 def _last_with(run: RunRecord, key: str) -> tuple[StageRecord, Mapping[str, Any]] | None:
@@ -203,110 +213,160 @@ def _last_with(run: RunRecord, key: str) -> tuple[StageRecord, Mapping[str, Any]
     return found[-1] if found else None
 
 
-def pseudo_labels(run: RunRecord) -> str:
-    """Return how sure the teacher was of its answers, and when they entered."""
+def _pseudo_labels(run: RunRecord) -> list[Any]:
+    """Return the teacher's confidence in its answers, and when the curriculum added them."""
     found = _last_with(run, "pseudo_labels")
     if found is None:
-        return ""
+        return []
     entry = found[1]
     bins = len(entry["confidence"])
+    kinds = {"distilled": "confidence", "teacher": "margin"}
     lines = [
-        Line(name, kind, [((i + 0.5) / bins, float(n)) for i, n in enumerate(entry[key])])
-        for key, name, kind in (("confidence", "confidence", "distilled"), ("margin", "margin", "teacher"))
+        Line(name, key, [((i + 0.5) / bins, float(n)) for i, n in enumerate(entry[name])])
+        for key, name in kinds.items()
     ]
-    sure = line_chart("Pseudo-labels by how sure the teacher was", lines, x_title="mean over an answer's tokens")
-    curve = [Line("entered", "distilled", [(x, y) for x, y in entry["entered"]])]
-    entered = line_chart(
-        "Share of the pseudo-labels that had entered", curve, x_title="share of the prior", percent=True
-    )
+    confidence = line_chart("Pseudo-labels by the teacher's confidence", lines, x_title="mean over an answer's tokens")
+    curve = [Line("added", "distilled", [(x, y) for x, y in entry["entered"]])]
+    added = line_chart("Share of the pseudo-labels in use", curve, x_title="share of the phase", as_percent=True)
     about = (
-        f"<p>{entry['rows']:,} answers of the teacher were learnt from, before the answers of the data. Confidence is "
-        "the mean probability of the likeliest token, margin its distance to the second.</p>"
+        f"The student was trained on {entry['rows']:,} answers of the teacher before the answers of the data. "
+        "Confidence is the mean probability of the most probable token, margin its distance to the second."
     )
-    legend = '<ul class="legend"><li><i class="stroke distilled"></i>confidence</li><li><i class="stroke teacher"></i>margin</li></ul>'  # noqa: E501
-    charts = figure("How sure the teacher was", sure) + figure("Entered by the curriculum", entered)
-    return f'{about}{legend}<div class="charts">{charts}</div>'
+    charts = [("Confidence of the teacher", confidence), ("Added by the curriculum", added)]
+    return [Text(about), Charts(charts, list(kinds.items()))]
 
 
-def reflection(run: RunRecord) -> str:
-    """Return the rounds: failure rate, growth of the buffer, and examples of corrections."""
+def _reflection(run: RunRecord) -> list[Any]:
+    """Return the rounds of reflection: failure rate, size of the buffer, and examples of corrections."""
     found = _last_with(run, "reflection")
     if found is None:
-        return ""
+        return []
     stage, entry = found
     rounds = entry["rounds"]
-    rates = [(float(r["round"] + 1), r["failure_rate"]) for r in rounds]
-    sizes = [(float(r["round"] + 1), float(r["size"])) for r in rounds]
-    failed = [Line("failed", stage.kind, rates)]
-    failing = line_chart("Failure rate by round", failed, x_title="round", percent=True, counts=True)
-    growing = line_chart("Corrections kept", [Line("kept", stage.kind, sizes)], x_title="round", counts=True)
-    charts = figure("Answers that failed", failing) + figure("Corrections kept", growing)
+    rates = Line("failed", stage.kind, [(r["round"] + 1, r["failure_rate"]) for r in rounds], [*range(1, 99)])
+    sizes = Line("kept", stage.kind, [(r["round"] + 1, float(r["size"])) for r in rounds], [*range(1, 99)])
+    failed = line_chart("Failure rate by round", [rates], x_title="round", as_percent=True, integers=True)
+    kept = line_chart("Corrections in the buffer", [sizes], x_title="round", integers=True)
+    charts = [("Answers that failed", failed), ("Corrections in the buffer", kept)]
     rows = [
-        row(
+        [
             str(r["round"] + 1),
-            [
-                str(r["asked"]),
-                f"{r['failed']} ({percent(r['failure_rate'])})",
-                ", ".join(f"{reason}: {n}" for reason, n in r["reasons"].items()) or NONE,
-                f"{r['corrected']} ({r.get('by_sample', 0)} by a sample, else the true answer)",
-                str(r["size"]),
-            ],
-        )
+            str(r["asked"]),
+            f"{r['failed']} ({percent(r['failure_rate'], unit=True)})",
+            ", ".join(f"{reason}: {n}" for reason, n in r["reasons"].items()) or NONE,
+            f"{r['corrected']} ({r.get('by_sample', 0)} by a sample, the others by the true answer)",
+            str(r["size"]),
+        ]
         for r in rounds
     ]
-    listed = table("Rounds of reflection", ["Round", "Asked", "Failed", "Why", "Corrected", "Kept"], rows)
     keys = ("reason", "question", "wrong", "truth", "corrected")
-    examples = [row(escape(e["id"]), [plain(e[key]) for key in keys], wide=True) for e in entry["examples"][-8:]]
-    heads = ["Dialogue", "Why", "Question", "Answered", "True", "Correction"]
-    shown = table("Corrections, the newest last", heads, examples) if examples else ""
-    return f'<div class="charts">{charts}</div>{listed}{shown}'
+    examples = [[str(example["id"]), *(plain(example[key]) for key in keys)] for example in entry["examples"][-8:]]
+    columns = ["Dialogue", "Reason", "Question", "Prediction", "True answer", "Correction"]
+    heads = ["Round", "Questions", "Failed", "Reasons", "Corrected", "Buffer"]
+    return [
+        Charts(charts),
+        Table("Rounds of reflection", heads, rows),
+        Table("Corrections, the newest last", columns, examples),
+    ]
 
 
-def selection(run: RunRecord) -> str:
-    """Return what choosing among sampled answers gives, and what it costs."""
+def _selection(run: RunRecord) -> list[Any]:
+    """Return what choosing among sampled answers gains, and its cost."""
     found = _last_with(run, "selection")
     if found is None:
-        return ""
+        return []
     stage, entry = found
     rows = []
-    for protocol, chosen in entry["protocols"].items():
-        greedy = get_nested(stage.results, "protocols", protocol)
-        kind = protocol.rpartition("/")[2]
+    for protocol, selected in entry["protocols"].items():
         for name, scores, seconds in (
-            ("greedy", greedy, entry["greedy_seconds_per_answer"]),
-            ("chosen", chosen, entry["seconds_per_answer"]),
+            ("greedy", get_nested(stage.results, "protocols", protocol) or {}, entry["greedy_seconds_per_answer"]),
+            ("selected", selected, entry["seconds_per_answer"]),
         ):
-            cells = [percent(get_nested(scores, "mean", task, MAIN[task]), unit=False) for task in TASKS]
-            rows.append(row(f"{escape(kind)}: {name}", [*cells, f"{1000 * seconds:,.0f}"]))
+            title = f"{protocol.rpartition('/')[2]}: {name}"
+            rows.append([title, *_main_metrics(scores), milliseconds(1000 * seconds)])
     ratio = entry["seconds_per_answer"] / max(1e-9, entry["greedy_seconds_per_answer"])
     about = (
-        f"<p>{entry['candidates']} answers sampled at temperature {entry['temperature']:g}; the one most like the "
-        f"others is given (minimum Bayes risk; the truth takes no part). It takes {ratio:.1f} times as long.</p>"
+        f"{entry['candidates']} answers are sampled at temperature {entry['temperature']:g}, and the one most similar "
+        f"to the others is selected (minimum Bayes risk, without the true answer). It takes {ratio:.1f} times as long."
     )
-    compared = get_nested(
-        run.results, "comparison", next(iter(entry["protocols"])), f"{stage.kind} selected - {stage.kind}"
-    )
-    said = "; ".join(
-        f"{SHORT[task]} {points(d['difference'])} ({points(d['low'])} to {points(d['high'])})"
-        for task, d in (compared or {}).items()
-    )
-    small = f'<p class="small">Chosen less greedy, in points, by answer: {escape(said)}.</p>' if said else ""
-    return about + table("In %, the mean over modalities.", ["Answers", *HEADS, "ms/answer"], rows) + small
+    columns = ["Answers", *COLUMNS, "ms per answer"]
+    return [Text(about), Table(f"Mean over modalities, in{SPACE}%", columns, rows)]
 
 
-def data_section(run: RunRecord) -> str:
-    """Return the numbers of dialogues by task and modality, and the faults of boxes."""
-    found = ""
+def _data(run: RunRecord) -> list[Any]:
+    """Return the numbers of dialogues by task and modality, and the boxes with errors."""
+    blocks: list[Any] = []
     for key, name in (("tasks", "Task"), ("modalities", "Modality")):
         counts: Mapping[str, Mapping[str, int]] = run.first("data", key) or {}
-        parts = list(dict.fromkeys(part for by in counts.values() for part in by))
-        rows = [row(escape(kind), [f"{by.get(part, 0):,}" for part in parts]) for kind, by in counts.items()]
-        if rows:
-            found += table(f"Dialogues by {name.lower()}", [name, *parts], rows)
-    faults = run.first("data", "faults")
-    if faults:
+        splits = list(dict.fromkeys(split for by in counts.values() for split in by))
+        rows = [[kind, *(f"{by.get(split, 0):,}" for split in splits)] for kind, by in counts.items()]
+        blocks.append(Table(f"Dialogues by {name.lower()}", [name, *splits], rows))
+    if faults := run.first("data", "faults"):
         listed = ", ".join(f"{fault}: {n}" for fault, n in faults.items())
-        where = run.first("data", "faulty") or []
-        shown = f" The first of them: {escape('; '.join(where))}." if where else ""
-        found += f'<p class="small">Boxes with faults: {escape(listed)}.{shown}</p>'
+        first = "; ".join(map(str, run.first("data", "faulty") or []))
+        blocks.append(Text(f"Boxes with errors: {listed}.{f' The first of them: {first}.' if first else ''}", "small"))
+    return blocks
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------------
+
+
+def _boxes(run: RunRecord) -> list[Any]:
+    """Return the stored images with the true boxes and those that every stage predicted."""
+    protocol = run.protocol or ""
+    rows = {stage.kind: {str(row["id"]): row for row in stage.rows.get(protocol, [])} for stage in run.stages}
+    titles = {stage.kind: stage.title for stage in run.stages}
+    pictures = []
+    for entry in read_figures(run.focus.folder).get("images", []):
+        id = entry["id"]
+        image, row = data_uri(run.focus.folder, entry["image"]), rows[run.focus.kind].get(id)
+        if not image or row is None:
+            continue
+        height = round(1000 * _aspect(run.focus.folder, entry["image"]), 1)
+        texts = {"true": row["target"]} | {kind: of[id]["prediction"] for kind, of in rows.items() if id in of}
+        pictures.append(
+            {
+                "image": image,
+                "height": height,
+                "question": plain(row["question"]),
+                "boxes": [box for kind, text in texts.items() for box in _rectangles(text, kind, height)],
+                "answers": [{"title": titles.get(k, "True"), "text": plain(text)} for k, text in texts.items()],
+            }
+        )
+    about = (
+        "Of the test dialogues that ask for boxes, sorted by the last model's score and then by their ids: the worst, "
+        "the best and some in between, evenly apart."
+    )
+    data = {"legend": [("true", "true box"), *titles.items()], "pictures": pictures}
+    return [Text(about, "small"), Fragment("grounding/templates/boxes.html.j2", data)] if pictures else []
+
+
+def _aspect(stage: Path, name: str) -> float:
+    from PIL import Image
+
+    with Image.open(stage / "figures" / name) as image:
+        return image.height / image.width
+
+
+def _rectangles(text: str, key: str, height: float) -> list[dict[str, Any]]:
+    """Return the boxes of a text in an image that is 1000 wide and `height` high."""
+    found = []
+    for match in find_boxes(text):
+        if match.box is None:
+            continue
+        x0, x1 = sorted(min(SIDE, max(0, x)) * 1000 / SIDE for x in (match.box[0], match.box[2]))
+        y0, y1 = sorted(min(SIDE, max(0, y)) * height / SIDE for y in (match.box[1], match.box[3]))
+        corners = {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}
+        found.append({"key": key, **{name: f"{value:.1f}" for name, value in corners.items()}})
     return found
+
+
+def plain(text: str) -> str:
+    """Return a text with boxes in brackets instead of special tokens."""
+    for mark in ("<|object_ref_start|>", "<|object_ref_end|>", "<ref>", "</ref>"):
+        text = text.replace(mark, "")
+    for mark in ("<|box_start|>", "<box>"):
+        text = text.replace(mark, " [")
+    for mark in ("<|box_end|>", "</box>"):
+        text = text.replace(mark, "]")
+    return " ".join(text.split()) or "(nothing)"

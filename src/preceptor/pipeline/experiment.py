@@ -187,6 +187,7 @@ class Experiment(ABC):
             "variant": data.variant,
             "sha256": data.fingerprint(),
             "test_sha256": data.fingerprint("test"),
+            "leaking": data.leaking,
             **{split: len(data.split(split)) for split in splits},
         }
 
@@ -200,8 +201,9 @@ class Experiment(ABC):
 
     # Files
 
-    def write_figures(self, folder: Path, model: Any, evaluation: Evaluation) -> None:  # noqa: B027
-        """Write what the report draws and what needs the model or the images."""
+    @abstractmethod
+    def write_figures(self, folder: Path, model: Any, evaluation: Evaluation) -> None:
+        """Write the pictures of the report, which need the model or the images, into ``folder/figures``."""
 
     @abstractmethod
     def model_card(self, results: dict[str, Any]) -> str:

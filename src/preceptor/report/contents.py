@@ -1,23 +1,26 @@
-"""What a run folder holds, read for its report. Anything may be missing: an older run, or one that was cut short."""
+"""The files of a run folder, read for its report. Any of them may be missing."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from preceptor.errors import UserError
 from preceptor.training.trackers import read_metrics
 
 ORDER = ("teacher", "baseline", "guided", "distilled", "clinkd")
-TITLES = {"teacher": "Teacher", "baseline": "Student, undistilled", "distilled": "Student, distilled"}
+TITLES = {"teacher": "Teacher", "baseline": "Baseline", "distilled": "Distilled"}
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One trained model of a run: `results` of its results.json, `metrics` lines, scored `rows` by protocol id."""
+    """One trained model: its results.json, the lines of metrics.jsonl, and the prediction `rows` by protocol id."""
 
     name: str
     folder: Path
@@ -28,80 +31,92 @@ class StageRecord:
 
     @property
     def kind(self) -> str:
-        """`teacher` for every member of an ensemble of teachers, else the name."""
-        return "teacher" if self.name.startswith("teacher-") else self.name
+        """``teacher`` for every member of an ensemble of teachers, else the name. It is the colour of the stage."""
+        return stage_kind(self.name)
 
     @property
     def title(self) -> str:
-        title = self.titles.get(self.kind, self.name)
-        return title if self.kind == self.name else f"{title} {self.name.removeprefix('teacher-')}"
+        return stage_title(self.name, self.titles)
 
-    def score(self, protocol: str, key: str = "accuracy") -> float | None:
-        return get_nested(self.results, "protocols", protocol, key)
-
-    @property
-    def parameters(self) -> int | None:
-        return get_nested(self.results, "parameters")
+    def score(self, protocol: str | None, key: str) -> Any:
+        return get_nested(self.results, "protocols", protocol or "", key)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run: its stages in the order teacher(s), undistilled, distilled, and the results over all of them."""
+    """A run: its stages in the order teacher, baseline, distilled, the results over all of them, and its recipe."""
 
     folder: Path
     stages: list[StageRecord]
     results: dict[str, Any]
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.recipe.get("name") or self.folder.resolve().name)
 
     @property
     def focus(self) -> StageRecord:
-        """The model that the run is about: the last in the order."""
+        """The model that the run is about: the last stage."""
         return self.stages[-1]
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """The results of the run with those of every stage filled in."""
+        return {**self.results, "stages": {stage.name: stage.results for stage in self.stages}}
+
+    @property
+    def protocols(self) -> list[str]:
+        """Protocol ids, the main one first."""
+        return protocols_of(self.document)
+
+    @property
+    def protocol(self) -> str | None:
+        """The id of the main protocol."""
+        return next(iter(self.protocols), None)
+
+    def first(self, *keys: str) -> Any:
+        """Return a value of the focus, or of the last other stage that has it."""
+        return first_value(self.document, *keys)
 
     def stage(self, name: str) -> StageRecord | None:
         return next((stage for stage in self.stages if stage.name == name), None)
 
     @property
-    def protocols(self) -> list[str]:
-        """Protocol ids, the main one first."""
-        found: dict[str, None] = {}
-        for stage in reversed(self.stages):
-            found |= dict.fromkeys(get_nested(stage.results, "protocols") or {})
-        return list(found)
-
-    def first(self, *keys: str) -> Any:
-        """Return a value of the focus, or of the last other stage that has it."""
-        values = (get_nested(stage.results, *keys) for stage in reversed(self.stages))
-        return next((value for value in values if value), None)
+    def notes(self) -> list[str]:
+        found: list[str] = list(get_nested(self.results, "notes") or [])
+        for stage in self.stages:
+            found += get_nested(stage.results, "notes") or []
+        return list(dict.fromkeys(found))
 
     @property
-    def notes(self) -> list[str]:
-        found: dict[str, None] = dict.fromkeys(get_nested(self.results, "notes") or [])
-        for stage in self.stages:
-            found |= dict.fromkeys(get_nested(stage.results, "notes") or [])
-        return list(found)
+    def leaking(self) -> bool:
+        """Whether test rows share images, patients or question frames with training rows."""
+        described = (get_nested(stage.results, "describes") or {} for stage in self.stages)
+        told = any("leaks" in str(sentence) for sentences in described for sentence in sentences.values())
+        return told or bool(self.first("data", "leaking"))
 
 
 def read_run(folder: Path, titles: Mapping[str, str] = TITLES) -> RunRecord:
-    """Read a run folder of one stage or of several; `titles` are what its stages are called.
+    """Read a run folder of one stage or of several; `titles` names the stages.
 
-    Raises UserError where there is no results.json at all, or one that is not JSON.
+    Raises UserError if there is no results.json, or one that is not JSON.
     """
     root = _results(folder / "results.json")
     listed = get_nested(root, "stages") or {}
     names = set(listed) | {path.parent.name for path in folder.glob("*/results.json")}
     if not root and not names:
-        raise UserError(f"{folder} is no run folder: it holds no results.json; give the output folder of a training")
+        raise UserError(f"{folder} is not a run folder: it has no results.json; give the output folder of a training")
     if names:
-        stages = [
-            _stage(name, folder / name, get_nested(listed, name) or {}, titles) for name in sorted(names, key=_rank)
-        ]
+        ordered = sorted(names, key=_rank)
+        stages = [_stage(name, folder / name, get_nested(listed, name) or {}, titles) for name in ordered]
     else:
-        stages = [_stage(get_nested(root, "stage") or "student", folder, root, titles)]
-    return RunRecord(folder, stages, root)
+        stages = [_stage(get_nested(root, "stage") or "model", folder, root, titles)]
+    return RunRecord(folder, stages, root, _recipe(folder / "recipe.yaml"))
 
 
 def get_nested(tree: Any, *keys: str) -> Any:
-    """Return ``tree[key][key]...``, or None where something on the way is missing."""
+    """Return ``tree[key][key]...``, or None if a key is missing."""
     for key in keys:
         if not isinstance(tree, Mapping):
             return None
@@ -109,10 +124,38 @@ def get_nested(tree: Any, *keys: str) -> Any:
     return tree
 
 
+def stages_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results of each stage by name, of a run of several stages or of one."""
+    return get_nested(results, "stages") or {str(results.get("stage") or "model"): results}
+
+
+def protocols_of(results: Mapping[str, Any]) -> list[str]:
+    """Return the protocol ids of a run's results, those of the last stage first."""
+    stages = list(stages_of(results).values())
+    return list(dict.fromkeys(id for stage in reversed(stages) for id in get_nested(stage, "protocols") or {}))
+
+
+def first_value(results: Mapping[str, Any], *keys: str) -> Any:
+    """Return a value of the last stage, or of the last other stage that has it."""
+    values = (get_nested(stage, *keys) for stage in reversed(list(stages_of(results).values())))
+    return next((value for value in values if value), None)
+
+
+def stage_kind(name: str) -> str:
+    """Return ``teacher`` for every member of an ensemble of teachers, else the name."""
+    return "teacher" if name.startswith("teacher-") else name
+
+
+def stage_title(name: str, titles: Mapping[str, str] = TITLES) -> str:
+    """Return the title of a stage: ``Baseline``, ``Teacher 2``."""
+    kind = stage_kind(name)
+    title = titles.get(kind, name)
+    return title if kind == name else f"{title} {name.removeprefix('teacher-')}"
+
+
 def _rank(name: str) -> tuple[int, int, str]:
     kind, _, number = name.partition("-")
-    known = ORDER.index(kind) if kind in ORDER else -1
-    return known, int(number) if number.isdecimal() else 1, name
+    return ORDER.index(kind) if kind in ORDER else -1, int(number) if number.isdecimal() else 1, name
 
 
 def _stage(name: str, folder: Path, listed: dict[str, Any], titles: Mapping[str, str]) -> StageRecord:
@@ -133,4 +176,12 @@ def _results(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}); evaluate the run again, or delete the file") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}
     return found if isinstance(found, dict) else {}

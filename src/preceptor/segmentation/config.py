@@ -18,6 +18,7 @@ from preceptor.config import (
     TrainConfig,
     choose_method,
 )
+from preceptor.data.readers import SegmentationName
 from preceptor.extension import Reference
 from preceptor.segmentation.kd import KdConfig
 from preceptor.segmentation.lckd import LckdConfig
@@ -44,10 +45,13 @@ class PhantomCasesConfig(Section):
 
 
 class VolumeDataConfig(Section):
-    name: Literal["phantom", "brats", "volumes"] = "phantom"
+    name: SegmentationName = "phantom"
     """phantom: generated. brats: BraTS 2018 to 2023 or the Medical Segmentation Decathlon's brain tumours, modalities
     and regions as released. volumes: a table of paths, or `{case}_{modality}.nii.gz`, with `modalities` and `regions`
-    of your own."""
+    of your own. Or a reader of your own,
+    `module:function`."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of a reader of your own."""
     root: Folder | None = None
     """Folder of the cases, or a table of their files."""
     modalities: tuple[str, ...] = ("flair", "t1", "t1ce", "t2")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from preceptor.data.segmentation.cases import read_volumes
+from preceptor.data.readers import SEGMENTATION, read_named
 from preceptor.data.splits import groups_of_share
-from preceptor.data.synthetic.cases import SPLIT, write_phantom_cases
 from preceptor.data.types import Case, SegmentationDataset, Split
 from preceptor.errors import UserError
 from preceptor.segmentation.config import SegmentationRecipe, VolumeDataConfig
@@ -25,38 +24,7 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...
     Raises:
         UserError: the root is missing or contains no cases, or a needed split is empty.
     """
-    if config.name == "phantom":
-        p = config.phantom
-        root = write_phantom_cases(
-            Path(config.root) if config.root else scratch,
-            train=p.train,
-            validation=p.validation,
-            test=p.test,
-            seed=p.seed,
-            size=p.size,
-            missing=p.missing,
-        )
-        data = read_volumes(
-            root, modalities=config.modalities, regions=config.regions, split_file=root / SPLIT, name="phantom"
-        )
-        data.variant = "made"
-        data.notes.append("Generated volumes: the numbers show that the method works, not that it helps in medicine.")
-    elif config.root is None:
-        raise UserError(f"data.name={config.name} needs data.root=FOLDER, the folder of the cases or a table of them")
-    else:
-        data = read_volumes(
-            Path(config.root),
-            modalities=config.modalities,
-            regions=config.regions,
-            split_file=Path(config.split_file) if config.split_file else None,
-            fold=config.fold,
-            folds=config.folds,
-            validation_fraction=config.validation_fraction,
-            test_fraction=config.test_fraction,
-            seed=config.split_seed,
-            name=config.name,
-            unlabelled=config.unlabelled == "rest",
-        )
+    data = read_named(SEGMENTATION, config, scratch)
     _reduce_labels(data, config)
     for split in needed:
         if not data.split(split):

@@ -22,11 +22,12 @@ from preceptor.segmentation import metrics
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.data import examples, read_cases
 from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
+from preceptor.segmentation.figures import write_figures
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
-from preceptor.segmentation.model_card import segmentation_card
+from preceptor.segmentation.model_card import model_card
 from preceptor.segmentation.predict import INFERENCE_CONFIG
-from preceptor.segmentation.report import write_segmentation_report
+from preceptor.segmentation.report import write_report
 from preceptor.segmentation.task import SegmentationTask
 from preceptor.task import Task
 
@@ -230,12 +231,13 @@ class SegmentationExperiment(Experiment):
         worst = next(iter(evaluation.rows.values()))
         cases = examples(self.recipe, self.data, "test", 0)
         write_worst(folder / "predictions" / "masks", model, cases, self.recipe, worst)
+        write_figures(folder, model, self.data, self.recipe, evaluation.rows)
 
     def model_card(self, results: dict[str, Any]) -> str:
-        return segmentation_card(results, self.recipe)
+        return model_card(results, self.recipe)
 
     def write_report(self, run: Path) -> Path:
-        return write_segmentation_report(run, data=self.data, recipe=self.recipe)
+        return write_report(run)
 
     # Commands beside training
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class OutputTerm(TermConfig):
     weight: Annotated[float, Field(ge=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Temperature T of both distributions; the term is scaled by T squared."""
 
 
 class KdConfig(SegmentationMethod):

@@ -1,28 +1,23 @@
 """Volumes as pictures: three planes through a lesion, with the outlines of regions as paths over them.
 
-Volumes are (X, Y, Z) in nibabel's canonical orientation: to the patient's right, front and head. Every plane is shown
-as radiologists hold it: the patient's right on the left of the picture, the head up, and the face to the left in
-sagittal planes.
+Volumes are (X, Y, Z) in nibabel's canonical orientation: to the patient's right, front and head. Planes follow the
+radiological convention: the patient's right is on the left of the picture, the head is up, and sagittal planes show the
+face on the left.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from preceptor.errors import UserError
 
-LONGEST_SIDE = 256  # pixels of a plane
 WINDOW = (1.0, 99.5)  # percentiles of the foreground that are black and white
-DARK, LIT_SHARE, MARGIN = 48, 0.01, 2  # what is cut off around the body: grey level, share of a plane, voxels
+DARK, LIT_SHARE, MARGIN = 48, 0.01, 2  # crop around the body: grey level, share of a plane, voxels
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 """The axis that each plane cuts."""
 
@@ -40,7 +35,7 @@ class Volume:
         return x, y, z
 
     def fits(self, other: Volume) -> bool:
-        """Return whether both lie on one grid."""
+        """Return whether both have the same grid."""
         same = self.voxels.shape == other.voxels.shape
         return same and bool(np.allclose(self.affine, other.affine, atol=1e-2))
 
@@ -51,8 +46,8 @@ Box = tuple[slice, slice, slice]
 def read_volume(path: Path, channel: int | None = None, *, max_voxels: int) -> Volume:
     """Read a NIfTI file, or one channel of a 4-D one.
 
-    Raises UserError where it cannot be read, is not 3-D, or has more than `max_voxels` voxels, which is checked before
-    they are decoded.
+    Raises UserError if it cannot be read, is not 3-D, or has more than `max_voxels` voxels. The size is checked before
+    the voxels are decoded.
     """
     import nibabel
 
@@ -60,18 +55,20 @@ def read_volume(path: Path, channel: int | None = None, *, max_voxels: int) -> V
         source: Any = nibabel.load(path)
         shape = source.shape if channel is None else source.shape[:3]
         if len(shape) != 3 or int(np.prod(shape, dtype=object)) > max_voxels or min(shape) < 2:
-            raise UserError(f"{path}: {source.shape} voxels are no volume of at most {max_voxels}; see data.max_voxels")
+            raise UserError(
+                f"{path}: {source.shape} voxels are not a volume of at most {max_voxels}; see data.max_voxels"
+            )
         image = source if channel is None else source.slicer[..., channel]
-        turned = nibabel.as_closest_canonical(image)
-        return Volume(np.nan_to_num(np.asarray(turned.dataobj, np.float32)), np.asarray(turned.affine, float))
+        canonical = nibabel.as_closest_canonical(image)
+        return Volume(np.nan_to_num(np.asarray(canonical.dataobj, np.float32)), np.asarray(canonical.affine, float))
     except UserError:
         raise
     except Exception as error:  # nibabel raises its own errors, those of gzip and of numpy, and a few plain ones
-        raise UserError(f"{path}: no readable NIfTI file ({type(error).__name__}); copy it again") from error
+        raise UserError(f"{path}: not a readable NIfTI file ({type(error).__name__}); copy it again") from error
 
 
-def windowed(volume: np.ndarray) -> np.ndarray:
-    """Return intensities as uint8, black and white at percentiles of what is not background."""
+def apply_window(volume: np.ndarray) -> np.ndarray:
+    """Return intensities as uint8, black and white at percentiles of the foreground."""
     foreground = volume[volume != volume.min()]
     if foreground.size == 0:
         return np.zeros(volume.shape, np.uint8)
@@ -81,7 +78,7 @@ def windowed(volume: np.ndarray) -> np.ndarray:
 
 
 def content_box(grey: np.ndarray, mask: np.ndarray) -> Box:
-    """Return the box that holds the body (planes where enough is not dark) and the mask, with a margin."""
+    """Return the box that holds the mask and the body (planes with enough bright voxels), with a margin."""
     lit, box = grey > DARK, []
     for axis, side in enumerate(grey.shape):
         others = tuple(other for other in range(3) if other != axis)
@@ -91,8 +88,8 @@ def content_box(grey: np.ndarray, mask: np.ndarray) -> Box:
     return box[0], box[1], box[2]
 
 
-def centre(mask: np.ndarray) -> tuple[int, int, int]:
-    """Return the voxel of the mask nearest to its centre of mass; without a mask, the middle of the volume."""
+def central_voxel(mask: np.ndarray) -> tuple[int, int, int]:
+    """Return the voxel of the mask nearest to its centre of mass, or the middle of the volume without a mask."""
     at = np.argwhere(mask)
     if len(at) == 0:
         x, y, z = (side // 2 for side in mask.shape)
@@ -101,15 +98,15 @@ def centre(mask: np.ndarray) -> tuple[int, int, int]:
     return x, y, z
 
 
-def cut(volume: np.ndarray, plane: str, at: tuple[int, int, int], box: Box) -> np.ndarray:
-    """Return a plane (rows, columns) through the voxel `at`, inside the box, as it is shown."""
+def slice_plane(volume: np.ndarray, plane: str, at: tuple[int, int, int], box: Box) -> np.ndarray:
+    """Return a plane (rows, columns) through the voxel `at`, inside the box, in radiological orientation."""
     axis = PLANES[plane]
     index = tuple(at[a] if a == axis else part for a, part in enumerate(box))
     return volume[index][::-1, ::-1].T
 
 
 def outline(mask: np.ndarray, size: tuple[float, float]) -> str:
-    """Return the outline of a 2-D mask as an SVG path; `size` is that of a pixel, (across, down). "" without one."""
+    """Return the outline of a 2-D mask as an SVG path, empty for an empty mask; `size` is a pixel's (width, height)."""
     from contourpy import contour_generator
 
     if not mask.any():
@@ -124,52 +121,17 @@ def outline(mask: np.ndarray, size: tuple[float, float]) -> str:
 
 
 def _corners(points: np.ndarray) -> np.ndarray:
-    """Return a closed line's points without its last, which is its first, and without those on a straight stretch."""
+    """Return a closed line's corners: without the last point, which repeats the first, and points on straight parts."""
     points = points[:-1]
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
     bent = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-6
     return points[bent] if bent.sum() > 2 else points
 
 
-def png(grey: np.ndarray) -> str:
-    """Return a picture (rows, columns) uint8 as a PNG inside a data URI."""
-    image = Image.fromarray(np.ascontiguousarray(grey), "L")
-    scale = LONGEST_SIDE / max(image.size)
-    if scale < 1:
-        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def pixel(plane: str, spacing: tuple[float, float, float]) -> tuple[float, float]:
-    """Return the size in mm of a plane's pixel, (across, down)."""
+def pixel_size(plane: str, spacing: tuple[float, float, float]) -> tuple[float, float]:
+    """Return the (width, height) in mm of a plane's pixel."""
     across, down = (side for axis, side in enumerate(spacing) if axis != PLANES[plane])
     return across, down
-
-
-def drawn(
-    grey: np.ndarray,
-    shapes: Sequence[tuple[str, np.ndarray]],
-    plane: str,
-    at: tuple[int, int, int],
-    box: Box,
-    spacing: tuple[float, float, float],
-    spoken: str,
-) -> tuple[str, float]:
-    """Return (SVG, width over height) of a plane: the picture, and the outlines of `shapes` (class, mask) over it.
-
-    `spoken` is for who cannot see it.
-    """
-    picture = cut(grey, plane, at, box)
-    size = pixel(plane, spacing)
-    width, height = picture.shape[1] * size[0], picture.shape[0] * size[1]
-    parts = [f'<image href="{png(picture)}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none"/>']
-    for kind, mask in shapes:
-        if path := outline(cut(mask, plane, at, box), size):
-            parts.append(f'<path class="{kind}" d="{path}"/>')
-    opening = f'<svg viewBox="0 0 {width:.1f} {height:.1f}" role="img" aria-label="{escape(spoken)}">'
-    return f"{opening}{''.join(parts)}</svg>", width / height
 
 
 def region_masks(labels: np.ndarray, regions: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from preceptor.config import (
     TrainConfig,
     choose_method,
 )
+from preceptor.data.readers import VqaName
 from preceptor.extension import Reference
 from preceptor.vqa.kd import KdConfig
 from preceptor.vqa.method import VqaMethod
@@ -54,7 +55,11 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    name: Literal["phantom", "table", "vqa-rad", "vqa-med-2019", "slake", "path-vqa"] = "phantom"
+    name: VqaName = "phantom"
+    """phantom: generated images. table: a CSV or JSONL table. Otherwise a public data set. Or a reader of your own,
+    `module:function`."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of a reader of your own."""
     root: Folder | None = None
     """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Without one, phantoms are made."""
     variant: str | None = None
@@ -90,13 +95,6 @@ class DataConfig(Section):
     max_image_pixels: Positive = 64_000_000
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     phantom: PhantomConfig = PhantomConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _dashes(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("name"), str):
-            value = {**value, "name": value["name"].replace("_", "-")}
-        return value
 
 
 class ConvVisionConfig(Section):

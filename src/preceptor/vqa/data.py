@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
-from preceptor.data.locations import FOLDERS, data_folder, find_images
+from preceptor.data.locations import FOLDERS, find_images
 from preceptor.data.provenance import CACHE, hash_images, leave_out, match_images
+from preceptor.data.readers import VQA, read_named
 from preceptor.data.splits import note_leaks, subsample
-from preceptor.data.synthetic.questions_table import write_phantom
 from preceptor.data.types import Dataset, Sample, Split
-from preceptor.data.vqa import parquet, slake, vqa_med_2019, vqa_rad
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError, nearest
 from preceptor.recipe import apply_override, validate
@@ -63,7 +62,9 @@ def read_data(
                 f"data.{setting}={getattr(config, setting)} applies to {' and '.join(names)}, not to "
                 f"data.name={config.name}; remove it"
             )
-    data = _read(config, scratch)
+    data = read_named(VQA, config, scratch)
+    if ":" in config.name:
+        note_leaks(data)
     limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
     for entry in config.exclude_images_of:
         leave_out(data, _images_of(entry, scratch), _public_name(entry), scratch.with_name(CACHE), **limits)
@@ -80,54 +81,6 @@ def read_data(
                 f"{data.name} has no {split} questions; check its split column, or set data.validation_fraction"
             )
     return data
-
-
-def _read(config: DataConfig, scratch: Path) -> Dataset[Sample]:
-    fraction, seed = config.validation_fraction, config.split_seed
-    if config.name == "phantom":
-        folder = Path(config.root) if config.root else scratch
-        data = read_table(
-            write_phantom(folder, **config.phantom.model_dump(), image_size=config.image_size), name="phantom"
-        )
-        data.notes.append("Generated images: the numbers show that the method works, not that it helps in medicine.")
-        return data
-    if config.name == "table":
-        if config.root is None:
-            raise UserError("data.name=table needs data.root=FILE, a CSV or JSONL table with image, question, answer")
-        return read_table(Path(config.root), validation_fraction=fraction, seed=seed)
-    root = data_folder(config.name, config.root)
-    if config.name == "vqa-med-2019":
-        variant = _check_variant(config, get_args(vqa_med_2019.Variant))
-        return vqa_med_2019.read_vqa_med_2019(
-            root, variant=cast(vqa_med_2019.Variant, variant or "val"), validation_fraction=fraction, seed=seed
-        )
-    if config.name == "slake":
-        variant = _check_variant(config, get_args(slake.Variant))
-        return slake.read_slake(root, language=config.language or "en", variant=cast(slake.Variant, variant or "clean"))
-    if config.name == "path-vqa":
-        data = _parquet(config, root, scratch, "official")
-        note_leaks(data)
-        return data
-    variant = _check_variant(config, (*get_args(vqa_rad.Variant), "hub"))
-    if variant != "hub" and parquet.holds_parquet(root) and not (root / vqa_rad.TABLE).is_file():
-        if variant is not None:
-            raise UserError(
-                f"data.variant={variant} does not apply to the parquet files in {root}; set data.variant=hub"
-            )
-        variant = "hub"
-    if variant == "hub":
-        if config.validation_by != "image":
-            raise UserError("data.validation_by=question does not apply to data.variant=hub; remove it")
-        data = _parquet(config, root, scratch, "hub")
-        vqa_rad.note_hub(data)
-        return data
-    return vqa_rad.read_vqa_rad(
-        root,
-        variant=cast(vqa_rad.Variant, variant or "clean"),
-        validation_fraction=fraction,
-        validation_by=config.validation_by,
-        seed=seed,
-    )
 
 
 def add_unlabelled(data: Dataset[Sample], config: DataConfig, scratch: Path) -> None:
@@ -162,7 +115,7 @@ def _unlabelled_samples(entry: str, scratch: Path) -> list[Sample]:
     path = Path(entry)
     if name in FOLDERS:
         settings = {"name": name, "language": "en"} if name == "slake" else {"name": name}
-        data = _read(DataConfig.model_validate(settings), scratch.with_name(f"{scratch.name}-{name}"))
+        data = read_named(VQA, DataConfig.model_validate(settings), scratch.with_name(f"{scratch.name}-{name}"))
         return data.split("train")
     if path.suffix in (".csv", ".jsonl"):
         return read_table(path, answered=False).samples
@@ -188,7 +141,9 @@ def _images_of(entry: str, scratch: Path) -> list[Path]:
     if name in FOLDERS:
         # The test images of both languages of SLAKE.
         settings = {"language": "both", "variant": "published"} if name == "slake" else {"variant": variant or None}
-        data = _read(DataConfig.model_validate({"name": name, **settings}), scratch.with_name(f"{scratch.name}-{name}"))
+        data = read_named(
+            VQA, DataConfig.model_validate({"name": name, **settings}), scratch.with_name(f"{scratch.name}-{name}")
+        )
     elif path.suffix in (".csv", ".jsonl"):
         data = read_table(path)
     else:
@@ -198,23 +153,3 @@ def _images_of(entry: str, scratch: Path) -> list[Path]:
 
 def _public_name(entry: str) -> str:
     return entry if entry.partition("/")[0].replace("_", "-") in FOLDERS else Path(entry).name
-
-
-def _check_variant(config: DataConfig, variants: tuple[str, ...]) -> str | None:
-    if config.variant is not None and config.variant not in variants:
-        raise UserError(
-            f"data.variant={config.variant!r} is not a variant of {config.name}{nearest(config.variant, variants)}"
-        )
-    return config.variant
-
-
-def _parquet(config: DataConfig, root: Path, scratch: Path, variant: str) -> Dataset[Sample]:
-    return parquet.read_parquet(
-        root,
-        name=config.name,
-        variant=variant,
-        scratch=scratch,
-        validation_fraction=config.validation_fraction,
-        seed=config.split_seed,
-        max_bytes=config.max_image_bytes,
-    )

@@ -27,6 +27,7 @@ from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.context import RunContext
 from preceptor.vqa.data import read_data
 from preceptor.vqa.evaluate import accuracy, predict, predict_examples
+from preceptor.vqa.figures import write_figures
 from preceptor.vqa.metrics import score
 from preceptor.vqa.model_card import model_card
 from preceptor.vqa.protocols import protocol_named, protocols_for
@@ -243,11 +244,14 @@ class VqaExperiment(Experiment):
 
     # Files
 
+    def write_figures(self, folder: Path, model: VqaBundle, evaluation: Evaluation) -> None:
+        write_figures(folder, model, self.data, self.recipe, evaluation.rows)
+
     def model_card(self, results: dict[str, Any]) -> str:
         return model_card(results, self.recipe)
 
     def write_report(self, run: Path) -> Path:
-        return write_report(run, data=self.data, recipe=self.recipe)
+        return write_report(run)
 
     # Commands beside training
 

@@ -26,6 +26,7 @@ class KdConfig(VqaMethod):
     alpha: Fraction = 0.5
     """Weight of the teacher's term. That of the answers is ``(1 - alpha) * label.weight``."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Temperature T of both distributions."""
 
     def loss_terms(self, student_layers: int, teacher_layers: int) -> list[LossTerm]:
         from preceptor.vqa.losses import OutputLoss

@@ -27,7 +27,9 @@ Layers = Literal["uniform", "last"] | list[tuple[int, int]]
 class LabelTerm(TermConfig):
     weight: Annotated[float, Field(ge=0)] = 1.0
     kind: Literal["ce", "bce"] = "ce"
+    """Cross-entropy over the classes, or binary cross-entropy per class."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Label smoothing of `ce`."""
 
 
 class TeachingConfig(Section):
@@ -39,6 +41,7 @@ class TeachingConfig(Section):
     cache: Folder | None = None
     """Folder of the cache; default: `teacher-cache` in the output folder."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Decay of the moving average of `kind: ema`; smaller in the first steps."""
     cross_questions: Annotated[int, Field(ge=0, le=20)] = 0
     """For each training or unlabelled row, this many questions of other training rows are asked about its image; only
     the teacher answers them. The number of steps stays the same: an epoch is one pass over the labelled rows."""

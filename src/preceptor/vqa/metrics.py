@@ -76,6 +76,15 @@ class Scores:
     def closed(self) -> float | None:
         return self._accuracy(lambda row: row["answer_type"] == "closed")
 
+    def interval(self) -> dict[str, float] | None:
+        """Return Wilson's 95 % interval of the accuracy over questions, or None for another metric."""
+        if self.metric != "accuracy" or not self.scored:
+            return None
+        from preceptor.statistics import wilson  # imports scipy
+
+        found = wilson(sum(row["correct"] for row in self.scored), len(self.scored))
+        return {"low": found.low, "high": found.high}
+
     def question_types(self) -> dict[str, dict[str, float | int]]:
         """Return ``{question type: {"accuracy": share, "n": count}}``; questions without a type are omitted."""
         by_type: dict[str, list[float]] = {}
@@ -96,6 +105,7 @@ class Scores:
         return {
             "metric": self.metric,
             "accuracy": self.accuracy,
+            "interval": self.interval(),
             "open": self.open,
             "closed": self.closed,
             "macro": sum(one["accuracy"] for one in types.values()) / len(types) if types else None,

@@ -28,20 +28,26 @@ if TYPE_CHECKING:
 class OutputTerm(TermConfig):
     weight: Annotated[float, Field(ge=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Temperature T of both distributions; the term is scaled by T squared."""
 
 
 class EmbeddingTerm(TermConfig):
     kind: Literal["mse", "cosine"] = "mse"
+    """Distance of projected student and teacher tokens: MSE after layer normalization, or cosine."""
 
 
 class HiddenTerm(TermConfig):
     kind: Literal["mse", "cosine"] = "mse"
+    """Distance of projected student and teacher tokens: MSE after layer normalization, or cosine."""
     layers: Layers = "uniform"
+    """Layer map: `uniform`, `last`, or pairs `[[student, teacher], ...]` counted from 0."""
 
 
 class AttentionTerm(TermConfig):
     kind: Literal["kl", "mse"] = "kl"
+    """Distance of attention maps: KL(teacher, student) per query, or MSE."""
     layers: Layers = "uniform"
+    """Layer map: `uniform`, `last`, or pairs `[[student, teacher], ...]` counted from 0."""
 
 
 class RelationTerm(TermConfig):
@@ -52,6 +58,7 @@ class MhkdConfig(VqaMethod):
     """MHKD-MVQA (Wang et al., BIBM 2022): the student learns from the teacher's output and intermediate layers."""
 
     name: Literal["mhkd"] = "mhkd"
+    """The method."""
     output: OutputTerm = OutputTerm()
     embedding: EmbeddingTerm = EmbeddingTerm(weight=0.5)
     hidden: HiddenTerm = HiddenTerm(weight=0.5)

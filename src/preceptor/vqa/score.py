@@ -77,8 +77,8 @@ def score_file(
         "describes": {protocol: other.describes},
         "notes": notes,
     }
-    rows_out = cast(list[dict[str, Any]], list(scores.scored))
-    return Scored(results, rows_out, ["questions", other.metric, "n"], _lines(results["protocols"][protocol]))
+    rows_out: list[dict[str, Any]] = [dict(row) for row in scores.scored]
+    return Scored(results, rows_out, ["questions", other.metric, "n"], _lines(scores.as_dict()))
 
 
 def _lines(scores: dict[str, Any]) -> list[list[str]]:

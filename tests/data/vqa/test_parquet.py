@@ -253,5 +253,5 @@ def test_settings_of_other_data_sets_are_refused(tmp_path):
     for setting in ({"variant": "clean"}, {"language": "en"}, {"validation_by": "question"}):
         with pytest.raises(UserError, match=rf"data\.{next(iter(setting))}="):
             read_data(DataConfig(name="path-vqa", root=str(tmp_path), **setting), tmp_path)
-    with pytest.raises(UserError, match=r"data\.variant='cleen' is not a variant of slake; did you mean 'clean'"):
+    with pytest.raises(UserError, match=r"SLAKE variant 'cleen' is not known; did you mean 'clean'"):
         read_data(DataConfig(name="slake", variant="cleen", root=str(tmp_path)), tmp_path)

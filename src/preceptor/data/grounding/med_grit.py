@@ -14,6 +14,8 @@ from typing import Any
 
 from preceptor.data.grounding.boxes import Policy, apply_to_turns, find_boxes
 from preceptor.data.images import require_images
+from preceptor.data.locations import data_folder
+from preceptor.data.splits import cut
 from preceptor.data.texts import read_text
 from preceptor.data.types import Dialogue, GroundingDataset, GroundingTask, Split
 from preceptor.errors import UserError
@@ -131,3 +133,17 @@ def _turns(record: Any, place: str) -> tuple[str, list[list[str]]]:
 
 def _is_turn(turn: Any) -> bool:
     return isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) and t.strip() for t in turn)
+
+
+def read(config: Any, scratch: Path) -> GroundingDataset:
+    """Read the folder of a recipe's data settings; splits without a file are cut from the training images."""
+    images = Path(config.images) if config.images else None
+    data = read_med_grit_folder(data_folder(config.name, config.root), images, boxes=config.boxes)
+    fractions: dict[Split, float] = {"test": config.test_fraction, "validation": config.validation_fraction}
+    for split, fraction in fractions.items():
+        if not data.split(split):
+            data.samples = cut(data.samples, split, fraction, config.split_seed)
+            data.notes.append(
+                f"There is no {split}.json, so {fraction:.0%} of the training images form the {split} split."
+            )
+    return data

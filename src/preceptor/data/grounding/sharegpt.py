@@ -177,3 +177,17 @@ def _images(record: dict[str, Any], place: str) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise UserError(f"{place}: 'images' must be a list of file names")
     return names
+
+
+def read(config: Any, scratch: Path) -> GroundingDataset:
+    """Read the file of a recipe's data settings."""
+    if config.root is None:
+        raise UserError("data.name=sharegpt needs data.root=FILE, the JSON or JSONL file of the dialogues")
+    return read_sharegpt(
+        Path(config.root),
+        Path(config.images) if config.images else None,
+        boxes=config.boxes,
+        validation_fraction=config.validation_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.split_seed,
+    )

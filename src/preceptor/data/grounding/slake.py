@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from preceptor.data.grounding.boxes import Box, Style, from_pixels, repair_box, validate_box
 from preceptor.data.grounding.questions import LabeledBox, Picture, ask_about_boxes
+from preceptor.data.locations import data_folder
 from preceptor.data.texts import AS_RELEASED, read_text
 from preceptor.data.types import Dialogue, GroundingDataset, Sample
 from preceptor.data.vqa.slake import Language, read_slake
@@ -152,3 +154,8 @@ def _boxes(image: Path, faults: Counter[str]) -> dict[str, list[Box]]:
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{file} is invalid ({error}); {AS_RELEASED}") from error
     return boxes
+
+
+def read(config: Any, scratch: Path) -> GroundingDataset:
+    """Read the language of a recipe's data settings."""
+    return read_slake_grounding(data_folder(config.name, config.root), language=config.language)

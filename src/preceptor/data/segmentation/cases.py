@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -260,3 +261,22 @@ def _one_file(file: Path, bare: str, names: tuple[str, ...]) -> Case:
     if not images:
         raise UserError(f"{file} contains {', '.join(order)}, but none of the modalities {', '.join(names)}")
     return Case(bare, {name: images[name] for name in names if name in images}, None, patient_of(bare), "test")
+
+
+def read(config: Any, scratch: Path) -> SegmentationDataset:
+    """Read the folder or the table of a recipe's data settings."""
+    if config.root is None:
+        raise UserError(f"data.name={config.name} needs data.root=FOLDER, the folder of the cases or a table of them")
+    return read_volumes(
+        Path(config.root),
+        modalities=config.modalities,
+        regions=config.regions,
+        split_file=Path(config.split_file) if config.split_file else None,
+        fold=config.fold,
+        folds=config.folds,
+        validation_fraction=config.validation_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.split_seed,
+        name=config.name,
+        unlabelled=config.unlabelled == "rest",
+    )

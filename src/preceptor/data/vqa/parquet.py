@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data.images import MAX_BYTES
+from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut_validation
 from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.answers import inferred_type
@@ -206,3 +207,16 @@ def _write(content: bytes, folder: Path) -> str:
             f"{path} cannot be written ({error.strerror}); free some disk space, or set output=FOLDER"
         ) from error
     return path.name
+
+
+def read_configured(config: Any, scratch: Path, variant: str) -> Dataset[Sample]:
+    """Read the parquet files of a recipe's data settings. Raises UserError as `read_parquet`."""
+    return read_parquet(
+        data_folder(config.name, config.root),
+        name=config.name,
+        variant=variant,
+        scratch=scratch,
+        validation_fraction=config.validation_fraction,
+        seed=config.split_seed,
+        max_bytes=config.max_image_bytes,
+    )

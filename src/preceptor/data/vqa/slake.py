@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from preceptor.data.images import require_images, resolve_image
+from preceptor.data.locations import data_folder
 from preceptor.data.splits import group_by_content, note_leaks
 from preceptor.data.texts import read_json_rows
 from preceptor.data.types import AnswerType, Dataset, Sample, Split
@@ -156,3 +157,9 @@ def _sample(row: dict[str, Any], place: str, folder: Path, split: Split) -> Samp
 def _cell(row: dict[str, Any], name: str) -> str:
     value = row.get(name)
     return "" if value is None else " ".join(str(value).split())
+
+
+def read(config: Any, scratch: Path) -> Dataset[Sample]:
+    """Read the language and the variant of a recipe's data settings."""
+    root = data_folder(config.name, config.root)
+    return read_slake(root, language=config.language or "en", variant=config.variant)

@@ -230,3 +230,10 @@ def _choice(value: str, known: Mapping[str, T], column: str, line: int, file: Pa
 def _split_by_hash(group: str) -> Split:
     share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
     return "train" if share < 0.70 else "validation" if share < 0.85 else "test"
+
+
+def read(config: Any, scratch: Path) -> Dataset[Sample]:
+    """Read the table that `data.root` names."""
+    if config.root is None:
+        raise UserError("data.name=table needs data.root=FILE, a CSV or JSONL table with image, question, answer")
+    return read_table(Path(config.root), validation_fraction=config.validation_fraction, seed=config.split_seed)

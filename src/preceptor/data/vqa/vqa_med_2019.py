@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from preceptor.data.images import require_images, resolve_image
+from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut_validation, group_by_content, note_leaks
 from preceptor.data.texts import read_text
 from preceptor.data.types import Dataset, Sample, Split
@@ -143,4 +144,14 @@ def _sample(text: str, place: str, images: Path, split: Split, key: str) -> Samp
         group=name,
         split=split,
         question_type=category,
+    )
+
+
+def read(config: Any, scratch: Path) -> Dataset[Sample]:
+    """Read the variant of a recipe's data settings."""
+    return read_vqa_med_2019(
+        data_folder(config.name, config.root),
+        variant=config.variant,
+        validation_fraction=config.validation_fraction,
+        seed=config.split_seed,
     )

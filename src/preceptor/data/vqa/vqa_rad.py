@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from preceptor.data.images import require_images, resolve_image
+from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut_validation
 from preceptor.data.texts import read_json_rows
 from preceptor.data.types import AnswerType, Dataset, Sample, Split
+from preceptor.data.vqa import parquet
 from preceptor.errors import UserError, nearest
 
 Variant = Literal["clean", "published", "no_frames"]
@@ -251,3 +253,27 @@ def _note_shared_images(samples: list[Sample]) -> str:
         f"{len(shared)} of the {len(test)} test images are also training images, because the release is split by "
         "question, not by patient."
     )
+
+
+def read(config: Any, scratch: Path) -> Dataset[Sample]:
+    """Read the variant of a recipe's data settings: the original release, or the parquet files of the hub."""
+    root, variant = data_folder(config.name, config.root), config.variant
+    if variant != "hub" and parquet.holds_parquet(root) and not (root / TABLE).is_file():
+        if variant is not None:
+            raise UserError(
+                f"data.variant={variant} does not apply to the parquet files in {root}; set data.variant=hub"
+            )
+        variant = "hub"
+    if variant != "hub":
+        return read_vqa_rad(
+            root,
+            variant=variant or "clean",
+            validation_fraction=config.validation_fraction,
+            validation_by=config.validation_by,
+            seed=config.split_seed,
+        )
+    if config.validation_by != "image":
+        raise UserError("data.validation_by=question does not apply to data.variant=hub; remove it")
+    data = parquet.read_configured(config, scratch, "hub")
+    note_hub(data)
+    return data

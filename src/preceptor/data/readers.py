@@ -1,0 +1,77 @@
+"""The readers of data sets by name. A new data set is a module with a `read` function and one line here.
+
+A reader is called as ``read(config, scratch)`` with the data settings of the recipe and a folder for generated files,
+and returns a `Dataset`. A recipe may also name a function of the user's, ``data.name: my_module:read``, which is called
+as ``read(root, **arguments)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ValidationInfo
+
+from preceptor.data.types import Dataset
+from preceptor.errors import UserError, nearest
+from preceptor.extension import find_module, load_function
+
+VQA = {
+    "phantom": "preceptor.data.vqa.phantom",
+    "table": "preceptor.data.vqa.table",
+    "vqa-rad": "preceptor.data.vqa.vqa_rad",
+    "vqa-med-2019": "preceptor.data.vqa.vqa_med_2019",
+    "slake": "preceptor.data.vqa.slake",
+    "path-vqa": "preceptor.data.vqa.path_vqa",
+}
+SEGMENTATION = {
+    "phantom": "preceptor.data.segmentation.phantom",
+    "brats": "preceptor.data.segmentation.cases",
+    "volumes": "preceptor.data.segmentation.cases",
+}
+GROUNDING = {
+    "phantom-grounding": "preceptor.data.grounding.phantom",
+    "slake-grounding": "preceptor.data.grounding.slake",
+    "med-grit": "preceptor.data.grounding.med_grit",
+    "sharegpt": "preceptor.data.grounding.sharegpt",
+}
+
+
+def read_named(readers: Mapping[str, str], config: Any, scratch: Path) -> Any:
+    """Return the data set that ``config.name`` names. Raises UserError as its reader."""
+    if ":" in config.name:
+        return _read_own(config)
+    return import_module(readers[config.name]).read(config, scratch)
+
+
+def _read_own(config: Any) -> Dataset:
+    read = load_function(config.name, "data.name")
+    try:
+        data = read(Path(config.root) if config.root else None, **config.arguments)
+    except TypeError as error:
+        raise UserError(f"data.name={config.name} does not accept the arguments {config.arguments}: {error}") from error
+    if not isinstance(data, Dataset):
+        raise UserError(
+            f"data.name={config.name} must return a preceptor.data.types.Dataset, not {type(data).__name__}"
+        )
+    return data
+
+
+def _checked(readers: Mapping[str, str]) -> AfterValidator:
+    def check(name: str, info: ValidationInfo) -> str:
+        if ":" in name:
+            find_module(name, "", (info.context or {}).get("folder"))
+            return name
+        plain = name.replace("_", "-")
+        if plain not in readers:
+            raise ValueError(f"it must be a data set or module:function{nearest(plain, readers)}")
+        return plain
+
+    return AfterValidator(check)
+
+
+VqaName = Annotated[str, _checked(VQA)]
+SegmentationName = Annotated[str, _checked(SEGMENTATION)]
+GroundingName = Annotated[str, _checked(GROUNDING)]

@@ -1,0 +1,63 @@
+"""The pictures of a grounding report, stored at evaluation: images of test dialogues that ask for boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from preceptor.data.images import ImageError, load_image
+from preceptor.data.types import GroundingDataset
+from preceptor.grounding.config import GroundingRecipe
+from preceptor.grounding.metrics import row_score
+from preceptor.report.pictures import FigureWriter
+
+LONGEST_SIDE = 420  # pixels of an image
+T = TypeVar("T")
+
+
+def write_figures(
+    folder: Path,
+    model: object,
+    data: GroundingDataset,
+    recipe: GroundingRecipe,
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
+    """Store the images of `recipe.report.pictures` test dialogues in ``folder/figures``.
+
+    Of the dialogues that ask for boxes, sorted by their score, the worst, the best and some in between are taken. The
+    report draws the boxes from the predictions.
+
+    Args:
+        folder: folder of the stage.
+        model: not used: the boxes are in the predictions.
+        data: the data set.
+        recipe: settings of the report and limits for images.
+        rows: predictions by protocol id, the main protocol first.
+    """
+    protocol, predictions = next(iter(rows.items()), ("", []))
+    dialogues = {dialogue.id: dialogue for dialogue in data.samples if dialogue.images}
+    scored = [
+        (score, str(row["id"]))
+        for row in predictions
+        if row["task"] == "vg"
+        and row["id"] in dialogues
+        and (score := row_score(row, protocol.rpartition("/")[2])) is not None
+    ]
+    writer, pictures = FigureWriter(folder), []
+    for number, (_, id) in enumerate(take_evenly(sorted(scored), recipe.report.pictures), 1):
+        try:
+            image = load_image(dialogues[id].images[0])
+        except ImageError:
+            continue
+        pictures.append({"id": id, "image": writer.add(f"image-{number:02}", image.convert("RGB"), LONGEST_SIDE)})
+    writer.finish({"images": pictures})
+
+
+def take_evenly(items: Sequence[T], number: int) -> list[T]:
+    """Return `number` items, evenly apart, with the first and the last one."""
+    if len(items) <= number or number == 0:
+        return list(items[:number])
+    if number == 1:
+        return [items[0]]
+    return [items[round(i * (len(items) - 1) / (number - 1))] for i in range(number)]
