@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_contract import call
 from tests.data.vqa.test_vqa_med_2019 import with_test_file
-from tests.test_cli import call
 from tests.vqa.test_data import MADE
 
 TINY = [

@@ -296,7 +296,7 @@ def push_to_hub(run: str | Path, repo_id: str, *, private: bool = True, token: s
     Raises:
         UserError: the folder holds no model, or the hub refuses the upload.
     """
-    os.environ.pop("HF_HUB_OFFLINE", None)
+    keep_offline()
     from preceptor.hub import push_folder
     from preceptor.pipeline.run_dir import model_folder
 

@@ -71,7 +71,23 @@ def push_folder(folder: Path, repo_id: str, *, private: bool = True, token: str 
 
     api = HfApi(token=token)
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message="Upload model with Preceptor"))
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        with online():
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                folder_path=folder, repo_id=repo_id, commit_message="Upload model with Preceptor"
+            )
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise UserError(f"{repo_id} cannot be uploaded: {error}") from error
+    return commit.commit_url
+
+
+@contextlib.contextmanager
+def online() -> Iterator[None]:
+    """Allow requests to the hub, which every other function of Preceptor refuses (`api.keep_offline`)."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

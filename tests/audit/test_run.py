@@ -173,8 +173,7 @@ def test_the_page_needs_nothing_but_itself(leaking: Path, tmp_path: Path) -> Non
         (["phantom", "data.imagesize=3"], "image_size"),
         (["phantom", "train.epochs=3"], "data.key=value"),
         (["phantom", "against.language=zh"], "--against"),
-        (["questions.csv", "--root", "folder"], "the root folder does not apply"),
-        (["vqa-rad", "--root", "nowhere"], "nowhere"),
+        (["questions.csv"], "questions.csv"),
     ],
 )
 def test_mistakes(arguments: list[str], says: str, tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys, monke
     run = make_runs(tmp_path, seeds=1)[0]
     other = write_stage(tmp_path / "other", hits(299, 0.5))
     out = tmp_path / "out"
-    for arguments in ([str(other)], ["--baseline", "b"], ["--protocol", "toy/b"]):
+    for arguments in ([str(other)], [str(tmp_path)], ["--baseline", "b"], ["--protocol", "toy/b"]):
         code, printed, err = call(capsys, monkeypatch, str(run), *arguments, "--output", str(out))
         assert (code, printed) == (2, "")
         assert err.startswith("error: ")

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from preceptor.grounding.serve import check_dialogues
 
+import preceptor
 from preceptor.data.types import Dialogue
 from preceptor.grounding import memory
 from preceptor.grounding import teachers as teaching
 from preceptor.grounding.config import GroundingRecipe
+from preceptor.grounding.experiment import GroundingExperiment
 from preceptor.grounding.memory import GIB, estimate_memory, free_memory, sentence, warning
 from preceptor.grounding.memory_model import memory_estimate
 from preceptor.grounding.model import GroundedVlm
@@ -31,6 +32,13 @@ def vlm(tmp_path_factory) -> GroundedVlm:
 
 def tiny(**changes) -> GroundingRecipe:
     return GroundingRecipe.model_validate(yaml.safe_load(CLINKD) | changes)
+
+
+def check(recipe: GroundingRecipe) -> tuple[list[str], list[str]]:
+    """Return the notes and the reasons of the findings of `preceptor doctor`."""
+    experiment = GroundingExperiment.for_check(recipe)
+    reasons = [finding.reason for finding in experiment.findings()]
+    return experiment.data.notes, reasons
 
 
 def test_the_longest_dialogue_of_a_micro_batch_counts(vlm):
@@ -84,21 +92,21 @@ def test_free_memory(tmp_path):
 
 
 @pytest.mark.slow
-def test_doctor_says_what_a_recipe_takes(tmp_path, monkeypatch):
+def test_doctor_estimates_the_memory_of_a_recipe(tmp_path, monkeypatch):
     changes = {"output": str(tmp_path / "run"), "method": {"name": "clinkd"}}
     recipe = tiny(**changes)
     recipe.data.root = str(tmp_path / "phantom")
-    said = [note for note in check_dialogues(recipe)["notes"] if note.startswith("memory to train the")]
+    said = [note for note in preceptor.check(recipe)["notes"] if note.startswith("memory to train the")]
     assert [note.split(":")[0].split()[-1] for note in said] == ["teacher", "student"]
     assert "teacher" in said[1].split("(")[1]
     assert not (tmp_path / "run" / "new-student").exists()
     monkeypatch.setattr(memory, "available", lambda: 1)
-    monkeypatch.setattr("preceptor.grounding.serve.available", lambda: 1)
-    reasons = [finding["reason"] for finding in check_dialogues(recipe)["findings"]]
+    monkeypatch.setattr("preceptor.grounding.experiment.available", lambda: 1)
+    reasons = [finding["reason"] for finding in preceptor.check(recipe)["findings"]]
     assert any("training the student is expected to need" in reason for reason in reasons)
     recipe.student.model.source = str(tmp_path / "nowhere")
-    reasons = [finding["reason"] for finding in check_dialogues(recipe)["findings"]]
-    assert any("the memory that the student takes is not estimated" in reason for reason in reasons)
+    reasons = [finding["reason"] for finding in preceptor.check(recipe)["findings"]]
+    assert any("the memory that the student needs is not estimated" in reason for reason in reasons)
 
 
 @pytest.fixture

@@ -71,11 +71,11 @@ def test_what_is_not_answered_gives_exit_code_1(tmp_path):
     assert len(list(read_labels(tmp_path / "store"))) == 2
 
 
-def test_the_estimate_is_agreed_to_or_nothing_is_asked(tmp_path):
+def test_nothing_is_asked_before_the_estimate_is_confirmed(tmp_path):
     file = file_of(tmp_path, 3)
     with serving() as asked:
         server = ("--endpoint", asked.url, "--model", "m", "--output", tmp_path / "store")
-        with pytest.raises(UserError, match="nobody is there to agree"):
+        with pytest.raises(UserError, match="stdin is not a terminal"):
             CliRunner().invoke(app, ["teach", str(file), *map(str, server)], catch_exceptions=False)
         with pytest.raises(UserError, match="is above --max-tokens-total 100"):
             CliRunner().invoke(
@@ -90,17 +90,26 @@ def test_mistakes(tmp_path):
     file = file_of(tmp_path, 2)
     output = ("--output", tmp_path / "store")
     for arguments, said in [
-        ((file,), "--teacher FOLDER or --endpoint URL, one of the two"),
+        ((file,), "either --teacher DIR or --endpoint URL"),
         ((file, "--endpoint", "http://127.0.0.1:1/v1"), "belong together"),
         ((file, "--endpoint", "http://10.0.0.1/v1", "--model", "m"), "is not this machine"),
-        ((file, "--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--api-key-env", "NO_SUCH"), "no such env"),
-        ((file, "--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--split", "test"), "give train or unlabelled"),
+        (
+            (file, "--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--api-key-env", "NO_SUCH"),
+            "variable does not exist",
+        ),
         ((file, "--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--split", "unlabelled"), "has no unlabelled"),
-        ((file, file, "--root", tmp_path, "--endpoint", "http://127.0.0.1:1/v1", "--model", "m"), "for one data set"),
-        ((file, "--teacher", tmp_path / "none"), "none is neither a folder"),
+        (
+            (file, file, "--root", tmp_path, "--endpoint", "http://127.0.0.1:1/v1", "--model", "m"),
+            "one data set at a time",
+        ),
+        ((tmp_path / "none.jsonl", "--teacher", tmp_path), "none.jsonl does not exist"),
     ]:
         with pytest.raises(UserError, match=said):
             CliRunner().invoke(app, ["teach", *map(str, arguments), *map(str, output)], catch_exceptions=False)
+    for wrong in (("--split", "test"), ("--teacher", tmp_path / "none")):
+        result = CliRunner().invoke(app, ["teach", str(file), *map(str, wrong), *map(str, output)])
+        assert result.exit_code == 2
+        assert str(wrong[1]) in result.output
     assert not (tmp_path / "store").exists()
 
 

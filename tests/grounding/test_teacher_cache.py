@@ -117,7 +117,7 @@ def test_what_is_written_is_counted_and_verified(recipe, written, capsys):
     sys.argv = old
     said = capsys.readouterr().out
     assert f"teacher {found['teacher'][:12]}" in said
-    assert "5 dialogues recomputed" in said
+    assert "5 rows were computed again" in said
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -196,4 +196,4 @@ def test_recipes_without_a_teacher(recipe, capsys, override, words):
 
 def test_lckd_has_none(capsys):
     code, _, err = call(capsys, "lckd-demo")
-    assert (code, "has no teacher to cache" in err) == (2, True)
+    assert (code, "has no teacher cache" in err) == (2, True)

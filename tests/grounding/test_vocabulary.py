@@ -73,5 +73,5 @@ def test_a_fingerprint_is_of_all_that_turns_text_into_ids():
     again.chat_template = again.chat_template + " "
     others = [made(CORPUS, ("<new-1>", "<new-2>")), again, made(("another text of a dog",) * 4)]
     assert len({tokenizer_fingerprint(tokenizer) for tokenizer in [made(), *others]}) == 4
-    with pytest.raises(UserError, match="Ids is no fast tokenizer"):
+    with pytest.raises(UserError, match="Ids is not a fast tokenizer"):
         tokenizer_fingerprint(Ids({}))

@@ -224,7 +224,7 @@ def test_resampled_cases(data, tmp_path):
 
 def test_an_intensity_that_does_not_fit_names_the_file(data, tmp_path):
     save(tmp_path / "c0" / "c0_flair.nii.gz", head(0) / 1000)
-    with pytest.raises(VolumeError, match=r"c0_flair\.nii\.gz: intensity=histogram .* use intensity=percentile"):
+    with pytest.raises(VolumeError, match=r"c0_flair\.nii\.gz: intensity=histogram .* set intensity=percentile"):
         examples(data, intensity="histogram").prepared(0)
 
 

@@ -60,7 +60,7 @@ def test_histogram_as_published():
 
 def test_histogram_refuses_what_it_is_not_for():
     image, _ = ball()
-    with pytest.raises(UserError, match="for whole numbers as scanners store them"):
+    with pytest.raises(UserError, match="it applies to integer intensities"):
         normalise(image / 1000, "histogram")
     with pytest.raises(UserError, match="clip more than 5 %"):
         normalise(image * 100, "histogram")

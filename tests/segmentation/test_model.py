@@ -259,9 +259,9 @@ def test_the_seed_alone_decides():
         ({"channels": [8, 16]}, "3 to 5 numbers"),
         ({"channels": [8, 16, 10**9]}, "1 to 4096"),
         ({"channels": 8}, "must be a list"),
-        ({"net": "reference", "channels": [8, 16, 32]}, "leave them"),
-        ({"modalities": ["t1", "t1"]}, "different names"),
-        ({"regions": []}, "at least one"),
+        ({"net": "reference", "channels": [8, 16, 32]}, "remove it"),
+        ({"modalities": ["t1", "t1"]}, "distinct names"),
+        ({"regions": []}, "non-empty list"),
     ],
 )
 def test_a_wrong_configuration(change: dict, words: str):
@@ -273,9 +273,9 @@ def test_a_wrong_configuration(change: dict, words: str):
 def test_wrong_inputs():
     model = net(**SMALL)
     everything = torch.ones(1, 4, dtype=torch.bool)
-    with pytest.raises(UserError, match=r"multiples of 4x4x4; take 12x12x8"):
+    with pytest.raises(UserError, match=r"multiples of 4x4x4; use 12x12x8"):
         model(images(1, (9, 12, 8)), everything)
-    with pytest.raises(UserError, match="single one at the bottleneck"):
+    with pytest.raises(UserError, match="single voxel at the bottleneck"):
         model(images(1, (4, 4, 4)), everything)
     assert model.fitting((3, 4, 1)) == (4, 4, 8)
     with pytest.raises(UserError, match="row 1 of the batch has no modality"):
@@ -290,12 +290,12 @@ def test_a_broken_folder(tmp_path: Path):
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     state = load_file(weights)
     weights.write_bytes(weights.read_bytes()[:-9])
-    with pytest.raises(UserError, match="does not hold the weights"):
+    with pytest.raises(UserError, match=r"do not match config\.json"):
         MultimodalUNet.load(tmp_path)
     state.pop("decoder.head.weight")
     save_file(state, weights)
     with pytest.raises(UserError, match=r"decoder\.head\.weight"):
         MultimodalUNet.load(tmp_path)
     config.write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match="describes no preceptor-multimodal-unet"):
+    with pytest.raises(UserError, match="does not describe a preceptor-multimodal-unet"):
         MultimodalUNet.load(tmp_path)

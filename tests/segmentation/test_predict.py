@@ -1,7 +1,8 @@
-"""A case with whatever modalities it has, through the command line."""
+"""`preceptor predict` of a segmentation model: any modalities, the grid of the source, and mistakes."""
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -10,88 +11,62 @@ import nibabel
 import numpy as np
 import pytest
 
-from preceptor.cli.app import main
+from tests.fault.test_bad_input import call
 
 pytestmark = pytest.mark.slow
 
 
-def whole_case(trained: Path) -> Path:
+def complete_case(trained: Path) -> Path:
+    """Return the folder of a case with all four modalities and its label map."""
     folders = sorted(path for path in (trained / "run" / "data").iterdir() if path.is_dir())
     return next(folder for folder in folders if len(list(folder.glob("*.nii.gz"))) == 5)
 
 
-def call(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["preceptor", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-@pytest.mark.parametrize("kept", [("flair",), ("t1ce", "t2"), ("flair", "t1", "t1ce", "t2")])
-def test_any_subset_gives_a_mask_on_the_source_grid(trained, tmp_path, monkeypatch, capsys, kept):
-    source = whole_case(trained)
-    case = tmp_path / "case"
+@pytest.mark.parametrize("given", [("flair",), ("t1ce", "t2"), ("flair", "t1", "t1ce", "t2")])
+def test_any_modalities_give_a_label_map_on_the_grid_of_the_source(trained: Path, tmp_path: Path, given) -> None:
+    case, output = tmp_path / "case", tmp_path / "out"
     case.mkdir()
-    for modality in kept:
-        file = next(source.glob(f"*_{modality}.nii.gz"))
-        image = nibabel.load(file)
-        # Another orientation and voxel size than the network knows: the mask must come back on this grid.
+    for modality in given:
+        image = nibabel.load(next(complete_case(trained).glob(f"*_{modality}.nii.gz")))
+        # Another orientation and voxel size than those of the network.
         turned = np.flip(np.asarray(image.dataobj).transpose(1, 0, 2), 0)
         affine = np.array([[0, 2.0, 0, 5], [-1.5, 0, 0, 7], [0, 0, 1.0, -3], [0, 0, 0, 1]])
-        nibabel.save(nibabel.Nifti1Image(turned, affine), case / f"kept_{modality}.nii.gz")
-    code, out, err = call(
-        monkeypatch,
-        capsys,
-        "predict",
-        str(trained / "run"),
-        "--case",
-        str(case),
-        "--output",
-        str(tmp_path / "out"),
-        "--probabilities",
-        "--json",
-    )
+        nibabel.save(nibabel.Nifti1Image(turned, affine), case / f"head_{modality}.nii.gz")
+    arguments = ["--case", str(case), "--output", str(output), "--probabilities", "--json"]
+    code, out, err = call("predict", str(trained / "run"), *arguments)
     assert code == 0, err
-    found = json.loads(out)
-    assert found["subset"] == "+".join(kept)
-    assert set(found["missing"]) == {"flair", "t1", "t1ce", "t2"} - set(kept)
-    assert set(found["validation"]["dice"]) == {"et", "tc", "wt"}
-    mask = nibabel.load(tmp_path / "out" / "kept_seg.nii.gz")
-    assert mask.shape == turned.shape
+    (row,) = json.loads(out)
+    with (output / "predictions.csv").open() as lines:
+        assert {key: str(value) for key, value in row.items()} == next(csv.DictReader(lines))
+    assert row["id"] == "head"
+    assert row["modalities"] == "+".join(given)
+    assert set(filter(None, row["missing"].split("+"))) == {"flair", "t1", "t1ce", "t2"} - set(given)
+    assert all(0 <= row[f"{region}_expected_dice"] <= 1 for region in ("et", "tc", "wt"))
+    assert row["mask"] == str(output / "head_seg.nii.gz")
+    mask = nibabel.load(row["mask"])
+    label = np.asarray(mask.dataobj)
+    assert label.shape == turned.shape
     assert np.allclose(mask.affine, affine)
-    assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2, 4}
-    probabilities = nibabel.load(tmp_path / "out" / "kept_prob.nii.gz")
+    assert set(np.unique(label)) <= {0, 1, 2, 4}
+    # Volumes are counted in the label map that is saved; a voxel has 3 mm3.
+    for region, labels in (("et", [4]), ("tc", [1, 4]), ("wt", [1, 2, 4])):
+        assert row[f"{region}_ml"] == pytest.approx(np.isin(label, labels).sum() * 3 / 1000, abs=0.006)
+    probabilities = nibabel.load(row["probabilities"])
     assert probabilities.shape == (*turned.shape, 3)
     values = probabilities.get_fdata()
     assert 0 <= values.min() <= values.max() <= 1
-    voxels = float((values[..., 2] >= 0.5).sum())
-    assert found["volume_ml"]["wt"] == pytest.approx(voxels * 3.0 / 1000, abs=0.01)
 
 
-def test_words_for_people(trained, tmp_path, monkeypatch, capsys):
-    source = whole_case(trained)
-    code, out, err = call(
-        monkeypatch,
-        capsys,
-        "predict",
-        str(trained / "run"),
-        "--case",
-        str(next(source.glob("*_t2.nii.gz"))),
-        "--output",
-        str(tmp_path),
-        "--post",
-    )
+def test_the_table_is_printed_without_json(trained: Path, tmp_path: Path) -> None:
+    file = next(complete_case(trained).glob("*_t2.nii.gz"))
+    code, out, err = call("predict", str(trained / "run"), f"t2={file}", "--output", str(tmp_path / "out"), "--post")
     assert code == 0, err
-    assert "missing: flair, t1, t1ce" in out
-    assert "validation cases" in out
-    assert "With all modalities it was" in out
+    assert "1 predictions" in out + err
+    assert list((tmp_path / "out").glob("*_seg.nii.gz"))
 
 
-def broken(case: Path, how: str) -> None:
+def damage(case: Path, how: str) -> None:
+    """Make the T2 image of a case unusable."""
     file = next(case.glob("*_t2.nii.gz"))
     image = nibabel.load(file)
     values, affine = np.asarray(image.dataobj).astype(np.float32), image.affine.copy()
@@ -112,9 +87,9 @@ def broken(case: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
-        ("affine", "its grid is not that of"),
+        ("affine", "_t2.nii.gz"),
         ("shape", "resample"),
         ("nan", "NaN"),
         ("flat", "3-D"),
@@ -122,25 +97,31 @@ def broken(case: Path, how: str) -> None:
         ("unknown", "modalit"),
     ],
 )
-def test_wrong_cases_are_errors_of_one_sentence(trained, tmp_path, monkeypatch, capsys, how, said):
-    case = tmp_path / "case"
-    shutil.copytree(whole_case(trained), case)
-    broken(case, how)
-    code, out, err = call(
-        monkeypatch, capsys, "predict", str(trained / "run"), "--case", str(case), "--output", str(tmp_path / "out")
-    )
+def test_a_damaged_case_is_an_error_of_one_sentence(trained: Path, tmp_path: Path, how, message) -> None:
+    case, output = tmp_path / "case", tmp_path / "out"
+    shutil.copytree(complete_case(trained), case)
+    damage(case, how)
+    code, out, err = call("predict", str(trained / "run"), "--case", str(case), "--output", str(output))
     assert code == 2, out + err
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
-    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+    assert not list(output.glob("*.nii.gz"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [(["--case", "{case}", "--image", "x.png"], "not several"), (["--case", "/nowhere/case"], "/nowhere/case")],
+    ("arguments", "message"),
+    [
+        (["--case", "{case}", "--image", "{image}", "--question", "where?"], "one of"),
+        (["--case", "/nowhere/case"], "/nowhere/case"),
+        (["flair={image}", "flair={image}"], "twice"),
+        (["pet={image}"], "pet is not a modality of this network"),
+    ],
 )
-def test_wrong_calls(trained, monkeypatch, capsys, arguments, said):
-    arguments = [argument.format(case=whole_case(trained)) for argument in arguments]
-    code, _, err = call(monkeypatch, capsys, "predict", str(trained / "run"), *arguments)
+def test_inputs_that_do_not_fit_the_model(trained: Path, tmp_path: Path, arguments, message) -> None:
+    case = complete_case(trained)
+    image = next(case.glob("*_t2.nii.gz"))
+    texts = [argument.format(case=case, image=image) for argument in arguments]
+    code, _, err = call("predict", str(trained / "run"), *texts, "--output", str(tmp_path / "out"))
     assert code == 2
-    assert said in err
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err

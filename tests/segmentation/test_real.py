@@ -1,4 +1,4 @@
-"""Real MR cases, at coarse voxels: trained on, evaluated and segmented, end to end."""
+"""Train on real MR cases with coarse voxels, evaluate and segment one of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from preceptor.api import run_recipe
-from preceptor.segmentation.predict import segment_case
+import preceptor
 from tests.segmentation.conftest import recipe
 
 pytestmark = [
@@ -35,7 +34,8 @@ def test_real_cases_train_and_predict(tmp_path: Path) -> None:
         "train.epochs=4",
         "stages=[distilled]",
     ]
-    results = run_recipe(recipe(tmp_path, *settings))
+    run = preceptor.train(recipe(tmp_path, *settings))
+    results = run.results
     assert results["data"]["train"] == 2
     scores = results["protocols"]["brats/by-patient/A"]
     assert (len(scores["subsets"]), scores["n"]) == (15, 1)
@@ -44,9 +44,10 @@ def test_real_cases_train_and_predict(tmp_path: Path) -> None:
     case = tmp_path / "case"
     case.mkdir()
     shutil.copy(source / "glioma_tcga_du_7294_flair.nii.gz", case)
-    found = segment_case(tmp_path / "run", case, tmp_path / "out", probabilities=True)
-    assert found["missing"] == ["t1", "t1ce", "t2"]
-    mask, image = nibabel.load(found["files"][0]), nibabel.load(case / "glioma_tcga_du_7294_flair.nii.gz")
+    result = run.model().segment(case)
+    assert result.missing == ("t1", "t1ce", "t2")
+    mask = nibabel.load(result.save(tmp_path / "mask.nii.gz"))
+    image = nibabel.load(case / "glioma_tcga_du_7294_flair.nii.gz")
     assert mask.shape == image.shape
     assert np.allclose(mask.affine, image.affine)
     assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2, 4}

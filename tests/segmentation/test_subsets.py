@@ -159,9 +159,9 @@ def test_bfloat16_is_close():
 
 def test_wrong_windows():
     model, images = net(channels=(4, 6, 8)), volume(8, 8, 8)
-    with pytest.raises(UserError, match=r"a window of 6x8x8 .* take 8x8x8"):
+    with pytest.raises(UserError, match=r"a window of 6x8x8 .* use 8x8x8"):
         predict_subsets(model, images, ALL, (6, 8, 8))
-    with pytest.raises(UserError, match="overlap by 1"):
+    with pytest.raises(UserError, match="overlap=1"):
         predict_subsets(model, images, ALL, (8, 8, 8), 1.0)
-    with pytest.raises(UserError, match="no modality at all"):
+    with pytest.raises(UserError, match="no modality"):
         predict_subsets(model, images, (False,) * 4, (8, 8, 8))

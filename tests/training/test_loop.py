@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from preceptor.config import TrainConfig
 from preceptor.errors import UserError
@@ -74,7 +75,7 @@ def job_of(folder: Path, rows: Rows, **changes) -> FitArguments:
             task.student.eval()
             return {"score": -float((task.student(rows.x)[:, 0] - rows.y).square().nanmean())}
 
-    settings = {"validate": validate, "identity": {"recipe": {"lr": 1}}, **changes}
+    settings = {"validate": validate, "resume_config": {"recipe": {"lr": 1}}, **changes}
     return FitArguments(
         folder=folder,
         loader=rows.loader,
@@ -152,7 +153,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 def test_a_non_finite_loss_moves_nothing_and_names_the_sample(tmp_path, poison):
     task = Toy()
     before = {name: value.clone() for name, value in task.state_dict().items()}
-    with pytest.raises(NonFiniteError, match=rf"comes from samples row{poison}\b.*last checkpoint stands"):
+    with pytest.raises(NonFiniteError, match=rf"comes from samples row{poison}\b.*last checkpoint is intact"):
         fit(task, job_of(tmp_path, Rows(poison)), config(batch_size=24))
     assert task.steps == []
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
@@ -229,8 +230,8 @@ def test_ctrl_c_saves_and_the_next_run_ends_byte_equal(tmp_path):
 def test_a_changed_recipe_is_refused_with_its_differences(tmp_path):
     fit(Toy(), job_of(tmp_path, Rows()), config())
     with pytest.raises(UserError, match=r"recipe\.lr: 1 -> 2.*resume=never"):
-        fit(Toy(), job_of(tmp_path, Rows(), identity={"recipe": {"lr": 2}}), config())
-    assert fit(Toy(), job_of(tmp_path, Rows(), identity={"recipe": {"lr": 2}}, resume=False), config()).finished
+        fit(Toy(), job_of(tmp_path, Rows(), resume_config={"recipe": {"lr": 2}}), config())
+    assert fit(Toy(), job_of(tmp_path, Rows(), resume_config={"recipe": {"lr": 2}}, resume=False), config()).finished
 
 
 def test_weight_average_in_closed_form():
@@ -249,6 +250,21 @@ def test_weight_average_in_closed_form():
     with average.applied():
         assert parameter[0].item() == pytest.approx(want)
     assert parameter[0].item() == 11
+
+
+def test_weight_average_without_warm_up_equals_that_of_torch():
+    model = torch.nn.Linear(3, 2)
+    average = WeightAverage(dict(model.named_parameters()), 0.9, warmup=False)
+    oracle = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    oracle.n_averaged += 1  # its first update copies the weights otherwise
+    for step in range(5):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update(step)
+        oracle.update_parameters(model)
+    for name, expected in oracle.module.named_parameters():
+        torch.testing.assert_close(average.values[name], expected.detach())
 
 
 def test_skips_are_counted_once_and_capped():

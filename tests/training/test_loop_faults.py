@@ -68,7 +68,7 @@ class Numbers(Dataset):
         def export(task: Task, target: Path) -> None:
             target.mkdir(parents=True, exist_ok=True)
 
-        settings = {"validate": lambda task: {"score": 0.0}, "export": export, "identity": {}, **changes}
+        settings = {"validate": lambda task: {"score": 0.0}, "export": export, "resume_config": {}, **changes}
         return FitArguments(
             folder=folder,
             samples=12,

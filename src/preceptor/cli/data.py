@@ -10,8 +10,9 @@ import typer
 from preceptor import api
 from preceptor.cli import options
 from preceptor.cli.errors import CHECK_FAILED
-from preceptor.cli.terminal import log_to_stderr, notes, percent, say, sentence, table
+from preceptor.cli.terminal import log_to_stderr, notes, say, sentence, table
 from preceptor.errors import UserError, nearest
+from preceptor.report.format import percent
 
 DOCTOR_EXAMPLES = """\
 preceptor doctor questions.csv
@@ -33,7 +34,8 @@ def doctor(
 ) -> None:
     """Check data before training.
 
-    It looks for unreadable files, empty texts, repeated ids and leaks between splits. The exit code is 1 if a finding is an error.
+    It looks for unreadable files, empty texts, repeated ids and leaks between splits. The exit code is 1 if a finding
+    is an error.
     """
     if data.endswith((".csv", ".jsonl")):
         if not Path(data).exists():
@@ -103,7 +105,7 @@ def check_name(name: str) -> None:
     """Raise UserError if a data set is neither known by name nor an existing path."""
     from preceptor.data.locations import FOLDERS
 
-    if name not in (*FOLDERS, "phantom") and not Path(name).exists():
+    if name.replace("_", "-") not in (*FOLDERS, "phantom", "table") and not Path(name).exists():
         raise UserError(f"{name!r} is neither the name of a data set nor an existing path{nearest(name, FOLDERS)}")
 
 

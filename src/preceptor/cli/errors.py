@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from preceptor.cli.terminal import wrap
 from preceptor.errors import UserError
 
 DONE, CHECK_FAILED, USER_ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
@@ -43,7 +44,7 @@ def exit_with(error: BaseException) -> int:
     sentence = str(error) if isinstance(error, UserError) else describe_os_error(error)
     if sentence is None:
         raise error
-    print(f"error: {sentence}", file=sys.stderr)
+    print(wrap(f"error: {sentence}", sys.stderr), file=sys.stderr)
     return USER_ERROR
 
 

@@ -19,8 +19,8 @@ preceptor evaluate runs/mhkd-vqa-rad data.root=OTHER_RAD --output runs/other
 preceptor evaluate runs/lckd-brats/baseline --json"""
 
 PREDICT_EXAMPLES = """\
-preceptor predict runs/mhkd-demo --image a.png --question "Is there a lesion?"
-preceptor predict runs/mhkd-demo --table questions.csv --output answers.jsonl
+preceptor predict runs/rad --image a.png --question "Is there a lesion?"
+preceptor predict runs/rad --table questions.csv --output answers.jsonl
 preceptor predict runs/lckd-demo flair=a.nii.gz t1=b.nii.gz --output out
 preceptor predict runs/lckd-demo --case CASES --output out
 preceptor predict runs/clinkd-demo --image SLICES --question "Where is it?"

@@ -35,7 +35,7 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a shi
 
 
 def accelerate(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="fsdp2, fsdp2-zero2 or deepspeed-zero2.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="fsdp2 or fsdp2-zero2.")],
 ) -> None:
     """Print the path of a shipped configuration for `accelerate launch`."""
     from preceptor.recipe import accelerate_file

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from preceptor.report.format import SPACE
 from preceptor.report.tables import MOST_LETTERS, Table
@@ -36,9 +37,7 @@ def log_to_stderr() -> None:
     for handler in [handler for handler in log.handlers if isinstance(handler, _StderrHandler)]:
         log.removeHandler(handler)
     if main_process():
-        handler = _StderrHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+        log.addHandler(_StderrHandler())
 
 
 class _StderrHandler(logging.StreamHandler):
@@ -52,16 +51,22 @@ class _StderrHandler(logging.StreamHandler):
     def stream(self, value: Any) -> None:
         pass
 
+    def format(self, record: logging.LogRecord) -> str:
+        return wrap(super().format(record), sys.stderr)
+
 
 def sentence(text: str) -> None:
     """Print text; in a terminal it is wrapped at words."""
-    from rich.console import Console
+    print(wrap(text, sys.stdout))
 
-    console = Console()
-    if console.is_terminal:
-        console.print(text, markup=False, highlight=False)
-    else:
-        print(text)
+
+def wrap(text: str, stream: TextIO) -> str:
+    """Return text with lines that fit into the terminal; unchanged if the stream is not a terminal."""
+    if not stream.isatty():
+        return text
+    columns = shutil.get_terminal_size().columns
+    lines = (textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False) for line in text.split("\n"))
+    return "\n".join(lines)
 
 
 def notes(texts: Iterable[str]) -> None:
@@ -100,8 +105,3 @@ def print_table(table: Table) -> None:
     console.print(grid)
     for note in table.notes:
         sentence(note.replace(SPACE, " "))
-
-
-def percent(value: float | None) -> str:
-    """Return a share as a percentage with one decimal; "-" for None."""
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -31,8 +31,8 @@ def demo(
 ) -> None:
     """Train with and without distillation on generated data.
 
-    The models are compared. It takes a few minutes on two CPU cores. mhkd answers questions about images, lckd segments volumes, clinkd
-    answers questions with boxes.
+    The models are compared. It takes a few minutes on two CPU cores. mhkd answers questions about images, lckd
+    segments volumes, clinkd answers questions with boxes.
     """
     overrides = [f"output={output}"] if output else []
     _train(options.load_recipe(f"{method}-demo", overrides), None, as_json)

@@ -1,13 +1,14 @@
-"""Cross-entropy and KL over a large vocabulary, straight from hidden states, a few tokens at a time.
+"""Cross-entropy and KL over a large vocabulary, computed from hidden states in chunks of tokens.
 
-The logits of T tokens over V words are T x V numbers, and the plain way holds ten or so such tables: logits,
-log-probabilities and gradients of two models. Here logits of `chunk` tokens are made, their loss and its gradient to
-the hidden states and the output weights are added up at once, in the forward pass, and the logits are dropped. Backward
-only scales what was added up. The numbers are those of the plain way; Liger Kernel (Hsu et al. 2024) has the idea.
+The logits of T tokens over V vocabulary entries are T x V numbers. The standard computation holds about ten such
+matrices: logits, log-probabilities and gradients of two models. Here the logits of `chunk` tokens are computed, their
+loss and its gradients with respect to hidden states and output weights are accumulated in the forward pass, and the
+logits are freed. The backward pass only scales the accumulated gradients. The idea is that of Liger Kernel (Hsu et al.
+2024); the values equal those of the standard computation.
 
-Every loss is a weighted sum over tokens, ``sum_t w_t loss_t``: give 1 / (tokens of the dialogue) for a mean within a
-dialogue, times what the curriculum gives it. Half precisions multiply as they are; softmax, losses and the sum of the
-weights' gradient are in float32, float64 stays. Gradients of gradients cannot be had.
+Every loss is a weighted sum over tokens, ``sum_t w_t loss_t``. Weights 1 / (tokens of the dialogue) give a mean within
+a dialogue. Matrix products run in the precision of their inputs; softmax, losses and the accumulated gradient of the
+output weights are float32, float64 stays. Second derivatives are not available.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from preceptor.errors import UserError
 from preceptor.task import HiddenTeacher, TopKTeacher
 
 CHUNK = 128
-"""Tokens at a time: 78 MB for each table of 151,936 words in float32, of which four are held."""
+"""Tokens per chunk: with 151,936 vocabulary entries 78 MB for each float32 matrix, of which four are held."""
 
 HELD = 8
-"""Chunks whose gradients to half-precision logits are held, to be multiplied at once."""
+"""Chunks whose half-precision gradients are held and multiplied together."""
 
-# Of float32 logits (C, V), which it may overwrite, and their rows: (KL, cross-entropy) sums and the loss's gradient.
+# (float32 logits (C, V), which may be overwritten, and their rows) -> (KL sum, cross-entropy sum, loss gradient).
 _Slope = Callable[[Tensor, slice], tuple[Tensor, Tensor, Tensor]]
 
 
 class DistillationLoss(NamedTuple):
-    """`loss` is differentiable, ``(alpha kl + cross_entropy) / (1 + alpha)``; its two parts are for the log alone."""
+    """`loss` is differentiable, ``(alpha kl + cross_entropy) / (1 + alpha)``; the two parts are for logging only."""
 
     loss: Tensor
     kl: Tensor
@@ -63,7 +64,7 @@ def distillation_loss(
         targets_T: ids of the right words.
         teacher: hidden states of a teacher that is there, or its cached likeliest words.
         weights_T: of every token; 1 without it.
-        chunk: tokens at a time.
+        chunk: tokens per chunk.
 
     Raises:
         UserError: shapes do not fit one another, or alpha, temperature or chunk are out of range.
@@ -77,7 +78,7 @@ def distillation_loss(
 def chunked_cross_entropy(
     hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, *, weights_T: Tensor | None = None, chunk: int = CHUNK
 ) -> Tensor:
-    """Return ``-sum_t w_t log softmax(hidden_t @ weight.T)[target_t]``; as `distillation_loss` with alpha 0."""
+    """Return ``-sum_t w_t log softmax(hidden_t @ weight.T)[target_t]``; equal to `distillation_loss` with alpha 0."""
     _check(hidden_TD, weight_VD, 1.0, chunk, T=(targets_T, weights_T))
     slope = _slope(None, targets_T, weights_T, (0.0, 1.0), 1.0, False, hidden_TD, weight_VD)
     return _by_chunks(hidden_TD, weight_VD, slope, (0.0, 1.0), chunk)[0]
@@ -96,7 +97,7 @@ def chunked_kl(
 ) -> Tensor:
     """Return ``sum_t w_t KL(softmax(teacher_t / T) || softmax(student_t / T))``, without labels.
 
-    Arguments and errors as of `distillation_loss`, the teacher's as of `HiddenTeacher`.
+    Arguments and errors as in `distillation_loss`, the teacher's as in `HiddenTeacher`.
     """
     _check(hidden_TD, weight_VD, temperature, chunk, T=(weights_T,))
     teacher = HiddenTeacher(teacher_hidden_TE, teacher_weight_WE)
@@ -116,11 +117,11 @@ def topk_kl(
     weights_T: Tensor | None = None,
     chunk: int = CHUNK,
 ) -> Tensor:
-    """Return ``sum_t w_t [sum_k p_k log(p_k / q_k) + p_rest log(p_rest / q_rest)]``: KL with all other words as one.
+    """Return ``sum_t w_t [sum_k p_k log(p_k / q_k) + p_rest log(p_rest / q_rest)]``: KL with all other entries as one.
 
-    Joining words into one never raises a KL divergence (the data-processing inequality), so that this is at most that
-    of the whole vocabulary, and it is the same at K = V. Arguments and errors as of `distillation_loss`, the teacher's
-    as of `TopKTeacher`; p are those, q the student's at `temperature`.
+    Merging vocabulary entries never increases a KL divergence (data-processing inequality), so this is at most the
+    divergence over the whole vocabulary, and equal to it at K = V. p are the teacher's probabilities and q the
+    student's at `temperature`. Arguments and errors as in `distillation_loss`, the teacher's as in `TopKTeacher`.
     """
     _check(hidden_TD, weight_VD, temperature, chunk, T=(weights_T,))
     teacher = TopKTeacher(log_probabilities_TK, ids_TK, log_tail_T)
@@ -153,7 +154,7 @@ def _slope(
     hidden_TD: Tensor,
     weight_VD: Tensor,
 ) -> _Slope:
-    """Return the loss and its gradient for a chunk of logits; `shares` are those of KL and of cross-entropy."""
+    """Return the loss of a chunk of logits and its gradient; `shares` are the weights of KL and cross-entropy."""
     divergence = _divergence(teacher, temperature, hidden_TD.shape[0], weight_VD.shape[0])
     factor = temperature**2 if t_squared else 1.0
 
@@ -195,13 +196,13 @@ def _divergence(
         shared = min(words, weight_WE.shape[0])
 
         def dense(logits_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-            # The view is in place: words beyond the teacher's get no gradient.
+            # In place on a view: entries beyond the teacher's vocabulary get no gradient.
             student_CV = logits_CV[:, :shared].div_(temperature)
             student_CV -= student_CV.logsumexp(dim=-1, keepdim=True)
             teacher_CV = (hidden_TE[rows] @ weight_WE[:shared].T).to(logits_CV.dtype).div_(temperature)
             teacher_CV -= teacher_CV.logsumexp(dim=-1, keepdim=True)
             p_CV = teacher_CV.exp()
-            # Not as a product of matrices, which sums 150,000 numbers one after the other.
+            # Not a matrix product, which would sum 150,000 numbers sequentially.
             kl_C = teacher_CV.sub_(student_CV).mul_(p_CV).sum(dim=-1)
             student_CV.exp_().sub_(p_CV).div_(temperature)
             logits_CV[:, shared:] = 0
@@ -221,13 +222,13 @@ def _divergence(
         student_CV = logits_CV.div_(temperature)
         student_CV -= student_CV.logsumexp(dim=-1, keepdim=True)
         log_q_CK = student_CV.gather(1, ids_CK)
-        # 1 minus the sum of the others would lose a small rest.
+        # 1 minus the sum of the others would lose a small remainder to rounding.
         log_left_C = student_CV.scatter_(1, ids_CK, -torch.inf).logsumexp(dim=-1)
         p_CK, rest_C = log_p_CK.exp(), log_rest_C.exp()
         zero = rest_C.new_zeros(())
         kl_C = torch.where(p_CK > 0, p_CK * (log_p_CK - log_q_CK), zero).sum(dim=1)
         kl_C += torch.where(rest_C > 0, rest_C * (log_rest_C - log_left_C), zero)
-        # The rest's probability is shared out as the student has it: q_j (1 - p_rest / q_rest).
+        # The remainder is distributed in proportion to the student's probabilities: q_j (1 - p_rest / q_rest).
         scale_C = 1 - torch.where(rest_C > 0, (log_rest_C - log_left_C).exp(), zero)
         slope_CV = student_CV.exp_().mul_(scale_C.unsqueeze(1)).scatter_(1, ids_CK, log_q_CK.exp() - p_CK)
         return kl_C, slope_CV.div_(temperature)
@@ -236,7 +237,7 @@ def _divergence(
 
 
 def _same_type(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both in the type that autocast multiplies in, or else in the weights'."""
+    """Return both in the dtype that autocast multiplies in, else in that of the weights."""
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     return hidden.to(dtype), weight.to(dtype)
@@ -270,8 +271,8 @@ class _ByChunks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        # What was added up is scaled in its place and given away: a copy would be as large as the output weights. Who
-        # goes backward twice pays by computing it again.
+        # The accumulated gradient is scaled in place, because a copy would be as large as the output weights. A second
+        # backward pass computes it again.
         slopes = ctx.again(*ctx.saved_tensors) if ctx.slopes is None else ctx.slopes
         ctx.slopes = None
         return (*(None if one is None else one.mul_(grad) for one in slopes), None, None, None, None)
@@ -280,13 +281,13 @@ class _ByChunks(torch.autograd.Function):
 def _accumulate(
     hidden_TD: Tensor, weight_VD: Tensor, slope: _Slope, chunk: int, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """Return the sums of KL and of cross-entropy, and the gradients that are wanted."""
+    """Return the sums of KL and of cross-entropy, and the requested gradients."""
     tokens, words, dtype = hidden_TD.shape[0], weight_VD.shape[0], weight_VD.dtype
     wide, kind = torch.float64 if dtype == torch.float64 else torch.float32, hidden_TD.device.type
     grad_hidden = torch.zeros_like(hidden_TD) if wanted[0] else None
     grad_weight = torch.zeros_like(weight_VD, dtype=wide) if wanted[1] else None
-    # The product of half precisions is a table of its own, to be added to a float32 one: worth it for several chunks
-    # at once, whose slopes are held for it.
+    # A half-precision product needs its own matrix before it is added to the float32 one. Doing so for several chunks
+    # together is cheaper, so their gradients are held.
     half = dtype != wide
     held_HV = weight_VD.new_empty(min(HELD * chunk, tokens), words) if half and any(wanted) else None
     held = 0
@@ -315,6 +316,6 @@ def _accumulate(
 
 
 def _add_product(total_VD: Tensor, slope_HV: Tensor, hidden_HD: Tensor, words: int = 16384) -> None:
-    """Add ``slope.T @ hidden`` of a half precision to a float32 `total`, a part of the words after the other."""
+    """Add ``slope.T @ hidden``, in half precision, to a float32 `total`, one block of the vocabulary at a time."""
     for start in range(0, total_VD.shape[0], words):
         total_VD[start : start + words] += slope_HV[:, start : start + words].T @ hidden_HD

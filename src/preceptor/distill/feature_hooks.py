@@ -1,4 +1,4 @@
-"""Features by module path: what a network computes inside, without changing the network."""
+"""Outputs of inner modules by module path, without changing the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OUTER = re.compile(r"^(module(\.|$))+")  # DDP's; deeper down `module` is a name
 
 
 def plain_path(path: str) -> str:
-    """Return a module's path without the names that DDP, FSDP and `torch.compile` put in."""
+    """Return a module's path without the names that DDP, FSDP and `torch.compile` insert."""
     return OUTER.sub("", INNER.sub("", path).lstrip("."))
 
 
@@ -27,13 +27,13 @@ def _natural(path: str) -> list[tuple[int, int, str]]:
 
 
 class FeatureHooks:
-    """Keeps the outputs of the modules whose path matches a pattern (`fnmatch`: ``fusion.*``, ``embed_*``).
+    """Forward hooks that capture the outputs of the modules whose path matches a pattern (`fnmatch`, as ``embed_*``).
 
-    A module that returns a tuple or list is represented by its first tensor. The tensors are the network's own:
-    gradients flow through them, and several terms may use one.
+    For a module that returns a tuple, list or dictionary its first tensor is captured. The tensors are not copied:
+    gradients flow through them, and several loss terms may use one.
 
-        taps = FeatureHooks(model, ["fusion.3", "embed_*"])
-        with taps.capture() as features:
+        hooks = FeatureHooks(model, ["fusion.3", "embed_*"])
+        with hooks.capture() as features:
             model(x)
             loss = distance(features["fusion.3"])
 
@@ -41,7 +41,7 @@ class FeatureHooks:
     """
 
     def __init__(self, module: nn.Module, patterns: Sequence[str]) -> None:
-        # ModuleList and ModuleDict never run, so they have no output to tap.
+        # ModuleList and ModuleDict have no forward, so they have no output.
         modules = {
             plain_path(path): child
             for path, child in module.named_modules()
@@ -51,9 +51,8 @@ class FeatureHooks:
         for pattern in patterns:
             matched = {path for path in modules if fnmatchcase(path, pattern)}
             if not matched:
-                raise UserError(
-                    f"no module of {type(module).__name__} matches the tap {pattern!r}{_near(pattern, modules)}"
-                )
+                near = _near(pattern, modules)
+                raise UserError(f"no module of {type(module).__name__} matches the feature path {pattern!r}{near}")
             chosen |= matched
         self.names = sorted(chosen, key=_natural)
         self._features: dict[str, Tensor] = {}
@@ -62,22 +61,20 @@ class FeatureHooks:
             modules[name].register_forward_hook(self._hook(name, modules[name])) for name in self.names
         ]
 
-    def _hook(self, name: str, tapped: nn.Module):
+    def _hook(self, name: str, hooked: nn.Module):
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            # A deep copy of the network (an EMA teacher) carries these hooks too, and is another network.
-            if not self._open or module is not tapped:
+            # A deep copy of the network, such as an EMA teacher, carries these hooks too.
+            if not self._open or module is not hooked:
                 return
             if name in self._features:
-                raise RuntimeError(
-                    f"module {name!r} ran twice in one forward pass; a tap cannot tell the outputs apart"
-                )
+                raise RuntimeError(f"module {name!r} ran twice in one forward pass, so its output is ambiguous")
             self._features[name] = _first_tensor(output, name)
 
         return keep
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[dict[str, Tensor]]:
-        """Give a dict that fills while the network runs; outside this block nothing is kept."""
+        """Yield a dictionary that the forward passes inside the block fill."""
         self._features, self._open = {}, True
         try:
             yield self._features
@@ -85,7 +82,7 @@ class FeatureHooks:
             self._features, self._open = {}, False
 
     def close(self) -> None:
-        """Take the hooks out of the network."""
+        """Remove the hooks from the network."""
         for handle in self._handles:
             handle.remove()
 
@@ -97,7 +94,7 @@ def _first_tensor(output: Any, name: str) -> Tensor:
     for part in parts:
         if isinstance(part, Tensor):
             return part
-    raise RuntimeError(f"module {name!r} returned no tensor to tap")
+    raise RuntimeError(f"module {name!r} returned no tensor")
 
 
 def _near(pattern: str, modules: dict[str, nn.Module]) -> str:

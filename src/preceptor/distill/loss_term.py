@@ -28,7 +28,7 @@ from preceptor.task import Batch, TeacherSignal
 
 
 class LossTerm(nn.Module):
-    """One term of a loss: its name, unit, weight and tapped features, and how it is computed.
+    """One term of a loss: its name, unit, weight and features, and how it is computed.
 
     Subclasses implement `forward`. The other members have defaults:
 

@@ -53,7 +53,7 @@ class DistillationTask(Task):
         pretrained: names of the student's parameters that did not start from scratch.
         seed: seed of the initial weights of the terms' parameters, such as projectors.
 
-    Raises UserError if two terms have the same name, or a term taps a module that the student does not have.
+    Raises UserError if two terms have the same name, or the student lacks a module whose output a term uses.
     """
 
     def __init__(
@@ -128,5 +128,5 @@ class DistillationTask(Task):
 
 
 def features_of(losses: Sequence[LossTerm], side: str) -> list[str]:
-    """Return the module paths that the terms tap in the ``student`` or the ``teacher``, each once."""
+    """Return the module paths whose outputs the terms use in the ``student`` or the ``teacher``, each once."""
     return list(dict.fromkeys(path for term in losses for path in getattr(term, f"{side}_features")))

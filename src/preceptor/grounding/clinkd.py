@@ -26,7 +26,7 @@ class ClinkdConfig(Section):
     """ClinKD (Ge et al. 2025): guided positions, pseudo-labels, reflection, selection."""
 
     name: Literal["clinkd"] = "clinkd"
-    """The method."""
+    """The method, or `module:Class` of your own one, a subclass of this class."""
     guidance: GuidanceConfig = GuidanceConfig()
     pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
     reflection: ReflectionConfig = ReflectionConfig()

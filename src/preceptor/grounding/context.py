@@ -8,7 +8,8 @@ from functools import cached_property
 
 import torch
 
-from preceptor.data.types import GroundingDataset
+from preceptor.data import provenance
+from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.distributed import processes
 from preceptor.grounding.clinkd import ClinkdConfig
 from preceptor.grounding.config import GroundingRecipe, VlmConfig
@@ -32,6 +33,28 @@ class RunContext:
     def similarity(self) -> Similarity:
         return choose_similarity(self.recipe.method.similarity, allow_downloads=self.recipe.allow_downloads)
 
+    def readable(self, split: Split) -> list[Dialogue]:
+        """Return the dialogues of a split, with `data.broken=skip` without those that have a broken image."""
+        return [row for row in self.data.split(split) if row.id not in self.broken_ids]
+
+    @cached_property
+    def broken_ids(self) -> frozenset[str]:
+        """Ids of the dialogues with an image that cannot be read; empty if the recipe stops at such an image.
+
+        All processes must ask for it first at the same point of the run.
+        """
+        config = self.recipe.data
+        if config.broken != "skip":
+            return frozenset()
+        with processes().main_process_first():
+            readable = provenance.hash_images(
+                [path for row in self.data.samples for path in row.images],
+                self.recipe.output_folder / provenance.CACHE,
+                max_bytes=config.max_image_bytes,
+                max_pixels=config.max_image_pixels,
+            )
+        return frozenset(row.id for row in self.data.samples if not readable.keys() >= set(row.images))
+
     @cached_property
     def modality_rows(self) -> ModalityRows | None:
         """The modality probabilities of images by a CLIP-like model; None to use the modality that the data name."""
@@ -39,7 +62,8 @@ class RunContext:
         if self.recipe.method.guidance.kind != "clip" or scorer is None:
             return None
         clip = ModalityClip.load(scorer, allow_downloads=self.recipe.allow_downloads)
-        paths = list(dict.fromkeys(image for row in self.data.samples for image in row.images))
+        rows = [row for row in self.data.samples if row.id not in self.broken_ids]
+        paths = list(dict.fromkeys(image for row in rows for image in row.images))
         with processes().main_process_first():
             found = modality_probabilities(paths, clip, file=self.recipe.output_folder / "modalities.json")
         known = dict(zip(paths, found, strict=True))

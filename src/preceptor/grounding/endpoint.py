@@ -1,6 +1,6 @@
-"""A teacher behind an OpenAI-compatible chat-completions server, such as vLLM's or `transformers serve`.
+"""A labeler behind an OpenAI-compatible chat-completions server, such as vLLM or `transformers serve`.
 
-Images are sent as PNG made of their pixels alone: no header of a DICOM file, EXIF or file name goes along.
+Images are sent as PNG files of their pixels, without the headers of a DICOM file, EXIF data or file names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,23 @@ from preceptor.teachers.label_store import Label, LabelStoreKey, Source
 
 log = logging.getLogger(__name__)
 
-# Servers that leave special tokens in an answer leave these, too.
+# End marks, which a server that keeps special tokens leaves in an answer.
 _END_MARKS = re.compile(r"(?:\s*(?:<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|</s>))+\s*$")
-_CELL = 28  # pixels of a side that Qwen2-VL makes one token of
+_CELL = 28  # Qwen2-VL makes one token of 28 x 28 pixels
 
 
 @dataclass(frozen=True)
 class AskSettings:
-    """What is asked of the model.
+    """Settings of the answers.
 
     Args:
-        temperature: 0 for the most likely answer.
-        candidates: answers to each question, of which the one most like the others is kept (`best_of`).
-        max_tokens: the most tokens of an answer.
-        seed: of sampled answers, together with the question's key.
-        system_prompt: what stands before every dialogue, in the role `system`; empty for nothing.
-        max_pixels: larger images are shrunk to as many before they are sent; None to send them as they are.
-        logprobs: ask for the log-probabilities of the answers' tokens.
+        temperature: sampling temperature, 0 for the most likely answer.
+        candidates: number of answers to each question; the one most like the others is kept (`best_of`).
+        max_tokens: maximum number of tokens of an answer.
+        seed: seed of sampled answers, together with the question's key.
+        system_prompt: first message of every dialogue, in the role `system`; empty for none.
+        max_pixels: shrink larger images to this number of pixels before they are sent; None to keep their size.
+        logprobs: request the log-probabilities of the answers' tokens.
     """
 
     temperature: float = 0.0
@@ -59,8 +59,8 @@ class AskSettings:
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.temperature < 0 or (self.candidates > 1 and self.temperature == 0):
             raise UserError(
-                f"{self.candidates} candidates at temperature {self.temperature:g}: give at least 1, and for several a "
-                "temperature above 0, such as 0.7"
+                f"{self.candidates} candidates at temperature {self.temperature:g}: there must be at least 1, and "
+                "several need a temperature above 0, such as 0.7"
             )
         if self.max_tokens < 1 or (self.max_pixels is not None and self.max_pixels < _CELL**2):
             raise UserError(
@@ -71,8 +71,8 @@ class AskSettings:
 class EndpointTeacher:
     """Asks a model on a server.
 
-    `used` counts the tokens that the server says it has read and written. No more requests begin once they are
-    `max_tokens_total` or more.
+    `used` is the number of tokens that the server has counted so far. No request begins once it has reached
+    `max_tokens_total`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class EndpointTeacher:
         max_tokens_total: int | None = None,
     ) -> None:
         if concurrent < 1:
-            raise UserError(f"{concurrent} requests at a time ask nothing; give at least 1")
+            raise UserError(f"the number of concurrent requests must be at least 1, not {concurrent}")
         check_address(client.url, client.allow_remote)
         self.model, self.client, self.ask, self.concurrent = model, client, ask, concurrent
         self.max_tokens_total = max_tokens_total
@@ -111,10 +111,10 @@ class EndpointTeacher:
         )
 
     def answer(self, prompts: Sequence[Prompt], known: Collection[str], save: Save) -> Mapping[str, str]:
-        """Ask for the answers that are not `known`, as `pseudo_labels.Teacher` says.
+        """Answer the prompts that are not in `known`, as in `pseudo_labels.Labeler`.
 
-        Raises UserError where the server will answer none, too many requests in a row have failed, or the tokens have
-        run out; what has come is kept.
+        Raises UserError if the server will answer no request, too many consecutive requests have failed, or the tokens
+        are used up; the answers so far are saved.
         """
         return asyncio.run(self._answer([prompt for prompt in prompts if prompt.key not in known], save))
 
@@ -128,8 +128,8 @@ class EndpointTeacher:
                 for prompt in waiting:
                     if self.max_tokens_total is not None and self.used >= self.max_tokens_total:
                         raise UserError(
-                            f"{self.used:,} tokens are used of --max-tokens-total {self.max_tokens_total:,}; what is "
-                            "answered is kept: give more, and run the same command again"
+                            f"{self.used:,} tokens are used of --max-tokens-total {self.max_tokens_total:,}; the "
+                            "answers so far are stored: raise it and run the same command again"
                         )
                     try:
                         save([await self._ask(client, prompt)])
@@ -147,24 +147,24 @@ class EndpointTeacher:
         return reasons
 
     async def _ask(self, client: ChatClient, prompt: Prompt) -> Label:
-        # In a thread: decoding a large image would hold up the answers to the others.
+        # In a thread, because decoding a large image would block the other requests.
         messages = await asyncio.to_thread(self._messages, prompt)
         body = {"messages": messages, "temperature": self.ask.temperature, "max_tokens": self.ask.max_tokens}
         choices: list[dict[str, Any]] = []
         while len(choices) < self.ask.candidates:
-            # A server that does not know `n` gives one at a time.
+            # A server that does not know `n` gives one answer per request.
             done = len(choices)
             optional = {
-                # Box marks are special tokens of the Qwen-VL family: left out, an answer has bare numbers.
+                # Box marks are special tokens of the Qwen-VL family; without them an answer has bare numbers.
                 "skip_special_tokens": False,
                 "logprobs": True,
                 "top_logprobs": 2,
                 "seed": (self.ask.seed + int(prompt.key[:12], 16) + done) % 2**31,
                 "n": self.ask.candidates - done,
             }
-            found = await client.complete(body, optional)
-            choices += [choice for choice in found["choices"] if isinstance(choice.get("message"), dict)]
-            usage = found.get("usage") or {}
+            answer = await client.complete(body, optional)
+            choices += [choice for choice in answer["choices"] if isinstance(choice.get("message"), dict)]
+            usage = answer.get("usage") or {}
             self.used += sum(int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
         return self._label(prompt, choices[: self.ask.candidates])
 
@@ -189,26 +189,27 @@ class EndpointTeacher:
             texts = [mark_boxes(text) for text in texts]
         best, confidence, margin = best_of(texts)
         source: Source | None = "agreement" if len(texts) > 1 else None
-        said = token_probabilities(choices[best].get("logprobs"), greedy=self.ask.temperature == 0)
-        if said.confidence is not None:
-            confidence, margin, source = said.confidence, said.margin or 0.0, said.source
+        probabilities = token_probabilities(choices[best].get("logprobs"), greedy=self.ask.temperature == 0)
+        if probabilities.confidence is not None:
+            confidence, margin = probabilities.confidence, probabilities.margin or 0.0
+            source = probabilities.source
         return Label(
             prompt.key,
             prompt.turn,
             texts[best],
             choices[best].get("finish_reason") != "length",
-            tokens=len(said.logprobs) or None,
+            tokens=len(probabilities.logprobs) or None,
             confidence=round(confidence, 6) if source else None,
             margin=round(margin, 6) if source else None,
             source=source,
-            logprobs=said.logprobs,
+            logprobs=probabilities.logprobs,
             candidates=tuple(texts) if len(texts) > 1 else (),
         )
 
 
 @dataclass(frozen=True)
 class TokenProbabilities:
-    """Of an answer's tokens: their log-probabilities, and the means that `Label` has, None where not known."""
+    """The log-probabilities of an answer's tokens, and the means as in `Label`; None if unknown."""
 
     logprobs: tuple[float, ...] = ()
     confidence: float | None = None
@@ -216,35 +217,35 @@ class TokenProbabilities:
     source: Source | None = None
 
 
-def token_probabilities(found: Any, *, greedy: bool) -> TokenProbabilities:
-    """Return what a choice's `logprobs` say, nothing where it has none or they cannot be read.
+def token_probabilities(logprobs: Any, *, greedy: bool) -> TokenProbabilities:
+    """Return the probabilities in the field `logprobs` of a choice; empty if it is missing or malformed.
 
-    With two alternatives at each token, confidence is the mean of p1 and margin that of p1 - p2. With the token's own
-    probability alone, that is p1 only where decoding was `greedy`; as p2 <= 1 - p1, the margin is then at least the
-    mean of max(0, 2 p1 - 1), which is taken.
+    With two alternatives at each token, the confidence is the mean of p1 and the margin the mean of p1 - p2. With the
+    probability of the token alone, that is p1 only if decoding was `greedy`. As p2 <= 1 - p1, the margin is then at
+    least the mean of max(0, 2 p1 - 1), which is returned.
     """
     try:
-        tokens = list(found["content"])
+        tokens = list(logprobs["content"])
         exact = [float(token["logprob"]) for token in tokens]
         tops = [
             sorted((float(top["logprob"]) for top in token.get("top_logprobs") or ()), reverse=True) for token in tokens
         ]
     except (TypeError, KeyError, ValueError):
         return TokenProbabilities()
-    # Some servers write minus infinity as a very small number; anything else that is not finite is no probability.
+    # Some servers write minus infinity as a very small number; NaN and infinity are not log-probabilities.
     if not tokens or any(math.isnan(value) or value == math.inf for value in [*exact, *itertools.chain(*tops)]):
         return TokenProbabilities()
-    logprobs = tuple(round(max(-100.0, value), 6) for value in exact)
+    rounded = tuple(round(max(-100.0, value), 6) for value in exact)
     if all(len(top) >= 2 for top in tops):
         pairs = [(math.exp(min(0.0, top[0])), math.exp(min(0.0, top[1]))) for top in tops]
         confidence = sum(first for first, _ in pairs) / len(pairs)
         margin = sum(first - second for first, second in pairs) / len(pairs)
-        return TokenProbabilities(logprobs, confidence, margin, "top_logprobs")
+        return TokenProbabilities(rounded, confidence, margin, "top_logprobs")
     if not greedy:
-        return TokenProbabilities(logprobs)
+        return TokenProbabilities(rounded)
     firsts = [math.exp(min(0.0, value)) for value in exact]
     margin = sum(max(0.0, 2 * first - 1) for first in firsts) / len(firsts)
-    return TokenProbabilities(logprobs, sum(firsts) / len(firsts), margin, "logprobs")
+    return TokenProbabilities(rounded, sum(firsts) / len(firsts), margin, "logprobs")
 
 
 def _load(path: Path, max_pixels: int | None) -> Image.Image:
@@ -263,7 +264,7 @@ def _shrunk(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
 
 def _size(path: Path) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:  # the header alone
+        with Image.open(path) as image:  # reads the header only
             return image.size
     except (OSError, ValueError, Image.DecompressionBombError):
         return load_image(path).size
@@ -277,7 +278,7 @@ def _data_url(image: Image.Image) -> str:
 
 @dataclass(frozen=True)
 class TokenEstimate:
-    """Tokens to come: of images, of texts, and at most of answers."""
+    """Number of requests, and the tokens of their images and texts and, at most, of their answers."""
 
     requests: int
     images: int
@@ -289,21 +290,15 @@ class TokenEstimate:
         return self.images + self.texts + self.answers
 
     def as_dict(self) -> dict[str, int]:
-        return {
-            "requests": self.requests,
-            "images": self.images,
-            "texts": self.texts,
-            "answers": self.answers,
-            "total": self.total,
-        }
+        return {**asdict(self), "total": self.total}
 
 
 def estimate_tokens(prompts: Sequence[Prompt], ask: AskSettings) -> TokenEstimate:
-    """Estimate what a server will count.
+    """Estimate the tokens that a server will count.
 
-    An image is a token for every 28 x 28 pixels, as Qwen2-VL has it (other models: half to four times as many).
-    A text is one for every three bytes of UTF-8, a cautious rule: English has about four. An answer, also an earlier
-    one that is not known yet, is taken for `max_tokens` long, most are shorter.
+    An image has one token per 28 x 28 pixels, as for Qwen2-VL (other models: half to four times as many). A text has
+    one token per three bytes of UTF-8, which is cautious: English has about four bytes. Every answer, including an
+    earlier one that is not known yet, counts as `max_tokens`.
     """
     sizes: dict[Path, int] = {}
     images = texts = 0
@@ -314,7 +309,7 @@ def estimate_tokens(prompts: Sequence[Prompt], ask: AskSettings) -> TokenEstimat
                 width, height = _shrunk(_size(path), ask.max_pixels)
                 sizes[path] = max(1, round(width / _CELL)) * max(1, round(height / _CELL))
             images += sizes[path]
-        said = [*(text for turn in dialogue.turns[:-1] for text in turn), dialogue.turns[-1][0]]
-        texts += sum(math.ceil(len(text.encode()) / 3) if text else ask.max_tokens for text in said)
+        sent = [*(text for turn in dialogue.turns[:-1] for text in turn), dialogue.turns[-1][0]]
+        texts += sum(math.ceil(len(text.encode()) / 3) if text else ask.max_tokens for text in sent)
         texts += math.ceil(len(ask.system_prompt.encode()) / 3)
     return TokenEstimate(len(prompts), images, texts, len(prompts) * ask.candidates * ask.max_tokens)

@@ -185,7 +185,7 @@ class GroundingExperiment(Experiment):
             student = asker(vlm, method.reflection.max_new_tokens, recipe.answers.batch_size)
             corrects = student if method.reflection.corrector == "student" else phase.corrector
             reflector = Reflector(
-                student, corrects, data.split("train"), method.reflection, context.similarity, recipe.seed
+                student, corrects, context.readable("train"), method.reflection, context.similarity, recipe.seed
             )
         task = method.build_task(
             vlm,
@@ -218,7 +218,7 @@ class GroundingExperiment(Experiment):
                 found["reflection"] = {"rounds": task.buffer.rounds, "examples": rows}
             return found
 
-        dialogues = [example.dialogue for example in phase.examples]
+        dialogues = [e.dialogue for e in phase.examples if e.dialogue.id not in context.broken_ids]
         announce(phase.name, recipe, config, vlm.config, vlm.encoder, dialogues, phase.teacher_on_device)
         return Training(
             folder=phase.folder,
@@ -321,10 +321,8 @@ class GroundingExperiment(Experiment):
             if protocol not in ids:
                 raise UserError(f"protocol {protocol!r} is not known{nearest(protocol, ids)}")
             ids = {protocol: ids[protocol]}
-        test: list[Dialogue] = data.split("test")
-        broken = self._broken(test) if recipe.data.broken == "skip" else []
-        test = [row for row in test if row not in broken]
-        empty = [prediction_row(row, "") for row in broken]
+        test = self.context.readable("test")
+        empty = [prediction_row(row, "") for row in data.split("test") if row.id in self.context.broken_ids]
         rows, seconds = answer_greedily(model, test, recipe.answers)
         rows += empty
         found = Evaluation(
@@ -352,20 +350,12 @@ class GroundingExperiment(Experiment):
     def describe_data(self, stage: Stage | None = None) -> dict[str, Any]:
         return describe_dialogues(self.data)
 
-    def _broken(self, rows: Sequence[Dialogue]) -> list[Dialogue]:
-        """Return the dialogues with an image that cannot be read; they are answered with the empty text."""
-        config = self.recipe.data
-        paths = [path for row in rows for path in row.images]
-        limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
-        readable = provenance.hash_images(paths, None, **limits)
-        return [row for row in rows if not readable.keys() >= set(row.images)]
-
     def parameter_count(self, model: GroundedVlm) -> int:
         return sum(parameter.numel() for parameter in model.base.parameters())
 
     def speed_test(self, model: GroundedVlm) -> SpeedTest:
         answers = self.recipe.answers
-        rows: list[Dialogue] = self.data.split("test")[: answers.batch_size]
+        rows = self.context.readable("test")[: answers.batch_size]
         few = rows[:4]
 
         def generate(dialogues: Sequence[Dialogue], batch_size: int) -> None:

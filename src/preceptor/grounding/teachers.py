@@ -87,14 +87,15 @@ def pseudo_labelled_examples(context: RunContext, teacher: GroundedVlm | None) -
     Without `method.pseudo_labels.store`, `teacher` first answers the questions whose answers are missing in the output
     folder. Raises UserError as `read_pseudo_labels`.
     """
-    recipe, data = context.recipe, context.data
+    recipe = context.recipe
     config = recipe.method.pseudo_labels
     if not config.store:
         assert teacher is not None
         local = LocalTeacher(teacher, max_tokens=config.max_new_tokens, batch_size=recipe.answers.batch_size)
+        dialogues = [*context.readable("train"), *context.readable("unlabelled")]
         if processes().is_main_process:
             with on_device(teacher, recipe.method.teacher_offload):
-                teach(label_folder(context), data, [*data.split("train"), *data.split("unlabelled")], local)
+                teach(label_folder(context), context.data, dialogues, local)
         processes().wait_for_everyone()
     return read_pseudo_labels(context)
 

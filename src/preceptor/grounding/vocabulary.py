@@ -1,4 +1,4 @@
-"""Whether two tokenizers speak of the same tokens, so that one model's logits can teach another's."""
+"""Compare two tokenizers: one model's logits can teach another only if their token ids mean the same."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from preceptor.errors import UserError
 
 @dataclass(frozen=True)
 class SharedVocabulary:
-    """Of a student and a teacher with the same tokens: `tokens` that both have, columns of either's logits that no
-    token of its own tokenizer stands for, and the teacher's tokens that the student lacks, all behind the student's."""
+    """Sizes of a vocabulary that student and teacher share.
+
+    `tokens` is the number of common tokens, the paddings are the numbers of logits without a token, and `only_teacher`
+    is the number of the teacher's tokens that the student lacks, all with larger ids.
+    """
 
     tokens: int
     student_padding: int
@@ -21,10 +24,12 @@ class SharedVocabulary:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Return the SHA-256 of how a tokenizer turns text into ids: the whole of a fast one, the chat template with it."""
+    """Return the SHA-256 of a fast tokenizer and its chat template. Raises UserError if the tokenizer is not fast."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UserError(f"{type(tokenizer).__name__} is no fast tokenizer; take a checkpoint that has a tokenizer.json")
+        raise UserError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer; use a checkpoint that has a tokenizer.json"
+        )
     text = backend.to_str() + "\0" + str(getattr(tokenizer, "chat_template", None))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -32,37 +37,44 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def same_vocabulary(
     student: Any, teacher: Any, student_columns: int | None = None, teacher_columns: int | None = None
 ) -> SharedVocabulary:
-    """Check that the teacher's logits mean the student's tokens.
+    """Check that the teacher's logits refer to the student's tokens.
 
-    Families may differ. Every token of the student must be one of the teacher's, with the same id. Further columns of
-    either must be padding (no token), as Qwen-VL models have them, or tokens of the teacher alone behind the student's
-    last: those columns are cut, and the rest is renormalised.
+    The models may be of different families. Every token of the student must be a token of the teacher with the same
+    id. The other logits of either must be padding, as in Qwen-VL models, or tokens of the teacher with larger ids than
+    all of the student's: they are cut off, and the rest is renormalised.
 
     Args:
         student, teacher: tokenizers of transformers.
-        student_columns, teacher_columns: widths of the models' logits, by default the tokenizers' own lengths.
+        student_columns, teacher_columns: the models' numbers of logits, by default the tokenizers' lengths.
 
     Raises:
-        UserError: the vocabularies differ. Only pseudo-labels are then possible.
+        UserError: the vocabularies differ, so that only pseudo-labels are possible.
     """
-    mine, theirs = ({id: token for token, id in tokenizer.get_vocab().items()} for tokenizer in (student, teacher))
-    for name, ids, columns in (("student", mine, student_columns), ("teacher", theirs, teacher_columns)):
+    student_ids, teacher_ids = (
+        {id: token for token, id in tokenizer.get_vocab().items()} for tokenizer in (student, teacher)
+    )
+    for name, ids, columns in (
+        ("student", student_ids, student_columns),
+        ("teacher", teacher_ids, teacher_columns),
+    ):
         if columns is not None and max(ids) >= columns:
             raise UserError(
-                f"the {name}'s tokenizer has the id {max(ids)} and its model only {columns} logits; give the tokenizer "
+                f"the {name}'s tokenizer has the id {max(ids)} and its model only {columns} logits; use the tokenizer "
                 "that belongs to the model"
             )
-    wrong = [id for id, token in sorted(mine.items()) if theirs.get(id) != token]
-    between = [id for id in theirs if id not in mine and id <= max(mine)]
+    wrong = [id for id, token in sorted(student_ids.items()) if teacher_ids.get(id) != token]
+    between = [id for id in teacher_ids if id not in student_ids and id <= max(student_ids)]
     if wrong or between:
         id = wrong[0] if wrong else min(between)
+        entries = [ids.get(id, "no token") for ids in (student_ids, teacher_ids)]
         raise UserError(
-            f"student and teacher have different vocabularies: id {id} is {mine.get(id, 'no token')!r} for the "
-            f"student and {theirs.get(id, 'no token')!r} for the teacher ({len(wrong) + len(between)} ids differ), so "
-            "logits of the one mean nothing to the other; teach with the teacher's answers instead: write them with "
-            "`preceptor teach` and train on these pseudo-labels"
+            f"student and teacher have different vocabularies: id {id} is {entries[0]!r} for the student and "
+            f"{entries[1]!r} for the teacher ({len(wrong) + len(between)} ids differ), so the teacher's logits cannot "
+            "be used; use its answers instead: write pseudo-labels with `preceptor teach` and train on them"
         )
-    only_teacher = len(theirs) - len(mine)
-    student_width = max(mine) + 1 if student_columns is None else student_columns
-    teacher_width = max(theirs) + 1 if teacher_columns is None else teacher_columns
-    return SharedVocabulary(len(mine), student_width - len(mine), teacher_width - len(theirs), only_teacher)
+    only_teacher = len(teacher_ids) - len(student_ids)
+    student_width = max(student_ids) + 1 if student_columns is None else student_columns
+    teacher_width = max(teacher_ids) + 1 if teacher_columns is None else teacher_columns
+    return SharedVocabulary(
+        len(student_ids), student_width - len(student_ids), teacher_width - len(teacher_ids), only_teacher
+    )

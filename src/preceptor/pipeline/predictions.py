@@ -39,17 +39,18 @@ def stream_predictions(
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file of predictions; cut off a last line that is not complete."""
-    data = path.read_bytes()
-    complete = data[: data.rfind(b"\n") + 1]
-    if len(complete) < len(data):
-        path.write_bytes(complete)
+    data, table = path.read_bytes(), path.suffix == ".csv"
+    end = data.rfind(b"\n") + 1
+    while table and data.count(b'"', 0, end) % 2:  # this line break is inside a quoted cell
+        end = data.rfind(b"\n", 0, end - 1) + 1
+    if end < len(data):
+        path.write_bytes(data[:end])
     try:
-        text = complete.decode("utf-8")
-        rows = (
-            list(csv.DictReader(io.StringIO(text)))
-            if path.suffix == ".csv"
-            else list(map(json.loads, text.split("\n")[:-1]))
-        )
+        text = data[:end].decode("utf-8")
+        if not table:
+            rows = [json.loads(line) for line in text.split("\n")[:-1]]
+        else:
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), quoting=csv.QUOTE_NONNUMERIC))
         for row in rows:
             row["id"]
     except (ValueError, KeyError, TypeError) as error:
@@ -58,8 +59,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _csv_line(row: dict[str, Any], header: bool) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(row), lineterminator="\n")
+    buffer = io.StringIO(newline="")
+    # Text is quoted and numbers are not, so that numbers are read back as numbers.
+    writer = csv.DictWriter(buffer, list(row), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     if header:
         writer.writeheader()
     writer.writerow(row)

@@ -52,8 +52,8 @@ def model_folder(folder: Path) -> Path:
                 "that folder to model, or train again"
             )
     raise UserError(
-        f"{folder} holds no trained model: expected config.json and model.safetensors in it, in {folder}/model or in "
-        f"{folder}/{FINAL_STAGES[-1]}/model"
+        f"{folder} contains no trained model: expected config.json and model.safetensors in it, in {folder}/model or "
+        f"in {folder}/{FINAL_STAGES[-1]}/model"
     )
 
 

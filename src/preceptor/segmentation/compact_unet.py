@@ -1,12 +1,12 @@
-"""A small residual U-Net with one encoder pass per modality, for machines without an accelerator.
+"""A small residual U-Net for a single GPU or a CPU, with one encoder pass per modality.
 
-Each level halves the sides. The encoder has two 3x3x3 convolutions a level, the decoder one: with N modalities the
-encoder costs more than the decoder, which is what the evaluation of all subsets saves on, and features good enough to
-be averaged and distilled come from the encoder.
+Each level halves the sides. The encoder has two 3x3x3 convolutions per level, the decoder one. With N modalities the
+encoder is more expensive than the decoder, which is what the evaluation of all subsets saves; and the encoder has to
+provide features that can be averaged and distilled.
 
-In training with bfloat16 autocast, contiguous memory was quicker than channels_last_3d (16 channels of 64^3, forward
-and backward of convolution, normalisation and activation, one thread with AVX512-BF16: 0.31 against 0.31 to 0.73 s;
-float32 1.03 and 0.73 s), and torch's normalisation of channels_last_3d maps is off by 3e-4 without gradients.
+In training with bfloat16 autocast, contiguous memory was faster than channels_last_3d (16 channels of 64^3, forward and
+backward pass of convolution, normalisation and activation, one thread with AVX512-BF16: 0.31 instead of 0.31 to 0.73 s;
+float32 1.03 and 0.73 s). Without gradients, the normalisation of torch for channels_last_3d is off by 3e-4.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _conv(inside: int, outside: int, stride: int = 1) -> nn.Conv3d:
 
 
 class _Unit(nn.Module):
-    """conv, norm, activation, conv, norm, plus the shortcut, activation (He et al. 2016)."""
+    """Residual unit: conv, norm, activation, conv, norm, addition of the shortcut, activation (He et al. 2016)."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class _Unit(nn.Module):
 
 
 class CompactEncoder(nn.Module):
-    """(M, 1, D, H, W) -> one map a level, (M, channels[l], D / 2^l, H / 2^l, W / 2^l)."""
+    """Encoder (M, 1, D, H, W) -> one map per level, (M, channels[l], D / 2^l, H / 2^l, W / 2^l)."""
 
     def __init__(self, channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -48,15 +48,15 @@ class CompactEncoder(nn.Module):
         )
 
     def forward(self, images_M1DHW: Tensor, with_zero: bool = False) -> list[Tensor]:
-        """Return the features of each image; with `with_zero` the skips, not the bottleneck, have one more map at the
-        end, that of an image of zeros."""
+        """Return the features of each image. With `with_zero` the skips have one more map at the end, that of a zero
+        image; the bottleneck has not."""
         x = images_M1DHW
         skips = self._skips(torch.cat([x, x.new_zeros(1, *x.shape[1:])]) if with_zero else x)
         return [*skips, self.levels[-1](skips[-1][: len(images_M1DHW)])]
 
     def zero_skips(self, size: tuple[int, int, int]) -> list[Tensor]:
-        """Return the skips (1, C, d, h, w) of an image of zeros with `size` voxels; its bottleneck is not needed."""
-        # Two alike: for a single small map torch takes a slow convolution, which also rounds differently.
+        """Return the skips (1, C, d, h, w) of a zero image with `size` voxels. Its bottleneck is not needed."""
+        # Use two equal images: for a single small map torch chooses a slow convolution that also rounds differently.
         return [x[:1] for x in self._skips(next(self.parameters()).new_zeros(2, 1, *size))]
 
     def _skips(self, x: Tensor) -> list[Tensor]:
@@ -68,7 +68,7 @@ class CompactEncoder(nn.Module):
 
 
 class CompactDecoder(nn.Module):
-    """`joins` take the filled features of the N modalities, shallow to deep; `finish` makes logits of their outputs."""
+    """Decoder. `joins` map the filled features of N modalities, shallow to deep; `finish` computes the logits."""
 
     def __init__(self, modalities: int, regions: int, channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class CompactDecoder(nn.Module):
         self.head = Pointwise(channels[0], regions, bias=True)
 
     def finish(self, joined: list[Tensor], size: tuple[int, int, int]) -> Tensor:
-        """Return (B, R, D, H, W) logits; `joined` holds (B, C, d, h, w) of each join."""
+        """Return the logits (B, R, D, H, W) from the outputs (B, C, d, h, w) of the joins."""
         x = self.start(joined[-1])
         for level in reversed(range(len(joined) - 1)):
             x = self.step(level, x, joined[level])
@@ -91,7 +91,7 @@ class CompactDecoder(nn.Module):
         return activate(self.norms[-1](joined))
 
     def step(self, level: int, x: Tensor, joined: Tensor) -> Tensor:
-        """Return the map of a level, from that of the next deeper one and the join's output."""
+        """Return the map of a level from the map of the next deeper level and the output of the join."""
         x = add(activate(self.norms[level](joined)), self.ups[level](x))
         return activate(add(self.conv_norms[level](self.convs[level](x)), x))
 

@@ -1,4 +1,4 @@
-"""Layers that the segmentation networks share: normalisation, activation, residual units, joining of modalities.
+"""Layers of the segmentation networks: normalisation, activation, residual units and joining of modalities.
 
 Shapes: B batch, N modalities, M maps (any batch), C channels, D H W or d h w voxels.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SLOPE = 0.01
-"""Of the leaky rectifier, as in the published LCKD network and in nnU-Net."""
+"""Negative slope of the leaky ReLU, as in the published LCKD network and in nnU-Net."""
 
 
 def activate(x: Tensor) -> Tensor:
@@ -20,16 +20,16 @@ def activate(x: Tensor) -> Tensor:
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """Return x + y; without gradients in x itself, as memory that is new costs more than the sum."""
+    """Return x + y. Without gradients the sum is written to x, because new memory costs more than the addition."""
     return x + y if torch.is_grad_enabled() or x.dtype != y.dtype else x.add_(y)
 
 
 class InstanceNorm(nn.Module):
-    """Affine instance normalisation: each channel of each map to mean 0 and variance 1, then scale and shift.
+    """Affine instance normalisation: mean 0 and variance 1 per channel and map, then scale and shift.
 
-    Without gradients it runs as group normalisation with one channel a group, which is the same and nine times as fast
-    on a CPU (1.7 against 14.8 ms for 16 channels of 64^3, one thread); with gradients the two cost the same in float32
-    and torch's instance normalisation is quicker in bfloat16.
+    Without gradients it runs as group normalisation with one channel per group, which is equivalent and nine times as
+    fast on a CPU (1.7 instead of 14.8 ms for 16 channels of 64^3, one thread). With gradients both take the same time
+    in float32, and instance normalisation is faster in bfloat16.
     """
 
     def __init__(self, channels: int) -> None:
@@ -44,25 +44,25 @@ class InstanceNorm(nn.Module):
 
 
 def standardised(weight: Tensor) -> Tensor:
-    """Return the weights with mean 0 and variance 1 per output filter (Qiao et al. 2019, Weight Standardization).
+    """Standardise weights to mean 0 and variance 1 per output filter (Weight Standardization, Qiao et al. 2019).
 
-    The first axis is the filters'. The variance is the unbiased one; the published LCKD code adds 1e-12 to it.
+    The first axis indexes the filters. The variance is unbiased; as in the published LCKD code, 1e-12 is added to it.
     """
     rows = weight.flatten(1)
     centred = rows - rows.mean(dim=1, keepdim=True)
-    # torch.var takes ten times as long on a CPU as the rest of this function.
+    # On a CPU torch.var is ten times as slow as the rest of this function.
     variance = torch.linalg.vector_norm(centred, dim=1, keepdim=True).square() / (rows.shape[1] - 1)
     return (centred / torch.sqrt(variance + 1e-12)).view_as(weight)
 
 
 def pointwise(x_MCDHW: Tensor, weight_OC: Tensor) -> Tensor:
-    """Return the 1x1x1 convolution (M, O, D, H, W), as a matrix product: torch's convolution copies its input first."""
-    # Not matmul, which would fold the maps into one matrix and copy them for it.
+    """Apply a 1x1x1 convolution as a matrix product (M, O, D, H, W); the convolution of torch copies its input."""
+    # matmul would merge the maps into one matrix and copy them.
     return torch.bmm(weight_OC.expand(len(x_MCDHW), -1, -1), x_MCDHW.flatten(2)).unflatten(2, x_MCDHW.shape[2:])
 
 
 class Pointwise(nn.Module):
-    """A 1x1x1 convolution, with a bias or with standardised weights; `stride` skips voxels."""
+    """A 1x1x1 convolution with an optional bias, optionally standardised weights, and a stride."""
 
     def __init__(
         self, inside: int, outside: int, stride: int = 1, *, bias: bool = False, standardise: bool = False
@@ -79,7 +79,7 @@ class Pointwise(nn.Module):
 
 
 class StandardisedConv(nn.Conv3d):
-    """A convolution without bias whose weights are standardised in each forward pass."""
+    """A convolution without bias whose weights are standardised in every forward pass."""
 
     def __init__(
         self, inside: int, outside: int, kernel: int, stride: int | tuple[int, int, int] = 1, dilation: int = 1
@@ -91,12 +91,12 @@ class StandardisedConv(nn.Conv3d):
 
 
 class Join(nn.Module):
-    """A linear map of the concatenated features of N modalities: 1x1x1 convolution or 2x2x2 transposed one, no bias.
+    """Linear map of the concatenated features of N modalities: a 1x1x1 or a 2x2x2 transposed convolution without bias.
 
-    Being linear over the concatenation, it is a sum of one map per modality. `mixed` gives its terms, so that the
-    features of a modality pass through it once, whatever subset they are then part of.
+    A linear map of a concatenation is the sum of one map per modality. `mixed` returns the terms of this sum, so that
+    the features of a modality are mapped only once for all subsets that contain it.
 
-    `weight` is (outside, N * inside), or (N * inside, outside, 2, 2, 2) as torch's transposed convolution has it.
+    `weight` is (outside, N * inside) or, for a transposed convolution, (N * inside, outside, 2, 2, 2) as in torch.
     """
 
     def __init__(
@@ -111,30 +111,33 @@ class Join(nn.Module):
         super().__init__()
         self.modalities, self.inside, self.outside = modalities, inside, outside
         self.kind, self.standardise = kind, standardise
-        both = modalities * inside
-        self.weight = nn.Parameter(torch.empty((outside, both) if kind == "pointwise" else (both, outside, 2, 2, 2)))
+        joined = modalities * inside
+        self.weight = nn.Parameter(
+            torch.empty((outside, joined) if kind == "pointwise" else (joined, outside, 2, 2, 2))
+        )
 
     def forward(self, x_BNCdhw: Tensor) -> Tensor:
-        """Return (B, outside, ...), the map of the concatenation of (B, N, C, d, h, w)."""
+        """Map the concatenation of the features (B, N, C, d, h, w) to (B, outside, ...)."""
         x = x_BNCdhw.flatten(1, 2)
         return pointwise(x, self._ready_weight()) if self.kind == "pointwise" else self._up(x, self.weight)
 
     def by_mixes(self, x_BNCdhw: Tensor, mixes_BNN: Tensor) -> Tensor:
-        """Return (B, outside, ...): the sum of W_m x_j times ``mixes[b, j, m]``; of a pointwise join.
+        """Return the sum of W_m x_j times ``mixes[b, j, m]``, (B, outside, ...), for a pointwise join.
 
-        For filling in by a mean, without the copy of the features that is filled in.
+        This fills in means without copying the features.
         """
         weights_BOC = self.mixed_weights(mixes_BNN.to(self.weight.dtype)).transpose(1, 2).flatten(2)
         return torch.matmul(weights_BOC, x_BNCdhw.flatten(1, 2).flatten(2)).unflatten(2, x_BNCdhw.shape[3:])
 
     def of_alike(self, x_MCdhw: Tensor) -> Tensor:
-        """Return (N, outside, ...): what each block makes of its modality's map, or of the one map there is."""
+        """Return the terms (N, outside, ...) of all modalities, for N maps or for one map that all of them share."""
         units_NN = torch.eye(self.modalities, device=x_MCdhw.device, dtype=self.weight.dtype)
         return self.mixed(x_MCdhw, units_NN[None] if len(x_MCdhw) == 1 else units_NN[:, None]).flatten(0, 1)
 
     def mixed(self, x_MCdhw: Tensor, mixes_MQN: Tensor) -> Tensor:
-        """Return (M, Q, outside, ...): of each map, for each of its Q mixes, the sum over the N blocks, times the mix's
-        coefficients, of what they make of it. A unit vector gives the part that the map has in that modality's place.
+        """Return (M, Q, outside, ...): for each map and each of its Q mixes, the weighted sum of the N terms.
+
+        A unit vector as mix gives the term of the map in the place of that modality.
         """
         q = mixes_MQN.shape[1]
         if self.kind == "pointwise":
@@ -147,7 +150,7 @@ class Join(nn.Module):
         return out.view(len(x_MCdhw), q, self.outside, *out.shape[2:])
 
     def mixed_weights(self, mixes_MQN: Tensor) -> Tensor:
-        """Return (M, Q, outside, inside), the matrices by which `mixed` multiplies; of a pointwise join."""
+        """Return the matrices (M, Q, outside, inside) of `mixed` for a pointwise join."""
         blocks = self._ready_weight().view(self.outside, self.modalities, self.inside).transpose(0, 1)
         return torch.tensordot(mixes_MQN, blocks, dims=1)
 
@@ -160,9 +163,9 @@ class Join(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw every convolution below `module` from Kaiming's normal distribution, fan out (He et al. 2015)."""
+    """Initialise all convolutions in `module` with the Kaiming normal distribution, fan out (He et al. 2015)."""
     for part in module.modules():
         if isinstance(part, (nn.Conv3d, nn.ConvTranspose3d, Pointwise, Join)):
             up = isinstance(part, nn.ConvTranspose3d) or (isinstance(part, Join) and part.kind == "up")
-            # A transposed convolution's first axis is the input: what torch calls its fan in is the fan out.
+            # The first axis of a transposed convolution is the input, so that its fan out is what torch calls fan in.
             nn.init.kaiming_normal_(part.weight, SLOPE, "fan_in" if up else "fan_out", "leaky_relu")

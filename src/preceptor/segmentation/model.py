@@ -1,8 +1,8 @@
-"""Segmentation from any subset of modalities: each is encoded alone, a missing one gets the mean of those there.
+"""Segmentation network for any subset of modalities. Each is encoded separately; missing ones are filled in by a mean.
 
-LCKD (Wang et al., MICCAI 2023): features f_i of N modalities, a missing f_i filled in by the mean of the available
-ones, all concatenated and decoded. Only what is there is encoded: an absent modality costs nothing, and whatever stands
-in its channel is never read.
+LCKD (Wang et al., MICCAI 2023): the features f_i of N modalities are concatenated and decoded. A missing f_i is
+replaced by the mean of the available ones. Only available modalities are encoded, so that a missing modality costs
+nothing and the content of its channel is never read.
 
 Shapes: B batch, N modalities, C channels, R regions, D H W voxels of the input, d h w of a level, M encoded images.
 """
@@ -39,14 +39,19 @@ Size = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class MultimodalUNetConfig:
-    """What the network is built from; JSON-able.
+    """Configuration of the network, which can be stored as JSON.
 
-    `net`: ``reference`` is the published network (`reference_unet`), ``compact`` a small one (`compact_unet`) with
-    `channels`, 3 to 5 levels. `encoder`: one ``shared`` by all modalities (published code) or ``separate`` ones
-    (published figure). `fill`: what stands for a missing modality. ``all_levels``: the mean of the available features,
-    at every level. ``bottleneck`` (published code): so at the deepest level only; its skips are those of a zero image.
+    Attributes:
+        modalities: Input channels, in order.
+        regions: Output channels, in order.
+        net: ``reference`` is the published network (`reference_unet`), ``compact`` a small one (`compact_unet`).
+        encoder: One encoder ``shared`` by all modalities (published code), or ``separate`` ones (published figure).
+        channels: Channels of the 3 to 5 levels of the compact network.
+        fill: Features of a missing modality. ``all_levels``: the mean of the available features at every level.
+            ``bottleneck`` (published code): the mean at the deepest level only; its skips are those of a zero image.
 
-    Raises UserError for a value that is none of these.
+    Raises:
+        UserError: a value is invalid.
     """
 
     modalities: tuple[str, ...]
@@ -61,19 +66,19 @@ class MultimodalUNetConfig:
         for name in ("modalities", "regions"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values) or not all(isinstance(v, str) and v for v in values):
-                raise UserError(f"{name} of the network must be different names, at least one, not {list(values)}")
+                raise UserError(f"{name} of the network must be a non-empty list of distinct names, not {list(values)}")
         if not self.is_own and self.net not in ("compact", "reference"):
             raise UserError(f"net of the network is {self.net!r}{nearest(self.net, ('compact', 'reference'))}")
-        for name, known in _CHOICES.items():
+        for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            if value not in known:
-                raise UserError(f"{name} of the network is {value!r}{nearest(str(value), known)}")
-        good = all(isinstance(c, int) and not isinstance(c, bool) and 1 <= c <= 4096 for c in self.channels)
-        if not (good and 3 <= len(self.channels) <= 5):
+            if value not in choices:
+                raise UserError(f"{name} of the network is {value!r}{nearest(str(value), choices)}")
+        valid = all(isinstance(c, int) and not isinstance(c, bool) and 1 <= c <= 4096 for c in self.channels)
+        if not (valid and 3 <= len(self.channels) <= 5):
             raise UserError(f"channels of the network must be 3 to 5 numbers from 1 to 4096, not {list(self.channels)}")
         if self.net == "reference" and self.channels != _COMPACT:
             raise UserError(
-                f"channels {list(self.channels)} are for net=compact; net=reference has its own, leave them"
+                f"channels={list(self.channels)} applies to net=compact only; remove it, or set net=compact"
             )
 
     @property
@@ -83,41 +88,46 @@ class MultimodalUNetConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of the features of each level, shallow to deep. A network of the user's has none."""
+        """Channels of the features of each level, from shallow to deep; empty for a network of the user."""
         if self.is_own:
             return ()
         return self.channels if self.net == "compact" else (*reference_unet.SKIPS, reference_unet.BOTTLENECK)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a dictionary that JSON can hold."""
+        """Return the configuration as a dict for JSON."""
         fields = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MultimodalUNetConfig:
-        """Return what `to_dict` described. Raises UserError for an unknown or missing key or a wrong type."""
-        known = {field.name for field in dataclasses.fields(cls)}
+        """Read the dict of `to_dict`. Raises UserError for unknown or missing keys and wrong types."""
+        choices = {field.name for field in dataclasses.fields(cls)}
         for name in values:
-            if name not in known:
-                raise UserError(f"the network's configuration has an unknown key {name!r}{nearest(name, known)}")
-        given: dict[str, Any] = dict(values)
+            if name not in choices:
+                raise UserError(
+                    f"the configuration of the network has the unknown key {name!r}{nearest(name, choices)}"
+                )
+        fields: dict[str, Any] = dict(values)
         for name in ("modalities", "regions", "channels"):
-            if name in given:
-                if not isinstance(given[name], (list, tuple)):
-                    raise UserError(f"{name} of the network must be a list, not {given[name]!r}")
-                given[name] = tuple(given[name])
+            if name in fields:
+                if not isinstance(fields[name], (list, tuple)):
+                    raise UserError(f"{name} of the network must be a list, not {fields[name]!r}")
+                fields[name] = tuple(fields[name])
         for name in ("modalities", "regions"):
-            if name not in given:
-                raise UserError(f"the network's configuration lacks {name!r}")
-        return cls(**given)
+            if name not in fields:
+                raise UserError(f"the configuration of the network lacks {name!r}")
+        return cls(**fields)
 
 
 @dataclass
 class Segmentation:
-    """What the network says about a batch.
+    """Output of the network for a batch.
 
-    `logits` (B, R, D, H, W). `features`: from shallow to deep (B, N, C, d, h, w), before fill-in, zero where a modality
-    is absent; the last is the bottleneck, which LCKD distils. `available` (B, N) bool.
+    Attributes:
+        logits: Logits (B, R, D, H, W).
+        features: Features (B, N, C, d, h, w) from shallow to deep, before missing modalities are filled in; zero for
+            missing ones. The last element is the bottleneck, which LCKD distils.
+        available: Available modalities (B, N) bool.
     """
 
     logits: Tensor
@@ -126,13 +136,15 @@ class Segmentation:
 
 
 class MultimodalUNet(nn.Module):
-    """A network that segments any subset of modalities. With `seed` its initial weights depend on the seed alone.
+    """Network that segments any subset of modalities.
 
-    `net` of the configuration may name a class of the user's, ``module:Class``. It is called as
-    ``Class(modalities=N, regions=R, **arguments)`` and is an nn.Module with ``forward(images, available)``: images
-    (B, N, D, H, W), zero where a modality is missing, and available (B, N) bool, to logits (B, R, D, H, W). Its
-    attribute `stride`, three numbers, says of what the sides of an input must be multiples; default: (1, 1, 1). Each
-    subset of modalities is a forward pass of its own, and methods that compare features do not apply.
+    With `seed` the initial weights depend only on it, otherwise on the global state of torch.
+
+    `net` of the configuration may name a class of the user, ``module:Class``. It is called as
+    ``Class(modalities=N, regions=R, **arguments)`` and is an nn.Module. Its ``forward(images, available)`` takes images
+    (B, N, D, H, W), zero for missing modalities, and available (B, N) bool, and returns logits (B, R, D, H, W). The
+    sides of an input must be multiples of its attribute `stride` (three numbers, default (1, 1, 1)). Every subset of
+    modalities needs a separate forward pass, and methods that compare features do not apply.
     """
 
     def __init__(self, config: MultimodalUNetConfig, seed: int | None = None) -> None:
@@ -158,7 +170,7 @@ class MultimodalUNet(nn.Module):
 
     @property
     def stride(self) -> Size:
-        """Sides of an input must be multiples of these numbers of voxels."""
+        """The sides of an input must be multiples of these numbers of voxels."""
         if self.own is not None:
             return cast(Size, tuple(getattr(self.own, "stride", (1, 1, 1))))
         if self.config.net == "reference":
@@ -167,31 +179,37 @@ class MultimodalUNet(nn.Module):
         return side, side, side
 
     def check_size(self, size: Sequence[int], what: str = "a crop") -> None:
-        """Raise UserError if the network cannot take `size` voxels: no multiples, or one voxel left at the bottleneck,
-        which instance normalisation cannot take."""
+        """Raise UserError if the network cannot process `size` voxels.
+
+        The sides must be multiples of `stride`, and the bottleneck must have more than one voxel, because instance
+        normalisation of a single voxel is undefined.
+        """
         if any(side % step for side, step in zip(size, self.stride, strict=True)):
             raise UserError(
-                f"{what} of {_by(size)} voxels does not fit the {self.config.net} network, whose sides must be "
-                f"multiples of {_by(self.stride)}; take {_by(self.fitting(size))}"
+                f"{what} of {_format_size(size)} voxels does not fit the {self.config.net} network, whose sides must "
+                f"be multiples of {_format_size(self.stride)}; use {_format_size(self.fitting(size))}"
             )
         if self.own is None and all(side == step for side, step in zip(size, self.stride, strict=True)):
-            raise UserError(f"{what} of {_by(size)} voxels leaves a single one at the bottleneck; take a larger one")
+            raise UserError(
+                f"{what} of {_format_size(size)} voxels leaves a single voxel at the bottleneck; use a larger one"
+            )
 
     def fitting(self, size: Sequence[int]) -> Size:
-        """Return the smallest size that holds `size` and whose sides are multiples of `stride`."""
+        """Return the smallest valid size that contains `size`."""
         sides = [-(-side // step) * step for side, step in zip(size, self.stride, strict=True)]
         if self.own is None and sides == list(self.stride):
             sides[-1] *= 2
         return cast(Size, tuple(sides))
 
     def encode(self, images_B1DHW: Tensor, modality: int) -> list[Tensor]:
-        """Return the features (B, C, d, h, w) of one modality's images, shallow to deep; the last is the bottleneck."""
+        """Return the features (B, C, d, h, w) of images of a modality, shallow to deep. The last is the bottleneck."""
         return self._encoder(modality)(images_B1DHW)
 
     def forward(self, images_BNDHW: Tensor, available_BN: Tensor) -> Segmentation:
-        """Segment a batch, of whose images only the available ones are read.
+        """Segment a batch. Only available modalities are read.
 
-        Raises UserError for sides that are no multiples of `stride` and for a row without any modality.
+        Raises:
+            UserError: the sides are not multiples of `stride`, or a sample has no modality.
         """
         self._check(images_BNDHW, available_BN)
         if self.own is not None:
@@ -212,15 +230,15 @@ class MultimodalUNet(nn.Module):
         return logits
 
     def encode_available(self, images_BNDHW: Tensor, available_BN: Tensor) -> list[Tensor]:
-        """Return per level (B, N, C, d, h, w): features where there is an image, zeros elsewhere."""
+        """Return the features (B, N, C, d, h, w) of every level, with zeros for missing modalities."""
         return self._encode(images_BNDHW, available_BN, with_zero=False)[0]
 
     def decode(
         self, features: Sequence[Tensor], available_BN: Tensor, size: Size, zeros: list[Tensor] | None = None
     ) -> Tensor:
-        """Return logits (B, R, D, H, W) of features as in `Segmentation`; `size` is (D, H, W).
+        """Return the logits (B, R, D, H, W) of features as in `Segmentation`.
 
-        `zeros` are the `zero_skips`, where they are at hand; they are computed if needed.
+        `size` is (D, H, W). `zeros` is the result of `zero_skips`; by default it is computed if needed.
         """
         joins: list[Join] = list(self.decoder.joins)  # type: ignore[arg-type]
         if available_BN.all():
@@ -233,30 +251,30 @@ class MultimodalUNet(nn.Module):
         else:
             zeros = zeros or self.zero_skips(size, ~available_BN.all(dim=0))
             parts = [join.of_alike(x) for join, x in zip(joins, zeros, strict=False)]
-            # What is absent is zero and adds nothing; in its place the zero image's part.
+            # Missing features are zero and add nothing. Add the part of the zero image instead.
             skips = [
                 join(x) + torch.tensordot((~available_BN).to(part.dtype), part, dims=1)
                 for join, x, part in zip(joins, features, parts, strict=False)
             ]
         return self.decoder.finish([*skips, *joined], size)
 
-    def zero_skips(self, size: Size, wanted_N: Tensor) -> list[Tensor]:
-        """Return per skip level (N, C, d, h, w), or (1, C, d, h, w) for a shared encoder, the features of a zero image.
+    def zero_skips(self, size: Size, needed_N: Tensor) -> list[Tensor]:
+        """Return the skips of a zero image, (N, C, d, h, w) or, for a shared encoder, (1, C, d, h, w) per level.
 
-        One image serves the whole batch: instance normalisation looks at no other. Rows of separate encoders that are
-        not `wanted_N` are zeros.
+        One image is enough for the batch, because instance normalisation treats images separately. Rows of separate
+        encoders that are not `needed_N` are zeros.
         """
         if len(self.encoders) == 1:
             return self._encoder(0).zero_skips(size)
-        return _stack([self._encoder(m).zero_skips(size) if w else None for m, w in enumerate(wanted_N.tolist())])
+        return _stack([self._encoder(m).zero_skips(size) if w else None for m, w in enumerate(needed_N.tolist())])
 
     def _encode(
         self, images_BNDHW: Tensor, available_BN: Tensor, with_zero: bool
     ) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Return the features, and with `with_zero` what `zero_skips` returns, from the same pass.
+        """Return the features and, if `with_zero` is set, the result of `zero_skips` from the same pass.
 
-        One more image costs less than a pass of its own, which would standardise all weights and add up their gradients
-        a second time.
+        An additional image is cheaper than a separate pass, which would standardise all weights again and accumulate
+        their gradients a second time.
         """
         b, n = available_BN.shape
         flat = images_BNDHW.flatten(0, 1)[:, None]
@@ -264,7 +282,7 @@ class MultimodalUNet(nn.Module):
             rows = [available_BN.flatten().nonzero()[:, 0]]
         else:
             rows = [available_BN[:, m].nonzero()[:, 0] * n + m for m in range(n)]
-        found: list[list[Tensor]] = []
+        encoded: list[list[Tensor]] = []
         zeros: list[list[Tensor] | None] = []
         for m, row in enumerate(rows):
             zero = with_zero and len(row) < b * n // len(rows)
@@ -273,9 +291,9 @@ class MultimodalUNet(nn.Module):
                 continue
             maps = self._encoder(m)(flat if len(row) == b * n else flat[row], with_zero=zero)
             zeros.append([x[-1:] for x in maps[:-1]] if zero else None)
-            found.append([x[: len(row)] for x in maps])
+            encoded.append([x[: len(row)] for x in maps])
         index = torch.cat(rows)
-        levels = [torch.cat(maps) if len(maps) > 1 else maps[0] for maps in zip(*found, strict=True)]
+        levels = [torch.cat(maps) if len(maps) > 1 else maps[0] for maps in zip(*encoded, strict=True)]
         if len(rows) > 1 or len(index) < b * n:
             levels = [x.new_zeros(b * n, *x.shape[1:]).index_copy(0, index, x) for x in levels]
         return [x.view(b, n, *x.shape[1:]) for x in levels], _stack(zeros) if with_zero else None
@@ -291,26 +309,26 @@ class MultimodalUNet(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> MultimodalUNet:
-        """Return the network that `save` wrote. Raises UserError if the folder holds none or a broken one."""
+        """Load the network that `save` wrote. Raises UserError if the folder contains no valid network."""
         try:
             config = json.loads((folder / "config.json").read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no network: config.json cannot be read ({error})") from None
+            raise UserError(f"{folder} contains no network: config.json cannot be read ({error})") from None
         if not isinstance(config, dict) or config.pop("model_type", None) != MODEL_TYPE:
-            raise UserError(f"{folder / 'config.json'} describes no {MODEL_TYPE}; give a folder that Preceptor wrote")
-        described = MultimodalUNetConfig.from_dict(config)
-        # Nothing is drawn for weights that are replaced anyway. A network of the user's may not support this.
-        with contextlib.nullcontext() if described.is_own else torch.device("meta"):
-            model = cls(described)
+            raise UserError(
+                f"{folder / 'config.json'} does not describe a {MODEL_TYPE}; give a model folder of Preceptor"
+            )
+        settings = MultimodalUNetConfig.from_dict(config)
+        # The meta device avoids initialising weights that are replaced. A network of the user may not support it.
+        with contextlib.nullcontext() if settings.is_own else torch.device("meta"):
+            model = cls(settings)
         file = folder / "model.safetensors"
         try:
             state = load_file(file)
             model.load_state_dict(state, assign=True)
         except (OSError, SafetensorError, RuntimeError) as error:
             first = str(error).strip().splitlines()
-            raise UserError(
-                f"{file} does not hold the weights that config.json describes: {' '.join(first[:2])}"
-            ) from None
+            raise UserError(f"the weights in {file} do not match config.json: {' '.join(first[:2])}") from None
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         return model
@@ -327,33 +345,33 @@ class MultimodalUNet(nn.Module):
         self.check_size(images_BNDHW.shape[2:])
         lacking = (~available_BN.any(dim=1)).nonzero()[:, 0].tolist()
         if lacking:
-            raise UserError(f"row {lacking[0]} of the batch has no modality at all; leave such cases out")
+            raise UserError(f"row {lacking[0]} of the batch has no modality; remove such cases")
 
 
 def mean_mixes(available_BN: Tensor) -> Tensor:
-    """Return (B, N, N) float: how often W_m x_j is in the join of a sample that is filled in by the mean, at (b, j, m).
+    """Return the coefficients (B, N, N) of W_m x_j at (b, j, m) in the join of a sample filled in by the mean.
 
-    The join is ``sum_m W_m y_m`` with y_m = x_m for m in S and the mean of x over S for m outside, that is
+    The join is ``sum_m W_m y_m``, where y_m = x_m for m in S and the mean of x over S for other m, that is
     ``sum_{j in S} (W_j + sum_{m not in S} W_m / |S|) x_j``.
     """
-    there = available_BN.float()
-    own = torch.diag_embed(there)
-    return own + there[:, :, None] * (1 - there)[:, None, :] / there.sum(dim=1)[:, None, None]
+    present = available_BN.float()
+    diagonal = torch.diag_embed(present)
+    return diagonal + present[:, :, None] * (1 - present)[:, None, :] / present.sum(dim=1)[:, None, None]
 
 
 def fill_with_mean(features_BNCdhw: Tensor, available_BN: Tensor) -> Tensor:
-    """Return the features, the mean of the available ones in place of each absent one. Absent features must be zero."""
-    there = available_BN[:, :, None, None, None, None]
-    count = there.sum(dim=1, keepdim=True).to(features_BNCdhw.dtype)
-    return torch.where(there, features_BNCdhw, features_BNCdhw.sum(dim=1, keepdim=True) / count)
+    """Replace missing features by the mean of the available ones. Missing features must be zero."""
+    available = available_BN[:, :, None, None, None, None]
+    count = available.sum(dim=1, keepdim=True).to(features_BNCdhw.dtype)
+    return torch.where(available, features_BNCdhw, features_BNCdhw.sum(dim=1, keepdim=True) / count)
 
 
-def _stack(each: list[list[Tensor] | None]) -> list[Tensor]:
-    """Return per level the maps of all, zeros for None."""
-    some = next(maps for maps in each if maps is not None)
-    nothing = [torch.zeros_like(x) for x in some]
-    return [torch.cat(maps) for maps in zip(*(maps or nothing for maps in each), strict=True)]
+def _stack(maps_of_encoders: list[list[Tensor] | None]) -> list[Tensor]:
+    """Concatenate the maps of all encoders per level, with zeros for None."""
+    example = next(maps for maps in maps_of_encoders if maps is not None)
+    zeros = [torch.zeros_like(x) for x in example]
+    return [torch.cat(maps) for maps in zip(*(maps or zeros for maps in maps_of_encoders), strict=True)]
 
 
-def _by(size: Sequence[int]) -> str:
+def _format_size(size: Sequence[int]) -> str:
     return "x".join(map(str, size))

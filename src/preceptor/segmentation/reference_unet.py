@@ -1,13 +1,14 @@
-"""The network of the published LCKD code: a weight-standardised 3-D ResNet-50 with ASPP, and a decoder that adds skips.
+"""The network of the published LCKD code: a weight-standardised 3-D ResNet-50 with ASPP and an additive decoder.
 
-Built from facts about that code, which has no licence: blocks 3, 4, 6, 3 with planes 64, 128, 256, 320 and expansion 4,
-stem 7x7x7 with stride (1, 2, 2), ASPP of 256 channels with dilations 1, 2, 4, 8 and a global branch, decoder channels
-256, 128, 64, 32. A crop of 80x160x160 gives skips 64 @ 80^3, 256 @ 40^3, 512 @ 20^3, 1024 @ 10^3 and a bottleneck of
-256 @ 5^3. Four modalities and three regions: 43.66 M parameters, 35.13 M of them in the encoder (ASPP 5.77 M) and
-8.53 M in the decoder; 754 GFLOPs for such a crop of four modalities (a multiplication and an addition count as two).
+The implementation follows facts about the code, which has no licence: blocks 3, 4, 6, 3 with planes 64, 128, 256, 320
+and expansion 4, a stem 7x7x7 with stride (1, 2, 2), an ASPP of 256 channels with dilations 1, 2, 4, 8 and a global
+branch, decoder channels 256, 128, 64, 32. A crop of 80x160x160 gives skips 64 @ 80^3, 256 @ 40^3, 512 @ 20^3,
+1024 @ 10^3 and a bottleneck of 256 @ 5^3. With four modalities and three regions there are 43.66 M parameters: 35.13 M
+in the encoder (ASPP 5.77 M) and 8.53 M in the decoder. Such a crop of four modalities takes 754 GFLOPs (a
+multiplication and an addition count as two).
 
-Where the facts are silent: the transposed convolutions are neither standardised nor biased, the convolution before
-the ASPP and the head are standardised like all others, residual blocks are the usual ones with the activation after the
+Choices that the facts do not determine: the transposed convolutions are neither standardised nor biased; the
+convolution before the ASPP and the head are standardised like all others; residual blocks have the activation after the
 sum.
 """
 
@@ -69,8 +70,8 @@ class _Basic(nn.Module):
 class Aspp(nn.Module):
     """Atrous spatial pyramid pooling (Chen et al. 2018) with a global branch, `channels` in and out.
 
-    The global branch is there as published, for the same weights; it has no influence. Normalising its map of one voxel
-    leaves a constant per channel, and the normalisation after `merge` takes away what a constant adds to its input.
+    The global branch exists for the same weights as published but has no effect. The normalisation of its single voxel
+    leaves a constant per channel, and the normalisation after `merge` removes constants.
     """
 
     def __init__(self, channels: int = BOTTLENECK, dilations: tuple[int, ...] = (2, 4, 8)) -> None:
@@ -82,8 +83,8 @@ class Aspp(nn.Module):
         self.merge = _ConvNorm((len(dilations) + 2) * channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Normalising a map of one voxel leaves the shift alone, whatever the voxel; torch's layer refuses to. The term
-        # times zero keeps the unused weights in the graph, which distributed training wants.
+        # The normalisation of a single voxel leaves only the shift; the layer of torch refuses such maps. The term
+        # times zero keeps the unused weights in the graph, as distributed training requires.
         mean = self.whole.conv(x.mean(dim=(2, 3, 4), keepdim=True))
         constant = activate(0.0 * mean + self.whole.norm.bias.view(1, -1, 1, 1, 1).to(mean.dtype))
         outputs = [activate(branch(x)) for branch in self.branches]
@@ -91,7 +92,8 @@ class Aspp(nn.Module):
 
 
 class ReferenceEncoder(nn.Module):
-    """(M, 1, D, H, W) -> 64 @ 1/(1,2,2), 256 @ 1/(2,4,4), 512 @ 1/(4,8,8), 1024 @ 1/(8,16,16), 256 @ 1/(16,32,32)."""
+    """Encoder (M, 1, D, H, W) -> channels @ scale: 64 @ 1/(1,2,2), 256 @ 1/(2,4,4), 512 @ 1/(4,8,8), 1024 @
+    1/(8,16,16), 256 @ 1/(16,32,32)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,22 +110,22 @@ class ReferenceEncoder(nn.Module):
         self.aspp = Aspp()
 
     def forward(self, images_M1DHW: Tensor, with_zero: bool = False) -> list[Tensor]:
-        """Return the features of each image; with `with_zero` the skips, not the bottleneck, have one more map at the
-        end, that of an image of zeros."""
+        """Return the features of each image. With `with_zero` the skips have one more map at the end, that of a zero
+        image; the bottleneck has not."""
         x = activate(self.stem(images_M1DHW))
         skips = self._skips(torch.cat([x, self._zero_stem(x.shape[2:]).to(x.dtype)]) if with_zero else x)
         deep = self.stages[3](skips[-1][: len(images_M1DHW)])
         return [*skips, self.aspp(activate(self.reduce(deep)))]
 
     def zero_skips(self, size: tuple[int, int, int]) -> list[Tensor]:
-        """Return the skips (1, C, d, h, w) of an image of zeros with `size` voxels; its bottleneck is not needed."""
+        """Return the skips (1, C, d, h, w) of a zero image with `size` voxels. Its bottleneck is not needed."""
         depth, height, width = size
         stem = self._zero_stem((depth, (height + 1) // 2, (width + 1) // 2))
-        # Two alike: for a single small map torch takes a slow convolution, which also rounds differently.
+        # Use two equal images: for a single small map torch chooses a slow convolution that also rounds differently.
         return [x[:1] for x in self._skips(stem.expand(2, -1, -1, -1, -1))]
 
     def _zero_stem(self, size: Sequence[int]) -> Tensor:
-        """The stem has no bias: of zeros it makes zeros, of which the normalisation leaves its shift."""
+        """Return the stem of a zero image. Without a bias it is the shift of the normalisation."""
         return activate(self.stem.norm.bias.view(1, -1, 1, 1, 1).expand(-1, -1, *size).clone())
 
     def _skips(self, x: Tensor) -> list[Tensor]:
@@ -136,7 +138,7 @@ class ReferenceEncoder(nn.Module):
 
 
 class ReferenceDecoder(nn.Module):
-    """`joins` take the filled features of the N modalities, shallow to deep; `finish` makes logits of their outputs."""
+    """Decoder. `joins` map the filled features of N modalities, shallow to deep; `finish` computes the logits."""
 
     def __init__(self, modalities: int, regions: int) -> None:
         super().__init__()
@@ -152,7 +154,7 @@ class ReferenceDecoder(nn.Module):
         self.head = Pointwise(_DECODER[0], regions, standardise=True)
 
     def finish(self, joined: list[Tensor], size: tuple[int, int, int]) -> Tensor:
-        """Return (B, R, D, H, W) logits; `joined` holds (B, C, d, h, w) of each join."""
+        """Return the logits (B, R, D, H, W) from the outputs (B, C, d, h, w) of the joins."""
         x = self.start(joined[-1])
         for level in reversed(range(len(joined) - 1)):
             x = self.step(level, x, joined[level])
@@ -162,7 +164,7 @@ class ReferenceDecoder(nn.Module):
         return joined
 
     def step(self, level: int, x: Tensor, joined: Tensor) -> Tensor:
-        """Return the map of a level, from that of the next deeper one and the join's output."""
+        """Return the map of a level from the map of the next deeper level and the output of the join."""
         if level < len(self.ups):
             x = self.ups[level](x)
         return self.blocks[level](add(activate(self.norms[level](joined)), x))

@@ -1,7 +1,7 @@
-"""Sliding windows over a volume, for many subsets of its modalities at the price of one encoding of each
-(`subset_decoder`).
+"""Sliding-window inference for many subsets of the modalities of a volume, with one encoder pass per modality
+(see `subset_decoder`).
 
-Windows, their weights and the padding of small volumes are those of MONAI's `sliding_window_inference`.
+Windows, their weights and the padding of small volumes follow `sliding_window_inference` of MONAI.
 
 Shapes: N modalities, S subsets, R regions, D H W voxels.
 """
@@ -35,29 +35,36 @@ def predict_subsets(
     mode: Literal["constant", "gaussian"] = "constant",
     blend: Literal["probabilities", "logits"] = "probabilities",
 ) -> dict[Subset, Tensor]:
-    """Return the probabilities (R, D, H, W), float32, of a volume for each subset of the modalities it has.
+    """Return the probabilities (R, D, H, W) float32 of a volume for each subset of its modalities.
 
-    `images_NDHW`: the modalities in the network's order; what stands where `available_N` is false is never read.
-    `window`: sides in voxels that the network takes (`MultimodalUNet.check_size`); smaller volumes are padded with
-    zeros. `overlap` is the share of a window's side that the next one repeats. `subsets`: by default every one; those
-    with a modality that the volume lacks are left out of the result. `mode`: windows count alike or by a Gaussian with
-    a standard deviation of an eighth of the side. `blend`: the weighted mean over windows is of the sigmoids (published
-    evaluation) or of the logits, before the sigmoid (published election).
+    Args:
+        model: The network.
+        images_NDHW: Modalities in the order of the network. Unavailable ones are never read.
+        available_N: Whether the volume has each modality.
+        window: Sides of a window in voxels (see `MultimodalUNet.check_size`). Smaller volumes are padded with zeros.
+        overlap: Fraction of a side by which windows overlap.
+        subsets: Subsets of the modalities, by default all. Subsets with unavailable modalities are skipped.
+        mode: Weight of the voxels in a window: constant, or a Gaussian whose standard deviation is an eighth of the
+            side.
+        blend: Whether the weighted mean over windows is taken of the sigmoids (published evaluation) or of the logits
+            before the sigmoid (published election).
 
-    The result takes 4 S R D H W bytes: 1.6 GB for 15 subsets and 3 regions of a whole BraTS volume. Equals the naive
-    loop over subsets to 1e-5. Raises UserError for a window that the network cannot take, an overlap outside [0, 1) and
-    a volume without any modality.
+    The result takes 4 S R D H W bytes, that is 1.6 GB for 15 subsets and 3 regions of a whole BraTS volume. It equals
+    that of a loop over subsets within 1e-5.
+
+    Raises:
+        UserError: the network cannot use the window, `overlap` is not in [0, 1), or the volume has no modality.
     """
     from monai.data.utils import compute_importance_map, dense_patch_slices
 
     model.check_size(window, "a window")
     if not 0 <= overlap < 1:
-        raise UserError(f"windows cannot overlap by {overlap}; give a share of at least 0 and less than 1")
+        raise UserError(f"overlap={overlap} must be at least 0 and less than 1")
     if not any(available_N):
-        raise UserError("the volume has no modality at all; leave such cases out")
-    wanted = within(all_subsets(len(available_N)) if subsets is None else subsets, available_N)
-    assert all(any(subset) for subset in wanted), "a subset without modalities"
-    if not wanted:
+        raise UserError("the volume has no modality; remove such cases")
+    selected = within(all_subsets(len(available_N)) if subsets is None else subsets, available_N)
+    assert all(any(subset) for subset in selected), "a subset without modalities"
+    if not selected:
         return {}
     volume = images_NDHW[list(available_N)]
     before = [max(0, (w - side) // 2) for w, side in zip(window, volume.shape[1:], strict=True)]
@@ -66,23 +73,23 @@ def predict_subsets(
     size = tuple(padded.shape[1:])
     steps = [w if w == side else max(1, int(w * (1 - overlap))) for w, side in zip(window, size, strict=True)]
     weight = compute_importance_map(window, mode=mode, device=volume.device, dtype=torch.float32)
-    sums = [torch.zeros(len(model.config.regions), *size, device=volume.device) for _ in wanted]
+    sums = [torch.zeros(len(model.config.regions), *size, device=volume.device) for _ in selected]
     total = torch.zeros(size, device=volume.device)
     decode: Callable[[Tensor], Iterator[Tensor]]
     if model.own is not None:
-        decode = partial(_each_subset, model, available_N, wanted)
+        decode = partial(_each_subset, model, available_N, selected)
     else:
-        decode = SubsetDecoder(model, available_N, wanted, window)
+        decode = SubsetDecoder(model, available_N, selected, window)
     for slices in dense_patch_slices(size, window, steps):
         total[slices] += weight
-        here = iter(sums)
+        remaining = iter(sums)
         for logits_SRDHW in decode(padded[(slice(None), *slices)]):
             out = logits_SRDHW.float()
-            for one, summed in zip(out.sigmoid_() if blend == "probabilities" else out, here, strict=False):
+            for one, summed in zip(out.sigmoid_() if blend == "probabilities" else out, remaining, strict=False):
                 summed[(slice(None), *slices)].addcmul_(one, weight)
     inside = tuple(slice(b, b + side) for b, side in zip(before, volume.shape[1:], strict=True))
     results = {}
-    for subset, summed in zip(wanted, sums, strict=True):
+    for subset, summed in zip(selected, sums, strict=True):
         mean = summed.div_(total)
         results[subset] = (mean.sigmoid_() if blend == "logits" else mean)[(slice(None), *inside)]
     return results

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from preceptor.files import recover, replace_folder, sha256
+from preceptor.files import new_folder, recover, sha256
 
 STATE, FORMAT = "state.json", 1
 
@@ -48,19 +48,15 @@ def save(root: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: di
 
     Only the last `keep` checkpoints are kept.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    folder, temporary = root / f"step-{step}", root / f".tmp-step-{step}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    sums = {}
-    for name, group in tensors.items():
-        path = temporary / f"{name}.safetensors"
-        # Safetensors refuses tied tensors, which share storage, so that each name gets a copy.
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in group.items()}, path)
-        sums[path.name] = sha256(path)
-    body = {"format": FORMAT, "step": step, "sha256": sums, **state}
-    (temporary / STATE).write_text(json.dumps({**body, "own_sha256": _digest(body)}, indent=1), "utf-8")
-    replace_folder(temporary, folder)
+    folder, sums = root / f"step-{step}", {}
+    with new_folder(folder, root / f".tmp-step-{step}") as temporary:
+        for name, group in tensors.items():
+            path = temporary / f"{name}.safetensors"
+            # Safetensors refuses tied tensors, which share storage, so that each name gets a copy.
+            save_file({key: value.detach().cpu().contiguous().clone() for key, value in group.items()}, path)
+            sums[path.name] = sha256(path)
+        body = {"format": FORMAT, "step": step, "sha256": sums, **state}
+        (temporary / STATE).write_text(json.dumps({**body, "own_sha256": _digest(body)}, indent=1), "utf-8")
     for number, old in folders(root)[:-keep]:
         if number != step:
             shutil.rmtree(old, ignore_errors=True)

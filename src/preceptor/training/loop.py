@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from preceptor.config import TrainConfig
 from preceptor.errors import UserError
-from preceptor.files import recover, replace_folder
+from preceptor.files import new_folder, recover
 from preceptor.task import Batch, LossTerms, Task
 from preceptor.training import checkpoint
 from preceptor.training.average import WeightAverage
@@ -317,9 +317,8 @@ def _validate(task, job, state, student, accelerator, metrics, progress, keep: b
         return
     state.kept_step = state.step
     if accelerator.is_main_process:
-        temporary = student.with_name(".model.tmp")
-        job.export(task, temporary)
-        replace_folder(temporary, student)
+        with new_folder(student, student.with_name(".model.tmp")) as temporary:
+            job.export(task, temporary)
     accelerator.wait_for_everyone()
 
 

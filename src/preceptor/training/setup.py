@@ -1,4 +1,4 @@
-"""What a training is set up with: the accelerator of its precision, and the optimiser with its groups."""
+"""Set up a training: the accelerator with its precision, and the optimiser with its parameter groups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from preceptor.task import Task
 
 
 def native_bf16() -> bool:
-    """Return whether this machine computes in bf16: a GPU that does, or a CPU with AVX-512 BF16 or AMX."""
+    """Return whether this machine has bf16 instructions: on its GPU, or on a CPU with AVX-512 BF16 or AMX."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -24,14 +24,14 @@ def native_bf16() -> bool:
 
 def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     bf16 = config.precision == "bf16" or (config.precision == "auto" and native_bf16())
-    # Terms that a schedule keeps at weight 0 leave projectors without a gradient.
     missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"train.trackers names {', '.join(missing)}, which is not installed: pip install {' '.join(missing)}"
         )
+    # Terms whose scheduled weight is 0 leave projectors without a gradient.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    # It is shared by the whole process, and refuses a second stage of another precision.
+    # The state is global and would refuse a second stage with another precision.
     AcceleratorState._reset_state()
     return Accelerator(
         cpu=not torch.cuda.is_available(),
@@ -43,10 +43,10 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
 
 
 def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimizer, list[str]]:
-    """Return the optimiser over everything that trains, and the parameters' names in its order.
+    """Return the optimiser of all trained parameters, and their names in its order.
 
-    Weights that came pretrained take `pretrained_scale` of the learning rate. Only the weights of linear maps,
-    convolutions and embeddings decay: not biases, norms, positions and other single parameters.
+    Pretrained weights have `pretrained_scale` times the learning rate. Weight decay applies to the weights of linear
+    layers, convolutions and embeddings, not to biases, norms, positions and other parameters.
     """
     kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     decaying = {id(module.weight) for module in task.modules() if isinstance(module, kinds)}

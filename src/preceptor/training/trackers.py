@@ -6,17 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from preceptor.files import write_text
+
 
 class MetricsFile:
     """``metrics.jsonl`` with one line per logged step. On resume, lines of steps that are repeated are removed."""
 
     def __init__(self, path: Path, start_step: int) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(path) if line["step"] <= start_step] if path.exists() else []
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-        temporary.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:

@@ -24,9 +24,9 @@ class KdConfig(VqaMethod):
 
     name: Literal["kd"] = "kd"
     alpha: Fraction = 0.5
-    """Weight of the teacher's term. That of the answers is ``(1 - alpha) * label.weight``."""
+    """Weight of the teacher's term. The weight of the answers' term is `(1 - alpha) * label.weight`."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
-    """Temperature T of both distributions."""
+    """Temperature T of both distributions; the term is scaled by T squared."""
 
     def loss_terms(self, student_layers: int, teacher_layers: int) -> list[LossTerm]:
         from preceptor.vqa.losses import OutputLoss

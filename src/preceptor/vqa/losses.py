@@ -1,6 +1,6 @@
 """Loss terms of visual question answering. Each is the sum over the samples of a batch.
 
-Student and teacher are `TeacherSignal`s: logits (B, C), tapped features, and the mask (B, L) of the fused tokens.
+Student and teacher are `TeacherSignal`s: logits (B, C), features, and the mask (B, L) of the fused tokens.
 """
 
 from __future__ import annotations

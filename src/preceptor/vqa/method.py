@@ -92,7 +92,7 @@ class VqaMethod(MethodConfig):
     def teacher_forward(
         self, student_layers: int, teacher_layers: int, *, features: bool = True
     ) -> Callable[[nn.Module, Batch], TeacherSignal]:
-        """Return the function that runs a teacher on a batch: its logits and the features that the terms tap.
+        """Return the function that runs a teacher on a batch: its logits and the features that the terms use.
 
         With `features` off only the logits are returned, as for the members of an ensemble after the first.
         """
@@ -102,7 +102,7 @@ class VqaMethod(MethodConfig):
         return HookedForward(vqa_forward, self.teacher_features(student_layers, teacher_layers) if features else [])
 
     def teacher_features(self, student_layers: int, teacher_layers: int) -> list[str]:
-        """Return the paths of the teacher's modules whose outputs the loss terms tap. A cache stores them."""
+        """Return the paths of the teacher's modules whose outputs the loss terms use. A cache stores them."""
         from preceptor.distill.task import features_of
 
         return features_of(self._every_term(student_layers, teacher_layers), "teacher")
@@ -125,7 +125,7 @@ class VqaMethod(MethodConfig):
             seed: seed of the projectors' initial weights.
 
         Raises:
-            UserError: the teacher has other answer classes, or lacks a module that a term taps.
+            UserError: the teacher has other answer classes, or lacks a module whose output a term uses.
         """
         from preceptor.vqa.task import VqaTask
 

@@ -14,11 +14,11 @@ from preceptor.task import Batch, Teacher, TeacherSignal
 from preceptor.teachers.online import EmaTeacher
 
 TOKEN_AXES = {"embed_question": (1,), "fusion": (1,), "probabilities": (2, 3)}
-"""Axes of tapped tensors along which the length of the question counts."""
+"""Axes of features along which the length of the question counts."""
 
 
 def token_axes(path: str) -> tuple[int, ...]:
-    """Return the axes of a tapped feature that grow with the batch's longest question."""
+    """Return the axes of a feature that grow with the batch's longest question."""
     kind = path.rsplit(".", 1)[-1] if path.endswith("probabilities") else path.split(".", 1)[0]
     return TOKEN_AXES.get(kind, ())
 

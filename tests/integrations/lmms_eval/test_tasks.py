@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from preceptor.vqa.serve import answer_table
-from tests.vqa.conftest import make_bundle, make_data
-from tests.vqa.test_score import SAID, predictions, table
 
+import preceptor
 from preceptor.data.images import load_image
 from preceptor.errors import UserError
 from preceptor.integrations.lmms_eval import manifests
@@ -29,6 +27,8 @@ from preceptor.integrations.lmms_eval.tasks import (
 )
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.score import score_file
+from tests.vqa.conftest import make_bundle, make_data
+from tests.vqa.test_score import SAID, predictions, table
 
 
 class Loader(yaml.SafeLoader):
@@ -158,7 +158,7 @@ def test_a_run_through_lmms_eval_gives_the_numbers_of_score(tmp_path):
         "--model",
         "preceptor",
         "--model_args",
-        f"run={tmp_path / 'student'}",
+        f"run={tmp_path / 'model'}",
         "--batch_size",
         "8",
         "--device",
@@ -175,7 +175,7 @@ def test_a_run_through_lmms_eval_gives_the_numbers_of_score(tmp_path):
     (tmp_path / "data" / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     said = [
         {"id": row["id"], "answer": row["answers"][0]["answer"]}
-        for row in answer_table(tmp_path / "model", tmp_path / "data" / "ask.jsonl", None, 1)
+        for row in preceptor.predict(tmp_path / "model", table=tmp_path / "data" / "ask.jsonl", top=1)
     ]
     ours = score_file(predictions(tmp_path, said), "toy/given", root=toy).scores
     for metric, key in (("score", "accuracy"), ("open", "open"), ("closed", "closed"), ("bleu", "bleu"), ("f1", "f1")):
@@ -189,7 +189,7 @@ def test_the_answers_are_those_of_predict(tmp_path):
     samples = data.split("test")
     rows = [{"id": s.id, "image": s.image.name, "question": s.question} for s in samples]
     (samples[0].image.parent / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = answer_table(tmp_path / "model", samples[0].image.parent / "ask.jsonl", None, 1)
+    asked = preceptor.predict(tmp_path / "model", table=samples[0].image.parent / "ask.jsonl", top=1)
     expected = {row["id"]: row["answers"][0]["answer"] for row in asked}
     images = [load_image(sample.image) for sample in samples]
     answers = answer_images(VqaBundle.load(tmp_path / "model"), images, [sample.question for sample in samples])

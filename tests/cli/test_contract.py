@@ -151,7 +151,8 @@ def test_predict_one_and_many(run: Path, capsys, monkeypatch, tmp_path):
     row = json.loads((tmp_path / "o.jsonl").read_text())
     assert row["answers"][0]["answer"] == answers[0]["answer"]
     assert row["answers"][0]["probability"] == pytest.approx(answers[0]["probability"], rel=1e-4)
-    for bad in (["--image", str(image)], ["--image", str(tmp_path / "no.png"), "--question", "x"], []):
+    (tmp_path / "text.png").write_text("not an image")
+    for bad in (["--image", str(image)], ["--image", str(tmp_path / "text.png"), "--question", "x"], []):
         code, _, err = call(capsys, monkeypatch, "predict", str(run), *bad)
         assert code == 2
         assert err.startswith("error: ")

@@ -1,0 +1,231 @@
+"""What is special about a grounding run; `tests/pipeline/test_contract.py` tests what all tasks share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import preceptor
+from preceptor.api import run_recipe
+from preceptor.errors import UserError
+from preceptor.grounding import metrics
+from preceptor.grounding.config import GroundingRecipe
+from preceptor.grounding.data import read_recipe_dialogues
+from preceptor.grounding.model import GroundedVlm
+from tests.fault.tiny import CLINKD
+
+pytestmark = pytest.mark.slow
+STAGES = ("teacher", "baseline", "guided", "distilled", "clinkd")
+BOX = "<|box_start|>(100,0),(900,500)<|box_end|>"
+SWAPPED = "<|box_start|>(900,0),(100,50)<|box_end|>"
+
+
+def recipe(root: Path, **changes: Any) -> GroundingRecipe:
+    raw = yaml.safe_load(CLINKD)
+    raw |= {"output": str(root / "run"), "stages": list(STAGES)}
+    raw["data"] |= {"root": str(root / "phantom"), **changes.pop("data", {})}
+    raw["data"].setdefault("tasks", ["roc"])
+    if changes.pop("all_tasks", True):
+        raw["data"]["tasks"] = ["vg", "roc", "rc", "mia"]
+    return GroundingRecipe.model_validate(raw | changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_java():
+    """Captions are scored by Java programs that take seconds to start; `test_metrics.py` runs them."""
+
+    def missing() -> None:
+        raise UserError("caption scores need Java")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "require_captions", missing)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, without_java) -> Path:
+    root = tmp_path_factory.mktemp("clinkd")
+    run_recipe(recipe(root))
+    return root
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_comparison_and_the_report_cover_every_stage(trained: Path) -> None:
+    run = trained / "run"
+    document = results(run)
+    assert set(document["protocols"]) == {"phantom-grounding/given/birdeval", "phantom-grounding/given/strict"}
+    pairs = set(document["comparison"]["phantom-grounding/given/strict"])
+    assert {"guided - baseline", "distilled - guided", "clinkd - distilled", "clinkd selected - clinkd"} <= pairs
+    page = (run / "report.html").read_text()
+    for section in ("Reflection", "Pseudo-labels", "Selective generation", "By modality", "Boxes"):
+        assert f"<h2>{section}</h2>" in page
+
+
+def test_each_stage_adds_its_part(trained: Path) -> None:
+    run = trained / "run"
+    guidance = {stage: json.loads((run / stage / "model" / "guidance.json").read_text())["kind"] for stage in STAGES}
+    assert guidance == {
+        "teacher": "none",
+        "baseline": "none",
+        "guided": "clip",
+        "distilled": "clip",
+        "clinkd": "clip",
+    }
+    recorded = {stage: set(results(run / stage)) & {"pseudo_labels", "reflection", "selection"} for stage in STAGES}
+    assert recorded == {
+        "teacher": set(),
+        "baseline": set(),
+        "guided": set(),
+        "distilled": {"pseudo_labels"},
+        "clinkd": {"pseudo_labels", "reflection", "selection"},
+    }
+    rounds = results(run / "clinkd")["reflection"]["rounds"]
+    assert [entry["round"] for entry in rounds] == [0, 1, 2]
+    assert all(entry["asked"] == 6 for entry in rounds)
+    assert any("corrections" in line for line in log_lines(run / "clinkd"))
+    assert any("teacher" in line for line in log_lines(run / "prior"))
+
+
+def test_every_student_takes_the_same_number_of_steps(trained: Path) -> None:
+    run = trained / "run"
+    steps = {stage: results(run / stage)["training"]["steps"] for stage in STAGES[1:]}
+    assert steps["baseline"] == steps["guided"]
+    assert steps["distilled"] == steps["clinkd"]
+    assert abs(steps["distilled"] + log_lines(run / "prior")[-1]["step"] - steps["baseline"]) <= 1
+
+
+def test_unlabelled_dialogues_hide_their_answers(trained: Path) -> None:
+    data = read_recipe_dialogues(recipe(trained).data, trained / "phantom")
+    unlabelled = data.split("unlabelled")
+    assert unlabelled
+    assert all(row.turns[-1][1] == "" for row in unlabelled)
+    assert not {row.group for row in unlabelled} & {row.group for row in data.split("train")}
+    assert results(trained / "run" / "distilled")["pseudo_labels"]["rows"] <= len(unlabelled) + len(data.split("train"))
+
+
+def test_a_teacher_that_learned_from_other_images(trained: Path, tmp_path: Path) -> None:
+    shares = {"root": str(trained / "phantom"), "train_share": 0.25, "teacher_share": 0.5}
+    config = recipe(tmp_path, data=shares, stages=["teacher"])
+    data = read_recipe_dialogues(config.data, tmp_path)
+    train, teacher, unlabelled = ({row.group for row in data.split(s)} for s in ("train", "teacher", "unlabelled"))
+    assert train
+    assert not (train & teacher) | (train & unlabelled) | (teacher & unlabelled)
+    assert len(teacher) > len(train)
+    # The students' dialogues are those of the same recipe without teacher_share.
+    plain = read_recipe_dialogues(recipe(tmp_path, data=shares | {"teacher_share": 0.0}).data, tmp_path)
+    assert {row.group for row in plain.split("train")} == train
+    assert {row.group for row in plain.split("unlabelled")} == teacher | unlabelled
+    training = config.teacher.train
+    steps = run_recipe(config)["training"]["steps"]
+    assert steps == round(training.epochs * len(data.split("teacher")) / training.batch_size)
+
+
+def test_the_modality_of_an_image_must_be_known_to_a_guided_model(trained: Path) -> None:
+    image = min((trained / "phantom" / "images").iterdir())
+    inputs = {"image": image, "question": "what imaging modality is this?"}
+    with pytest.raises(UserError, match="give --modality, one of ct, mr"):
+        preceptor.predict(trained / "run", **inputs)
+    (row,) = preceptor.predict(trained / "run", **inputs, modality="mr")
+    assert row["answers"][0]["answer"]
+    assert 0 < row["answers"][0]["probability"] <= 1
+
+
+def test_the_student_loads_in_transformers(trained: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    folder = trained / "run" / "clinkd" / "model"
+    plain = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+    loaded = GroundedVlm.load(folder).base.state_dict()
+    assert plain.keys() == loaded.keys()
+    assert all(torch.equal(plain[name], loaded[name]) for name in loaded)
+
+
+def test_recipes_whose_settings_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="need a teacher"):
+        recipe(tmp_path, stages=["baseline", "clinkd"])
+    with pytest.raises(ValueError, match="nothing is left out"):
+        recipe(tmp_path, data={"train_share": 1.0})
+    with pytest.raises(ValueError, match=r"train_share 0.5 and data.teacher_share 0.7 are together above 1"):
+        recipe(tmp_path, data={"teacher_share": 0.7})
+
+
+# Broken images and faulty boxes
+
+
+def write_dialogues(images: Path, folder: Path, answers: dict[str, tuple[str, str]]) -> Path:
+    """Write a ShareGPT file with a copy of a generated image for each dialogue: (split, answer) by id."""
+    source = sorted((images / "images").iterdir())
+    rows = []
+    for number, (id, (split, answer)) in enumerate(answers.items()):
+        (folder / f"{id}.png").write_bytes(source[number % len(source)].read_bytes())
+        turns = [{"from": "human", "value": "Where is it?"}, {"from": "gpt", "value": answer}]
+        rows.append({"id": id, "image": f"{id}.png", "conversations": turns, "split": split})
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def test_doctor_lists_broken_images_and_faulty_boxes(trained: Path, tmp_path: Path) -> None:
+    answers = {"good": ("train", SWAPPED), "cut": ("train", "nowhere")}
+    rows = write_dialogues(trained / "phantom", tmp_path, answers)
+    truncate(tmp_path / "cut.png")
+    data = {"name": "sharegpt", "root": str(rows), "boxes": "repair"}
+    findings = {finding["severity"]: finding for finding in preceptor.check(recipe(trained, data=data))["findings"]}
+    assert findings["error"]["file"] == "cut.png"
+    assert findings["error"]["ids"] == ["cut"]
+    assert "1 boxes are swapped corners" in findings["warning"]["reason"]
+
+
+@pytest.fixture
+def broken(trained: Path, tmp_path: Path) -> dict[str, Any]:
+    """Data with 12 dialogues to train on, 2 to validate and 3 to test; one image in train and one in test is broken."""
+    splits = ["train"] * 12 + ["validation"] * 2 + ["test"] * 3
+    answers = {f"d{number}": (split, f"It is at {BOX}.") for number, split in enumerate(splits)}
+    rows = write_dialogues(trained / "phantom", tmp_path, answers)
+    for id in ("d3", "d15"):
+        truncate(tmp_path / f"{id}.png")
+    return {"name": "sharegpt", "root": str(rows), "train_share": 1.0, "unlabelled": "none", "test_rows": None}
+
+
+def baseline(root: Path, data: dict[str, Any]) -> GroundingRecipe:
+    return recipe(root, data=data, stages=["baseline"], method={"name": "clinkd", "selection": {"candidates": 1}})
+
+
+def test_a_broken_image_stops_the_training_and_is_named(broken: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"d3\.png|d15\.png"):
+        run_recipe(baseline(tmp_path, broken))
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_broken_images_are_replaced_in_training_and_answered_with_nothing_in_the_test(broken, tmp_path: Path) -> None:
+    document = run_recipe(baseline(tmp_path, broken | {"broken": "skip", "skip_limit": 0.2}))
+    assert document["training"]["skipped"] == ["d3"]
+    config = baseline(tmp_path, broken).student.train
+    assert document["training"]["steps"] == round(config.epochs * 12 / config.batch_size), "no batch is left out"
+    for protocol, scores in document["protocols"].items():
+        file = tmp_path / "run" / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
+        rows = {row["id"]: row for row in map(json.loads, file.read_text().splitlines())}
+        assert set(rows) == {"d14", "d15", "d16"}
+        assert rows["d15"]["prediction"] == ""
+        assert scores["n"] == 3
+
+
+def test_more_broken_images_than_the_limit_stop_the_training(broken: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"skip_limit=0\.01"):
+        run_recipe(baseline(tmp_path, broken | {"broken": "skip", "skip_limit": 0.01}))

@@ -1,0 +1,72 @@
+"""Predictions that are written while they are made: a file that was cut anywhere is completed to the same rows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from preceptor.errors import UserError
+from preceptor.pipeline.predictions import stream_predictions
+
+
+@dataclass(frozen=True)
+class Item:
+    id: str
+    value: str
+
+
+def predict(items: Sequence[Item]) -> Iterable[dict[str, Any]]:
+    return ({"id": item.id, "answer": item.value, "length": len(item.value) / 3} for item in items)
+
+
+TEXTS = st.text(st.sampled_from('a,"\n\r\u2028 é') | st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+"""Any text, often with quotes, commas and line breaks."""
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=5), st.sampled_from([".jsonl", ".csv"]))
+@example(['a\n"b",\nc', "\n\n", '"\n"'], ".csv")
+def test_a_file_cut_at_any_byte_is_completed_to_the_same_rows(texts, suffix) -> None:
+    items = [Item(f"row-{number}", text) for number, text in enumerate(texts)]
+    expected = list(predict(items))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"out{suffix}"
+        assert list(stream_predictions(path, items, predict)) == expected
+        whole = path.read_bytes()
+        for length in range(len(whole)):
+            path.write_bytes(whole[:length])
+            assert list(stream_predictions(path, items, predict)) == expected
+            assert path.read_bytes() == whole
+
+
+def test_rows_that_are_written_are_not_predicted_again(tmp_path: Path) -> None:
+    items = [Item(str(number), "x") for number in range(4)]
+    asked: list[str] = []
+
+    def watched(remaining: Sequence[Item]) -> Iterable[dict[str, Any]]:
+        for item in remaining:
+            asked.append(item.id)
+            yield from predict([item])
+
+    stream = stream_predictions(tmp_path / "out.jsonl", items, watched)
+    assert [next(stream)["id"], next(stream)["id"]] == ["0", "1"]
+    stream.close()
+    assert (tmp_path / "out.jsonl").read_text().count("\n") == 2, "each row is written before the next is predicted"
+    assert len(list(stream_predictions(tmp_path / "out.jsonl", items, watched))) == 4
+    assert asked == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("content", ["image,question\na.png,where?\n", "[1]\n", "\xff\n"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, content: str, suffix: str) -> None:
+    path = tmp_path / f"table{suffix}"
+    path.write_text(content, "latin-1")
+    with pytest.raises(UserError, match="holds something else than predictions; give another --output"):
+        list(stream_predictions(path, [Item("1", "x")], predict))
+    assert path.read_text("latin-1") == content

@@ -1,0 +1,148 @@
+"""What is special about a segmentation run; `tests/pipeline/test_contract.py` tests what all tasks share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+import preceptor
+from preceptor.api import run_recipe
+from preceptor.errors import UserError
+from preceptor.pipeline.run_dir import read_predictions
+from preceptor.segmentation.data import examples, read_cases
+from preceptor.segmentation.evaluate import mean_of, predict_case, validation_scores, votes
+from preceptor.segmentation.metrics import dice
+from preceptor.segmentation.model import MultimodalUNet
+from tests.segmentation.conftest import recipe
+
+pytestmark = pytest.mark.slow
+PROTOCOL = "phantom/made/A"
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_only_the_distilled_stage_elects_teachers(trained: Path) -> None:
+    run = trained / "run"
+    assert [election["step"] for election in results(run / "distilled")["elections"]] == [0, 3, 6, 9, 12, 15]
+    assert results(run / "baseline")["elections"] == []
+    assert any("cross_modal" in line for line in log_lines(run / "distilled"))
+    assert not any("cross_modal" in line for line in log_lines(run / "baseline"))
+    assert results(run)["comparison"][PROTOCOL]["distilled - baseline"]["n"] == 1
+
+
+def test_the_scores_are_the_means_of_the_written_rows(trained: Path) -> None:
+    run = trained / "run" / "distilled"
+    rows = read_predictions(run, PROTOCOL)
+    scores = results(run)["protocols"][PROTOCOL]
+    assert len(scores["subsets"]) == len({row["subset"] for row in rows}) > 1
+    for region in scores["regions"]:
+        mean = np.mean([row["dice"] for row in rows if row["region"] == region])
+        assert scores["regions"][region] == pytest.approx(mean)  # one test case: no subset weighs more than another
+        for subset, by in scores["subsets"].items():
+            values = [row["dice"] for row in rows if (row["subset"], row["region"]) == (subset, region)]
+            assert by["dice"][region] == pytest.approx(np.mean(values))
+
+
+def test_the_dice_of_a_saved_label_map_is_the_written_one(trained: Path) -> None:
+    run = trained / "run" / "distilled"
+    data = read_cases(recipe(trained).data, trained / "run" / "data")
+    (case,) = data.split("test")
+    assert case.mask is not None
+    reference = np.asarray(nibabel.load(case.mask.path).dataobj)
+    saved = sorted((run / "predictions" / "masks").glob("*.nii.gz"))
+    assert saved
+    for path in saved:
+        label = np.asarray(nibabel.load(path).dataobj)
+        subset = path.name.removesuffix(".nii.gz").rpartition("__")[2]
+        written = {row["region"]: row["dice"] for row in read_predictions(run, PROTOCOL) if row["subset"] == subset}
+        for region, labels in data.regions.items():
+            assert dice(np.isin(label, labels), np.isin(reference, labels)) == pytest.approx(written[region])
+
+
+def test_the_validation_dice_of_the_model_folder_is_that_of_its_weights(trained: Path) -> None:
+    run = trained / "run" / "distilled"
+    config = recipe(trained)
+    data = read_cases(config.data, trained / "run" / "data")
+    network = MultimodalUNet.load(run / "model").eval()
+    found = validation_scores(network, examples(config, data, "validation", 0), config)
+    stored = json.loads((run / "model" / "segmentation.json").read_text())["validation"]
+    assert set(found) == set(stored)
+    for subset, by_region in found.items():
+        assert by_region == pytest.approx(stored[subset], abs=1e-6)
+    best = max(validation["score"] for validation in results(run)["training"]["validations"])
+    assert mean_of(stored) == pytest.approx(best)
+
+
+def test_a_vote_is_the_soft_dice_of_a_modality_on_its_own(trained: Path) -> None:
+    config = recipe(trained)
+    data = read_cases(config.data, trained / "run" / "data")
+    held_out = examples(config, data, "validation", 0)
+    network = MultimodalUNet.load(trained / "run" / "distilled" / "model").eval()
+    expected = torch.full((4, 3), torch.nan, dtype=torch.float64)
+    for m in range(4):
+        only = tuple(i == m for i in range(4))
+        scores = []
+        for index in range(len(held_out)):
+            case = held_out.whole(index)
+            if case.available[m]:
+                p = predict_case(network, case, config.evaluation, config.data.patch_size, overlap=0.0, only=[only])
+                y, p = case.masks[(slice(None), *case.box)].double(), p[only].double()
+                scores.append((2 * (p * y).sum((1, 2, 3))) / (p.sum((1, 2, 3)) + y.sum((1, 2, 3)) + 1))
+        if scores:
+            expected[m] = torch.stack(scores).mean(0)
+    assert torch.allclose(votes(network, held_out, config), expected, atol=1e-5, equal_nan=True)
+
+
+def test_a_teacher_that_sees_all_modalities(tmp_path: Path) -> None:
+    settings = ["stages=[teacher, distilled]", "method.full.weight=1", "method.full.features=0.1", "train.epochs=2"]
+    document = run_recipe(recipe(tmp_path, *settings))
+    assert set(document["stages"]) == {"teacher", "distilled"}
+    lines = log_lines(tmp_path / "run" / "distilled")
+    assert any(line.get("full/output", 0) > 0 and "full/features" in line for line in lines)
+
+
+def test_the_model_folder_lists_the_training_volumes(trained: Path) -> None:
+    data = read_cases(recipe(trained).data, trained / "run" / "data")
+    files = {path for split in ("train", "validation") for case in data.split(split) for path in case_files(case)}
+    (source,) = json.loads((trained / "run" / "baseline" / "model" / "images.json").read_text())["sources"]
+    assert (source["data"], source["variant"]) == ("phantom", "made")
+    assert len(source["images"]) == len(files)
+    assert set(source["images"].values()) == {""}, "a volume has no perceptual hash"
+
+
+def test_a_teacher_that_was_trained_on_test_volumes_is_refused_or_noted(trained: Path, tmp_path: Path) -> None:
+    """The same volumes as another data set: the cases of the folder, split anew."""
+    settings = ["data.name=brats", f"data.root={trained / 'run' / 'data'}", "data.test_fraction=0.3"]
+    settings += ["data.validation_fraction=0.3", "train.epochs=1"]
+    teaching = ["stages=[distilled]", "method.full.weight=1", f"method.teaching_run={trained / 'run' / 'baseline'}"]
+    with pytest.raises(UserError, match=r"method\.teaching_run=.* was trained on \d+ of the \d+ test images of brats"):
+        run_recipe(recipe(tmp_path, *settings, *teaching))
+    assert not (tmp_path / "run" / "model").exists()
+    scored = preceptor.evaluate(trained / "run" / "baseline", settings[:-1], output=tmp_path / "scores")
+    assert any("was trained on" in note and "too high" in note for note in scored["notes"])
+
+
+def case_files(case: Any) -> set[Path]:
+    return {file.path for file in case.images.values()}
+
+
+def test_doctor_names_a_damaged_label_map(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "cases"
+    shutil.copytree(trained / "run" / "data", copy)
+    broken = sorted(copy.rglob("*_seg.nii.gz"))[0]
+    broken.write_bytes(broken.read_bytes()[:200])
+    found = preceptor.check(recipe(tmp_path, "data.name=brats", f"data.root={copy}"))["findings"]
+    assert [finding["file"] for finding in found if finding["severity"] == "error"] == [broken.name]

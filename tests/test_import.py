@@ -1,0 +1,44 @@
+"""What `import preceptor` costs, and model folders in transformers' Auto classes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.vqa.conftest import make_bundle, make_data
+
+
+def python(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_import_loads_no_slow_package() -> None:
+    slow = "torch", "transformers", "numpy", "matplotlib", "monai", "scipy", "pandas", "PIL", "huggingface_hub"
+    assert python(f"import sys, preceptor\nprint([name for name in {slow} if name in sys.modules])") == "[]"
+
+
+def test_the_public_names_exist() -> None:
+    assert python("import preceptor\nprint([n for n in preceptor.__all__ if not hasattr(preceptor, n)])") == "[]"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("auto")
+    make_bundle(make_data(root / "data"), 16, 0).save(root / "model")
+    return root / "model"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "imports",
+    ["import preceptor\nfrom transformers import AutoModel", "from transformers import AutoModel\nimport preceptor"],
+    ids=["preceptor first", "transformers first"],
+)
+def test_transformers_loads_a_model_folder(model: Path, imports: str) -> None:
+    program = f"{imports}\nprint(type(AutoModel.from_pretrained({str(model)!r})).__name__)"
+    assert python(program).endswith("VqaTransformer")
