@@ -174,7 +174,7 @@ class TextConfig(Section):
     is used; if there is none, or the list is empty, `scratch` is trained."""
     layers: Positive | None = None
     """Keep only the first layers of a pretrained encoder."""
-    freeze_words: bool = True
+    freeze_token_embeddings: bool = True
     """Freeze the token embeddings of a pretrained encoder. A small training set would only change the embeddings of
     its own tokens, and move them away from the others."""
     scratch: ScratchTextConfig = ScratchTextConfig()
