@@ -28,10 +28,10 @@ Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 class DialogueDataConfig(Section):
     name: GroundingName = "phantom-grounding"
     """phantom-grounding: generated slices with boxes. slake-grounding: SLAKE's boxes and questions as the four tasks.
-    med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL. Or a reader of your own,
-    `module:function`."""
+    med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL.
+    Or your own reader as `module:function`."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of a reader of your own."""
+    """Keyword arguments of your own reader."""
     root: Folder | None = None
     """Folder of the data set (`med-grit`: with train.json and test.json); of `sharegpt` the JSON or JSONL file."""
     images: Folder | None = None

@@ -48,10 +48,9 @@ class VolumeDataConfig(Section):
     name: SegmentationName = "phantom"
     """phantom: generated. brats: BraTS 2018 to 2023 or the Medical Segmentation Decathlon's brain tumours, modalities
     and regions as released. volumes: a table of paths, or `{case}_{modality}.nii.gz`, with `modalities` and `regions`
-    of your own. Or a reader of your own,
-    `module:function`."""
+    of your own. Or your own reader as `module:function`."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of a reader of your own."""
+    """Keyword arguments of your own reader."""
     root: Folder | None = None
     """Folder of the cases, or a table of their files."""
     modalities: tuple[str, ...] = ("flair", "t1", "t1ce", "t2")

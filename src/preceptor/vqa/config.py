@@ -37,13 +37,17 @@ class AugmentConfig(Section):
     """Random views of a training image. Never mirrored: left and right are answers."""
 
     enabled: bool = True
+    """Whether training images are augmented."""
     shift: Fraction = 0.06
     """Largest shift as a share of the side."""
     scale: Fraction = 0.1
+    """Largest change of size, as a fraction."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 8.0
     """Degrees, either way."""
     contrast: Fraction = 0.15
+    """Largest change of contrast, as a fraction."""
     brightness: Fraction = 0.1
+    """Largest change of brightness, as a fraction of the grey-value range."""
     views: Annotated[int, Field(ge=0)] = 0
     """Number of different views of an image over the whole training; 0: a new one every epoch. A cached teacher can
     only know a finite number, so it needs at least 1."""
@@ -56,10 +60,10 @@ class AugmentConfig(Section):
 
 class DataConfig(Section):
     name: VqaName = "phantom"
-    """phantom: generated images. table: a CSV or JSONL table. Otherwise a public data set. Or a reader of your own,
-    `module:function`."""
+    """`phantom` (generated images), `table` (your own table), `vqa-rad`, `vqa-med-2019`, `slake`, `path-vqa`, or your
+    own reader as `module:function`."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of a reader of your own."""
+    """Keyword arguments of your own reader."""
     root: Folder | None = None
     """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Without one, phantoms are made."""
     variant: str | None = None
@@ -68,6 +72,8 @@ class DataConfig(Section):
     language: Literal["en", "zh", "both"] | None = None
     """SLAKE: the language of the questions; default en."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of the training rows that is cut off for validation, by whole groups, if the data set has no validation
+    split."""
     validation_by: Literal["image", "question"] = "image"
     """VQA-RAD: `image` validates on images that training has not seen; `question` on unseen questions about training
     images, cut as the split cuts its test questions, so that it measures what the test measures."""
@@ -84,16 +90,25 @@ class DataConfig(Section):
     """Before transfer: data sets by name, tables, or folders of images, whose test images (of a folder, all images)
     are dropped from training and validation here, by perceptual hash."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 112
+    """Side in pixels to which every image is resized; the aspect ratio is not preserved."""
     max_question_tokens: Annotated[int, Field(ge=4, le=512)] = 24
+    """Longer questions are truncated."""
     minimum_answer_count: Positive = 1
+    """Training answers that occur less often do not become answer classes."""
     normaliser: Literal["mevf", "lower", "vqa-v2"] = "mevf"
+    """Normalizer of answers for classes and validation. Test scores use the normalizer of their protocol."""
     augment: AugmentConfig = AugmentConfig()
     broken: Literal["raise", "skip"] = "raise"
+    """`raise`: stop at the first broken image and name it. `skip`: skip and count its rows; in validation and test they
+    count as wrong."""
     skip_limit: Fraction = 0.01
     """With `broken: skip`, the largest share of the training rows that may be skipped."""
     max_image_bytes: Positive = 64 * 2**20
+    """A larger image file is refused before it is decoded."""
     max_image_pixels: Positive = 64_000_000
+    """An image with more pixels is refused before it is decoded."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Loader processes per training process; 0: the process itself. The result is the same."""
     phantom: PhantomConfig = PhantomConfig()
 
 
@@ -101,7 +116,9 @@ class ConvVisionConfig(Section):
     """A residual convolutional network from scratch: one stage per entry, each halving the side after a stem of 4."""
 
     channels: list[Positive] = [48, 96, 192, 288]
+    """Channels of each stage."""
     blocks: list[Positive] = [1, 1, 1, 1]
+    """Residual blocks of each stage; as many entries as `channels`."""
     token_stages: list[int] = [2]
     """Stages whose every cell is a token; every stage adds one global token."""
 
@@ -141,9 +158,13 @@ class ScratchTextConfig(Section):
     """A small text encoder from scratch (ELECTRA layout: the embedding may be narrower than the layers)."""
 
     embedding: Positive = 64
+    """Width of the token embeddings."""
     width: Positive = 192
+    """Width of the layers."""
     layers: Positive = 2
+    """Number of layers."""
     heads: Positive = 3
+    """Attention heads per layer."""
 
 
 class TextConfig(Section):
@@ -164,8 +185,11 @@ class ModelConfig(Section):
     width: Positive = 256
     """Width of the shared image-text space."""
     layers: Positive = 2
+    """Number of fusion layers."""
     heads: Positive = 4
+    """Attention heads per fusion layer; must divide `width`."""
     dropout: Fraction = 0.1
+    """Dropout of the fusion layers and of a text encoder from scratch."""
     init: Folder | None = None
     """A run or student folder whose weights start this model. Tensors of another shape start afresh; of the
     answers' layer the rows of known answers are taken."""
@@ -196,7 +220,9 @@ Method = Annotated[
 
 class ReportConfig(Section):
     questions: Annotated[int, Field(ge=0, le=100)] = 10
+    """Number of questions shown in the report, with image, answers and class activation maps."""
     latency_questions: Positive = 50
+    """Number of test questions for the latency measurement."""
 
 
 class VqaRecipe(BaseRecipe):
@@ -205,6 +231,7 @@ class VqaRecipe(BaseRecipe):
     """teacher: the larger model. baseline: the student with the labels alone. distilled: the student and its
     teacher."""
     trust_remote_code: bool = False
+    """Let transformers run Python code that comes with a pretrained model. Leave it off unless you have read it."""
     data: DataConfig = DataConfig()
     method: SerializeAsAny[Method] = MhkdConfig()
     teacher: TeacherConfig = TeacherConfig()
