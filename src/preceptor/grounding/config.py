@@ -27,92 +27,92 @@ Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
 class DialogueDataConfig(Section):
     name: GroundingName = "phantom-grounding"
-    """phantom-grounding: generated slices with boxes. slake-grounding: SLAKE's boxes and questions as the four tasks.
-    med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL. Or a reader of your own,
-    `module:function`."""
+    """`phantom-grounding`: generated images with boxes. `slake-grounding`: boxes and questions of SLAKE. `med-grit`:
+    Med-GRIT-270k. `sharegpt`: your own dialogues in the format of ShareGPT, LLaMA-Factory or JSONL. Or a reader of your
+    own, `module:function`."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of a reader of your own."""
+    """Keyword arguments of your own reader."""
     root: Folder | None = None
-    """Folder of the data set (`med-grit`: with train.json and test.json); of `sharegpt` the JSON or JSONL file."""
+    """Folder of the data set (`med-grit`: with train.json and test.json), or for `sharegpt` the JSON or JSONL file."""
     images: Folder | None = None
-    """Folder that image names are relative to; default: that of `root`."""
+    """Folder of the images. Default: derived from `root`."""
     language: Literal["en", "zh", "both"] = "en"
-    """Of `slake-grounding`."""
+    """Language of `slake-grounding`."""
     boxes: Literal["refuse", "repair", "drop"] = "refuse"
-    """What is done about a faulty box in a file: stop, mend it where it can be, or leave its record out."""
+    """What to do with a record that has a faulty box: stop, repair the box if possible, or drop the record."""
     tasks: tuple[Literal["vg", "roc", "rc", "mia"], ...] = ("vg", "roc", "rc", "mia")
-    """Visual grounding, referring object classification, referring captioning, medical image analysis."""
+    """Tasks: visual grounding, referring object classification, referring captioning, medical image analysis."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training groups whose answers are used."""
+    """Fraction of the training groups whose answers are used."""
     unlabelled: Literal["none", "rest"] = "none"
-    """rest: what `train_share` leaves out is there without its answers: a teacher's pseudo-labels alone teach it."""
+    """`rest`: use the dialogues that `train_share` leaves out, with pseudo-labels instead of their answers."""
     teacher_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the training groups that the stage `teacher` alone learns from, as a strong model has learnt elsewhere:
-    the students have none of them, neither with answers nor without. 0: it learns from what the students do."""
+    """Fraction of the training groups that only the stage `teacher` uses. The teacher is then trained on other images
+    than the students, so that it never repeats a label that it has seen. 0: both use the same groups."""
     test_rows: Positive | None = None
-    """At most so many dialogues of each task are tested, drawn by `split_seed`; default: all."""
+    """Largest number of test dialogues per task, drawn with `split_seed`. Default: all."""
     validation_rows: Positive | None = None
-    """The same of validation."""
+    """Largest number of validation dialogues per task. Default: all."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Share of the training rows, by image, that validates where a file names no validation part."""
+    """Fraction of the training rows for validation, by image, if the data set has no validation split."""
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """The same of the test part."""
+    """Fraction of the training rows for the test, by image, if the data set has no test split."""
     split_seed: Seed = 0
-    """Which groups and rows are drawn; apart from `seed`."""
+    """Seed of the splits. It is independent of `seed`."""
     max_image_bytes: Positive = 64 * 2**20
-    """A larger image file is refused before it is decoded."""
+    """Larger image files are refused before they are decoded."""
     max_image_pixels: Positive = 64_000_000
-    """An image of more pixels is refused before it is decoded."""
+    """Images with more pixels are refused before they are decoded."""
     broken: Literal["raise", "skip"] = "raise"
-    """raise: stop at an image that cannot be read. skip: replace its dialogue in training and count it; in tests its
-    answer is empty."""
+    """`raise`: a broken image stops the training. `skip`: its dialogue is replaced in training and counted; in tests
+        its answer is empty."""
     skip_limit: Fraction = 0.01
-    """With `broken: skip`, the largest share of the training dialogues that may be skipped."""
+    """With `broken: skip`, the largest fraction of training dialogues that may be skipped."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Processes that read ahead."""
+    """Number of processes that load data in advance."""
     phantom: PhantomConfig = PhantomConfig()
     phantom_size: Annotated[int, Field(ge=28, le=1024)] = 112
-    """Side of generated images in pixels."""
+    """Height and width of generated images in pixels."""
 
 
 class NewVlmConfig(Section):
-    """A small model with random weights; its tokenizer is learnt from the training texts."""
+    """A small model with random weights and a tokenizer that is trained on the training texts."""
 
     family: Family = "qwen2_vl"
-    """Of its layers."""
+    """Family of the architecture."""
     size: Literal["tiny", "small"] = "tiny"
-    """About 1.5 and 14 million parameters."""
+    """About 1.5 or 14 million parameters."""
     vocabulary_size: Annotated[int, Field(ge=256)] = 2000
-    """Most byte pairs that are learnt, besides the special tokens."""
+    """Largest number of trained tokens in addition to the special tokens."""
     language_model: Folder | None = None
-    """A causal language model whose weights the text tower starts from, with its own tokenizer."""
+    """Causal language model whose weights initialise the text tower; its tokenizer is used."""
 
 
 class LoraConfig(Section):
     rank: Positive = 16
-    """Rank of the adapters' product."""
+    """Rank of the adapter matrices."""
     alpha: PositiveNumber = 32
-    """The product is scaled by alpha over rank."""
+    """The product of the adapter matrices is multiplied by alpha / rank."""
     dropout: Fraction = 0.05
-    """Before the adapters."""
+    """Dropout on the input of the adapters."""
     base: Literal["float32", "bfloat16"] = "float32"
-    """Type in which the weights that the adapters stand beside are held, and saved; adapters learn in float32."""
+    """Data type of the frozen base weights. The adapters are always float32."""
 
 
 class VlmConfig(Section):
     source: Folder | None = None
-    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint: a folder, or a hub name with `allow_downloads`. Without one a
-    `new` model is made."""
+    """Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint: a folder, or a hub name with `allow_downloads`. Default: create a
+    `new` model."""
     new: NewVlmConfig = NewVlmConfig()
     training: Literal["full", "lora", "frozen_vision"] = "full"
-    """Which weights learn: all of them, adapters alone, or all but the vision tower's."""
+    """Trained weights: all, adapters only, or all except the vision tower."""
     lora: LoraConfig = LoraConfig()
     max_pixels: Positive = 448 * 448
-    """Larger images are made smaller."""
+    """Larger images are resized to this number of pixels."""
     cut_off: Positive = 2048
-    """Most tokens of a dialogue, those of its images with them; a longer one is an error."""
+    """Largest number of tokens of a dialogue including its images. Longer dialogues are an error."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass rather than keep them."""
+    """Recompute activations in the backward pass to save memory."""
 
 
 class VlmRunConfig(Section):
@@ -125,9 +125,9 @@ Method = Annotated[ClinkdConfig, WrapValidator(partial(choose_method, default="c
 
 class AnswerConfig(Section):
     batch_size: Positive = 32
-    """Dialogues that are answered at a time."""
+    """Number of dialogues per batch."""
     max_new_tokens: Positive = 64
-    """Of an answer."""
+    """Largest number of tokens of an answer."""
 
 
 class GroundingReport(Section):

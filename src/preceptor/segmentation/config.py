@@ -31,86 +31,87 @@ class PhantomCasesConfig(Section):
     """Generated heads with lesions, one NIfTI file per contrast."""
 
     train: Positive = 60
-    """Cases to train on."""
+    """Number of training cases."""
     validation: Positive = 20
-    """Cases that choose the network, and vote."""
+    """Number of validation cases, which select the weights and vote in elections."""
     test: Positive = 40
-    """Cases that it is scored on."""
+    """Number of test cases."""
     size: Annotated[int, Field(ge=24, le=256)] = 48
-    """Side of the volumes in voxels."""
+    """Voxels along each axis."""
     missing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the images that no case file has: examinations that never had all contrasts."""
+    """Fraction of the images that is missing in the data."""
     seed: Seed = 0
-    """The same seed gives the same volumes."""
+    """Seed of the volumes."""
 
 
 class VolumeDataConfig(Section):
     name: SegmentationName = "phantom"
-    """phantom: generated. brats: BraTS 2018 to 2023 or the Medical Segmentation Decathlon's brain tumours, modalities
-    and regions as released. volumes: a table of paths, or `{case}_{modality}.nii.gz`, with `modalities` and `regions`
-    of your own. Or a reader of your own,
-    `module:function`."""
+    """`phantom`: generated volumes. `brats`: BraTS 2018 to 2023, or the brain tumours of the Medical Segmentation
+    Decathlon. `volumes`: a table of paths, or files `{case}_{modality}.nii.gz`, with your own `modalities` and
+    `regions`. Or a reader of your own, `module:function`."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of a reader of your own."""
+    """Keyword arguments of your own reader."""
     root: Folder | None = None
     """Folder of the cases, or a table of their files."""
     modalities: tuple[str, ...] = ("flair", "t1", "t1ce", "t2")
-    """The network's inputs, in this order. A case may lack some."""
+    """Inputs of the network, in this order. A case may lack some of them."""
     regions: dict[str, tuple[int, ...]] | None = None
-    """What is segmented: label values by name. Default: et, tc and wt of BraTS, with label 4 or 3 as it is found."""
+    """Label values of each region. Default: et, tc and wt of BraTS, with label 4 or 3, whichever the data contain."""
     split_file: Folder | None = None
-    """JSON of train, validation and test; CSV of case and split; or a folder of train.txt, val.txt and test.txt."""
+    """Splits as JSON with train, validation and test, as CSV with case and split, or as a folder with train.txt,
+    val.txt and test.txt."""
     fold: Annotated[int, Field(ge=0)] | None = None
-    """With `folds`: which fold is the test split."""
+    """Index of the fold that is the test split."""
     folds: Annotated[int, Field(ge=2)] = 5
-    """Folds that the patients are divided into."""
+    """Number of folds, divided by patient."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Share of all cases, by patient, where no split gives a validation split."""
+    """Fraction of all cases for validation, by patient, if no split is given."""
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
-    """Share of all cases, by patient, where no split or fold gives a test split."""
+    """Fraction of all cases for the test, by patient, if no split or fold is given."""
     split_seed: Seed = 0
-    """Which patients validate and test; apart from `seed`."""
+    """Seed of the splits. It is independent of `seed`."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training cases, by patient, whose masks are used."""
+    """Fraction of the training cases, by patient, whose masks are used."""
     unlabelled: Literal["none", "rest"] = "none"
-    """rest: what `train_share` leaves out is there without its masks, and so are training cases that have none. What
-    the teacher of `method.full` segments from all modalities stands in for them, for a network that sees a subset."""
+    """`rest`: use the cases that `train_share` leaves out, and training cases without a mask, as unlabelled cases. The
+    masks that the teacher of `method.full` predicts from all modalities replace the missing masks."""
     spacing: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
-    """Voxel size in mm (from feet to head, front to back, side to side) that cases are resampled to; default: their
-    own. Predictions are written on the source's grid."""
+    """Voxel size in mm (feet to head, back to front, left to right) that cases are resampled to. Default: that of each
+    case. Predictions are written on the original grid."""
     patch_size: Sides = (48, 48, 48)
-    """Voxels of a training crop and of a window of inference."""
+    """Size in voxels of a training crop and of an inference window."""
     intensity: Literal["zscore", "histogram", "percentile"] = "zscore"
-    """zscore: inside the foreground. histogram: clipped at the last bin of 50 voxels first, as the published code does.
-    percentile: clipped to the 0.5th and 99.5th percentile first."""
+    """Normalisation. `zscore`: inside the foreground. `histogram`: clip at the last bin with 50 voxels first, as in the
+    published code. `percentile`: clip to the 0.5th and 99.5th percentiles first."""
     augment: Literal["none", "light", "full"] = "light"
-    """none; light: flips, brightness and contrast; full: turns, scale, noise, blur and more, as the published code."""
+    """Augmentation. `light`: mirroring, brightness and contrast. `full`: also rotation, scale, noise, blur and more, as
+    in the published code."""
     foreground_probability: Fraction = 0.5
-    """Share of the crops centred on a voxel of a region."""
+    """Fraction of the crops that are centred on a voxel of a region."""
     broken: Literal["raise", "skip"] = "raise"
-    """raise: a broken case ends the training with its name. skip: it is left out and counted."""
+    """`raise`: a broken case stops the training. `skip`: it is skipped and counted."""
     skip_limit: Fraction = 0.01
-    """With `broken: skip`, the largest share of the training cases that may be skipped."""
+    """With `broken: skip`, the largest fraction of training cases that may be skipped."""
     max_voxels: Positive = 512**3
-    """A larger volume is refused before it is decoded."""
+    """Larger volumes are refused before they are decoded."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Processes that read ahead."""
+    """Number of processes that load data in advance."""
     phantom: PhantomCasesConfig = PhantomCasesConfig()
 
 
 class UNetConfig(Section):
     net: Literal["compact", "reference"] | Reference = "compact"
-    """compact: residual U-Net levels. reference: the published network (3-D ResNet-50 with ASPP, 43.66 M).
-    `module:Class`: a network of your own (see `preceptor.segmentation.model.MultimodalUNet`)."""
+    """`compact`: a small residual U-Net. `reference`: the published network (3-D ResNet-50 with ASPP, 43.66 M
+    parameters). `module:Class`: your own network (see `preceptor.segmentation.model.MultimodalUNet`)."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of a network of your own."""
+    """Keyword arguments of your own network."""
     encoder: Literal["shared", "separate"] = "shared"
     """One encoder for all modalities (published code), or one for each (published figure)."""
     channels: tuple[Positive, ...] = (16, 32, 64, 128)
-    """Of `compact`: one per level, three to five."""
+    """Channels of each level of `compact`, three to five levels."""
     fill: Literal["all_levels", "bottleneck"] = "all_levels"
-    """Which features of a missing modality are the mean of the others'. bottleneck: the skips are those of a zero image
-    (published)."""
+    """Where a missing modality is replaced by the mean of the others. `bottleneck` (published code): at the deepest
+    level only; the skips are those of a zero image."""
 
 
 Method = Annotated[
@@ -122,22 +123,22 @@ Method = Annotated[
 
 class EvaluationConfig(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of a window's side that the next one repeats, in tests and predictions."""
+    """Fraction of the side by which windows overlap, in tests and predictions."""
     mode: Literal["constant", "gaussian"] = "gaussian"
-    """How overlapping windows count: alike, or more in their middle."""
+    """Weight of overlapping windows: constant, or larger in the middle."""
     validation_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """The same in validation and elections."""
+    """Overlap of the windows in validation and elections."""
     minimum_component: Fraction = 0.1
-    """Post-processing: components smaller than this share of the largest are dropped ..."""
+    """Post-processing removes components that are smaller than this fraction of the largest ..."""
     minimum_component_voxels: Annotated[int, Field(ge=0)] = 2000
-    """... unless they have this many voxels."""
+    """... unless they have at least this number of voxels."""
     et_minimum: Annotated[int, Field(ge=0)] = 500
-    """Post-processing: an enhancing tumour of fewer voxels is none."""
+    """Post-processing removes an enhancing tumour with fewer voxels."""
 
 
 class SegmentationReport(Section):
     cases: Annotated[int, Field(ge=0, le=20)] = 3
-    """Worst cases that are drawn."""
+    """Number of worst cases to draw."""
 
 
 SegmentationStage = Literal["teacher", "baseline", "distilled"]
@@ -151,7 +152,7 @@ STAGE_KEYS = {
 class SegmentationRecipe(BaseRecipe):
     task: Literal["segmentation"] = "segmentation"
     stages: tuple[SegmentationStage, ...] = ("baseline", "distilled")
-    """teacher: a network that sees all modalities. baseline: no distillation. distilled: the method."""
+    """`teacher`: a network that sees all modalities. `baseline`: no distillation. `distilled`: the method."""
     data: VolumeDataConfig = VolumeDataConfig()
     method: SerializeAsAny[Method] = LckdConfig()
     model: UNetConfig = UNetConfig()

@@ -29,81 +29,97 @@ STAGE_KEYS = {
     "teacher": ("data.", "teacher.", "method.label."),
     "baseline": ("data.", "student.", "teacher.model.", "method.label."),
 }
-"""Keys of the recipe, by prefix, that the model of a stage depends on; other stages depend on all. A baseline takes the
-tokens and the image size from the teacher's model."""
+"""Prefixes of the keys that the model of a stage depends on; other stages depend on all keys. A baseline uses the
+tokenizer and the image size of the teacher model."""
 
 
 class AugmentConfig(Section):
-    """Random views of a training image. Never mirrored: left and right are answers."""
+    """Random views of a training image. Images are never mirrored, because left and right may be answers."""
 
     enabled: bool = True
+    """Whether training images are augmented."""
     shift: Fraction = 0.06
-    """Largest shift as a share of the side."""
+    """Largest shift as a fraction of the side."""
     scale: Fraction = 0.1
+    """Largest relative change of size."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 8.0
-    """Degrees, either way."""
+    """Largest rotation in degrees, in either direction."""
     contrast: Fraction = 0.15
+    """Largest relative change of contrast."""
     brightness: Fraction = 0.1
+    """Largest change of brightness as a fraction of the full range."""
     views: Annotated[int, Field(ge=0)] = 0
-    """Number of different views of an image over the whole training; 0: a new one every epoch. A cached teacher can
-    only know a finite number, so it needs at least 1."""
+    """Number of distinct views of an image over the whole training. 0: a new view in every epoch. A cached teacher
+    needs at least 1."""
 
     @property
     def repeats(self) -> bool:
-        """Whether epochs show the same images again, rather than new views of them."""
+        """Whether the same images occur again in later epochs."""
         return not self.enabled or self.views > 0
 
 
 class DataConfig(Section):
     name: VqaName = "phantom"
-    """phantom: generated images. table: a CSV or JSONL table. Otherwise a public data set. Or a reader of your own,
-    `module:function`."""
+    """`phantom`: generated images. `table`: a CSV or JSONL table. Otherwise the name of a public data set, or a reader
+        of your own, `module:function`."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of a reader of your own."""
+    """Keyword arguments of your own reader."""
     root: Folder | None = None
-    """Folder of the data set (for `table`: the CSV or JSONL file or its folder). Without one, phantoms are made."""
+    """Folder of the data set; for `table`, the file or its folder. Default: generated images are written to the run."""
     variant: str | None = None
-    """VQA-RAD: clean (default), published, no_frames, and hub for its parquet files (the default where the folder holds
-    these). VQA-Med 2019: val (default), test. SLAKE: clean (default), published."""
+    """VQA-RAD: clean (default), published, no_frames, or hub for its parquet files (default if the folder contains
+    them). VQA-Med 2019: val (default), test. SLAKE: clean (default), published."""
     language: Literal["en", "zh", "both"] | None = None
-    """SLAKE: the language of the questions; default en."""
+    """SLAKE: language of the questions. Default: en."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Fraction of the training samples that is cut for validation if the data set has no validation split."""
     validation_by: Literal["image", "question"] = "image"
-    """VQA-RAD: `image` validates on images that training has not seen; `question` on unseen questions about training
-    images, cut as the split cuts its test questions, so that it measures what the test measures."""
+    """VQA-RAD. `image`: validate on images that are not in training. `question`: validate on new questions about
+    training images, as in the test split."""
     split_seed: Seed = 0
-    """Which images validate; apart from `seed`, so that runs over seeds see the same parts."""
+    """Seed of the splits. It is independent of `seed`, so that runs with several seeds share the splits."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training groups that is used: learning curves."""
+    """Fraction of the training groups that is used, for learning curves."""
     unlabelled: list[Folder] = []
-    """Images for which the teacher alone answers, and the distilled student learns its answers: `rest` (what
-    `train_share` leaves out, without its labels), data sets by name (their training questions), tables of questions
-    (answers are not read), or folders of images (asked questions of training rows). Images of this data set's
-    validation and test parts are left out, by perceptual hash. The number of steps stays the same."""
+    """Images without labels, for which the distilled student learns the answers of the teacher: `rest` (what
+    `train_share` leaves out), names of data sets (their training questions), tables of questions, or folders of images
+    (with questions of training samples). Images of the validation and test splits are left out, by perceptual hash. The
+    number of steps does not change."""
     exclude_images_of: list[Folder] = []
-    """Before transfer: data sets by name, tables, or folders of images, whose test images (of a folder, all images)
-    are dropped from training and validation here, by perceptual hash."""
+    """Images to remove from training and validation, by perceptual hash, before transfer to another data set: names of
+    data sets and tables (their test images), or folders of images (all)."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 112
+    """Height and width of the input in pixels."""
     max_question_tokens: Annotated[int, Field(ge=4, le=512)] = 24
+    """Longer questions are truncated."""
     minimum_answer_count: Positive = 1
+    """Answers that occur less often in training are not classes."""
     normaliser: Literal["mevf", "lower", "vqa-v2"] = "mevf"
+    """Answer normaliser of the classes."""
     augment: AugmentConfig = AugmentConfig()
     broken: Literal["raise", "skip"] = "raise"
+    """`raise`: a broken image stops the training. `skip`: it is skipped and counted."""
     skip_limit: Fraction = 0.01
-    """With `broken: skip`, the largest share of the training rows that may be skipped."""
+    """With `broken: skip`, the largest fraction of training samples that may be skipped."""
     max_image_bytes: Positive = 64 * 2**20
+    """Larger image files are refused before they are decoded."""
     max_image_pixels: Positive = 64_000_000
+    """Images with more pixels are refused before they are decoded."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Number of processes that load data in advance."""
     phantom: PhantomConfig = PhantomConfig()
 
 
 class ConvVisionConfig(Section):
-    """A residual convolutional network from scratch: one stage per entry, each halving the side after a stem of 4."""
+    """Residual convolutional network trained from scratch, with one stage per entry. The stem reduces the side by 4,
+    each later stage by 2."""
 
     channels: list[Positive] = [48, 96, 192, 288]
+    """Channels of each stage."""
     blocks: list[Positive] = [1, 1, 1, 1]
+    """Residual blocks of each stage."""
     token_stages: list[int] = [2]
-    """Stages whose every cell is a token; every stage adds one global token."""
+    """Stages whose cells are tokens. In addition, every stage has one global token."""
 
     @model_validator(mode="after")
     def _lengths(self) -> ConvVisionConfig:
@@ -117,18 +133,18 @@ class ConvVisionConfig(Section):
 
 class VisionConfig(Section):
     pretrained: str | list[str] | None = None
-    """A transformers vision model: folder, `package:NAME/FOLDER`, or hub name. One name must be there; of a list the
-    first that is there is used, and `conv` from scratch where none is."""
+    """Vision model of transformers: folder, `package:NAME/FOLDER` or hub name. A single name must exist. Of a list the
+    first available one is used, or `conv` if there is none."""
     depths: list[int] = [-1]
-    """Of a pretrained model: which hidden states give tokens."""
+    """Hidden states of a pretrained model that become tokens."""
     freeze: list[str] = []
-    """Of a pretrained model: parameters that stay as they are, as patterns (`embeddings.*`); `*` freezes it whole."""
+    """Patterns of the parameters of a pretrained model that are not trained, such as `embeddings.*`, or `*` for all."""
     conv: ConvVisionConfig = ConvVisionConfig()
     module: Reference | None = None
-    """A backbone of your own, `module:Class`: an nn.Module that maps images (B, 3, H, W) to tokens (B, L, D) and has
-    the attribute `width` = D. Activation maps assume that the last tokens are a square grid, row by row."""
+    """Your own backbone, `module:Class`: an nn.Module that maps images (B, 3, H, W) to tokens (B, L, D) and has the
+    attribute `width` = D. For activation maps the last tokens must be a square grid, row by row."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of a backbone of your own."""
+    """Keyword arguments of your own backbone."""
 
     @model_validator(mode="after")
     def _one_backbone(self) -> VisionConfig:
@@ -138,23 +154,27 @@ class VisionConfig(Section):
 
 
 class ScratchTextConfig(Section):
-    """A small text encoder from scratch (ELECTRA layout: the embedding may be narrower than the layers)."""
+    """Small text encoder trained from scratch (ELECTRA layout: the embedding may be narrower than the layers)."""
 
     embedding: Positive = 64
+    """Width of the token embeddings."""
     width: Positive = 192
+    """Width of the layers."""
     layers: Positive = 2
+    """Number of layers."""
     heads: Positive = 3
+    """Attention heads per layer."""
 
 
 class TextConfig(Section):
     pretrained: list[str] = []
-    """Candidates in order: folder, `package:NAME/FOLDER` of an installed package, or hub name. The first that is there
-    is used; where none is, or the list is empty, `scratch`."""
+    """Candidates in order: folder, `package:NAME/FOLDER` of an installed package, or hub name. The first available one
+    is used, or `scratch` if there is none."""
     layers: Positive | None = None
-    """Keep only the first layers of a pretrained encoder."""
+    """Number of layers of a pretrained encoder to keep. Default: all."""
     freeze_words: bool = True
-    """Leave the word embeddings of a pretrained encoder as they are: a small training set would move only those of its
-    own words, away from the rest."""
+    """Whether to freeze the token embeddings of a pretrained encoder. A small training set would change only the
+    embeddings of its own words."""
     scratch: ScratchTextConfig = ScratchTextConfig()
 
 
@@ -164,11 +184,14 @@ class ModelConfig(Section):
     width: Positive = 256
     """Width of the shared image-text space."""
     layers: Positive = 2
+    """Number of fusion layers."""
     heads: Positive = 4
+    """Attention heads of each fusion layer; must divide `width`."""
     dropout: Fraction = 0.1
+    """Dropout on the residual branches."""
     init: Folder | None = None
-    """A run or student folder whose weights start this model. Tensors of another shape start afresh; of the
-    answers' layer the rows of known answers are taken."""
+    """Run or model folder whose weights initialise this model. Tensors of another shape are not copied; of the answer
+    layer, the rows of known answers are."""
 
     @model_validator(mode="after")
     def _heads(self) -> ModelConfig:
@@ -184,7 +207,7 @@ class RunModelConfig(Section):
 
 class TeacherConfig(RunModelConfig):
     members: Positive = 1
-    """Teachers trained, each with its own seed; more than one teach as an ensemble."""
+    """Number of teachers, trained with different seeds. Several teachers form an ensemble."""
 
 
 Method = Annotated[
@@ -196,15 +219,18 @@ Method = Annotated[
 
 class ReportConfig(Section):
     questions: Annotated[int, Field(ge=0, le=100)] = 10
+    """Number of questions shown in the report, with image, answers and class activation maps."""
     latency_questions: Positive = 50
+    """Number of test questions for the latency measurement."""
 
 
 class VqaRecipe(BaseRecipe):
     task: Literal["vqa"] = "vqa"
     stages: tuple[Stage, ...] = ("teacher", "baseline", "distilled")
-    """teacher: the larger model. baseline: the student with the labels alone. distilled: the student and its
+    """`teacher`: the larger model. `baseline`: the student, trained on labels only. `distilled`: the student with its
     teacher."""
     trust_remote_code: bool = False
+    """Let transformers run Python code that comes with a pretrained model. Leave it off unless you have read it."""
     data: DataConfig = DataConfig()
     method: SerializeAsAny[Method] = MhkdConfig()
     teacher: TeacherConfig = TeacherConfig()
