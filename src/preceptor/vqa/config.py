@@ -41,13 +41,13 @@ class AugmentConfig(Section):
     shift: Fraction = 0.06
     """Largest shift as a fraction of the side."""
     scale: Fraction = 0.1
-    """Largest relative change of size."""
+    """Largest change of size, as a fraction."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 8.0
     """Largest rotation in degrees, in either direction."""
     contrast: Fraction = 0.15
-    """Largest relative change of contrast."""
+    """Largest change of contrast, as a fraction."""
     brightness: Fraction = 0.1
-    """Largest change of brightness as a fraction of the full range."""
+    """Largest change of brightness, as a fraction of the grey-value range."""
     views: Annotated[int, Field(ge=0)] = 0
     """Number of distinct views of an image over the whole training. 0: a new view in every epoch. A cached teacher
     needs at least 1."""
@@ -60,8 +60,8 @@ class AugmentConfig(Section):
 
 class DataConfig(Section):
     name: VqaName = "phantom"
-    """`phantom`: generated images. `table`: a CSV or JSONL table. Otherwise the name of a public data set, or a reader
-        of your own, `module:function`."""
+    """`phantom` (generated images), `table` (your own table), `vqa-rad`, `vqa-med-2019`, `slake`, `path-vqa`, or your
+    own reader as `module:function`."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of your own reader."""
     root: Folder | None = None
@@ -72,7 +72,8 @@ class DataConfig(Section):
     language: Literal["en", "zh", "both"] | None = None
     """SLAKE: language of the questions. Default: en."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Fraction of the training samples that is cut for validation if the data set has no validation split."""
+    """Share of the training rows that is cut off for validation, by whole groups, if the data set has no validation
+    split."""
     validation_by: Literal["image", "question"] = "image"
     """VQA-RAD. `image`: validate on images that are not in training. `question`: validate on new questions about
     training images, as in the test split."""
@@ -89,24 +90,25 @@ class DataConfig(Section):
     """Images to remove from training and validation, by perceptual hash, before transfer to another data set: names of
     data sets and tables (their test images), or folders of images (all)."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 112
-    """Height and width of the input in pixels."""
+    """Side in pixels to which every image is resized; the aspect ratio is not preserved."""
     max_question_tokens: Annotated[int, Field(ge=4, le=512)] = 24
     """Longer questions are truncated."""
     minimum_answer_count: Positive = 1
-    """Answers that occur less often in training are not classes."""
+    """Training answers that occur less often do not become answer classes."""
     normaliser: Literal["mevf", "lower", "vqa-v2"] = "mevf"
-    """Answer normaliser of the classes."""
+    """Normalizer of answers for classes and validation. Test scores use the normalizer of their protocol."""
     augment: AugmentConfig = AugmentConfig()
     broken: Literal["raise", "skip"] = "raise"
-    """`raise`: a broken image stops the training. `skip`: it is skipped and counted."""
+    """`raise`: stop at the first broken image and name it. `skip`: skip and count its rows; in validation and test they
+    count as wrong."""
     skip_limit: Fraction = 0.01
     """With `broken: skip`, the largest fraction of training samples that may be skipped."""
     max_image_bytes: Positive = 64 * 2**20
-    """Larger image files are refused before they are decoded."""
+    """A larger image file is refused before it is decoded."""
     max_image_pixels: Positive = 64_000_000
-    """Images with more pixels are refused before they are decoded."""
+    """An image with more pixels is refused before it is decoded."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Number of processes that load data in advance."""
+    """Loader processes per training process; 0: the process itself. The result is the same."""
     phantom: PhantomConfig = PhantomConfig()
 
 
@@ -117,7 +119,7 @@ class ConvVisionConfig(Section):
     channels: list[Positive] = [48, 96, 192, 288]
     """Channels of each stage."""
     blocks: list[Positive] = [1, 1, 1, 1]
-    """Residual blocks of each stage."""
+    """Residual blocks of each stage; as many entries as `channels`."""
     token_stages: list[int] = [2]
     """Stages whose cells are tokens. In addition, every stage has one global token."""
 
@@ -186,9 +188,9 @@ class ModelConfig(Section):
     layers: Positive = 2
     """Number of fusion layers."""
     heads: Positive = 4
-    """Attention heads of each fusion layer; must divide `width`."""
+    """Attention heads per fusion layer; must divide `width`."""
     dropout: Fraction = 0.1
-    """Dropout on the residual branches."""
+    """Dropout of the fusion layers and of a text encoder from scratch."""
     init: Folder | None = None
     """Run or model folder whose weights initialise this model. Tensors of another shape are not copied; of the answer
     layer, the rows of known answers are."""
