@@ -1,21 +1,21 @@
-"""Does LCKD help? The same network and budget without distillation and with each kind of it, over seeds.
+"""Does LCKD help? The same network and budget without distillation and with each kind of it, over several seeds.
 
-    python bench/lckd_seeds.py --output runs/bench-lckd                                 # all variants, five seeds
-    python bench/lckd_seeds.py --output runs/bench-lckd --variants alone multi --seeds 0 1
-    python bench/lckd_seeds.py --output runs/bench-lckd --table                         # print what was measured
-    python bench/lckd_seeds.py --output runs/bench-lckd-scarce --scarce                 # masks for 12 of the 60 cases
+    python bench/lckd_seeds.py --output runs/bench-lckd                         # all variants, five seeds
+    python bench/lckd_seeds.py --output runs/bench-lckd --variants baseline multi --seeds 0 1
+    python bench/lckd_seeds.py --output runs/bench-lckd --table                 # compare what is there
+    python bench/lckd_seeds.py --output runs/bench-lckd-scarce --scarce         # masks for 12 of the 60 cases
 
-Generated cases: 60 train, 20 validate and elect, 40 test. A variant is chosen by its validation Dice, which is printed
-beside the test Dice; test cases choose nothing. Started again, the script goes on; two processes can share the seeds.
-Settings of the recipe follow.
+60 generated cases train, 20 validate and elect, 40 test. A variant is chosen by its validation Dice, never by its test
+Dice. Variants with `method.full` learn from the teacher of their seed. Settings of the recipe come before
+`--seeds`, which would take them for seeds.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 from pathlib import Path
+
+import preceptor
+from seeds import compare, finished, make_parser, show_validation
 
 COMMON = [
     "data.phantom.train=60",
@@ -32,8 +32,8 @@ COMMON = [
     "data.unlabelled=none",
 ]
 SCARCE = ["data.train_share=0.2", "train.epochs=200", "train.evaluate_every=100", "method.election.every=25"]
-WHERE_ALL = ["baseline", "single", "multi", "per_task", "full"]
-WHERE_SCARCE = ["baseline", "full", "full_unlabelled", "multi_and_full_unlabelled"]
+ALL_LABELLED = ["baseline", "single", "multi", "per_task", "full"]
+FEW_LABELLED = ["baseline", "full", "full_unlabelled", "multi_and_full_unlabelled"]
 VARIANTS: dict[str, list[str]] = {
     "baseline": [],
     "single": ["method.teachers=single"],
@@ -70,100 +70,33 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
-def run(output: Path, variants: list[str], seeds: list[int], overrides: list[str]) -> None:
-    from preceptor.segmentation.run import run_segmentation
+def train(args) -> None:
+    """Train the variants, one seed after the other. What is finished is read back."""
+    settings = [*COMMON, *(SCARCE if args.scarce else []), *args.overrides, f"data.root={args.output / 'cases'}"]
 
-    from preceptor.segmentation.config import SegmentationRecipe
-    from preceptor.tasks import load_recipe
+    def run(name: str, stage: str, seed: int, *changes: str) -> Path:
+        folder = args.output / name / f"seed-{seed}"
+        preceptor.train("lckd-demo", [*settings, *changes, f"stages=[{stage}]", f"seed={seed}", f"output={folder}"])
+        return folder
 
-    def train(folder: Path, seed: int, stage: str, settings: list[str]) -> None:
-        if (folder / "results.json").exists():
-            return
-        settings = [*COMMON, *settings, *overrides, f"seed={seed}", f"stages=[{stage}]", f"output={folder}"]
-        recipe = load_recipe("lckd-demo", [*settings, f"data.root={output / 'cases'}"])
-        assert isinstance(recipe, SegmentationRecipe)
-        run_segmentation(recipe)
-
-    for seed in seeds:
-        for name in variants:
-            settings = list(VARIANTS[name])
-            if any(setting.startswith("method.full.weight") for setting in settings):
-                train(output / f"teacher-seed{seed}", seed, "teacher", [])
-                settings.append(f"method.teaching_run={output / f'teacher-seed{seed}'}")
-            stage = "baseline" if name == "baseline" else "distilled"
-            train(output / f"{name}-seed{seed}", seed, stage, settings)
-
-
-def table(output: Path) -> None:
-    """Print every variant against `alone` with the same seeds: Dice, the mean over a case's 15 subsets."""
-    import numpy as np
-    from preceptor.segmentation.run import by_case
-
-    from preceptor.statistics import mean_interval, paired_bootstrap_runs
-
-    found: dict[str, dict[int, Path]] = {}
-    for path in sorted(output.glob("*-seed*/results.json")):
-        name, _, seed = path.parent.name.rpartition("-seed")
-        found.setdefault(name, {})[int(seed)] = path.parent
-    first = json.loads((next(iter(found["baseline"].values())) / "results.json").read_text())
-    protocol = next(iter(first["protocols"]))
-    regions = first["regions"]
-
-    def dice(folder: Path) -> np.ndarray:
-        cases = by_case(folder, protocol)
-        return np.column_stack([cases, cases.mean(axis=1)])
-
-    print(f"{protocol}, mean Dice over {len(first['protocols'][protocol]['subsets'])} combinations, in percent\n")
-    print(
-        f"| variant | seeds | validation | {' | '.join([*regions, 'mean'])} | minus alone: {', '.join(regions)}, mean |"
-    )
-    print(f"|---|---|---|{'---|' * (len(regions) + 2)}")
-    for name in sorted(
-        found, key=lambda name: (name not in VARIANTS, list(VARIANTS).index(name) if name in VARIANTS else 0)
-    ):
-        folders = found[name]
-        scores = np.stack([dice(folder) for folder in folders.values()])
-        validation = []
-        for folder in folders.values():
-            training = json.loads((folder / "results.json").read_text())["training"]
-            validation.append(max(v["score"] for v in training["validations"]))
-        cells = []
-        for i in range(len(regions) + 1):
-            over = mean_interval([float(seed[:, i].mean()) for seed in scores]) if len(scores) > 1 else None
-            cells.append(
-                f"{100 * scores[..., i].mean():.1f}"
-                + (f" ({100 * over.low:.1f} to {100 * over.high:.1f})" if over else "")
-            )
-        both = [seed for seed in folders if seed in found["baseline"]]
-        deltas = ""
-        if name not in ("baseline", "teacher") and both:
-            parts = []
-            for i in range(len(regions) + 1):
-                mine, theirs = (np.stack([dice(found[n][s])[:, i] for s in both]) for n in (name, "baseline"))
-                d = paired_bootstrap_runs(mine, theirs)
-                parts.append(f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})")
-            deltas = "; ".join(parts)
-        print(f"| {name} | {len(folders)} | {100 * np.mean(validation):.1f} | {' | '.join(cells)} | {deltas} |")
-    print(f"\n{first['versions']}\n{first['machine']}")
+    for seed in args.seeds:
+        for name in args.variants or (FEW_LABELLED if args.scarce else ALL_LABELLED):
+            changes = VARIANTS[name]
+            if any(change.startswith("method.full.weight") for change in changes):
+                changes = [*changes, f"method.teaching_run={run('teacher', 'teacher', seed)}"]
+            run(name, "baseline" if name == "baseline" else "distilled", seed, *changes)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser = make_parser(__doc__)
     parser.add_argument("--variants", nargs="+", choices=sorted(VARIANTS))
-    parser.add_argument(
-        "--scarce", action="store_true", help="12 of the 60 training cases have masks; variants of that"
-    )
-    parser.add_argument("--table", action="store_true", help="print what has been measured, and train nothing")
-    parser.add_argument("overrides", nargs="*", help="key.sub=value for the recipe")
+    parser.add_argument("--scarce", action="store_true", help="masks for 12 of the 60 training cases")
     args = parser.parse_args()
-    variants = args.variants or (WHERE_SCARCE if args.scarce else WHERE_ALL)
-    overrides = [*(SCARCE if args.scarce else []), *args.overrides]
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not args.table:
-        run(args.output, variants, args.seeds, overrides)
-    table(args.output)
+        train(args)
+    runs = finished(args.output)
+    show_validation(runs)
+    compare([run for folders in runs.values() for run in folders], args.output / "compare", baseline="baseline")
 
 
 if __name__ == "__main__":

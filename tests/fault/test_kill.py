@@ -1,4 +1,4 @@
-"""SIGKILL at 20 moments, some of them inside saves; restarted until it ends, a run equals one never killed."""
+"""SIGKILL at several moments, some of them while a checkpoint is saved: a restarted run equals one never killed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def weights(root: Path) -> dict[str, str]:
 
 
 def scenario(folder: Path, variant: str) -> None:
-    """Runs in a process of its own, which forks the runs that are killed."""
+    """Kill and restart a training. Runs in its own process, which forks the trainings."""
     from tests.fault.tiny import CLINKD, LCKD, RECIPE, fork_cli, wait, write_recipe
 
     recipe = str(write_recipe(folder, {"lckd": LCKD, "clinkd": CLINKD}.get(variant, RECIPE)))

@@ -1,0 +1,56 @@
+"""What the benchmarks over seeds share: variants of a recipe in OUTPUT/VARIANT/seed-N, and their comparison."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import preceptor
+from preceptor.cli.results import show_comparison
+
+
+def make_parser(description: str | None, seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of every benchmark over seeds."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds), help="at least two")
+    parser.add_argument("--table", action="store_true", help="compare what is there, and train nothing")
+    parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings of the recipe to change")
+    return parser
+
+
+def finished(output: Path) -> dict[str, list[Path]]:
+    """Return the finished runs by name of the variant, the baseline first."""
+    runs: dict[str, list[Path]] = {}
+    for path in sorted(output.glob("*/seed-*/results.json")):
+        runs.setdefault(path.parent.parent.name, []).append(path.parent)
+    return dict(sorted(runs.items(), key=lambda item: item[0] != "baseline"))
+
+
+def compare(runs: Sequence[Path], output: Path, **options: Any) -> None:
+    """Write the comparison of runs into a folder and print it."""
+    preceptor.compare(runs, output=output, **options)
+    show_comparison(json.loads((output / "compare.json").read_text("utf-8")))
+    print(f"\n{output / 'compare.html'}\n")
+
+
+def results(run: Path) -> dict[str, Any]:
+    """Return results.json of a run."""
+    return json.loads((run / "results.json").read_text("utf-8"))
+
+
+def validation_score(run: Path) -> float:
+    """Return the validation score of the weights that a run kept."""
+    training = results(run)["training"]
+    return next(v["score"] for v in training["validations"] if v["step"] == training["kept_step"])
+
+
+def show_validation(runs: dict[str, list[Path]]) -> None:
+    """Print the mean validation score of each variant: it chooses among variants, the test split does not."""
+    print("| variant | seeds | validation score, % |\n|---|---|---|")
+    for name, folders in runs.items():
+        mean = sum(validation_score(folder) for folder in folders) / len(folders)
+        print(f"| {name} | {len(folders)} | {100 * mean:.1f} |")
