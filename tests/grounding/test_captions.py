@@ -138,7 +138,7 @@ def test_a_java_that_fails_is_said(monkeypatch, tmp_path):
         captions.caption_scores({"a": ["b"]}, {"a": "b"})
     monkeypatch.setattr(captions, "_tokenised", lambda sets: [{"a": ["b"]}, {"a": ["b"]}])
     java.write_text("#!/bin/sh\nexit 3\n")
-    with pytest.raises(UserError, match="METEOR's Java program gave no score"):
+    with pytest.raises(UserError, match="the Java program of METEOR failed"):
         captions.caption_scores({"a": ["b"]}, {"a": "b"})
 
 

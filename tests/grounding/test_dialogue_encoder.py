@@ -212,7 +212,7 @@ def test_a_row_longer_than_the_cut_off_is_refused_whole(tokenizer: Any, pictures
     row = dialogue(*TURNS[:1], images=(pictures[2],))
     length = len(encoder(tokenizer).encode(row).input_ids)
     assert len(encoder(tokenizer, cut_off=length).encode(row).input_ids) == length
-    with pytest.raises(LongDialogue, match=f"has {length} tokens, 7 of them of its images") as caught:
+    with pytest.raises(LongDialogue, match=rf"has {length} tokens \(7 of them for images\)") as caught:
         encoder(tokenizer, cut_off=length - 1).encode(row)
     assert caught.value.tokens == length
 
