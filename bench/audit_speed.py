@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from preceptor.audit.duplicates import find_pairs
-from preceptor.audit.images import look_at
-from preceptor.audit.run import audit, write_audit
+from preceptor.auditing.duplicates import find_pairs
+from preceptor.auditing.images import look_at
+from preceptor.auditing.run import audit, write_audit
 from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import read_data
 

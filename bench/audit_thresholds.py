@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image, ImageOps
 
-from preceptor.audit.burned_in import has_text
-from preceptor.audit.duplicates import COPY_CORRELATION, correlations
+from preceptor.auditing.burned_in import has_text
+from preceptor.auditing.duplicates import COPY_CORRELATION, correlations
 from preceptor.data.images import load_image
 from preceptor.data.phash import ALIKE_BITS, COPY_BITS, cosine_transform, hashes, near, thumbnail
 from preceptor.vqa.config import DataConfig

@@ -12,7 +12,7 @@ from preceptor.data.provenance import PROVENANCE_FILE, read_provenance
 from preceptor.errors import UserError
 from preceptor.tasks import load_recipe
 from preceptor.vqa.config import VqaRecipe
-from tests.audit.made import picture, row, write_table
+from tests.auditing.made import picture, row, write_table
 from tests.fault.tiny import write_recipe
 
 

@@ -231,7 +231,7 @@ def compare(
     Raises:
         UserError: the runs were scored on different data or under different protocols.
     """
-    from preceptor.compare.run import compare_runs, write_comparison
+    from preceptor.comparison.run import compare_runs, write_comparison
 
     comparison = compare_runs([Path(run) for run in runs], baseline=baseline, protocol=protocol)
     write_comparison(comparison, Path(output))
@@ -271,7 +271,7 @@ def audit(data: str | Path, overrides: Iterable[str] = (), **options: Any) -> di
     Returns:
         The document that is written as audit.json.
     """
-    from preceptor.audit.run import audit_data
+    from preceptor.auditing.run import audit_data
 
     defaults: dict[str, Any] = {"against": None, "root": None, "against_root": None, "output": Path("runs/audit")}
     paths = {key: Path(value) if value and key != "against" else value for key, value in options.items()}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from preceptor.compare.run import compare_seeds, write_comparison
+from preceptor.comparison.run import compare_seeds, write_comparison
 from preceptor.config import BaseRecipe
 from preceptor.distributed import processes
 from preceptor.errors import UserError

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from preceptor.data.phash import BITS, COPY_BITS, as_text, cosine_transform, from_text, hashes, near, thumbnail
-from tests.audit.made import picture
+from tests.auditing.made import picture
 
 words = arrays(np.uint64, st.tuples(st.integers(1, 9), st.just(4)), elements=st.integers(0, 2**64 - 1))
 

@@ -16,7 +16,7 @@ from preceptor.pipeline.run import contaminated
 from preceptor.vqa.config import DataConfig, VqaRecipe
 from preceptor.vqa.data import read_data
 from preceptor.vqa.experiment import VqaExperiment
-from tests.audit.made import picture, row, write_table
+from tests.auditing.made import picture, row, write_table
 
 
 def table(folder: Path, seeds: dict[str, list[int]], side: int, **save) -> Path:

@@ -212,7 +212,7 @@ def test_a_row_longer_than_the_cut_off_is_refused_whole(tokenizer: Any, pictures
     row = dialogue(*TURNS[:1], images=(pictures[2],))
     length = len(encoder(tokenizer).encode(row).input_ids)
     assert len(encoder(tokenizer, cut_off=length).encode(row).input_ids) == length
-    with pytest.raises(LongDialogue, match=f"has {length} tokens, 7 of them of its images") as caught:
+    with pytest.raises(LongDialogue, match=rf"has {length} tokens \(7 of them for images\)") as caught:
         encoder(tokenizer, cut_off=length - 1).encode(row)
     assert caught.value.tokens == length
 
@@ -254,7 +254,7 @@ def test_a_text_keeps_its_boxes_and_loses_its_structure(tokenizer: Any):
         (lambda d: replace(d, turns=(("q<|im_end|>", "a"),)), CHAT_TEMPLATE, "special token '<|im_end|>'"),
         (lambda d: replace(d, turns=(("q", "a<|image_pad|>"),)), CHAT_TEMPLATE, r"special token '<\|image_pad\|>'"),
         (lambda d: replace(d, turns=(("q", " "),)), CHAT_TEMPLATE, "turn 1 of dialogue 'd1' has no answer"),
-        (lambda d: d, FORGETFUL, "writes a turn differently when others follow"),
+        (lambda d: d, FORGETFUL, "renders a turn differently if others follow"),
         (lambda d: d, CHAT_TEMPLATE.replace("part['text']", "part['text'] | upper"), "changes the answer 'It is at"),
         (lambda d: d, CHAT_TEMPLATE.replace("<|image_pad|>", ""), "does not write one image placeholder"),
         (lambda d: d, CHAT_TEMPLATE.replace("<|image_pad|>", "<|image_pad|>" * 2), "one image placeholder for each"),
@@ -267,7 +267,7 @@ def test_mistakes_are_named(change: Callable, template: str, message: str, token
 
 def test_a_thin_image_is_named(tokenizer: Any, tmp_path: Path):
     Image.new("L", (1, 300)).save(tmp_path / "thin.png")
-    with pytest.raises(UserError, match=r"thin.png: 1 x 300 pixels is too long and thin"):
+    with pytest.raises(UserError, match=r"thin.png: 1 x 300 pixels exceed the largest aspect ratio"):
         encoder(tokenizer).encode(dialogue(*TURNS, images=(tmp_path / "thin.png",)))
 
 

@@ -308,7 +308,7 @@ def test_guidance_changes_the_answer_and_leaves_with_its_block(family: str, vlm_
         before = model(**batch).logits
         with attach(model, Guidance("none")):
             assert torch.equal(model(**batch).logits, before)
-        with attach(model, Guidance("fixed")), pytest.raises(UserError, match="guided positions already"):
+        with attach(model, Guidance("fixed")), pytest.raises(UserError, match="already has guided positions"):
             attach(model, Guidance("fixed"))
         with attach(model, Guidance("fixed", gap=4, row_step=0.5)):
             assert not torch.allclose(model(**batch).logits, before, atol=1e-4)
@@ -386,11 +386,11 @@ def test_settings_rebuild_the_guidance():
         (lambda: Guidance("clip", table=[[1, 1]] * 8), r"shape \(8, 2\); give 8 rows"),
         (lambda: Guidance("fixed", gap=0), "intervals must be numbers above 0"),
         (lambda: Guidance("fixed", row_step=float("nan")), "intervals must be numbers above 0"),
-        (lambda: attach(torch.nn.Linear(1, 1), Guidance()), "Linear has no positions to guide"),
+        (lambda: attach(torch.nn.Linear(1, 1), Guidance()), "Linear does not support guided positions"),
         (lambda: place(Guidance("clip")), "needs the modality probabilities of every image"),
         (lambda: place(Guidance("clip"), probabilities=torch.ones(2, 8) / 8), r"shape \(2, 8\) for 1 images"),
         (lambda: place(Guidance("clip"), probabilities=torch.ones(1, 8)), "sum to 1"),
-        (lambda: place(Guidance(), grid=[[1, 4, 4]]), "3 image placeholder tokens stand where the image has 1 x 2 x 2"),
+        (lambda: place(Guidance(), grid=[[1, 4, 4]]), "3 image placeholder tokens, but the image has 1 x 2 x 2"),
         (lambda: place(Guidance(), grid=[[1, 2, 2]]), "more image placeholders in the text than images"),
         (lambda: place(Guidance(), grid=[[1, 2, 6]] * 2), "more images than image placeholders"),
         (lambda: place(Guidance(), family="llava"), "not for 'llava'"),

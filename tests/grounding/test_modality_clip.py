@@ -152,7 +152,7 @@ def test_a_damaged_file_is_named(folders: dict, images: list[Path], tmp_path: Pa
     file = tmp_path / "modalities.json"
     for text in ("{", "[]", '{"model": "x"}'):
         file.write_text(text)
-        with pytest.raises(UserError, match=r"modalities.json holds no modality probabilities"):
+        with pytest.raises(UserError, match=r"modalities.json is not a valid file of modality probabilities"):
             modality_probabilities(images, ModalityClip.load(folders["clip"]), file=file)
 
 
@@ -184,5 +184,5 @@ def test_a_model_without_two_towers_is_named(vlm_folder: Callable):
 def test_a_folder_without_its_image_processor_is_named(folders: dict, tmp_path: Path):
     shutil.copytree(folders["clip"], tmp_path / "split")
     (tmp_path / "split" / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match="no CLIP-like model can be read"):
+    with pytest.raises(UserError, match="cannot be loaded as a CLIP-like model"):
         ModalityClip.load(tmp_path / "split")

@@ -406,9 +406,9 @@ def _no_tokenizer(folder: Path) -> None:
         (_edit("config.json", model_type="bert"), "is a model of type 'bert'; give one of qwen2_vl"),
         (_without("preprocessor_config.json"), "an image processor .* cannot be read"),
         (_no_tokenizer, "token"),
-        (_edit("config.json", image_token_id=1), "numbers it otherwise than config.json"),
-        (_edit("preprocessor_config.json", patch_size=16), "says patch_size 16, its config.json 14"),
-        (_drop_weight, r"do not fit its config.json: model.language_model.norm.weight"),
+        (_edit("config.json", image_token_id=1), "has another id for it than config.json"),
+        (_edit("preprocessor_config.json", patch_size=16), "has patch_size=16, but its config.json has 14"),
+        (_drop_weight, r"do not match its config.json: model.language_model.norm.weight"),
         (_without("model.safetensors"), "the weights cannot be read"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), "the weights cannot be read"),
     ],
@@ -427,7 +427,7 @@ def test_faults_of_a_folder_are_named(fault: Callable, message: str, vlm_folder:
     ("options", "message"),
     [
         ({"training": "half"}, "training 'half' is not known"),
-        ({"max_pixels": 100}, "max_pixels 100 is less than one token"),
+        ({"max_pixels": 100}, "max_pixels=100 is less than one image token"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str, vlm_folder: Callable):
@@ -437,7 +437,7 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str, vlm_fold
 
 def test_several_greedy_candidates_are_refused(vlm_folder: Callable, dialogues: list[Dialogue]):
     vlm = GroundedVlm.load(vlm_folder("qwen2_vl"))
-    with pytest.raises(UserError, match="3 candidates at temperature 0"):
+    with pytest.raises(UserError, match="candidates=3 at temperature=0"):
         vlm.generate(dialogues, candidates=3)
     with pytest.raises(UserError, match="no adapters to save"):
         vlm.save(vlm_folder("qwen2_vl"), adapter=True)

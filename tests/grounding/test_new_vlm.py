@@ -58,7 +58,7 @@ def test_the_tokenizer_spells_everything_and_every_digit_alone():
     [
         ({"family": "qwen2vl"}, "model family 'qwen2vl' is not known; did you mean 'qwen2_vl'"),
         ({"size": "huge"}, "model size 'huge' is not known"),
-        ({"vocabulary_size": 100}, "vocabulary of 100 does not hold the 256 bytes"),
+        ({"vocabulary_size": 100}, "vocabulary of 100 tokens cannot contain the 256 bytes"),
         ({"language_model": "nowhere"}, "nowhere is neither a folder with a config.json nor a GGUF file"),
     ],
 )
@@ -69,7 +69,7 @@ def test_mistakes_are_named(options: dict[str, Any], message: str, tmp_path: Pat
 
 
 def test_a_model_is_never_written_over(vlm_folder: Callable):
-    with pytest.raises(UserError, match="holds a model already"):
+    with pytest.raises(UserError, match="already contains a model"):
         new_vlm(vlm_folder("qwen2_vl"), CORPUS)
 
 
@@ -163,11 +163,11 @@ def test_the_new_words_are_told_apart_and_images_are_seen(tmp_path: Path):
 @pytest.mark.parametrize(
     ("family", "kind", "changes", "message"),
     [
-        ("qwen3_vl", "llama", {}, "is a llama model; the text tower of qwen3_vl can start from qwen3"),
-        ("qwen2_vl", "qwen3", {}, "is a qwen3 model; the text tower of qwen2_vl can start from llama or"),
+        ("qwen3_vl", "llama", {}, "is a llama model; the text tower of qwen3_vl needs qwen3"),
+        ("qwen2_vl", "qwen3", {}, "is a qwen3 model; the text tower of qwen2_vl needs llama or"),
         ("qwen2_vl", "mistral", {"sliding_window": 16}, "sliding window 16"),
-        ("qwen2_vl", "llama", {"mlp_bias": True}, "no place for the language model's layers.0.mlp.down_proj.bias"),
-        ("qwen2_vl", "llama", {"head_dim": 8}, "heads of 8 do not make up the width 64"),
+        ("qwen2_vl", "llama", {"mlp_bias": True}, "text tower has no weight layers.0.mlp.down_proj.bias"),
+        ("qwen2_vl", "llama", {"head_dim": 8}, "heads of width 8 do not add up to the model width 64"),
         (
             "qwen2_vl",
             "llama",
@@ -238,7 +238,7 @@ def test_the_command_writes_a_model(tmp_path: Path):
     assert "ebra" in (tmp_path / "model" / "tokenizer.json").read_text()  # learnt from the dialogues too
     again = call(str(tmp_path / "model"), "--corpus", str(tmp_path / "corpus.txt"))
     assert again.returncode == 2
-    assert "holds a model already" in again.stderr
+    assert "already contains a model" in again.stderr
     neither = call(str(tmp_path / "other"))
     assert neither.returncode == 2
     assert "--corpus FILE" in neither.stderr

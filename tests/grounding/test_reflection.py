@@ -87,5 +87,5 @@ def test_what_is_right_now_is_forgotten():
     assert len(buffer) == 1
     buffer.forget("a", "where?")
     assert len(buffer) == 0
-    with pytest.raises(ValueError, match="holds nothing"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         CorrectionBuffer(0)

@@ -39,7 +39,7 @@ def test_boxes_vote_by_overlap():
 
 
 def test_wrong_calls():
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="no candidates"):
         choose([], word_overlap)
     with pytest.raises(ValueError, match="shape"):
         choose(["a", "b"], lambda texts: np.ones((3, 3)))

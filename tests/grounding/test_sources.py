@@ -56,7 +56,7 @@ def test_unlabelled_records_need_no_split_beside_those_that_have_one(tmp_path):
 def test_answers_without_a_question_are_still_wrong(tmp_path):
     for said in (["gpt"], ["human", "gpt", "gpt"]):
         records = [{"image": "a.png", "conversations": [{"from": who, "value": "x"} for who in said]}]
-        with pytest.raises(UserError, match="questions and answers must must alternate"):
+        with pytest.raises(UserError, match="questions and answers must alternate"):
             read_dialogues(str(jsonl(tmp_path, records)))
 
 

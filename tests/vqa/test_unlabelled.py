@@ -10,7 +10,7 @@ from preceptor.api import run_recipe
 from preceptor.errors import UserError
 from preceptor.tasks import load_recipe
 from preceptor.vqa.data import read_data
-from tests.audit.made import picture, row, write_table
+from tests.auditing.made import picture, row, write_table
 from tests.fault.tiny import write_recipe
 
 

@@ -10,8 +10,9 @@ import typer
 from preceptor import api
 from preceptor.cli import options
 from preceptor.cli.errors import CHECK_FAILED
-from preceptor.cli.terminal import log_to_stderr, notes, percent, say, sentence, table
+from preceptor.cli.terminal import log_to_stderr, notes, say, sentence, table
 from preceptor.errors import UserError, nearest
+from preceptor.report.format import percent
 
 DOCTOR_EXAMPLES = """\
 preceptor doctor questions.csv

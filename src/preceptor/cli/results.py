@@ -91,7 +91,7 @@ def compare(
 
     All runs must have the same task. Runs that differ only in their seed form a group.
     """
-    from preceptor.compare.run import as_dict
+    from preceptor.comparison.run import as_dict
 
     document = as_dict(api.compare(runs, baseline=baseline, protocol=protocol, output=output))
 
@@ -104,7 +104,7 @@ def compare(
 
 def show_comparison(document: dict[str, Any]) -> None:
     """Print the scores of each group, and the differences from the baseline."""
-    from preceptor.compare.summary import HOW_MARKED, summary
+    from preceptor.comparison.summary import HOW_MARKED, summary
 
     for one in summary(document):
         print_table(one)

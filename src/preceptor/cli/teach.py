@@ -14,6 +14,7 @@ from preceptor.cli import options
 from preceptor.cli.errors import CHECK_FAILED, INTERRUPTED
 from preceptor.cli.terminal import log_to_stderr, notes, say, sentence, table
 from preceptor.errors import UserError
+from preceptor.report.format import NONE
 
 if TYPE_CHECKING:
     from preceptor.grounding.endpoint import EndpointTeacher
@@ -221,7 +222,7 @@ def show_labels(document: dict[str, Any]) -> None:
     counts = [document[key] for key in ("questions", "before", "answered")]
     counts += [sum(document["unanswered"].values()), document["cut_off"]]
     columns = ["questions", "answered before", "answered", "not answered", "cut off", "mean confidence"]
-    table(document["folder"], columns, [[*map(str, counts), "-" if mean is None else f"{mean:.3f}"]])
+    table(document["folder"], columns, [[*map(str, counts), NONE if mean is None else f"{mean:.3f}"]])
     for reason, number in document["unanswered"].items():
         sentence(f"not answered: {number}: {reason}")
     notes(document["notes"])

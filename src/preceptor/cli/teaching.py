@@ -10,8 +10,9 @@ import typer
 from preceptor import api
 from preceptor.cli import options
 from preceptor.cli.errors import CHECK_FAILED
-from preceptor.cli.terminal import log_to_stderr, percent, say, sentence, table
+from preceptor.cli.terminal import log_to_stderr, say, sentence, table
 from preceptor.errors import UserError
+from preceptor.report.format import NONE, percent
 
 CACHE_EXAMPLES = """\
 preceptor cache mhkd-vqa-rad data.root=VQA_RAD method.teaching.kind=cached
@@ -52,13 +53,13 @@ def show_cache(document: dict[str, Any]) -> None:
             [
                 "pseudo-labels",
                 labels["folder"],
-                str(labels.get("rows", "-")),
+                str(labels.get("rows", NONE)),
                 f"{coverage} (left out: {reasons})" if reasons else coverage,
             ]
         ]
         if cached is not None:
-            tokens = f"{cached['tokens']:,} tokens, top {cached['k']}" if "tokens" in cached else "-"
-            rows.append(["logits", cached["folder"], str(cached.get("rows", "-")), tokens])
+            tokens = f"{cached['tokens']:,} tokens, top {cached['k']}" if "tokens" in cached else NONE
+            rows.append(["logits", cached["folder"], str(cached.get("rows", NONE)), tokens])
         table(f"teacher {str(document['teacher'])[:12]}", ["content", "folder", "rows", "covers"], rows)
     else:
         table("teacher cache", ["folder", "rows"], [[document["folder"], str(document["rows"])]])

@@ -105,8 +105,3 @@ def print_table(table: Table) -> None:
     console.print(grid)
     for note in table.notes:
         sentence(note.replace(SPACE, " "))
-
-
-def percent(value: float | None) -> str:
-    """Return a share as a percentage with one decimal; "-" for None."""
-    return "-" if value is None else f"{100 * value:.1f}"

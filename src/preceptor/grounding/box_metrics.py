@@ -1,7 +1,7 @@
-"""Scores of grounding: boxes found, objects named, under the published evaluation (`birdeval`) and a stricter one.
+"""Scores of boxes and object names, by the published evaluation (`birdeval`) and by a stricter one.
 
-`birdeval` is what BiRD's and ClinKD's published scripts compute for Med-GRIT-270k, quirks included, so that their
-numbers can be compared with. `strict` matches one box to one box and compares whole names.
+`birdeval` computes what the published scripts of BiRD and ClinKD compute for Med-GRIT-270k, including their quirks, so
+that results are comparable. `strict` matches boxes one to one and compares complete names.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ _END = ("<|im_end|>", "<|endoftext|>")
 
 
 def clean_response(text: str) -> str:
-    """Return a response as `birdeval` reads it: cut at ``.<|im_end|>``, without end tokens, and, where there are line
-    breaks, what stands between the first two of them."""
+    """Return a response as `birdeval` reads it.
+
+    It is cut at ``.<|im_end|>``, end tokens are removed, and if there are line breaks, only the second line is used.
+    """
     text = text.split(".<|im_end|>")[0]
     for token in _END:
         text = text.replace(token, "")
@@ -33,7 +35,7 @@ def clean_response(text: str) -> str:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Of one sample: reference boxes `wanted`, those of them that were `found`, and the number that was `said`."""
+    """Counts of one sample: reference boxes (`wanted`), matched reference boxes (`found`), predicted boxes (`said`)."""
 
     wanted: int
     found: int
@@ -41,66 +43,70 @@ class Boxes:
 
 
 def bird_boxes(reference: str, response: str) -> Boxes:
-    """Count as `birdeval`: each reference box is found if any box of the response has IoU > 0.5 with it.
+    """Count boxes like `birdeval`: a reference box is found if any box of the response has an IoU > 0.5 with it.
 
-    Reference boxes stand in ``<box>``; those of the response too, or else anywhere as ``(x1,y1),(x2,y2)``. Only whole
-    numbers are read, and a box may be used for several references.
+    Reference boxes are marked by ``<box>``. Boxes of the response are marked too, or are texts ``(x1,y1),(x2,y2)``
+    anywhere. Only integers are read, and a predicted box may match several references.
     """
-    wanted = _bird(reference)
+    references = _bird(reference)
     answer = clean_response(response)
-    said = _bird(answer) or [_whole(match) for match in _PAIR.finditer(answer)]
-    found = sum(any(iou(box, other) > THRESHOLD for other in said) for box in wanted)
-    return Boxes(len(wanted), found, len(said))
+    predictions = _bird(answer) or [_whole(match) for match in _PAIR.finditer(answer)]
+    matched = sum(any(iou(box, other) > THRESHOLD for other in predictions) for box in references)
+    return Boxes(len(references), matched, len(predictions))
 
 
 def strict_boxes(reference: str, response: str) -> Boxes:
-    """Count pairs of one reference and one predicted box with IoU of at least 0.5, as many as can be paired at once.
+    """Count one-to-one matches of reference and predicted boxes with an IoU of at least 0.5, as many as possible.
 
-    Boxes in the marks of either style; corners in the wrong order are put right, what lies outside the image is cut.
+    Boxes may be marked in either style. Corners are sorted, and boxes are clipped to the image.
     """
-    wanted, said = _good(reference), _good(response)
-    return Boxes(len(wanted), _matched(wanted, said), len(said))
+    references, predictions = _valid_boxes(reference), _valid_boxes(response)
+    return Boxes(len(references), _count_matches(references, predictions), len(predictions))
 
 
-def _matched(wanted: Sequence[Box], said: Sequence[Box]) -> int:
-    if not wanted or not said:
+def _count_matches(references: Sequence[Box], predictions: Sequence[Box]) -> int:
+    if not references or not predictions:
         return 0
     from scipy.optimize import linear_sum_assignment
 
-    fits = np.array([[iou(a, b) >= THRESHOLD for b in said] for a in wanted])
+    fits = np.array([[iou(a, b) >= THRESHOLD for b in predictions] for a in references])
     rows, columns = linear_sum_assignment(fits, maximize=True)
     return int(fits[rows, columns].sum())
 
 
 def bird_named(reference: str, response: str) -> bool:
-    """Return whether every space-separated word of the reference occurs in the lower-cased response, wherever."""
+    """Return whether every space-separated word of the reference occurs anywhere in the lower-case response."""
     answer = clean_response(response).lower()
     return all(word in answer for word in reference.lower().split(" "))
 
 
 def strict_named(reference: str, response: str) -> bool:
-    """Return whether both are the same name: in lower case, without punctuation and marks; of several references in
-    the response the first counts."""
+    """Return whether both are the same name in lower case, without punctuation and marks.
+
+    If the response contains several references, the first one counts.
+    """
     normalise = NORMALISERS["lower"]
     names = find_references(response)
-    return _plain(normalise(names[0] if names else clean_response(response))) == _plain(normalise(reference))
+    return _normalise_name(normalise(names[0] if names else clean_response(response))) == _normalise_name(
+        normalise(reference)
+    )
 
 
 def grounding_scores(counts: Sequence[Boxes]) -> dict[str, float | int | None]:
     """Return recall, precision and F1 over all boxes, and the number of samples with a reference box.
 
-    Samples without a reference box are left out, as `birdeval` does; recall is None where none is left.
+    As in `birdeval`, samples without a reference box are left out. Recall is None if there are no others.
     """
-    kept = [count for count in counts if count.wanted]
-    wanted, found, said = (sum(getattr(count, name) for count in kept) for name in ("wanted", "found", "said"))
+    counted = [count for count in counts if count.wanted]
+    wanted, found, said = (sum(getattr(count, name) for count in counted) for name in ("wanted", "found", "said"))
     recall = found / wanted if wanted else None
     precision = min(found, said) / said if said else None
-    both = None if recall is None or precision is None else 2 * precision * recall / max(1e-12, precision + recall)
-    return {"recall": recall, "precision": precision, "f1": both, "n": len(kept)}
+    f1 = None if recall is None or precision is None else 2 * precision * recall / max(1e-12, precision + recall)
+    return {"recall": recall, "precision": precision, "f1": f1, "n": len(counted)}
 
 
 def mean_over(scores: Mapping[str, float | None]) -> float | None:
-    """Return the mean over the modalities that have a score: how the published tables sum up."""
+    """Return the mean over the modalities that have a score, as in the published tables."""
     known = [value for value in scores.values() if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -115,10 +121,10 @@ def _whole(match: re.Match[str]) -> Box:
     return (x0, y0, x1, y1)
 
 
-def _good(text: str) -> list[Box]:
+def _valid_boxes(text: str) -> list[Box]:
     boxes = (found.box for found in find_boxes(text))
     return [good for good in (repair_box(box) for box in boxes if box is not None) if good is not None]
 
 
-def _plain(text: str) -> str:
+def _normalise_name(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s]", " ", text).split())

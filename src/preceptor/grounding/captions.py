@@ -1,7 +1,7 @@
-"""BLEU, METEOR, ROUGE-L and CIDEr as published numbers have them: by pycocoevalcap, the COCO caption evaluation.
+"""BLEU, METEOR, ROUGE-L and CIDEr as in published results, computed by pycocoevalcap (the COCO caption evaluation).
 
-Nothing is substituted: other implementations tokenise and stem otherwise and give other numbers. The package's
-tokenizer and METEOR need Java; both are started once, however many groups of texts are scored.
+There is no substitute, because other implementations use other tokenizers and stemmers and give other numbers. The
+tokenizer of the package and METEOR need Java. Both are started only once for all groups of texts.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ Tokenised = dict[str, list[str]]
 
 
 def caption_scores(references: References, responses: Responses) -> dict[str, float]:
-    """Return the corpus scores of `METRICS`, and ``mbmr``, of responses against one or more references by id.
+    """Return the corpus scores `METRICS` and ``mbmr`` of responses with one or more references per id.
 
-    BLEU, METEOR, ROUGE-L are in [0, 1], CIDEr in [0, 10]. CIDEr weighs words by how many references of this very set
-    hold them, so it cannot be compared between sets. ``mbmr`` (Med-GRIT-270k) is the mean of BLEU-1 to -4, METEOR and
-    ROUGE-L.
+    BLEU, METEOR and ROUGE-L are in [0, 1], CIDEr is in [0, 10]. CIDEr weights words by the number of references that
+    contain them, so that it cannot be compared between data sets. ``mbmr`` (Med-GRIT-270k) is the mean of BLEU-1 to -4,
+    METEOR and ROUGE-L.
 
     Raises:
-        UserError: pycocoevalcap or Java is missing or fails, the ids of both differ, or there is nothing to score.
+        UserError: pycocoevalcap or Java is missing or fails, the ids differ, or there is nothing to score.
     """
     return caption_scores_by_group([(references, responses)])[0]
 
 
 def caption_scores_by_group(groups: Sequence[tuple[References, Responses]]) -> list[dict[str, float]]:
-    """Return the `caption_scores` of each group of references and responses; raises as that."""
+    """Return the `caption_scores` of each group of references and responses."""
     require_captions()
     for references, responses in groups:
         if references.keys() != responses.keys():
-            lone = sorted(references.keys() ^ responses.keys())
+            unmatched = sorted(references.keys() ^ responses.keys())
             raise UserError(
-                f"{len(lone)} ids have a reference or a response alone, such as {lone[0]!r}; each needs both"
+                f"{len(unmatched)} ids have only a reference or only a response, such as {unmatched[0]!r}; each needs "
+                "both"
             )
         if not references or not all(references.values()):
             raise UserError("captions need at least one sample, and each at least one reference")
@@ -56,22 +57,22 @@ def caption_scores_by_group(groups: Sequence[tuple[References, Responses]]) -> l
     sets = [texts for references, responses in groups for texts in (references, {i: [t] for i, t in responses.items()})]
     tokenised = _tokenised(sets)
     pairs = list(zip(tokenised[::2], tokenised[1::2], strict=True))
-    found = []
-    for (wanted, said), meteor in zip(pairs, _meteor(pairs), strict=True):
-        bleu, _ = Bleu(4).compute_score(wanted, said, verbose=0)
+    results = []
+    for (reference_tokens, response_tokens), meteor in zip(pairs, _meteor(pairs), strict=True):
+        bleu, _ = Bleu(4).compute_score(reference_tokens, response_tokens, verbose=0)
         scores = dict(zip(BLEU, map(float, bleu), strict=True))
         scores["meteor"] = meteor
-        scores["rouge_l"] = float(Rouge().compute_score(wanted, said)[0])
-        # Where no reference holds a word the package has nothing to weigh, and fails.
-        words = any(text for texts in wanted.values() for text in texts)
-        scores["cider"] = float(Cider().compute_score(wanted, said)[0]) if words else 0.0
+        scores["rouge_l"] = float(Rouge().compute_score(reference_tokens, response_tokens)[0])
+        # The package fails if no reference contains a word.
+        words = any(text for texts in reference_tokens.values() for text in texts)
+        scores["cider"] = float(Cider().compute_score(reference_tokens, response_tokens)[0]) if words else 0.0
         scores["mbmr"] = sum(scores[name] for name in MBMR) / len(MBMR)
-        found.append(scores)
-    return found
+        results.append(scores)
+    return results
 
 
 def require_captions() -> None:
-    """Raise UserError where caption scores cannot be computed, saying what to install."""
+    """Raise UserError if pycocoevalcap or Java is missing."""
     if importlib.util.find_spec("pycocoevalcap") is None:
         raise UserError("caption scores need pycocoevalcap: pip install 'preceptor[captions]'")
     if shutil.which("java") is None:
@@ -79,17 +80,17 @@ def require_captions() -> None:
 
 
 def _tokenised(sets: Sequence[References]) -> list[Tokenised]:
-    """Return what the package's PTBTokenizer makes of sets of texts, by its own program and list of punctuation.
+    """Tokenise sets of texts like the PTBTokenizer of the package, with its program and its list of punctuation.
 
-    Each set is a file of its own, as in the package, since what a line becomes depends on the next one and on the end
-    of the file; but all of them go to one program.
+    As in the package, each set is a separate file, because the tokens of a line depend on the next line and on the end
+    of the file. One program processes all files.
     """
     from pycocoevalcap.tokenizer import ptbtokenizer as package
 
     if not sets:
         return []
     jar = Path(package.__file__).resolve().parent / package.STANFORD_CORENLP_3_4_1_JAR
-    found = []
+    results = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for i, texts in enumerate(sets):
@@ -103,40 +104,42 @@ def _tokenised(sets: Sequence[References]) -> list[Tokenised]:
             lines = (folder / f"{i}.out").read_bytes().decode("utf-8").split("\n")
             tokens: Tokenised = {id: [] for id in texts}
             if len(lines) != len(ids):
-                raise UserError(f"PTBTokenizer made {len(lines)} lines of {len(ids)}; this is no fault of your texts")
+                raise UserError(f"PTBTokenizer made {len(lines)} lines of {len(ids)}; please report this error")
             for id, line in zip(ids, lines, strict=True):
                 tokens[id].append(" ".join(w for w in line.rstrip().split(" ") if w not in package.PUNCTUATIONS))
-            found.append(tokens)
-    return found
+            results.append(tokens)
+    return results
 
 
 def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        said = (done.stderr.strip() or "no message").splitlines()[0]
-        raise UserError(f"pycocoevalcap's tokenizer ended with code {done.returncode} ({said}); see whether Java runs")
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+    if process.returncode:
+        message = (process.stderr.strip() or "no message").splitlines()[0]
+        raise UserError(
+            f"the tokenizer of pycocoevalcap failed with code {process.returncode} ({message}); check that Java runs"
+        )
 
 
 def _meteor(pairs: Sequence[tuple[Tokenised, Tokenised]]) -> list[float]:
-    """Return METEOR's corpus score of each pair of references and responses, by one program."""
+    """Return the METEOR corpus score of each pair of references and responses, computed by one program."""
     from pycocoevalcap.meteor.meteor import Meteor
 
     meteor = Meteor()
     try:
-        return [float(meteor.compute_score(wanted, said)[0]) for wanted, said in pairs]
+        return [float(meteor.compute_score(references, responses)[0]) for references, responses in pairs]
     except (OSError, ValueError) as error:
-        raise UserError(f"METEOR's Java program gave no score ({error}); it needs 2 GB of memory") from error
+        raise UserError(f"the Java program of METEOR failed ({error}); it needs 2 GB of memory") from error
     finally:
-        # Else its Java process lives until the object happens to be collected.
+        # Otherwise the Java process runs until the object is garbage-collected.
         if meteor.lock.locked():
             meteor.lock.release()
         meteor.meteor_p.kill()
         meteor.meteor_p.wait()
         for pipe in (meteor.meteor_p.stdin, meteor.meteor_p.stdout, meteor.meteor_p.stderr):
-            with contextlib.suppress(OSError):  # what was not yet written to a program that has ended
+            with contextlib.suppress(OSError):  # unwritten data for a program that has ended
                 pipe.close()
 
 
 def _line(text: str) -> str:
-    """Return a text of one line; of one without any word the tokenizer would leave no line at all."""
+    """Return a text as one line. The tokenizer would drop a line without words."""
     return " ".join(text.split()) or "."

@@ -1,4 +1,4 @@
-"""Tokenizer, image processor and other files of a Qwen-VL checkpoint, held against its configuration."""
+"""Load tokenizer, image processor and other files of a Qwen-VL checkpoint, and check them against its configuration."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from preceptor.grounding.new_vlm import CHAT_TEMPLATE
 
 
 def load_tokenizer(source: str | Path, place: str, config: Any, options: dict[str, Any]) -> Any:
-    """Return the tokenizer with the checkpoint's chat template, or ours where it has none.
+    """Load the tokenizer with the chat template of the checkpoint, or a default template if it has none.
 
-    `source` is what the user named, `place` what `from_pretrained` loads. Raises UserError where the tokenizer is not
-    there, lacks a token of images or boxes, or numbers the placeholder otherwise than `config`.
+    Args:
+        source: Checkpoint as the user named it, for messages.
+        place: Argument of `from_pretrained`.
+        config: Configuration of the model.
+        options: Options of `from_pretrained`.
+
+    Raises:
+        UserError: the tokenizer does not exist, lacks a token of images or boxes, or has another placeholder id than
+            `config`.
     """
     from transformers import AutoTokenizer
 
@@ -24,20 +31,20 @@ def load_tokenizer(source: str | Path, place: str, config: Any, options: dict[st
     missing = [token for token in MARKS if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
     if tokenizer.convert_tokens_to_ids("<|image_pad|>") != config.image_token_id or missing:
         raise UserError(
-            f"the tokenizer of {source} lacks {missing[0] if missing else '<|image_pad|>'!r}, or numbers it otherwise "
+            f"the tokenizer of {source} lacks {missing[0] if missing else '<|image_pad|>'!r}, or has another id for it "
             "than config.json; copy tokenizer.json and tokenizer_config.json from the checkpoint again"
         )
-    # Where a processor has a template of its own, the tokenizer's may know no images.
+    # If the processor has a template of its own, the template of the tokenizer may not support images.
     file = checkpoint_file(place, "chat_template.jinja", options)
-    old = checkpoint_file(place, "chat_template.json", options)
-    if file is None and old is not None:
-        tokenizer.chat_template = json.loads(old.read_text("utf-8"))["chat_template"]
+    json_file = checkpoint_file(place, "chat_template.json", options)
+    if file is None and json_file is not None:
+        tokenizer.chat_template = json.loads(json_file.read_text("utf-8"))["chat_template"]
     tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
     return tokenizer
 
 
 def load_image_processor(source: str | Path, place: str, config: Any, options: dict[str, Any]) -> Any:
-    """Return transformers' PIL image processor; raise UserError where it is not there or does not fit `config`."""
+    """Load the PIL image processor. Raises UserError if it does not exist or does not match `config`."""
     from transformers import AutoImageProcessor
 
     processor = read_part(
@@ -46,31 +53,32 @@ def load_image_processor(source: str | Path, place: str, config: Any, options: d
         lambda: AutoImageProcessor.from_pretrained(place, backend="pil", **options),
     )
     vision = config.vision_config
-    wanted = {
+    expected = {
         "patch_size": vision.patch_size,
         "merge_size": vision.spatial_merge_size,
         "temporal_patch_size": vision.temporal_patch_size,
     }
-    for name, value in wanted.items():
+    for name, value in expected.items():
         if getattr(processor, name, None) != value:
             raise UserError(
-                f"preprocessor_config.json of {source} says {name} {getattr(processor, name, None)}, its config.json "
-                f"{value}; copy both from the checkpoint again"
+                f"preprocessor_config.json of {source} has {name}={getattr(processor, name, None)}, but its "
+                "config.json "
+                f"has {value}; copy both files from the checkpoint again"
             )
     return processor
 
 
 def shrink_images(processor: Any, max_pixels: int) -> None:
-    """Let an image processor shrink images to at most `max_pixels`; raise UserError below one token's."""
-    least = (processor.patch_size * processor.merge_size) ** 2
-    if max_pixels < least:
-        raise UserError(f"max_pixels {max_pixels} is less than one token of an image has; give at least {least}")
+    """Limit the size of processed images to `max_pixels`. Raises UserError if that is less than one token."""
+    minimum = (processor.patch_size * processor.merge_size) ** 2
+    if max_pixels < minimum:
+        raise UserError(f"max_pixels={max_pixels} is less than one image token; it must be at least {minimum}")
     shortest = min(processor.size["shortest_edge"], max_pixels)
     processor.size = type(processor.size)(shortest_edge=shortest, longest_edge=max_pixels)
 
 
 def read_part(source: str | Path, part: str, read: Callable[[], Any]) -> Any:
-    """Return what `read` returns; what a damaged or missing file makes it raise is a UserError."""
+    """Return the result of `read`. Errors of damaged or missing files become a UserError."""
     from safetensors import SafetensorError
 
     try:
@@ -78,15 +86,16 @@ def read_part(source: str | Path, part: str, read: Callable[[], Any]) -> Any:
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()
         raise UserError(
-            f"{source}: {part} cannot be read ({reason[0] if reason else type(error).__name__}); give a whole one"
+            f"{source}: {part} cannot be read ({reason[0] if reason else type(error).__name__}); give a complete "
+            "checkpoint"
         ) from error
 
 
 def checkpoint_file(place: str, name: str, options: dict[str, Any]) -> Path | None:
-    """Return a file of a folder, or of a hub name's cache, where there is one."""
+    """Return a file of a folder or of a cached hub model, or None if it does not exist."""
     from transformers.utils import cached_file
 
-    found = cached_file(
+    path = cached_file(
         place,
         name,
         local_files_only=options["local_files_only"],
@@ -94,4 +103,4 @@ def checkpoint_file(place: str, name: str, options: dict[str, Any]) -> Path | No
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
     )
-    return Path(found) if found else None
+    return Path(path) if path else None

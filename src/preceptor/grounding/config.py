@@ -28,48 +28,48 @@ Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 class DialogueDataConfig(Section):
     name: GroundingName = "phantom-grounding"
     """phantom-grounding: generated slices with boxes. slake-grounding: SLAKE's boxes and questions as the four tasks.
-    med-grit: Med-GRIT-270k. sharegpt: dialogues of your own, in the form of ShareGPT, LLaMA-Factory or JSONL. Or a
-    reader of your own, `module:function`."""
+    med-grit: Med-GRIT-270k. sharegpt: your own dialogues in the format of ShareGPT, LLaMA-Factory or JSONL. Or your
+    own reader as `module:function`."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of a reader of your own."""
+    """Keyword arguments of your own reader."""
     root: Folder | None = None
-    """Folder of the data set (`med-grit`: with train.json and test.json); of `sharegpt` the JSON or JSONL file."""
+    """Folder of the data set (`med-grit`: with train.json and test.json); for `sharegpt` the JSON or JSONL file."""
     images: Folder | None = None
-    """Folder that image names are relative to; default: that of `root`."""
+    """Folder that image names are relative to; default: the folder of `root`."""
     language: Literal["en", "zh", "both"] = "en"
-    """Of `slake-grounding`."""
+    """`slake-grounding`: language of the questions."""
     boxes: Literal["refuse", "repair", "drop"] = "refuse"
-    """What is done about a faulty box in a file: stop, mend it where it can be, or leave its record out."""
+    """Treatment of faulty boxes: stop, repair the box if possible, or drop its record."""
     tasks: tuple[Literal["vg", "roc", "rc", "mia"], ...] = ("vg", "roc", "rc", "mia")
     """Visual grounding, referring object classification, referring captioning, medical image analysis."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training groups whose answers are used."""
     unlabelled: Literal["none", "rest"] = "none"
-    """rest: what `train_share` leaves out is there without its answers: a teacher's pseudo-labels alone teach it."""
+    """rest: also use what `train_share` leaves out, without its answers; only the teacher's pseudo-labels label it."""
     teacher_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the training groups that the stage `teacher` alone learns from, as a strong model has learnt elsewhere:
-    the students have none of them, neither with answers nor without. 0: it learns from what the students do."""
+    """Share of the training groups that only the stage `teacher` is trained on. The students do not have them, neither
+    with nor without answers. 0: the teacher is trained on the students' groups."""
     test_rows: Positive | None = None
-    """At most so many dialogues of each task are tested, drawn by `split_seed`; default: all."""
+    """Largest number of test dialogues per task, drawn by `split_seed`; default: all."""
     validation_rows: Positive | None = None
-    """The same of validation."""
+    """Largest number of validation dialogues per task, drawn by `split_seed`; default: all."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Share of the training rows, by image, that validates where a file names no validation part."""
+    """Share of the training rows, by image, for validation if the file does not define it."""
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """The same of the test part."""
+    """Share of the training rows, by image, for testing if the file does not define it."""
     split_seed: Seed = 0
-    """Which groups and rows are drawn; apart from `seed`."""
+    """Seed of the groups and rows that are drawn; separate from `seed`."""
     max_image_bytes: Positive = 64 * 2**20
     """A larger image file is refused before it is decoded."""
     max_image_pixels: Positive = 64_000_000
-    """An image of more pixels is refused before it is decoded."""
+    """An image with more pixels is refused before it is decoded."""
     broken: Literal["raise", "skip"] = "raise"
     """raise: stop at an image that cannot be read. skip: replace its dialogue in training and count it; in tests its
     answer is empty."""
     skip_limit: Fraction = 0.01
     """With `broken: skip`, the largest share of the training dialogues that may be skipped."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Processes that read ahead."""
+    """Number of processes that read ahead."""
     phantom: PhantomConfig = PhantomConfig()
     phantom_size: Annotated[int, Field(ge=28, le=1024)] = 112
     """Side of generated images in pixels."""
@@ -79,13 +79,13 @@ class NewVlmConfig(Section):
     """A small model with random weights; its tokenizer is learnt from the training texts."""
 
     family: Family = "qwen2_vl"
-    """Of its layers."""
+    """Model family."""
     size: Literal["tiny", "small"] = "tiny"
-    """About 1.5 and 14 million parameters."""
+    """tiny: about 1.5 million parameters. small: about 14 million."""
     vocabulary_size: Annotated[int, Field(ge=256)] = 2000
-    """Most byte pairs that are learnt, besides the special tokens."""
+    """Largest number of byte pairs in the tokenizer, in addition to the special tokens."""
     language_model: Folder | None = None
-    """A causal language model whose weights the text tower starts from, with its own tokenizer."""
+    """A causal language model whose weights initialize the text tower, with its own tokenizer."""
 
 
 class LoraConfig(Section):
@@ -94,25 +94,25 @@ class LoraConfig(Section):
     alpha: PositiveNumber = 32
     """The product is scaled by alpha over rank."""
     dropout: Fraction = 0.05
-    """Before the adapters."""
+    """Dropout before the adapters."""
     base: Literal["float32", "bfloat16"] = "float32"
-    """Type in which the weights that the adapters stand beside are held, and saved; adapters learn in float32."""
+    """Data type of the frozen base weights, in memory and when saved. Adapters are trained in float32."""
 
 
 class VlmConfig(Section):
     source: Folder | None = None
-    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint: a folder, or a hub name with `allow_downloads`. Without one a
-    `new` model is made."""
+    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint: a folder, or a hub name with `allow_downloads`. Without it, a
+    `new` model is created."""
     new: NewVlmConfig = NewVlmConfig()
     training: Literal["full", "lora", "frozen_vision"] = "full"
-    """Which weights learn: all of them, adapters alone, or all but the vision tower's."""
+    """Weights to train: all of them, adapters only, or all except the vision tower."""
     lora: LoraConfig = LoraConfig()
     max_pixels: Positive = 448 * 448
-    """Larger images are made smaller."""
+    """Images with more pixels are shrunk."""
     cut_off: Positive = 2048
-    """Most tokens of a dialogue, those of its images with them; a longer one is an error."""
+    """Largest number of tokens of a dialogue, including those of its images. A longer dialogue is an error."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass rather than keep them."""
+    """Recompute activations in the backward pass instead of storing them."""
 
 
 class VlmRunConfig(Section):
@@ -125,14 +125,14 @@ Method = Annotated[ClinkdConfig, WrapValidator(partial(choose_method, default="c
 
 class AnswerConfig(Section):
     batch_size: Positive = 32
-    """Dialogues that are answered at a time."""
+    """Dialogues that are answered in one batch."""
     max_new_tokens: Positive = 64
-    """Of an answer."""
+    """Largest number of tokens of an answer."""
 
 
 class GroundingReport(Section):
     pictures: Annotated[int, Field(ge=0, le=30)] = 6
-    """Images that are drawn with true and predicted boxes."""
+    """Number of images in the report, with true and predicted boxes."""
 
 
 VlmStage = Literal["teacher", "baseline", "guided", "distilled", "clinkd"]
@@ -154,8 +154,8 @@ STAGE_ADDS: dict[str, str] = {
 class GroundingRecipe(BaseRecipe):
     task: Literal["grounding"] = "grounding"
     stages: tuple[VlmStage, ...] = ("teacher", "baseline", "guided", "distilled", "clinkd")
-    """teacher: the larger model. supervised: the student with answers alone. guided, distilled, clinkd: each adds one
-    part of the method (positions, pseudo-labels, reflection). All students take the same number of steps."""
+    """teacher: the larger model. baseline: the student, trained on the labels only. guided, distilled, clinkd: each
+    adds one part of the method (positions, pseudo-labels, reflection). All students take the same number of steps."""
     data: DialogueDataConfig = DialogueDataConfig()
     method: SerializeAsAny[Method] = ClinkdConfig()
     teacher: VlmRunConfig = VlmRunConfig()

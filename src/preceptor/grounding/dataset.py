@@ -1,4 +1,4 @@
-"""From dialogues to batches: tokens and images, which answers are learnt, how sure the teacher was."""
+"""Turn dialogues into batches: tokens, images, labels of the answers, and the confidence of the teacher."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from preceptor.task import Batch
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """A dialogue that is learnt: all answers of it, or with `last` the last alone; and how sure its teacher was."""
+    """A training dialogue and the confidence of its teacher. With `last` only the last answer is a target."""
 
     dialogue: Dialogue
     last: bool = False
@@ -59,10 +59,10 @@ Item = tuple[TrainingExample, str, EncodedDialogue, tuple[str, ...]]
 
 
 class DialogueExamples(Dataset):
-    """Training examples as the tensors of an encoder; indexed by ``(index, epoch)``. Every epoch gives the same item.
+    """Training examples as a torch data set, indexed by ``(index, epoch)``. Every epoch gives the same item.
 
-    With `skip_broken`, a dialogue whose image cannot be read is replaced by the next one that can, so that no batch is
-    empty; its id is listed in `Batch.skipped`.
+    With `skip_broken`, a dialogue with an unreadable image is replaced by the next readable one, so that no batch is
+    empty. Its id is listed in `Batch.skipped`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class DialogueExamples(Dataset):
     def collate(self, rows: Sequence[Item]) -> DialogueBatch:
         """Return the batch of items, padded to the longest.
 
-        Beside the tensors of the encoder it holds `images` (B,), the number of images of each dialogue, and
+        In addition to the tensors of the encoder it contains `images` (B,), the number of images of each dialogue, and
         `confidence` and `margin` (B,).
         """
         tensors: dict[str, Any] = self.encoder.collate([row for _, _, row, _ in rows])
@@ -109,7 +109,7 @@ class DialogueExamples(Dataset):
         )
 
     def loader(self, batches: Any, workers: int = 0) -> DataLoader:
-        """Return a loader over the lists of items that `batches` yields."""
+        """Return a loader. Each element of `batches` is the list of items of one batch."""
         return DataLoader(
             self,
             batch_sampler=batches,
@@ -121,11 +121,11 @@ class DialogueExamples(Dataset):
 
 
 def last_answer(labels_L: torch.Tensor) -> torch.Tensor:
-    """Return labels (L,) with those of the last run of answer tokens alone."""
-    learnt = labels_L != IGNORED
-    places = learnt.nonzero().flatten()
-    if len(places) == 0:
+    """Return labels (L,) that keep only the last run of answer tokens."""
+    is_answer = labels_L != IGNORED
+    positions = is_answer.nonzero().flatten()
+    if len(positions) == 0:
         return labels_L
-    breaks = (places[1:] - places[:-1] > 1).nonzero().flatten()
-    first = int(places[breaks[-1] + 1]) if len(breaks) else int(places[0])
+    breaks = (positions[1:] - positions[:-1] > 1).nonzero().flatten()
+    first = int(positions[breaks[-1] + 1]) if len(breaks) else int(positions[0])
     return torch.where(torch.arange(len(labels_L)) >= first, labels_L, torch.full_like(labels_L, IGNORED))

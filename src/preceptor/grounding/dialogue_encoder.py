@@ -1,8 +1,8 @@
-"""Dialogues about images as tensors of a Qwen-VL model: chat template, image placeholders, labels of the answers.
+"""Encode dialogues about images as tensors of a Qwen-VL model: chat template, image placeholders, answer labels.
 
-The library's own Qwen processors want torchvision, so that text and images are put together here: the checkpoint's
-tokenizer and chat template, transformers' PIL image processor, and t * h * w / merge_size^2 placeholder tokens for each
-image of t x h x w patches.
+The Qwen processors of transformers need torchvision. Therefore text and images are combined here: the tokenizer and the
+chat template of the checkpoint, the PIL image processor of transformers, and t * h * w / merge_size^2 placeholder
+tokens for each image of t x h x w patches.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 
 MARKS = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
-"""The special tokens that belong to a text: those of names and boxes."""
+"""Special tokens that may occur in a text: the marks of references and boxes."""
 
 CACHE_BYTES = 2**30
-"""Of the images that an encoder keeps as the model takes them, in each process."""
+"""Limit for cached image tensors of an encoder, per process."""
 
 IGNORED = -100
-"""The label of tokens that are not learnt, as everywhere in transformers."""
+"""Label of tokens that are not targets, as in transformers."""
 
 ModalityRows = Callable[[Dialogue], Tensor]
-"""Gives (images, 8): the modality probabilities of a dialogue's images (`models.modality_clip`)."""
+"""Function that returns the modality probabilities (images, 8) of a dialogue (see `grounding.modality_clip`)."""
 
 
 class LongDialogue(UserError):
-    """A dialogue of more tokens than the cut-off, of which nothing is cut: catch it to leave the row out and count.
+    """A dialogue with more tokens than the cut-off. Dialogues are not truncated; catch this error to skip the row.
 
-    `tokens` says how many; it is 0 where the error came out of a loader's process, which passes on the message alone.
+    `tokens` is the number of tokens, or 0 if the error comes from a worker process, which passes on only the message.
     """
 
     def __init__(self, message: str, tokens: int = 0) -> None:
@@ -45,9 +45,15 @@ class LongDialogue(UserError):
 
 @dataclass(frozen=True)
 class EncodedDialogue:
-    """One dialogue: `input_ids` and `labels` (L,), `pixel_values` (patches, numbers), `image_grid_thw` (N, 3).
+    """The tensors of one dialogue.
 
-    `labels` are the token of an answer, IGNORED elsewhere. `modalities` (N, 8) are there for guidance by `clip` alone.
+    Attributes:
+        id: Identifier.
+        input_ids: Tokens (L,).
+        labels: Tokens of the answers (L,), IGNORED elsewhere.
+        pixel_values: Patches (patches, numbers), or None.
+        image_grid_thw: Patches in time, rows and columns of each image (N, 3), or None.
+        modalities: Modality probabilities (N, 8) for guidance `clip`, or None.
     """
 
     id: str
@@ -59,15 +65,16 @@ class EncodedDialogue:
 
 
 class DialogueEncoder:
-    """Encodes dialogues for one checkpoint; holds no weights, so that a loader's processes can have it.
+    """Encodes dialogues for one checkpoint. It has no weights, so that worker processes can use it.
 
     Args:
-        tokenizer: with a chat template that places images.
-        image_processor: transformers' Qwen2VLImageProcessor.
-        image_token_id: of the placeholder, ``<|image_pad|>``.
-        cut_off: the most tokens of a dialogue, those of its images with them.
-        modality_rows: modality probabilities, where the model's guidance is `clip`.
-        max_image_bytes, max_image_pixels: ceilings of image files; see `data.images.load_image`.
+        tokenizer: Tokenizer with a chat template that places images.
+        image_processor: Qwen2VLImageProcessor of transformers.
+        image_token_id: Id of the placeholder ``<|image_pad|>``.
+        cut_off: Largest number of tokens of a dialogue, including its images.
+        modality_rows: Modality probabilities for guidance `clip`.
+        max_image_bytes: Largest accepted image file (see `data.images.load_image`).
+        max_image_pixels: Largest accepted number of pixels.
     """
 
     def __init__(
@@ -90,12 +97,12 @@ class DialogueEncoder:
         self._end_ids = frozenset(tokenizer.convert_tokens_to_ids(list(self._ends)))
 
     def encode(self, dialogue: Dialogue, *, prompt: bool = False) -> EncodedDialogue:
-        """Return a dialogue's tensors; with `prompt` up to where the last answer begins, whatever it is.
+        """Encode a dialogue, or with `prompt` only the part before the last answer.
 
         Raises:
-            LongDialogue: it is longer than the cut-off.
-            UserError: an answer is empty, a text holds one of the tokenizer's special tokens other than `MARKS`, the
-                chat template does not put every image or answer in its place, or an image cannot be read.
+            LongDialogue: the dialogue is longer than the cut-off.
+            UserError: an answer is empty, a text contains a special token other than `MARKS`, the chat template
+                misplaces an image or an answer, or an image cannot be read.
         """
         grids, pixels = self._images(dialogue)
         ids: list[int] = []
@@ -104,84 +111,89 @@ class DialogueEncoder:
         counts = iter([n // self.image_processor.merge_size**2 for n in patches])
         for text, answer in self.parts(dialogue, prompt=prompt):
             for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
-                wanted = next(counts, 0) if token == self.image_token_id else 1
-                if not wanted:
+                repeats = next(counts, 0) if token == self.image_token_id else 1
+                if not repeats:
                     raise self._misplaced(dialogue)
-                ids += [token] * wanted
-                labels += [token if answer else IGNORED] * wanted
+                ids += [token] * repeats
+                labels += [token if answer else IGNORED] * repeats
         if next(counts, 0):
             raise self._misplaced(dialogue)
         if len(ids) > self.cut_off:
             images = ids.count(self.image_token_id)
             raise LongDialogue(
-                f"dialogue {dialogue.id!r} has {len(ids)} tokens, {images} of them of its images, more than the "
-                f"cut-off of {self.cut_off}; raise cut_off, lower max_pixels, or leave the row out",
+                f"dialogue {dialogue.id!r} has {len(ids)} tokens ({images} of them for images), more than the "
+                f"cut-off of {self.cut_off}; raise cut_off, lower max_pixels, or remove the dialogue",
                 len(ids),
             )
         rows = self.modality_rows(dialogue) if self.modality_rows and grids is not None else None
         return EncodedDialogue(dialogue.id, torch.tensor(ids), torch.tensor(labels), pixels, grids, rows)
 
     def parts(self, dialogue: Dialogue, *, prompt: bool = False) -> list[tuple[str, bool]]:
-        """Return the dialogue in the chat template's words, divided into texts and whether the assistant says them.
+        """Return the rendered dialogue as a list of (text, whether it is an answer).
 
-        An answer's part begins where the template's generation prompt ends, and goes on to the first special token
-        after the answer, that token included. Each part becomes tokens of its own, so that a prompt has the same tokens
-        in training and in generation. Raises as `encode`.
+        An answer part starts where the generation prompt of the template ends and includes the first special token
+        after the answer. Each part is tokenised separately, so that a prompt has the same tokens in training and
+        generation. For errors see `encode`.
         """
         turns = dialogue.turns
         self._check_texts(dialogue, turns[:-1] if prompt else turns)
-        whole = self._render(dialogue, len(turns), prompt=prompt)
-        found: list[tuple[str, bool]] = []
+        rendered = self._render(dialogue, len(turns), prompt=prompt)
+        parts: list[tuple[str, bool]] = []
         done = 0
         for number in range(1, len(turns) + (not prompt)):
             begin = self._render(dialogue, number, prompt=True)
-            said = self._render(dialogue, number)
-            if not (said.startswith(begin) and whole.startswith(said) and len(begin) >= done):
+            up_to_answer = self._render(dialogue, number)
+            if not (up_to_answer.startswith(begin) and rendered.startswith(up_to_answer) and len(begin) >= done):
                 raise UserError(
-                    "the checkpoint's chat template writes a turn differently when others follow, or begins an answer "
-                    "differently than its generation prompt; set one that does not (chat_template.jinja in its folder)"
+                    "the chat template of the checkpoint renders a turn differently if others follow, or starts an "
+                    "answer differently than its generation prompt; use another one (chat_template.jinja in its folder)"
                 )
             answer = turns[number - 1][1].strip()
-            place = said.find(answer, len(begin))
+            place = up_to_answer.find(answer, len(begin))
             if place < 0:
                 raise UserError(
                     f"the chat template changes the answer {answer[:60]!r} of dialogue {dialogue.id!r}; "
-                    "set one that does not (chat_template.jinja in the checkpoint's folder)"
+                    "use another one (chat_template.jinja in the folder of the checkpoint)"
                 )
             after = place + len(answer)
-            ends = [where + len(mark) for mark in self._ends if (where := said.find(mark, after)) >= 0]
-            end = min(ends, default=len(said))
-            found += [(whole[done : len(begin)], False), (whole[len(begin) : end], True)]
+            ends = [position + len(mark) for mark in self._ends if (position := up_to_answer.find(mark, after)) >= 0]
+            end = min(ends, default=len(up_to_answer))
+            parts += [(rendered[done : len(begin)], False), (rendered[len(begin) : end], True)]
             done = end
-        return [(text, answer) for text, answer in [*found, (whole[done:], False)] if text]
+        return [(text, answer) for text, answer in [*parts, (rendered[done:], False)] if text]
 
     def collate(self, rows: Sequence[EncodedDialogue], side: Literal["left", "right"] = "right") -> dict[str, Tensor]:
-        """Return a batch: `input_ids`, `attention_mask`, `labels`, `mm_token_type_ids` (B, L), and of the images
-        `pixel_values`, `image_grid_thw` and `modalities` where there are any, in the order of the rows."""
+        """Return a batch with `input_ids`, `attention_mask`, `labels`, `mm_token_type_ids` (B, L).
+
+        If there are images, `pixel_values`, `image_grid_thw` and `modalities` are concatenated in the order of the
+        rows.
+        """
         length = max(len(row.input_ids) for row in rows)
         pad = self.tokenizer.pad_token_id
         ids = torch.full((len(rows), length), self.tokenizer.eos_token_id if pad is None else pad)
         labels, mask = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
         for i, row in enumerate(rows):
             size = len(row.input_ids)
-            where = slice(length - size, length) if side == "left" else slice(0, size)
-            ids[i, where], labels[i, where], mask[i, where] = row.input_ids, row.labels, 1
+            span = slice(length - size, length) if side == "left" else slice(0, size)
+            ids[i, span], labels[i, span], mask[i, span] = row.input_ids, row.labels, 1
         types = ((ids == self.image_token_id) & mask.bool()).long()
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "mm_token_type_ids": types}
         for name in ("pixel_values", "image_grid_thw", "modalities"):
-            there = [value for row in rows if (value := getattr(row, name)) is not None]
-            if there:
-                batch[name] = torch.cat(there)
+            values = [value for row in rows if (value := getattr(row, name)) is not None]
+            if values:
+                batch[name] = torch.cat(values)
         return batch
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return a text without special tokens, but with those of names and boxes."""
-        kept = [token for token in ids if token not in self._end_ids]
-        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()
+        """Decode tokens to a text without special tokens other than the marks of references and boxes."""
+        text_ids = [token for token in ids if token not in self._end_ids]
+        return self.tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()
 
     def _render(self, dialogue: Dialogue, turns: int, *, prompt: bool = False) -> str:
-        """Return the first `turns` turns as a text, all images before the first question; with `prompt` the last
-        answer left to say."""
+        """Render the first `turns` turns with all images before the first question.
+
+        With `prompt` the last answer is left out.
+        """
         messages: list[dict[str, Any]] = []
         for number, (question, answer) in enumerate(dialogue.turns[:turns]):
             content: list[dict[str, str]] = [{"type": "text", "text": question}]
@@ -197,11 +209,11 @@ class DialogueEncoder:
             for token in self._ends:
                 if token in question or (number <= len(answered) and token in answer):
                     raise UserError(
-                        f"turn {number} of dialogue {dialogue.id!r} holds the special token {token!r}, "
-                        "which would be taken for structure; remove it from the text"
+                        f"turn {number} of dialogue {dialogue.id!r} contains the special token {token!r}, "
+                        "which the model would interpret as structure; remove it from the text"
                     )
             if number <= len(answered) and not answer.strip():
-                raise UserError(f"turn {number} of dialogue {dialogue.id!r} has no answer; give one, or leave it out")
+                raise UserError(f"turn {number} of dialogue {dialogue.id!r} has no answer; add one, or remove the turn")
 
     def _images(self, dialogue: Dialogue) -> tuple[Tensor | None, Tensor | None]:
         if not dialogue.images:
@@ -213,12 +225,12 @@ class DialogueEncoder:
         for path, image in zip(dialogue.images, images, strict=True):
             if max(image.size) > 200 * min(image.size):
                 raise UserError(
-                    f"{path}: {image.width} x {image.height} pixels is too long and thin for the model's "
-                    "image processor (at most 200 to 1); crop it"
+                    f"{path}: {image.width} x {image.height} pixels exceed the largest aspect ratio of the "
+                    "image processor (200 to 1); crop the image"
                 )
-        found = self.image_processor(images=images, return_tensors="pt")
-        grids, pixels = found["image_grid_thw"], found["pixel_values"]
-        # Several dialogues are about one image, and come again every epoch.
+        processed = self.image_processor(images=images, return_tensors="pt")
+        grids, pixels = processed["image_grid_thw"], processed["pixel_values"]
+        # Images occur in several dialogues and in every epoch.
         if self._bytes + pixels.nbytes <= CACHE_BYTES:
             self._read[dialogue.images] = (grids, pixels)
             self._bytes += pixels.nbytes
@@ -226,6 +238,6 @@ class DialogueEncoder:
 
     def _misplaced(self, dialogue: Dialogue) -> UserError:
         return UserError(
-            f"the checkpoint's chat template does not write one image placeholder for each of the "
-            f"{len(dialogue.images)} images of dialogue {dialogue.id!r}; set one that does (chat_template.jinja)"
+            f"the chat template of the checkpoint does not write one image placeholder for each of the "
+            f"{len(dialogue.images)} images of dialogue {dialogue.id!r}; use another one (chat_template.jinja)"
         )

@@ -1,20 +1,20 @@
 """Rotary positions of the Qwen-VL family with guided intervals (ClinKD, Ge et al. 2025, "Med-CLIP guided RoPE").
 
-The rule. A token has three coordinates (t, h, w). In each sequence, padding left out:
+A token has three coordinates (t, h, w). They are computed for each sequence without its padding:
 
-- Text has one number in all three. The first token is 0, and each text token is 1 after the text token before it.
-- The first visual token of an image lies `gap` after the last text token, in all three coordinates; where nothing
-  comes before, at 0. Call it s. The token in frame i, row r, column c (after the patch merger) is at
-  ``(s + i, s + row_step * r, s + column_step * c)``: steps inside the image are the guidance's, the temporal index
-  inside it is untouched (of a video, upstream's interval between frames).
+- Text tokens have three equal coordinates. The first token is at 0, and each text token is 1 after the previous one.
+- The first visual token of an image is `gap` after the last text token in all coordinates, or at 0 if there is none.
+  Let s be its position. The token in frame i, row r, column c (after the patch merger) is at
+  ``(s + i, s + row_step * r, s + column_step * c)``. The guidance sets the steps inside an image, but not the temporal
+  index (for videos, the interval between frames of transformers).
 - Text after an image is `gap` after ``s + max(row_step * (rows - 1), column_step * (columns - 1))``.
-- Two images side by side without text between them are 1 apart: only where text meets vision is there a gap.
+- Adjacent images without text between them are 1 apart; there is a gap only between text and vision.
 
-With gap 1 and steps 1 this is transformers' own `get_rope_index`, number for number. With gap 2 and steps 1 it is the
-code published with ClinKD (model/modeling_qwen2_vl.py: ``max() + 2`` at every change between text and vision). That
-code cannot run on an image at the very beginning, on images side by side, or on a second row of a batch, where it
-reads the maximum of an empty list; there ours goes on by the rule. The deltas follow current transformers, which
-counts tokens without padding (the published code counts the padding too), as its cached decoding needs them so.
+With gap 1 and steps 1 the positions equal those of `get_rope_index` of transformers. With gap 2 and steps 1 they equal
+those of the published ClinKD code (model/modeling_qwen2_vl.py: ``max() + 2`` at every change between text and vision).
+That code fails for an image at the very beginning, for adjacent images, and for the second row of a batch, where it
+takes the maximum of an empty list; this implementation follows the rules above. The deltas follow the current
+transformers, which counts tokens without padding, as cached decoding requires; the published code counts padding too.
 """
 
 from __future__ import annotations
@@ -31,28 +31,29 @@ from preceptor.errors import UserError
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 MODALITIES = ("ct", "mr", "x", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound")
-"""Med-GRIT-270k's modalities: the part of its image names before ``_``; the rows of the table."""
+"""Modalities of Med-GRIT-270k (image names up to ``_``), in the order of the rows of the table."""
 
 Kind = Literal["none", "fixed", "clip"]
 _INPUTS = ("image_grid_thw", "attention_mask", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts")
 
 
 class Guidance(nn.Module):
-    """How far apart positions lie: `none` as upstream, `fixed` for all images, `clip` by each image's modality.
+    """Intervals between positions: `none` as in transformers, `fixed` for all images, `clip` by modality.
 
-    Of `clip`, an image's (gap, row_step, column_step) is ``probabilities @ table``: the rows of a table of the eight
-    `MODALITIES`, weighted by the probabilities that a medical CLIP (or the file's name: one 1) gives the image.
+    With `clip`, (gap, row_step, column_step) of an image is ``probabilities @ table``. The table has a row for each of
+    the eight `MODALITIES`. The probabilities come from a medical CLIP model, or are one-hot for a known modality.
 
     Args:
         kind: `none`, `fixed` or `clip`.
-        gap: lambda, between text and vision; the published 2. Of `clip` the start of every row.
-        row_step, column_step: alpha_1 and alpha_2, between neighbours inside an image; 1 in the published code.
-        table: of `clip` the whole table, 8 rows of (gap, row_step, column_step), instead of equal rows.
-        learnable: of `clip`, whether the table is a parameter that the loss trains. Upstream computes the rotation
-            without gradient; `attach` lets it through.
+        gap: Interval between text and vision (lambda; 2 in the paper). With `clip` the initial value of every row.
+        row_step: Interval between rows of an image (alpha_1; 1 in the published code).
+        column_step: Interval between columns of an image (alpha_2; 1 in the published code).
+        table: With `clip`, the whole table with 8 rows of (gap, row_step, column_step).
+        learnable: With `clip`, whether the table is a trainable parameter. Transformers computes the rotation without
+            gradients; `attach` enables them.
 
     Raises:
-        UserError: for an unknown kind, a table of another shape, values that are not finite or not above 0.
+        UserError: `kind` is unknown, the table has another shape, or a value is not finite and positive.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Guidance(nn.Module):
         if kind not in ("none", "fixed", "clip"):
             raise UserError(f"guidance {kind!r} is not known; choose none, fixed or clip")
         if kind != "clip" and (table is not None or learnable):
-            raise UserError(f"guidance {kind!r} has no table; leave table and learnable out, or choose clip")
+            raise UserError(f"guidance {kind!r} has no table; remove table and learnable, or choose clip")
         row = (1.0, 1.0, 1.0) if kind == "none" else (gap, row_step, column_step)
         values = torch.as_tensor([row] * len(MODALITIES) if table is None else table, dtype=torch.float32).clone()
         if values.shape != (len(MODALITIES), 3):
@@ -91,7 +92,7 @@ class Guidance(nn.Module):
         return isinstance(self.table, nn.Parameter)
 
     def settings(self) -> dict[str, Any]:
-        """Return what `Guidance(**settings)` needs to be this one again, fit for JSON."""
+        """Return the arguments that recreate this guidance, for JSON."""
         if self.kind == "clip":
             return {"kind": "clip", "table": self.table.detach().tolist(), "learnable": self.learnable}
         if self.kind == "none":
@@ -100,33 +101,35 @@ class Guidance(nn.Module):
         return {"kind": "fixed", "gap": gap, "row_step": row_step, "column_step": column_step}
 
     def intervals(self, images: int, probabilities_N8: Tensor | None) -> Tensor:
-        """Return (images, 3): gap, row step and column step of each image.
+        """Return gap, row step and column step of each image, (images, 3).
 
-        `probabilities_N8` has a row for each image, in the order of the grids; only `clip` reads it. Raises UserError
-        where it is missing, of another shape, or no probabilities.
+        `probabilities_N8` has a row per image in the order of the grids; it is used by `clip` only.
+
+        Raises:
+            UserError: the probabilities are missing, have another shape, or do not sum to 1.
         """
         if self.kind != "clip":
             return self.table[:1].expand(images, 3)
         if probabilities_N8 is None and images == 0:
             return self.table[:0]
         if probabilities_N8 is None:
-            raise UserError("guidance clip needs the modality probabilities of every image; give probabilities")
-        given = torch.as_tensor(probabilities_N8).detach().to(self.table)
-        if given.shape != (images, len(MODALITIES)):
+            raise UserError("guidance clip needs the modality probabilities of every image")
+        probabilities = torch.as_tensor(probabilities_N8).detach().to(self.table)
+        if probabilities.shape != (images, len(MODALITIES)):
             raise UserError(
-                f"probabilities have shape {tuple(given.shape)} for {images} images; give one row of "
+                f"probabilities have shape {tuple(probabilities.shape)} for {images} images; give one row of "
                 f"{len(MODALITIES)} for each image (per_image spreads rows of samples)"
             )
-        sums = given.sum(dim=1)
-        if not ((given >= 0).all() and ((sums - 1).abs() < 1e-3).all()):
+        row_sums = probabilities.sum(dim=1)
+        if not ((probabilities >= 0).all() and ((row_sums - 1).abs() < 1e-3).all()):
             raise UserError(
-                f"rows of modality probabilities must be 0 or more and sum to 1; their sums: {sums.tolist()}"
+                f"modality probabilities must not be negative and must sum to 1, but the sums are {row_sums.tolist()}"
             )
-        return given @ self.table
+        return probabilities @ self.table
 
 
 def per_image(probabilities_B8: Tensor, images: Sequence[int]) -> Tensor:
-    """Return (N, 8): each sample's row once for each of its images; `images` counts those of every sample."""
+    """Repeat the row of each sample for each of its images, (N, 8). `images` are the numbers of images."""
     return torch.repeat_interleave(probabilities_B8, torch.tensor(images, device=probabilities_B8.device), dim=0)
 
 
@@ -142,27 +145,30 @@ def positions(
     video_grid_thw: Tensor | None = None,
     second_per_grid_ts: Iterable[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return `position_ids` (3, B, L) and rope deltas (B, 1) by the rule of this module.
+    """Return `position_ids` (3, B, L) and rope deltas (B, 1).
 
-    Whole numbers of `none` and of `fixed` with whole intervals; float32 otherwise, with gradient to a learnable table
-    (none to the deltas, which serve decoding alone). Padding is 0.
+    They are integers for `none` and for `fixed` with integer intervals. Otherwise they are float32, with gradients to a
+    learnable table; the deltas have no gradient, because they are used for decoding only. Padding is 0.
 
     Args:
-        config: the model's configuration; of one of `FAMILIES`.
-        input_ids, attention_mask: (B, L).
-        image_grid_thw: (N, 3), patches in time, rows and columns of every image, in the order of the sequences.
-        probabilities: (N, 8), of `clip`; see `Guidance.intervals`.
-        mm_token_type_ids: (B, L), 0 text, 1 image, 2 video; by default from the configuration's placeholder tokens.
-        video_grid_thw, second_per_grid_ts: as upstream has them; `clip` takes no videos.
+        config: Configuration of a model of one of `FAMILIES`.
+        guidance: The guidance.
+        input_ids: Tokens (B, L).
+        image_grid_thw: Patches in time, rows and columns of every image (N, 3), in the order of the sequences.
+        attention_mask: 0 for padding (B, L).
+        probabilities: Modality probabilities (N, 8) for `clip`; see `Guidance.intervals`.
+        mm_token_type_ids: 0 text, 1 image, 2 video (B, L). Default: derived from the placeholder tokens.
+        video_grid_thw: As in transformers. `clip` does not support videos.
+        second_per_grid_ts: As in transformers.
 
     Raises:
-        UserError: for another model family, placeholders that the grids do not fill, wrong probabilities, or a video
-            under `clip`.
+        UserError: the model belongs to another family, placeholders and grids do not match, the probabilities are
+            invalid, or there is a video with `clip`.
     """
     if config.model_type not in FAMILIES:
         raise UserError(f"guided positions are for {', '.join(FAMILIES)}, not for {config.model_type!r}")
     if video_grid_thw is not None and guidance.kind == "clip":
-        raise UserError("guidance clip knows images alone; leave videos out, or choose fixed or none")
+        raise UserError("guidance clip does not support videos; remove them, or choose fixed or none")
     if mm_token_type_ids is None:
         image, video = input_ids == config.image_token_id, input_ids == config.video_token_id
         mm_token_type_ids = image.long() + 2 * video.long()
@@ -171,7 +177,7 @@ def positions(
     stills = [(t, h // merge, w // merge, 1.0) for t, h, w in images]
     videos = _videos(config, merge, video_grid_thw, second_per_grid_ts)
     table_N3 = guidance.intervals(len(stills), probabilities)
-    # Float32 holds whole numbers to 16 million; float64 would shut out some devices.
+    # Float32 represents integers up to 16 million exactly; some devices do not support float64.
     rows_N3 = list(table_N3.to(device=input_ids.device, dtype=torch.float32))
     supply = {1: iter(zip(stills, rows_N3, strict=True)), 2: ((grid, guidance.table[0]) for grid in videos)}
 
@@ -181,12 +187,12 @@ def positions(
     for valid_L, types_L in zip(valid_BL, mm_token_type_ids, strict=True):
         row_3L = _sequence(types_L[valid_L].tolist(), supply, input_ids.device)
         full_3L = row_3L.new_zeros(3, length)
-        # index_copy, not an assignment in place: a table that learns sits behind these numbers.
+        # index_copy instead of an in-place assignment, because gradients flow back to a learnable table.
         placed.append(full_3L.index_copy(1, valid_L.nonzero().squeeze(1), row_3L))
         deltas.append((row_3L.detach().amax() if row_3L.shape[1] else row_3L.new_tensor(-1.0)) + 1 - row_3L.shape[1])
     for kind, name in ((1, "image"), (2, "video")):
         if next(supply[kind], None) is not None:
-            raise UserError(f"there are more {name}s than {name} placeholders in the text; give one for each {name}")
+            raise UserError(f"there are more {name}s than {name} placeholders in the text; the numbers must be equal")
     found, delta_B1 = torch.stack(placed, dim=1), torch.stack(deltas).unsqueeze(1)
     if guidance.kind == "clip" or not bool((guidance.table[0] == guidance.table[0].round()).all()):
         return found, delta_B1
@@ -194,7 +200,7 @@ def positions(
 
 
 def _videos(config: Any, merge: int, grids: Tensor | None, seconds: Iterable[float] | None) -> list[tuple]:
-    """Return (frames, rows, columns, interval) of every video; of Qwen3-VL of every frame: its frames stand alone."""
+    """Return (frames, rows, columns, interval) of every video, or for Qwen3-VL of every frame as a separate image."""
     if grids is None:
         return []
     sizes = [(t, h // merge, w // merge) for t, h, w in grids.tolist()]
@@ -208,28 +214,30 @@ def _videos(config: Any, merge: int, grids: Tensor | None, seconds: Iterable[flo
 
 
 def _sequence(types: list[int], supply: dict[int, Any], device: torch.device) -> Tensor:
-    """Return (3, tokens) of one sequence without padding."""
-    last = torch.tensor(-1.0, device=device)  # the greatest coordinate so far that others are counted from
+    """Return the positions (3, tokens) of one sequence without padding."""
+    last = torch.tensor(-1.0, device=device)  # the largest coordinate so far
     before, gap = None, last.new_ones(())
     parts = [last.new_zeros(3, 0)]
     for kind, run in itertools.groupby(types):
-        left = len(list(run))
+        remaining = len(list(run))
         if kind == 0:
             start = last + (gap if before in (1, 2) else 1)
-            parts.append((start + torch.arange(left, device=device)).expand(3, left))
-            last, before = start + left - 1, 0
+            parts.append((start + torch.arange(remaining, device=device)).expand(3, remaining))
+            last, before = start + remaining - 1, 0
             continue
-        while left > 0:
+        while remaining > 0:
             grid, interval_3 = next(supply[kind], (None, None))
             name = "image" if kind == 1 else "video"
             if grid is None or interval_3 is None:
-                raise UserError(f"there are more {name} placeholders in the text than {name}s; give one for each")
-            frames, rows, columns, tick = grid
-            left -= frames * rows * columns
-            if left < 0:
                 raise UserError(
-                    f"{left + frames * rows * columns} {name} placeholder tokens stand where the {name} has "
-                    f"{frames} x {rows} x {columns} after merging; write one for each of these"
+                    f"there are more {name} placeholders in the text than {name}s; the numbers must be equal"
+                )
+            frames, rows, columns, tick = grid
+            remaining -= frames * rows * columns
+            if remaining < 0:
+                raise UserError(
+                    f"the text has {remaining + frames * rows * columns} {name} placeholder tokens, but the {name} has "
+                    f"{frames} x {rows} x {columns} tokens after merging; the numbers must be equal"
                 )
             gap, row_step, column_step = interval_3.to(last).unbind()
             start = last + (gap if before == 0 else 1)
@@ -246,9 +254,10 @@ def _sequence(types: list[int], supply: dict[int, Any], device: torch.device) ->
 
 
 class RopePatch:
-    """The tie between one model and its guidance: remove it, or leave the `with` block, and the model is as before.
+    """Connection of a model and its guidance. `remove` or the end of a `with` block restores the model.
 
-    `probabilities` (N, 8) belong to the images of the next call; set them before each `generate` or forward of `clip`.
+    `probabilities` (N, 8) belong to the images of the next call. With `clip`, set them before each forward pass or call
+    of `generate`.
     """
 
     def __init__(self, inner: Any, guidance: Guidance, probabilities: Tensor | None = None) -> None:
@@ -261,13 +270,13 @@ class RopePatch:
         inner.get_rope_index = MethodType(get_rope_index, inner)
         if guidance.learnable:
             rotary = inner.language_model.rotary_emb
-            # Upstream's own function, less the `torch.no_grad` around it, so that angles lead back to the table.
+            # The original function without `torch.no_grad`, so that gradients reach the table.
             rotary.forward = MethodType(type(rotary).forward.__wrapped__, rotary)
 
     def remove(self) -> None:
         self._inner.__dict__.pop("get_rope_index", None)
         self._inner.language_model.rotary_emb.__dict__.pop("forward", None)
-        self._inner.rope_deltas = None  # left over from another rule
+        self._inner.rope_deltas = None  # computed with other positions
 
     def __enter__(self) -> RopePatch:
         return self
@@ -277,18 +286,19 @@ class RopePatch:
 
 
 def attach(model: nn.Module, guidance: Guidance, probabilities: Tensor | None = None) -> RopePatch:
-    """Let a Qwen-VL model (or a peft model around one) count positions by `guidance`, in forward and in `generate`.
+    """Let a Qwen-VL model (or a PEFT model around one) use guided positions, in forward passes and in `generate`.
 
-    Only this instance changes: its `get_rope_index`, and with a learnable table the `forward` of its text rotation,
-    which upstream computes without gradient. Neither weights nor what is saved change; the table is the guidance's own
-    and goes to the optimizer from there. Given `position_ids`, the model uses those. Gradient checkpointing must be
-    the non-reentrant kind (transformers' default).
+    Only this instance changes: its `get_rope_index` and, with a learnable table, the `forward` of its rotary embedding,
+    which transformers computes without gradients. Weights and saved files do not change; the table belongs to the
+    guidance. If the model is called with `position_ids`, it uses them. Gradient checkpointing must be non-reentrant,
+    which is the default of transformers.
 
-    Raises UserError where the model is none of `FAMILIES` or has guidance already.
+    Raises:
+        UserError: the model belongs to none of `FAMILIES`, or already has guided positions.
     """
     for inner in model.modules():
         if hasattr(type(inner), "get_rope_index") and inner.config.model_type in FAMILIES:  # type: ignore
             if "get_rope_index" in inner.__dict__:
-                raise UserError("the model has guided positions already; remove those first")
+                raise UserError("the model already has guided positions; remove them first")
             return RopePatch(inner, guidance, probabilities)
-    raise UserError(f"{type(model).__name__} has no positions to guide; give a model of {', '.join(FAMILIES)}")
+    raise UserError(f"{type(model).__name__} does not support guided positions; give a model of {', '.join(FAMILIES)}")

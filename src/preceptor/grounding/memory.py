@@ -1,4 +1,4 @@
-"""What a part of a training takes of a device's memory, said before it begins."""
+"""Estimate the device memory for a phase of training before it starts, and warn if it is too large."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from preceptor.training.setup import native_bf16
 log = logging.getLogger("preceptor")
 GIB = 2**30
 SAMPLED = 64
-"""Dialogues, evenly drawn, of which the longest stands for all."""
+"""Number of evenly spaced dialogues, of which the longest is used for the estimate."""
 
 
 def estimate_memory(
@@ -36,25 +36,25 @@ def estimate_memory(
     rows: Sequence[Dialogue],
     teacher: Any = None,
 ) -> dict[str, int]:
-    """Return the bytes by part that training on `rows` takes of one device, as `memory_estimate`.
+    """Estimate the bytes on one device for training on `rows`, by part (see `memory_estimate`).
 
-    `model` and `teacher` are configurations of transformers; a teacher is counted that is on the device during a step.
-    A micro-batch is taken to be as long as the longest of `SAMPLED` dialogues.
+    `model` and `teacher` are configurations of transformers. A teacher counts if it is on the device during a step. A
+    micro-batch is assumed to consist of dialogues as long as the longest of `SAMPLED` dialogues.
     """
     state, train = processes(), config.train
     sharded = shard_settings() is not None and state.num_processes > 1
-    micro = max(1, train.batch_size // (state.num_processes * train.accumulation))
-    found = [encoder.encode(row) for row in rows[:: max(1, len(rows) // SAMPLED)][:SAMPLED]]
-    tokens = max(len(row.input_ids) for row in found)
-    patches = max(0 if row.pixel_values is None else len(row.pixel_values) for row in found)
+    micro_batch = max(1, train.batch_size // (state.num_processes * train.accumulation))
+    encoded = [encoder.encode(row) for row in rows[:: max(1, len(rows) // SAMPLED)][:SAMPLED]]
+    tokens = max(len(row.input_ids) for row in encoded)
+    patches = max(0 if row.pixel_values is None else len(row.pixel_values) for row in encoded)
     bf16 = train.precision == "bf16" or (train.precision == "auto" and native_bf16())
     lora, adapters = config.model.lora, config.model.training == "lora"
     return memory_estimate(
         model,
         training=config.model.training,
         lora=LoraSettings(lora.rank, lora.alpha, lora.dropout),
-        tokens=micro * tokens,
-        patches=micro * patches,
+        tokens=micro_batch * tokens,
+        patches=micro_batch * patches,
         dtype=torch.bfloat16 if adapters and lora.base == "bfloat16" else torch.float32,
         autocast=torch.bfloat16 if bf16 else None,
         optimizer=train.optimizer,
@@ -65,26 +65,26 @@ def estimate_memory(
 
 
 def load_model_config(config: VlmConfig, source: str, allow_downloads: bool) -> tuple[Any, DialogueEncoder]:
-    """Return a checkpoint's configuration and encoder; its weights are not read.
+    """Load configuration and encoder of a checkpoint without its weights.
 
-    Raises UserError where it is not there, or lacks one of them.
+    Raises:
+        UserError: the checkpoint does not exist or is incomplete.
     """
     from transformers import AutoConfig
 
-    place = find_pretrained(source, allow_downloads=allow_downloads)
-    if place is None:
-        raise UserError(f"{source} is not here, and without its configuration its memory is not known")
+    location = find_pretrained(source, allow_downloads=allow_downloads)
+    if location is None:
+        raise UserError(f"{source} is not available; its configuration is needed to estimate the memory")
     options = {"local_files_only": not allow_downloads, "trust_remote_code": False}
-    model = read_part(source, "config.json", lambda: AutoConfig.from_pretrained(place, **options))
-    processor = load_image_processor(source, place, model, options)
+    model = read_part(source, "config.json", lambda: AutoConfig.from_pretrained(location, **options))
+    processor = load_image_processor(source, location, model, options)
     shrink_images(processor, config.max_pixels)
-    tokenizer = load_tokenizer(source, place, model, options)
+    tokenizer = load_tokenizer(source, location, model, options)
     return model, DialogueEncoder(tokenizer, processor, model.image_token_id, cut_off=config.cut_off)
 
 
 def available() -> int:
-    """Return the bytes that this process may take of its device: of a GPU what nobody else holds, of the main memory
-    its part of what is free among the processes of this machine."""
+    """Return the bytes that this process can use: the free memory of its GPU, or its share of the main memory."""
     device = processes().device
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
@@ -92,7 +92,7 @@ def available() -> int:
 
 
 def free_memory(info: Path = Path("/proc/meminfo")) -> int:
-    """Return the bytes of main memory that are free or can be; without such a file, of all pages the free ones."""
+    """Return the bytes of available main memory from `info`, or of all free pages if there is no such file."""
     try:
         lines = dict(line.split(":", 1) for line in info.read_text("utf-8").splitlines() if ":" in line)
         return int(lines["MemAvailable"].split()[0]) * 1024
@@ -102,15 +102,17 @@ def free_memory(info: Path = Path("/proc/meminfo")) -> int:
         return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") if name else 0
 
 
-def sentence(title: str, parts: dict[str, int], there: int) -> str:
-    """Return the estimate in words, in GiB."""
+def sentence(title: str, parts: dict[str, int], available_bytes: int) -> str:
+    """Describe an estimate in one sentence, in GiB."""
     named = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if name != "total" and size)
-    return f"{title}: about {_gib(parts['total'])} GiB of {_gib(there)} a device ({named})"
+    return f"{title}: about {_gib(parts['total'])} GiB of {_gib(available_bytes)} per device ({named})"
 
 
-def warning(title: str, parts: dict[str, int], there: int, config: VlmRunConfig, recipe: GroundingRecipe) -> str | None:
-    """Return what is said where the estimate is more than there is, with what would make it less; else None."""
-    if not there or parts["total"] <= there:
+def warning(
+    title: str, parts: dict[str, int], available_bytes: int, config: VlmRunConfig, recipe: GroundingRecipe
+) -> str | None:
+    """Return a warning with suggestions if the estimate exceeds the available memory, else None."""
+    if not available_bytes or parts["total"] <= available_bytes:
         return None
     model = config.model
     role = "teacher" if config is recipe.teacher else "student"
@@ -133,7 +135,7 @@ def warning(title: str, parts: dict[str, int], there: int, config: VlmRunConfig,
     if "gathered" not in parts:
         fixes.append("several processes with FSDP2 (docs/how-to/scale.md)")
     return (
-        f"{title} is expected to need {_gib(parts['total'])} GiB of a device that has {_gib(there)}; try "
+        f"{title} is expected to need {_gib(parts['total'])} GiB, but the device has {_gib(available_bytes)}; try "
         f"{', '.join(fixes[:-1])} or {fixes[-1]}"
     )
 
@@ -147,11 +149,11 @@ def announce(
     rows: Sequence[Dialogue],
     teacher: Any = None,
 ) -> None:
-    """Log the estimate of a part of a training, and a warning where it does not fit."""
-    parts, there = estimate_memory(recipe, config, model, encoder, rows, teacher), available()
-    log.info(sentence(f"memory of {title}", parts, there))
-    if (said := warning(title, parts, there, config, recipe)) is not None:
-        log.warning(said)
+    """Log the estimate of a phase of training, and a warning if the memory is insufficient."""
+    parts, available_bytes = estimate_memory(recipe, config, model, encoder, rows, teacher), available()
+    log.info(sentence(f"memory of {title}", parts, available_bytes))
+    if (message := warning(title, parts, available_bytes, config, recipe)) is not None:
+        log.warning(message)
 
 
 def _gib(size: int) -> str:

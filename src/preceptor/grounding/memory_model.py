@@ -1,4 +1,4 @@
-"""How much memory the training of a Qwen-VL model takes, before it starts: an estimate, in named parts."""
+"""Estimate the memory for the training of a Qwen-VL model before it starts, by named parts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ _STATES = {"adamw": 2, "sgd": 1, "none": 0}
 
 
 class ParameterCounts(NamedTuple):
-    """`total` numbers of a model, tied ones once; `trained` of them, or of adapters beside them; `head` of the output
-    weights, where they learn."""
+    """Numbers of parameters.
+
+    Attributes:
+        total: All parameters, tied ones once, including adapters.
+        trained: Trainable parameters.
+        head: Trainable parameters of the output layer.
+    """
 
     total: int
     trained: int
@@ -30,7 +35,7 @@ def parameter_counts(
     training: Training = "full",
     lora: LoraSettings = ADAPTERS,
 ) -> ParameterCounts:
-    """Count the parameters of a configuration's model without making one (on the meta device)."""
+    """Count the parameters of the model of a configuration on the meta device."""
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
@@ -60,41 +65,42 @@ def memory_estimate(
     chunk: int = CHUNK,
     shares: int = 1,
 ) -> dict[str, int]:
-    """Return bytes by part on one device, and what is needed at once as `total`.
+    """Estimate the memory on one device in bytes, by part, and the largest amount at one time as `total`.
 
-    With N parameters of which n learn, b bytes a number of `dtype`, c of the type computed in:
+    Let N be the number of parameters, n the number of trainable ones, b the bytes per number of `dtype`, and c those of
+    the type that is computed in.
 
-    - `weights`: N b. Adapters are in float32. Under `autocast` also the copies that are kept for the backward pass,
-      N c.
-    - `gradients`: n b; `optimizer`: n b times 2 for AdamW (two moments), 1 for SGD with momentum.
-    - `activations`: what a layer keeps for its backward pass, per token of width D, inner width I, and A = heads times
-      head width: ``c (4 D + 5 A + 4 I) + 8 D``. These are two normed states and their scaled copies, the float32 states
-      inside both norms; q, k, v repeated to all heads, and attention's result twice; four states of the gated
-      feed-forward. Attention's own table is not held (scaled_dot_product_attention). Qwen3-VL's norms of q and k add
-      ``(4 + c) (A + K)``, K = key heads times head width. Adapters in float32 on layers in a half precision keep their
-      inputs in float32, ``4 (5 D + A + I)``, instead of ``c (2 D + A + I)``. With `checkpointing`: c D a layer, and one
-      layer in full. After the last layer ``(4 + c) D``. Of the vision tower, where it learns, for each patch
-      ``c (12 D + 5 I)`` a layer.
-    - `logits`: of the chunked losses, five tables of `chunk` tokens in float32, and in a half precision one of `HELD`
-      chunks and, where the output weights learn, the float32 sum of their gradient.
-    - `teacher`: a second model's weights, in the type that its configuration names, else in that computed in.
-    - With `shares` processes that share out the student (FSDP2): weights, gradients and states over their number, and
-      `gathered`, the whole weights N b. These are there while the model validates, answers or is saved, when nothing
-      is kept for a backward pass: of the two the larger counts in `total`. While it trains, of the sharded layers one
-      is gathered at a time, which is left out.
+    - `weights`: N b. Adapters are in float32. With `autocast`, also the copies for the backward pass, N c.
+    - `gradients`: n b. `optimizer`: n b times 2 for AdamW (two moments) or 1 for SGD with momentum.
+    - `activations`: for the backward pass, per layer and token, ``c (4 D + 5 A + 4 I) + 8 D``, where D is the width, I
+      the inner width, and A the number of heads times the head width. The terms are two normalised states and their
+      scaled copies, the float32 states inside both norms, q, k, v repeated for all heads, the result of attention
+      twice, and four states of the gated feed-forward. The attention matrix is not stored
+      (scaled_dot_product_attention). The norms of q and k in Qwen3-VL add ``(4 + c) (A + K)``, where K is the number of
+      key heads times the head width. Float32 adapters on layers in half precision store their inputs in float32, ``4 (5
+      D + A + I)``, instead of ``c (2 D + A + I)``. With `checkpointing`: c D per layer, and one complete layer. After
+      the last layer: ``(4 + c) D``. A trainable vision tower adds ``c (12 D + 5 I)`` per layer and patch.
+    - `logits`: for the chunked losses, five float32 tables of `chunk` tokens. In half precision, also a table of `HELD`
+      chunks and, if the output layer is trained, its float32 gradient.
+    - `teacher`: the weights of a second model, in the type of its configuration, else in the type computed in.
+    - With `shares` processes that shard the student (FSDP2), weights, gradients and optimizer states are divided by
+      their number, and `gathered` is the size of all weights, N b. They are gathered for validation, generation and
+      saving, when there are no activations; `total` contains the larger of the two. During training one sharded layer
+      at a time is gathered, which is neglected.
 
-    The activations are an estimate, held to within a quarter of what is measured; framework and fragmentation take
-    their share above. `tokens` are those of a batch with its padding, `patches` those of its images before merging
-    (four times their tokens).
+    The estimate of the activations is within a quarter of measured values; framework and fragmentation need additional
+    memory. `tokens` are those of a micro-batch including padding, `patches` those of its images before merging (four
+    times their tokens).
 
-    Raises UserError for an unknown optimizer.
+    Raises:
+        UserError: the optimizer is unknown.
     """
     if optimizer not in _STATES:
         raise UserError(f"optimizer {optimizer!r} is not known{nearest(optimizer, _STATES)}")
     counts = parameter_counts(config, training, lora)
     size, computed = dtype.itemsize, (autocast or dtype).itemsize
     base = counts.total - (counts.trained if training == "lora" else 0)
-    learnt = 4 if training == "lora" else size
+    trained_size = 4 if training == "lora" else size
     text, vision = config.text_config, config.vision_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     attention = head * text.num_attention_heads
@@ -104,19 +110,21 @@ def memory_estimate(
         layer += (4 + computed) * head * (text.num_attention_heads + text.num_key_value_heads)
     if training == "lora" and computed < 4:
         layer += 4 * (5 * width + attention + inner) - computed * (2 * width + attention + inner)
-    kept = _layers(tokens, layer, computed * width, text.num_hidden_layers, checkpointing)
-    kept += tokens * (4 + computed) * width
+    activations = _layers(tokens, layer, computed * width, text.num_hidden_layers, checkpointing)
+    activations += tokens * (4 + computed) * width
     if training == "full" and patches:
-        wide = getattr(vision, "embed_dim", None) or vision.hidden_size
-        inner = getattr(vision, "intermediate_size", None) or int(wide * vision.mlp_ratio)
-        kept += _layers(patches, computed * (12 * wide + 5 * inner), computed * wide, vision.depth, checkpointing)
-    held = base * size + (counts.total - base) * 4
+        vision_width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        inner = getattr(vision, "intermediate_size", None) or int(vision_width * vision.mlp_ratio)
+        activations += _layers(
+            patches, computed * (12 * vision_width + 5 * inner), computed * vision_width, vision.depth, checkpointing
+        )
+    weights = base * size + (counts.total - base) * 4
     copies = base * computed if autocast and computed < size else 0
     parts = {
-        "weights": held // shares + copies,
-        "gradients": counts.trained * learnt // shares,
-        "optimizer": counts.trained * learnt * _STATES[optimizer] // shares,
-        "activations": kept,
+        "weights": weights // shares + copies,
+        "gradients": counts.trained * trained_size // shares,
+        "optimizer": counts.trained * trained_size * _STATES[optimizer] // shares,
+        "activations": activations,
         "logits": 5 * chunk * text.vocab_size * 4
         + (HELD * chunk * text.vocab_size * computed + counts.head * 4 if computed < 4 else 0),
         "teacher": parameter_counts(teacher).total * (getattr(teacher, "dtype", None) or autocast or dtype).itemsize
@@ -125,8 +133,8 @@ def memory_estimate(
     }
     total = sum(parts.values())
     if shares > 1:
-        parts["gathered"] = held
-        total += max(0, held - parts["activations"] - parts["logits"])
+        parts["gathered"] = weights
+        total += max(0, weights - parts["activations"] - parts["logits"])
     return parts | {"total": total}
 
 

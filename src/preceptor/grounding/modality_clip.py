@@ -1,7 +1,7 @@
-"""Which of the eight modalities an image is: by a CLIP-like model, or by the data set's own word.
+"""Estimate which of the eight modalities an image has, with a CLIP-like model or from the data set.
 
-Guidance of kind `clip` (models/guided_rope.py) weighs its rows by these probabilities. In the published figure they
-come from a medical CLIP; any model with a text and an image tower serves (BiomedCLIP-like, PubMedCLIP, SigLIP).
+Guidance `clip` (see `grounding.guided_rope`) weights its rows by these probabilities. In the paper they come from a
+medical CLIP model. Any model with a text tower and an image tower can be used (such as BiomedCLIP, PubMedCLIP, SigLIP).
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ PROMPTS: dict[str, str] = {
     "fundus": "a fundus photograph of the retina",
     "ultrasound": "an ultrasound image",
 }
-"""What an image of each modality is compared with."""
+"""Text that images are compared with, for each modality."""
 
 
 def by_name(modality: str, images: int = 1) -> Tensor:
-    """Return (images, 8): 1 for the modality of a name, 0 for the others.
+    """Return one-hot rows (images, 8) for the name of a modality.
 
-    Raises UserError where the name is none of `MODALITIES`.
+    Raises:
+        UserError: the name is not one of `MODALITIES`.
     """
     if modality not in MODALITIES:
         raise UserError(
-            f"modality {modality!r} has no row in the guidance table{nearest(modality, MODALITIES)}; name it so in the "
-            "data, or let a CLIP model say (method.guidance.scorer)"
+            f"modality {modality!r} has no row in the guidance table{nearest(modality, MODALITIES)}; rename it in the "
+            "data, or use a CLIP model (method.guidance.scorer)"
         )
     return (
         torch.nn.functional.one_hot(torch.tensor(MODALITIES.index(modality)), len(MODALITIES)).float().repeat(images, 1)
@@ -51,18 +52,18 @@ def by_name(modality: str, images: int = 1) -> Tensor:
 
 
 def of_dialogue(dialogue: Dialogue) -> Tensor:
-    """Return (N, 8): the dialogue's own word for each of its images."""
+    """Return one-hot rows (N, 8) of the modality of a dialogue, for each of its images."""
     return by_name(dialogue.modality, len(dialogue.images))
 
 
 class ModalityClip:
-    """A CLIP-like model as a judge of modalities; `load` one.
+    """A CLIP-like model that classifies modalities. Create it with `load`.
 
-    The probability of modality m is softmax over m of ``scale * cos(image, prompt_m)`` (Radford et al. 2021, zero-shot
-    classification), `scale` being the model's own; of SigLIP, whose sigmoids do not sum to 1, the same softmax, its
-    bias falling out.
+    The probability of modality m is the softmax over m of ``scale * cos(image, prompt_m)``, with the scale of the model
+    (zero-shot classification, Radford et al. 2021). For SigLIP, whose sigmoids do not sum to 1, the same softmax is
+    used; its bias cancels.
 
-    `identity` tells models and prompts apart, so that a file of probabilities of another one is not taken for its own.
+    `identity` is a hash of model and prompts. A file of probabilities is valid for one identity only.
     """
 
     def __init__(self, model: Any, processor: Any, prompts_8D: Tensor, identity: str) -> None:
@@ -73,9 +74,10 @@ class ModalityClip:
     def load(
         cls, source: str | Path, *, prompts: Mapping[str, str] = PROMPTS, allow_downloads: bool = False
     ) -> ModalityClip:
-        """Return the judge of a folder or hub name, a transformers model with `get_text_features`.
+        """Load a model of transformers with `get_text_features` from a folder or hub name.
 
-        Raises UserError where it is not there, has no two towers, or the prompts are not of the eight modalities.
+        Raises:
+            UserError: the model does not exist or does not have two towers, or a prompt of a modality is missing.
         """
         if set(prompts) != set(MODALITIES):
             raise UserError(
@@ -83,30 +85,33 @@ class ModalityClip:
             )
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        place = find_pretrained(str(source), allow_downloads=allow_downloads)
-        if place is None:
+        location = find_pretrained(str(source), allow_downloads=allow_downloads)
+        if location is None:
             raise UserError(
                 f"{source} is neither a folder with a config.json nor in the local hub cache; give the folder of a "
                 "CLIP-like model, or set allow_downloads=true to fetch it from the hub"
             )
         options: dict[str, Any] = {"local_files_only": not allow_downloads, "trust_remote_code": False}
         try:
-            model: Any = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **options)
-            tokenizer = AutoTokenizer.from_pretrained(place, **options)
-            processor = AutoImageProcessor.from_pretrained(place, backend="pil", **options)
+            model: Any = AutoModel.from_pretrained(location, dtype=torch.float32, use_safetensors=True, **options)
+            tokenizer = AutoTokenizer.from_pretrained(location, **options)
+            processor = AutoImageProcessor.from_pretrained(location, backend="pil", **options)
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{source}: no CLIP-like model can be read ({reason}); give a whole one") from error
+            raise UserError(
+                f"{source}: cannot be loaded as a CLIP-like model ({reason}); give a complete one"
+            ) from error
         if not all(hasattr(model, name) for name in ("get_text_features", "get_image_features", "logit_scale")):
             raise UserError(f"{source} is a {type(model).__name__} without two towers; give a CLIP or SigLIP")
         model.eval()
         texts = [prompts[modality] for modality in MODALITIES]
         length = model.config.text_config.max_position_embeddings
-        # SigLIP was trained on texts padded to their full length; CLIP reads the state of the end mark, wherever it is.
+        # SigLIP was trained with texts padded to the full length. CLIP reads the state of the end token at any
+        # position.
         padding: Any = "max_length" if model.config.model_type.startswith("siglip") else True
-        words = tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        tokens = tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
         with torch.inference_mode():
-            prompts_8D = _unit(model.get_text_features(**words))
+            prompts_8D = _unit(model.get_text_features(**tokens))
         digest = hashlib.sha256(json.dumps(texts).encode())
         for name, value in sorted(model.state_dict().items()):
             digest.update(name.encode() + value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -115,11 +120,11 @@ class ModalityClip:
 
     @torch.inference_mode()
     def score(self, paths: Sequence[Path]) -> Tensor:
-        """Return (N, 8) probabilities of image files, in the order of `MODALITIES`; raise as `load_image`."""
+        """Return the probabilities (N, 8) of image files. Raises ImageError if a file cannot be read."""
         images = [load_image(path).convert("RGB") for path in paths]
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        found_ND = _unit(self.model.get_image_features(pixel_values=pixels))
-        return (self.model.logit_scale.exp() * found_ND @ self.prompts_8D.T).softmax(dim=-1)
+        image_ND = _unit(self.model.get_image_features(pixel_values=pixels))
+        return (self.model.logit_scale.exp() * image_ND @ self.prompts_8D.T).softmax(dim=-1)
 
 
 def _unit(features: Any) -> Tensor:
@@ -130,12 +135,13 @@ def _unit(features: Any) -> Tensor:
 def modality_probabilities(
     paths: Sequence[Path], clip: ModalityClip, *, file: Path | None = None, batch_size: int = 32
 ) -> Tensor:
-    """Return (N, 8) probabilities of image files; those in `file` are read from it, the others computed and added.
+    """Return the modality probabilities (N, 8) of image files.
 
-    The file is JSON, by the SHA-256 of an image's bytes, so that it can be computed once and lie with the data; neither
-    names nor paths of images are in it. Every batch is written as it is done.
+    Probabilities in `file` are reused, new ones are added after every batch. The file is JSON indexed by the SHA-256 of
+    the images, without names and paths, so that it can be stored with the data.
 
-    Raises UserError where the file is damaged or of another model or other prompts.
+    Raises:
+        UserError: the file is damaged, or belongs to another model or other prompts.
     """
     known: dict[str, list[float]] = {}
     if file is not None and file.exists():
@@ -143,9 +149,11 @@ def modality_probabilities(
             document = json.loads(file.read_text("utf-8"))
             known, identity, order = document["probabilities"], document["model"], document["modalities"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} holds no modality probabilities ({error!r}); delete it to have it anew") from error
+            raise UserError(
+                f"{file} is not a valid file of modality probabilities ({error!r}); delete it to compute it again"
+            ) from error
         if identity != clip.identity or order != list(MODALITIES):
-            raise UserError(f"{file} holds probabilities of another CLIP model or other prompts; name another file")
+            raise UserError(f"{file} contains probabilities of another CLIP model or other prompts; give another file")
     keys = [content_hash(path) for path in paths]
     missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
     todo = list(missing.items())

@@ -1,7 +1,6 @@
-"""A new small Qwen-VL model as an ordinary Hugging Face folder: random weights and a tokenizer of its own, or the
-language of a small language model with a vision tower from scratch.
+"""Create a small Qwen-VL model as a Hugging Face folder, from scratch or from a small language model.
 
-For students, demos and tests where no pretrained model is to be had.
+It is for students, demos and tests if no pretrained vision-language model is available.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# width, feed-forward, layers, heads, key heads; vision width, feed-forward, layers, heads
+# width, feed-forward width, layers, heads, key heads; the same of the vision tower without key heads
 SIZES = {"tiny": (128, 384, 4, 4, 2, 96, 384, 2, 4), "small": (320, 960, 8, 5, 5, 192, 768, 4, 6)}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-# The format of Qwen's own chat templates, without their default system message.
+# The format of the Qwen chat templates, without their default system message.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -58,26 +57,28 @@ def new_vlm(
     max_pixels: int = 224 * 224,
     language_model: str | Path | None = None,
 ) -> Path:
-    """Write a new model to `folder`: configuration, weights from `seed`, tokenizer of the corpus, image processor.
+    """Create a model in `folder`: configuration, weights from `seed`, tokenizer of the corpus, image processor.
 
-    With a `language_model` its weights are the text tower's and its tokenizer, with the special tokens of images and
-    boxes, is the model's: logits on text are its own (`models.text_start`). The corpus is then not read, and `size` is
-    the vision tower's alone.
+    With `language_model`, its weights become the text tower, and its tokenizer is extended by the special tokens of
+    images and boxes. The logits of texts are then those of the language model (see `language_model_init`), the corpus
+    is not used, and `size` applies to the vision tower only.
 
-    `tiny` has about 2 million parameters, `small` about 14 million, with a vocabulary of 2,000. The folder loads with
-    transformers' `AutoModelForImageTextToText`, `AutoTokenizer` and `AutoImageProcessor` alone.
+    `tiny` has about 2 million parameters and `small` about 14 million, with a vocabulary of 2,000. The folder loads
+    with `AutoModelForImageTextToText`, `AutoTokenizer` and `AutoImageProcessor` of transformers.
 
     Args:
-        folder: where to write; it may be there, but hold no model.
-        corpus: texts to learn the tokenizer from (questions and answers of the training part).
+        folder: Output folder. It must not contain a model.
+        corpus: Texts that the tokenizer is trained on (questions and answers of the training split).
         family: qwen2_vl, qwen2_5_vl or qwen3_vl.
-        vocabulary_size: the most byte pairs, besides the special tokens; at least 256.
-        max_pixels: images are shrunk to at most as many.
-        language_model: a folder or GGUF file, or ``package:NAME/PATH``; see `text_start.read_language_model`.
+        size: tiny or small.
+        seed: Seed of the weights.
+        vocabulary_size: Largest number of tokens in addition to the special tokens; at least 256.
+        max_pixels: Larger images are resized to this number of pixels.
+        language_model: Folder, GGUF file or ``package:NAME/PATH`` (see `language_model_init.read_language_model`).
 
     Raises:
-        UserError: for an unknown family or size, too small a vocabulary, a folder that holds a model, or a language
-            model that does not fit.
+        UserError: family or size is unknown, the vocabulary is too small, the folder contains a model, or the language
+            model does not match the family.
     """
     if family not in FAMILIES:
         raise UserError(f"model family {family!r} is not known{nearest(str(family), FAMILIES)}")
@@ -85,7 +86,7 @@ def new_vlm(
         raise UserError(f"model size {size!r} is not known{nearest(size, SIZES)}")
     folder = Path(folder)
     if (folder / "config.json").exists():
-        raise UserError(f"{folder} holds a model already; give a new folder")
+        raise UserError(f"{folder} already contains a model; give another folder")
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
     from preceptor.grounding.language_model_init import (
@@ -95,20 +96,20 @@ def new_vlm(
         text_settings,
     )
 
-    known = None
+    source_model = None
     if language_model is None:
         tokenizer = train_tokenizer(corpus, vocabulary_size)
         text, tied = _text_settings(size, tokenizer), True
     else:
-        known, tokenizer = read_language_model(language_model, family)
+        source_model, tokenizer = read_language_model(language_model, family)
         tokenizer = extend_tokenizer(tokenizer, SPECIAL_TOKENS, CHAT_TEMPLATE)
-        text, tied = text_settings(known.config, len(tokenizer), family), known.config.tie_word_embeddings
+        text, tied = text_settings(source_model.config, len(tokenizer), family), source_model.config.tie_word_embeddings
     config = _configuration(family, size, tokenizer, text, tied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
-        if known is not None:
-            copy_text_weights(known, model)
+        if source_model is not None:
+            copy_text_weights(source_model, model)
     stop, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     model.generation_config = GenerationConfig(eos_token_id=[stop, pad], pad_token_id=pad)
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,28 +138,30 @@ def new_vlm(
 
 
 def train_tokenizer(corpus: Iterable[str], vocabulary_size: int = 2000) -> Any:
-    """Return a byte-level BPE tokenizer of Qwen2's kind, its pairs learnt from `corpus`, with the special tokens.
+    """Train a byte-level BPE tokenizer of the Qwen2 kind on the corpus, with the special tokens.
 
-    Any text can be spelt, from bytes. Every digit is a token, so that a coordinate is three or four decisions and not
-    one of a thousand names. Raises UserError for a vocabulary that does not even hold the bytes.
+    Any text can be encoded, from bytes. Every digit is a token, so that a coordinate consists of up to four tokens.
+
+    Raises:
+        UserError: the vocabulary is smaller than the number of bytes.
     """
     if vocabulary_size < 256:
-        raise UserError(f"a vocabulary of {vocabulary_size} does not hold the 256 bytes; give more")
+        raise UserError(f"a vocabulary of {vocabulary_size} tokens cannot contain the 256 bytes; raise it")
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
     blank = Qwen2Tokenizer().backend_tokenizer
-    learner = Tokenizer(models.BPE())
-    learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer, bpe.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size, min_frequency=2, initial_alphabet=bytes_, show_progress=False
     )  # type: ignore[call-arg]
-    learner.train_from_iterator(corpus, trainer)
-    learnt = json.loads(learner.to_str())["model"]
+    bpe.train_from_iterator(corpus, trainer)
+    trained = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
-        vocab=learnt["vocab"],
-        merges=[tuple(pair) for pair in learnt["merges"]],  # type: ignore[misc]
+        vocab=trained["vocab"],
+        merges=[tuple(pair) for pair in trained["merges"]],  # type: ignore[misc]
         eos_token="<|im_end|>",
         extra_special_tokens=list(SPECIAL_TOKENS[1:]),
     )
@@ -232,10 +235,12 @@ def _configuration(family: Family, size: str, tokenizer: Any, text: dict[str, An
 
 
 def corpus_texts(files: Iterable[Path]) -> list[str]:
-    """Return what a tokenizer learns from: lines of .txt files, questions and answers of .json and .jsonl dialogues.
+    """Return the texts of a corpus: lines of .txt files, questions and answers of .json and .jsonl dialogues.
 
-    Of dialogues only those of the training part (`data.sharegpt`). Raises UserError for another kind of file, or
-    nothing in them.
+    Only the training split of dialogues is used (see `data.grounding.sharegpt`).
+
+    Raises:
+        UserError: a file is of another kind, or there is no text.
     """
     from preceptor.data.grounding.sharegpt import read_sharegpt
     from preceptor.data.texts import read_text
@@ -248,14 +253,16 @@ def corpus_texts(files: Iterable[Path]) -> list[str]:
         elif file.suffix.lower() == ".txt":
             texts += read_text(file, "write it in UTF-8").splitlines()
         else:
-            raise UserError(f"{file} is no corpus; give .txt files, a text on each line, or .json or .jsonl dialogues")
+            raise UserError(
+                f"{file} is not a corpus; give .txt files with one text per line, or .json or .jsonl dialogues"
+            )
     if not any(text.strip() for text in texts):
-        raise UserError("the corpus holds no text, from which the tokenizer would learn; give --corpus FILE")
+        raise UserError("the corpus contains no text to train the tokenizer on; give --corpus FILE")
     return texts
 
 
 def count_parameters(folder: Path) -> int:
-    """Return how many numbers the safetensors files of a folder hold; tied weights, stored once, count once."""
+    """Return the number of parameters in the safetensors files of a folder. Tied weights count once."""
     from safetensors import safe_open
 
     total = 0

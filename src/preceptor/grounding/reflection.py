@@ -1,8 +1,8 @@
-"""Reflective correction (ClinKD, section 3.3 of its paper): wrong answers are found, corrected and learnt from again.
+"""Reflective correction (ClinKD, section 3.3): wrong answers are corrected and used for training again.
 
-Every round the student answers a slice of the training set. An answer fails where its boxes miss, or where it is not
-like the true one. A teacher, or the student itself, is shown the wrong answer and the truth and writes corrections; the
-best goes into a buffer of bounded size, which is mixed into the training. The buffer is part of the checkpoint.
+In every round the student answers a part of the training set. An answer fails if its boxes miss or if it is not similar
+to the true answer. A teacher, or the student itself, sees the wrong answer and the truth and generates corrections. The
+best one is stored in a buffer of limited size, which is mixed into the training and is part of the checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Alike = Callable[[str, str], float]
 
 @dataclass(frozen=True)
 class Judgement:
-    """Of one answer: similarity to the truth, agreement of the boxes (1 where neither has any), and why it fails."""
+    """Similarity of an answer to the truth, agreement of the boxes (1 if neither has any) and reason of failure."""
 
     similarity: float
     boxes: float
@@ -31,38 +31,41 @@ class Judgement:
 
     @property
     def score(self) -> float:
-        """What corrections are ranked by: similarity plus agreement of boxes."""
+        """Similarity plus agreement of boxes, by which corrections are ranked."""
         return self.similarity + self.boxes
 
 
 def judge(answer: str, truth: str, alike: Alike, *, tau: float = 0.5, overlap: float = 0.5) -> Judgement:
-    """Judge an answer: it fails without a box where the truth has one, with boxes whose mean IoU is under `overlap`, or
-    with a similarity under `tau`."""
-    wanted, said = ([f.box for f in find_boxes(text) if f.box is not None] for text in (truth, answer))
-    agreed = box_agreement(wanted, said)
+    """Judge an answer.
+
+    It fails if it has no box although the truth has one, if the mean IoU of its boxes is below `overlap`, or if its
+    similarity is below `tau`.
+    """
+    true_boxes, boxes = ([f.box for f in find_boxes(text) if f.box is not None] for text in (truth, answer))
+    agreement = box_agreement(true_boxes, boxes)
     similarity = alike(answer, truth)
     reason: Reason | None = None
-    if wanted and not said:
+    if true_boxes and not boxes:
         reason = "no box"
-    elif wanted and agreed < overlap:
+    elif true_boxes and agreement < overlap:
         reason = "wrong box"
     elif similarity < tau:
         reason = "unlike"
-    return Judgement(similarity, agreed, reason)
+    return Judgement(similarity, agreement, reason)
 
 
 def best_correction(
     candidates: Sequence[str], truth: str, alike: Alike, *, tau: float = 0.5, overlap: float = 0.5
 ) -> tuple[str, Judgement] | None:
-    """Return the correction most like the truth, with its judgement; of equals the first; None where all fail."""
+    """Return the best correction that does not fail, the first one if equal, with its judgement, or None."""
     judged = [(text, judge(text, truth, alike, tau=tau, overlap=overlap)) for text in candidates]
-    good = [(text, found) for text, found in judged if found.reason is None]
-    return max(good, key=lambda pair: pair[1].score) if good else None
+    passing = [(text, found) for text, found in judged if found.reason is None]
+    return max(passing, key=lambda pair: pair[1].score) if passing else None
 
 
 @dataclass(frozen=True)
 class Correction:
-    """One lesson: the sample, what was said wrongly, what is right, when it was found and why."""
+    """The correction of a wrong answer to a question, with the reason of failure and the round."""
 
     id: str
     question: str
@@ -77,35 +80,35 @@ class Correction:
 
 
 class CorrectionBuffer:
-    """At most `size` corrections, one per question: a newer one replaces an older, and the oldest go first."""
+    """At most `size` corrections, one per question. New ones replace those of the same question, then the oldest."""
 
     def __init__(self, size: int) -> None:
         if size < 1:
-            raise ValueError(f"a buffer of {size} corrections holds nothing")
+            raise ValueError(f"size={size} of a correction buffer must be at least 1")
         self.size = size
-        self._kept: dict[str, Correction] = {}
+        self._by_key: dict[str, Correction] = {}
         self.rounds: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._by_key)
 
     @property
     def corrections(self) -> list[Correction]:
-        """The corrections, oldest first."""
-        return list(self._kept.values())
+        """The corrections, the oldest first."""
+        return list(self._by_key.values())
 
     def add(self, correction: Correction) -> None:
-        self._kept.pop(correction.key, None)
-        self._kept[correction.key] = correction
-        while len(self._kept) > self.size:
-            del self._kept[next(iter(self._kept))]
+        self._by_key.pop(correction.key, None)
+        self._by_key[correction.key] = correction
+        while len(self._by_key) > self.size:
+            del self._by_key[next(iter(self._by_key))]
 
     def forget(self, id: str, question: str) -> None:
-        """Drop what was corrected of a question that is answered rightly now."""
-        self._kept.pop(Correction(id, question, "", "", "unlike", 0).key, None)
+        """Remove the correction of a question that is now answered correctly."""
+        self._by_key.pop(Correction(id, question, "", "", "unlike", 0).key, None)
 
     def close_round(self, asked: int, failures: dict[Reason, int], corrected: int) -> dict[str, Any]:
-        """Note a round for the report: how many were asked, failed and why, were corrected, and the buffer's size."""
+        """Record the numbers of a round for the report, and return them."""
         failed = sum(failures.values())
         entry = {
             "round": len(self.rounds),
@@ -120,13 +123,13 @@ class CorrectionBuffer:
         return entry
 
     def state(self) -> str:
-        """Return all that a checkpoint keeps, as JSON."""
-        kept = [asdict(correction) for correction in self.corrections]
-        return json.dumps({"size": self.size, "corrections": kept, "rounds": self.rounds}, ensure_ascii=False)
+        """Return the state for a checkpoint as JSON."""
+        corrections = [asdict(correction) for correction in self.corrections]
+        return json.dumps({"size": self.size, "corrections": corrections, "rounds": self.rounds}, ensure_ascii=False)
 
     @classmethod
     def restore(cls, state: str) -> CorrectionBuffer:
-        """Return the buffer that `state` described, its order too."""
+        """Restore a buffer from its `state`."""
         document = json.loads(state)
         buffer = cls(document["size"])
         for fields in document["corrections"]:

@@ -1,8 +1,7 @@
-"""Which of several answers to give: the one most like the others (minimum Bayes risk), boxes by their overlap.
+"""Select one of several answers: the one most similar to the others (minimum Bayes risk), with the overlap of boxes.
 
-ClinKD's semantic-aware selective generation (section 3.4 of its paper) takes the best answer by semantic similarity.
-The right answer is not known, so similarity to the other candidates stands in for it (Kumar and Byrne 2004, Eikema and
-Aziz 2020). Ground truth never takes part.
+The semantic-aware selective generation of ClinKD (section 3.4) selects the best answer by semantic similarity. The true
+answer is unknown, so that the similarity to the other candidates is used (Kumar and Byrne 2004, Eikema and Aziz 2020).
 """
 
 from __future__ import annotations
@@ -14,37 +13,38 @@ import numpy as np
 from preceptor.data.grounding.boxes import Box, find_boxes, iou
 
 Similarity = Callable[[Sequence[str]], np.ndarray]
-"""Returns the (N, N) similarity of texts, 1 on the diagonal."""
+"""Function that returns the similarities (N, N) of texts, with 1 on the diagonal."""
 
 
 def choose(candidates: Sequence[str], similarity: Similarity, box_weight: float = 0.5) -> int:
-    """Return the index of the candidate with the highest mean similarity to the others; of equals the first.
+    """Return the index of the candidate with the highest mean similarity to the others, the first one if equal.
 
-    Where any candidate holds boxes, similarity is (1 - `box_weight`) times that of the texts plus `box_weight` times
-    `box_agreement`. One candidate is plain decoding.
+    If a candidate contains boxes, the similarity is (1 - `box_weight`) times that of the texts plus `box_weight` times
+    `box_agreement`.
 
-    Raises ValueError without candidates, or for a similarity of another shape.
+    Raises:
+        ValueError: there are no candidates, or the similarities have another shape.
     """
     count = len(candidates)
     if count == 0:
-        raise ValueError("there is nothing to choose from")
+        raise ValueError("there are no candidates")
     if count == 1:
         return 0
-    alike = np.asarray(similarity(candidates), dtype=np.float64)
-    if alike.shape != (count, count):
-        raise ValueError(f"similarity of shape {alike.shape} for {count} candidates")
+    similarities = np.asarray(similarity(candidates), dtype=np.float64)
+    if similarities.shape != (count, count):
+        raise ValueError(f"similarity of shape {similarities.shape} for {count} candidates")
     boxes = [[found.box for found in find_boxes(text) if found.box is not None] for text in candidates]
     if any(boxes):
-        agreed = np.array([[box_agreement(a, b) for b in boxes] for a in boxes])
-        alike = (1 - box_weight) * alike + box_weight * agreed
-    others = (alike.sum(axis=1) - alike.diagonal()) / (count - 1)
+        agreement = np.array([[box_agreement(a, b) for b in boxes] for a in boxes])
+        similarities = (1 - box_weight) * similarities + box_weight * agreement
+    others = (similarities.sum(axis=1) - similarities.diagonal()) / (count - 1)
     return int(np.argmax(others))
 
 
 def box_agreement(a: Sequence[Box], b: Sequence[Box]) -> float:
-    """Return the mean IoU of two answers' boxes, paired as well as can be; a box without a partner counts 0.
+    """Return the mean IoU of the boxes of two answers for the best pairing. Unpaired boxes count 0.
 
-    Two answers without boxes agree wholly.
+    The result is 1 if neither answer has boxes.
     """
     if not a and not b:
         return 1.0
@@ -58,16 +58,16 @@ def box_agreement(a: Sequence[Box], b: Sequence[Box]) -> float:
 
 
 def word_overlap(texts: Sequence[str]) -> np.ndarray:
-    """Return the F1 of the words of each pair of texts: a similarity that needs no model."""
+    """Return the F1 of the words of each pair of texts, a similarity that does not need a model."""
     bags = [_bag(text) for text in texts]
-    found = np.eye(len(texts))
+    similarities = np.eye(len(texts))
     for i, a in enumerate(bags):
         for j in range(i):
             b = bags[j]
             shared = sum(min(count, b.get(word, 0)) for word, count in a.items())
             total = sum(a.values()) + sum(b.values())
-            found[i, j] = found[j, i] = 2 * shared / total if total else 1.0
-    return found
+            similarities[i, j] = similarities[j, i] = 2 * shared / total if total else 1.0
+    return similarities
 
 
 def _bag(text: str) -> dict[str, int]:

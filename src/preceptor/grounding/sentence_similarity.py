@@ -1,4 +1,4 @@
-"""How alike two texts are: by the words that they share, or by a sentence embedder."""
+"""Similarity of texts, by shared words or by a sentence embedder."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from preceptor.grounding.selection import Similarity, word_overlap
 
 
 def choose_similarity(name: str | None, *, allow_downloads: bool = False) -> Similarity:
-    """Return `word_overlap`, or the similarity that a sentence embedder sees.
+    """Return `word_overlap`, or the cosine similarity of a sentence embedder.
 
-    `name` is a folder, ``package:NAME/FOLDER`` or hub name of a transformers text encoder whose sentence is the mean of
-    its tokens, as the sentence-transformers family has it. Cosines below 0 count as 0.
+    `name` is a folder, ``package:NAME/FOLDER`` or hub name of a transformers text encoder. The embedding of a sentence
+    is the mean of its tokens, as in the sentence-transformers family. Negative cosines count as 0.
 
-    Raises UserError where nothing is found under that name.
+    Raises:
+        UserError: the model does not exist.
     """
     if name is None:
         return word_overlap
@@ -25,7 +26,7 @@ def choose_similarity(name: str | None, *, allow_downloads: bool = False) -> Sim
     folder = find_pretrained(name, allow_downloads=allow_downloads)
     if folder is None:
         raise UserError(
-            f"method.similarity={name}: there is no such folder or package, and allow_downloads is off; leave it out "
+            f"method.similarity={name} is not a folder, an installed package or in the hub cache; remove it "
             "to compare answers by their words"
         )
     import torch
@@ -36,15 +37,15 @@ def choose_similarity(name: str | None, *, allow_downloads: bool = False) -> Sim
         model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
     def similarity(texts: Sequence[str]) -> np.ndarray:
-        # Equal texts are exactly alike, whatever they were padded to.
+        # Embed distinct texts, so that equal texts have a similarity of exactly 1 regardless of padding.
         distinct = list(dict.fromkeys(texts))
         batch = tokenizer(distinct, padding=True, truncation=True, max_length=256, return_tensors="pt")
         with torch.inference_mode():
             states = model(**batch).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
-        found = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1).clamp(min=1), dim=-1)
-        cosines = (found @ found.T).clamp(0, 1).fill_diagonal_(1).numpy()
-        places = [distinct.index(text) for text in texts]
-        return cosines[np.ix_(places, places)]
+        embeddings = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1).clamp(min=1), dim=-1)
+        cosines = (embeddings @ embeddings.T).clamp(0, 1).fill_diagonal_(1).numpy()
+        indices = [distinct.index(text) for text in texts]
+        return cosines[np.ix_(indices, indices)]
 
     return similarity

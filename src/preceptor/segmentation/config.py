@@ -31,58 +31,60 @@ class PhantomCasesConfig(Section):
     """Generated heads with lesions, one NIfTI file per contrast."""
 
     train: Positive = 60
-    """Cases to train on."""
+    """Number of training cases."""
     validation: Positive = 20
-    """Cases that choose the network, and vote."""
+    """Number of validation cases, which select the model and vote in elections."""
     test: Positive = 40
-    """Cases that it is scored on."""
+    """Number of test cases."""
     size: Annotated[int, Field(ge=24, le=256)] = 48
     """Side of the volumes in voxels."""
     missing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the images that no case file has: examinations that never had all contrasts."""
+    """Share of the images that are left out, as in examinations without all contrasts."""
     seed: Seed = 0
-    """The same seed gives the same volumes."""
+    """Seed of the generated volumes; separate from `seed`."""
 
 
 class VolumeDataConfig(Section):
     name: SegmentationName = "phantom"
-    """phantom: generated. brats: BraTS 2018 to 2023 or the Medical Segmentation Decathlon's brain tumours, modalities
-    and regions as released. volumes: a table of paths, or `{case}_{modality}.nii.gz`, with `modalities` and `regions`
-    of your own. Or a reader of your own,
-    `module:function`."""
+    """phantom: generated volumes. brats: BraTS 2018 to 2023 or the brain tumours of the Medical Segmentation
+    Decathlon, with modalities and regions as released. volumes: a table of paths, or files `{case}_{modality}.nii.gz`,
+    with your own `modalities` and `regions`. Or your own reader as `module:function`."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of a reader of your own."""
+    """Keyword arguments of your own reader."""
     root: Folder | None = None
     """Folder of the cases, or a table of their files."""
     modalities: tuple[str, ...] = ("flair", "t1", "t1ce", "t2")
-    """The network's inputs, in this order. A case may lack some."""
+    """Inputs of the network, in this order. A case may lack some of them."""
     regions: dict[str, tuple[int, ...]] | None = None
-    """What is segmented: label values by name. Default: et, tc and wt of BraTS, with label 4 or 3 as it is found."""
+    """Regions to segment: label values by name. Default: et, tc and wt of BraTS, with label 4 or 3 as found in the
+    label maps."""
     split_file: Folder | None = None
-    """JSON of train, validation and test; CSV of case and split; or a folder of train.txt, val.txt and test.txt."""
+    """JSON with train, validation and test; CSV with case and split; or a folder with train.txt, val.txt and
+    test.txt."""
     fold: Annotated[int, Field(ge=0)] | None = None
-    """With `folds`: which fold is the test split."""
+    """Fold of `folds` that is the test split."""
     folds: Annotated[int, Field(ge=2)] = 5
-    """Folds that the patients are divided into."""
+    """Number of folds that the patients are divided into."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Share of all cases, by patient, where no split gives a validation split."""
+    """Share of all cases, by patient, for validation if the splits do not define it."""
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
-    """Share of all cases, by patient, where no split or fold gives a test split."""
+    """Share of all cases, by patient, for testing if no split or fold defines it."""
     split_seed: Seed = 0
-    """Which patients validate and test; apart from `seed`."""
+    """Seed of the validation and test splits; separate from `seed`."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training cases, by patient, whose masks are used."""
     unlabelled: Literal["none", "rest"] = "none"
-    """rest: what `train_share` leaves out is there without its masks, and so are training cases that have none. What
-    the teacher of `method.full` segments from all modalities stands in for them, for a network that sees a subset."""
+    """rest: also use the cases that `train_share` leaves out, without their masks, and training cases that have no
+    mask. The teacher of `method.full` segments them from all modalities, as masks for the student that sees a
+    subset."""
     spacing: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
-    """Voxel size in mm (from feet to head, front to back, side to side) that cases are resampled to; default: their
+    """Voxel size in mm (from feet to head, front to back, side to side) to which cases are resampled; default: their
     own. Predictions are written on the source's grid."""
     patch_size: Sides = (48, 48, 48)
-    """Voxels of a training crop and of a window of inference."""
+    """Size in voxels of a training crop and of a window in inference."""
     intensity: Literal["zscore", "histogram", "percentile"] = "zscore"
-    """zscore: inside the foreground. histogram: clipped at the last bin of 50 voxels first, as the published code does.
-    percentile: clipped to the 0.5th and 99.5th percentile first."""
+    """zscore: within the foreground. histogram: first clipped at the last bin of 50 voxels, as in the published code.
+    percentile: first clipped to the 0.5th and 99.5th percentile."""
     augment: Literal["none", "light", "full"] = "light"
     """none; light: flips, brightness and contrast; full: turns, scale, noise, blur and more, as the published code."""
     foreground_probability: Fraction = 0.5
@@ -94,23 +96,23 @@ class VolumeDataConfig(Section):
     max_voxels: Positive = 512**3
     """A larger volume is refused before it is decoded."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Processes that read ahead."""
+    """Number of processes that read ahead."""
     phantom: PhantomCasesConfig = PhantomCasesConfig()
 
 
 class UNetConfig(Section):
     net: Literal["compact", "reference"] | Reference = "compact"
     """compact: residual U-Net levels. reference: the published network (3-D ResNet-50 with ASPP, 43.66 M).
-    `module:Class`: a network of your own (see `preceptor.segmentation.model.MultimodalUNet`)."""
+    `module:Class`: your own network (see `preceptor.segmentation.model.MultimodalUNet`)."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of a network of your own."""
+    """Keyword arguments of your own network."""
     encoder: Literal["shared", "separate"] = "shared"
-    """One encoder for all modalities (published code), or one for each (published figure)."""
+    """One encoder for all modalities (published code), or a separate one for each (published figure)."""
     channels: tuple[Positive, ...] = (16, 32, 64, 128)
-    """Of `compact`: one per level, three to five."""
+    """For `compact`: channels of each level, three to five."""
     fill: Literal["all_levels", "bottleneck"] = "all_levels"
-    """Which features of a missing modality are the mean of the others'. bottleneck: the skips are those of a zero image
-    (published)."""
+    """Features of a missing modality that are replaced by the mean of the others. bottleneck: only the deepest; the
+    skip connections are those of a zero image (published code)."""
 
 
 Method = Annotated[
@@ -122,22 +124,22 @@ Method = Annotated[
 
 class EvaluationConfig(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of a window's side that the next one repeats, in tests and predictions."""
+    """Overlap of neighbouring windows, as a fraction of their side, in tests and predictions."""
     mode: Literal["constant", "gaussian"] = "gaussian"
-    """How overlapping windows count: alike, or more in their middle."""
+    """Weights of overlapping windows: constant, or larger in the middle of a window (gaussian)."""
     validation_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """The same in validation and elections."""
+    """Overlap of windows in validation and elections."""
     minimum_component: Fraction = 0.1
-    """Post-processing: components smaller than this share of the largest are dropped ..."""
+    """Post-processing: remove components smaller than this fraction of the largest one ..."""
     minimum_component_voxels: Annotated[int, Field(ge=0)] = 2000
-    """... unless they have this many voxels."""
+    """... unless they have at least this many voxels."""
     et_minimum: Annotated[int, Field(ge=0)] = 500
-    """Post-processing: an enhancing tumour of fewer voxels is none."""
+    """Post-processing: an enhancing tumour with fewer voxels is removed."""
 
 
 class SegmentationReport(Section):
     cases: Annotated[int, Field(ge=0, le=20)] = 3
-    """Worst cases that are drawn."""
+    """Number of worst cases shown in the report."""
 
 
 SegmentationStage = Literal["teacher", "baseline", "distilled"]
@@ -151,7 +153,8 @@ STAGE_KEYS = {
 class SegmentationRecipe(BaseRecipe):
     task: Literal["segmentation"] = "segmentation"
     stages: tuple[SegmentationStage, ...] = ("baseline", "distilled")
-    """teacher: a network that sees all modalities. baseline: no distillation. distilled: the method."""
+    """teacher: a network that sees all modalities. baseline: the student without distillation. distilled: the student
+    with the method."""
     data: VolumeDataConfig = VolumeDataConfig()
     method: SerializeAsAny[Method] = LckdConfig()
     model: UNetConfig = UNetConfig()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from preceptor.audit.run import audit
+from preceptor.auditing.run import audit
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.data.vqa.check import check_data
 from preceptor.data.vqa.table import read_table

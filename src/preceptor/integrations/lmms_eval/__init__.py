@@ -1,4 +1,4 @@
-"""lmms-eval: Preceptor's students as one of its models, and Preceptor's protocols as tasks for any of its models."""
+"""Integration into lmms-eval: Preceptor's students as models, and Preceptor's protocols as tasks for any model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def manifests() -> list[Any]:
-    """Return what the entry point `lmms_eval.models` announces: the model `preceptor`."""
+    """Return the manifests for the entry point `lmms_eval.models`: the model `preceptor`."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     place = "preceptor.integrations.lmms_eval.model.PreceptorStudent"

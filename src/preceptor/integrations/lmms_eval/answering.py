@@ -1,4 +1,4 @@
-"""Answers of a student to questions about images in memory; nothing here needs lmms-eval."""
+"""Answer questions about images in memory with a student. This module does not need lmms-eval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from preceptor.vqa.dataset import pixels, resize
 
 @torch.inference_mode()
 def answer_images(bundle: VqaBundle, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-    """Return the most probable answer class for every question about its image."""
+    """Return the most probable answer for each pair of image and question."""
     settings = bundle.preprocessing
     device = next(bundle.model.parameters()).device
     stack = np.stack([resize(image, settings.image_size) for image in images])

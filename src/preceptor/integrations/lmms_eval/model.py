@@ -1,4 +1,4 @@
-"""A trained student as a model of lmms-eval: ``--model preceptor --model_args run=runs/mhkd-vqa-rad``."""
+"""A trained student as a model for lmms-eval: ``--model preceptor --model_args run=runs/mhkd-vqa-rad``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from preceptor.vqa.bundle import VqaBundle
 
 
 class PreceptorStudent(lmms):
-    """Answers with the most probable answer class. `run` is a run, a stage or a model folder."""
+    """Predicts the most probable answer class. `run` is the folder of a run, a stage or a model."""
 
     is_simple = True
 
@@ -23,7 +23,7 @@ class PreceptorStudent(lmms):
         self.batch_size = int(batch_size)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """Return one answer a request; its document's `question` is asked where it has one, else its context."""
+        """Return one answer per request, to the `question` of its document or else to its context."""
         answers: list[str] = []
         for start in range(0, len(requests), self.batch_size):
             images, questions = [], []
@@ -37,7 +37,7 @@ class PreceptorStudent(lmms):
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError(
-            "a Preceptor student chooses among its answers; it gives no likelihood of other texts"
+            "a Preceptor student selects an answer class and cannot compute the likelihood of other texts"
         )
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:

@@ -1,10 +1,10 @@
-"""Preceptor's protocols as tasks of lmms-eval, over a data set on this disk.
+"""Write protocols of Preceptor as tasks of lmms-eval, for a local data set.
 
     python -m preceptor.integrations.lmms_eval.tasks vqa-rad/clean/451 --root VQA_RAD --output lmms-tasks
     lmms-eval --include_path lmms-tasks --tasks preceptor_vqa-rad_clean_451 --model preceptor --model_args run=RUN
 
-The folder holds a YAML file and the questions as JSONL for every protocol, and `utils.py`, by which lmms-eval finds the
-functions below. Answers are scored by the very functions that score ours.
+For every protocol the folder contains a YAML file and the questions as JSONL, and `utils.py`, through which lmms-eval
+finds the functions below. The answers are scored by the same functions as those of Preceptor.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ UTILS = (
     "doc_to_target, doc_to_text, doc_to_visual, mean, process_results\n\n"
     '__all__ = ["doc_to_target", "doc_to_text", "doc_to_visual", "mean", "process_results"]\n'
 )
-_HEAD = "# Made by Preceptor; scores: "
+_HEAD = "# Written by Preceptor; scores: "
 
 
 def write_task(protocol: str, root: Path | None, folder: Path) -> str:
-    """Write the task of a protocol into `folder` and return its name.
+    """Write the task of a protocol to `folder`, and return its name.
 
-    Raises UserError for an unknown protocol or data that cannot be read.
+    Raises:
+        UserError: the protocol is unknown, or the data set cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = read_for(protocol, root, folder / "data")
@@ -82,12 +83,12 @@ def write_task(protocol: str, root: Path | None, folder: Path) -> str:
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[Any]:
-    """Return the image of a question, as RGB."""
+    """Return the image of a question in mode RGB."""
     return [load_image(Path(doc["image"])).convert("RGB")]
 
 
 def doc_to_text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, str] | None = None) -> str:
-    """Return the question between the prompts of the task or of the model."""
+    """Return the question with the prompts of the task or the model."""
     prompts = lmms_eval_specific_kwargs or {}
     return f"{prompts.get('pre_prompt', '')}{doc['question']}{prompts.get('post_prompt', '')}"
 
@@ -98,7 +99,7 @@ def doc_to_target(doc: Mapping[str, Any]) -> str:
 
 
 def process_results(doc: Mapping[str, Any], results: list[str]) -> dict[str, float | None]:
-    """Return the scores of one answer; `open` and `closed` are None for the other kind."""
+    """Return the scores of an answer. `open` or `closed` is None for a question of the other type."""
     sample = Sample(
         str(doc["id"]),
         Path(doc["image"]),
@@ -115,15 +116,15 @@ def process_results(doc: Mapping[str, Any], results: list[str]) -> dict[str, flo
 
 
 def mean(values: Iterable[float | None]) -> float:
-    """Return the mean of those that are there; 0 of none."""
-    found = [value for value in values if value is not None]
-    return sum(found) / len(found) if found else 0.0
+    """Return the mean of the values that are not None, or 0 if there are none."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else 0.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("protocols", nargs="+", metavar="PROTOCOL")
-    parser.add_argument("--root", type=Path, help="data set; default: its folder under PRECEPTOR_DATA")
+    parser.add_argument("--root", type=Path, help="Folder of the data set. Default: its folder under PRECEPTOR_DATA.")
     parser.add_argument("--output", type=Path, default=Path("lmms-tasks"))
     args = parser.parse_args()
     try:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from preceptor.audit.duplicates import COPY_CORRELATION, Pair
-from preceptor.audit.findings import SPLITS, Audit
-from preceptor.audit.overlap import KINDS
+from preceptor.auditing.duplicates import COPY_CORRELATION, Pair
+from preceptor.auditing.findings import SPLITS, Audit
+from preceptor.auditing.overlap import KINDS
 from preceptor.data.images import ImageError, load_image
 from preceptor.data.phash import ALIKE_BITS, BITS
 from preceptor.report.format import NONE, SPACE, percent
@@ -39,14 +39,14 @@ def render(audit: Audit) -> str:
     sections = [
         Section("findings", "Findings", _findings(audit)),
         Section("images", "Shared images", [_overlaps(audit)]),
-        Section("pairs", "Pairs of images", [Fragment("audit/templates/pairs.html.j2", _pairs(audit))]),
+        Section("pairs", "Pairs of images", [Fragment("auditing/templates/pairs.html.j2", _pairs(audit))]),
         Section("rows", "Rows that give test rows away", _matches(audit)),
         Section("shortcuts", "Answers without the image", _shortcuts(audit)),
         Section("reading", "How to read this", _reading()),
     ]
     notes = [*audit.notes, *(note for data in audit.data for note in data.notes)]
     title, leak = f"Audit of {' against '.join(audit.names)}", LEAK if audit.leaks else ""
-    return Page(title, facts, sections, notes, leak, "audit/templates/page.css").render()
+    return Page(title, facts, sections, notes, leak, "auditing/templates/page.css").render()
 
 
 def _findings(audit: Audit) -> list[Any]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.audit.rows import Match, asked_in_both, frames_of, restated, shared_groups
-from preceptor.audit.shortcuts import TITLES, shortcuts
+from preceptor.auditing.rows import Match, asked_in_both, frames_of, restated, shared_groups
+from preceptor.auditing.shortcuts import TITLES, shortcuts
 from preceptor.data.types import Dataset, Sample, Split
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preceptor.audit.duplicates import SAME, Pair
+from preceptor.auditing.duplicates import SAME, Pair
 from preceptor.data.types import Dataset, Sample, Split
 
 Place = tuple[int, Split]

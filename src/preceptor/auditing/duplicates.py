@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from preceptor.audit.images import Look
+from preceptor.auditing.images import Look
 from preceptor.data.phash import ALIKE_BITS, cosine_transform, hashes, near
 
 Kind = Literal["bytes", "pixels", "copy", "alike"]

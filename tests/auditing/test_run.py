@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from preceptor.audit.run import Audit, as_document, audit, audit_data
+from preceptor.auditing.run import Audit, as_document, audit, audit_data
 from preceptor.cli.app import app
 from preceptor.data.types import Dataset, Sample
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
 from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import read_data
-from tests.audit.made import picture, row, write_table
+from tests.auditing.made import picture, row, write_table
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_vqa_rad_images_are_found_in_vqa_med_2019_after_resizing() -> None:
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_slices_without_text_are_rarely_suspected_of_it() -> None:
-    from preceptor.audit.images import look_at
+    from preceptor.auditing.images import look_at
 
     slices = {s.image for s in real("slake").samples if s.tags["modality"] in ("CT", "MRI")}
     assert len(slices) == 463

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preceptor.compare.summary import color, score_of
+from preceptor.comparison.summary import color, score_of
 from preceptor.files import flush
 from preceptor.report.plots import Dot, Line, draw_intervals, draw_lines, escape_math, style
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from preceptor.compare.models import read_models
+from preceptor.comparison.models import read_models
 from preceptor.errors import UserError
 from preceptor.recipe import dump_recipe
 from preceptor.tasks import recipe_from
-from tests.compare.made import PROTOCOL, hits, write_run, write_stage
+from tests.comparison.made import PROTOCOL, hits, write_run, write_stage
 
 
 def change(path: Path, **values: Any) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from preceptor.compare.groups import Group
+from preceptor.comparison.groups import Group
 from preceptor.scores import UnitScore
 from preceptor.statistics import (
     ALPHA,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preceptor.compare.deltas import (
+from preceptor.comparison.deltas import (
     ALL,
     RESAMPLES,
     Category,
@@ -21,9 +21,9 @@ from preceptor.compare.deltas import (
     contrast,
     score_group,
 )
-from preceptor.compare.groups import Group, baseline_of, choose_baseline, group_models, shown_value
-from preceptor.compare.models import read_models
-from preceptor.compare.tables import as_csv, as_latex
+from preceptor.comparison.groups import Group, baseline_of, choose_baseline, group_models, shown_value
+from preceptor.comparison.models import read_models
+from preceptor.comparison.tables import as_csv, as_latex
 from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.report.contents import get_nested
@@ -160,8 +160,8 @@ def compare_seeds(runs: Sequence[Path], *, protocol: str | None = None) -> Compa
 
 def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Any]:
     """Write compare.json, .csv, .tex, .html and the figures into `folder`; return the content of compare.json."""
-    from preceptor.compare.page import render
-    from preceptor.compare.picture import draw
+    from preceptor.comparison.page import render
+    from preceptor.comparison.picture import draw
 
     document = as_dict(comparison)
     write_text(folder / "compare.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))

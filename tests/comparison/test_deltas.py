@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.compare.deltas import MOST_NAMES, adjust, categories, contrast, score_group
-from preceptor.compare.groups import Group
-from preceptor.compare.models import TrainedModel
+from preceptor.comparison.deltas import MOST_NAMES, adjust, categories, contrast, score_group
+from preceptor.comparison.groups import Group
+from preceptor.comparison.models import TrainedModel
 from preceptor.scores import UnitScore
 from preceptor.statistics import MINIMUM_UNITS, crossed_test, mcnemar, paired_bootstrap, wilson
 

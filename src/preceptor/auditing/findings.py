@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from preceptor.audit.duplicates import Pair
-from preceptor.audit.overlap import Atlas, Overlap
-from preceptor.audit.rows import Match
-from preceptor.audit.shortcuts import Shortcut
+from preceptor.auditing.duplicates import Pair
+from preceptor.auditing.overlap import Atlas, Overlap
+from preceptor.auditing.rows import Match
+from preceptor.auditing.shortcuts import Shortcut
 from preceptor.data.types import Dataset, Sample, Split
 
 Severity = Literal["leak", "broken", "suspicion", "note"]

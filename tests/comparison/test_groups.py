@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from preceptor.compare.groups import Group, baseline_of, choose_baseline, group_models, short_names, shown_value
-from preceptor.compare.models import read_models
+from preceptor.comparison.groups import Group, baseline_of, choose_baseline, group_models, short_names, shown_value
+from preceptor.comparison.models import read_models
 from preceptor.errors import UserError
-from tests.compare.made import hits, write_run, write_stage
+from tests.comparison.made import hits, write_run, write_stage
 
 
 def groups_of(*runs: Path) -> list[Group]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from preceptor.audit.burned_in import has_text
-from preceptor.audit.headers import identifying_tags
+from preceptor.auditing.burned_in import has_text
+from preceptor.auditing.headers import identifying_tags
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image
 from preceptor.data.phash import SIDE, thumbnail
 

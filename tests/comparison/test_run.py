@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from preceptor.cli import app as cli
-from preceptor.compare.page import render
-from preceptor.compare.run import Comparison, as_dict, compare_runs, compare_seeds, write_comparison
-from preceptor.compare.summary import headline
-from preceptor.compare.tables import as_csv, as_latex, escape_latex
+from preceptor.comparison.page import render
+from preceptor.comparison.run import Comparison, as_dict, compare_runs, compare_seeds, write_comparison
+from preceptor.comparison.summary import headline
+from preceptor.comparison.tables import as_csv, as_latex, escape_latex
 from preceptor.errors import UserError
 from preceptor.report.page import POLICY
 from preceptor.statistics import mean_interval
-from tests.compare.made import PROTOCOL, hits, write_run, write_stage
+from tests.comparison.made import PROTOCOL, hits, write_run, write_stage
 from tests.report.page import Page
 
 HOSTILE = '<script>alert("x")</script> $\\frac'

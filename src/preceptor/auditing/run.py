@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from preceptor.audit.duplicates import COPY_CORRELATION, SAME, find_pairs
-from preceptor.audit.findings import SPLITS, TRAINING_SPLITS, Audit, Finding, Severity
-from preceptor.audit.images import Look, look_at
-from preceptor.audit.overlap import KINDS, Atlas, Place
-from preceptor.audit.page import render
-from preceptor.audit.rows import RESTATED, Match, asked_in_both, frames_of, restated, shared_groups
-from preceptor.audit.shortcuts import shortcuts
+from preceptor.auditing.duplicates import COPY_CORRELATION, SAME, find_pairs
+from preceptor.auditing.findings import SPLITS, TRAINING_SPLITS, Audit, Finding, Severity
+from preceptor.auditing.images import Look, look_at
+from preceptor.auditing.overlap import KINDS, Atlas, Place
+from preceptor.auditing.page import render
+from preceptor.auditing.rows import RESTATED, Match, asked_in_both, frames_of, restated, shared_groups
+from preceptor.auditing.shortcuts import shortcuts
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS
 from preceptor.data.locations import FOLDERS
 from preceptor.data.phash import ALIKE_BITS, BITS

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from preceptor.audit.burned_in import has_text
-from preceptor.audit.headers import DICOM_TAGS, identifying_tags
-from tests.audit.made import picture
+from preceptor.auditing.burned_in import has_text
+from preceptor.auditing.headers import DICOM_TAGS, identifying_tags
+from tests.auditing.made import picture
 from tests.data.test_images import dicom
 
 NAME = "DOE^JANE 1957-03-01"

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 from scipy.fft import dctn, idctn
 
-from preceptor.audit.duplicates import COARSE, Pair, correlations, find_pairs
-from preceptor.audit.images import look, look_at
-from preceptor.audit.overlap import Atlas
+from preceptor.auditing.duplicates import COARSE, Pair, correlations, find_pairs
+from preceptor.auditing.images import look, look_at
+from preceptor.auditing.overlap import Atlas
 from preceptor.data.phash import thumbnail
 from preceptor.data.types import Dataset, Sample, Split
-from tests.audit.made import picture
+from tests.auditing.made import picture
 
 
 def save(folder: Path, name: str, image: Image.Image, **options) -> Path:

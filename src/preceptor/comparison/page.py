@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from preceptor.compare.summary import HOW_MARKED, color, delta_table, headline, score_of, scores_table
+from preceptor.comparison.summary import HOW_MARKED, color, delta_table, headline, score_of, scores_table
 from preceptor.report.format import NONE, SPACE, count, interval, p_value, percent, points
 from preceptor.report.page import Bar, Bars, Charts, Facts, Heading, Page, Section, Text
 from preceptor.report.plots import Dot, Line, interval_plot, line_chart

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.compare.models import TrainedModel
+from preceptor.comparison.models import TrainedModel
 from preceptor.errors import UserError, nearest
 from preceptor.report.contents import ORDER
 
