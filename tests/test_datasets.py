@@ -1,4 +1,4 @@
-"""One command for each public data set: from the folder as released to a scored report, and the same number again."""
+"""Train a recipe on each public data set as released, then score its predictions as those of another system."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def vqa_med_with_test(root: Path) -> Path:
 
 
 def check(capsys, monkeypatch, recipe: str, protocol: str, root: Path | None, run: Path, *settings: str) -> None:
-    """Train the recipe, then score what it predicted as if another system had: the same number under the same id."""
+    """Train a recipe and score the written predictions: the scores under the protocol are the same."""
     given = [f"data.root={root}"] if root else []
-    code, _, said = call(capsys, monkeypatch, "train", recipe, f"output={run}", *given, *TINY, *settings)
-    assert code == 0, said
+    code, _, messages = call(capsys, monkeypatch, "train", recipe, f"output={run}", *given, *TINY, *settings)
+    assert code == 0, messages
     results = json.loads((run / "results.json").read_text())
     scores = results["protocols"][protocol]
     assert scores["n"]
@@ -62,9 +62,9 @@ def check(capsys, monkeypatch, recipe: str, protocol: str, root: Path | None, ru
     assert protocol in (run / "distilled" / "model" / "README.md").read_text()
     assert {"majority", "question_only", "look_up"} <= results["stages"]["baseline"]["baselines"][protocol].keys()
     file = run / "distilled" / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
-    asked = ["score", str(file), "--protocol", protocol, "--json", *(["--root", str(root)] if root else [])]
-    code, out, said = call(capsys, monkeypatch, *asked)
-    assert code == 0, said
+    arguments = ["score", str(file), "--protocol", protocol, "--json", *(["--root", str(root)] if root else [])]
+    code, out, messages = call(capsys, monkeypatch, *arguments)
+    assert code == 0, messages
     again = json.loads(out)
     for key in ("accuracy", "open", "closed", "macro", "bleu", "f1", "n", "question_types"):
         assert again[key] == scores[key], key
@@ -99,5 +99,5 @@ def test_a_released_folder_becomes_a_scored_report(tmp_path, capsys, monkeypatch
         ("mhkd-slake-en", "slake-en"),
     ],
 )
-def test_the_real_folders_do_too(tmp_path, capsys, monkeypatch, recipe, protocol):
+def test_a_real_released_folder_becomes_a_scored_report(tmp_path, capsys, monkeypatch, recipe, protocol):
     check(capsys, monkeypatch, recipe, protocol, None, tmp_path / "run", "data.train_share=0.03")

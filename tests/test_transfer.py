@@ -1,4 +1,4 @@
-"""Weights that know test images are refused, through real runs."""
+"""Weights that were trained on test images are refused."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.auditing.made import picture, row, write_table
 from tests.fault.tiny import write_recipe
 
 
-def table(folder: Path, parts: dict[str, list[int]], side: int) -> Path:
+def table(folder: Path, splits: dict[str, list[int]], side: int) -> Path:
     folder.mkdir()
     rows = []
-    for part, numbers in parts.items():
+    for split, numbers in splits.items():
         for number in numbers:
             picture(number, 128).resize((side, side)).save(folder / f"{number}.png")
-            rows += [row(f"{part}-{number}-{n}", f"{number}.png", part, f"Question {n}?", f"a{n}") for n in range(3)]
+            rows += [row(f"{split}-{number}-{n}", f"{number}.png", split, f"Question {n}?", f"a{n}") for n in range(3)]
     return write_table(folder, rows)
 
 
@@ -55,7 +55,7 @@ def test_transfer_refuses_known_test_images_until_they_are_excluded(tmp_path: Pa
     run_recipe(tiny(tmp_path, "pre2", first, f"data.exclude_images_of=[{second}]"))
     results = run_recipe(tiny(tmp_path, "fine2", second, begin(tmp_path / "pre2")))
     assert not any("Not checked" in note for note in results["notes"])
-    # What the earlier weights saw is passed on: a third run asks about all of it.
+    # The images of the earlier weights are passed on, so that a third run checks them all.
     inherited = read_provenance(tmp_path / "fine2" / "model")
     assert inherited is not None
     assert sorted(len(source.images) for source in inherited) == [4, 8]
@@ -69,8 +69,8 @@ def test_transfer_refuses_known_test_images_until_they_are_excluded(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_the_same_data_set_may_go_on(tmp_path: Path) -> None:
-    """A data set that shares images between its own parts, as VQA-RAD does, trains on in its own runs."""
+def test_a_run_may_start_from_an_earlier_one_on_the_same_data(tmp_path: Path) -> None:
+    """Also if the splits of the data set share images, as those of VQA-RAD do."""
     shared = table(tmp_path / "shared", {"train": [0, 1, 2], "validation": [3], "test": [4]}, 100)
     text = shared.read_text("utf-8").replace("test-4-2,4.png", "test-4-2,0.png")
     shared.write_text(text, "utf-8")

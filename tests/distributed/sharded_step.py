@@ -1,4 +1,4 @@
-"""Two processes with a sharded task, of which one has a batch without images: gradients against one process's."""
+"""Compare the gradients of a sharded task in two processes, one of them without images, with those of one process."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def main(folder: Path, family: str, training: str) -> None:
     with summon_full_params(shared):
         want = alone.student.generate(rows, max_new_tokens=4)
         assert [a[0].tokens for a in shared.student.generate(rows, max_new_tokens=4)] == [a[0].tokens for a in want]
-    # The layers are shared out again, and the next step is like the first.
+    # The layers are sharded again, and the next step is like the first.
     shared.zero_grad()
     shared(batches[state.process_index]).total({"tokens": 1.0}).backward()
     again = gather_full({name: p.grad for name, p in shared.named_parameters() if p.grad is not None}, keep=True)

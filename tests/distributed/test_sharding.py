@@ -1,4 +1,4 @@
-"""ClinKD in two gloo processes: both have the same state; FSDP2 trains, saves and resumes as DDP does."""
+"""ClinKD in two gloo processes: both have the same state. FSDP2 trains, saves and resumes as DDP does."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def ddp(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def fsdp(ddp) -> Path:
-    said = finish(command(ddp, "fsdp", *taught_by(ddp)), **FSDP2)
-    assert "gathered" in said, "the memory of a sharded training"
+    messages = finish(command(ddp, "fsdp", *taught_by(ddp)), **FSDP2)
+    assert "gathered" in messages, "the memory of a sharded training"
     return ddp
 
 
@@ -88,20 +88,20 @@ def test_labels_are_written_once_and_corrections_are_the_same_in_both(ddp):
 
 
 @pytest.mark.slow
-def test_it_learns_what_ddp_learns(fsdp):
-    for ours, theirs in (("fsdp/prior", "ddp/prior"), ("fsdp", "ddp/clinkd")):
-        got, want = lines(fsdp / ours), lines(fsdp / theirs)
+def test_fsdp_has_the_loss_curve_of_ddp(fsdp):
+    for sharded, plain in (("fsdp/prior", "ddp/prior"), ("fsdp", "ddp/clinkd")):
+        got, want = lines(fsdp / sharded), lines(fsdp / plain)
         assert len(got) == len(want) > 5
         for one, other in zip(got, want, strict=True):
             assert one.keys() == other.keys()
             for key in one.keys() - {"samples/s"}:
                 near = CLOSE | ({"rel": 1e-3} if key == "grad_norm" else {})
-                assert one[key] == pytest.approx(other[key], **near), f"{ours} step {one['step']}: {key}"
+                assert one[key] == pytest.approx(other[key], **near), f"{sharded} step {one['step']}: {key}"
     check_rounds(fsdp / "fsdp-watched")
 
 
 @pytest.mark.slow
-def test_what_it_exports_is_an_ordinary_checkpoint_and_ddps(fsdp):
+def test_the_exported_checkpoint_is_that_of_ddp_and_loads_in_transformers(fsdp):
     from transformers import AutoModelForImageTextToText
 
     found = AutoModelForImageTextToText.from_pretrained(fsdp / "fsdp" / "model").state_dict()
@@ -112,8 +112,8 @@ def test_what_it_exports_is_an_ordinary_checkpoint_and_ddps(fsdp):
         assert torch.allclose(found[name], value, atol=3e-4), name
     start = load_file(fsdp / "fsdp" / "prior" / "model" / "model.safetensors")
     moved = load_file(fsdp / "fsdp" / "model" / "model.safetensors")
-    learnt = max(float((moved[name] - start[name]).abs().max()) for name in start)
-    assert learnt > 5e-3, "more than the two may differ by"
+    change = max(float((moved[name] - start[name]).abs().max()) for name in start)
+    assert change > 5e-3, "more than the two may differ by"
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_a_killed_run_ends_with_the_same_weights(fsdp):
     while launched.poll() is None and not (metrics.exists() and '"step": 6,' in metrics.read_text()):
         time.sleep(0.02)
     assert launched.poll() is None, "it ended before it was killed"
-    launched.kill()  # after a round of reflection
+    launched.kill()  # a round of reflection is over
     launched.wait()
     for rank in (0, 1):  # a killed launcher leaves its workers
         os.kill(int((watched / f"pid-of-{rank}").read_text()), signal.SIGKILL)
@@ -139,6 +139,6 @@ def test_a_killed_run_ends_with_the_same_weights(fsdp):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "training"), [("qwen2_vl", "full"), ("qwen3_vl", "full"), ("qwen2_vl", "lora")])
-def test_a_process_without_images_does_not_hold_the_others_up(tmp_path, family, training):
+def test_a_process_without_images_does_not_block_the_other(tmp_path, family, training):
     arguments = [*TWO, str(HERE / "sharded_step.py"), str(tmp_path), family, training]
     assert finish(arguments).count("the same") == 2

@@ -1,4 +1,4 @@
-"""The command line; to a folder of the test goes what each process knew after every round of reflection."""
+"""Run the command line and record what each process knows after every round of reflection."""
 
 from __future__ import annotations
 

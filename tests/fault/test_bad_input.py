@@ -167,8 +167,10 @@ def test_broken_training_rows_are_counted_and_broken_test_rows_are_wrong(tmp_pat
 
 def test_more_skipped_rows_than_the_limit_stop_the_training(tmp_path):
     write_table(tmp_path)
-    DAMAGE["truncated"](tmp_path / "scan-1.png")
-    code, _, err = call("train", *settings(tmp_path, "data.broken=skip", "data.skip_limit=0.01"))
+    for number in (1, 4):
+        DAMAGE["truncated"](tmp_path / f"scan-{number}.png")
+    policy = ["data.broken=skip", "data.skip_limit=0.01", "teacher.train.epochs=2"]
+    code, _, err = call("train", *settings(tmp_path, *policy))
     assert code == 2
     assert "skip_limit=0.01" in err
 

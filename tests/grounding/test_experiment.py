@@ -21,7 +21,6 @@ from tests.fault.tiny import CLINKD
 
 pytestmark = pytest.mark.slow
 STAGES = ("teacher", "baseline", "guided", "distilled", "clinkd")
-BOX = "<|box_start|>(100,0),(900,500)<|box_end|>"
 SWAPPED = "<|box_start|>(900,0),(100,50)<|box_end|>"
 
 
@@ -29,9 +28,7 @@ def recipe(root: Path, **changes: Any) -> GroundingRecipe:
     raw = yaml.safe_load(CLINKD)
     raw |= {"output": str(root / "run"), "stages": list(STAGES)}
     raw["data"] |= {"root": str(root / "phantom"), **changes.pop("data", {})}
-    raw["data"].setdefault("tasks", ["roc"])
-    if changes.pop("all_tasks", True):
-        raw["data"]["tasks"] = ["vg", "roc", "rc", "mia"]
+    raw["data"]["tasks"] = ["vg", "roc", "rc", "mia"]
     return GroundingRecipe.model_validate(raw | changes)
 
 
@@ -196,7 +193,7 @@ def test_doctor_lists_broken_images_and_faulty_boxes(trained: Path, tmp_path: Pa
 def broken(trained: Path, tmp_path: Path) -> dict[str, Any]:
     """Data with 12 dialogues to train on, 2 to validate and 3 to test; one image in train and one in test is broken."""
     splits = ["train"] * 12 + ["validation"] * 2 + ["test"] * 3
-    answers = {f"d{number}": (split, f"It is at {BOX}.") for number, split in enumerate(splits)}
+    answers = {f"d{number}": (split, "left" if number % 2 else "right") for number, split in enumerate(splits)}
     rows = write_dialogues(trained / "phantom", tmp_path, answers)
     for id in ("d3", "d15"):
         truncate(tmp_path / f"{id}.png")
@@ -224,6 +221,19 @@ def test_broken_images_are_replaced_in_training_and_answered_with_nothing_in_the
         assert set(rows) == {"d14", "d15", "d16"}
         assert rows["d15"]["prediction"] == ""
         assert scores["n"] == 3
+
+
+def test_pseudo_labels_and_reflection_leave_broken_images_out(broken: dict[str, Any], tmp_path: Path) -> None:
+    shares = {"train_share": 0.5, "unlabelled": "rest", "broken": "skip", "skip_limit": 0.5}
+    labels = {"share": 0.4, "max_new_tokens": 16, "top_k": 4}
+    reflection = {"rounds": 1, "rows": 6, "candidates": 1, "max_new_tokens": 4}
+    method = {"name": "clinkd", "pseudo_labels": labels, "reflection": reflection, "selection": {"candidates": 1}}
+    document = run_recipe(recipe(tmp_path, data=broken | shares, stages=["teacher", "clinkd"], method=method))
+    stage = document["stages"]["clinkd"]
+    assert 0 < stage["pseudo_labels"]["rows"] <= 11
+    assert stage["reflection"]["rounds"]
+    for answer in stage["reflection"]["examples"]:
+        assert answer["id"] != "d3"
 
 
 def test_more_broken_images_than_the_limit_stop_the_training(broken: dict[str, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is said of memory before a training, and a teacher that rests on the CPU."""
+"""The memory estimate before a training, and a teacher that stays on the CPU while it is not needed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_longest_dialogue_of_a_micro_batch_counts(vlm):
 
 
 def test_shares_of_a_sharded_training(vlm):
-    """Two processes hold half of the states; the gathered weights count where they are more than what a step keeps."""
+    """Each of two processes has half of the states. The larger of gathered weights and activations counts."""
     options = {"dtype": torch.float32, "tokens": 1}
     alone, half = (memory_estimate(vlm.config, shares=n, **options) for n in (1, 2))
     for part in ("weights", "gradients", "optimizer"):
@@ -65,16 +65,16 @@ def test_shares_of_a_sharded_training(vlm):
     assert "gathered" not in alone
 
 
-def test_what_is_said(vlm):
+def test_the_estimate_and_the_warning_as_sentences(vlm):
     recipe = tiny()
     parts = {"weights": 3 * GIB, "gradients": 0, "activations": GIB // 2, "teacher": 2 * GIB, "total": 6 * GIB}
     assert sentence("memory of prior", parts, 8 * GIB) == (
         "memory of prior: about 6.0 GiB of 8.0 a device (weights 3.0, activations 0.5, teacher 2.0)"
     )
     assert warning("prior", parts, 8 * GIB, recipe.student, recipe) is None
-    said = warning("prior", parts, 4 * GIB, recipe.student, recipe)
-    assert said is not None
-    assert said.startswith("prior is expected to need 6.0 GiB of a device that has 4.0; try ")
+    found = warning("prior", parts, 4 * GIB, recipe.student, recipe)
+    assert found is not None
+    assert found.startswith("prior is expected to need 6.0 GiB of a device that has 4.0; try ")
     for fix in (
         "student.model.gradient_checkpointing=true",
         "student.model.training=lora",
@@ -82,7 +82,7 @@ def test_what_is_said(vlm):
         "method.teacher_offload=cpu",
         "FSDP2",
     ):
-        assert fix in said
+        assert fix in found
 
 
 def test_free_memory(tmp_path):
@@ -96,9 +96,9 @@ def test_doctor_estimates_the_memory_of_a_recipe(tmp_path, monkeypatch):
     changes = {"output": str(tmp_path / "run"), "method": {"name": "clinkd"}}
     recipe = tiny(**changes)
     recipe.data.root = str(tmp_path / "phantom")
-    said = [note for note in preceptor.check(recipe)["notes"] if note.startswith("memory to train the")]
-    assert [note.split(":")[0].split()[-1] for note in said] == ["teacher", "student"]
-    assert "teacher" in said[1].split("(")[1]
+    found = [note for note in preceptor.check(recipe)["notes"] if note.startswith("memory to train the")]
+    assert [note.split(":")[0].split()[-1] for note in found] == ["teacher", "student"]
+    assert "teacher" in found[1].split("(")[1]
     assert not (tmp_path / "run" / "new-student").exists()
     monkeypatch.setattr(memory, "available", lambda: 1)
     monkeypatch.setattr("preceptor.grounding.experiment.available", lambda: 1)
@@ -111,7 +111,7 @@ def test_doctor_estimates_the_memory_of_a_recipe(tmp_path, monkeypatch):
 
 @pytest.fixture
 def moves(monkeypatch) -> list[str]:
-    """Where the teacher was sent to; the device that computes is `cpu:0`, a name of its own for the CPU."""
+    """The devices that the teacher was moved to. The computing device is `cpu:0`, to tell it from `cpu`."""
     sent: list[str] = []
     move = GroundedVlm.to
 
@@ -124,24 +124,24 @@ def moves(monkeypatch) -> list[str]:
     return sent
 
 
-def test_a_resting_teacher_is_on_the_device_only_while_it_answers(vlm, moves, monkeypatch):
+def test_an_offloaded_teacher_is_on_the_device_only_while_it_answers(vlm, moves, monkeypatch):
     answered: list[int] = []
     monkeypatch.setattr(teaching, "asker", lambda *_: lambda *_: answered.append(len(moves)) or [["yes"]])
     for offload in ("none", "cpu"):
         recipe = tiny()
         recipe.method.teacher_offload = offload  # type: ignore[assignment]
-        ask = teaching.corrector(type("Room", (), {"recipe": recipe})(), vlm)  # type: ignore[arg-type]
+        ask = teaching.corrector(SimpleNamespace(recipe=recipe), vlm)  # type: ignore[arg-type]
         assert ask([], 1, 0.0, 0) == [["yes"]]
     assert answered == [0, 1], "it was moved before it answered"
     assert moves == ["cpu:0", "cpu"]
     with pytest.raises(RuntimeError, match="broke off"), teaching.on_device(vlm, "cpu"):
         raise RuntimeError("broke off")
-    assert len(moves) == 4, "it rests again whatever happened"
+    assert len(moves) == 4, "it is moved back after an error, too"
 
 
 @pytest.mark.parametrize("offload", ["none", "cpu"])
-def test_words_of_a_resting_teacher_outlast_its_work(vlm, moves, offload):
-    """What it said of a batch stays where it was computed, and is what a teacher that never moves says."""
+def test_the_signal_of_an_offloaded_teacher_stays_on_the_device(vlm, moves, offload):
+    """It equals the signal of a teacher that is never moved."""
     from preceptor.grounding.dataset import DialogueExamples, TrainingExample
 
     examples = DialogueExamples([], vlm.encoder)
@@ -149,15 +149,15 @@ def test_words_of_a_resting_teacher_outlast_its_work(vlm, moves, offload):
     batch = examples.collate([examples.read(TrainingExample(row))])
     with torch.no_grad():
         want = vlm.eval()(batch.tensors)
-    said = teaching.OnlineTokenTeacher(vlm, vlm, offload).signal(batch).tokens
-    assert torch.equal(said.hidden_TE, want.hidden)
-    assert not isinstance(said.weight_WE, torch.nn.Parameter)
-    assert torch.equal(said.weight_WE, vlm.lm_head_weight)
+    found = teaching.OnlineTokenTeacher(vlm, vlm, offload).signal(batch).tokens
+    assert torch.equal(found.hidden_TE, want.hidden)
+    assert not isinstance(found.weight_WE, torch.nn.Parameter)
+    assert torch.equal(found.weight_WE, vlm.lm_head_weight)
     assert moves == (["cpu:0", "cpu"] if offload == "cpu" else [])
 
 
 @pytest.mark.parametrize("name", ["clinkd-med-grit-qwen2-vl", "clinkd-med-grit-lora"])
-def test_recipes_for_med_grit_say_what_the_published_code_does(name):
+def test_recipes_for_med_grit_have_the_settings_of_the_published_code(name):
     recipe = load_recipe(name)
     assert isinstance(recipe, GroundingRecipe)
     assert recipe.stages == ("teacher", "baseline", "guided", "distilled", "clinkd")
@@ -177,7 +177,7 @@ def test_recipes_for_med_grit_say_what_the_published_code_does(name):
         assert recipe.student.model.training == "full"
 
 
-def test_adapters_learn_beside_weights_in_half_precision(vlm, tmp_path):
+def test_adapters_are_float32_on_weights_in_half_precision(vlm, tmp_path):
     from preceptor.data.types import GroundingDataset
     from preceptor.grounding.context import RunContext
 
