@@ -51,15 +51,15 @@ class TrainConfig(Section):
     epochs: Annotated[float, Field(gt=0)] = 20
     """Passes over the training rows; may be a fraction."""
     batch_size: Positive = 32
-    """Samples per optimiser step, over all micro-batches and processes."""
+    """Samples per optimizer step, over all micro-batches and processes."""
     accumulation: Positive = 1
-    """Micro-batches per optimiser step and process."""
+    """Micro-batches per optimizer step and process."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """`adamw`, or `sgd` with Nesterov momentum 0.99."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Highest learning rate, reached after the warm-up."""
     pretrained_scale: Annotated[float, Field(ge=0)] = 0.1
-    """Factor on the learning rate of weights that came pretrained; 0 freezes them."""
+    """Factor on the learning rate of pretrained weights; 0 freezes them."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     """Weight decay of matrices; biases, norms and other vectors do not decay."""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.98
@@ -67,21 +67,21 @@ class TrainConfig(Section):
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     """Learning-rate schedule after the warm-up."""
     warmup: Fraction = 0.1
-    """Share of the steps over which the learning rate rises."""
+    """Fraction of the steps over which the learning rate rises."""
     poly_power: Annotated[float, Field(gt=0)] = 0.9
     """Exponent of `schedule: poly`."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Maximum norm of the gradient over all trained parameters; null: no clipping."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of an exponential moving average of the weights; above 0 it is the average that is validated and kept."""
+    """Decay of an exponential moving average of the weights; above 0, the average is validated and kept."""
     select: Literal["best", "last"] = "best"
-    """Which weights are kept: those of the best validation, or those of the last step."""
+    """Weights to keep: those of the best validation, or those of the last step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where the processor computes in it, else fp32."""
+    """auto: bf16 if the processor supports it, else fp32."""
     evaluate_every: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between validations."""
     patience: Positive | None = None
-    """Validations without a better one before the run stops early (with `select: best`)."""
+    """Number of validations without improvement after which the training stops (with `select: best`)."""
     checkpoint_every: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between checkpoints of the training state."""
     keep_checkpoints: Positive = 2
@@ -163,13 +163,13 @@ class BaseRecipe(Section):
     output: Folder = "runs/{name}"
     """Run folder. If it exists, training resumes."""
     seed: Seed = 0
-    """Seed of the initial weights, the order of the samples and everything else that is drawn at random."""
+    """Seed of the initial weights, the order of the samples and all other random numbers of the training."""
     stages: tuple[str, ...]
     """The models to train, in this order."""
     resume: Literal["auto", "never"] = "auto"
     """`auto`: resume from the newest valid checkpoint. `never`: delete the earlier results of the stages first."""
     allow_downloads: bool = False
-    """Whether a model may be downloaded from a hub. Without it the network is never used."""
+    """Allow models to be downloaded from a hub. Otherwise the network is never used."""
     data: Any
     """Which data are read, and how."""
     method: Any

@@ -20,6 +20,8 @@ RENAMED_KEYS = {
     "data.split": "data.variant",
     "data.broken_images": "data.broken",
     "method.inherit_words": "method.inherit_token_embeddings",
+    "student.model.text.freeze_words": "student.model.text.freeze_token_embeddings",
+    "teacher.model.text.freeze_words": "teacher.model.text.freeze_token_embeddings",
 }
 """Old dotted key to new one. A recipe with an old key is refused, and the error names the new key."""
 

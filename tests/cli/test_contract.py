@@ -1,4 +1,4 @@
-"""The contract at the surface: verbs, exit codes, JSON, files of a run."""
+"""The verbs at their surface: exit codes, JSON and messages. `tests/pipeline/test_contract.py` tests what they do."""
 
 from __future__ import annotations
 
@@ -48,42 +48,29 @@ def run(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_a_run_folder_holds_what_the_contract_says(run: Path):
-    for name in ("recipe.yaml", "results.json", "report.html", "log.txt"):
-        assert (run / name).is_file(), name
+def test_the_accuracy_is_that_of_the_written_predictions(run: Path):
     for stage in ("teacher", "baseline", "distilled"):
-        for name in (
-            "recipe.yaml",
-            "metrics.jsonl",
-            "results.json",
-            "model/config.json",
-            "model/model.safetensors",
-            "model/README.md",
-            "model/tokenizer.json",
-            "model/preprocessor_config.json",
-        ):
+        for name in ("model/tokenizer.json", "model/preprocessor_config.json"):
             assert (run / stage / name).is_file(), name
         results = json.loads((run / stage / "results.json").read_text())
-        assert {"protocols", "parameters", "latency_ms", "seed", "versions", "data"} <= results.keys()
         (protocol, scores), *_ = results["protocols"].items()
         predictions = run / stage / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
         rows = [json.loads(line) for line in predictions.read_text().splitlines()]
         assert len(rows) == scores["n"]
         assert sum(row["correct"] for row in rows) / len(rows) == pytest.approx(scores["accuracy"])
         assert {"id", "prediction", "probability", "target", "correct"} <= rows[0].keys()
-        assert list((run / stage / "checkpoints").glob("step-*"))
     comparison = json.loads((run / "results.json").read_text())["comparison"]
     assert {"distilled - baseline", "distilled / teacher"} <= next(iter(comparison.values())).keys()
 
 
-def test_the_weights_hold_neither_teacher_nor_projectors(run: Path):
+def test_the_weights_contain_neither_teacher_nor_projectors(run: Path):
     from safetensors import safe_open
 
     with safe_open(run / "distilled" / "model" / "model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if "teacher" in name or "projectors" in name]  # noqa: SIM118
 
 
-def test_train_again_trains_nothing_and_says_the_same(run: Path, capsys, monkeypatch):
+def test_a_finished_run_is_printed_again_and_not_trained_again(run: Path, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("task.safetensors")}
     recipe = str(run.parent / "tiny.yaml")
     code, out, _ = call(capsys, monkeypatch, "train", recipe, f"output={run}", *QUICK, "--json")
@@ -101,7 +88,7 @@ def test_a_changed_recipe_exits_2_and_lists_the_differences(run: Path, capsys, m
     assert out == ""
 
 
-def test_a_refused_recipe_leaves_the_stages_recipe_alone(run: Path, capsys, monkeypatch):
+def test_a_refused_recipe_does_not_overwrite_the_recipe_of_a_stage(run: Path, capsys, monkeypatch):
     before = (run / "teacher" / "recipe.yaml").read_bytes()
     recipe = str(run.parent / "tiny.yaml")
     code, _, err = call(
@@ -112,12 +99,7 @@ def test_a_refused_recipe_leaves_the_stages_recipe_alone(run: Path, capsys, monk
     assert (run / "teacher" / "recipe.yaml").read_bytes() == before
 
 
-def test_a_stage_runs_again_by_its_own_recipe(run: Path, capsys, monkeypatch):
-    code, _, err = call(capsys, monkeypatch, "train", str(run / "distilled"), "--json")
-    assert code == 0, err
-
-
-def test_evaluate_gives_the_stored_scores(run: Path, capsys, monkeypatch):
+def test_evaluate_prints_the_stored_scores(run: Path, capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "evaluate", str(run), "--json")
     stored = json.loads((run / "distilled" / "results.json").read_text())
     assert code == 0
@@ -127,7 +109,7 @@ def test_evaluate_gives_the_stored_scores(run: Path, capsys, monkeypatch):
     assert "did you mean" in err
 
 
-def test_predict_one_and_many(run: Path, capsys, monkeypatch, tmp_path):
+def test_predict_prints_one_answer_and_writes_those_of_a_table(run: Path, capsys, monkeypatch, tmp_path):
     image = next((run / "data" / "images").glob("*.png"))
     code, out, _ = call(
         capsys, monkeypatch, "predict", str(run), "--image", str(image), "--question", "is there a lesion?", "--json"
@@ -161,7 +143,7 @@ def test_predict_one_and_many(run: Path, capsys, monkeypatch, tmp_path):
     assert "contains no trained model" in err
 
 
-def test_cache_verifies_and_finds_a_wrong_byte(run: Path, capsys, monkeypatch, tmp_path):
+def test_cache_verification_finds_a_wrong_byte(run: Path, capsys, monkeypatch, tmp_path):
     recipe = str(run.parent / "tiny.yaml")
     settings = [*QUICK, f"output={run}", f"method.teaching.cache={tmp_path / 'cache'}"]
     code, out, err = call(capsys, monkeypatch, "cache", recipe, *settings, "--verify", "1", "--json")
@@ -183,65 +165,13 @@ def test_cache_verifies_and_finds_a_wrong_byte(run: Path, capsys, monkeypatch, t
     assert (code, json.loads(out)["damage"]) == (0, "")
 
 
-def test_report_is_written_again(run: Path, capsys, monkeypatch):
-    before = (run / "report.html").read_bytes()
-    (run / "report.html").unlink()
+def test_report_prints_the_path_of_the_page(run: Path, capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "report", str(run))
     assert code == 0
     assert out.strip() == str(run / "report.html")
-    assert (run / "report.html").read_bytes() == before
 
 
-def broken_table(folder: Path) -> Path:
-    from PIL import Image
-
-    rows = ["image,question,answer,split"]
-    for number in range(24):
-        Image.new("RGB", (40, 40), (number * 10, 0, 0)).save(folder / f"{number}.png")
-        part = "test" if number > 19 else "validation" if number > 15 else "train"
-        rows.append(f"{number}.png,is it red?,{'yes' if number % 2 else 'no'},{part}")
-    (folder / "table.csv").write_text("\n".join(rows))
-    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
-    (folder / "5.png").write_text("this is no image")
-    return folder / "table.csv"
-
-
-def test_broken_are_listed_refused_or_skipped(capsys, monkeypatch, tmp_path):
-    table, recipe = broken_table(tmp_path), str(write_recipe(tmp_path))
-    code, out, _ = call(capsys, monkeypatch, "doctor", str(table), "--json")
-    assert code == 1
-    assert sorted(f["file"] for f in json.loads(out)["findings"] if f["severity"] == "error") == ["2.png", "5.png"]
-    settings = [recipe, "data.name=table", f"data.root={table}", f"output={tmp_path / 'run'}", "teacher.train.epochs=1"]
-    code, _, err = call(capsys, monkeypatch, "train", *settings)
-    assert code == 2
-    assert "2.png" in err or "5.png" in err
-    assert "Traceback" not in err
-    code, _, err = call(
-        capsys, monkeypatch, "train", *settings, "data.broken=skip", "data.skip_limit=0.01", "resume=never"
-    )
-    assert code == 2
-    assert "skip_limit=0.01" in err
-    code, out, err = call(
-        capsys,
-        monkeypatch,
-        "train",
-        *settings,
-        "data.broken=skip",
-        "data.skip_limit=0.2",
-        "resume=never",
-        "--json",
-    )
-    assert code == 0, err
-    assert len(json.loads(out)["training"]["skipped"]) == 2
-
-
-def test_doctor_finds_nothing_in_phantoms(run: Path, capsys, monkeypatch):
-    code, out, _ = call(capsys, monkeypatch, "doctor", str(run / "teacher"), "--json")
-    assert code == 0
-    assert not [finding for finding in json.loads(out)["findings"] if finding["severity"] == "error"]
-
-
-def test_recipes_are_listed_and_shown(capsys, monkeypatch):
+def test_recipes_are_listed_and_printed(capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "recipes", "--json")
     assert code == 0
     assert "mhkd-vqa-rad" in json.loads(out)

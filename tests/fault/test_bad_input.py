@@ -1,4 +1,4 @@
-"""Files that are no images, numbers that are none: an error that says so, and nothing that was computed is lost."""
+"""Broken images and infinite losses: an error that names them, and nothing that was computed is lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_table(folder: Path) -> Path:
 
 
 def bomb(path: Path) -> None:
-    """A PNG of a few bytes whose header promises 60,000 x 60,000 pixels."""
+    """Write a PNG of a few bytes whose header announces 60,000 x 60,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -133,7 +133,7 @@ def test_an_image_that_breaks_between_stages_loses_nothing(tmp_path):
     whole = (tmp_path / "scan-2.png").read_bytes()
     DAMAGE["truncated"](tmp_path / "scan-2.png")
     code, _, err = call("train", *settings(tmp_path))
-    # The recipe of tiny.yaml has the teacher alone, in the folder itself: another stage beside what is there.
+    # tiny.yaml has one stage, which is trained in the run folder itself.
     assert code == 2
     assert "scan-2.png" in err
     assert fingerprints(tmp_path / "run").items() >= before.items()
@@ -148,8 +148,7 @@ def test_an_image_that_breaks_between_stages_loses_nothing(tmp_path):
     assert fingerprints(tmp_path / "run").items() >= before.items()
 
 
-def test_skipped_rows_are_counted_in_the_results_of_every_part(tmp_path):
-    """A broken training row is left out, a broken test row counts as wrong."""
+def test_broken_training_rows_are_counted_and_broken_test_rows_are_wrong(tmp_path):
     write_table(tmp_path)
     for number in (1, 4, 22):
         DAMAGE["truncated"](tmp_path / f"scan-{number}.png")
@@ -166,13 +165,21 @@ def test_skipped_rows_are_counted_in_the_results_of_every_part(tmp_path):
     assert (rows["row-24"]["prediction"], rows["row-24"]["correct"]) == ("", False)
 
 
+def test_more_skipped_rows_than_the_limit_stop_the_training(tmp_path):
+    write_table(tmp_path)
+    DAMAGE["truncated"](tmp_path / "scan-1.png")
+    code, _, err = call("train", *settings(tmp_path, "data.broken=skip", "data.skip_limit=0.01"))
+    assert code == 2
+    assert "skip_limit=0.01" in err
+
+
 def test_one_question_is_enough_to_time(tmp_path):
     write_table(tmp_path)
     code, _, err = call("train", *settings(tmp_path, "report.latency_questions=1"))
     assert code == 0, err
 
 
-def test_numbers_that_run_away_stop_the_run(tmp_path):
+def test_an_infinite_loss_stops_the_training(tmp_path):
     write_table(tmp_path)
     wild = ["teacher.train.learning_rate=1e30", "teacher.train.clip_norm=null", "teacher.train.warmup=0"]
     code, _, err = call("train", *settings(tmp_path, *wild, "teacher.train.epochs=4"))

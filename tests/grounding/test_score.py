@@ -14,7 +14,7 @@ from preceptor.errors import UserError
 from preceptor.grounding import metrics as dialogues
 from preceptor.grounding import score as rescore_dialogues
 from preceptor.grounding.metrics import score_rows
-from preceptor.grounding.score import score_dialogue_file, scores_dialogues
+from preceptor.grounding.score import knows, score_file
 
 A, B, C = (0, 0, 100, 100), (500, 500, 700, 700), (0, 0, 100, 51)
 
@@ -50,8 +50,8 @@ def write(folder: Path, rows: list[dict] | str) -> Path:
 
 def test_the_four_tasks_by_hand(tmp_path, without_java):
     path = write(tmp_path, ROWS)
-    results, rows = score_dialogue_file(path, "mine/given/birdeval")
-    bird = results["protocols"]["mine/given/birdeval"]
+    scored = score_file(path, "mine/given/birdeval")
+    bird, rows = scored.scores, scored.rows
     assert bird["n"] == 6
     assert bird["tasks"]["vg"]["recall"] == pytest.approx(3 / 4)
     assert bird["mean"]["vg"]["recall"] == pytest.approx((2 / 2 + 1 / 2) / 2)
@@ -60,7 +60,7 @@ def test_the_four_tasks_by_hand(tmp_path, without_java):
     assert bird["tasks"]["rc"]["f1"] == pytest.approx(2 / 3)  # 2 of 3 words
     assert bird["tasks"]["mia"]["f1"] == 0
     assert [row["score"] for row in rows] == [1, 0.5, 1, 0, pytest.approx(2 / 3), 0]
-    strict = score_dialogue_file(path, "mine/given/strict")[0]["protocols"]["mine/given/strict"]
+    strict = score_file(path, "mine/given/strict").scores
     assert strict["tasks"]["vg"]["recall"] == pytest.approx(2 / 4)
     assert strict["tasks"]["vg"]["precision"] == pytest.approx(2 / 2)
     assert strict["tasks"]["roc"]["accuracy"] == 0
@@ -71,7 +71,7 @@ def test_the_verb(tmp_path, without_java):
     path, out = write(tmp_path, ROWS), tmp_path / "scored.jsonl"
     said = CliRunner().invoke(app, ["score", str(path), "--protocol", "mine/given/strict", "--output", str(out)])
     assert said.exit_code == 0, said.output
-    for part in ("mine/given/strict (n = 6)", "said", "50.0", "caption scores need Java", "of the file itself"):
+    for part in ("mine/given/strict", "recall", "50.0 %", "caption scores need Java", "of the file itself"):
         assert part in said.output, part
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["score"] for line in lines][:2] == [0.5, 0.5]
@@ -82,14 +82,14 @@ def test_the_verb(tmp_path, without_java):
 
 
 def test_which_protocols_are_of_dialogues():
-    assert all(map(scores_dialogues, ("med-grit/given/birdeval", "a/b/strict", "strict")))
-    assert not any(map(scores_dialogues, ("vqa-med-2019/strict", "vqa-rad/clean/451", "mine/given")))
+    assert all(map(knows, ("med-grit/given/birdeval", "a/b/strict", "strict")))
+    assert not any(map(knows, ("vqa-med-2019/strict", "vqa-rad/clean/451", "mine/given")))
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", r"said\.jsonl holds no answers; every line is \{\"id\""),
+        ("", r"said\.jsonl contains no answers; every line is \{\"id\""),
         ("\n{broken\n", r"said\.jsonl:2: broken JSON"),
         ("[1]\n", r":1: no id, task, modality, target, prediction"),
         (json.dumps({"id": 1, "task": "vg", "target": "", "prediction": ""}), ":1: no modality; every line"),
@@ -98,26 +98,26 @@ def test_which_protocols_are_of_dialogues():
         (json.dumps(row("1", "vg", "", "x" * 100_001)), ":1: prediction has 100,001 characters"),
         (json.dumps(row("1", "vg", "", "", turn=0)), ":1: turn is 0"),
         (json.dumps(row([1], "vg", "", "")), r":1: id is \[1\]"),
-        ("\n".join(json.dumps(row("1", "mia", "", "")) for _ in range(2)), ":2: id '1', turn 1 is that of line 1 too"),
+        ("\n".join(json.dumps(row("1", "mia", "", "")) for _ in range(2)), ":2: id '1', turn 1 is also in line 1"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path, text, words):
     with pytest.raises(UserError, match=words):
-        score_dialogue_file(write(tmp_path, text), "mine/given/strict")
+        score_file(write(tmp_path, text), "mine/given/strict")
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no\.jsonl cannot be read \(No such file"):
-        score_dialogue_file(tmp_path / "no.jsonl", "strict")
+        score_file(tmp_path / "no.jsonl", "strict")
     (tmp_path / "said.jsonl").write_bytes(b'{"id": "\xff"}')
     with pytest.raises(UserError, match="byte 8 is not UTF-8"):
-        score_dialogue_file(tmp_path / "said.jsonl", "strict")
+        score_file(tmp_path / "said.jsonl", "strict")
     monkeypatch.setattr(rescore_dialogues, "MOST_BYTES", 10)
-    with pytest.raises(UserError, match="has 11 bytes, and at most 10 are read"):
-        score_dialogue_file(tmp_path / "said.jsonl", "strict")
+    with pytest.raises(UserError, match="has 11 bytes, more than 10"):
+        score_file(tmp_path / "said.jsonl", "strict")
 
 
 def test_options_of_questions_are_refused(tmp_path):
     arguments = ["score", str(write(tmp_path, ROWS)), "--protocol", "mine/given/strict", "--metric", "bleu"]
-    with pytest.raises(UserError, match="--metric does not apply to mine/given/strict"):
+    with pytest.raises(UserError, match="--metric does not apply to protocol mine/given/strict"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -213,6 +213,6 @@ def test_interrupted_it_keeps_what_it_has(tmp_path):
         assert process.wait(120) == 130
     assert process.stderr is not None
     said = process.stderr.read()
-    assert "interrupted; what is answered is kept" in said
+    assert "interrupted; the answers are saved" in said
     assert "Traceback" not in said
     assert len(list(read_labels(tmp_path / "store"))) == 12

@@ -109,7 +109,7 @@ def make_stage(
     blind = {"majority": 0.29, "question_only": 0.333, "look_up": 0.375, "look_up_same_image": 0.417}
     results = {
         "stage": folder.name,
-        "protocols": {protocol.id: scores.as_dict()},
+        "protocols": {protocol.id: scores.as_dict() | {"interval": scores.interval()}},
         "describes": {protocol.id: protocol.describes},
         "baselines": {protocol.id: {name: {"accuracy": a, "open": a / 2, "closed": a} for name, a in blind.items()}},
         "notes": list(data.notes),

@@ -41,14 +41,12 @@ def as_latex(document: dict[str, Any]) -> str:
     """Return a table for the package booktabs: the score of each group and its difference from the baseline."""
     metrics = document["metrics"]
     differences = {(d["group"], d["metric"]): d for d in document["differences"]}
+    heads = [head for metric in metrics for head in (escape_latex(metric), "difference")]
     lines = [
         f"% {' '.join(document['protocol'].split())}, n = {document['n']} {document['unit']}s, 95 % intervals",
         r"\begin{tabular}{lr" + "ll" * len(metrics) + "}",
         r"\toprule",
-        " & ".join(
-            ["group", "seeds", *(escape_latex(f"{m} / difference").replace("/ diff", "& diff") for m in metrics)]
-        )
-        + r" \\",
+        " & ".join(["group", "seeds", *heads]) + r" \\",
         r"\midrule",
     ]
     for group in document["groups"]:

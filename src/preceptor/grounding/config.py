@@ -27,92 +27,92 @@ Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
 class DialogueDataConfig(Section):
     name: GroundingName = "phantom-grounding"
-    """`phantom-grounding`: generated images with boxes. `slake-grounding`: boxes and questions of SLAKE. `med-grit`:
-    Med-GRIT-270k. `sharegpt`: your own dialogues in the format of ShareGPT, LLaMA-Factory or JSONL. Or a reader of your
-    own, `module:function`."""
+    """phantom-grounding: generated slices with boxes. slake-grounding: SLAKE's boxes and questions as the four tasks.
+    med-grit: Med-GRIT-270k. sharegpt: your own dialogues in the format of ShareGPT, LLaMA-Factory or JSONL. Or your
+    own reader as `module:function`."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of your own reader."""
     root: Folder | None = None
-    """Folder of the data set (`med-grit`: with train.json and test.json), or for `sharegpt` the JSON or JSONL file."""
+    """Folder of the data set (`med-grit`: with train.json and test.json); for `sharegpt` the JSON or JSONL file."""
     images: Folder | None = None
-    """Folder of the images. Default: derived from `root`."""
+    """Folder that image names are relative to; default: the folder of `root`."""
     language: Literal["en", "zh", "both"] = "en"
-    """Language of `slake-grounding`."""
+    """`slake-grounding`: language of the questions."""
     boxes: Literal["refuse", "repair", "drop"] = "refuse"
-    """What to do with a record that has a faulty box: stop, repair the box if possible, or drop the record."""
+    """Treatment of faulty boxes: stop, repair the box if possible, or drop its record."""
     tasks: tuple[Literal["vg", "roc", "rc", "mia"], ...] = ("vg", "roc", "rc", "mia")
-    """Tasks: visual grounding, referring object classification, referring captioning, medical image analysis."""
+    """Visual grounding, referring object classification, referring captioning, medical image analysis."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Fraction of the training groups whose answers are used."""
+    """Share of the training groups whose answers are used."""
     unlabelled: Literal["none", "rest"] = "none"
-    """`rest`: use the dialogues that `train_share` leaves out, with pseudo-labels instead of their answers."""
+    """rest: also use what `train_share` leaves out, without its answers; only the teacher's pseudo-labels label it."""
     teacher_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction of the training groups that only the stage `teacher` uses. The teacher is then trained on other images
-    than the students, so that it never repeats a label that it has seen. 0: both use the same groups."""
+    """Share of the training groups that only the stage `teacher` is trained on. The students do not have them, neither
+    with nor without answers. 0: the teacher is trained on the students' groups."""
     test_rows: Positive | None = None
-    """Largest number of test dialogues per task, drawn with `split_seed`. Default: all."""
+    """Largest number of test dialogues per task, drawn by `split_seed`; default: all."""
     validation_rows: Positive | None = None
-    """Largest number of validation dialogues per task. Default: all."""
+    """Largest number of validation dialogues per task, drawn by `split_seed`; default: all."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Fraction of the training rows for validation, by image, if the data set has no validation split."""
+    """Share of the training rows, by image, for validation if the file does not define it."""
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Fraction of the training rows for the test, by image, if the data set has no test split."""
+    """Share of the training rows, by image, for testing if the file does not define it."""
     split_seed: Seed = 0
-    """Seed of the splits. It is independent of `seed`."""
+    """Seed of the groups and rows that are drawn; separate from `seed`."""
     max_image_bytes: Positive = 64 * 2**20
-    """Larger image files are refused before they are decoded."""
+    """A larger image file is refused before it is decoded."""
     max_image_pixels: Positive = 64_000_000
-    """Images with more pixels are refused before they are decoded."""
+    """An image with more pixels is refused before it is decoded."""
     broken: Literal["raise", "skip"] = "raise"
-    """`raise`: a broken image stops the training. `skip`: its dialogue is replaced in training and counted; in tests
-        its answer is empty."""
+    """raise: stop at an image that cannot be read. skip: replace its dialogue in training and count it; in tests its
+    answer is empty."""
     skip_limit: Fraction = 0.01
-    """With `broken: skip`, the largest fraction of training dialogues that may be skipped."""
+    """With `broken: skip`, the largest share of the training dialogues that may be skipped."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Number of processes that load data in advance."""
+    """Number of processes that read ahead."""
     phantom: PhantomConfig = PhantomConfig()
     phantom_size: Annotated[int, Field(ge=28, le=1024)] = 112
-    """Height and width of generated images in pixels."""
+    """Side of generated images in pixels."""
 
 
 class NewVlmConfig(Section):
-    """A small model with random weights and a tokenizer that is trained on the training texts."""
+    """A small model with random weights; its tokenizer is learnt from the training texts."""
 
     family: Family = "qwen2_vl"
-    """Family of the architecture."""
+    """Model family."""
     size: Literal["tiny", "small"] = "tiny"
-    """About 1.5 or 14 million parameters."""
+    """tiny: about 1.5 million parameters. small: about 14 million."""
     vocabulary_size: Annotated[int, Field(ge=256)] = 2000
-    """Largest number of trained tokens in addition to the special tokens."""
+    """Largest number of byte pairs in the tokenizer, in addition to the special tokens."""
     language_model: Folder | None = None
-    """Causal language model whose weights initialise the text tower; its tokenizer is used."""
+    """A causal language model whose weights initialize the text tower, with its own tokenizer."""
 
 
 class LoraConfig(Section):
     rank: Positive = 16
-    """Rank of the adapter matrices."""
+    """Rank of the adapters' product."""
     alpha: PositiveNumber = 32
-    """The product of the adapter matrices is multiplied by alpha / rank."""
+    """The product is scaled by alpha over rank."""
     dropout: Fraction = 0.05
-    """Dropout on the input of the adapters."""
+    """Dropout before the adapters."""
     base: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the frozen base weights. The adapters are always float32."""
+    """Data type of the frozen base weights, in memory and when saved. Adapters are trained in float32."""
 
 
 class VlmConfig(Section):
     source: Folder | None = None
-    """Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint: a folder, or a hub name with `allow_downloads`. Default: create a
-    `new` model."""
+    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint: a folder, or a hub name with `allow_downloads`. Without it, a
+    `new` model is created."""
     new: NewVlmConfig = NewVlmConfig()
     training: Literal["full", "lora", "frozen_vision"] = "full"
-    """Trained weights: all, adapters only, or all except the vision tower."""
+    """Weights to train: all of them, adapters only, or all except the vision tower."""
     lora: LoraConfig = LoraConfig()
     max_pixels: Positive = 448 * 448
-    """Larger images are resized to this number of pixels."""
+    """Images with more pixels are shrunk."""
     cut_off: Positive = 2048
-    """Largest number of tokens of a dialogue including its images. Longer dialogues are an error."""
+    """Largest number of tokens of a dialogue, including those of its images. A longer dialogue is an error."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    """Recompute activations in the backward pass instead of storing them."""
 
 
 class VlmRunConfig(Section):
@@ -125,14 +125,14 @@ Method = Annotated[ClinkdConfig, WrapValidator(partial(choose_method, default="c
 
 class AnswerConfig(Section):
     batch_size: Positive = 32
-    """Number of dialogues per batch."""
+    """Dialogues that are answered in one batch."""
     max_new_tokens: Positive = 64
     """Largest number of tokens of an answer."""
 
 
 class GroundingReport(Section):
     pictures: Annotated[int, Field(ge=0, le=30)] = 6
-    """Images that are drawn with true and predicted boxes."""
+    """Number of images in the report, with true and predicted boxes."""
 
 
 VlmStage = Literal["teacher", "baseline", "guided", "distilled", "clinkd"]
@@ -154,8 +154,8 @@ STAGE_ADDS: dict[str, str] = {
 class GroundingRecipe(BaseRecipe):
     task: Literal["grounding"] = "grounding"
     stages: tuple[VlmStage, ...] = ("teacher", "baseline", "guided", "distilled", "clinkd")
-    """teacher: the larger model. supervised: the student with answers alone. guided, distilled, clinkd: each adds one
-    part of the method (positions, pseudo-labels, reflection). All students take the same number of steps."""
+    """teacher: the larger model. baseline: the student, trained on the labels only. guided, distilled, clinkd: each
+    adds one part of the method (positions, pseudo-labels, reflection). All students take the same number of steps."""
     data: DialogueDataConfig = DialogueDataConfig()
     method: SerializeAsAny[Method] = ClinkdConfig()
     teacher: VlmRunConfig = VlmRunConfig()

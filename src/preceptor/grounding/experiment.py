@@ -29,7 +29,7 @@ from preceptor.grounding.evaluate import answer_greedily, answer_selectively, as
 from preceptor.grounding.figures import write_figures
 from preceptor.grounding.memory import announce, available, estimate_memory, load_model_config, sentence, warning
 from preceptor.grounding.metrics import DESCRIBES, score_rows
-from preceptor.grounding.model import GroundedVlm
+from preceptor.grounding.model import GUIDANCE_FILE, GroundedVlm
 from preceptor.grounding.model_card import model_card
 from preceptor.grounding.reflection import Correction
 from preceptor.grounding.reflection_round import Ask, Reflector, correction_dialogue
@@ -206,9 +206,11 @@ class GroundingExperiment(Experiment):
             return {"score": math.exp(-loss), "loss": loss}
 
         def extras() -> dict[str, Any]:
+            # That of the exported model: the weights in memory are those of the last step, and may be sharded.
+            guidance = json.loads((phase.folder / "model" / GUIDANCE_FILE).read_text("utf-8"))
             found: dict[str, Any] = {
                 "trained_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
-                "provenance": {"guidance": vlm.guidance.settings(), "training": config.model.training},
+                "provenance": {"guidance": guidance, "training": config.model.training},
             }
             if pseudo_labels is not None:
                 found["pseudo_labels"] = pseudo_labels

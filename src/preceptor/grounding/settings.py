@@ -16,19 +16,19 @@ class GuidanceConfig(Section):
     """none: the positions of the base model. fixed: the same for all images (the published code). clip: depends on each
     image's modality."""
     gap: PositiveNumber = 2.0
-    """Lambda: from the last text token to the first visual one, and back."""
+    """Lambda: distance from the last text token to the first image token, and back."""
     row_step: PositiveNumber = 1.0
-    """Alpha: from one row of an image to the next."""
+    """Alpha: distance between neighbouring rows of an image."""
     column_step: PositiveNumber = 1.0
-    """Alpha: from one column to the next."""
+    """Alpha: distance between neighbouring columns of an image."""
     table: dict[str, tuple[PositiveNumber, PositiveNumber, PositiveNumber]] = Field(default_factory=dict)
-    """Of `clip`: (gap, row_step, column_step) by modality (ct, mr, x, pet, endoscopy, dermoscopy, fundus, ultrasound);
-    others take the three above."""
+    """For `clip`: (gap, row_step, column_step) by modality (ct, mr, x, pet, endoscopy, dermoscopy, fundus,
+    ultrasound); other modalities use the three values above."""
     learnable: bool = False
-    """Of `clip`: whether the table is trained."""
+    """For `clip`: whether the table is trained."""
     scorer: str | None = None
-    """Of `clip`: a CLIP-like model (folder or hub name) that says which modality an image is. Default: the data set's
-    own word for it."""
+    """For `clip`: a CLIP-like model (folder or hub name) that predicts the modality of an image. Default: the modality
+    field of the data set."""
 
 
 class CurriculumConfig(Section):

@@ -33,22 +33,22 @@ class PhantomCasesConfig(Section):
     train: Positive = 60
     """Number of training cases."""
     validation: Positive = 20
-    """Number of validation cases, which select the weights and vote in elections."""
+    """Number of validation cases, which select the model and vote in elections."""
     test: Positive = 40
     """Number of test cases."""
     size: Annotated[int, Field(ge=24, le=256)] = 48
-    """Voxels along each axis."""
+    """Side of the volumes in voxels."""
     missing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction of the images that is missing in the data."""
+    """Share of the images that are left out, as in examinations without all contrasts."""
     seed: Seed = 0
-    """Seed of the volumes."""
+    """Seed of the generated volumes; separate from `seed`."""
 
 
 class VolumeDataConfig(Section):
     name: SegmentationName = "phantom"
-    """`phantom`: generated volumes. `brats`: BraTS 2018 to 2023, or the brain tumours of the Medical Segmentation
-    Decathlon. `volumes`: a table of paths, or files `{case}_{modality}.nii.gz`, with your own `modalities` and
-    `regions`. Or a reader of your own, `module:function`."""
+    """phantom: generated volumes. brats: BraTS 2018 to 2023 or the brain tumours of the Medical Segmentation
+    Decathlon, with modalities and regions as released. volumes: a table of paths, or files `{case}_{modality}.nii.gz`,
+    with your own `modalities` and `regions`. Or your own reader as `module:function`."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of your own reader."""
     root: Folder | None = None
@@ -56,62 +56,63 @@ class VolumeDataConfig(Section):
     modalities: tuple[str, ...] = ("flair", "t1", "t1ce", "t2")
     """Inputs of the network, in this order. A case may lack some of them."""
     regions: dict[str, tuple[int, ...]] | None = None
-    """Label values of each region. Default: et, tc and wt of BraTS, with label 4 or 3, whichever the data contain."""
+    """Regions to segment: label values by name. Default: et, tc and wt of BraTS, with label 4 or 3 as found in the
+    label maps."""
     split_file: Folder | None = None
-    """Splits as JSON with train, validation and test, as CSV with case and split, or as a folder with train.txt,
-    val.txt and test.txt."""
+    """JSON with train, validation and test; CSV with case and split; or a folder with train.txt, val.txt and
+    test.txt."""
     fold: Annotated[int, Field(ge=0)] | None = None
-    """Index of the fold that is the test split."""
+    """Fold of `folds` that is the test split."""
     folds: Annotated[int, Field(ge=2)] = 5
-    """Number of folds, divided by patient."""
+    """Number of folds that the patients are divided into."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Fraction of all cases for validation, by patient, if no split is given."""
+    """Share of all cases, by patient, for validation if the splits do not define it."""
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
-    """Fraction of all cases for the test, by patient, if no split or fold is given."""
+    """Share of all cases, by patient, for testing if no split or fold defines it."""
     split_seed: Seed = 0
-    """Seed of the splits. It is independent of `seed`."""
+    """Seed of the validation and test splits; separate from `seed`."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Fraction of the training cases, by patient, whose masks are used."""
+    """Share of the training cases, by patient, whose masks are used."""
     unlabelled: Literal["none", "rest"] = "none"
-    """`rest`: use the cases that `train_share` leaves out, and training cases without a mask, as unlabelled cases. The
-    masks that the teacher of `method.full` predicts from all modalities replace the missing masks."""
+    """rest: also use the cases that `train_share` leaves out, without their masks, and training cases that have no
+    mask. The teacher of `method.full` segments them from all modalities, as masks for the student that sees a
+    subset."""
     spacing: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
-    """Voxel size in mm (feet to head, back to front, left to right) that cases are resampled to. Default: that of each
-    case. Predictions are written on the original grid."""
+    """Voxel size in mm (from feet to head, front to back, side to side) to which cases are resampled; default: their
+    own. Predictions are written on the source's grid."""
     patch_size: Sides = (48, 48, 48)
-    """Size in voxels of a training crop and of an inference window."""
+    """Size in voxels of a training crop and of a window in inference."""
     intensity: Literal["zscore", "histogram", "percentile"] = "zscore"
-    """Normalisation. `zscore`: inside the foreground. `histogram`: clip at the last bin with 50 voxels first, as in the
-    published code. `percentile`: clip to the 0.5th and 99.5th percentiles first."""
+    """zscore: within the foreground. histogram: first clipped at the last bin of 50 voxels, as in the published code.
+    percentile: first clipped to the 0.5th and 99.5th percentile."""
     augment: Literal["none", "light", "full"] = "light"
-    """Augmentation. `light`: mirroring, brightness and contrast. `full`: also rotation, scale, noise, blur and more, as
-    in the published code."""
+    """none; light: flips, brightness and contrast; full: turns, scale, noise, blur and more, as the published code."""
     foreground_probability: Fraction = 0.5
-    """Fraction of the crops that are centred on a voxel of a region."""
+    """Share of the crops centred on a voxel of a region."""
     broken: Literal["raise", "skip"] = "raise"
-    """`raise`: a broken case stops the training. `skip`: it is skipped and counted."""
+    """raise: a broken case ends the training with its name. skip: it is left out and counted."""
     skip_limit: Fraction = 0.01
-    """With `broken: skip`, the largest fraction of training cases that may be skipped."""
+    """With `broken: skip`, the largest share of the training cases that may be skipped."""
     max_voxels: Positive = 512**3
-    """Larger volumes are refused before they are decoded."""
+    """A larger volume is refused before it is decoded."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Number of processes that load data in advance."""
+    """Number of processes that read ahead."""
     phantom: PhantomCasesConfig = PhantomCasesConfig()
 
 
 class UNetConfig(Section):
     net: Literal["compact", "reference"] | Reference = "compact"
-    """`compact`: a small residual U-Net. `reference`: the published network (3-D ResNet-50 with ASPP, 43.66 M
-    parameters). `module:Class`: your own network (see `preceptor.segmentation.model.MultimodalUNet`)."""
+    """compact: residual U-Net levels. reference: the published network (3-D ResNet-50 with ASPP, 43.66 M).
+    `module:Class`: your own network (see `preceptor.segmentation.model.MultimodalUNet`)."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of your own network."""
     encoder: Literal["shared", "separate"] = "shared"
-    """One encoder for all modalities (published code), or one for each (published figure)."""
+    """One encoder for all modalities (published code), or a separate one for each (published figure)."""
     channels: tuple[Positive, ...] = (16, 32, 64, 128)
-    """Channels of each level of `compact`, three to five levels."""
+    """For `compact`: channels of each level, three to five."""
     fill: Literal["all_levels", "bottleneck"] = "all_levels"
-    """Where a missing modality is replaced by the mean of the others. `bottleneck` (published code): at the deepest
-    level only; the skips are those of a zero image."""
+    """Features of a missing modality that are replaced by the mean of the others. bottleneck: only the deepest; the
+    skip connections are those of a zero image (published code)."""
 
 
 Method = Annotated[
@@ -123,22 +124,22 @@ Method = Annotated[
 
 class EvaluationConfig(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Fraction of the side by which windows overlap, in tests and predictions."""
+    """Overlap of neighbouring windows, as a fraction of their side, in tests and predictions."""
     mode: Literal["constant", "gaussian"] = "gaussian"
-    """Weight of overlapping windows: constant, or larger in the middle."""
+    """Weights of overlapping windows: constant, or larger in the middle of a window (gaussian)."""
     validation_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """Overlap of the windows in validation and elections."""
+    """Overlap of windows in validation and elections."""
     minimum_component: Fraction = 0.1
-    """Post-processing removes components that are smaller than this fraction of the largest ..."""
+    """Post-processing: remove components smaller than this fraction of the largest one ..."""
     minimum_component_voxels: Annotated[int, Field(ge=0)] = 2000
-    """... unless they have at least this number of voxels."""
+    """... unless they have at least this many voxels."""
     et_minimum: Annotated[int, Field(ge=0)] = 500
-    """Post-processing removes an enhancing tumour with fewer voxels."""
+    """Post-processing: an enhancing tumour with fewer voxels is removed."""
 
 
 class SegmentationReport(Section):
     cases: Annotated[int, Field(ge=0, le=20)] = 3
-    """Number of worst cases to draw."""
+    """Number of worst cases shown in the report."""
 
 
 SegmentationStage = Literal["teacher", "baseline", "distilled"]
@@ -152,7 +153,8 @@ STAGE_KEYS = {
 class SegmentationRecipe(BaseRecipe):
     task: Literal["segmentation"] = "segmentation"
     stages: tuple[SegmentationStage, ...] = ("baseline", "distilled")
-    """`teacher`: a network that sees all modalities. `baseline`: no distillation. `distilled`: the method."""
+    """teacher: a network that sees all modalities. baseline: the student without distillation. distilled: the student
+    with the method."""
     data: VolumeDataConfig = VolumeDataConfig()
     method: SerializeAsAny[Method] = LckdConfig()
     model: UNetConfig = UNetConfig()

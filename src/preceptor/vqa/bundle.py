@@ -282,7 +282,7 @@ def build_bundle(
         fitting = {k: v for k, v in state.items() if k in target and target[k].shape == v.shape}
         part.load_state_dict(fitting, strict=False)
         pretrained |= {f"{prefix}.{name}" for name in fitting}
-    if text_source and config.text.freeze_words:
+    if text_source and config.text.freeze_token_embeddings:
         model.text.get_input_embeddings().requires_grad_(False)
     if vision["kind"] != "conv":
         _freeze(model.vision.get_submodule("model"), config.vision.freeze)

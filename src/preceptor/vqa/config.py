@@ -29,17 +29,17 @@ STAGE_KEYS = {
     "teacher": ("data.", "teacher.", "method.label."),
     "baseline": ("data.", "student.", "teacher.model.", "method.label."),
 }
-"""Prefixes of the keys that the model of a stage depends on; other stages depend on all keys. A baseline uses the
-tokenizer and the image size of the teacher model."""
+"""Keys of the recipe, by prefix, that the model of a stage depends on; other stages depend on all. A baseline takes the
+tokens and the image size from the teacher's model."""
 
 
 class AugmentConfig(Section):
-    """Random views of a training image. Images are never mirrored, because left and right may be answers."""
+    """Random views of a training image. Never mirrored: left and right are answers."""
 
     enabled: bool = True
     """Whether training images are augmented."""
     shift: Fraction = 0.06
-    """Largest shift as a fraction of the side."""
+    """Largest shift, as a fraction of the side."""
     scale: Fraction = 0.1
     """Largest change of size, as a fraction."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 8.0
@@ -49,12 +49,12 @@ class AugmentConfig(Section):
     brightness: Fraction = 0.1
     """Largest change of brightness, as a fraction of the grey-value range."""
     views: Annotated[int, Field(ge=0)] = 0
-    """Number of distinct views of an image over the whole training. 0: a new view in every epoch. A cached teacher
-    needs at least 1."""
+    """Number of different views of an image over the whole training; 0: a new one every epoch. A cached teacher needs
+    a finite number of views, so at least 1."""
 
     @property
     def repeats(self) -> bool:
-        """Whether the same images occur again in later epochs."""
+        """Whether epochs show the same images again, rather than new views of them."""
         return not self.enabled or self.views > 0
 
 
@@ -65,30 +65,31 @@ class DataConfig(Section):
     arguments: dict[str, Any] = {}
     """Keyword arguments of your own reader."""
     root: Folder | None = None
-    """Folder of the data set; for `table`, the file or its folder. Default: generated images are written to the run."""
+    """Folder of the data set; for `table`, the CSV or JSONL file or its folder. Without it, `phantom` images are
+    generated in the output folder."""
     variant: str | None = None
-    """VQA-RAD: clean (default), published, no_frames, or hub for its parquet files (default if the folder contains
-    them). VQA-Med 2019: val (default), test. SLAKE: clean (default), published."""
+    """VQA-RAD: clean (default), published, no_frames, and hub for its parquet files (the default if the folder
+    contains them). VQA-Med 2019: val (default), test. SLAKE: clean (default), published."""
     language: Literal["en", "zh", "both"] | None = None
-    """SLAKE: language of the questions. Default: en."""
+    """SLAKE: language of the questions; default en."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training rows that is cut off for validation, by whole groups, if the data set has no validation
     split."""
     validation_by: Literal["image", "question"] = "image"
-    """VQA-RAD. `image`: validate on images that are not in training. `question`: validate on new questions about
-    training images, as in the test split."""
+    """VQA-RAD: `image` validates on images that do not occur in training. `question` validates on new questions about
+    training images, cut in the way of the test split, so that it measures what the test measures."""
     split_seed: Seed = 0
-    """Seed of the splits. It is independent of `seed`, so that runs with several seeds share the splits."""
+    """Seed of the validation split; separate from `seed`, so that runs over several seeds use the same splits."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Fraction of the training groups that is used, for learning curves."""
+    """Share of the training groups to use, for learning curves."""
     unlabelled: list[Folder] = []
-    """Images without labels, for which the distilled student learns the answers of the teacher: `rest` (what
-    `train_share` leaves out), names of data sets (their training questions), tables of questions, or folders of images
-    (with questions of training samples). Images of the validation and test splits are left out, by perceptual hash. The
-    number of steps does not change."""
+    """Images that only the teacher labels, for the distilled student: `rest` (what `train_share` leaves out, without
+    its labels), names of data sets (their training questions), tables of questions (answers are not read), or folders
+    of images (asked questions of training rows). Images of this data set's validation and test splits are left out, by
+    perceptual hash. The number of steps does not change."""
     exclude_images_of: list[Folder] = []
-    """Images to remove from training and validation, by perceptual hash, before transfer to another data set: names of
-    data sets and tables (their test images), or folders of images (all)."""
+    """For transfer: names of data sets, tables, or folders of images. Their test images (for a folder, all images) are
+    removed from training and validation, by perceptual hash."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 112
     """Side in pixels to which every image is resized; the aspect ratio is not preserved."""
     max_question_tokens: Annotated[int, Field(ge=4, le=512)] = 24
@@ -102,7 +103,7 @@ class DataConfig(Section):
     """`raise`: stop at the first broken image and name it. `skip`: skip and count its rows; in validation and test they
     count as wrong."""
     skip_limit: Fraction = 0.01
-    """With `broken: skip`, the largest fraction of training samples that may be skipped."""
+    """With `broken: skip`, the largest share of the training rows that may be skipped."""
     max_image_bytes: Positive = 64 * 2**20
     """A larger image file is refused before it is decoded."""
     max_image_pixels: Positive = 64_000_000
@@ -113,15 +114,14 @@ class DataConfig(Section):
 
 
 class ConvVisionConfig(Section):
-    """Residual convolutional network trained from scratch, with one stage per entry. The stem reduces the side by 4,
-    each later stage by 2."""
+    """A residual convolutional network from scratch: one stage per entry, each halving the side after a stem of 4."""
 
     channels: list[Positive] = [48, 96, 192, 288]
     """Channels of each stage."""
     blocks: list[Positive] = [1, 1, 1, 1]
     """Residual blocks of each stage; as many entries as `channels`."""
     token_stages: list[int] = [2]
-    """Stages whose cells are tokens. In addition, every stage has one global token."""
+    """Stages of which every cell gives a token. In addition, every stage gives one global token."""
 
     @model_validator(mode="after")
     def _lengths(self) -> ConvVisionConfig:
@@ -135,16 +135,16 @@ class ConvVisionConfig(Section):
 
 class VisionConfig(Section):
     pretrained: str | list[str] | None = None
-    """Vision model of transformers: folder, `package:NAME/FOLDER` or hub name. A single name must exist. Of a list the
-    first available one is used, or `conv` if there is none."""
+    """A transformers vision model: folder, `package:NAME/FOLDER`, or hub name. A single name must be available. Of a
+    list, the first available candidate is used; if there is none, `conv` is trained from scratch."""
     depths: list[int] = [-1]
-    """Hidden states of a pretrained model that become tokens."""
+    """Pretrained model: indices of the hidden states that give tokens."""
     freeze: list[str] = []
-    """Patterns of the parameters of a pretrained model that are not trained, such as `embeddings.*`, or `*` for all."""
+    """Pretrained model: patterns of the parameters to freeze (`embeddings.*`); `*` freezes all of them."""
     conv: ConvVisionConfig = ConvVisionConfig()
     module: Reference | None = None
     """Your own backbone, `module:Class`: an nn.Module that maps images (B, 3, H, W) to tokens (B, L, D) and has the
-    attribute `width` = D. For activation maps the last tokens must be a square grid, row by row."""
+    attribute `width` = D. Activation maps assume that the last tokens are a square grid, row by row."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of your own backbone."""
 
@@ -156,7 +156,7 @@ class VisionConfig(Section):
 
 
 class ScratchTextConfig(Section):
-    """Small text encoder trained from scratch (ELECTRA layout: the embedding may be narrower than the layers)."""
+    """A small text encoder from scratch (ELECTRA layout: the embedding may be narrower than the layers)."""
 
     embedding: Positive = 64
     """Width of the token embeddings."""
@@ -171,12 +171,12 @@ class ScratchTextConfig(Section):
 class TextConfig(Section):
     pretrained: list[str] = []
     """Candidates in order: folder, `package:NAME/FOLDER` of an installed package, or hub name. The first available one
-    is used, or `scratch` if there is none."""
+    is used; if there is none, or the list is empty, `scratch` is trained."""
     layers: Positive | None = None
-    """Number of layers of a pretrained encoder to keep. Default: all."""
-    freeze_words: bool = True
-    """Whether to freeze the token embeddings of a pretrained encoder. A small training set would change only the
-    embeddings of its own words."""
+    """Keep only the first layers of a pretrained encoder."""
+    freeze_token_embeddings: bool = True
+    """Freeze the token embeddings of a pretrained encoder. A small training set would only change the embeddings of
+    its own tokens, and move them away from the others."""
     scratch: ScratchTextConfig = ScratchTextConfig()
 
 
@@ -192,8 +192,8 @@ class ModelConfig(Section):
     dropout: Fraction = 0.1
     """Dropout of the fusion layers and of a text encoder from scratch."""
     init: Folder | None = None
-    """Run or model folder whose weights initialise this model. Tensors of another shape are not copied; of the answer
-    layer, the rows of known answers are."""
+    """Run or model folder with the initial weights of this model. Tensors of another shape are initialized anew. In
+    the answer layer, the rows of answers that both models have are copied."""
 
     @model_validator(mode="after")
     def _heads(self) -> ModelConfig:
@@ -209,7 +209,7 @@ class RunModelConfig(Section):
 
 class TeacherConfig(RunModelConfig):
     members: Positive = 1
-    """Number of teachers, trained with different seeds. Several teachers form an ensemble."""
+    """Number of teachers to train, each with its own seed. Several teachers form an ensemble."""
 
 
 Method = Annotated[
@@ -229,8 +229,8 @@ class ReportConfig(Section):
 class VqaRecipe(BaseRecipe):
     task: Literal["vqa"] = "vqa"
     stages: tuple[Stage, ...] = ("teacher", "baseline", "distilled")
-    """`teacher`: the larger model. `baseline`: the student, trained on labels only. `distilled`: the student with its
-    teacher."""
+    """teacher: the larger model. baseline: the student, trained on the labels only. distilled: the student, trained on
+    the labels and the teacher."""
     trust_remote_code: bool = False
     """Let transformers run Python code that comes with a pretrained model. Leave it off unless you have read it."""
     data: DataConfig = DataConfig()

@@ -218,7 +218,7 @@ class VqaExperiment(Experiment):
             chosen = [sample for sample in samples if one.select(sample)]
             scores = replace(score(samples, predictions, one), ceiling=model.vocabulary.ceiling(chosen))
             found.rows[one.id] = scores.rows()
-            found.scores[one.id] = scores.as_dict()
+            found.scores[one.id] = scores.as_dict() | {"interval": scores.interval()}
             found.describes[one.id] = one.describes
             without_image = {name: score(samples, answers, one) for name, answers in blind.items()}
             found.extras["baselines"][one.id] = {

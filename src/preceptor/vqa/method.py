@@ -54,7 +54,7 @@ class VqaMethod(MethodConfig):
     label: LabelTerm = LabelTerm()
     """Loss against the answers of the data set. The stages `teacher` and `baseline` have this term only."""
     inherit_token_embeddings: bool = False
-    """Initialise the student's token embeddings with the principal components of the (first) teacher's. Both models
+    """Initialize the student's token embeddings with the principal components of the (first) teacher's. Both models
     need the same tokens, and the student's embedding must not be wider. Not with `teaching.kind: ema`."""
 
     def loss_terms(self, student_layers: int, teacher_layers: int) -> list[LossTerm]:

@@ -77,13 +77,17 @@ class Scores:
         return self._accuracy(lambda row: row["answer_type"] == "closed")
 
     def interval(self) -> dict[str, float] | None:
-        """Return Wilson's 95 % interval of the accuracy over questions, or None for another metric."""
-        if self.metric != "accuracy" or not self.scored:
-            return None
-        from preceptor.statistics import wilson  # imports scipy
+        """Return Wilson's 95 % interval of the accuracy over questions.
 
-        found = wilson(sum(row["correct"] for row in self.scored), len(self.scored))
-        return {"low": found.low, "high": found.high}
+        It is None for another metric and for fewer than `statistics.MINIMUM_UNITS` questions. It is not part of
+        `as_dict`, because scipy takes longer to import than a file of predictions to score.
+        """
+        from preceptor.statistics import MINIMUM_UNITS, wilson
+
+        if self.metric != "accuracy" or len(self.scored) < MINIMUM_UNITS:
+            return None
+        spread = wilson(sum(row["correct"] for row in self.scored), len(self.scored))
+        return {"low": spread.low, "high": spread.high}
 
     def question_types(self) -> dict[str, dict[str, float | int]]:
         """Return ``{question type: {"accuracy": share, "n": count}}``; questions without a type are omitted."""
@@ -105,7 +109,6 @@ class Scores:
         return {
             "metric": self.metric,
             "accuracy": self.accuracy,
-            "interval": self.interval(),
             "open": self.open,
             "closed": self.closed,
             "macro": sum(one["accuracy"] for one in types.values()) / len(types) if types else None,

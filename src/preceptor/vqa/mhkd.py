@@ -58,7 +58,7 @@ class MhkdConfig(VqaMethod):
     """MHKD-MVQA (Wang et al., BIBM 2022): the student learns from the teacher's output and intermediate layers."""
 
     name: Literal["mhkd"] = "mhkd"
-    """The method."""
+    """The method, or `module:Class` of your own one."""
     output: OutputTerm = OutputTerm()
     embedding: EmbeddingTerm = EmbeddingTerm(weight=0.5)
     hidden: HiddenTerm = HiddenTerm(weight=0.5)

@@ -78,7 +78,7 @@ def score_file(
         "notes": notes,
     }
     rows_out: list[dict[str, Any]] = [dict(row) for row in scores.scored]
-    return Scored(results, rows_out, ["questions", other.metric, "n"], _lines(scores.as_dict()))
+    return Scored(results, rows_out, ["questions", other.metric, "n"], _lines(results["protocols"][protocol]))
 
 
 def _lines(scores: dict[str, Any]) -> list[list[str]]:
