@@ -27,18 +27,30 @@ def test_the_public_names_exist() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def models(tmp_path_factory) -> Path:
+    """A folder with untrained models in `VqaTransformer` and `PretrainedUNet`, the names of their classes."""
+    from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
+
     root = tmp_path_factory.mktemp("auto")
-    make_bundle(make_data(root / "data"), 16, 0).save(root / "model")
-    return root / "model"
+    make_bundle(make_data(root / "data"), 16, 0).save(root / "VqaTransformer")
+    config = MultimodalUNetConfig(("flair", "t1"), ("et",), channels=(4, 4, 8))
+    MultimodalUNet(config, seed=0).save(root / "PretrainedUNet")
+    return root
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["VqaTransformer", "PretrainedUNet"])
 @pytest.mark.parametrize(
     "imports",
     ["import preceptor\nfrom transformers import AutoModel", "from transformers import AutoModel\nimport preceptor"],
     ids=["preceptor first", "transformers first"],
 )
-def test_transformers_loads_a_model_folder(model: Path, imports: str) -> None:
-    program = f"{imports}\nprint(type(AutoModel.from_pretrained({str(model)!r})).__name__)"
-    assert python(program).endswith("VqaTransformer")
+def test_transformers_loads_a_model_folder(models: Path, imports: str, kind: str) -> None:
+    program = f"{imports}\nprint(type(AutoModel.from_pretrained({str(models / kind)!r})).__name__)"
+    assert python(program).endswith(kind)
+
+
+@pytest.mark.slow
+def test_segmentation_does_not_import_transformers() -> None:
+    program = "import sys, preceptor.segmentation.experiment, preceptor.segmentation.predict"
+    assert python(f"{program}\nprint('transformers' in sys.modules)") == "False"

@@ -25,7 +25,9 @@ def register_when_imported() -> None:
 
 
 def _register() -> None:
-    import preceptor.vqa.model  # noqa: F401 - the module registers its classes
+    # The modules register their classes. A grounding model needs none: its folders are those of transformers.
+    import preceptor.segmentation.auto_model
+    import preceptor.vqa.model  # noqa: F401
 
 
 class _Finder(MetaPathFinder):
