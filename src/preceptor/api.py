@@ -9,7 +9,7 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from preceptor import tasks
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError
-from preceptor.extension import trust_folder
+from preceptor.extension import require_trust
+from preceptor.pipeline.paths import check_data_paths, check_paths
 from preceptor.scores import Scored
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def train(
         UserError: the recipe or the data cannot be used.
     """
     resolved = _resolve(recipe, overrides)
+    check_paths(resolved)
     keep_offline(resolved.allow_downloads)
     if seeds is not None:
         from preceptor.seeds import train_seeds
@@ -106,21 +108,27 @@ def load(folder: str | Path, device: str | torch.device | None = None, *, trust_
         UserError: the folder holds no model, or a file of it is damaged.
     """
     keep_offline()
-    from preceptor.pipeline.run_dir import model_folder
-
-    place = model_folder(Path(folder))
-    if trust_remote_code:
-        trust_folder(place)
-    return tasks.module(tasks.task_of_model(place), "predict").MODEL.load(place, device)
+    place, task = _trusted_model(folder, trust_remote_code)
+    return tasks.module(task, "predict").MODEL.load(place, device)
 
 
-def predict(run: str | Path, *, output: str | Path | None = None, **inputs: Any) -> list[dict[str, Any]]:
+def predict(
+    run: str | Path,
+    *,
+    output: str | Path | None = None,
+    trust_remote_code: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    **inputs: Any,
+) -> list[dict[str, Any]]:
     """Predict on the user's data and return one row per question, dialogue or case.
 
     Args:
         run: a run, a stage or a model folder.
         output: JSON lines file of a VQA or grounding model; folder of label maps and `predictions.csv` of a
             segmentation model. Rows are written at once, and a second call continues where the first one stopped.
+        trust_remote_code: as in `load`.
+        progress: with `output`, called as ``progress(done, total)`` before the first row is predicted and after each
+            row is written.
         **inputs: for VQA and grounding `image` (a file or a folder) with `question`, or `table`, further `top` and
             `modality`; for segmentation `files` (by modality), `case` (files or folder) or `table`, further `post` and
             `probabilities`.
@@ -130,7 +138,7 @@ def predict(run: str | Path, *, output: str | Path | None = None, **inputs: Any)
     """
     from preceptor.pipeline.predictions import stream_predictions
 
-    model = load(run)
+    model = load(run, trust_remote_code=trust_remote_code)
     for key in ("image", "table", "case"):
         if isinstance(inputs.get(key), str | Path):
             inputs[key] = Path(inputs[key])
@@ -143,11 +151,16 @@ def predict(run: str | Path, *, output: str | Path | None = None, **inputs: Any)
     options = inputs | {"output": Path(output) if output is not None else Path()}
     if path is None:
         return list(model.predict_rows(items, **options))
-    return list(stream_predictions(path, items, lambda remaining: model.predict_rows(remaining, **options)))
+    return list(stream_predictions(path, items, lambda remaining: model.predict_rows(remaining, **options), progress))
 
 
 def evaluate(
-    run: str | Path, overrides: Overrides = (), *, protocol: str | None = None, output: str | Path | None = None
+    run: str | Path,
+    overrides: Overrides = (),
+    *,
+    protocol: str | None = None,
+    output: str | Path | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Score a trained model on the test split of its own or of other data.
 
@@ -156,15 +169,17 @@ def evaluate(
         overrides: settings that choose other data, such as ``{"data.root": "OTHER"}``.
         protocol: only this protocol.
         output: folder for predictions and results.json; without it, the predictions replace those of the stage.
+        trust_remote_code: as in `load`.
 
     Returns:
         The results: `protocols`, `describes`, `data`, `notes` and what else the task reports.
     """
     keep_offline()
-    from preceptor.pipeline.run_dir import model_folder, stage_folder
+    from preceptor.pipeline.run_dir import stage_folder
 
-    model = model_folder(Path(run))
+    model, _ = _trusted_model(run, trust_remote_code)
     recipe = _resolve(str(stage_folder(model)), overrides)
+    check_data_paths(recipe.data)
     # Imported after the checks: a mistake is reported without waiting for torch.
     from preceptor.pipeline.evaluation import evaluate_model
 
@@ -189,6 +204,7 @@ def check(data: str | Path, overrides: Overrides = ()) -> dict[str, Any]:
         )
     else:
         recipe = _resolve(data, overrides)
+    check_data_paths(recipe.data)
     return tasks.module(recipe.task, "experiment").EXPERIMENT.check(recipe)
 
 
@@ -199,6 +215,8 @@ def cache(recipe: str | Path | BaseRecipe, overrides: Overrides = (), *, verify:
         UserError: the recipe has no teacher to cache, or the teacher is not trained yet.
     """
     resolved = _resolve(recipe, overrides)
+    resolved.require_teacher_cache()
+    check_paths(resolved)
     keep_offline(resolved.allow_downloads)
     return tasks.module(resolved.task, "experiment").EXPERIMENT.cache(resolved, verify)
 
@@ -311,6 +329,16 @@ def keep_offline(allow_downloads: bool = False) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # transformers imports DeepSpeed if it is installed, which would print to standard output that there is no GPU.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _trusted_model(run: str | Path, trust_remote_code: bool) -> tuple[Path, str]:
+    """Return the model folder of a run and its task. Raises UserError if it needs code that is not trusted."""
+    from preceptor.pipeline.run_dir import model_folder
+
+    folder = model_folder(Path(run))
+    task = tasks.task_of_model(folder)
+    require_trust(folder, trust_remote_code)
+    return folder, task
 
 
 def _resolve(recipe: str | Path | Mapping[str, Any] | BaseRecipe, overrides: Overrides) -> BaseRecipe:

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from preceptor.errors import UserError
 from preceptor.extension import Reference, load_object
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -178,6 +179,10 @@ class BaseRecipe(Section):
     @property
     def output_folder(self) -> Path:
         return Path(self.output.replace("{name}", self.name))
+
+    def require_teacher_cache(self) -> None:
+        """Raise UserError if the recipe has no teacher whose output can be cached."""
+        raise UserError(f"a {self.task} recipe with method {self.method.name} has no teacher cache")
 
     @model_validator(mode="after")
     def _stages_are_distinct(self) -> Self:

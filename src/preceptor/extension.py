@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -99,10 +99,7 @@ def load_trusted(reference: str, place: str, kind: type[T]) -> type[T]:
     Raises UserError unless a recipe of this process names the class, or the caller trusts it (`trust`).
     """
     if reference not in _trusted:
-        raise UserError(
-            f"the model needs the class {reference} ({place}), whose code would be run: pass trust_remote_code=True to "
-            "preceptor.load if you know this code"
-        )
+        raise _not_trusted(reference, place)
     return load_object(reference, place, kind)
 
 
@@ -111,16 +108,31 @@ def trust(reference: str) -> None:
     _trusted.add(reference)
 
 
-def trust_folder(folder: Path) -> None:
-    """Allow the classes that the config.json of a model folder names. The code itself is never read from the folder."""
+def require_trust(folder: Path, trust_remote_code: bool) -> None:
+    """Raise UserError if the config.json of a model folder names a class of the user's that is not trusted.
 
-    def walk(value: Any) -> None:
-        for key, inner in value.items() if isinstance(value, dict) else ():
-            if key in ("module", "net") and isinstance(inner, str) and ":" in inner:
-                trust(inner)
-            walk(inner)
+    With `trust_remote_code`, trust it instead. The code itself is never read from the folder.
+    """
+    path = folder / "config.json"
+    for reference in _references(json.loads(path.read_text("utf-8"))):
+        if trust_remote_code:
+            trust(reference)
+        elif reference not in _trusted:
+            raise _not_trusted(reference, str(path))
 
-    walk(json.loads((folder / "config.json").read_text("utf-8")))
+
+def _references(config: Any) -> Iterator[str]:
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key in ("module", "net") and isinstance(value, str) and ":" in value:
+            yield value
+        yield from _references(value)
+
+
+def _not_trusted(reference: str, place: str) -> UserError:
+    return UserError(
+        f"the model needs the class {reference} ({place}), whose code would be run: pass --trust-remote-code, or "
+        "trust_remote_code=True in Python, if you know this code"
+    )
 
 
 def _reference(value: Any) -> Any:

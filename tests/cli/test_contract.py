@@ -133,6 +133,12 @@ def test_predict_prints_one_answer_and_writes_those_of_a_table(run: Path, capsys
     row = json.loads((tmp_path / "o.jsonl").read_text())
     assert row["answers"][0]["answer"] == answers[0]["answer"]
     assert row["answers"][0]["probability"] == pytest.approx(answers[0]["probability"], rel=1e-4)
+    assert "predictions:" not in err, "one row needs no progress"
+    (tmp_path / "asked.csv").write_text("image,question\n" + "a.png,is there a lesion?\n" * 3)
+    arguments = ["--table", str(tmp_path / "asked.csv"), "--output", str(tmp_path / "three.jsonl")]
+    code, out, err = call(capsys, monkeypatch, "predict", str(run), *arguments)
+    assert (code, out) == (0, f"3 predictions: {tmp_path / 'three.jsonl'}\n")
+    assert "predictions: 3/3, 0:00:00 left" in err
     (tmp_path / "text.png").write_text("not an image")
     for bad in (["--image", str(image)], ["--image", str(tmp_path / "text.png"), "--question", "x"], []):
         code, _, err = call(capsys, monkeypatch, "predict", str(run), *bad)

@@ -19,7 +19,8 @@ from preceptor.tasks import load_recipe
 
 SLOW = ("torch", "transformers", "monai", "scipy", "matplotlib")
 
-# Every line is called in one process. {empty} is an empty folder, {file} a text file, {run} a run without a model.
+# Every line is called in one process. {empty} is an empty folder, {file} a text file, {run} a run without a model,
+# {own} a model of a class of the user.
 CALLS = """
 train mhkd-demo data.image_sizee=3
 train lckd-demo method.cross_modal.wieght=1
@@ -43,7 +44,16 @@ predict {empty} --table /nonexistent.csv
 predict {empty} --case /nonexistent
 predict {empty} flair=/nonexistent.nii.gz
 predict {empty} flair
+train lckd-demo method.teaching_run=/nonexistent
+train lckd-demo data.split_file=/nonexistent
+evaluate {own}
+predict {own} --case {empty}
 cache mhkd-demo data.nmae=x
+cache mhkd-demo output={file}
+cache mhkd-demo method.teaching.kind=ema
+cache clinkd-demo method.pseudo_labels.share=0
+cache lckd-demo
+doctor mhkd-vqa-rad data.root=/nonexistent
 doctor nonsense
 doctor /nonexistent.csv
 report /nonexistent
@@ -85,7 +95,10 @@ def test_mistakes_are_reported_before_slow_packages_are_imported(tmp_path):
     (tmp_path / "file").write_text("text")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(load_recipe("mhkd-demo")))
-    places = {name: str(tmp_path / name) for name in ("empty", "file", "run")}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.json").write_text('{"model_type": "preceptor-multimodal-unet", "net": "mine:Net"}')
+    (tmp_path / "own" / "model.safetensors").touch()
+    places = {name: str(tmp_path / name) for name in ("empty", "file", "run", "own")}
     calls = [line.format(**places).split() for line in CALLS.strip().splitlines()]
     program = PROGRAM.replace("SLOW_PACKAGES", repr(SLOW))
     environment = {key: value for key, value in os.environ.items() if key != "PRECEPTOR_DATA"}

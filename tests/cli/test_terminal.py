@@ -134,6 +134,27 @@ def test_nothing_is_shown_by_other_processes(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_progress_of_a_command_is_plain_lines_without_a_terminal(capsys):
+    with terminal.show_progress("predictions") as shown:
+        for done in range(4):
+            shown(done, 3)
+    assert capsys.readouterr() == ("", "predictions: 3/3, 0:00:00 left\n")
+
+
+def test_progress_of_one_item_is_not_shown(capsys):
+    with terminal.show_progress("predictions") as shown:
+        shown(0, 1)
+        shown(1, 1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_bar_of_a_command_starts_at_what_is_done(columns, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with terminal.show_progress("predictions") as shown:
+        shown(7, 40)
+    assert "7/40" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+
+
 def test_durations():
     assert duration(59.6) == "0:01:00"
     assert duration(36_000) == "10:00:00"

@@ -14,6 +14,7 @@ from preceptor import extension
 from preceptor.errors import UserError
 from preceptor.recipe import dump_recipe
 from preceptor.tasks import load_recipe
+from tests.fault.test_bad_input import call
 from tests.fault.tiny import LCKD, RECIPE, write_recipe
 
 LOSSES = """
@@ -167,6 +168,20 @@ def test_an_own_backbone_is_one_file_and_its_model_loads_again_with_consent(file
     loaded = preceptor.load(run.folder / "distilled", trust_remote_code=True)
     assert loaded.answer(image, "is it there?").to_dict() == first.to_dict()
 
+    monkeypatch.chdir(files)
+    for verb in (["predict", "--image", str(image), "--question", "is it there?"], ["evaluate"]):
+        arguments = [verb[0], str(run.folder / "distilled"), *verb[1:], "--json"]
+        monkeypatch.setattr(extension, "_trusted", set())
+        code, out, err = call(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: the model needs the class my_nets:Patches")
+        code, out, err = call(*arguments, "--trust-remote-code")
+        assert code == 0, err
+        if verb[0] == "predict":
+            assert json.loads(out) == [first.to_dict()]
+        else:
+            assert json.loads(out)["protocols"] == run.results["stages"]["distilled"]["protocols"]
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["kd", "lckd"])
@@ -201,6 +216,19 @@ def test_the_initial_weights_of_an_own_backbone_are_its_own(files):
     )  # fmt: skip
     model = VqaTransformer(config)
     assert torch.equal(model.vision.model.cut.bias, torch.full((12,), 0.25))
+
+
+def test_consent_is_needed_for_each_class_that_a_model_folder_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(extension, "_trusted", {"a:Known"})
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "preceptor-vqa", "vision": {"kind": "conv"}, "net": "compact"}')
+    extension.require_trust(tmp_path, False)
+    path.write_text('{"net": "a:Known", "vision": {"kind": "module", "module": "b:Other"}}')
+    with pytest.raises(UserError, match=r"class b:Other .*--trust-remote-code, or trust_remote_code=True in Python"):
+        extension.require_trust(tmp_path, False)
+    extension.require_trust(tmp_path, True)
+    extension.require_trust(tmp_path, False)
+    assert extension._trusted == {"a:Known", "b:Other"}
 
 
 @pytest.mark.parametrize(

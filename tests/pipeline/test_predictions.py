@@ -62,6 +62,19 @@ def test_rows_that_are_written_are_not_predicted_again(tmp_path: Path) -> None:
     assert asked == ["0", "1", "2", "3"]
 
 
+@pytest.mark.parametrize("written", [0, 2, 4])
+def test_progress_counts_the_rows_in_the_file(tmp_path: Path, written: int) -> None:
+    items, path = [Item(str(number), "x") for number in range(4)], tmp_path / "out.jsonl"
+    list(stream_predictions(path, items[:written], predict))
+    calls: list[tuple[int, int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        calls.append((done, total, path.read_text().count("\n") if path.exists() else 0))
+
+    list(stream_predictions(path, items, predict, progress))
+    assert calls == [(done, 4, done) for done in range(written, 5)]
+
+
 @pytest.mark.parametrize("content", ["image,question\na.png,where?\n", "[1]\n", "\xff\n"])
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, content: str, suffix: str) -> None:

@@ -37,11 +37,6 @@ def doctor(
     It looks for unreadable files, empty texts, repeated ids and leaks between splits. The exit code is 1 if a finding
     is an error.
     """
-    if data.endswith((".csv", ".jsonl")):
-        if not Path(data).exists():
-            raise UserError(f"{data} does not exist")
-    else:
-        options.load_recipe(data, overrides)
     log_to_stderr()
     document = api.check(data, overrides or [])
     say(document, as_json, show_findings)

@@ -10,7 +10,7 @@ import typer
 from preceptor import api
 from preceptor.cli import options
 from preceptor.cli.results import show_results
-from preceptor.cli.terminal import log_to_stderr, notes, say, sentence
+from preceptor.cli.terminal import log_to_stderr, notes, say, sentence, show_progress
 from preceptor.errors import UserError
 
 EVALUATE_EXAMPLES = """\
@@ -35,6 +35,7 @@ def evaluate(
         Path | None,
         options.output_folder("Write predictions and results here instead of into the folder of the stage."),
     ] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Score a trained model on the test split of its data.
@@ -42,7 +43,7 @@ def evaluate(
     Settings such as data.root=DIR choose other data.
     """
     log_to_stderr()
-    results = api.evaluate(run, overrides or [], protocol=protocol, output=output)
+    results = api.evaluate(run, overrides or [], protocol=protocol, output=output, trust_remote_code=trust_remote_code)
     say(results, as_json, show_results)
 
 
@@ -83,6 +84,7 @@ def predict(
     post: Annotated[
         bool, typer.Option("--post", help="Segmentation: apply the post-processing of the recipe.")
     ] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Answer questions about images, or segment cases."""
@@ -100,7 +102,14 @@ def predict(
     require_one_input(inputs)
     segmenting = bool(inputs["case"] or inputs["files"])
     log_to_stderr()
-    rows = api.predict(run, output=output or (Path() if segmenting else None), **inputs)
+    with show_progress("predictions") as progress:
+        rows = api.predict(
+            run,
+            output=output or (Path() if segmenting else None),
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+            **inputs,
+        )
 
     def show(rows: list[dict[str, Any]]) -> None:
         if output is not None:

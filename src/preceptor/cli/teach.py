@@ -12,7 +12,7 @@ import typer
 from preceptor import api
 from preceptor.cli import options
 from preceptor.cli.errors import CHECK_FAILED, INTERRUPTED
-from preceptor.cli.terminal import log_to_stderr, notes, say, sentence, table
+from preceptor.cli.terminal import log_to_stderr, notes, say, sentence, show_progress, table
 from preceptor.errors import UserError
 from preceptor.report.format import NONE
 
@@ -169,20 +169,9 @@ def check_data(names: list[str]) -> None:
 
 def _label(request: LabelingRequest, output: Path, labeler: Labeler) -> dict[str, Any]:
     from preceptor.grounding import teach as teaching
-    from preceptor.training.progress import Progress
 
-    bars: list[Progress] = []
-
-    def show(done: int, total: int) -> None:
-        if not bars:
-            bars.append(Progress("questions", total).__enter__())
-        bars[0].advance(done)
-
-    try:
-        return teaching.run(request, output, labeler, show)
-    finally:
-        for bar in bars:
-            bar.__exit__()
+    with show_progress("questions") as progress:
+        return teaching.run(request, output, labeler, progress)
 
 
 def confirm(

@@ -35,9 +35,8 @@ def cache(
 
     The exit code is 1 if a row or a file of the cache is wrong.
     """
-    loaded = options.load_recipe(recipe, overrides)
     log_to_stderr()
-    document = api.cache(loaded, verify=verify)
+    document = api.cache(recipe, overrides or [], verify=verify)
     say(document, as_json, show_cache)
     if document["mismatches"] or document["damage"]:
         raise typer.Exit(CHECK_FAILED)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from preceptor.report.format import SPACE
@@ -53,6 +54,26 @@ class _StderrHandler(logging.StreamHandler):
 
     def format(self, record: logging.LogRecord) -> str:
         return wrap(super().format(record), sys.stderr)
+
+
+@contextlib.contextmanager
+def show_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield ``progress(done, total)``, which shows a bar on standard error, or plain lines without a terminal.
+
+    Nothing is shown if `total` is 1.
+    """
+    from preceptor.training.progress import Progress
+
+    with contextlib.ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def progress(done: int, total: int) -> None:
+            if total > 1 and not bars:
+                bars.append(stack.enter_context(Progress(title, total, done)))
+            for bar in bars:
+                bar.advance(done)
+
+        yield progress
 
 
 def sentence(text: str) -> None:

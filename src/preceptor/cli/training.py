@@ -11,7 +11,6 @@ from preceptor import api
 from preceptor.cli import options
 from preceptor.cli.results import show_comparison, show_results
 from preceptor.cli.terminal import log_to_stderr, say, sentence
-from preceptor.config import BaseRecipe
 
 DEMO_EXAMPLES = """\
 preceptor demo
@@ -35,7 +34,7 @@ def demo(
     segments volumes, clinkd answers questions with boxes.
     """
     overrides = [f"output={output}"] if output else []
-    _train(options.load_recipe(f"{method}-demo", overrides), None, as_json)
+    _train(f"{method}-demo", overrides, None, as_json)
 
 
 def train(
@@ -52,12 +51,12 @@ def train(
     The stages of the recipe are trained one after the other, evaluated on the test split and compared. The run folder
     contains the models, their predictions and a report.
     """
-    _train(options.load_recipe(recipe, overrides), seeds, as_json)
+    _train(recipe, overrides or [], seeds, as_json)
 
 
-def _train(recipe: BaseRecipe, seeds: int | None, as_json: bool) -> None:
+def _train(recipe: str, overrides: list[str], seeds: int | None, as_json: bool) -> None:
     log_to_stderr()
-    run = api.train(recipe, seeds=seeds)
+    run = api.train(recipe, overrides, seeds=seeds)
 
     def show(results: dict) -> None:
         if seeds is None:

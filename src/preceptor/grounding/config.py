@@ -20,6 +20,7 @@ from preceptor.config import (
     choose_method,
 )
 from preceptor.data.readers import GroundingName
+from preceptor.errors import UserError
 from preceptor.grounding.clinkd import ClinkdConfig
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -177,3 +178,11 @@ class GroundingRecipe(BaseRecipe):
         if self.data.unlabelled == "rest" and train + apart == 1:
             raise ValueError("data.unlabelled=rest needs data.train_share below 1: nothing is left out")
         return self
+
+    def require_teacher_cache(self) -> None:
+        """Raise UserError if no stage of the recipe learns from pseudo-labels."""
+        if self.method.pseudo_labels.share == 0 or not {"distilled", "clinkd"} & set(self.stages):
+            raise UserError(
+                "this recipe has no pseudo-labels to cache: it needs the stage distilled or clinkd, and "
+                "method.pseudo_labels.share above 0"
+            )

@@ -39,14 +39,9 @@ def cache_teacher(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
     - `tokens`, None without a cache of tokens: `folder`, `rows`, `tokens`, `k`;
     - `rows`, `checked`, `worst`, `mismatches`, `damage` as for a VQA recipe.
 
-    Raises UserError if the recipe has no teacher, or if the teacher is not trained yet.
+    Raises UserError if the teacher is not trained yet.
     """
     method = recipe.method.pseudo_labels
-    if method.share == 0 or not {"distilled", "clinkd"} & set(recipe.stages):
-        raise UserError(
-            "this recipe has no pseudo-labels to cache: it needs the stage distilled or clinkd, and "
-            "method.pseudo_labels.share above 0"
-        )
     context = RunContext(recipe, read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=("train",)))
     teacher = _teacher(context) if method.store is None or method.logits != "none" else None
     damage: list[str] = []

@@ -14,7 +14,6 @@ from preceptor.config import BaseRecipe, TrainConfig
 from preceptor.data.findings import Finding
 from preceptor.data.provenance import Source
 from preceptor.data.types import Split
-from preceptor.errors import UserError
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics
 from preceptor.task import Task
@@ -250,5 +249,5 @@ class Experiment(ABC):
 
     @classmethod
     def cache(cls, recipe: Any, verify: float) -> dict[str, Any]:
-        """Build the teacher cache of a recipe, or verify a fraction of it. Raises UserError if there is none."""
-        raise UserError(f"a {cls.task} recipe with method {recipe.method.name} has no teacher cache")
+        """Build the teacher cache of a recipe that has one (`require_teacher_cache`), or verify a fraction of it."""
+        raise NotImplementedError

@@ -14,12 +14,16 @@ from preceptor.files import json_lines
 
 
 def stream_predictions(
-    path: Path, items: Sequence[Any], predict: Callable[[Sequence[Any]], Iterable[dict[str, Any]]]
+    path: Path,
+    items: Sequence[Any],
+    predict: Callable[[Sequence[Any]], Iterable[dict[str, Any]]],
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield one row per item and append each to `path` at once, as JSON lines or, for a `.csv`, as CSV.
 
     Items whose id the file already holds are not predicted again; their rows come first. A line that an interrupted
-    call wrote only in part is removed.
+    call wrote only in part is removed. ``progress(done, total)`` is called before the first item is predicted and after
+    each row is written.
 
     Raises:
         UserError: the file cannot be written, or holds something else than predictions.
@@ -28,12 +32,15 @@ def stream_predictions(
     yield from rows
     done = {row["id"] for row in rows}
     remaining = [item for item in items if item.id not in done]
+    done_before, report = len(items) - len(remaining), progress or (lambda done, total: None)
+    report(done_before, len(items))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="") as file:
-        for row in predict(remaining):
+        for count, row in enumerate(predict(remaining), done_before + 1):
             header = path.suffix == ".csv" and file.tell() == 0
             file.write(_csv_line(row, header) if path.suffix == ".csv" else json_lines([row]))
             file.flush()
+            report(count, len(items))
             yield row
 
 

@@ -53,6 +53,7 @@ class PretrainedUNet(PreTrainedModel):
     config_class = PretrainedUNetConfig  # type: ignore[misc,assignment]
     base_model_prefix = ""
     main_input_name = "images"
+    network: MultimodalUNet
 
     def __init__(self, config: PretrainedUNetConfig) -> None:
         super().__init__(config)

@@ -19,6 +19,7 @@ from preceptor.config import (
     choose_method,
 )
 from preceptor.data.readers import VqaName
+from preceptor.errors import UserError
 from preceptor.extension import Reference
 from preceptor.vqa.kd import KdConfig
 from preceptor.vqa.method import VqaMethod
@@ -251,3 +252,13 @@ class VqaRecipe(BaseRecipe):
         if needs_teacher and "teacher" not in self.stages and not teaching.runs:
             raise ValueError("stages without 'teacher' need method.teaching.runs=[RUN, ...] to learn from")
         return self
+
+    def require_teacher_cache(self) -> None:
+        """Raise UserError if the recipe has no teacher, or if its output cannot be cached."""
+        if self.method.teaching.kind == "ema":
+            raise UserError("method.teaching.kind=ema has no teacher to cache; use cached or online")
+        if self.data.augment.enabled and self.data.augment.views < 1:
+            raise UserError(
+                "a cache cannot hold endless augmentation views: set data.augment.views=N, or "
+                "data.augment.enabled=false"
+            )

@@ -267,13 +267,6 @@ class VqaExperiment(Experiment):
 
         A cache that is verified is never written first; `mismatches` and `damage` describe what is wrong with it.
         """
-        if recipe.method.teaching.kind == "ema":
-            raise UserError("method.teaching.kind=ema has no teacher to cache; use cached or online")
-        if recipe.data.augment.enabled and recipe.data.augment.views < 1:
-            raise UserError(
-                "a cache cannot hold endless augmentation views: set data.augment.views=N, or "
-                "data.augment.enabled=false"
-            )
         with processes().main_process_first():
             experiment = cls.read(recipe)
         layers = recipe.student.model.layers

@@ -1,0 +1,34 @@
+"""Checks of the paths in a recipe, before any slow package is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from preceptor.config import BaseRecipe
+from preceptor.data.locations import FOLDERS, data_folder
+from preceptor.errors import UserError
+
+
+def check_paths(recipe: BaseRecipe) -> None:
+    """Raise UserError if the output folder is a file, or if the data or the teaching run do not exist."""
+    if recipe.output_folder.exists() and not recipe.output_folder.is_dir():
+        raise UserError(f"output={recipe.output_folder} is a file; choose another folder")
+    check_data_paths(recipe.data)
+    _check_exists("method.teaching_run", getattr(recipe.method, "teaching_run", None))
+
+
+def check_data_paths(data: Any) -> None:
+    """Raise UserError if a file or folder of the section `data` of a recipe does not exist."""
+    for key in ("images", "split_file"):
+        _check_exists(f"data.{key}", getattr(data, key, None))
+    if data.name.startswith("phantom"):  # generated if it does not exist
+        return
+    _check_exists("data.root", data.root)
+    if data.root is None and data.name in FOLDERS and not (folder := data_folder(data.name)).exists():
+        raise UserError(f"{folder}, the folder of {data.name} under PRECEPTOR_DATA, does not exist")
+
+
+def _check_exists(key: str, path: str | None) -> None:
+    if path is not None and not Path(path).exists():
+        raise UserError(f"{key}={path} does not exist; correct the path")
