@@ -93,3 +93,16 @@ def test_several_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "runs" / "five-seeds"
     assert all((folder / f"seed-{seed}" / "results.json").is_file() for seed in range(5))
     assert (folder / "compare" / "compare.html").is_file()
+
+
+@pytest.mark.slow
+def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (32, 32), 100).save("chest.png")
+    recipe = write_recipe(tmp_path, RECIPE.replace("[teacher]", "[teacher, baseline, distilled]"))
+    tiny = {"output": "runs/tiny", "teacher.train.epochs": 1, "student.train.epochs": 1}
+    original = preceptor.train
+    monkeypatch.setattr(preceptor, "train", lambda name, settings: original(recipe, tiny))
+    run_page("README.md")
+    assert "report.html" in capsys.readouterr().out
+    assert (tmp_path / "compared" / "compare.html").is_file()

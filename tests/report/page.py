@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from html.parser import HTMLParser
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from preceptor.report import plots
 
 VOID = {"meta", "img", "br"}
 
@@ -50,3 +56,20 @@ class Page(HTMLParser):
 
     def values(self, *names: str) -> list[str]:
         return [value for _, name, value in self.attributes if name in names]
+
+
+def draw_equal_figures_once(monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    """Make the report of a task draw a figure only once for equal data: tests that render many pages take seconds."""
+    drawn: dict[str, Any] = {}
+    for module in (import_module(f"preceptor.{task}.report"), import_module("preceptor.report.sections")):
+        for name in ("line_chart", "interval_plot", "box_plot"):
+            draw = getattr(plots, name)
+
+            def cached(*arguments: Any, name: str = name, draw: Any = draw, **settings: Any) -> Any:
+                key = repr((name, arguments, settings))
+                if key not in drawn:
+                    drawn[key] = draw(*arguments, **settings)
+                return drawn[key]
+
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, cached)

@@ -15,7 +15,7 @@ KINDS = ("teacher", "baseline", "distilled", "guided", "clinkd", "other")
 def curve(svg: str, key: str) -> list[tuple[float, float]]:
     """The points of the one curve of a colour, in the coordinates of the figure."""
     styled = {node.get("style", ""): node for node in ET.fromstring(svg).iter("path")}
-    (path,) = [node for style, node in styled.items() if style.startswith(f"fill: none; stroke: var(--{key})")]
+    (path,) = [node for style, node in styled.items() if re.search(rf"^fill: none;.* stroke: var\(--{key}\)", style)]
     numbers = list(map(float, re.findall(r"[\d.]+", path.attrib["d"])))
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 

@@ -46,7 +46,7 @@ def test_the_card_says_what_it_is_and_is_not_for(results, made_run):
     card = model_card(results, made_run.recipe)
     for text in (
         "Not a medical device",
-        "`toy/published`",
+        "toy/published (n\u00a0=\u00a024)",
         "Most frequent answer",
         "Answer ceiling",
         "from scratch",

@@ -26,7 +26,7 @@ from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.figures import choose, write_figures
 from preceptor.vqa.report import headline, render, write_report
-from tests.report.page import Page
+from tests.report.page import Page, draw_equal_figures_once
 from tests.vqa.conftest import HOSTILE, MadeRun, make_data
 
 MINUS = "\u2212"
@@ -206,7 +206,7 @@ def test_numbers_are_those_of_the_results(written: str, made_run: MadeRun):
     for stage in results["stages"].values():
         scores = stage["protocols"]["toy/published"]
         for key in ("accuracy", "open", "closed"):
-            assert f" {100 * scores[key]:.1f} " in text
+            assert f"<td>{100 * scores[key]:.1f}</td>" in written
     difference = results["comparison"]["toy/published"]["distilled - baseline"]["difference"]
     assert f"{100 * difference:+.1f} points" in text.replace(MINUS, "-")
 
@@ -326,8 +326,9 @@ def trees(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("null", [False, True], ids=["missing", "null"])
-def test_any_part_of_the_results_may_be_missing_or_null(made_run: MadeRun, null: bool):
+def test_any_part_of_the_results_may_be_missing_or_null(made_run: MadeRun, null: bool, monkeypatch):
     """Every key in turn, of the stage that the page is about and of the results over all stages."""
+    draw_equal_figures_once(monkeypatch, "vqa")
     run = read_run(made_run.folder)
 
     def without(results: dict, path: tuple[str, ...]) -> dict:

@@ -72,9 +72,9 @@ def subsample(samples: Iterable[Sample], share: float, seed: int, *, keep_rest: 
         UserError: `share` is not in (0, 1].
     """
     samples = list(samples)
-    kept = groups_of_share(samples, share, seed)
-    rest = [s for s in samples if s.split == "train" and s.group not in kept]
-    samples = [s for s in samples if s.split != "train" or s.group in kept]
+    chosen_groups = groups_of_share(samples, share, seed)
+    rest = [s for s in samples if s.split == "train" and s.group not in chosen_groups]
+    samples = [s for s in samples if s.split != "train" or s.group in chosen_groups]
     return samples + ([replace(s, split="unlabelled", answers=()) for s in rest] if keep_rest else [])
 
 
@@ -88,15 +88,15 @@ def groups_of_share(rows: Iterable[Row], share: float, seed: int) -> set[str]:
         raise UserError(f"training share {share} is not in (0, 1]; 1 keeps everything")
     sizes = Counter(row.group for row in rows if row.split == "train")
     target = share * sizes.total()
-    kept: set[str] = set()
+    chosen_groups: set[str] = set()
     count = 0
     # Take groups until the target is reached. A larger target takes more groups of the same order: shares are nested.
     for group in ordered(sizes, f"share:{seed}"):
         if count >= target:
             break
-        kept.add(group)
+        chosen_groups.add(group)
         count += sizes[group]
-    return kept
+    return chosen_groups
 
 
 def cross_questions(samples: Iterable[Sample], number: int, seed: int) -> list[Sample]:
@@ -181,7 +181,7 @@ def note_leaks(data: Dataset[Sample]) -> None:
         parts_of_group[sample.group].add(sample.split)
         parts_of_image[sample.image].add(sample.split)
     for what, splits in (("groups", parts_of_group), ("images", parts_of_image)):
-        divided = sum(len(held) > 1 for held in splits.values())
+        divided = sum(len(splits_of_key) > 1 for splits_of_key in splits.values())
         if divided:
             data.leaking = True
             data.notes.append(

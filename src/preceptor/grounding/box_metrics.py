@@ -35,11 +35,11 @@ def clean_response(text: str) -> str:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Counts of one sample: reference boxes (`wanted`), matched reference boxes (`found`), predicted boxes (`said`)."""
+    """Counts of one sample: reference boxes, matched reference boxes and predicted boxes."""
 
-    wanted: int
-    found: int
-    said: int
+    references: int
+    matched: int
+    predicted: int
 
 
 def bird_boxes(reference: str, response: str) -> Boxes:
@@ -97,10 +97,12 @@ def grounding_scores(counts: Sequence[Boxes]) -> dict[str, float | int | None]:
 
     As in `birdeval`, samples without a reference box are left out. Recall is None if there are no others.
     """
-    counted = [count for count in counts if count.wanted]
-    wanted, found, said = (sum(getattr(count, name) for count in counted) for name in ("wanted", "found", "said"))
-    recall = found / wanted if wanted else None
-    precision = min(found, said) / said if said else None
+    counted = [count for count in counts if count.references]
+    references, matched, predicted = (
+        sum(getattr(count, name) for count in counted) for name in ("references", "matched", "predicted")
+    )
+    recall = matched / references if references else None
+    precision = min(matched, predicted) / predicted if predicted else None
     f1 = None if recall is None or precision is None else 2 * precision * recall / max(1e-12, precision + recall)
     return {"recall": recall, "precision": precision, "f1": f1, "n": len(counted)}
 

@@ -150,7 +150,7 @@ def row_score(row: Row, protocol: str) -> float | None:
     F1 over the words of a text. None for visual grounding without a reference box."""
     if row["task"] == "vg":
         count = _boxes(row, protocol)
-        return count.found / count.wanted if count.wanted else None
+        return count.matched / count.references if count.references else None
     return float(_named(row, protocol)) if row["task"] == "roc" else _f1(row)
 
 

@@ -136,7 +136,7 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
         job.start()
     if state.finished:
         return state
-    # `prepare` would draw from its own sampler; ours already gives each process its share.
+    # `prepare` would use its own sampler; `StepBatches` already gives each process its share.
     model = task if is_sharded(task) else accelerator.prepare_model(task)
     average.to(accelerator.device)
     optimizer = accelerator.prepare_optimizer(optimizer)
@@ -380,5 +380,5 @@ class _Window:
 def _any(accelerator: Accelerator, stop: Stop) -> bool:
     """Return whether any process received a stop signal, so that all of them save at the same step."""
     if accelerator.num_processes == 1:
-        return stop.asked
-    return bool(accelerator.reduce(torch.tensor(int(stop.asked), device=accelerator.device)))
+        return stop.requested
+    return bool(accelerator.reduce(torch.tensor(int(stop.requested), device=accelerator.device)))

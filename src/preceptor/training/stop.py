@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 
 class Stop:
-    """Whether a stop signal was received (`asked`), and when (`since`)."""
+    """Whether a stop signal was received (`requested`), and when (`since`)."""
 
     def __init__(self) -> None:
-        self.asked, self.since = False, 0.0
+        self.requested, self.since = False, 0.0
 
 
 @contextlib.contextmanager
@@ -25,10 +25,10 @@ def stop_signals() -> Iterator[Stop]:
     stop = Stop()
 
     def handle(number, frame) -> None:
-        if stop.asked and number == signal.SIGINT and time.monotonic() - stop.since > 3:
+        if stop.requested and number == signal.SIGINT and time.monotonic() - stop.since > 3:
             raise KeyboardInterrupt
-        if not stop.asked:
-            stop.asked, stop.since = True, time.monotonic()
+        if not stop.requested:
+            stop.requested, stop.since = True, time.monotonic()
 
     try:
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -71,10 +71,10 @@ def _digest(folder: Path) -> str:
 def _splits(cases: int, seed: int) -> list[str]:
     """Return the split of every case."""
     order = np.random.default_rng([seed, cases]).permutation(cases)
-    held = max(1, round(0.15 * cases))
+    held_out = max(1, round(0.15 * cases))
     splits = ["train"] * cases
-    for place, number in enumerate(order[: 2 * held]):
-        splits[number] = "validation" if place < held else "test"
+    for place, number in enumerate(order[: 2 * held_out]):
+        splits[number] = "validation" if place < held_out else "test"
     return splits
 
 
@@ -96,17 +96,17 @@ def _case(folder: Path, number: int, split: str, ledger: Ledger, arguments: dict
             for key, (x0, y0, x1, y1) in view.boxes().items()
         }
         findings = {f"lesion {lesion.index}": ABNORMALITIES[lesion.organ] for lesion in view.visible_lesions()}
-        for k, asked in enumerate(ask(view, rng, arguments["questions_per_image"], ledger)):
+        for k, question in enumerate(ask(view, rng, arguments["questions_per_image"], ledger)):
             rows.append(
                 {
                     "id": f"{case.id}-{i}-{k}",
                     "image": name,
-                    "question": asked.question,
-                    "answer": asked.answer,
-                    "answer_type": asked.answer_type,
+                    "question": question.question,
+                    "answer": question.answer,
+                    "answer_type": question.answer_type,
                     "group": case.id,
                     "split": split,
-                    "question_type": asked.kind,
+                    "question_type": question.kind,
                     "boxes": boxes,
                     "findings": findings,
                     "modality": view.modality,

@@ -99,15 +99,16 @@ def _drop_shared_images(samples: list[Sample], notes: list[str]) -> list[Sample]
     strictest: dict[str, int] = {}
     for sample in samples:
         strictest[sample.group] = max(rank[sample.split], strictest.get(sample.group, 0))
-    kept = [sample for sample in samples if rank[sample.split] == strictest[sample.group]]
-    if len(kept) < len(samples):
+    remaining = [sample for sample in samples if rank[sample.split] == strictest[sample.group]]
+    if len(remaining) < len(samples):
         train = {sample.group for sample in samples if sample.split == "train"}
         shared = len({sample.group for sample in samples if sample.split == "test"} & train)
         notes.append(
-            f"Left out: {len(samples) - len(kept)} training and validation questions about images that are held out in "
+            f"Left out: {len(samples) - len(remaining)} training and validation questions about images that are held "
+            "out in "
             f"the other language ({shared} of the test images)."
         )
-    return kept
+    return remaining
 
 
 def _release_folder(root: Path) -> Path:
