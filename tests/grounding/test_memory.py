@@ -74,7 +74,7 @@ def test_the_estimate_and_the_warning_as_sentences(vlm):
     assert warning("prior", parts, 8 * GIB, recipe.student, recipe) is None
     found = warning("prior", parts, 4 * GIB, recipe.student, recipe)
     assert found is not None
-    assert found.startswith("prior is expected to need 6.0 GiB of a device that has 4.0; try ")
+    assert found.startswith("prior is expected to need 6.0 GiB, but the device has 4.0; try ")
     for fix in (
         "student.model.gradient_checkpointing=true",
         "student.model.training=lora",
