@@ -77,7 +77,7 @@ def _entry(a: Sequence[UnitScore], b: Sequence[UnitScore], metric: str, unit: st
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x.metric == metric]
     entry: dict[str, Any] = {"metric": metric.rpartition("/")[2], **_interval(pairs, with_p=True)}
     if entry["low"] is None:
-        entry["interval"] = f"none: fewer than {MINIMUM_UNITS} {unit}s"
+        entry["interval"] = f"no interval, fewer than {MINIMUM_UNITS} {unit}s"
     else:
         entry["interval"] = f"95 %, paired bootstrap over {unit}s, one seed"
     for kind in dict.fromkeys(kind for x, _ in pairs for kind in x.categories):
