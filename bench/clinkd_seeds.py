@@ -34,17 +34,11 @@ def main() -> None:
     for earlier, later in list(pairwise(students))[1:]:
         pair = [run / stage for stage in (earlier, later) for run in runs]
         compare(pair, args.output / f"{later}-and-{earlier}", protocol=protocol, baseline=earlier)
-    if all("selection" in results(run / students[-1]) for run in runs):
-        print("selective generation, by task: score of the selected answers in %")
-        for run in runs:
-            tasks = results(run / students[-1])["selection"]["protocols"][protocol]["tasks"]
-            print(
-                run.name,
-                {
-                    task: {key: round(100 * value, 1) for key, value in scores.items() if isinstance(value, float)}
-                    for task, scores in tasks.items()
-                },
-            )
+    for run in runs:
+        selection = results(run / students[-1]).get("selection")
+        for task, scores in selection["protocols"][protocol]["tasks"].items() if selection else ():
+            cells = (f"{key} {100 * value:.1f}" for key, value in scores.items() if isinstance(value, float))
+            print(f"{run.name}, selected answers, {task} in %: {', '.join(cells)}")
 
 
 if __name__ == "__main__":

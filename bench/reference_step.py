@@ -31,7 +31,7 @@ def main() -> None:
 
     import torch
 
-    from preceptor.environment import VOLUMES, machine, versions
+    from preceptor.environment import machine, versions
     from preceptor.segmentation.losses import bce_loss, dice_loss
     from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig, fill_with_mean
 
@@ -89,7 +89,7 @@ def main() -> None:
         f"all encoded {statistics.mean(slow):.2f} s, what is there {statistics.mean(fast):.2f} s a step; "
         f"losses differ by at most {worst:.1e}"
     )
-    print(json.dumps({"crop": args.crop, "batch": args.batch, "threads": 1, **machine(), **versions(*VOLUMES)}))
+    print(json.dumps({"crop": args.crop, "batch": args.batch, "threads": 1, **machine(), **versions("monai")}))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
 
     import torch
 
-    from preceptor.environment import VOLUMES, machine, versions
+    from preceptor.environment import machine, versions
     from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig, Size, fill_with_mean
     from preceptor.segmentation.subset_decoder import SubsetDecoder
     from preceptor.segmentation.subsets import Subset, subsets
@@ -80,7 +80,7 @@ def main() -> None:
                 f"({min(ratios):.2f} to {max(ratios):.2f})   largest difference {worst:.1e}",
                 flush=True,
             )
-    print(json.dumps({"repeats": args.repeats, "threads": 1, **machine(), **versions(*VOLUMES)}))
+    print(json.dumps({"repeats": args.repeats, "threads": 1, **machine(), **versions("monai")}))
 
 
 if __name__ == "__main__":

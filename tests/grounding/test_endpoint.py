@@ -453,7 +453,7 @@ def test_estimate(tmp_path):
 
 
 def test_wrong_settings_are_said():
-    with pytest.raises(UserError, match="candidates=3 at temperature=0"):
+    with pytest.raises(UserError, match="3 candidates at temperature 0"):
         AskSettings(candidates=3)
     with pytest.raises(UserError, match="max_tokens 0 must be at least 1"):
         AskSettings(max_tokens=0)

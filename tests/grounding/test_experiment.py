@@ -228,7 +228,9 @@ def test_pseudo_labels_and_reflection_leave_broken_images_out(broken: dict[str, 
     labels = {"share": 0.4, "max_new_tokens": 16, "top_k": 4}
     reflection = {"rounds": 1, "rows": 6, "candidates": 1, "max_new_tokens": 4}
     method = {"name": "clinkd", "pseudo_labels": labels, "reflection": reflection, "selection": {"candidates": 1}}
-    document = run_recipe(recipe(tmp_path, data=broken | shares, stages=["teacher", "clinkd"], method=method))
+    config = recipe(tmp_path, data=broken | shares, stages=["teacher", "clinkd"], method=method)
+    config.teacher.train.epochs = 80
+    document = run_recipe(config)
     stage = document["stages"]["clinkd"]
     assert 0 < stage["pseudo_labels"]["rows"] <= 11
     assert stage["reflection"]["rounds"]

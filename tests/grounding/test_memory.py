@@ -69,12 +69,12 @@ def test_the_estimate_and_the_warning_as_sentences(vlm):
     recipe = tiny()
     parts = {"weights": 3 * GIB, "gradients": 0, "activations": GIB // 2, "teacher": 2 * GIB, "total": 6 * GIB}
     assert sentence("memory of prior", parts, 8 * GIB) == (
-        "memory of prior: about 6.0 GiB of 8.0 a device (weights 3.0, activations 0.5, teacher 2.0)"
+        "memory of prior: about 6.0 GiB of 8.0 per device (weights 3.0, activations 0.5, teacher 2.0)"
     )
     assert warning("prior", parts, 8 * GIB, recipe.student, recipe) is None
     found = warning("prior", parts, 4 * GIB, recipe.student, recipe)
     assert found is not None
-    assert found.startswith("prior is expected to need 6.0 GiB of a device that has 4.0; try ")
+    assert found.startswith("prior is expected to need 6.0 GiB, but the device has 4.0; try ")
     for fix in (
         "student.model.gradient_checkpointing=true",
         "student.model.training=lora",

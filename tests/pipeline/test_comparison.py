@@ -75,7 +75,7 @@ def test_below_ten_cases_there_is_no_interval(tmp_path: Path) -> None:
         assert entry["regions"]["et"]["difference"] == pytest.approx(et[0] - et[1])
         if cases < 10:
             assert (entry["low"], entry["p"], entry["verdict"]) == (None, None, "too few units")
-            assert entry["interval"] == "none: fewer than 10 cases"
+            assert entry["interval"] == "no interval, fewer than 10 cases"
         else:
             assert entry["low"] <= entry["difference"] <= entry["high"]
 

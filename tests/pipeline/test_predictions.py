@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from preceptor.errors import UserError
@@ -30,7 +30,8 @@ TEXTS = st.text(st.sampled_from('a,"\n\r\u2028 é') | st.characters(codec="utf-8
 """Any text, often with quotes, commas and line breaks."""
 
 
-@given(st.lists(TEXTS, min_size=1, max_size=5), st.sampled_from([".jsonl", ".csv"]))
+@settings(max_examples=20)
+@given(st.lists(TEXTS, min_size=1, max_size=4), st.sampled_from([".jsonl", ".csv"]))
 @example(['a\n"b",\nc', "\n\n", '"\n"'], ".csv")
 def test_a_file_cut_at_any_byte_is_completed_to_the_same_rows(texts, suffix) -> None:
     items = [Item(f"row-{number}", text) for number, text in enumerate(texts)]

@@ -161,4 +161,5 @@ def test_sigkill_loses_no_answer_that_was_reported(tmp_path):
         labels = read_labels(tmp_path / "store")
         assert labels == [label(number) for number in range(len(labels))]
         assert len(labels) >= reported
-    assert [path.name for path in (tmp_path / "store").iterdir()] == [FILE]
+    # SQLite removes the journal of an interrupted transaction with the next one.
+    assert {path.name for path in (tmp_path / "store").iterdir()} <= {FILE, f"{FILE}-journal"}

@@ -360,7 +360,7 @@ def test_any_part_of_the_results_may_be_missing_or_null(made_run: MadeRun, null:
         ({"low": 0.0, "high": 0.03}, " 0.0 to +3.0 (95 %): not distinguishable from 0."),
         ({"low": 0.002, "high": 0.031, "verdict": "better"}, " +0.2 to +3.1 (95 %): distillation helped."),
         ({"low": -0.05, "high": -0.01, "verdict": "worse"}, f" {MINUS}5.0 to {MINUS}1.0 (95 %): distillation hurt."),
-        ({"low": None, "high": None, "interval": "none: too few"}, " points; interval: none: too few."),
+        ({"low": None, "high": None, "interval": "no interval, too few"}, " points; no interval, too few."),
         ({}, " points."),
     ],
 )

@@ -47,7 +47,7 @@ def test_a_folder_of_images_less_those_of_held_out_parts(tmp_path: Path) -> None
     assert [s.id for s in found] == ["more:scan40.png", "more:scan41.png", "more:scan42.png"]
     assert all(s.answers == () and s.question == "" for s in found)
     assert any(
-        "3 images (0 questions) without labels" in note and "2 that are validation or test" in note
+        "3 images (0 questions) without labels" in note and "2 images that are also validation or test" in note
         for note in data.notes
     )
 

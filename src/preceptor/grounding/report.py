@@ -162,7 +162,8 @@ def _headline(run: RunRecord) -> str:
 def _differences(run: RunRecord) -> list[Any]:
     """Draw the paired differences with their intervals: to the baseline, and to the previous stage."""
     compared = get_nested(run.results, "comparison", run.protocol or "") or {}
-    how = "95 %, paired bootstrap over answers, one seed"
+    by_task = [entry for tasks in compared.values() if isinstance(tasks, dict) for entry in tasks.values()]
+    how = next((text for entry in by_task if (text := get_nested(entry, "interval"))), "")
     charts = []
     for title, to_baseline in (("Minus the baseline", True), ("Minus the previous stage", False)):
         rows = []

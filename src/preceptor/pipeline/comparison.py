@@ -77,7 +77,7 @@ def _entry(a: Sequence[UnitScore], b: Sequence[UnitScore], metric: str, unit: st
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x.metric == metric]
     entry: dict[str, Any] = {"metric": metric.rpartition("/")[2], **_interval(pairs, with_p=True)}
     if entry["low"] is None:
-        entry["interval"] = f"none: fewer than {MINIMUM_UNITS} {unit}s"
+        entry["interval"] = f"no interval, fewer than {MINIMUM_UNITS} {unit}s"
     else:
         entry["interval"] = f"95 %, paired bootstrap over {unit}s, one seed"
     for kind in dict.fromkeys(kind for x, _ in pairs for kind in x.categories):
@@ -88,10 +88,10 @@ def _entry(a: Sequence[UnitScore], b: Sequence[UnitScore], metric: str, unit: st
 
 def _interval(pairs: Sequence[tuple[UnitScore, UnitScore]], *, with_p: bool = False) -> dict[str, Any]:
     """Return the difference of the pairs, with its interval if there are enough units."""
-    (mine, groups), (other, _) = unit_means(x for x, _ in pairs), unit_means(y for _, y in pairs)
-    x, y = list(mine.values()), list(other.values())
+    (of_a, groups), (of_b, _) = unit_means(x for x, _ in pairs), unit_means(y for _, y in pairs)
+    x, y = list(of_a.values()), list(of_b.values())
     low = high = p = None
-    mean = _mean(mine) - _mean(other)
+    mean = _mean(of_a) - _mean(of_b)
     if len(x) >= MINIMUM_UNITS:
         clusters = groups if len(set(groups)) < len(groups) else None
         interval = paired_bootstrap(x, y, groups=clusters)

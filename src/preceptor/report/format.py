@@ -94,7 +94,7 @@ def difference_sentence(entry: Mapping[str, Any] | None) -> str:
         return ""
     text, how = f"The difference is {points(difference)} points", entry.get("interval") or "95 %"
     if low is None or high is None:
-        return f"{text}; interval: {how}." if entry.get("interval") else f"{text}."
+        return f"{text}; {how}." if entry.get("interval") else f"{text}."
     verdict = VERDICTS.get(str(entry.get("verdict")), "not distinguishable from 0" if low <= 0 <= high else "")
     return f"{text}, {interval(low, high, points)} ({how}){f': {verdict}' if verdict else ''}."
 

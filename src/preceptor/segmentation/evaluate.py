@@ -58,15 +58,15 @@ def alone(count: int) -> list[Subset]:
 
 
 def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe) -> Tensor:
-    """Return the soft Dice (N, R) of every modality alone, the mean over the cases that have it; NaN where none has."""
+    """Return the soft Dice (N, R) of every single modality, averaged over the cases that have it; NaN if none has."""
     count, regions = len(cases.modalities), len(cases.regions)
     found = []
     for index in range(min(len(cases), _voters(recipe) or len(cases))):
         case = cases.whole(index)
         assert case.masks is not None
         masks = case.masks[(slice(None), *case.box)]
-        only = [one for one in alone(count) if bool(case.available[one.index(True)])]
-        said = predict_case(
+        only = [single for single in alone(count) if bool(case.available[single.index(True)])]
+        predictions = predict_case(
             network,
             case,
             recipe.evaluation,
@@ -75,9 +75,9 @@ def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRe
             only=only,
         )
         scores = torch.full((count, regions), torch.nan, dtype=torch.float64)
-        for one, probabilities in said.items():
+        for single, probabilities in predictions.items():
             target = masks.to(probabilities.device, torch.float32)
-            scores[one.index(True)] = soft_dice(probabilities[None], target[None])[0].double().cpu()
+            scores[single.index(True)] = soft_dice(probabilities[None], target[None])[0].double().cpu()
         found.append(scores)
     return mean_scores(found)
 
@@ -199,7 +199,7 @@ def write_worst(
 
 
 def _four(rows: list[dict[str, Any]], name: str, case: WholeCase, modalities: tuple[str, ...]) -> list[Subset]:
-    """Return the whole set, and going down from it the worst subset of each size that lies in the one before."""
+    """Return all available modalities, and then, one modality less each time, the worst subset of the one before."""
     scores: dict[str, list[float]] = {}
     for row in rows:
         if row["id"] == name:
