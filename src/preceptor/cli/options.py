@@ -24,7 +24,8 @@ Protocol = Annotated[str | None, typer.Option(metavar="ID", help="Use only this 
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
-        "--trust-remote-code", help="Import the class of your own that the model names. Use it for models you know."
+        "--trust-remote-code",
+        help="Import the class (module:Class) that the model names. Use it only if you know its code.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]
