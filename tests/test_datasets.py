@@ -65,7 +65,7 @@ def check(capsys, monkeypatch, recipe: str, protocol: str, root: Path | None, ru
     arguments = ["score", str(file), "--protocol", protocol, "--json", *(["--root", str(root)] if root else [])]
     code, out, messages = call(capsys, monkeypatch, *arguments)
     assert code == 0, messages
-    again = json.loads(out)
+    again = json.loads(out)["protocols"][protocol]
     for key in ("accuracy", "open", "closed", "macro", "bleu", "f1", "n", "question_types"):
         assert again[key] == scores[key], key
 

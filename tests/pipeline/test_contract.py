@@ -278,6 +278,14 @@ def test_predictions_are_streamed_and_resumed(trained: Trained, tmp_path: Path, 
         assert Path(first["mask"]).is_file()
 
 
+def test_a_model_is_written_and_loaded_again(trained: Trained, tmp_path: Path) -> None:
+    model = preceptor.load(trained.run, device="cpu")
+    assert model.device.type == "cpu"
+    model.save_pretrained(tmp_path / "model")
+    assert weights_sha256(tmp_path / "model") == weights_sha256(trained.last / "model")
+    assert type(preceptor.load(tmp_path / "model")) is type(model)
+
+
 def test_models_return_dataclasses(trained: Trained) -> None:
     model = preceptor.load(trained.run, device="cpu")
     inputs = trained.contract.inputs(trained.root / "data")["one"]

@@ -58,6 +58,15 @@ class GroundingModel:
         vlm = GroundedVlm.load(model_folder(Path(folder)))
         return cls(vlm.to(device) if device is not None else vlm)
 
+    @property
+    def device(self) -> torch.device:
+        """The device that the model computes on."""
+        return self.vlm.lm_head_weight.device
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model folder, which `preceptor.load` and transformers read."""
+        self.vlm.save(Path(folder))
+
     def ask(
         self,
         image: str | Path | Sequence[str | Path],

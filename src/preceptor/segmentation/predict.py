@@ -16,6 +16,7 @@ from preceptor.data.segmentation.modalities import Endings, stem
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import LoadedVolume, on_source_grid, save_mask, save_probabilities, to_regions
 from preceptor.errors import UserError
+from preceptor.files import write_text
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.segmentation.config import EvaluationConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
@@ -96,6 +97,16 @@ class SegmentationModel:
         place = model_folder(Path(folder))
         network = MultimodalUNet.load(place)
         return cls(network.to(device) if device is not None else network, read_inference_config(place))
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model computes on."""
+        return next(self.network.parameters()).device
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model folder, which `preceptor.load` and transformers read."""
+        self.network.save(Path(folder))
+        write_text(Path(folder) / INFERENCE_CONFIG, json.dumps(self.config, indent=1))
 
     def segment(self, case: CaseSource, *, post: bool = False) -> Segmentation:
         """Segment one case.
