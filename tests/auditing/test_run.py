@@ -193,14 +193,14 @@ def real(name: str, **settings: str) -> Dataset[Sample]:
 
 @pytest.mark.slow
 @pytest.mark.real_data
-@pytest.mark.parametrize(("split", "images", "frames"), [("published", 203, 284), ("clean", 202, 0)])
-def test_vqa_rad_leaks_as_published(split: str, images: int, frames: int) -> None:
-    found = audit(real("vqa-rad", split=split))
+@pytest.mark.parametrize(("variant", "images", "frames"), [("published", 203, 284), ("clean", 202, 0)])
+def test_vqa_rad_leaks_as_published(variant: str, images: int, frames: int) -> None:
+    found = audit(real("vqa-rad", variant=variant))
     assert counts(found)["test_images"] == (images, 203)
     assert counts(found).get("frames", (0, 451)) == (frames, 451)
     assert counts(found)["burned_in_text"] == (314, 314)  # the archive writes its name and the author's on every image
     accuracy = {shortcut.name: shortcut.accuracy for shortcut in found.shortcuts}
-    if split == "published":
+    if variant == "published":
         # The release's own training rows restate test questions too; the frames give them away.
         assert accuracy["look_up_same_image"] > accuracy["majority"] + 0.25
         assert found.ceiling is not None
