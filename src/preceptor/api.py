@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +30,17 @@ Overrides = Mapping[str, Any] | Iterable[str]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A finished run, or one run per seed.
 
     Attributes:
-        folder: the run folder.
-        results: results.json as a dictionary.
+        folder: the run folder; with several seeds the folder of ``seed-N`` and ``compare``.
+        report: the report page; with several seeds the page of the comparison over them.
+        results: results.json as a dictionary; with several seeds compare.json.
     """
 
     folder: Path
-    results: dict[str, Any]
-
-    @property
-    def report(self) -> Path:
-        """The path of the report page."""
-        return self.folder / "report.html"
+    report: Path
+    results: dict[str, Any] = field(repr=False)
 
     def model(self, stage: str | None = None, device: str | torch.device | None = None) -> Any:
         """Load the trained model of a stage; without `stage` the model that the run is about."""
@@ -69,7 +66,7 @@ def train(
             folder ``OUTPUT/seed-N``; the comparison over seeds is written to ``OUTPUT/compare``.
 
     Returns:
-        The run; with `seeds`, its results are the comparison over seeds.
+        The run; with `seeds`, its report and results are the comparison over seeds.
 
     Raises:
         UserError: the recipe or the data cannot be used.
@@ -81,8 +78,9 @@ def train(
         from preceptor.seeds import train_seeds
 
         folder, results = train_seeds(resolved, seeds)
-        return Run(folder, results)
-    return Run(resolved.output_folder, run_recipe(resolved))
+        return Run(folder, folder / "compare" / "compare.html", results)
+    folder = resolved.output_folder
+    return Run(folder, folder / "report.html", run_recipe(resolved))
 
 
 def run_recipe(recipe: BaseRecipe) -> dict[str, Any]:
@@ -223,8 +221,11 @@ def cache(recipe: str | Path | BaseRecipe, overrides: Overrides = (), *, verify:
 
 def report(run: str | Path) -> Path:
     """Write the report page of a run again, from the files in its folder; return its path."""
+    from preceptor.pipeline.run_dir import refuse_several_seeds
+
     keep_offline()
     folder = Path(run)
+    refuse_several_seeds(folder)
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder} has no results.json; `preceptor train` writes it when a run is finished")
     recipe = tasks.load_recipe(str(folder))
@@ -241,7 +242,8 @@ def compare(
     """Compare runs of one task on the same test units: differences with intervals and tests.
 
     Args:
-        runs: run folders, or folders of their stages. Runs that differ only in the seed form a group.
+        runs: run folders, folders of their stages, or the folder of a training with several seeds. Runs that differ
+            only in the seed form a group.
         baseline: group or run to compare with; by default the stage `baseline`.
         protocol: protocol id; by default the main one of the first run.
         output: folder for compare.json, compare.html, compare.csv and compare.tex.

@@ -16,7 +16,7 @@ from PIL import Image
 
 from preceptor.cli import app as cli
 from preceptor.comparison.page import render
-from preceptor.comparison.run import Comparison, as_dict, compare_runs, compare_seeds, write_comparison
+from preceptor.comparison.run import Comparison, compare_runs, compare_seeds, write_comparison
 from preceptor.comparison.summary import headline
 from preceptor.comparison.tables import as_csv, as_latex, escape_latex
 from preceptor.errors import UserError
@@ -52,7 +52,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 
 
 def test_a_comparison_of_three_seeds(tmp_path: Path):
-    document = as_dict(compare_runs(make_runs(tmp_path)))
+    document = compare_runs(make_runs(tmp_path)).to_dict()
     assert document["protocol"] == PROTOCOL
     assert document["n"] == 300
     assert document["baseline"] == "baseline"
@@ -82,7 +82,7 @@ def test_a_comparison_of_three_seeds(tmp_path: Path):
 
 def test_the_same_runs_give_the_same_document(tmp_path: Path):
     runs = make_runs(tmp_path)
-    assert as_dict(compare_runs(runs)) == as_dict(compare_runs(runs[::-1]))
+    assert compare_runs(runs).to_dict() == compare_runs(runs[::-1]).to_dict()
 
 
 def test_swapping_the_baseline_flips_the_difference(tmp_path: Path):
@@ -94,7 +94,7 @@ def test_swapping_the_baseline_flips_the_difference(tmp_path: Path):
 
 
 def test_learning_curves(curves: Comparison):
-    document = as_dict(curves)
+    document = curves.to_dict()
     assert [curve["method"] for curve in document["curves"]] == ["baseline", "distilled"]
     points = document["curves"][0]["points"]
     assert [point["train_share"] for point in points] == [0.1, 0.25, 0.5, 1.0]
@@ -111,8 +111,8 @@ def test_one_group_has_scores_and_no_difference(tmp_path: Path):
     runs = [write_stage(tmp_path / str(seed), hits(50, 0.5, seed), seed=seed) for seed in range(2)]
     found = compare_runs(runs)
     assert found.contrasts == ()
-    assert "nothing to compare it with" in headline(as_dict(found))[0]
-    Page(render(as_dict(found)))
+    assert "nothing to compare it with" in headline(found.to_dict())[0]
+    Page(render(found.to_dict()))
     write_comparison(found, tmp_path / "out")
 
 
@@ -137,7 +137,7 @@ def test_many_tests_can_still_be_significant(tmp_path: Path):
 
 
 def test_the_page_needs_nothing_but_itself(curves: Comparison):
-    page = render(as_dict(curves))
+    page = render(curves.to_dict())
     parsed = Page(page)
     assert POLICY in parsed.values("content")
     assert not re.search(r"https?://|url\(|@import", page)
@@ -152,7 +152,7 @@ def test_the_page_needs_nothing_but_itself(curves: Comparison):
 
 
 def test_the_curve_shows_every_interval(curves: Comparison):
-    page = render(as_dict(curves))
+    page = render(curves.to_dict())
     section = page[page.index('<section id="curves">') : page.index('<section id="runs">')]
     bars = re.findall(r"stroke: var\(--(\w+)\); stroke-opacity: 0.75", section)
     assert Counter(bars) == {"baseline": 4, "distilled": 4}
@@ -190,7 +190,7 @@ def test_the_files(curves: Comparison, tmp_path: Path):
 
 
 def test_the_tables_hold_the_numbers_of_the_document(tmp_path: Path):
-    document = as_dict(compare_runs(make_runs(tmp_path)))
+    document = compare_runs(make_runs(tmp_path)).to_dict()
     lines = list(csv.DictReader(as_csv(document).splitlines()))
     assert len(lines) == 2 * 7 + 7  # two groups and a difference, each in total and in six categories
     (overall,) = (row for row in lines if row["row"] == "difference" and row["kind"] == "all")
@@ -209,7 +209,7 @@ def test_latex_sees_no_command_in_a_name():
 
 def test_seeds_of_one_recipe(tmp_path: Path):
     runs = make_runs(tmp_path)
-    document = as_dict(compare_seeds(runs))
+    document = compare_seeds(runs).to_dict()
     accuracies = [hits(300, 0.5, seed).mean() for seed in range(3)]
     interval = mean_interval(accuracies)
     baseline = document["groups"][0]["scores"][0]
@@ -225,7 +225,7 @@ def test_a_leaking_split_is_said_at_the_top(tmp_path: Path):
         write_stage(tmp_path / name, hits(40, 0.5), stage=name, describes={PROTOCOL: "all; the split leaks test rows"})
         for name in ("baseline", "distilled")
     ]
-    assert "Leaking split: these scores are too high." in Page(render(as_dict(compare_runs(runs)))).text
+    assert "Leaking split: these scores are too high." in Page(render(compare_runs(runs).to_dict())).text
 
 
 # --- command line -----------------------------------------------------------------------------------------------------

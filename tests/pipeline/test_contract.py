@@ -19,6 +19,8 @@ import pytest
 import torch
 
 import preceptor
+from preceptor import api
+from preceptor.comparison.summary import headline
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as grounding_metrics
 from preceptor.pipeline.run_dir import read_predictions, weights_sha256
@@ -337,14 +339,19 @@ def test_two_seeds_are_trained_and_compared(trained: Trained) -> None:
     assert all(group["seeds"] == [0, 1] for group in document["groups"])
     for name in ("compare.html", "compare.csv", "compare.tex"):
         assert (trained.root / "seeds" / "compare" / name).is_file(), name
+    assert (run.report, run.report.is_file()) == (trained.root / "seeds" / "compare" / "compare.html", True)
+    again = preceptor.compare([run.folder], output=trained.root / "compared")
+    assert again.to_dict()["differences"] == document["differences"]
+    assert repr(again) == "\n".join(headline(document))
+    for call in (preceptor.load, preceptor.evaluate, api.report):
+        with pytest.raises(UserError, match="contains one run per seed"):
+            call(run.folder)
 
 
 def test_the_report_is_written_again(trained: Trained) -> None:
     page = trained.run / "report.html"
     before = page.read_text()
     page.unlink()
-    from preceptor import api
-
     assert api.report(trained.run) == page
     assert page.read_text() == before
     # The report is a view of the folder: it needs neither the data nor the models.

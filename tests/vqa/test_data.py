@@ -62,7 +62,7 @@ def test_a_wrong_folder_and_none_at_all_are_named(tmp_path, recipe, monkeypatch)
     monkeypatch.delenv("PRECEPTOR_DATA", raising=False)
     with pytest.raises(UserError, match=r"give data\.root=FOLDER .*or set PRECEPTOR_DATA"):
         check_run(recipe, [f"output={tmp_path / 'run'}"])
-    with pytest.raises(UserError, match=r"is not a folder"):
+    with pytest.raises(UserError, match=r"data\.root=.*none does not exist"):
         check_run(recipe, [f"data.root={tmp_path / 'none'}", f"output={tmp_path / 'run'}"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"contains no|contains 0|nor its data"):

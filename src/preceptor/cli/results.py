@@ -74,7 +74,9 @@ def score(
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", exists=True, file_okay=False, help="Run folders or stage folders."),
+        typer.Argument(
+            metavar="RUN", exists=True, file_okay=False, help="Run folders, stage folders, or folders of several seeds."
+        ),
     ],
     baseline: Annotated[
         str | None, typer.Option(metavar="NAME", help="Group or run to compare with. Default: the stage baseline.")
@@ -91,9 +93,7 @@ def compare(
 
     All runs must have the same task. Runs that differ only in their seed form a group.
     """
-    from preceptor.comparison.run import as_dict
-
-    document = as_dict(api.compare(runs, baseline=baseline, protocol=protocol, output=output))
+    document = api.compare(runs, baseline=baseline, protocol=protocol, output=output).to_dict()
 
     def show(document: dict[str, Any]) -> None:
         show_comparison(document)

@@ -61,9 +61,8 @@ def _train(recipe: str, overrides: list[str], seeds: int | None, as_json: bool) 
     def show(results: dict) -> None:
         if seeds is None:
             show_results(results)
-            sentence(f"report: {run.report}")
         else:
             show_comparison(results)
-            sentence(f"report: {run.folder / 'compare' / 'compare.html'}")
+        sentence(f"report: {run.report}")
 
     say(run.results, as_json, show)

@@ -14,7 +14,7 @@ import numpy as np
 
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError, nearest
-from preceptor.pipeline.run_dir import predictions_file
+from preceptor.pipeline.run_dir import predictions_file, seed_folders
 from preceptor.report.contents import get_nested
 from preceptor.scores import Metrics, UnitScore, align
 from preceptor.tasks import load_recipe, module
@@ -76,7 +76,7 @@ def read_models(runs: Sequence[Path], protocol: str | None = None) -> tuple[list
     """Read the trained models of run folders; return them and notes to print.
 
     Args:
-        runs: run folders, or folders of their stages. A model that occurs twice is read once.
+        runs: run folders, folders of their stages, or folders of runs ``seed-N``. A repeated model is read once.
         protocol: id of a protocol; default: the main one of the first run.
 
     Raises:
@@ -85,7 +85,7 @@ def read_models(runs: Sequence[Path], protocol: str | None = None) -> tuple[list
     """
     models: list[TrainedModel] = []
     notes: list[str] = []
-    for run in runs:
+    for run in [run for given in runs for run in _runs(given)]:
         for folder, results in _stages(run):
             protocol = protocol or next(iter(results["protocols"]))
             if not any(model.folder.resolve() == folder.resolve() for model in models):
@@ -103,6 +103,11 @@ def read_models(runs: Sequence[Path], protocol: str | None = None) -> tuple[list
         for other in models[:i]:
             _refuse_other_data(other, model)
     return _without_repeats(models, notes), notes
+
+
+def _runs(folder: Path) -> list[Path]:
+    """Return the folder, or the runs in it if a training with several seeds wrote it."""
+    return ([] if (folder / "results.json").is_file() else seed_folders(folder)) or [folder]
 
 
 def _stages(run: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -23,6 +23,7 @@ from preceptor.comparison.deltas import (
 )
 from preceptor.comparison.groups import Group, baseline_of, choose_baseline, group_models, shown_value
 from preceptor.comparison.models import read_models
+from preceptor.comparison.summary import headline
 from preceptor.comparison.tables import as_csv, as_latex
 from preceptor.errors import UserError
 from preceptor.files import write_text
@@ -43,7 +44,7 @@ class Curve:
     groups: tuple[Group, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Groups of runs, their scores by category (all units first), and their differences from a baseline.
 
@@ -84,6 +85,32 @@ class Comparison:
     @property
     def leaks(self) -> bool:
         return "leaks" in self.describes
+
+    def __repr__(self) -> str:
+        return "\n".join(headline(self.to_dict()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of compare.json. Scores and differences are shares from 0 to 1, group minus baseline."""
+        return {
+            "task": self.task,
+            "protocol": self.protocol,
+            "describes": self.describes,
+            "metrics": self.metrics,
+            "unit": self.unit,
+            "n": self.categories[0].n,
+            "level": 0.95,
+            "alpha": ALPHA,
+            "correction": "Holm",
+            "minimum_units": MINIMUM_UNITS,
+            "minimum_seeds": MINIMUM_SEEDS,
+            "baseline": self.baseline.name,
+            "leaks": self.leaks,
+            "data": {key: self.data.get(key) for key in ("name", "variant", "test_sha256")},
+            "notes": list(self.notes),
+            "groups": [_group(self, group) for group in self.groups],
+            "differences": [_contrast(c) for c in self.contrasts],
+            "curves": [_curve(self, curve, metric) for curve in self.curves for metric in self.metrics],
+        }
 
 
 def compare_runs(
@@ -163,7 +190,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Any]:
     from preceptor.comparison.page import render
     from preceptor.comparison.picture import draw
 
-    document = as_dict(comparison)
+    document = comparison.to_dict()
     write_text(folder / "compare.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
     write_text(folder / "compare.csv", as_csv(document))
     write_text(folder / "compare.tex", as_latex(document))
@@ -201,30 +228,6 @@ def _cautions(groups: Sequence[Group], parts: Sequence[Category], unit: str) -> 
 
 
 # --- compare.json -----------------------------------------------------------------------------------------------------
-
-
-def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """Return the content of compare.json. Scores and differences are shares from 0 to 1, group minus baseline."""
-    return {
-        "task": comparison.task,
-        "protocol": comparison.protocol,
-        "describes": comparison.describes,
-        "metrics": comparison.metrics,
-        "unit": comparison.unit,
-        "n": comparison.categories[0].n,
-        "level": 0.95,
-        "alpha": ALPHA,
-        "correction": "Holm",
-        "minimum_units": MINIMUM_UNITS,
-        "minimum_seeds": MINIMUM_SEEDS,
-        "baseline": comparison.baseline.name,
-        "leaks": comparison.leaks,
-        "data": {key: comparison.data.get(key) for key in ("name", "variant", "test_sha256")},
-        "notes": list(comparison.notes),
-        "groups": [_group(comparison, group) for group in comparison.groups],
-        "differences": [_contrast(c) for c in comparison.contrasts],
-        "curves": [_curve(comparison, curve, metric) for curve in comparison.curves for metric in comparison.metrics],
-    }
 
 
 def _group(comparison: Comparison, group: Group) -> dict[str, Any]:

@@ -40,6 +40,18 @@ def clear_stage(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def seed_folders(folder: Path) -> list[Path]:
+    """Return the runs ``seed-N`` in a folder that a training with several seeds wrote, in the order of their seeds."""
+    runs = [path.parent for path in folder.glob("seed-*/recipe.yaml") if path.parent.name[5:].isdigit()]
+    return sorted(runs, key=lambda run: int(run.name[5:]))
+
+
+def refuse_several_seeds(folder: Path) -> None:
+    """Raise UserError if the folder is not one run but the runs of several seeds."""
+    if seeds := seed_folders(folder):
+        raise UserError(f"{folder} contains one run per seed; give one of them, such as {seeds[0]}")
+
+
 def model_folder(folder: Path) -> Path:
     """Return the model folder of a run, of a stage or of a model folder itself."""
     for candidate in (folder, folder / "model", *(folder / stage / "model" for stage in FINAL_STAGES)):
@@ -51,6 +63,7 @@ def model_folder(folder: Path) -> Path:
                 f"{folder} was written by an earlier version: its model is in {old}, which is now called model; rename "
                 "that folder to model, or train again"
             )
+    refuse_several_seeds(folder)
     raise UserError(
         f"{folder} contains no trained model: expected config.json and model.safetensors in it, in {folder}/model or "
         f"in {folder}/{FINAL_STAGES[-1]}/model"
