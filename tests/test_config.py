@@ -62,6 +62,10 @@ def test_overrides_are_yaml_and_nested():
         ("epochs", r"'epochs' must look like key\.sub=value"),
         ("stages=[]", r"at least one stage"),
         ("stages=[distilled]", r"need method\.teaching\.runs"),
+        (
+            "data.image_size=19",
+            r"image_size=19 is too small for the 4 stages of student\.model\.vision\.conv: use at least 20, or",
+        ),
         ("teacher.model.vision.conv.channels=[8]", r"channels has 1 stages, blocks has 4"),
     ],
 )

@@ -11,7 +11,7 @@ from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
 from preceptor.hub import find_pretrained
 from preceptor.vqa.bundle import VqaBundle, build_bundle, image_processor, make_tokenizer
-from preceptor.vqa.config import ModelConfig
+from preceptor.vqa.config import ConvVisionConfig, ModelConfig
 from preceptor.vqa.dataset import Preprocessing, pixels, resize
 from preceptor.vqa.vision import ConvVision
 
@@ -82,6 +82,23 @@ def test_attention_maps_are_probabilities_without_padding(bundle: VqaBundle):
 def test_token_count_matches_the_forward_pass(size: int):
     net = ConvVision({"channels": [8, 8, 12], "blocks": [1, 2, 1], "token_stages": [1, 2]})
     assert net(torch.zeros(2, 3, size, size)).shape == (2, net.tokens(size), 12)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4, 5])
+def test_no_convolution_halves_a_single_cell(stages: int):
+    config = {"channels": [16] * stages, "blocks": [1] * stages, "token_stages": [0]}
+    net = ConvVision(config)
+    sides: list[int] = []
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.stride == (2, 2):
+            module.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+    smallest = ConvVisionConfig(**config).smallest_image
+    net(torch.zeros(2, 3, smallest, smallest))
+    assert min(sides, default=2) >= 2
+    sides.clear()
+    if stages > 1:
+        net(torch.zeros(2, 3, smallest - 1, smallest - 1))
+        assert min(sides) == 1
 
 
 def test_save_and_load_give_the_same_answers(bundle: VqaBundle, tmp_path):

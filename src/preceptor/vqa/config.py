@@ -133,6 +133,15 @@ class ConvVisionConfig(Section):
             raise ValueError(f"token_stages {wrong} are not among the {len(self.channels)} stages (counted from 0)")
         return self
 
+    @property
+    def smallest_image(self) -> int:
+        """The smallest image side in pixels of which every stage has something to halve.
+
+        A convolution with stride 2 over a single cell reads mostly padding. In bfloat16 on CPUs, PyTorch 2.13 then
+        leaves the gradient of the taps over the padding uninitialized.
+        """
+        return 4 * (2 ** (len(self.channels) - 2) + 1) if len(self.channels) > 1 else 4
+
 
 class VisionConfig(Section):
     pretrained: str | list[str] | None = None
@@ -251,6 +260,14 @@ class VqaRecipe(BaseRecipe):
         needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
         if needs_teacher and "teacher" not in self.stages and not teaching.runs:
             raise ValueError("stages without 'teacher' need method.teaching.runs=[RUN, ...] to learn from")
+        for name in sorted({"teacher" if stage == "teacher" else "student" for stage in self.stages}):
+            vision = getattr(self, name).model.vision
+            smallest = vision.conv.smallest_image
+            if vision.module is None and not isinstance(vision.pretrained, str) and self.data.image_size < smallest:
+                raise ValueError(
+                    f"data.image_size={self.data.image_size} is too small for the {len(vision.conv.channels)} stages "
+                    f"of {name}.model.vision.conv: use at least {smallest}, or fewer stages"
+                )
         return self
 
     def require_teacher_cache(self) -> None:
