@@ -23,7 +23,7 @@ from preceptor import api
 from preceptor.comparison.summary import headline
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as grounding_metrics
-from preceptor.pipeline.run_dir import read_predictions, weights_sha256
+from preceptor.pipeline.run_dir import read_predictions, seed_folders, weights_sha256
 from preceptor.tasks import load_recipe
 from tests.fault.tiny import CLINKD, LCKD, RECIPE, write_recipe
 
@@ -346,6 +346,15 @@ def test_two_seeds_are_trained_and_compared(trained: Trained) -> None:
     for call in (preceptor.load, preceptor.evaluate, api.report):
         with pytest.raises(UserError, match="contains one run per seed"):
             call(run.folder)
+
+
+def test_a_finished_run_next_to_runs_of_seeds_stands_for_itself(tmp_path: Path) -> None:
+    for folder in ("seed-0", "seed-10", "seed-2", "seed-x"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "recipe.yaml").touch()
+    assert [run.name for run in seed_folders(tmp_path)] == ["seed-0", "seed-2", "seed-10"]
+    (tmp_path / "results.json").touch()
+    assert seed_folders(tmp_path) == []
 
 
 def test_the_report_is_written_again(trained: Trained) -> None:

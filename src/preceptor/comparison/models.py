@@ -85,7 +85,7 @@ def read_models(runs: Sequence[Path], protocol: str | None = None) -> tuple[list
     """
     models: list[TrainedModel] = []
     notes: list[str] = []
-    for run in [run for given in runs for run in _runs(given)]:
+    for run in [run for given in runs for run in seed_folders(given) or [given]]:
         for folder, results in _stages(run):
             protocol = protocol or next(iter(results["protocols"]))
             if not any(model.folder.resolve() == folder.resolve() for model in models):
@@ -103,11 +103,6 @@ def read_models(runs: Sequence[Path], protocol: str | None = None) -> tuple[list
         for other in models[:i]:
             _refuse_other_data(other, model)
     return _without_repeats(models, notes), notes
-
-
-def _runs(folder: Path) -> list[Path]:
-    """Return the folder, or the runs in it if a training with several seeds wrote it."""
-    return ([] if (folder / "results.json").is_file() else seed_folders(folder)) or [folder]
 
 
 def _stages(run: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -41,7 +41,12 @@ def clear_stage(folder: Path) -> None:
 
 
 def seed_folders(folder: Path) -> list[Path]:
-    """Return the runs ``seed-N`` in a folder that a training with several seeds wrote, in the order of their seeds."""
+    """Return the runs ``seed-N`` in a folder that a training with several seeds wrote, in the order of their seeds.
+
+    A folder that is a finished run itself stands for this run, and has none.
+    """
+    if (folder / "results.json").is_file():
+        return []
     runs = [path.parent for path in folder.glob("seed-*/recipe.yaml") if path.parent.name[5:].isdigit()]
     return sorted(runs, key=lambda run: int(run.name[5:]))
 
