@@ -1,15 +1,17 @@
-"""The types that all tasks share: Batch, TeacherSignal, Teacher, LossTerms, Task.
+"""The types that all tasks share: Batch, Examples, TeacherSignal, Teacher, LossTerms, Task.
 
 Shape suffixes in names: B batch, C answer classes, L tokens, D width, H heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 
 @dataclass
@@ -53,6 +55,25 @@ class Batch:
         rows = slice(start, start + length)
         tensors = {name: tensor[rows] for name, tensor in self.tensors.items()}
         return replace(self, tensors=tensors, ids=self.ids[rows], keys=self.keys[rows], skipped=[])
+
+
+class Examples(Dataset):
+    """Base class of the encoded samples of a task."""
+
+    def collate(self, items: Sequence[Any]) -> Batch:
+        """Return the batch of items. The ids of unreadable ones become its `skipped`."""
+        raise NotImplementedError
+
+    def loader(self, batches: Iterable[Any], workers: int = 0) -> DataLoader:
+        """Return a loader. Each element of `batches` is the list of items of one batch."""
+        return DataLoader(
+            self,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            collate_fn=self.collate,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=False,
+        )
 
 
 @dataclass(frozen=True)

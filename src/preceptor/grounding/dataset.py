@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from preceptor.data.images import ImageError
 from preceptor.data.types import Dialogue
 from preceptor.grounding.dialogue_encoder import IGNORED, DialogueEncoder, EncodedDialogue
 from preceptor.grounding.pseudo_labels import ContentHashes
 from preceptor.grounding.topk_cache import answers_key
-from preceptor.task import Batch
+from preceptor.task import Batch, Examples
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ Item = tuple[TrainingExample, str, EncodedDialogue, tuple[str, ...]]
 """A training example, its content key, its tensors, and the ids of dialogues that it replaces."""
 
 
-class DialogueExamples(Dataset):
+class DialogueExamples(Examples):
     """Training examples as a torch data set, indexed by ``(index, epoch)``. Every epoch gives the same item.
 
     With `skip_broken`, a dialogue with an unreadable image is replaced by the next readable one, so that no batch is
@@ -106,17 +105,6 @@ class DialogueExamples(Dataset):
         skipped = [id for *_, ids in rows for id in ids]
         return DialogueBatch(
             tensors, [example.dialogue.id for example, *_ in rows], [key for _, key, *_ in rows], skipped
-        )
-
-    def loader(self, batches: Any, workers: int = 0) -> DataLoader:
-        """Return a loader. Each element of `batches` is the list of items of one batch."""
-        return DataLoader(
-            self,
-            batch_sampler=batches,
-            collate_fn=self.collate,
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=False,
         )
 
 

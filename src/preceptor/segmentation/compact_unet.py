@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from preceptor.segmentation.layers import InstanceNorm, Join, Pointwise, activate, add
+from preceptor.segmentation.layers import Decoder, InstanceNorm, Join, Pointwise, activate, add
 
 
 def _conv(inside: int, outside: int, stride: int = 1) -> nn.Conv3d:
@@ -67,7 +67,7 @@ class CompactEncoder(nn.Module):
         return skips
 
 
-class CompactDecoder(nn.Module):
+class CompactDecoder(Decoder):
     """Decoder. `joins` map the filled features of N modalities, shallow to deep; `finish` computes the logits."""
 
     def __init__(self, modalities: int, regions: int, channels: tuple[int, ...]) -> None:
@@ -79,13 +79,6 @@ class CompactDecoder(nn.Module):
         self.convs = nn.ModuleList([_conv(c, c) for c in channels[:-1]])
         self.conv_norms = nn.ModuleList([InstanceNorm(c) for c in channels[:-1]])
         self.head = Pointwise(channels[0], regions, bias=True)
-
-    def finish(self, joined: list[Tensor], size: tuple[int, int, int]) -> Tensor:
-        """Return the logits (B, R, D, H, W) from the outputs (B, C, d, h, w) of the joins."""
-        x = self.start(joined[-1])
-        for level in reversed(range(len(joined) - 1)):
-            x = self.step(level, x, joined[level])
-        return self.end(x, size)
 
     def start(self, joined: Tensor) -> Tensor:
         return activate(self.norms[-1](joined))

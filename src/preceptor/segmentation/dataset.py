@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from preceptor.data.nifti import MAX_VOXELS, VolumeError
 from preceptor.data.types import Case, SegmentationDataset
@@ -18,7 +17,7 @@ from preceptor.errors import UserError
 from preceptor.files import sha256
 from preceptor.segmentation.augment import Augment, augment_patch, draw_patch, draw_size
 from preceptor.segmentation.intensity import Intensity, bounding_box, normalise
-from preceptor.task import Batch
+from preceptor.task import Batch, Examples
 
 CACHE_BYTES = 2 * 2**30  # limit for normalised volumes in memory, per process
 
@@ -131,7 +130,7 @@ def prepare(
     return Prepared(images, available, loaded.label, box, loaded.shape, replace(loaded, images={}, label=None))
 
 
-class VolumeExamples(Dataset):
+class VolumeExamples(Examples):
     """Random patches of cases as a torch data set, indexed by ``(index, epoch)``. The epoch selects patch and view.
 
     An item depends only on the seed, the bytes of the files and the epoch, but not on the worker, the order of items or
@@ -206,7 +205,7 @@ class VolumeExamples(Dataset):
         key = self.key(index, -1)
         return WholeCase(self.cases[index].id, key, images, available, masks, case.box, case.loaded)
 
-    def collate(self, items: list[dict[str, Any] | str]) -> Batch:
+    def collate(self, items: Sequence[dict[str, Any] | str]) -> Batch:
         """Return the batch of the readable cases."""
         rows = [item for item in items if isinstance(item, dict)]
         skipped = [item for item in items if isinstance(item, str)]
@@ -224,17 +223,6 @@ class VolumeExamples(Dataset):
             for name, (shape, kind) in shapes.items()
         }
         return Batch(tensors, [row["id"] for row in rows], [row["key"] for row in rows], skipped)
-
-    def loader(self, batches, workers: int = 0) -> DataLoader:
-        """Return a loader. Each element of `batches` is the list of items of one batch."""
-        return DataLoader(
-            self,
-            batch_sampler=batches,
-            collate_fn=self.collate,
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=False,
-        )
 
 
 def content_of(case: Case, modalities: Sequence[str]) -> str:

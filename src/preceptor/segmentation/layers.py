@@ -169,3 +169,26 @@ def initialise(module: nn.Module) -> None:
             up = isinstance(part, nn.ConvTranspose3d) or (isinstance(part, Join) and part.kind == "up")
             # The first axis of a transposed convolution is the input, so that its fan out is what torch calls fan in.
             nn.init.kaiming_normal_(part.weight, SLOPE, "fan_in" if up else "fan_out", "leaky_relu")
+
+
+class Decoder(nn.Module):
+    """Base class of the decoders. A network defines `start`, `step` and `end`, of which `finish` consists."""
+
+    def finish(self, joined: list[Tensor], size: tuple[int, int, int]) -> Tensor:
+        """Return the logits (B, R, D, H, W) from the outputs (B, C, d, h, w) of the joins."""
+        x = self.start(joined[-1])
+        for level in reversed(range(len(joined) - 1)):
+            x = self.step(level, x, joined[level])
+        return self.end(x, size)
+
+    def start(self, joined: Tensor) -> Tensor:
+        """Return the map of the deepest level from the output of its join."""
+        raise NotImplementedError
+
+    def step(self, level: int, x: Tensor, joined: Tensor) -> Tensor:
+        """Return the map of a level from the map of the next deeper level and the output of the join."""
+        raise NotImplementedError
+
+    def end(self, x: Tensor, size: tuple[int, int, int]) -> Tensor:
+        """Return the logits (B, R, D, H, W) from the map of the shallowest level."""
+        raise NotImplementedError

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preceptor.segmentation.layers import InstanceNorm, Join, Pointwise, StandardisedConv, activate, add
+from preceptor.segmentation.layers import Decoder, InstanceNorm, Join, Pointwise, StandardisedConv, activate, add
 
 STRIDES = (16, 32, 32)
 SKIPS = (64, 256, 512, 1024)
@@ -137,7 +137,7 @@ class ReferenceEncoder(nn.Module):
         return skips
 
 
-class ReferenceDecoder(nn.Module):
+class ReferenceDecoder(Decoder):
     """Decoder. `joins` map the filled features of N modalities, shallow to deep; `finish` computes the logits."""
 
     def __init__(self, modalities: int, regions: int) -> None:
@@ -152,13 +152,6 @@ class ReferenceDecoder(nn.Module):
         )
         self.blocks = nn.ModuleList([_Basic(channels) for channels in _DECODER])
         self.head = Pointwise(_DECODER[0], regions, standardise=True)
-
-    def finish(self, joined: list[Tensor], size: tuple[int, int, int]) -> Tensor:
-        """Return the logits (B, R, D, H, W) from the outputs (B, C, d, h, w) of the joins."""
-        x = self.start(joined[-1])
-        for level in reversed(range(len(joined) - 1)):
-            x = self.step(level, x, joined[level])
-        return self.end(x, size)
 
     def start(self, joined: Tensor) -> Tensor:
         return joined

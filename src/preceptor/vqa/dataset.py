@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 from preceptor.data.images import ImageError, content_hash, load_image
 from preceptor.data.types import Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
-from preceptor.task import Batch
+from preceptor.task import Batch, Examples
 from preceptor.vqa.config import AugmentConfig, DataConfig
 
 CACHE_BYTES = 2 * 2**30  # limit for decoded, resized images in memory, per process
@@ -77,7 +76,7 @@ def augment(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) 
     return np.clip((values - 127.5) * contrast + 127.5 + brightness, 0, 255).astype(np.uint8)
 
 
-class VqaExamples(Dataset):
+class VqaExamples(Examples):
     """Samples of one split as a torch data set, indexed by ``(index, epoch)``.
 
     An item is a dict of arrays, or the id of a sample whose image is broken if the policy is `skip`.
@@ -169,7 +168,7 @@ class VqaExamples(Dataset):
             "label": self.labels[index],
         }
 
-    def collate(self, items: list[dict[str, Any] | str]) -> Batch:
+    def collate(self, items: Sequence[dict[str, Any] | str]) -> Batch:
         """Return the batch of the readable samples, padded to the longest question."""
         rows = [item for item in items if isinstance(item, dict)]
         skipped = [item for item in items if isinstance(item, str)]
@@ -188,15 +187,3 @@ class VqaExamples(Dataset):
             "labels": torch.tensor([row["label"] for row in rows], dtype=torch.int64),
         }
         return Batch(tensors, [row["id"] for row in rows], [row["key"] for row in rows], skipped)
-
-    def loader(self, batches, workers: int = 0) -> DataLoader:
-        """Return a loader. Each element of `batches` is the list of items of one batch."""
-        pin_memory = torch.cuda.is_available()
-        return DataLoader(
-            self,
-            batch_sampler=batches,
-            collate_fn=self.collate,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            persistent_workers=False,
-        )
