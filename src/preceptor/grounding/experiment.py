@@ -85,7 +85,6 @@ class GroundingExperiment(Experiment):
     metrics: ClassVar[Metrics] = metrics
     packages = ("transformers", "tokenizers", "pillow")
     shared_folders = (STORE, CACHE, PRIOR, "new-teacher", "new-student")
-    final_stages = ("clinkd", "distilled")
     recipe: GroundingRecipe
     data: GroundingDataset
 

@@ -91,8 +91,6 @@ class Experiment(ABC):
     """Packages whose versions results.json records, beside those that every run needs."""
     shared_folders: ClassVar[tuple[str, ...]] = ()
     """Folders of the run that several stages use; `resume=never` deletes them."""
-    final_stages: ClassVar[tuple[str, ...]] = ("distilled",)
-    """The stages whose model stands for the whole run; the first that exists counts."""
 
     def __init__(self, recipe: Any, data: Any) -> None:
         self.recipe, self.data = recipe, data
