@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_contract import call
+from tests.command_line import call
 from tests.data.vqa.test_vqa_med_2019 import with_test_file
 from tests.vqa.test_data import MADE
 
@@ -50,10 +50,10 @@ def vqa_med_with_test(root: Path) -> Path:
     return with_test_file(MADE["mhkd-vqa-med-2019"](root), lines)
 
 
-def check(capsys, monkeypatch, recipe: str, protocol: str, root: Path | None, run: Path, *settings: str) -> None:
+def check(recipe: str, protocol: str, root: Path | None, run: Path, *settings: str) -> None:
     """Train a recipe and score the written predictions: the scores under the protocol are the same."""
     given = [f"data.root={root}"] if root else []
-    code, _, messages = call(capsys, monkeypatch, "train", recipe, f"output={run}", *given, *TINY, *settings)
+    code, _, messages = call("train", recipe, f"output={run}", *given, *TINY, *settings)
     assert code == 0, messages
     results = json.loads((run / "results.json").read_text())
     scores = results["protocols"][protocol]
@@ -63,7 +63,7 @@ def check(capsys, monkeypatch, recipe: str, protocol: str, root: Path | None, ru
     assert {"majority", "question_only", "look_up"} <= results["stages"]["baseline"]["baselines"][protocol].keys()
     file = run / "distilled" / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
     arguments = ["score", str(file), "--protocol", protocol, "--json", *(["--root", str(root)] if root else [])]
-    code, out, messages = call(capsys, monkeypatch, *arguments)
+    code, out, messages = call(*arguments)
     assert code == 0, messages
     again = json.loads(out)["protocols"][protocol]
     for key in ("accuracy", "open", "closed", "macro", "bleu", "f1", "n", "question_types"):
@@ -83,9 +83,9 @@ def check(capsys, monkeypatch, recipe: str, protocol: str, root: Path | None, ru
         ("mhkd-path-vqa", "path-vqa", []),
     ],
 )
-def test_a_released_folder_becomes_a_scored_report(tmp_path, capsys, monkeypatch, recipe, protocol, settings):
+def test_a_released_folder_becomes_a_scored_report(tmp_path, recipe, protocol, settings):
     make = vqa_med_with_test if "data.variant=test" in settings else MADE[recipe]
-    check(capsys, monkeypatch, recipe, protocol, make(tmp_path / "made"), tmp_path / "run", *settings)
+    check(recipe, protocol, make(tmp_path / "made"), tmp_path / "run", *settings)
 
 
 @pytest.mark.slow
@@ -99,5 +99,5 @@ def test_a_released_folder_becomes_a_scored_report(tmp_path, capsys, monkeypatch
         ("mhkd-slake-en", "slake-en"),
     ],
 )
-def test_a_real_released_folder_becomes_a_scored_report(tmp_path, capsys, monkeypatch, recipe, protocol):
-    check(capsys, monkeypatch, recipe, protocol, None, tmp_path / "run", "data.train_share=0.03")
+def test_a_real_released_folder_becomes_a_scored_report(tmp_path, recipe, protocol):
+    check(recipe, protocol, None, tmp_path / "run", "data.train_share=0.03")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from preceptor.cli import app as cli
+from tests.command_line import call
 from tests.fault.tiny import write_recipe
 
 QUICK = [
@@ -20,17 +21,6 @@ QUICK = [
     "data.augment.views=2",
     "method.teaching.kind=cached",
 ]
-
-
-def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["preceptor", *arguments])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")
@@ -70,58 +60,52 @@ def test_the_weights_contain_neither_teacher_nor_projectors(run: Path):
         assert not [name for name in file.keys() if "teacher" in name or "projectors" in name]  # noqa: SIM118
 
 
-def test_a_finished_run_is_printed_again_and_not_trained_again(run: Path, capsys, monkeypatch):
+def test_a_finished_run_is_printed_again_and_not_trained_again(run: Path):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("task.safetensors")}
     recipe = str(run.parent / "tiny.yaml")
-    code, out, _ = call(capsys, monkeypatch, "train", recipe, f"output={run}", *QUICK, "--json")
+    code, out, _ = call("train", recipe, f"output={run}", *QUICK, "--json")
     assert code == 0
     assert set(json.loads(out)["stages"]) == {"teacher", "baseline", "distilled"}
     assert {path: path.stat().st_mtime_ns for path in run.rglob("task.safetensors")} == before
 
 
-def test_a_changed_recipe_exits_2_and_lists_the_differences(run: Path, capsys, monkeypatch):
+def test_a_changed_recipe_exits_2_and_lists_the_differences(run: Path):
     recipe = str(run.parent / "tiny.yaml")
-    code, out, err = call(capsys, monkeypatch, "train", recipe, f"output={run}", *QUICK, "student.train.epochs=3")
+    code, out, err = call("train", recipe, f"output={run}", *QUICK, "student.train.epochs=3")
     assert code == 2
     assert "train.epochs: 2.0 -> 3.0" in err
     assert "Traceback" not in err
     assert out == ""
 
 
-def test_a_refused_recipe_does_not_overwrite_the_recipe_of_a_stage(run: Path, capsys, monkeypatch):
+def test_a_refused_recipe_does_not_overwrite_the_recipe_of_a_stage(run: Path):
     before = (run / "teacher" / "recipe.yaml").read_bytes()
     recipe = str(run.parent / "tiny.yaml")
-    code, _, err = call(
-        capsys, monkeypatch, "train", recipe, f"output={run}", *QUICK, "method.label.label_smoothing=0.3"
-    )
+    code, _, err = call("train", recipe, f"output={run}", *QUICK, "method.label.label_smoothing=0.3")
     assert code == 2
     assert "label.label_smoothing: 0.0 -> 0.3" in err
     assert (run / "teacher" / "recipe.yaml").read_bytes() == before
 
 
-def test_evaluate_prints_the_stored_scores(run: Path, capsys, monkeypatch):
-    code, out, _ = call(capsys, monkeypatch, "evaluate", str(run), "--json")
+def test_evaluate_prints_the_stored_scores(run: Path):
+    code, out, _ = call("evaluate", str(run), "--json")
     stored = json.loads((run / "distilled" / "results.json").read_text())
     assert code == 0
     assert json.loads(out)["protocols"] == stored["protocols"]
-    code, _, err = call(capsys, monkeypatch, "evaluate", str(run), "--protocol", "phantom/givne")
+    code, _, err = call("evaluate", str(run), "--protocol", "phantom/givne")
     assert code == 2
     assert "did you mean" in err
 
 
-def test_predict_prints_one_answer_and_writes_those_of_a_table(run: Path, capsys, monkeypatch, tmp_path):
+def test_predict_prints_one_answer_and_writes_those_of_a_table(run: Path, tmp_path):
     image = next((run / "data" / "images").glob("*.png"))
-    code, out, _ = call(
-        capsys, monkeypatch, "predict", str(run), "--image", str(image), "--question", "is there a lesion?", "--json"
-    )
+    code, out, _ = call("predict", str(run), "--image", str(image), "--question", "is there a lesion?", "--json")
     assert code == 0
     answers = json.loads(out)[0]["answers"]
     assert [a["probability"] for a in answers] == sorted((a["probability"] for a in answers), reverse=True)
     shutil.copy(image, tmp_path / "a.png")
     (tmp_path / "asked.csv").write_text("image,question\na.png,is there a lesion?\n")
     code, _, err = call(
-        capsys,
-        monkeypatch,
         "predict",
         str(run),
         "--table",
@@ -136,23 +120,23 @@ def test_predict_prints_one_answer_and_writes_those_of_a_table(run: Path, capsys
     assert "predictions:" not in err, "one row needs no progress"
     (tmp_path / "asked.csv").write_text("image,question\n" + "a.png,is there a lesion?\n" * 3)
     arguments = ["--table", str(tmp_path / "asked.csv"), "--output", str(tmp_path / "three.jsonl")]
-    code, out, err = call(capsys, monkeypatch, "predict", str(run), *arguments)
+    code, out, err = call("predict", str(run), *arguments)
     assert (code, out) == (0, f"3 predictions: {tmp_path / 'three.jsonl'}\n")
     assert "predictions: 3/3, 0:00:00 left" in err
     (tmp_path / "text.png").write_text("not an image")
     for bad in (["--image", str(image)], ["--image", str(tmp_path / "text.png"), "--question", "x"], []):
-        code, _, err = call(capsys, monkeypatch, "predict", str(run), *bad)
+        code, _, err = call("predict", str(run), *bad)
         assert code == 2
         assert err.startswith("error: ")
-    code, _, err = call(capsys, monkeypatch, "predict", str(tmp_path), "--image", str(image), "--question", "x")
+    code, _, err = call("predict", str(tmp_path), "--image", str(image), "--question", "x")
     assert code == 2
     assert "contains no trained model" in err
 
 
-def test_cache_verification_finds_a_wrong_byte(run: Path, capsys, monkeypatch, tmp_path):
+def test_cache_verification_finds_a_wrong_byte(run: Path, tmp_path):
     recipe = str(run.parent / "tiny.yaml")
     settings = [*QUICK, f"output={run}", f"method.teaching.cache={tmp_path / 'cache'}"]
-    code, out, err = call(capsys, monkeypatch, "cache", recipe, *settings, "--verify", "1", "--json")
+    code, out, err = call("cache", recipe, *settings, "--verify", "1", "--json")
     assert code == 0, err
     report = json.loads(out)
     assert report["checked"] == report["rows"] > 0
@@ -160,28 +144,28 @@ def test_cache_verification_finds_a_wrong_byte(run: Path, capsys, monkeypatch, t
     content = bytearray(logits.read_bytes())
     content[-1] ^= 0x40  # the exponent of the last number
     logits.write_bytes(bytes(content))
-    code, out, _ = call(capsys, monkeypatch, "cache", recipe, *settings, "--verify", "1", "--json")
+    code, out, _ = call("cache", recipe, *settings, "--verify", "1", "--json")
     assert code == 1
     report = json.loads(out)
     assert len(report["mismatches"]) == 1
     assert logits.name in report["damage"]
-    code, out, _ = call(capsys, monkeypatch, "cache", recipe, *settings)  # without --verify it is written again
+    code, out, _ = call("cache", recipe, *settings)  # without --verify it is written again
     assert code == 0
-    code, out, _ = call(capsys, monkeypatch, "cache", recipe, *settings, "--verify", "1", "--json")
+    code, out, _ = call("cache", recipe, *settings, "--verify", "1", "--json")
     assert (code, json.loads(out)["damage"]) == (0, "")
 
 
-def test_report_prints_the_path_of_the_page(run: Path, capsys, monkeypatch):
-    code, out, _ = call(capsys, monkeypatch, "report", str(run))
+def test_report_prints_the_path_of_the_page(run: Path):
+    code, out, _ = call("report", str(run))
     assert code == 0
     assert out.strip() == str(run / "report.html")
 
 
-def test_recipes_are_listed_and_printed(capsys, monkeypatch):
-    code, out, _ = call(capsys, monkeypatch, "recipes", "--json")
+def test_recipes_are_listed_and_printed():
+    code, out, _ = call("recipes", "--json")
     assert code == 0
     assert "mhkd-vqa-rad" in json.loads(out)
-    code, out, _ = call(capsys, monkeypatch, "recipes", "show", "mhkd-vqa-rad")
+    code, out, _ = call("recipes", "show", "mhkd-vqa-rad")
     assert code == 0
     assert "# clean | published | no_frames" in out
 
@@ -198,9 +182,9 @@ def test_recipes_are_listed_and_printed(capsys, monkeypatch):
         ["evaluate", "/nonexistent"],
     ],
 )
-def test_mistakes_exit_2_without_a_traceback(arguments, capsys, monkeypatch, tmp_path):
+def test_mistakes_exit_2_without_a_traceback(arguments, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    code, out, err = call(capsys, monkeypatch, *arguments)
+    code, out, err = call(*arguments)
     assert code == 2
     assert "Traceback" not in err
     assert out == ""

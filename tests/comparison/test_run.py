@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preceptor.cli import app as cli
 from preceptor.comparison.page import render
 from preceptor.comparison.run import Comparison, compare_runs, compare_seeds, write_comparison
 from preceptor.comparison.summary import headline
@@ -22,6 +20,7 @@ from preceptor.comparison.tables import as_csv, as_latex, escape_latex
 from preceptor.errors import UserError
 from preceptor.report.page import POLICY
 from preceptor.statistics import mean_interval
+from tests.command_line import call
 from tests.comparison.made import PROTOCOL, hits, write_run, write_stage
 from tests.report.page import Page
 
@@ -231,21 +230,14 @@ def test_a_leaking_split_is_said_at_the_top(tmp_path: Path):
 # --- command line -----------------------------------------------------------------------------------------------------
 
 
-def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["preceptor", "compare", *arguments])
+def compare(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
     monkeypatch.setenv("COLUMNS", "160")
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return call("compare", *arguments)
 
 
-def test_the_terminal(tmp_path: Path, capsys, monkeypatch):
+def test_the_terminal(tmp_path: Path, monkeypatch):
     runs = [str(run) for run in make_runs(tmp_path)]
-    code, out, err = call(capsys, monkeypatch, *runs, "--output", str(tmp_path / "out"))
+    code, out, err = compare(monkeypatch, *runs, "--output", str(tmp_path / "out"))
     assert (code, err) == (0, "")
     for word in (
         "toy/test (n = 300)",
@@ -260,21 +252,21 @@ def test_the_terminal(tmp_path: Path, capsys, monkeypatch):
     assert (tmp_path / "out" / "compare.html").is_file()
 
 
-def test_json_is_the_file(tmp_path: Path, capsys, monkeypatch):
+def test_json_is_the_file(tmp_path: Path, monkeypatch):
     runs = [str(run) for run in make_runs(tmp_path)]
     out = tmp_path / "out"
-    code, printed, _ = call(capsys, monkeypatch, *runs, "--baseline", "distilled", "--output", str(out), "--json")
+    code, printed, _ = compare(monkeypatch, *runs, "--baseline", "distilled", "--output", str(out), "--json")
     assert code == 0
     assert json.loads(printed) == json.loads((out / "compare.json").read_text("utf-8"))
     assert json.loads(printed)["baseline"] == "distilled"
 
 
-def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys, monkeypatch):
+def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, monkeypatch):
     run = make_runs(tmp_path, seeds=1)[0]
     other = write_stage(tmp_path / "other", hits(299, 0.5))
     out = tmp_path / "out"
     for arguments in ([str(other)], [str(tmp_path)], ["--baseline", "b"], ["--protocol", "toy/b"]):
-        code, printed, err = call(capsys, monkeypatch, str(run), *arguments, "--output", str(out))
+        code, printed, err = compare(monkeypatch, str(run), *arguments, "--output", str(out))
         assert (code, printed) == (2, "")
         assert err.startswith("error: ")
         assert err.count("\n") == 1

@@ -14,7 +14,7 @@ from preceptor import extension
 from preceptor.errors import UserError
 from preceptor.recipe import dump_recipe
 from preceptor.tasks import load_recipe
-from tests.fault.test_bad_input import call
+from tests.command_line import call
 from tests.fault.tiny import LCKD, RECIPE, write_recipe
 
 LOSSES = """

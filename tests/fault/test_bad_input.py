@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import struct
-import sys
 import zlib
 from pathlib import Path
 
@@ -15,23 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preceptor.cli import app as cli
+from tests.command_line import call
 from tests.fault.tiny import write_recipe
-
-
-def call(*arguments: str) -> tuple[int, str, str]:
-    """Return (exit code, standard output, standard error) of the command line."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["preceptor", *arguments]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-        code = 0
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    finally:
-        sys.argv = argv
-    return code, out.getvalue(), err.getvalue()
 
 
 def write_table(folder: Path) -> Path:

@@ -6,7 +6,6 @@ import json
 import random
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ import torch
 import yaml
 from PIL import Image, ImageDraw
 
-from preceptor.cli import app as cli
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as dialogues
+from tests.command_line import call
 from tests.fault.tiny import CLINKD
 
 pytestmark = pytest.mark.slow
@@ -43,17 +42,10 @@ def without_java(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def call(capsys, *arguments: object) -> tuple[int, str, str]:
-    old, sys.argv, code = sys.argv, ["preceptor", *map(str, arguments)], 0
-    try:
-        cli.main()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 0
-    finally:
-        sys.argv = old
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return code, captured.out, captured.err
+def run_command(*arguments: object) -> tuple[int, str, str]:
+    code, out, err = call(*arguments)
+    assert "Traceback" not in err
+    return code, out, err
 
 
 def recipe(folder: Path) -> Path:
@@ -99,10 +91,10 @@ def med_grit(root: Path, faulty: str | None = None) -> Path:
 SWAPPED = "<box>(900,100),(300,500)</box>"
 
 
-def test_a_folder_of_med_grit(tmp_path, capsys):
+def test_a_folder_of_med_grit(tmp_path):
     root, run = med_grit(tmp_path / "grit"), tmp_path / "run"
     data = ["data.name=med-grit", f"data.root={root}"]
-    code, out, err = call(capsys, "train", recipe(tmp_path), *data, *QUICK, f"output={run}", "data.test_rows=4")
+    code, out, err = run_command("train", recipe(tmp_path), *data, *QUICK, f"output={run}", "data.test_rows=4")
     assert code == 0, err
     assert "med-grit/given/birdeval (n = 12)" in out
     results = json.loads((run / "results.json").read_text())
@@ -116,7 +108,7 @@ def test_a_folder_of_med_grit(tmp_path, capsys):
 
     said = tmp_path / "predictions.jsonl"
     code, out, err = call(
-        capsys, "predict", run, "--image", root / "images", "--question", "Where is the liver?", "--output", said
+        "predict", run, "--image", root / "images", "--question", "Where is the liver?", "--output", said
     )
     assert code == 0, err
     rows = [json.loads(line) for line in said.read_text().splitlines()]
@@ -125,27 +117,27 @@ def test_a_folder_of_med_grit(tmp_path, capsys):
     assert all(len(box) == 4 for row in rows for box in row["boxes"])
 
     file = run / "predictions" / "med-grit-given-strict.jsonl"
-    code, out, err = call(capsys, "score", file, "--protocol", "med-grit/given/strict", "--json")
+    code, out, err = run_command("score", file, "--protocol", "med-grit/given/strict", "--json")
     assert code == 0, err
     assert json.loads(out)["protocols"]["med-grit/given/strict"] == scores
 
 
-def test_faulty_boxes_are_refused_repaired_or_left_out(tmp_path, capsys):
+def test_faulty_boxes_are_refused_repaired_or_left_out(tmp_path):
     root = med_grit(tmp_path / "grit", SWAPPED)
     common = ["data.name=med-grit", f"data.root={root}", *QUICK, "student.train.epochs=0.3", "data.test_rows=1"]
-    code, _, err = call(capsys, "train", recipe(tmp_path), *common, f"output={tmp_path / 'a'}")
+    code, _, err = run_command("train", recipe(tmp_path), *common, f"output={tmp_path / 'a'}")
     assert code == 2
     assert "train.json, record 3: box (900,100),(300,500)" in err
     assert "swapped corners" in err
     assert "boxes=repair" in err
-    code, out, err = call(capsys, "doctor", recipe(tmp_path), *common, "--json")
+    code, out, err = run_command("doctor", recipe(tmp_path), *common, "--json")
     assert code == 1, "what stops a training is an error"
     assert {"severity": "error", "ids": [], "file": "train.json, record 3", "reason": "box: swapped corners"} in (
         json.loads(out)["findings"]
     )
     for policy, rows in (("repair", 48), ("drop", 47)):
         run = tmp_path / policy
-        code, _, err = call(capsys, "train", recipe(tmp_path), *common, f"data.boxes={policy}", f"output={run}")
+        code, _, err = run_command("train", recipe(tmp_path), *common, f"data.boxes={policy}", f"output={run}")
         assert code == 0, err
         found = json.loads((run / "results.json").read_text())["data"]
         assert found["faults"] == {"swapped corners": 1}
@@ -157,7 +149,7 @@ def test_faulty_boxes_are_refused_repaired_or_left_out(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("form", ["conversations", "messages"])
-def test_a_file_of_ones_own(tmp_path, capsys, form):
+def test_a_file_of_ones_own(tmp_path, form):
     speaker, text = {
         "conversations": (("human", "gpt"), ("from", "value")),
         "messages": (("user", "assistant"), ("role", "content")),
@@ -182,22 +174,22 @@ def test_a_file_of_ones_own(tmp_path, capsys, form):
         (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file, run = next(tmp_path.glob("mine.*")), tmp_path / "run"
     data = ["data.name=sharegpt", f"data.root={file}", f"data.images={tmp_path / 'images'}"]
-    assert call(capsys, "doctor", recipe(tmp_path), *data)[0] == 0
-    code, out, err = call(capsys, "train", recipe(tmp_path), *data, *QUICK, f"output={run}")
+    assert run_command("doctor", recipe(tmp_path), *data)[0] == 0
+    code, out, err = run_command("train", recipe(tmp_path), *data, *QUICK, f"output={run}")
     assert code == 0, err
     assert "mine/by-group/strict" in out
     (tmp_path / "ask.jsonl").write_text(json.dumps({"image": "images/3.png", "question": "Is a liver shown?"}) + "\n")
-    code, out, err = call(capsys, "predict", run, "--table", tmp_path / "ask.jsonl", "--modality", "ct", "--json")
+    code, out, err = run_command("predict", run, "--table", tmp_path / "ask.jsonl", "--modality", "ct", "--json")
     assert code == 0, err
     assert len(json.loads(out)) == 1
     file = run / "predictions" / "mine-by-group-birdeval.jsonl"
-    code, out, err = call(capsys, "score", file, "--protocol", "mine/by-group/birdeval", "--json")
+    code, out, err = run_command("score", file, "--protocol", "mine/by-group/birdeval", "--json")
     assert code == 0, err
     stored = json.loads((run / "results.json").read_text())["protocols"]
     assert json.loads(out)["protocols"]["mine/by-group/birdeval"] == stored["mine/by-group/birdeval"]
 
 
-def test_the_how_to_page_runs_as_written(tmp_path, capsys, monkeypatch):
+def test_the_how_to_page_runs_as_written(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "grounding.md").read_text("utf-8")
     example = json.loads(re.findall(r"```json\n(.*?)\n```", page)[0])
     records = []
@@ -221,7 +213,7 @@ def test_the_how_to_page_runs_as_written(tmp_path, capsys, monkeypatch):
     lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
     assert [line.split()[1] for line in lines] == ["doctor", "train", "predict", "predict", "predict", "score"]
     for line in lines:
-        code, out, err = call(capsys, *shlex.split(line)[1:])
+        code, out, err = run_command(*shlex.split(line)[1:])
         assert code == (1 if "doctor" in line else 0), f"{line}: {err}"
         if "doctor" in line:
             assert "mine.jsonl:2" in out
@@ -230,9 +222,9 @@ def test_the_how_to_page_runs_as_written(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["student.model.source", "teacher.model.source", "method.teaching_run"])
-def test_a_checkpoint_that_is_not_there_is_said_before_any_training(tmp_path, capsys, key):
+def test_a_checkpoint_that_is_not_there_is_said_before_any_training(tmp_path, key):
     run = tmp_path / "run"
-    code, _, err = call(capsys, "train", recipe(tmp_path), f"{key}={tmp_path / 'nowhere'}", f"output={run}")
+    code, _, err = run_command("train", recipe(tmp_path), f"{key}={tmp_path / 'nowhere'}", f"output={run}")
     assert code == 2
     missing = key == "method.teaching_run"
     assert f"error: {key}" in err

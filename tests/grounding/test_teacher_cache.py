@@ -14,19 +14,13 @@ import yaml
 from preceptor.cli import app as cli
 from preceptor.grounding.teachers import CACHE, STORE
 from preceptor.teachers.label_store import Label, LabelStore, read_labels, read_store
+from tests.command_line import call
 from tests.grounding.asked_data import image
 from tests.grounding.speaking_vlm import speaking_vlm
 
 
-def call(capsys, *arguments: str) -> tuple[int, dict, str]:
-    old, sys.argv, code = sys.argv, ["preceptor", "cache", *arguments, "--json"], 0
-    try:
-        cli.main()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 0
-    finally:
-        sys.argv = old
-    out, err = capsys.readouterr()
+def cache(*arguments: str) -> tuple[int, dict, str]:
+    code, out, err = call("cache", *arguments, "--json")
     return code, json.loads(out) if out else {}, err
 
 
@@ -93,17 +87,17 @@ def rewrite(folder: Path, labels: list[Label]) -> None:
 
 
 @pytest.fixture
-def written(recipe, capsys) -> Path:
-    call(capsys, str(recipe))
+def written(recipe) -> Path:
+    cache(str(recipe))
     ended(recipe.parent / "run")
-    code, found, err = call(capsys, str(recipe))
+    code, found, err = cache(str(recipe))
     assert code == 0, err
     assert found["damage"] == ""
     return recipe.parent / "run"
 
 
 def test_what_is_written_is_counted_and_verified(recipe, written, capsys):
-    code, found, _ = call(capsys, str(recipe), "--verify", "1")
+    code, found, _ = cache(str(recipe), "--verify", "1")
     assert code == 0
     assert (found["labels"]["rows"], found["labels"]["dialogues"], found["labels"]["coverage"]) == (5, 5, 1)
     assert (found["tokens"]["rows"], found["tokens"]["k"]) == (5, 8)
@@ -121,32 +115,32 @@ def test_what_is_written_is_counted_and_verified(recipe, written, capsys):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_flipped_byte_of_a_label_is_found(recipe, written, capsys, last):
+def test_a_flipped_byte_of_a_label_is_found(recipe, written, last):
     file = written / STORE / "labels.sqlite"
     data, labels = bytearray(file.read_bytes()), read_labels(written / STORE)
     data[data.index(labels[-1 if last else 0].key.encode()) + 70] ^= 1  # within the answer, which follows the key
     file.write_bytes(bytes(data))
-    code, found, _ = call(capsys, str(recipe), "--verify", "0.5")
+    code, found, _ = cache(str(recipe), "--verify", "0.5")
     assert code == 1
     assert f"rows of {written / STORE} are damaged: row {5 if last else 1}" in found["damage"]
 
 
 @pytest.mark.parametrize("name", ["ids.npy", "log_probabilities.npy", "log_tail.npy", "targets.npy", "keys.npy"])
-def test_a_flipped_byte_of_the_cached_words_is_found_and_mended(recipe, written, capsys, name):
+def test_a_flipped_byte_of_the_cached_words_is_found_and_mended(recipe, written, name):
     file = written / CACHE / name
     good = file.read_bytes()
     data = bytearray(good)
     data[-3] ^= 64
     file.write_bytes(bytes(data))
-    code, found, _ = call(capsys, str(recipe), "--verify", "0.5")
+    code, found, _ = cache(str(recipe), "--verify", "0.5")
     assert code == 1
     assert name in found["damage"]
     assert file.read_bytes() == bytes(data), "what is verified is not written"
-    assert call(capsys, str(recipe))[0] == 0
+    assert cache(str(recipe))[0] == 0
     assert file.read_bytes() == good
 
 
-def test_words_that_are_not_the_teachers_differ(recipe, written, capsys):
+def test_words_that_are_not_the_teachers_differ(recipe, written):
     """A file that was changed together with its SHA-256."""
     import hashlib
 
@@ -159,21 +153,21 @@ def test_words_that_are_not_the_teachers_differ(recipe, written, capsys):
     manifest = json.loads((written / CACHE / "manifest.json").read_text())
     manifest["files"]["log_probabilities.npy"]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     (written / CACHE / "manifest.json").write_text(json.dumps(manifest))
-    code, found, _ = call(capsys, str(recipe), "--verify", "1")
+    code, found, _ = cache(str(recipe), "--verify", "1")
     assert code == 1
     assert sorted(found["mismatches"]) == list("01234")
 
 
-def test_another_teacher_and_a_store_that_is_not_finished(recipe, written, capsys, models):
-    code, found, _ = call(capsys, str(recipe), f"method.teaching_run={models / 'vlm-1'}", "--verify", "1")
+def test_another_teacher_and_a_store_that_is_not_finished(recipe, written, models):
+    code, found, _ = cache(str(recipe), f"method.teaching_run={models / 'vlm-1'}", "--verify", "1")
     assert code == 1
     assert "of another teacher or other settings" in found["damage"]
     rewrite(written / STORE, read_labels(written / STORE)[:3])
-    code, found, _ = call(capsys, str(recipe), "--verify", "1")
+    code, found, _ = cache(str(recipe), "--verify", "1")
     assert code == 1
     assert "2 dialogues were not asked" in found["damage"]
     shutil.rmtree(written / STORE)
-    code, found, _ = call(capsys, str(recipe), "--verify", "1")
+    code, found, _ = cache(str(recipe), "--verify", "1")
     assert code == 1
     assert "there are no pseudo-labels" in found["damage"]
 
@@ -186,14 +180,14 @@ def test_another_teacher_and_a_store_that_is_not_finished(recipe, written, capsy
         ("stages=[teacher,distilled]", "there is no trained teacher in"),
     ],
 )
-def test_recipes_without_a_teacher(recipe, capsys, override, words):
+def test_recipes_without_a_teacher(recipe, override, words):
     more = ["method.teaching_run=null"] if override.startswith("stages") else []
-    code, _, err = call(capsys, str(recipe), override, *more)
+    code, _, err = cache(str(recipe), override, *more)
     assert code == 2
     assert words in err
     assert "Traceback" not in err
 
 
-def test_lckd_has_none(capsys):
-    code, _, err = call(capsys, "lckd-demo")
+def test_lckd_has_none():
+    code, _, err = cache("lckd-demo")
     assert (code, "has no teacher cache" in err) == (2, True)

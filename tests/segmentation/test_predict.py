@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.fault.test_bad_input import call
+from tests.command_line import call
 
 pytestmark = pytest.mark.slow
 
