@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from preceptor import tasks
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError
-from preceptor.extension import require_trust
+from preceptor.extension import reference_to, require_trust
 from preceptor.pipeline.paths import check_data_paths, check_paths
 from preceptor.scores import Scored
 
@@ -367,4 +367,4 @@ def _override_texts(overrides: Overrides) -> list[str]:
 
 def _text(value: Any) -> str:
     """Return ``module:Name`` for a class or function of the user's, and the text of any other object."""
-    return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
+    return reference_to(value) if hasattr(value, "__qualname__") else str(value)

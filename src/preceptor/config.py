@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from preceptor.errors import UserError
-from preceptor.extension import Reference, load_object
+from preceptor.extension import Reference, load_object, reference_to
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -141,7 +141,7 @@ def choose_method(
         value = {"name": default, **value}
         name = value["name"]
         if isinstance(name, type):
-            name = value["name"] = f"{name.__module__}:{name.__qualname__}"
+            name = value["name"] = reference_to(name)
         if isinstance(name, str) and ":" in name:
             kind: Any = load_object(name, "method.name", base, (info.context or {}).get("folder"))
             try:

@@ -24,6 +24,11 @@ T = TypeVar("T")
 _trusted: set[str] = set()
 
 
+def reference_to(value: Any) -> str:
+    """Return ``module:Name`` of a class or function."""
+    return f"{value.__module__}:{value.__qualname__}"
+
+
 def load_object(reference: str, place: str, kind: type[T], folder: Path | None = None) -> type[T]:
     """Import the class ``module:Name`` that `place` names and return it.
 
@@ -135,9 +140,8 @@ def _not_trusted(reference: str, place: str) -> UserError:
     )
 
 
-def _reference(value: Any) -> Any:
-    """Return ``module:Name`` for a class."""
-    return f"{value.__module__}:{value.__qualname__}" if isinstance(value, type) else value
+def _as_text(value: Any) -> Any:
+    return reference_to(value) if isinstance(value, type) else value
 
 
 def _check(value: str, info: ValidationInfo) -> str:
@@ -146,5 +150,5 @@ def _check(value: str, info: ValidationInfo) -> str:
     return value
 
 
-Reference = Annotated[str, BeforeValidator(_reference), AfterValidator(_check)]
+Reference = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check)]
 """A key of a recipe that names a class of the user's: ``module:Name``, or in Python the class itself."""
