@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from preceptor.data.findings import Finding
+
 AnswerType = Literal["open", "closed"]
 Split = Literal["train", "validation", "test", "unlabelled", "teacher"]
 """`unlabelled` samples have no labels; a teacher provides them. `teacher` samples train the teacher only."""
@@ -45,6 +47,7 @@ class Dataset(Generic[SampleT]):
         samples: All samples, in the order of the data set.
         notes: Sentences that are printed next to every result.
         leaking: True if test samples share patients, images or question templates with training samples.
+        findings: Problems that were found while reading. `doctor` lists them, and a run adds them to its notes.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Dataset(Generic[SampleT]):
     samples: list[SampleT]
     notes: list[str] = field(default_factory=list)
     leaking: bool = False
+    findings: list[Finding] = field(default_factory=list)
 
     def split(self, split: Split) -> list[SampleT]:
         """Return the samples of one split, in order."""

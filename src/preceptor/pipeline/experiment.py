@@ -98,7 +98,9 @@ class Experiment(ABC):
     @classmethod
     def read(cls, recipe: BaseRecipe, needed: tuple[Split, ...] = SPLITS) -> Self:
         """Return the experiment of a recipe. Raises UserError if the data cannot be read or a split is empty."""
-        return cls(recipe, cls.read_data(recipe, needed))
+        data = cls.read_data(recipe, needed)
+        data.notes += [finding.reason for finding in data.findings if finding.reason not in data.notes]
+        return cls(recipe, data)
 
     @classmethod
     @abstractmethod
@@ -224,13 +226,14 @@ class Experiment(ABC):
                 "file": finding.file.name if finding.file else "",
                 "reason": finding.reason,
             }
-            for finding in experiment.findings()
+            for finding in [*data.findings, *experiment.findings()]
         ]
+        reasons = {finding["reason"] for finding in findings}
         files = {path for split in SPLITS for paths in experiment.images(split).values() for path in paths}
         return {
             "name": data.name,
             "variant": data.variant,
-            "notes": list(data.notes),
+            "notes": [note for note in data.notes if note not in reasons],
             "rows": {split: len(data.split(split)) for split in SPLITS},
             "images": len(files),
             "findings": findings,
