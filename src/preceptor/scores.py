@@ -18,7 +18,8 @@ class UnitScore:
 
     Args:
         id: name of the unit within its data set, without patient identifiers.
-        group: units of the same group are not independent and are resampled together. A unit of its own has its id.
+        group: units of the same group, such as questions about one image or cases of one patient, are not independent
+            and are resampled together. A unit of its own has its id.
         metric: what `value` measures. If a task consists of several tasks, ``TASK/METRIC``, such as ``vg/recall``.
         value: between 0 and 1.
         categories: name by kind, such as ``{"question_types": "organ"}``. Comparisons break their results down by them.
@@ -91,6 +92,30 @@ def align(scores: Sequence[UnitScore], reference: Sequence[UnitScore], what: str
             "same data"
         )
     return aligned
+
+
+class Grouped(Protocol):
+    """A sample of any task."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def group(self) -> str: ...
+
+
+def number_groups(samples: Iterable[Grouped]) -> dict[str, str]:
+    """Return the number of each sample's group, by the id of the sample. A sample without a group is on its own.
+
+    Rows of predictions hold this number and not the name of the group, because names of images can name patients.
+    """
+    numbers: dict[Hashable, int] = {}
+    return {one.id: str(numbers.setdefault(one.group or (one.id,), len(numbers) + 1)) for one in samples}
+
+
+def group_of(row: Mapping[str, Any]) -> str:
+    """Return the group of a row of predictions; rows of earlier versions have none, and are on their own."""
+    return str(row.get("group") or row["id"])
 
 
 def unit_means(scores: Iterable[UnitScore]) -> tuple[dict[str, float], list[str]]:

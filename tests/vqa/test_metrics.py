@@ -64,6 +64,7 @@ def test_rows():
     rows = score(SAMPLES, PREDICTIONS, EVERYTHING).rows()
     assert rows[2] == {
         "id": "3",
+        "group": "1",
         "answer": "left hemithorax",
         "answers": ["Left lung", "the left hemithorax"],
         "prediction": "left hemithorax",

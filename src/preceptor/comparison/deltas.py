@@ -11,26 +11,19 @@ import numpy as np
 from preceptor.comparison.groups import Group
 from preceptor.scores import UnitScore
 from preceptor.statistics import (
-    ALPHA,
     MINIMUM_UNITS,
+    RESAMPLES,
+    Difference,
     Interval,
-    bootstrap_unpaired_seeds,
-    crossed_test,
-    holm,
+    adjust_holm,
+    compare_scores,
     mcnemar,
     mean_interval,
-    paired_bootstrap_runs,
-    verdict,
-    welch,
-    wilson,
+    score_interval,
 )
 
-RESAMPLES = 10_000
 MOST_NAMES = 12
 """Names of a kind of category that are shown; the rarer ones are merged."""
-FEWEST_DIFFERING = 10
-"""Below this many units with a difference, no test over seeds is made, because a bootstrap of so few is too certain.
-McNemar's test between two models is exact and needs no such bound."""
 ALL = "all"
 
 
@@ -44,7 +37,7 @@ class Category:
         name: of the category.
         rows: places of the values among a model's scores.
         units: for each of them, the number of its unit within this category.
-        groups: the group of each unit, or None if no two units share one.
+        groups: the group of each unit, such as its image or patient, or None if no two units share one.
     """
 
     metric: str
@@ -58,6 +51,11 @@ class Category:
     def n(self) -> int:
         return int(self.units.max()) + 1
 
+    @property
+    def independent(self) -> int:
+        """The number of groups of units that share nothing."""
+        return self.n if self.groups is None else len(set(self.groups))
+
     def scores(self, group: Group) -> np.ndarray:
         """Return the scores (seeds, n) of a group: the mean of each unit's values."""
         counts_N = np.bincount(self.units)
@@ -68,8 +66,7 @@ class Category:
 class Score:
     """Mean score of a group over its seeds and the `n` units of a category.
 
-    `low` to `high` covers units and, if there are several seeds, seeds. For one seed it is Wilson's interval if the
-    scores are right or wrong, otherwise the bootstrap's. It is None for fewer than `MINIMUM_UNITS` units.
+    `low` to `high` is `statistics.score_interval`, None for fewer than `MINIMUM_UNITS` independent groups of units.
     `over_seeds` is Student's t interval of the seeds' means on these units, cut to the scale from 0 to 1.
     """
 
@@ -85,7 +82,7 @@ class Score:
 class SeedPair:
     """Two models that were trained with the same seed: the difference of their means and McNemar's exact p.
 
-    p is None unless all scores are right or wrong.
+    p is None unless all scores are right or wrong and there are `MINIMUM_UNITS` independent groups of units.
     """
 
     seed: int
@@ -93,42 +90,11 @@ class SeedPair:
     p_mcnemar: float | None
 
 
-@dataclass(frozen=True)
-class Delta:
-    """Mean score of a group minus that of its baseline on `n` units, of which `differing` have a difference.
-
-    `low` to `high` covers units and seeds: the hull of the intervals `bootstrap` and `crossed` (analysis of variance),
-    because the bootstrap is too narrow for few seeds on many units, and the analysis of variance for few units that
-    differ. `p` is the larger p-value of the two; between single models with right and wrong answers it is that of the
-    bootstrap and McNemar's exact test. All are None for fewer than `MINIMUM_UNITS` units, p also for fewer than
-    `FEWEST_DIFFERING` differing ones. `p_holm` is adjusted for the other differences of the same family. `over_seeds`
-    is the t interval of the seeds' differences on these units and does not enter the verdict. `seeds` is the number of
-    seeds of the side that has fewer.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Delta(Difference):
+    """Mean score of a group minus that of its baseline on a category of units."""
 
     category: Category
-    n: int
-    seeds: int
-    differing: int
-    difference: float
-    low: float | None = None
-    high: float | None = None
-    bootstrap: Interval | None = None
-    crossed: Interval | None = None
-    p_mcnemar: float | None = None
-    over_seeds: Interval | None = None
-    p: float | None = None
-    p_holm: float | None = None
-
-    @property
-    def significant(self) -> bool:
-        return self.p_holm is not None and self.p_holm < ALPHA
-
-    @property
-    def verdict(self) -> str:
-        if self.low is not None and self.p is None:
-            return "too few differ"
-        return verdict(self.low, self.high, seeds=self.seeds, significant=self.significant)
 
 
 @dataclass(frozen=True)
@@ -162,11 +128,14 @@ class Contrast:
     def covers(self) -> str:
         """The sources of variation that the interval covers."""
         seeds, others = len(self.group.models), len(self.baseline.models)
+        units = f"{self.unit}s"
+        if self.overall.groups < self.overall.n:
+            units += f" in {self.overall.groups} groups"
         if seeds == others == 1:
-            return f"{self.unit}s; these two models only"
+            return f"{units}; these two models only"
         if self.paired_seeds:
-            return f"{self.unit}s and {seeds} paired seeds"
-        return f"{self.unit}s and seeds ({seeds} against {others}, not paired)"
+            return f"{units} and {seeds} paired seeds"
+        return f"{units} and seeds ({seeds} against {others}, not paired)"
 
 
 def categories(scores: Sequence[UnitScore], unit: str = "question") -> list[Category]:
@@ -203,20 +172,15 @@ def _category(scores: Sequence[UnitScore], rows: Sequence[int], kind: str, name:
 def score_group(group: Group, category: Category, resamples: int = RESAMPLES) -> Score:
     """Return the mean score of a group on the units of a category."""
     scores = category.scores(group)
+    found = score_interval(scores, groups=category.groups, resamples=resamples)
     n, mean = scores.shape[1], float(scores.mean())
-    if n < MINIMUM_UNITS:
+    if found is None:
         return Score(category, n, mean, None, None, None)
     over_seeds = None
     if len(scores) > 1:
         spread = mean_interval(scores.mean(axis=1).tolist())
         over_seeds = replace(spread, low=max(0.0, spread.low), high=min(1.0, spread.high))
-    if len(scores) == 1 and _binary(scores) and category.groups is None:
-        spread = wilson(int(scores.sum()), n)
-        return Score(category, n, mean, spread.low, spread.high, None)
-    zeros = np.zeros_like(scores)
-    bootstrap = paired_bootstrap_runs(scores, zeros, resamples=resamples, groups=category.groups)
-    low, high = _hull(bootstrap, crossed_test(scores, zeros, paired=True))
-    return Score(category, n, mean, max(0.0, low), min(1.0, high), over_seeds)
+    return Score(category, n, mean, found.low, found.high, over_seeds)
 
 
 def contrast(
@@ -228,12 +192,13 @@ def contrast(
     """
     first, *others = (_delta(group, baseline, category, resamples) for category in parts)
     models = {model.seed: i for i, model in enumerate(baseline.models)}
-    a, b = parts[0].scores(group), parts[0].scores(baseline)
+    a, b, groups = parts[0].scores(group), parts[0].scores(baseline), parts[0].groups
+    tested = parts[0].independent >= MINIMUM_UNITS and all(np.isin(scores, (0.0, 1.0)).all() for scores in (a, b))
     pairs = tuple(
         SeedPair(
             model.seed,
             float(a[i].mean() - b[models[model.seed]].mean()),
-            mcnemar(a[i], b[models[model.seed]]) if _binary(a, b) else None,
+            mcnemar(a[i], b[models[model.seed]], groups) if tested else None,
         )
         for i, model in enumerate(group.models)
         if model.seed in models
@@ -243,8 +208,8 @@ def contrast(
 
 def adjust(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """Return the contrasts with p-values after Holm, in two families: the overall differences, and all others."""
-    overall = _holm([c.overall for c in contrasts])
-    parts = iter(_holm([delta for c in contrasts for delta in c.parts]))
+    overall = adjust_holm([c.overall for c in contrasts])
+    parts = iter(adjust_holm([delta for c in contrasts for delta in c.parts]))
     return [
         replace(c, overall=delta, parts=tuple(next(parts) for _ in c.parts))
         for c, delta in zip(contrasts, overall, strict=True)
@@ -252,50 +217,11 @@ def adjust(contrasts: Sequence[Contrast]) -> list[Contrast]:
 
 
 def _delta(group: Group, baseline: Group, category: Category, resamples: int) -> Delta:
-    a, b = category.scores(group), category.scores(baseline)
-    n, fewest = a.shape[1], min(len(a), len(b))
-    paired = group.seeds == baseline.seeds
-    differing = int((np.abs(a.mean(axis=0) - b.mean(axis=0)) > 1e-12).sum())
-    delta = Delta(category, n, fewest, differing, float(a.mean() - b.mean()))
-    if n < MINIMUM_UNITS:
-        return delta
-    over_seeds = None
-    if fewest > 1 and paired:
-        over_seeds = mean_interval((a - b).mean(axis=1).tolist())
-    elif fewest > 1:
-        over_seeds = welch(a.mean(axis=1).tolist(), b.mean(axis=1).tolist())
-    draw = paired_bootstrap_runs if paired else bootstrap_unpaired_seeds
-    bootstrap = draw(a, b, resamples=resamples, groups=category.groups)
-    exact = len(a) == len(b) == 1 and _binary(a, b)
-    p_mcnemar = mcnemar(a[0], b[0]) if exact else None
-    crossed = None if exact else crossed_test(a, b, paired=paired)
-    low, high = _hull(bootstrap, crossed)
-    tests = [bootstrap.p, p_mcnemar, crossed.p if crossed else None]
-    # A difference of exactly 0 needs no test to be undecided.
-    tested = exact or differing == 0 or differing >= FEWEST_DIFFERING
-    return replace(
-        delta,
-        difference=bootstrap.mean,
-        low=max(-1.0, low),
-        high=min(1.0, high),
-        bootstrap=bootstrap,
-        crossed=crossed,
-        p_mcnemar=p_mcnemar,
-        over_seeds=over_seeds,
-        p=max(value for value in tests if value is not None) if tested else None,
+    found = compare_scores(
+        category.scores(group),
+        category.scores(baseline),
+        paired=group.seeds == baseline.seeds,
+        groups=category.groups,
+        resamples=resamples,
     )
-
-
-def _binary(*scores: np.ndarray) -> bool:
-    """Return whether all scores are right (1) or wrong (0)."""
-    return all(bool(np.isin(array, (0.0, 1.0)).all()) for array in scores)
-
-
-def _hull(one: Interval, other: Interval | None) -> tuple[float, float]:
-    return (one.low, one.high) if other is None else (min(one.low, other.low), max(one.high, other.high))
-
-
-def _holm(deltas: Sequence[Delta]) -> list[Delta]:
-    tested = [delta for delta in deltas if delta.p is not None]
-    adjusted = iter(holm([delta.p for delta in tested if delta.p is not None]))
-    return [replace(delta, p_holm=next(adjusted)) if delta.p is not None else delta for delta in deltas]
+    return Delta(**vars(found), category=category)

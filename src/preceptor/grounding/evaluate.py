@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.reflection_round import Ask
 from preceptor.grounding.selection import Similarity, choose
 from preceptor.grounding.settings import SelectionConfig
+from preceptor.scores import number_groups
 
 
 def answer_greedily(
@@ -73,6 +74,12 @@ def prediction_row(dialogue: Dialogue, prediction: str) -> dict[str, Any]:
         "target": target,
         "prediction": prediction,
     }
+
+
+def with_groups(rows: Sequence[Mapping[str, Any]], dialogues: Sequence[Dialogue]) -> list[dict[str, Any]]:
+    """Return the rows with the number of each dialogue's group: answers about one image or patient are not independent."""
+    groups = number_groups(dialogues)
+    return [{"id": row["id"], "group": groups[row["id"]], **row} for row in rows]
 
 
 @torch.inference_mode()

@@ -25,7 +25,14 @@ from preceptor.grounding.config import STAGE_ADDS, GroundingRecipe, VlmRunConfig
 from preceptor.grounding.context import RunContext, guidance_of
 from preceptor.grounding.data import describe_dialogues, read_recipe_dialogues
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample
-from preceptor.grounding.evaluate import answer_greedily, answer_selectively, asker, mean_loss, prediction_row
+from preceptor.grounding.evaluate import (
+    answer_greedily,
+    answer_selectively,
+    asker,
+    mean_loss,
+    prediction_row,
+    with_groups,
+)
 from preceptor.grounding.figures import write_figures
 from preceptor.grounding.memory import announce, available, estimate_memory, load_model_config, sentence, warning
 from preceptor.grounding.metrics import DESCRIBES, score_rows
@@ -325,7 +332,7 @@ class GroundingExperiment(Experiment):
         test = self.context.readable("test")
         empty = [prediction_row(row, "") for row in data.split("test") if row.id in self.context.broken_ids]
         rows, seconds = answer_greedily(model, test, recipe.answers)
-        rows += empty
+        rows = with_groups(rows + empty, data.split("test"))
         found = Evaluation(
             rows=dict.fromkeys(ids, rows),
             scores={id: score_rows(rows, name) for id, name in ids.items()},
@@ -337,7 +344,7 @@ class GroundingExperiment(Experiment):
             chosen, slower = answer_selectively(
                 model, test, recipe.answers, selection, self.context.similarity, recipe.seed
             )
-            chosen += empty
+            chosen = with_groups(chosen + empty, data.split("test"))
             found.extras["selection"] = {
                 "candidates": selection.candidates,
                 "temperature": selection.temperature,

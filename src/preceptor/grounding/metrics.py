@@ -1,6 +1,6 @@
 """Scores of answered dialogues: Med-GRIT-270k's four tasks, by modality and as means, under two protocols.
 
-A row is a line of the predictions file: ``id, turn, task, modality, question, target, prediction``.
+A row is a line of the predictions file: ``id, group, turn, task, modality, question, target, prediction``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from preceptor.grounding.box_metrics import (
     strict_named,
 )
 from preceptor.grounding.captions import METRICS, caption_scores_by_group, require_captions
-from preceptor.scores import UnitScore
+from preceptor.scores import UnitScore, group_of
 from preceptor.text_metrics import token_f1
 
 Row = Mapping[str, Any]
@@ -155,7 +155,7 @@ def row_score(row: Row, protocol: str) -> float | None:
 
 
 def unit_scores(rows: Sequence[Row], protocol: str) -> list[UnitScore]:
-    """Return one value per answer, in the order of the rows. Answers of the same dialogue are a group.
+    """Return one value per answer, in the order of the rows. Answers about the same image or patient are a group.
 
     The last part of the protocol's id is `birdeval` or `strict`. Answers without a score are omitted.
     """
@@ -166,7 +166,7 @@ def unit_scores(rows: Sequence[Row], protocol: str) -> list[UnitScore]:
             if value is not None:
                 unit = f"{row['id']}, turn {row['turn']}" if row.get("turn", 1) > 1 else row["id"]
                 metric = f"{task}/{UNIT_METRICS[task]}"
-                scores.append(UnitScore(unit, row["id"], metric, value, {"modalities": row["modality"]}))
+                scores.append(UnitScore(unit, group_of(row), metric, value, {"modalities": row["modality"]}))
     return scores
 
 

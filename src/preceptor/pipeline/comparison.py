@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from preceptor.pipeline.run_dir import predictions_file, read_predictions
 from preceptor.scores import Metrics, UnitScore, align, unit_means
-from preceptor.statistics import ALPHA, MINIMUM_UNITS, mcnemar, paired_bootstrap, verdict
+from preceptor.statistics import MINIMUM_UNITS, Difference, adjust_holm, compare_scores
 
 TEACHER, BASELINE = "teacher", "baseline"
 SELECTED = "selected"
@@ -24,9 +25,15 @@ def compare_stages(folders: Mapping[str, Path], protocols: Iterable[str], metric
         metrics: module ``preceptor.<task>.metrics``.
 
     Returns:
-        ``{protocol: {"distilled - baseline": difference(...), ...}}``. If the last stage also selected among several
-        answers, ``"STAGE selected - STAGE"`` is included. If ``metrics.RATIO_TO_TEACHER``, ``"distilled / teacher"`` is
-        the student's score divided by the teacher's.
+        ``{protocol: {"distilled - baseline": entry, ...}}``. If the last stage also selected among several answers,
+        ``"STAGE selected - STAGE"`` is included. If ``metrics.RATIO_TO_TEACHER``, ``"distilled / teacher"`` is the
+        student's score divided by the teacher's.
+
+        An entry is ``{"metric", "difference", "low", "high", "p", "p_holm", "n", "groups", "seeds", "interval",
+        "verdict"}`` and, for each kind of category, ``{name: {"difference", "low", "high", "n", "groups", "p_holm",
+        "verdict"}}``; see `statistics.Difference`. ``p_holm`` is adjusted for all overall differences under the
+        protocol, or for all those by category. If the task consists of several tasks (metrics ``TASK/METRIC``), it is
+        ``{task: such an entry}``.
     """
     students = [stage for stage in folders if stage.partition("-")[0] != TEACHER]
     pairs = [(stage, BASELINE) for stage in students if BASELINE in students and stage != BASELINE]
@@ -38,12 +45,13 @@ def compare_stages(folders: Mapping[str, Path], protocols: Iterable[str], metric
             for stage in folders
             if stage in students or (stage == TEACHER and metrics.RATIO_TO_TEACHER)
         }
-        entry: dict[str, Any] = {f"{a} - {b}": difference(scores[a], scores[b], metrics.UNIT) for a, b in pairs}
+        found = {f"{a} - {b}": _compare(scores[a], scores[b]) for a, b in pairs}
         last = students[-1]
         selected = f"{protocol}/{SELECTED}"
         if predictions_file(folders[last], selected).is_file():
             chosen = metrics.unit_scores(read_predictions(folders[last], selected), protocol)
-            entry[f"{last} {SELECTED} - {last}"] = difference(chosen, scores[last], metrics.UNIT)
+            found[f"{last} {SELECTED} - {last}"] = _compare(chosen, scores[last])
+        entry: dict[str, Any] = _entries(found, metrics.UNIT)
         if TEACHER in scores and last != BASELINE:
             means = [_mean(unit_means(scores[stage])[0]) for stage in (last, TEACHER)]
             if means[1]:
@@ -53,53 +61,69 @@ def compare_stages(folders: Mapping[str, Path], protocols: Iterable[str], metric
 
 
 def difference(a: Sequence[UnitScore], b: Sequence[UnitScore], unit: str) -> dict[str, Any]:
-    """Return the paired difference a - b of two models, in total and by category.
+    """Return the entry of a single pair of models, a - b, as `compare_stages` does. `unit`: word for a unit."""
+    return _entries({"": _compare(a, b)}, unit)[""]
 
-    Args:
-        a: values of a model.
-        b: values of the other model for the same units.
-        unit: what a unit is, in the singular.
 
-    Returns:
-        ``{"metric", "difference", "low", "high", "p", "n", "seeds", "interval", "verdict"}`` and, for each kind of
-        category, ``{name: {"difference", "low", "high", "n", "verdict"}}``. Bounds are of the 95 % interval, None for
-        fewer than `MINIMUM_UNITS` units. p is McNemar's for right and wrong, otherwise the bootstrap's. If the task
-        consists of several tasks (metrics ``TASK/METRIC``), ``{task: such an entry}``.
-    """
+@dataclass(frozen=True)
+class _Compared:
+    """The difference of two models under a metric, on all units and by (kind, name) of category."""
+
+    overall: Difference
+    parts: dict[tuple[str, str], Difference]
+
+
+def _compare(a: Sequence[UnitScore], b: Sequence[UnitScore]) -> dict[str, _Compared]:
+    """Return what is compared by metric. Raises UserError if the two were not scored on the same units."""
     b = align(b, a, "The two models")
-    entries = {metric: _entry(a, b, metric, unit) for metric in dict.fromkeys(score.metric for score in a)}
-    if any("/" in metric for metric in entries):
-        return {metric.partition("/")[0]: entry for metric, entry in entries.items()}
-    return next(iter(entries.values()), {})
+    found = {}
+    for metric in dict.fromkeys(score.metric for score in a):
+        pairs = [(x, y) for x, y in zip(a, b, strict=True) if x.metric == metric]
+        parts = {}
+        for kind in dict.fromkeys(kind for x, _ in pairs for kind in x.categories):
+            for name in sorted({x.categories[kind] for x, _ in pairs if kind in x.categories}):
+                parts[kind, name] = _difference([p for p in pairs if p[0].categories.get(kind) == name])
+        found[metric] = _Compared(_difference(pairs), parts)
+    return found
 
 
-def _entry(a: Sequence[UnitScore], b: Sequence[UnitScore], metric: str, unit: str) -> dict[str, Any]:
-    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x.metric == metric]
-    entry: dict[str, Any] = {"metric": metric.rpartition("/")[2], **_interval(pairs, with_p=True)}
-    if entry["low"] is None:
-        entry["interval"] = f"no interval, fewer than {MINIMUM_UNITS} {unit}s"
-    else:
-        entry["interval"] = f"95 %, paired bootstrap over {unit}s, one seed"
-    for kind in dict.fromkeys(kind for x, _ in pairs for kind in x.categories):
-        names = sorted({x.categories[kind] for x, _ in pairs if kind in x.categories})
-        entry[kind] = {name: _interval([p for p in pairs if p[0].categories.get(kind) == name]) for name in names}
-    return entry
-
-
-def _interval(pairs: Sequence[tuple[UnitScore, UnitScore]], *, with_p: bool = False) -> dict[str, Any]:
-    """Return the difference of the pairs, with its interval if there are enough units."""
+def _difference(pairs: Sequence[tuple[UnitScore, UnitScore]]) -> Difference:
     (of_a, groups), (of_b, _) = unit_means(x for x, _ in pairs), unit_means(y for _, y in pairs)
-    x, y = list(of_a.values()), list(of_b.values())
-    low = high = p = None
-    mean = _mean(of_a) - _mean(of_b)
-    if len(x) >= MINIMUM_UNITS:
-        clusters = groups if len(set(groups)) < len(groups) else None
-        interval = paired_bootstrap(x, y, groups=clusters)
-        mean, low, high = interval.mean, interval.low, interval.high
-        p = mcnemar(x, y) if set(x) | set(y) <= {0.0, 1.0} else interval.p
-    conclusion = verdict(low, high, seeds=1, significant=p is not None and p < ALPHA)
-    entry = {"difference": mean, "low": low, "high": high, "n": len(x), "verdict": conclusion}
-    return entry | ({"p": p, "seeds": 1} if with_p else {})
+    return compare_scores([list(of_a.values())], [list(of_b.values())], paired=True, groups=groups)
+
+
+def _entries(found: Mapping[str, Mapping[str, _Compared]], unit: str) -> dict[str, Any]:
+    """Return the entry of each pair, with p-values adjusted in two families: all overall differences, all others."""
+    flat = [compared for by_metric in found.values() for compared in by_metric.values()]
+    overall = iter(adjust_holm([compared.overall for compared in flat]))
+    parts = iter(adjust_holm([part for compared in flat for part in compared.parts.values()]))
+    entries: dict[str, Any] = {}
+    for pair, by_metric in found.items():
+        of_pair: dict[str, Any] = {}
+        for metric, compared in by_metric.items():
+            whole = next(overall)
+            entry = {"metric": metric.rpartition("/")[2], **_as_dict(whole), "p": whole.p, "seeds": whole.seeds}
+            entry["interval"] = _describe(whole, unit)
+            for kind, name in compared.parts:
+                entry.setdefault(kind, {})[name] = _as_dict(next(parts))
+            of_pair[metric.partition("/")[0]] = entry
+        of_tasks = any("/" in metric for metric in by_metric)
+        entries[pair] = of_pair if of_tasks else next(iter(of_pair.values()), {})
+    return entries
+
+
+def _as_dict(one: Difference) -> dict[str, Any]:
+    keys = ("difference", "low", "high", "n", "groups", "p_holm", "verdict")
+    return {key: getattr(one, key) for key in keys}
+
+
+def _describe(one: Difference, unit: str) -> str:
+    """Return what the interval covers, or why there is none."""
+    shared = one.groups < one.n
+    if one.low is None:
+        few = f"fewer than {MINIMUM_UNITS}"
+        return f"no interval, {few} groups of {unit}s" if shared else f"no interval, {few} {unit}s"
+    return f"95 %, paired bootstrap over {unit}s{f' in {one.groups} groups' if shared else ''}, one seed"
 
 
 def _mean(values: Mapping[str, float]) -> float:

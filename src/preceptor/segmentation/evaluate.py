@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from preceptor.data.volumes import load_case, on_source_grid, save_mask, to_labels, to_regions
+from preceptor.scores import number_groups
 from preceptor.segmentation.config import EvaluationConfig, SegmentationRecipe
 from preceptor.segmentation.dataset import VolumeExamples, WholeCase
 from preceptor.segmentation.election import mean_scores
@@ -121,11 +122,12 @@ def mean_of(scores: dict[str, dict[str, float]]) -> float:
 def score_cases(
     network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows {id, subset, region, dice, hd95} of every case, as predicted (`A`) and post-processed (`A-post`).
+    """Return the rows of every case (`metrics.score_masks`), as predicted (`A`) and post-processed (`A-post`).
 
     A row scores the label map that would be written, on the grid of the source file.
     """
     rows: dict[str, list[dict[str, Any]]] = {"A": [], "A-post": []}
+    groups, regions = number_groups(cases.cases), list(cases.regions)
     for index in range(len(cases)):
         case = cases.whole(index)
         target = reference_masks(cases, index, case)
@@ -135,7 +137,7 @@ def score_cases(
                 label = on_source_grid(label_map(probabilities, cases.regions, post), case.loaded)
                 masks = to_regions(label, cases.regions)
                 name = subset_name(subset, cases.modalities)
-                rows[key] += score_masks(case.id, name, masks, target, list(cases.regions), spacing)
+                rows[key] += score_masks(case.id, name, masks, target, regions, spacing, group=groups[case.id])
     return rows
 
 

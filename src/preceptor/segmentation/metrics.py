@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.scores import UnitScore
+from preceptor.scores import UnitScore, group_of
 
 UNIT = "case"
 ROW_FIELDS = {"id": str, "subset": str, "region": str, "dice": float, "hd95": float}
@@ -89,8 +89,10 @@ def score_masks(
     targets: np.ndarray,
     regions: Sequence[str],
     spacing: Sequence[float],
+    *,
+    group: str = "",
 ) -> list[dict[str, Any]]:
-    """Return the rows {id, subset, region, dice, hd95} of one predicted label map, one row per region.
+    """Return the rows {id, group, subset, region, dice, hd95} of one predicted label map, one row per region.
 
     All scores of a run and of `preceptor score` are made here, from the regions of label maps as they are saved.
 
@@ -101,10 +103,12 @@ def score_masks(
         targets: the regions (R, D, H, W) bool of the reference on the same grid.
         regions: names of the R regions.
         spacing: voxel size in mm along D, H, W.
+        group: number of the patient, whose cases are not independent; default: the case is on its own.
     """
     return [
         {
             "id": id,
+            "group": group or id,
             "subset": subset,
             "region": region,
             "dice": dice(masks[r], targets[r]),
@@ -119,7 +123,7 @@ def unit_scores(rows: Sequence[Mapping[str, Any]], protocol: str) -> list[UnitSc
     return [
         UnitScore(
             row["id"],
-            row["id"],
+            group_of(row),
             "dice",
             float(row["dice"]),
             {"regions": row["region"], "modalities": _number(row["subset"].count("+") + 1)},

@@ -10,7 +10,7 @@ from preceptor.data.segmentation.modalities import stem
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.errors import UserError, nearest
 from preceptor.recipe import read_recipe, validate
-from preceptor.scores import Scored, percent
+from preceptor.scores import Scored, number_groups, percent
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.metrics import DESCRIBES, score_masks, table
 from preceptor.segmentation.subsets import name as subset_name
@@ -55,6 +55,7 @@ def score_file(predictions: Path, protocol: str, *, root: Path | None = None) ->
     cases = [case for case in (data.samples if variant == ALL else data.split("test")) if case.mask is not None]
     masks, notes = _match(predictions, cases, data)
     rows: list[dict[str, Any]] = []
+    groups, names = number_groups(cases), list(data.regions)
     for case in cases:
         assert case.mask is not None
         reference, grid = load_label(case.mask, data.regions)
@@ -65,7 +66,7 @@ def score_file(predictions: Path, protocol: str, *, root: Path | None = None) ->
             require_same_grid(case.mask, grid, file, own_grid)
             combination = subset_name(subset, data.modalities)
             regions = to_regions(label, data.regions)
-            rows += score_masks(case.id, combination, regions, targets, list(data.regions), grid.spacing)
+            rows += score_masks(case.id, combination, regions, targets, names, grid.spacing, group=groups[case.id])
     scores = table(rows)
     results = {
         "stage": predictions.name,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from preceptor.data.types import AnswerType, Prediction, Sample
 from preceptor.errors import UserError
 from preceptor.normalizers import NORMALISERS
-from preceptor.scores import UnitScore
+from preceptor.scores import UnitScore, group_of, number_groups
 from preceptor.text_metrics import corpus_bleu, imageclef_bleu, token_f1, tokens, vqa_soft
 from preceptor.vqa.protocols import Metric, Protocol, metric_of
 
@@ -32,9 +32,11 @@ class Row(TypedDict):
 
     `answer` (predicted) and `answers` (accepted) are verbatim, so that anyone can apply another metric. `prediction`
     and `target` are normalised. `score` is the protocol's metric in [0, 1]; `bleu` and `f1` are always included.
+    `group` is the number of the image or patient, whose questions are not independent.
     """
 
     id: str
+    group: str
     answer: str
     answers: list[str]
     prediction: str
@@ -77,17 +79,18 @@ class Scores:
         return self._accuracy(lambda row: row["answer_type"] == "closed")
 
     def interval(self) -> dict[str, float] | None:
-        """Return Wilson's 95 % interval of the accuracy over questions.
+        """Return the 95 % interval of the accuracy over questions (`statistics.score_interval`).
 
-        It is None for another metric and for fewer than `statistics.MINIMUM_UNITS` questions. It is not part of
-        `as_dict`, because scipy takes longer to import than a file of predictions to score.
+        It is None for another metric and for questions of fewer than `statistics.MINIMUM_UNITS` images or patients. It
+        is not part of `as_dict`, because scipy takes longer to import than a file of predictions to score.
         """
-        from preceptor.statistics import MINIMUM_UNITS, wilson
+        from preceptor.statistics import score_interval
 
-        if self.metric != "accuracy" or len(self.scored) < MINIMUM_UNITS:
+        if self.metric != "accuracy":
             return None
-        spread = wilson(sum(row["correct"] for row in self.scored), len(self.scored))
-        return {"low": spread.low, "high": spread.high}
+        groups = [row["group"] for row in self.scored]
+        spread = score_interval([[row["score"] for row in self.scored]], groups=groups)
+        return None if spread is None else {"low": spread.low, "high": spread.high}
 
     def question_types(self) -> dict[str, dict[str, float | int]]:
         """Return ``{question type: {"accuracy": share, "n": count}}``; questions without a type are omitted."""
@@ -142,6 +145,7 @@ def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol
     """
     normalise, metric = lru_cache(maxsize=None)(NORMALISERS[protocol.normaliser]), protocol.metric
     selected = [sample for sample in samples if protocol.select(sample)]
+    groups = number_groups(samples)
     _refuse_repeated("samples", [sample.id for sample in selected], protocol)
     _refuse_repeated("predictions", [prediction.id for prediction in predictions], protocol)
     by_id = {prediction.id: prediction for prediction in predictions}
@@ -165,6 +169,7 @@ def score(samples: Sequence[Sample], predictions: Sequence[Prediction], protocol
         rows.append(
             Row(
                 id=sample.id,
+                group=groups[sample.id],
                 answer=prediction.answer,
                 answers=list(sample.answers),
                 prediction=text,
@@ -187,7 +192,7 @@ def unit_scores(rows: Sequence[Mapping[str, Any]], protocol: str) -> list[UnitSc
     return [
         UnitScore(
             row["id"],
-            row["id"],
+            group_of(row),
             metric,
             float(row["score"]),
             {"answer_types": row["answer_type"]}
