@@ -69,6 +69,7 @@ def recipe_text(name: str) -> tuple[str, str]:
 def read_recipe(name: str, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], str]:
     """Return (keys and values, place) of a recipe after ``key.sub=value`` overrides, whose values are YAML.
 
+    If they choose another data set, the description is dropped, because it is about the one of the recipe.
     Raises UserError for a file that cannot be read and for an override that is not valid. Nothing is validated.
     """
     text, place = recipe_text(name)
@@ -78,9 +79,17 @@ def read_recipe(name: str, overrides: Iterable[str] = ()) -> tuple[dict[str, Any
         raise UserError(f"{place} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{place} must be a mapping of keys to values, not {type(raw).__name__}")
+    data_set = _get_nested(raw, "data.name")
     for override in overrides:
         apply_override(raw, override)
+    if _get_nested(raw, "data.name") != data_set:
+        raw.pop("description", None)
     return raw, place
+
+
+def is_for(recipe: str, data_set: str) -> bool:
+    """Return whether a data set is that of a shipped recipe; True for any other recipe."""
+    return recipe not in recipe_names() or _get_nested(read_recipe(recipe)[0], "data.name") in (data_set, _MISSING)
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:

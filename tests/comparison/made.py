@@ -24,11 +24,12 @@ def write_stage(
     stage: str = "distilled",
     seed: int = 0,
     settings: dict[str, Any] | None = None,
+    per_group: int = 1,
     **results: Any,
 ) -> Path:
     """Write a finished stage whose answers to questions 0, 1, ... are right as `hits` says; return its folder.
 
-    `settings` are recipe keys by section, `results` go into results.json.
+    `settings` are recipe keys by section, `results` go into results.json. `per_group` questions share an image.
     """
     recipe = {"name": "toy", "task": "vqa", "stages": [stage], "seed": seed, "output": str(folder), **(settings or {})}
     if stage == "distilled":
@@ -38,6 +39,7 @@ def write_stage(
     rows = [
         {
             "id": f"q{i}",
+            "group": f"{i // per_group}",
             "prediction": "yes" if hit else "no",
             "probability": 0.5,
             "target": "yes",

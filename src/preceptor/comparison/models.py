@@ -44,6 +44,7 @@ class TrainedModel:
         results: content of results.json.
         protocol: id of the protocol.
         scores: values of the test units; all models of a comparison have them in the same order.
+        grouped: whether the predictions tell which units share an image or a patient.
     """
 
     source: Path
@@ -57,6 +58,7 @@ class TrainedModel:
     results: dict[str, Any]
     protocol: str
     scores: tuple[UnitScore, ...]
+    grouped: bool = True
 
     @cached_property
     def values(self) -> np.ndarray:
@@ -159,6 +161,7 @@ def _model(source: Path, folder: Path, results: dict[str, Any], protocol: str) -
         results,
         protocol,
         _scores(folder, rows, protocol, results["protocols"][protocol], module(recipe.task, "metrics")),
+        all("group" in row for row in rows),
     )
 
 

@@ -213,10 +213,20 @@ def _curves(groups: Sequence[Group]) -> tuple[Curve, ...]:
 
 def _cautions(groups: Sequence[Group], parts: Sequence[Category], unit: str) -> list[str]:
     cautions = []
-    few = [part.n for part in parts if part.kind == ALL and part.n < MINIMUM_UNITS]
+    few = [part for part in parts if part.kind == ALL and part.independent < MINIMUM_UNITS]
     if few:
-        number = f"is only 1 {unit}" if min(few) == 1 else f"are only {min(few)} {unit}s"
-        cautions.append(f"There {number}: below {MINIMUM_UNITS}, no interval, test or verdict is given.")
+        part = min(few, key=lambda part: part.independent)
+        kind = unit if part.groups is None else f"group of {unit}s that share an image or patient"
+        kind = kind if part.independent == 1 else kind.replace("group", "groups", 1) if part.groups else f"{unit}s"
+        verb = "is only" if part.independent == 1 else "are only"
+        cautions.append(
+            f"There {verb} {part.independent} {kind}: below {MINIMUM_UNITS}, no interval, test or verdict is given."
+        )
+    if not all(model.grouped for group in groups for model in group.models):
+        cautions.append(
+            f"The predictions of an earlier version do not tell which {unit}s share an image or patient, so intervals "
+            "may be too narrow; `preceptor evaluate RUN` writes them again."
+        )
     single = [group.name for group in groups if len(group.models) < MINIMUM_SEEDS]
     if single:
         which = "Every group" if len(single) == len(groups) else ", ".join(single)
@@ -262,6 +272,7 @@ def _score(score: Score) -> dict[str, Any]:
         "kind": score.category.kind,
         "category": score.category.name,
         "n": score.n,
+        "groups": score.category.independent,
         "mean": score.mean,
         "low": score.low,
         "high": score.high,
@@ -290,6 +301,7 @@ def _delta(delta: Delta) -> dict[str, Any]:
         "kind": delta.category.kind,
         "category": delta.category.name,
         "n": delta.n,
+        "groups": delta.groups,
         "seeds": delta.seeds,
         "differing": delta.differing,
         "difference": delta.difference,

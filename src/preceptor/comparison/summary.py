@@ -7,6 +7,7 @@ from typing import Any
 
 from preceptor.report.format import NONE, SPACE, interval, p_value, percent, points
 from preceptor.report.tables import Table
+from preceptor.statistics import excludes_zero
 
 VERDICTS = {
     "better": "better *",
@@ -35,9 +36,11 @@ def headline(document: Mapping[str, Any]) -> list[str]:
     if not document["differences"]:
         name, metric = next(iter(groups)), document["metrics"][0]
         score = score_of(groups[name], metric)
+        within = f"95{SPACE}% interval {interval(score['low'], score['high'])}"
+        within = "too few for an interval" if score["low"] is None else within
         return [
             f"There is only one group, {name}, and nothing to compare it with: {metric} {percent(score['mean'])} on "
-            f"{score['n']} {document['unit']}s, 95{SPACE}% interval {interval(score['low'], score['high'])}."
+            f"{_counted(score, document['unit'])}, {within}."
         ]
     ordered = sorted(
         document["differences"],
@@ -55,10 +58,10 @@ def _sentence(d: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     unit = document["unit"]
     if d["low"] is None:
         return (
-            f"{d['title']}: {points(d['difference'])} points on {d['n']} {unit}s, fewer than the "
+            f"{d['title']}: {points(d['difference'])} points on {_counted(d, unit)}, fewer than the "
             f"{document['minimum_units']} that an interval and a verdict need."
         )
-    inside = d["low"] <= 0 <= d["high"]
+    inside = not excludes_zero(d["low"], d["high"])
     conclusion = {
         "better": "higher scores",
         "worse": "lower scores",
@@ -71,6 +74,12 @@ def _sentence(d: Mapping[str, Any], document: Mapping[str, Any]) -> str:
         f"{d['title']}: {points(d['difference'])} points, 95{SPACE}% interval {interval(d['low'], d['high'], points)} "
         f"over {d['covers']}, n = {d['n']}: {conclusion}."
     )
+
+
+def _counted(d: Mapping[str, Any], unit: str) -> str:
+    """Return the number of units and, if some share an image or a patient, of their groups."""
+    units = f"{d['n']} {unit}{'' if d['n'] == 1 else 's'}"
+    return units if d["groups"] == d["n"] else f"{units} in {d['groups']} group{'' if d['groups'] == 1 else 's'}"
 
 
 def scores_table(document: Mapping[str, Any], metric: str) -> Table:
@@ -89,7 +98,9 @@ def scores_table(document: Mapping[str, Any], metric: str) -> Table:
         rows.append([group["name"], *cells])
     columns = ["Group", "Seeds", metric, f"95{SPACE}% interval", "Over seeds"]
     columns += [f"{score['category']} ({score['n']})" for score in shown]
-    title = f"{document['protocol']} (n = {score_of(document['groups'][0], metric)['n']}): {metric} in{SPACE}%"
+    whole = score_of(document["groups"][0], metric)
+    of = f", in {whole['groups']} groups" if whole["groups"] < whole["n"] else ""
+    title = f"{document['protocol']} (n = {whole['n']}{of}): {metric} in{SPACE}%"
     return Table(title, columns, rows, keys=[color(group) for group in document["groups"]])
 
 

@@ -77,7 +77,7 @@ def prediction_row(dialogue: Dialogue, prediction: str) -> dict[str, Any]:
 
 
 def with_groups(rows: Sequence[Mapping[str, Any]], dialogues: Sequence[Dialogue]) -> list[dict[str, Any]]:
-    """Return the rows with the number of each dialogue's group: answers about one image or patient are not independent."""
+    """Return the rows with the number of each dialogue's group: answers about one image are not independent."""
     groups = number_groups(dialogues)
     return [{"id": row["id"], "group": groups[row["id"]], **row} for row in rows]
 

@@ -90,6 +90,7 @@ class GroundingExperiment(Experiment):
 
     task = "grounding"
     metrics: ClassVar[Metrics] = metrics
+    validation_metric = "likelihood per answer token"
     packages = ("transformers", "tokenizers", "pillow")
     shared_folders = (STORE, CACHE, PRIOR, "new-teacher", "new-student")
     recipe: GroundingRecipe
@@ -273,6 +274,15 @@ class GroundingExperiment(Experiment):
             if recipe.method.pseudo_labels.share > 0 and recipe.method.pseudo_labels.store is None:
                 recipe.method.pseudo_labels.store = str(root / STORE)
         return recipe
+
+    def teaching_folders(self, kind: str) -> list[Path]:
+        return [Path(self._teaching_run() or self.recipe.output_folder / "teacher")] if self.has_teacher(kind) else []
+
+    def validation(self, folder: Path, training: dict[str, Any]) -> dict[str, Any]:
+        """A likelihood per token is comparable only between models with one tokenizer."""
+        found = super().validation(folder, training)
+        tokenizer = sha256(folder / "model" / "tokenizer.json")
+        return found | {"metric": f"{self.validation_metric}, tokenizer {tokenizer[:8]}"}
 
     def _teaching_run(self) -> str | None:
         return self.recipe.method.teaching_run

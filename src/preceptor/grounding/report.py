@@ -25,7 +25,7 @@ from preceptor.report.contents import (
     stage_title,
     stages_of,
 )
-from preceptor.report.format import NONE, SPACE, enumerate_words, interval, milliseconds, percent, points
+from preceptor.report.format import NONE, SPACE, bounds, enumerate_words, interval, milliseconds, percent, points
 from preceptor.report.page import Charts, Fragment, Page, Section, Text
 from preceptor.report.pictures import data_uri, read_figures
 from preceptor.report.plots import Dot, Line, interval_plot, line_chart
@@ -117,8 +117,8 @@ def _scores(results: Mapping[str, Any], protocol: str) -> Table:
 
 
 def _difference(entry: Mapping[str, Any]) -> str:
-    bounds = f" ({interval(entry['low'], entry['high'], points)})" if entry["low"] is not None else ""
-    return f"{points(entry['difference'])}{bounds}"
+    low, high = bounds(entry)
+    return points(entry["difference"]) + (f" ({interval(low, high, points)})" if low is not None else "")
 
 
 def _main_metrics(scores: Mapping[str, Any]) -> list[str]:
@@ -175,9 +175,7 @@ def _differences(run: RunRecord) -> list[Any]:
                 if found is not None and (earlier == "baseline") == to_baseline:
                     key = later.partition(" ")[0]
                     selected = later.endswith(" selected")
-                    dots.append(
-                        Dot(_pair_title(pair), key, found["difference"], found["low"], found["high"], not selected)
-                    )
+                    dots.append(Dot(_pair_title(pair), key, found["difference"], *bounds(found), not selected))
             rows.append((name, dots))
         charts.append((f"{title} ({how})", interval_plot(f"{title} ({how})", rows, x_title="points")))
     legend = [(stage.kind, stage.title) for stage in run.stages if stage.kind != "teacher"]

@@ -87,6 +87,8 @@ class Experiment(ABC):
     task: ClassVar[str]
     metrics: ClassVar[Metrics]
     """The module `metrics` of the task, which gives the score of each unit."""
+    validation_metric: ClassVar[str]
+    """Name of the score on validation data."""
     packages: ClassVar[tuple[str, ...]]
     """Packages whose versions results.json records, beside those that every run needs."""
     shared_folders: ClassVar[tuple[str, ...]] = ()
@@ -131,6 +133,25 @@ class Experiment(ABC):
     def has_teacher(self, kind: str) -> bool:
         """Return whether a stage of this kind learns from a teacher with weights of its own."""
         return False
+
+    def teaching_folders(self, kind: str) -> list[Path]:
+        """Return the runs or stages whose models teach a stage of this kind; none if it has no teacher of its own."""
+        return []
+
+    def validation(self, folder: Path, training: dict[str, Any]) -> dict[str, Any]:
+        """Return the entry `validation` of results.json: what tells whether a model can teach another one.
+
+        Scores with equal `metric` and `sha256` (of the validation samples) are comparable. Without a `score` there is
+        nothing to compare.
+
+        Args:
+            folder: of the stage.
+            training: what the training adds to results.json.
+        """
+        kept = training["training"]["kept_step"]
+        scores = [line["score"] for line in training["training"]["validations"] if line["step"] == kept]
+        score = scores[-1] if scores else None
+        return {"metric": self.validation_metric, "score": score, "sha256": self.data.fingerprint("validation")}
 
     def require_checkpoints(self) -> None:  # noqa: B027 - most tasks need none
         """Raise UserError if a checkpoint that a later stage needs does not exist."""

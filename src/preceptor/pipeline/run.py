@@ -18,6 +18,7 @@ from preceptor.pipeline.comparison import compare_stages
 from preceptor.pipeline.experiment import Experiment
 from preceptor.pipeline.speed import measure_speed
 from preceptor.pipeline.stage import run_stage
+from preceptor.pipeline.teaching import nothing_to_teach
 from preceptor.recipe import dump_recipe
 
 log = logging.getLogger("preceptor")
@@ -50,6 +51,10 @@ def run(experiment_class: type[Experiment], recipe: BaseRecipe) -> dict[str, Any
         results: dict[str, dict[str, Any]] = {}
         for stage in stages:
             log.info("stage %s", stage.name)
+            doubt = nothing_to_teach(experiment, stage, results)
+            if doubt and doubt not in experiment.data.notes:
+                log.warning(doubt)
+                experiment.data.notes.append(doubt)
             results[stage.name] = run_stage(experiment, stage, folders[stage.name])
         add_speed(experiment, folders, results)
         document = summarize(experiment, folders, results)

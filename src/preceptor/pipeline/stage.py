@@ -51,6 +51,7 @@ def run_stage(experiment: Experiment, stage: Stage, folder: Path) -> dict[str, A
         "machine": machine(),
         **evaluation.extras,
         **summary,
+        "validation": experiment.validation(folder, summary),
     }
     if state.is_main_process:
         run_dir.write_predictions(folder, evaluation.rows)

@@ -14,6 +14,7 @@ VERDICTS = {
     "better for this seed": "better for this seed; one seed does not show that distillation helps",
     "worse for this seed": "worse for this seed; one seed does not show that distillation hurts",
     "undecided": "not distinguishable from 0",
+    "too few differ": "too few differ for a test",
 }
 """Verdicts of a comparison as the end of a sentence."""
 
@@ -84,19 +85,41 @@ def enumerate_words(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def bounds(entry: Mapping[str, Any] | None) -> tuple[float | None, float | None]:
+    """Return the interval of a score or difference in results.json, (None, None) if it has none.
+
+    An interval of fewer than `statistics.MINIMUM_UNITS` units or groups, as earlier versions wrote it, does not count.
+    """
+    from preceptor.statistics import MINIMUM_UNITS  # imports numpy, which few commands need
+
+    low, high = (finite((entry or {}).get(key)) for key in ("low", "high"))
+    units = [finite((entry or {}).get(key)) for key in ("n", "groups")]
+    if low is None or high is None or any(number is not None and number < MINIMUM_UNITS for number in units):
+        return None, None
+    return low, high
+
+
 def difference_sentence(entry: Mapping[str, Any] | None) -> str:
     """Describe a paired difference of distilled and baseline model from `results["comparison"]`.
 
     Returns an empty string without a difference.
     """
-    difference, low, high = (finite((entry or {}).get(key)) for key in ("difference", "low", "high"))
+    from preceptor.statistics import MINIMUM_UNITS, excludes_zero
+
+    difference, (low, high) = finite((entry or {}).get("difference")), bounds(entry)
     if entry is None or difference is None:
         return ""
-    text, how = f"The difference is {points(difference)} points", entry.get("interval") or "95 %"
+    text, how = f"The difference is {points(difference)} points", str(entry.get("interval") or "95 %")
     if low is None or high is None:
-        return f"{text}; {how}." if entry.get("interval") else f"{text}."
-    verdict = VERDICTS.get(str(entry.get("verdict")), "not distinguishable from 0" if low <= 0 <= high else "")
-    return f"{text}, {interval(low, high, points)} ({how}){f': {verdict}' if verdict else ''}."
+        if how.startswith("no interval"):
+            return f"{text}; {how}."
+        few = finite(entry.get("n")) is not None
+        return f"{text}; no interval, fewer than {MINIMUM_UNITS} units." if few else f"{text}."
+    verdict = str(entry.get("verdict"))
+    if not excludes_zero(low, high):
+        verdict = "undecided"
+    said = VERDICTS.get(verdict, "")
+    return f"{text}, {interval(low, high, points)} ({how}){f': {said}' if said else ''}."
 
 
 def finite(value: Any) -> float | None:

@@ -12,6 +12,7 @@ import yaml
 from markupsafe import Markup
 
 from preceptor.config import BaseRecipe, TrainConfig
+from preceptor.recipe import is_for
 from preceptor.report.contents import get_nested
 from preceptor.report.page import render_markdown
 from preceptor.report.tables import Table
@@ -45,13 +46,14 @@ def render_card(
         context: further values for the template.
     """
     stage = str(results.get("stage") or "model")
-    title = f"{recipe.name}: {stage}"
+    data = results.get("data") or {}
+    own = is_for(recipe.name, recipe.data.name)
+    title = f"{recipe.name if own else data.get('name', 'own data')}: {stage}"
     front: dict[str, Any] = {"license": "other", "library_name": library, "pipeline_tag": pipeline_tag}
     front["tags"] = ["preceptor", "medical", *tags]
     if method:
         front["tags"] += ["knowledge-distillation", method.split(",")[0]]
     front |= _model_index(title, results, pipeline_tag)
-    data = results.get("data") or {}
     sizes = ", ".join(f"{data[split]} {split}" for split in ("train", "validation", "test") if split in data)
     return render_markdown(
         template,
@@ -62,7 +64,7 @@ def render_card(
         data={"name": "unknown", "variant": "", "sha256": "unknown", **data, "sizes": sizes} if data else None,
         notes=results.get("notes") or [],
         tables=[table for table in tables if table],
-        facts=_training(results, train, method),
+        facts=[*([] if own else [f"settings of recipe {recipe.name}, other data"]), *_training(results, train, method)],
         unit=unit,
         **context,
     )

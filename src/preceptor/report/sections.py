@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from preceptor.recipe import is_for
 from preceptor.report.contents import TITLES, RunRecord, first_value, get_nested, stage_kind, stage_title, stages_of
 from preceptor.report.format import NONE, SPACE, count, duration, finite, milliseconds
 from preceptor.report.page import Charts, Code, Details, Facts, Section
@@ -19,7 +20,10 @@ PATH_KEYS = {"output", "root", "images", "cache", "runs", "init", "split_file", 
 
 
 def heading(run: RunRecord, task: str, unit: str) -> tuple[str, list[str]]:
-    """Return the title of a report, which names the data that were used, and facts: the recipe and counts of `unit`."""
+    """Return the title of a report, which names the data that were used, and facts: the recipe and counts of `unit`.
+
+    A shipped recipe that was given other data is only where the settings come from.
+    """
     sizes = run.first("data") or {}
     data = " / ".join(str(sizes[key]) for key in ("name", "variant") if sizes.get(key))
     counts = [
@@ -27,7 +31,9 @@ def heading(run: RunRecord, task: str, unit: str) -> tuple[str, list[str]]:
         for split in ("train", "validation", "test")
         if isinstance(sizes.get(split), int)
     ]
-    return f"{task}: {data}" if data else task, [" · ".join([f"Recipe {run.name}", *counts])]
+    own = is_for(run.name, str(get_nested(run.recipe, "data", "name")))
+    recipe = f"Recipe {run.name}" if own else f"Settings of recipe {run.name}, other data"
+    return f"{task}: {data}" if data else task, [" · ".join([recipe, *counts])]
 
 
 def cost_table(results: Mapping[str, Any], unit: str, titles: Mapping[str, str] = TITLES) -> Table:
@@ -114,7 +120,8 @@ def record_section(run: RunRecord, unit: str) -> Section:
     for stage in run.stages:
         if skipped := get_nested(stage.results, "training", "skipped"):
             facts[f"{unit.capitalize()} left out, {stage.title}"] = ", ".join(map(str, skipped))
-    recipe = yaml.safe_dump(without_paths(run.recipe), sort_keys=False, allow_unicode=True) if run.recipe else ""
+    settings = {key: value for key, value in run.recipe.items() if key != "description"}
+    recipe = yaml.safe_dump(without_paths(settings), sort_keys=False, allow_unicode=True) if settings else ""
     return Section("record", "Record", [Facts(facts), *([Details("Recipe", [Code(recipe)])] if recipe else [])])
 
 

@@ -37,6 +37,7 @@ class SegmentationExperiment(Experiment):
 
     task = "segmentation"
     metrics: ClassVar[Metrics] = metrics
+    validation_metric = "mean Dice from all modalities"
     packages = ("monai", "nibabel", "scipy")
     recipe: SegmentationRecipe
     data: SegmentationDataset
@@ -129,6 +130,17 @@ class SegmentationExperiment(Experiment):
 
     def _teacher_run(self) -> Path:
         return Path(self.recipe.method.teaching_run or self.recipe.output_folder / "teacher")
+
+    def teaching_folders(self, kind: str) -> list[Path]:
+        return [self._teacher_run()] if self.has_teacher(kind) else []
+
+    def validation(self, folder: Path, training: dict[str, Any]) -> dict[str, Any]:
+        """The teacher sees all modalities, so only the score from all of them tells what it can teach."""
+        found = super().validation(folder, training) | {"score": None}
+        if by_region := training["validation_subsets"].get("+".join(self.data.modalities)):
+            spacing = f", spacing {self.recipe.data.spacing}" if self.recipe.data.spacing else ""
+            found |= {"score": statistics.fmean(by_region.values()), "metric": f"{self.validation_metric}{spacing}"}
+        return found
 
     def _require_same(self, network: MultimodalUNet, what: str) -> None:
         for name, network_has, data_have in (

@@ -28,6 +28,7 @@ from preceptor.report.contents import (
 from preceptor.report.format import (
     NONE,
     SPACE,
+    bounds,
     difference_sentence,
     enumerate_words,
     finite,
@@ -247,7 +248,7 @@ def _differences(run: RunRecord, subject: Subject) -> Charts:
         found.append((name_of(MEAN), entry))
     rows = []
     for name, values in found:
-        value, low, high = (finite(get_nested(values, key)) for key in ("difference", "low", "high"))
+        value, (low, high) = finite(get_nested(values, "difference")), bounds(values)
         if value is not None:
             rows.append((name, [Dot("", "distilled", value, low, high)]))
     how = get_nested(entry, "interval")
@@ -264,7 +265,7 @@ def _combinations(run: RunRecord, subject: Subject) -> list[Any]:
         return []
     about = "Rows are the modalities that the network was given: filled dots are present."
     if sentence := tally(run, subject):
-        about += f" Small numbers are the difference to the baseline; cells with a corner are worse. {sentence}"
+        about += f" Small numbers are the difference to the baseline; cells with a corner are for the worse. {sentence}"
     folded = [("HD95, in mm", _heat(run, subject, subject.protocol, "hd95"))]
     for protocol in run.protocols:
         if protocol == subject.protocol:
@@ -279,7 +280,7 @@ def _combinations(run: RunRecord, subject: Subject) -> list[Any]:
 
 
 def tally(run: RunRecord, subject: Subject) -> str:
-    """Count the combinations in which the distilled network is better, from the printed numbers."""
+    """Count the combinations in which the distilled network scores higher, from the printed numbers."""
     baseline = run.stage("baseline")
     if baseline is None or run.focus.kind != "distilled" or not subject.columns:
         return ""
@@ -296,8 +297,8 @@ def tally(run: RunRecord, subject: Subject) -> str:
     equal = len(gains) - better - worse
     what = " (mean of the regions)" if len(subject.regions) > 1 else ""
     return (
-        f"Distilled is better than the baseline in {better} of {len(gains)} combinations{what}, worse in {worse}"
-        f"{f', equal in {equal}' if equal else ''}."
+        f"The distilled network scores higher than the baseline in {better} of {len(gains)} combinations{what}, lower "
+        f"in {worse}{f', equally in {equal}' if equal else ''}. This count is no test."
     )
 
 

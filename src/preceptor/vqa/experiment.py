@@ -42,6 +42,7 @@ class VqaExperiment(Experiment):
 
     task = "vqa"
     metrics: ClassVar[Metrics] = metrics
+    validation_metric = "accuracy"
     packages = ("transformers", "tokenizers", "pillow")
     shared_folders = ("teacher-cache",)
     recipe: VqaRecipe
@@ -148,6 +149,13 @@ class VqaExperiment(Experiment):
     def cache_folder(self) -> Path:
         """Return the folder of the teacher's cache."""
         return Path(self.recipe.method.teaching.cache or self.recipe.output_folder / "teacher-cache")
+
+    def teaching_folders(self, kind: str) -> list[Path]:
+        return self.teacher_folders() if self.has_teacher(kind) else []
+
+    def validation(self, folder: Path, training: dict[str, Any]) -> dict[str, Any]:
+        found = super().validation(folder, training)
+        return found | {"metric": f"{self.validation_metric}, normaliser {self.recipe.data.normaliser}"}
 
     def teacher_folders(self) -> list[Path]:
         """Return the runs that teach: those of the recipe, or its own teacher stage."""

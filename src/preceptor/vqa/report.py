@@ -17,7 +17,7 @@ from preceptor.report.contents import (
     stage_title,
     stages_of,
 )
-from preceptor.report.format import SPACE, count, difference_sentence, interval, p_value, percent
+from preceptor.report.format import SPACE, bounds, count, difference_sentence, interval, p_value, percent
 from preceptor.report.page import Bar, Bars, Details, Fragment, Page, Section, Text
 from preceptor.report.pictures import data_uri, read_figures
 from preceptor.report.sections import cost_table, heading, record_section, skipped_note, training_section
@@ -108,9 +108,14 @@ def _scores(results: Mapping[str, Any], protocol: str) -> Table:
 def _compared(results: Mapping[str, Any], protocol: str) -> list[str]:
     entry = get_nested(results, "comparison", protocol, "distilled - baseline")
     notes = []
-    if sentence := difference_sentence(entry):
-        p = get_nested(entry, "p")
-        test = f" McNemar's exact test: p = {p_value(p)}.".replace("= <", "<") if p is not None else ""
+    if entry is not None and (sentence := difference_sentence(entry)):
+        p = get_nested(entry, "p_holm") if "p_holm" in entry else get_nested(entry, "p")
+        tested = p is not None and bounds(entry)[0] is not None
+        test = (
+            f" p = {p_value(p)}, the larger of bootstrap and McNemar's exact test.".replace("= <", "<")
+            if tested
+            else ""
+        )
         notes.append(f"Distilled minus baseline, on the same questions. {sentence}{test}")
     kept = get_nested(results, "comparison", protocol, "distilled / teacher")
     if kept is not None:
@@ -119,7 +124,7 @@ def _compared(results: Mapping[str, Any], protocol: str) -> list[str]:
 
 
 def _interval(scores: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    return get_nested(scores, "interval", "low"), get_nested(scores, "interval", "high")
+    return bounds({**(get_nested(scores, "interval") or {}), "n": get_nested(scores, "n")})
 
 
 def _of(n: Any) -> str:
@@ -202,7 +207,10 @@ def _finding(run: RunRecord) -> list[Any]:
         low, high = _interval(get_nested(stage.results, "protocols", protocol) or {})
         bars.append(Bar(stage.title, stage.kind, stage.score(protocol, "accuracy"), low, high))
     ceiling = run.first("protocols", protocol, "ceiling")
-    caption = f"Share of test questions answered correctly; whiskers are 95{SPACE}% intervals over questions."
+    caption = "Share of test questions answered correctly"
+    caption += (
+        f"; whiskers are 95{SPACE}% intervals over questions." if any(bar.low is not None for bar in bars) else "."
+    )
     if ceiling is not None:
         caption += (
             f" The dashed line is the answer ceiling: {percent(ceiling, unit=True)} of the questions have an answer "
