@@ -18,6 +18,7 @@ from pathlib import Path
 
 import preceptor
 from preceptor.cli.results import show_comparison
+from preceptor.report.format import interval, percent
 from preceptor.tasks import load_recipe
 
 
@@ -56,8 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| method | share | training samples | seeds | score (95 % interval) |\n|---|---|---|---|---|")
     for curve in document["curves"]:
         for point in curve["points"]:
-            score = " to ".join(f"{100 * point[key]:.1f}" for key in ("low", "high"))
-            score = f"{100 * point['mean']:.1f} ({score})"
+            score = f"{percent(point['mean'])} ({interval(point['low'], point['high'])})"
             print(f"| {curve['method']} | {point['train_share']:.0%} | {point['train']} | {point['seeds']} | {score} |")
     print(f"\n{args.output / 'compare' / 'compare.html'}")
 

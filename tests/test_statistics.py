@@ -1,5 +1,7 @@
 """Intervals and tests against scipy, closed forms and simulated coverage. All simulations are seeded."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,15 +10,19 @@ from scipy import stats
 
 from preceptor.errors import UserError
 from preceptor.statistics import (
+    adjust_holm,
     bootstrap_unpaired_seeds,
+    compare_scores,
     crossed_test,
     holm,
     mcnemar,
     mean_interval,
     paired_bootstrap,
     paired_bootstrap_runs,
+    score_interval,
     welch,
     wilson,
+    wilson_clustered,
 )
 
 
@@ -323,3 +329,99 @@ def test_crossed_test_invariants(of_a, of_b, n, seed):
     assert (there.mean, there.low, there.high, there.p) == pytest.approx((-back.mean, -back.high, -back.low, back.p))
     same = crossed_test(a, a, paired=True)
     assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+# --- units in groups --------------------------------------------------------------------------------------------------
+
+
+def test_mcnemar_of_single_units_is_the_same_with_groups_of_one():
+    a, b = np.arange(60) < 25, (np.arange(60) > 15) & (np.arange(60) < 22)
+    assert mcnemar(a, b, list(range(60))) == mcnemar(a, b)
+
+
+def test_mcnemar_of_groups_by_counting_every_exchange():
+    """All 2^8 ways to exchange the two models in whole groups, counted one by one."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(8), 4)
+    a, b = rng.random(32) < 0.7, rng.random(32) < 0.4
+    surplus = np.bincount(groups, a.astype(float) - b)
+    totals = [abs(sum(s * x for s, x in zip(signs, surplus, strict=True))) for signs in product((1, -1), repeat=8)]
+    expected = np.mean(np.array(totals) >= abs(surplus.sum()) - 1e-9)
+    assert mcnemar(a, b, groups.tolist()) == pytest.approx(expected)
+
+
+def test_groups_that_are_decided_together_count_once():
+    """Six images, all 20 questions of each won: 120 discordant questions, but six throws of a coin."""
+    a, b, groups = np.ones(120, bool), np.zeros(120, bool), np.repeat(np.arange(6), 20).tolist()
+    assert mcnemar(a, b) < 1e-30
+    assert mcnemar(a, b, groups) == pytest.approx(2 / 2**6)
+    assert compare_scores([a], [b], paired=True, groups=groups).verdict == "too few units"
+
+
+def test_the_variance_between_groups_of_equal_size_is_that_of_their_means():
+    """With groups of one size the linearised test is Student's paired t test over the means of the groups."""
+    rng = np.random.default_rng(1)
+    a, b, groups = rng.random(60), rng.random(60), np.repeat(np.arange(15), 4).tolist()
+    found = crossed_test(a[None], b[None], paired=True, groups=groups)
+    expected = stats.ttest_rel(a.reshape(15, 4).mean(1), b.reshape(15, 4).mean(1))
+    low, high = expected.confidence_interval()
+    assert (found.p, found.low, found.high) == pytest.approx((expected.pvalue, low, high))
+
+
+def test_wilson_of_groups():
+    """Equal answers within groups of one size: as many units as groups, up to Student's quantile; and at the ends."""
+    correct, groups = np.repeat(np.arange(20) < 12, 5), np.repeat(np.arange(20), 5).tolist()
+    alone, clustered = wilson(60, 100), wilson_clustered(correct, groups)
+    assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
+    assert wilson_clustered(correct, list(range(100))) == alone
+    for value in (0, 1):
+        ends = wilson_clustered(np.full(100, bool(value)), groups)
+        assert (ends.low, ends.high) == pytest.approx((wilson(20 * value, 20).low, wilson(20 * value, 20).high))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 9])
+def test_too_few_units_or_groups_have_no_interval(n: int):
+    assert score_interval(np.ones((1, n))) is None
+    assert score_interval(np.ones((3, 5 * n)), groups=[i // 5 for i in range(5 * n)]) is None
+    found = compare_scores(np.ones((2, n)), np.zeros((2, n)), paired=True)
+    assert (found.low, found.p, found.over_seeds, found.verdict) == (None, None, None, "too few units")
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_a_bound_that_is_shown_as_zero_is_no_verdict(graded: bool):
+    """Ties are undecided, and so is an interval that starts below a twentieth of a point, shown as 0.0."""
+    scores = np.full((2, 40), 0.5) if graded else np.arange(80).reshape(2, 40) % 2
+    (tie,) = adjust_holm([compare_scores(scores, scores, paired=True)])
+    assert (tie.low, tie.high, tie.verdict) == (0, 0, "undecided")
+    (tiny,) = adjust_holm([compare_scores(np.full((2, 40), 0.5004), np.full((2, 40), 0.5), paired=True)])
+    assert tiny.low == pytest.approx(0.0004)
+    assert (tiny.p_holm < 0.05, tiny.significant, tiny.verdict) == (True, False, "undecided")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [10, 30, 150])
+def test_intervals_and_tests_hold_for_questions_about_one_image(images: int):
+    """Two models without a true difference, 2 to 20 questions an image that share its chance of being answered.
+
+    Of 400 repeats, at least 95 % less three standard errors (1.1 points each) must hold the truth, less a point for as
+    few as ten images; at most 5 % plus as much may be significant. As if questions were independent, many more fail.
+    """
+    rng = np.random.default_rng(images)
+    repeats, held, alarms, naive, naive_alarms, accuracy = 400, 0, 0, 0, 0, 0
+    for repeat in range(repeats):
+        groups = np.repeat(np.arange(images), np.minimum(1 + rng.geometric(0.2, images), 20))
+        skill = rng.uniform(0.25, 0.75, images)
+        shifted = np.clip(skill + 0.25 * rng.standard_normal(images), 0, 1)
+        a, b = (chance[groups] > rng.random(len(groups)) for chance in (shifted, skill))
+        (found,) = adjust_holm([compare_scores([a], [b], paired=True, groups=groups.tolist(), resamples=500)])
+        alone, share = paired_bootstrap(a, b, resamples=500, seed=repeat), score_interval([b], groups=groups.tolist())
+        held += found.low <= 0 <= found.high
+        alarms += found.significant
+        naive += alone.low <= 0 <= alone.high
+        naive_alarms += mcnemar(a, b) < 0.05
+        accuracy += share.low <= 0.5 <= share.high
+    assert held / repeats >= 0.95 - 0.033 - 0.01 * (images == 10)
+    assert accuracy / repeats >= 0.95 - 0.033
+    assert alarms / repeats <= 0.05 + 0.033
+    assert naive / repeats < 0.90
+    assert naive_alarms / repeats > 0.10

@@ -43,11 +43,13 @@ def _finding(document: Mapping[str, Any]) -> list[Any]:
     for group in document["groups"]:
         score = score_of(group, metric)
         bars.append(Bar(group["name"], color(group), score["mean"], score["low"], score["high"]))
-    caption = (
-        f"Mean {metric} over the test set and the seeds; whiskers are 95{SPACE}% intervals over {unit}s and, with "
-        "several seeds, seeds. Overlapping whiskers do not mean that there is no difference: the models are scored on "
-        f"the same {unit}s, so the differences below are more precise."
-    )
+    caption = f"Mean {metric} over the test set and the seeds."
+    if any(bar.low is not None for bar in bars):
+        caption += (
+            f" Whiskers are 95{SPACE}% intervals over {unit}s and, with several seeds, seeds. Overlapping whiskers do "
+            "not mean that there is no difference: the models are scored on the same "
+            f"{unit}s, so the differences below are more precise."
+        )
     tables = [scores_table(document, metric) for metric in document["metrics"]]
     return [Text(first, "headline"), *map(Text, others), Bars(bars, caption), *tables]
 
@@ -153,13 +155,15 @@ def _reading(document: Mapping[str, Any]) -> list[Any]:
     sentences = (
         f"Every difference is of scores on the same {document['unit']}s, in percentage points, group minus baseline.",
         "The interval covers new units and, with several seeds, new seeds: it includes the interval of the paired "
-        "bootstrap and that of the analysis of variance. \u201cOver seeds\u201d is Student's t interval of the seeds' "
-        "differences. It takes the test units as given and does not enter the verdict.",
-        "A difference is marked if both tests agree after Holm's correction; for two single models these are the "
-        "bootstrap and McNemar's exact test. The overall differences are one family of tests, those by category "
-        "another.",
+        "bootstrap and, with several seeds or with units in groups, that of the analysis of variance. Units that share "
+        "an image or a patient are a group: they are drawn together and count once. \u201cOver seeds\u201d is "
+        "Student's t interval of the seeds' differences. It takes the test units as given and does not enter the "
+        "verdict.",
+        "A difference is marked if all tests agree after Holm's correction; for two single models these are the "
+        "bootstrap and McNemar's exact test, which exchanges the models in whole groups. The overall differences are "
+        "one family of tests, those by category another.",
         "\u201cUndecided\u201d does not mean equal: the interval shows how large a difference is still possible.",
-        f"Below {document['minimum_units']} units there is no interval, test or verdict. With one seed a verdict is "
-        "about the two trained models, not about the method.",
+        f"Below {document['minimum_units']} units or groups there is no interval, test or verdict. With one seed a "
+        "verdict is about the two trained models, not about the method.",
     )
     return [Text(sentence) for sentence in sentences]

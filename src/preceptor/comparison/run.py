@@ -133,6 +133,10 @@ def compare_runs(
     groups = group_models(models)
     reference = choose_baseline(groups, baseline)
     parts = categories(first.scores, unit)
+    if not parts:
+        raise UserError(
+            f"{first.folder} has no scored {unit} under protocol {first.protocol}; evaluate it on other data"
+        )
     pairs = [(group, other) for group in groups if (other := baseline_of(group, reference, groups)) is not None]
     # The smallest p of a bootstrap is 2 / (resamples + 1). It must stay well below alpha when it is adjusted.
     resamples = max(resamples, math.ceil(10 * len(pairs) * len(parts) / ALPHA))

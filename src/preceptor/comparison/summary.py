@@ -105,7 +105,11 @@ def scores_table(document: Mapping[str, Any], metric: str) -> Table:
 
 
 def delta_table(title: str, deltas: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> Table:
-    """Return a table of differences; each row is named by its category unless `names` are given."""
+    """Return a table of differences; each row is named by its category unless `names` are given.
+
+    If units share an image or a patient, a column has the number of their groups.
+    """
+    clustered = any(d["groups"] < d["n"] for d in deltas)
     rows = []
     for number, d in enumerate(deltas):
         seeds = d["over_seeds"]
@@ -113,6 +117,7 @@ def delta_table(title: str, deltas: Sequence[Mapping[str, Any]], names: Sequence
             [
                 names[number] if names else d["category"],
                 str(d["n"]),
+                *([str(d["groups"])] if clustered else []),
                 points(d["difference"]),
                 interval(d["low"], d["high"], points),
                 interval(seeds["low"], seeds["high"], points) if seeds else NONE,
@@ -120,7 +125,8 @@ def delta_table(title: str, deltas: Sequence[Mapping[str, Any]], names: Sequence
                 VERDICTS.get(d["verdict"], d["verdict"]),
             ]
         )
-    return Table(title, ["", "n", "Points", f"95{SPACE}% interval", "Over seeds", "p (Holm)", "Verdict"], rows)
+    heads = ["", "n", *(["Groups"] if clustered else [])]
+    return Table(title, [*heads, "Points", f"95{SPACE}% interval", "Over seeds", "p (Holm)", "Verdict"], rows)
 
 
 def score_of(group: Mapping[str, Any], metric: str) -> Mapping[str, Any]:

@@ -189,7 +189,7 @@ def headline(run: RunRecord, subject: Subject) -> list[str]:
         number = f"all {possible}" if len(scores) in (0, possible) else f"{len(scores)} of the {possible}"
         over = f" over {number} combinations of {enumerate_words([name_of(m) for m in subject.modalities])}"
     cases = finite(stage.score(subject.protocol, "n"))
-    on = f" on {cases:g} test cases" if cases else ""
+    on = f" on {cases:g} test case{'' if cases == 1 else 's'}" if cases else ""
     regions = enumerate_words([name_of(region) for region in subject.regions])
     means = f", the mean of {regions}" if len(subject.regions) > 1 else f" for {regions}" if regions else ""
     who = SUBJECTS.get(stage.kind, "The network")

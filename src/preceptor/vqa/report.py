@@ -179,7 +179,7 @@ def headline(run: RunRecord) -> list[str]:
     low, high = _interval(get_nested(focus.results, "protocols", protocol) or {})
     within = f" (95{SPACE}% interval {interval(low, high)}{SPACE}%)" if low is not None else ""
     n = focus.score(protocol, "n")
-    of = f" of {n} questions" if n else " of the questions"
+    of = f" of {n} question{'' if n == 1 else 's'}" if n else " of the questions"
     described = f" ({', '.join(size)})" if size else ""
     found = [f"{subject}{described} answers {percent(accuracy, unit=True)}{of} correctly{within}."]
     before = baseline.score(protocol, "accuracy") if baseline and focus.kind == "distilled" else None
