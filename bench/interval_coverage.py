@@ -90,9 +90,7 @@ def main() -> None:
         found = coverage(questions, seeds, of_seed, args.repeats, args.resamples)
         shown = " | ".join(f"{100 * share:.1f} %" for share in found)
         print(f"| {questions:,} | {seeds} | {100 * of_seed:g} | {shown} |", flush=True)
-    print(
-        "\n| images | questions each | difference: naive | grouped | false alarms: naive | grouped | Wilson | grouped |"
-    )
+    print("\n| images | questions each | difference | grouped | alarms | grouped | accuracy | grouped |")
     print("|---|---|---|---|---|---|---|---|")
     for images in (10, 20, 50, 200):
         for equal in (True, False):

@@ -208,5 +208,5 @@ def _reference(row: dict[str, Any], path: Path, number: int) -> Sample:
     kind = row.get("answer_type") or inferred_type(answers[0])
     if kind not in ("open", "closed"):
         raise UserError(f"{path}:{number}: answer_type {kind!r} is not known; known: closed, open")
-    question_type = str(row.get("question_type") or "")
-    return Sample(row["id"], _NO_IMAGE, "", answers, cast(AnswerType, kind), "", "test", question_type)
+    question_type, group = (str(row.get(key) or "") for key in ("question_type", "group"))
+    return Sample(row["id"], _NO_IMAGE, "", answers, cast(AnswerType, kind), group, "test", question_type)
