@@ -183,3 +183,16 @@ def test_notes_and_findings_of_the_data_are_everywhere(task: str, tmp_path: Path
         assert pages[where].count(told) == 1, where
     assert told in json.loads(pages["compare.json"])["notes"]
     assert told in results["notes"]
+
+
+@pytest.mark.parametrize("task", ["segmentation", "grounding"])
+@pytest.mark.parametrize("units", [9, 10])
+def test_a_difference_without_an_interval_is_not_drawn(task: str, units: int, tmp_path: Path) -> None:
+    """A line from 0 to the difference would look like an interval."""
+    hits = [i % 2 == 0 for i in range(units)]
+    write(tmp_path, task, {"baseline": [False] * units, "distilled": hits}, 1)
+    page = module(task, "report").write_report(tmp_path).read_text("utf-8")
+    labels = [
+        label for label in re.findall(r'aria-label="([^"]*)', page) if label.lower().startswith(("dist", "minus"))
+    ]
+    assert len(labels) == (units >= MINIMUM_UNITS)

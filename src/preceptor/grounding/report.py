@@ -160,7 +160,7 @@ def _headline(run: RunRecord) -> str:
 
 
 def _differences(run: RunRecord) -> list[Any]:
-    """Draw the paired differences with their intervals: to the baseline, and to the previous stage."""
+    """Draw the paired differences that have an interval: to the baseline, and to the previous stage."""
     compared = get_nested(run.results, "comparison", run.protocol or "") or {}
     by_task = [entry for tasks in compared.values() if isinstance(tasks, dict) for entry in tasks.values()]
     how = next((text for entry in by_task if (text := get_nested(entry, "interval"))), "")
@@ -172,7 +172,7 @@ def _differences(run: RunRecord) -> list[Any]:
             for pair, entry in compared.items():
                 later, _, earlier = pair.partition(" - ")
                 found = get_nested(entry, task)
-                if found is not None and (earlier == "baseline") == to_baseline:
+                if bounds(found)[0] is not None and (earlier == "baseline") == to_baseline:
                     key = later.partition(" ")[0]
                     selected = later.endswith(" selected")
                     dots.append(Dot(_pair_title(pair), key, found["difference"], *bounds(found), not selected))

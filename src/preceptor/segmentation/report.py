@@ -241,7 +241,7 @@ def _finding(run: RunRecord, subject: Subject) -> list[Any]:
 
 
 def _differences(run: RunRecord, subject: Subject) -> Charts:
-    """Draw the paired differences of distilled and baseline network with their intervals, by region."""
+    """Draw the paired differences of distilled and baseline network that have an interval, by region."""
     entry = get_nested(run.results, "comparison", subject.protocol or "", "distilled - baseline")
     found = [(name_of(region), get_nested(entry, "regions", region)) for region in subject.regions]
     if len(subject.regions) > 1:
@@ -249,7 +249,7 @@ def _differences(run: RunRecord, subject: Subject) -> Charts:
     rows = []
     for name, values in found:
         value, (low, high) = finite(get_nested(values, "difference")), bounds(values)
-        if value is not None:
+        if value is not None and low is not None:
             rows.append((name, [Dot("", "distilled", value, low, high)]))
     how = get_nested(entry, "interval")
     title = f"Distilled minus baseline{f' ({how})' if isinstance(how, str) else ''}"
