@@ -281,8 +281,10 @@ class GroundingExperiment(Experiment):
     def validation(self, folder: Path, training: dict[str, Any]) -> dict[str, Any]:
         """A likelihood per token is comparable only between models with one tokenizer."""
         found = super().validation(folder, training)
-        tokenizer = sha256(folder / "model" / "tokenizer.json")
-        return found | {"metric": f"{self.validation_metric}, tokenizer {tokenizer[:8]}"}
+        tokenizer = folder / "model" / "tokenizer.json"
+        if not tokenizer.is_file():
+            return found | {"score": None}
+        return found | {"metric": f"{self.validation_metric}, tokenizer {sha256(tokenizer)[:8]}"}
 
     def _teaching_run(self) -> str | None:
         return self.recipe.method.teaching_run
