@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from preceptor.data import images
+from preceptor.data import dicom as dicom_reader
 from preceptor.data.images import ImageError, content_hash, image_size, load_image, require_images, resolve_image
 from preceptor.errors import UserError
 
@@ -256,7 +256,9 @@ def huge_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(("side", "reason"), [(9000, "9000 x 9000 pixels, more than"), (100_000, "exceeds limit")])
+@pytest.mark.parametrize(
+    ("side", "reason"), [(9000, "9000 x 9000 pixels, more than"), (100_000, "100000 x 100000 pixels, more than")]
+)
 def test_pixel_ceiling_is_checked_before_decoding(tmp_path, monkeypatch, side, reason):
     def decoded(*_):
         raise AssertionError("decoded")
@@ -351,7 +353,7 @@ def test_dicom_colour(tmp_path):
     path = dicom(tmp_path / "a.dcm", ycbcr, PhotometricInterpretation="YBR_FULL", **colour)
     assert np.abs(np.asarray(load_image(path)).astype(int) - array).max() <= 3
     path = dicom(tmp_path / "a.dcm", GRADIENT, PhotometricInterpretation="PALETTE COLOR")
-    with pytest.raises(ImageError, match="DICOM colour PALETTE COLOR"):
+    with pytest.raises(ImageError, match="PaletteColorLookupTableDescriptor"):
         load_image(path)
 
 
@@ -404,7 +406,7 @@ def test_compressed_dicom(tmp_path):
 
     dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
     dataset.save_as(path)
-    with pytest.raises(ImageError, match=r"JPEG-LS Lossless|broken or truncated DICOM"):
+    with pytest.raises(ImageError, match="truncated DICOM"):
         load_image(path)
 
 
@@ -429,7 +431,7 @@ def test_compression_without_a_decoder_says_what_is_missing(tmp_path, monkeypatc
 
 def test_dicom_identifiers_are_not_parsed(tmp_path):
     path = dicom(tmp_path / "a.dcm", GRADIENT, WindowWidth=10, WindowCenter=5)
-    dataset = images._parse_dicom(path, path.read_bytes())
+    dataset = dicom_reader._parse(path.read_bytes())
     assert "PatientName" not in dataset
     assert "PatientID" not in dataset
     assert load_image(path).info == {}
@@ -455,7 +457,7 @@ def test_broken_lengths_bring_no_identifier_to_light(tmp_path, caplog, tag, next
             shown = "".join(traceback.format_exception(error))
     assert caught == []
     assert caplog.text == ""
-    assert re.search("broken or truncated DICOM|compression of an unknown kind", shown)
+    assert re.search("invalid WindowCenter|compression of an unknown kind", shown)
     assert "Doe" not in shown
     assert "4711" not in shown
 
