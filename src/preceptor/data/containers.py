@@ -18,7 +18,7 @@ MAX_PARTS = 100_000
 """Largest number of chunks or segments of a file. A PNG of 64 MiB in the usual chunks of 8 KiB has 8,192."""
 MAX_SCANS = 100
 """Largest number of scans of a JPEG file. Usual encoders write 1 to 12."""
-MAX_SCAN_PIXELS = 400_000_000
+MAX_SCAN_PIXELS = 200_000_000
 """Largest number of scans times pixels of a JPEG file, because each scan visits each block of the image."""
 
 MAX_SIDE = 65_535
@@ -99,7 +99,6 @@ class Entry(NamedTuple):
 
     tag: int
     kind: int
-    count: int
     value: bytes
     order: str
 
@@ -133,7 +132,8 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 def _png(data: bytes) -> Container:
     """Check all chunks of a PNG file with their checksums (W3C PNG specification, sections 5 and 11)."""
     kept: list[bytes | memoryview] = [_PNG_SIGNATURE]
-    comments, exif = set(), ()
+    comments: set[str] = set()
+    exif: tuple[Entry, ...] = ()
     header = palette = transparency = b""
     view, position, pixel_chunks, ended = memoryview(data), len(_PNG_SIGNATURE), 0, False
     previous = b""
@@ -244,7 +244,8 @@ def _jpeg(data: bytes) -> Container:
     kept: list[bytes] = [b"\xff\xd8"]  # segments, and the coded data of each scan
     coded_at: list[int] = []  # the latter's positions in the list
     frame: _JpegFrame | None = None
-    comments, exif = set(), ()
+    comments: set[str] = set()
+    exif: tuple[Entry, ...] = ()
     scans = interval = 0
     position = 2
     for _ in range(MAX_PARTS):
@@ -411,7 +412,7 @@ def directory(data: bytes) -> Iterator[Entry]:
             if size and offset + size <= len(data):
                 value = data[offset : offset + min(size, _VALUE_BYTES, budget)]
                 budget -= len(value)
-                entry = Entry(tag, kind, count, value, order)
+                entry = Entry(tag, kind, value, order)
                 yield entry
                 if tag in _DIRECTORY_TAGS and start == starts[0]:
                     starts += entry.integers()[:1]
@@ -594,7 +595,9 @@ def _webp(data: bytes) -> Container:
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
         raise Refused(f"truncated WebP ({len(data):,} of {end:,} bytes)")
-    position, frames, size, exif, comments = 12, 0, (0, 0), (), set()
+    comments: set[str] = set()
+    exif: tuple[Entry, ...] = ()
+    position, frames, size = 12, 0, (0, 0)
     for _ in range(MAX_PARTS):
         if position + 8 > end:
             break

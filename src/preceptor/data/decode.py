@@ -6,6 +6,7 @@ import hashlib
 import io
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from PIL import Image
 
@@ -63,7 +64,7 @@ def _open(container: Container, data: bytes, *, second_byte: bool = False) -> Im
         raise Refused(f"broken or truncated {container.format} ({error})") from error
 
 
-def _second_byte(args: str | tuple) -> str | tuple:
+def _second_byte(args: Any) -> Any:
     """Return the arguments of a Pillow decoder that keeps the other byte of channels with 16 bits.
 
     Pillow has no mode for colour with 16 bits per channel. Its decoders keep the high byte; told the opposite byte

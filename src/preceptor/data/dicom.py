@@ -99,8 +99,7 @@ def render(data: bytes, max_pixels: int) -> np.ndarray:
     with _named_errors():
         dataset = _parse(data)
         _check(dataset, max_pixels)
-        _check_codestream(dataset)
-        stored = _decode_pixels(dataset)
+        stored = _decode_pixels(dataset, _check_codestream(dataset))
         if dataset.SamplesPerPixel == 3:
             return stored.astype(np.uint8, copy=False)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
@@ -124,7 +123,8 @@ def stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
         return stretch(np.arange(2**16, dtype=np.float64), low, high)[values]
     scaled = values.astype(np.float64)
     scaled -= low
-    scaled *= 255 / (high - low)
+    scaled /= high - low
+    scaled *= 255
     return np.round(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)
 
 
@@ -262,18 +262,19 @@ def _check(dataset: Dataset, max_pixels: int) -> None:
         raise _contradiction("BitsStored", "HighBit")
 
 
-def _check_codestream(dataset: Dataset) -> None:
-    """Compare the size and depth in the compressed data with the header, because a decoder believes the former."""
+def _check_codestream(dataset: Dataset) -> int:
+    """Compare the compressed data with the header, because a decoder believes the former. Return its bits per value."""
     from pydicom.encaps import generate_frames
     from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes, RLELossless
 
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
-        return
+        return int(dataset.BitsAllocated)
     frame = bytes(next(generate_frames(dataset.PixelData, number_of_frames=1)))
     pixels = int(dataset.Rows) * int(dataset.Columns)
     if syntax == RLELossless:
-        return _check_rle(frame, pixels, int(dataset.SamplesPerPixel) * -(-int(dataset.BitsAllocated) // 8))
+        _check_rle(frame, pixels, int(dataset.SamplesPerPixel) * -(-int(dataset.BitsAllocated) // 8))
+        return int(dataset.BitsAllocated)
     if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
         raise Refused("truncated DICOM (the compressed data has no end marker)")
     if syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
@@ -295,6 +296,7 @@ def _check_codestream(dataset: Dataset) -> None:
     if bits > int(dataset.BitsAllocated):
         reason = f"DICOM with BitsAllocated {int(dataset.BitsAllocated)}, but {bits} bits in its compressed data"
         raise Refused(reason, COPY_AGAIN)
+    return bits
 
 
 _JPEG_BASELINE, _JPEG_EXTENDED, _HTJ2K = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.20"
@@ -335,11 +337,16 @@ def _check_rle(frame: bytes, pixels: int, segments: int) -> None:
 # --- Rendering --------------------------------------------------------------------------------------------------------
 
 
-def _decode_pixels(dataset: Dataset) -> np.ndarray:
-    """Return the stored values (rows, columns) or the RGB values (rows, columns, 3)."""
+def _decode_pixels(dataset: Dataset, bits: int) -> np.ndarray:
+    """Return the stored values (rows, columns) with all `bits`, or the RGB values (rows, columns, 3)."""
     from pydicom.pixels import pixel_array
 
-    return pixel_array(dataset)
+    try:
+        return pixel_array(dataset, bits_stored=max(bits, int(dataset.BitsStored)))
+    except RuntimeError:
+        kind = dataset.file_meta.TransferSyntaxUID.name
+        reason = f"no installed decoder can read this {kind} image of {int(dataset.BitsStored)} bits"
+        raise Refused(f"{reason}, or it is damaged", _EXPORT) from None
 
 
 def _by_level(stored: np.ndarray, render_levels: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
