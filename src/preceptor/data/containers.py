@@ -206,8 +206,9 @@ def _png(data: bytes) -> Container:
 
 # --- JPEG -------------------------------------------------------------------------------------------------------------
 
-_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
+# Fill bytes 0xFF may precede a marker. The patterns take linear time on any number of them.
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_RESTART = re.compile(rb"(?<!\xff)\xff++[\xd0-\xd7]")
 # Bits that no Huffman code begins with. The decoder reads up to 64 bits ahead, and consumes more if a scan is cut.
 _ONES = b"\xff\x00" * 8
 # Bytes that the decoder skips at the end of a complete scan, and takes for coefficients if the scan is cut.
@@ -301,7 +302,7 @@ def _jpeg(data: bytes) -> Container:
         following = _MARKER.search(data, position)
         if following is None:
             raise Refused("truncated JPEG (no end marker)")
-        coded, position = data[position : following.start()], following.start()
+        coded, position = data[position : following.start()].rstrip(b"\xff"), following.start()
         if interval and len(_RESTART.findall(coded)) < -(-frame.units(components) // interval) - 1:
             raise Refused("truncated JPEG (restart intervals are missing)")
         coded_at.append(len(kept))
