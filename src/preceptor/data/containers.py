@@ -18,7 +18,7 @@ MAX_PARTS = 100_000
 """Largest number of chunks or segments of a file. A PNG of 64 MiB in the usual chunks of 8 KiB has 8,192."""
 MAX_SCANS = 100
 """Largest number of scans of a JPEG file. Usual encoders write 1 to 12."""
-MAX_SCAN_PIXELS = 200_000_000
+MAX_SCAN_PIXELS = 400_000_000
 """Largest number of scans times pixels of a JPEG file, because each scan visits each block of the image."""
 
 MAX_SIDE = 65_535
