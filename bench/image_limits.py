@@ -174,10 +174,11 @@ FILES: dict[str, Callable[[], bytes]] = {
     ),
     "DICOM, 32 MP colour, JPEG 2000": lambda: dicom(jpeg2000(texture(3)), SIDE, SIDE, 8, syntax=J2K, samples=3),
     "DICOM, 32 MP colour, JPEG": lambda: dicom(encode(texture(3), "JPEG"), SIDE, SIDE, 8, syntax=JPEG, samples=3),
+    "DICOM, 16 MP colour, JPEG": lambda: dicom(encode(texture(3, 3999), "JPEG"), 3999, 3999, 8, syntax=JPEG, samples=3),
     "DICOM, 64 x 64, JPEG of 32 MP": lambda: dicom(encode(texture(1), "JPEG"), 64, 64, 8, syntax=JPEG),
     "DICOM, 64 x 64, JPEG 2000 of 16 MP": lambda: dicom(jpeg2000(texture(1, 4000)), 64, 64, 8, syntax=J2K),
     "DICOM, run lengths of 4 GB": rle_bomb,
-    "DICOM, 8 million empty fragments": lambda: dicom(b"", 64, 64, 8, syntax=RLE).replace(
+    "DICOM, 8 million empty fragments": lambda: dicom(bytes(2), 64, 64, 8, syntax=RLE).replace(
         b"\xfe\xff\xdd\xe0", b"\xfe\xff\x00\xe0\0\0\0\0" * (7 * 2**20) + b"\xfe\xff\xdd\xe0"
     ),
     "DICOM, 100,000 frames": lambda: dicom(bytes(64 * 64), 64, 64, 8).replace(
