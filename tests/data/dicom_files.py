@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -46,9 +47,13 @@ def dicom(
 
 def dicom_paths() -> list[Path]:
     """Return the DICOM files that pydicom bundles and those of pydicom-data, if that is installed."""
-    from pydicom.data import get_testdata_files
+    import pydicom.data
 
-    paths = sorted(Path(name) for name in set(get_testdata_files("*")) if Path(name).is_file())
+    # Not get_testdata_files, which tries to download what is missing.
+    folders = [Path(pydicom.data.__file__).parent / "test_files"]
+    if (extra := importlib.util.find_spec("data_store")) is not None and extra.origin:
+        folders.append(Path(extra.origin).parent / "data")
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     return [p for p in paths if p.suffix.lower() in (".dcm", ".dicom") or p.read_bytes()[128:132] == b"DICM"]
 
 
