@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 from preceptor.auditing.burned_in import has_text
 from preceptor.auditing.headers import DICOM_TAGS, identifying_tags
 from tests.auditing.made import picture
-from tests.data.test_images import dicom
+from tests.data.dicom_files import dicom
 
 NAME = "DOE^JANE 1957-03-01"
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
-from preceptor.data.images import DICOM_MARK, DICOM_MARK_OFFSET, PILLOW_FORMATS, silent_pydicom
+from preceptor.data import dicom
+from preceptor.data.containers import Entry, Refused, read_container
 
 # EXIF and TIFF tags with texts, names, times, places or serial numbers. The other tags are technical.
 EXIF_TAGS = {
@@ -34,35 +36,8 @@ EXIF_TAGS = {
     "XPSubject",
     "XPTitle",
 }
-# Technical entries among the information that Pillow reads in addition to EXIF; other entries are comments and texts.
-TECHNICAL = {
-    "jfif",
-    "jfif_version",
-    "jfif_unit",
-    "jfif_density",
-    "dpi",
-    "adobe",
-    "adobe_transform",
-    "progression",
-    "progressive",
-    "exif",
-    "icc_profile",
-    "gamma",
-    "srgb",
-    "chromaticity",
-    "transparency",
-    "interlace",
-    "aspect",
-    "background",
-    "compression",
-    "loop",
-    "duration",
-    "timestamp",
-    "mp",
-    "mpoffset",
-    "default_image",
-    "resolution",
-}
+# The name of a text chunk is arbitrary and may be that of a person, so only customary names are reported.
+TEXTS = {"comment", "author", "description", "title", "software", "source", "copyright", "xmp", "photoshop"}
 # Direct and indirect identifiers of the basic confidentiality profile of DICOM (PS3.15, table E.1-1).
 DICOM_TAGS = (
     "AccessionNumber",
@@ -117,31 +92,25 @@ PIXELS = 0x7FE00008  # the first pixel tag; these tags come last
 
 
 def identifying_tags(path: Path) -> tuple[str, ...]:
-    """Return the sorted names of the identifying tags of an image file that have a value."""
+    """Return the sorted names of the identifying tags of an image file that have a value.
+
+    Raises:
+        Refused: the file is broken. `load_image` refuses such files too.
+    """
     data = path.read_bytes()
-    if data[DICOM_MARK_OFFSET : DICOM_MARK_OFFSET + len(DICOM_MARK)] == DICOM_MARK:
+    if dicom.is_dicom(data):
         return tuple(sorted(f"DICOM {name}" for name in _dicom_tags(data)))
-    with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
-        return tuple(sorted({*_exif_tags(image), *_other_tags(image)}))
+    container = read_container(data)
+    if container is None:
+        raise Refused("not an image that can be read")
+    texts = {name.lower() if name.lower() in TEXTS else "text" for name in container.comments}
+    return tuple(sorted({*_exif_tags(container.exif), *(f"{container.format} {name}" for name in texts)}))
 
 
-def _exif_tags(image: Image.Image) -> set[str]:
-    exif = image.getexif()
-    numbers = {number for number, value in exif.items() if value not in ("", b"", None)}
-    inner = exif.get_ifd(ExifTags.IFD.Exif)
-    numbers |= {number for number, value in inner.items() if value not in ("", b"", None)}
-    if exif.get_ifd(ExifTags.IFD.GPSInfo):
-        numbers.add(ExifTags.Base.GPSInfo)
-    names = {ExifTags.TAGS.get(number, "") for number in numbers}
+def _exif_tags(entries: Iterable[Entry]) -> set[str]:
+    """Return the names of tags in EXIF data or a TIFF file, except those whose value is blank."""
+    names = {ExifTags.TAGS.get(entry.tag, "") for entry in entries if entry.value.strip(b"\0 ")}
     return {f"EXIF {name}" for name in names & EXIF_TAGS}
-
-
-def _other_tags(image: Image.Image) -> set[str]:
-    names = {str(key) for key, value in image.info.items() if str(key).lower() not in TECHNICAL and value}
-    kind = image.format or ""
-    # The name of a text chunk is arbitrary and may be that of a person, so only customary names are reported.
-    customary = {"comment", "author", "description", "title", "software", "source", "copyright", "xmp", "photoshop"}
-    return {f"{kind} {name.lower() if name.lower() in customary else 'text'}" for name in names}
 
 
 def _dicom_tags(data: bytes) -> set[str]:
@@ -157,6 +126,6 @@ def _dicom_tags(data: bytes) -> set[str]:
             found.add(names[tag])
         return tag >= PIXELS
 
-    with silent_pydicom():
+    with dicom.silent_pydicom():
         read_partial(io.BytesIO(data), stop_when=visit, specific_tags=[ROWS])
     return found

@@ -62,7 +62,7 @@ class DialogueDataConfig(Section):
     """Seed of the groups and rows that are drawn; separate from `seed`."""
     max_image_bytes: Positive = 64 * 2**20
     """A larger image file is refused before it is decoded."""
-    max_image_pixels: Positive = 64_000_000
+    max_image_pixels: Positive = 32_000_000
     """An image with more pixels is refused before it is decoded."""
     broken: Literal["raise", "skip"] = "raise"
     """raise: stop at an image that cannot be read. skip: replace its dialogue in training and count it; in tests its

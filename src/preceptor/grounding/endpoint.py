@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from preceptor.data.grounding.boxes import mark_boxes
-from preceptor.data.images import load_image
+from preceptor.data.images import image_size, load_image
 from preceptor.errors import UserError
 from preceptor.grounding.pseudo_labels import PROMPT_VERSION, Prompt, Save, best_of
 from preceptor.teachers.chat_client import ChatClient, ClientSettings, RequestRejected, check_address
@@ -262,14 +262,6 @@ def _shrunk(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
     return max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
 
 
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:  # reads the header only
-            return image.size
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return load_image(path).size
-
-
 def _data_url(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "PNG")
@@ -306,7 +298,7 @@ def estimate_tokens(prompts: Sequence[Prompt], ask: AskSettings) -> TokenEstimat
         dialogue = prompt.dialogue
         for path in dialogue.images:
             if path not in sizes:
-                width, height = _shrunk(_size(path), ask.max_pixels)
+                width, height = _shrunk(image_size(path), ask.max_pixels)
                 sizes[path] = max(1, round(width / _CELL)) * max(1, round(height / _CELL))
             images += sizes[path]
         sent = [*(text for turn in dialogue.turns[:-1] for text in turn), dialogue.turns[-1][0]]

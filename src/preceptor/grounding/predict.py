@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -154,8 +155,10 @@ class GroundingModel:
             return [replace(as_dialogue([s.image], s.question, modality), id=s.id, group=s.group) for s in samples]
         if image is not None and question is not None and table is None:
             if image.is_dir():
-                rows = read_images(image, [question]).samples
-                return [replace(row, modality=modality or row.modality) for row in rows]
+                data = read_images(image, [question])
+                for finding in data.findings:
+                    logging.getLogger("preceptor").warning("%s: %s", finding.file, finding.reason)
+                return [replace(row, modality=modality or row.modality) for row in data.samples]
             load_image(image)  # names a broken file before anything is computed
             return [as_dialogue([image], question, modality)]
         raise UserError("this model needs --image FILE_OR_FOLDER with --question TEXT, or --table FILE")

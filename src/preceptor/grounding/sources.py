@@ -66,9 +66,12 @@ def read_images(folder: Path, questions: Sequence[str]) -> GroundingDataset:
     if not questions:
         raise UserError(f"{folder} is a folder of images; give the questions to ask about each with --question TEXT")
     turns = tuple((question, "") for question in questions)
+    files, findings = find_images(folder)
     dialogues = [
         Dialogue(name, (file,), turns, "mia", modality_of(file.stem), name, "unlabelled")
-        for file in find_images(folder)
+        for file in files
         for name in [file.relative_to(folder).as_posix()]
     ]
-    return GroundingDataset(folder.name, "unlabelled", folder, dialogues)
+    data = GroundingDataset(folder.name, "unlabelled", folder, dialogues)
+    data.findings += findings
+    return data

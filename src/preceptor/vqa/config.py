@@ -107,7 +107,7 @@ class DataConfig(Section):
     """With `broken: skip`, the largest share of the training rows that may be skipped."""
     max_image_bytes: Positive = 64 * 2**20
     """A larger image file is refused before it is decoded."""
-    max_image_pixels: Positive = 64_000_000
+    max_image_pixels: Positive = 32_000_000
     """An image with more pixels is refused before it is decoded."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Loader processes per training process; 0: the process itself. The result is the same."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from preceptor.data.findings import Finding
 from preceptor.data.locations import FOLDERS, find_images
 from preceptor.data.provenance import CACHE, hash_images, leave_out, match_images
 from preceptor.data.readers import VQA, read_named
@@ -67,7 +68,8 @@ def read_data(
         note_leaks(data)
     limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
     for entry in config.exclude_images_of:
-        leave_out(data, _images_of(entry, scratch), _public_name(entry), scratch.with_name(CACHE), **limits)
+        excluded = _images_of(entry, scratch, data.findings)
+        leave_out(data, excluded, _public_name(entry), scratch.with_name(CACHE), **limits)
     keep_rest = "rest" in config.unlabelled
     if config.train_share < 1:
         data.samples = subsample(data.samples, config.train_share, config.split_seed, keep_rest=keep_rest)
@@ -90,7 +92,7 @@ def add_unlabelled(data: Dataset[Sample], config: DataConfig, scratch: Path) -> 
     excluded = 0
     for entry in (entry for entry in config.unlabelled if entry != "rest"):
         name = _public_name(entry)
-        samples = _unlabelled_samples(entry, scratch)
+        samples = _unlabelled_samples(entry, scratch, data.findings)
         held_out = [sample.image for sample in data.samples if sample.split in ("validation", "test")]
         held_out_hashes = dict(hash_images(held_out, cache, **limits).values())
         matches = match_images(hash_images([sample.image for sample in samples], cache, **limits), held_out_hashes)
@@ -109,7 +111,7 @@ def add_unlabelled(data: Dataset[Sample], config: DataConfig, scratch: Path) -> 
         )
 
 
-def _unlabelled_samples(entry: str, scratch: Path) -> list[Sample]:
+def _unlabelled_samples(entry: str, scratch: Path, findings: list[Finding]) -> list[Sample]:
     """Return the training samples of a data set, all samples of a table, or one sample per image of a folder."""
     name = entry.replace("_", "-").partition("/")[0]
     path = Path(entry)
@@ -119,22 +121,24 @@ def _unlabelled_samples(entry: str, scratch: Path) -> list[Sample]:
         return data.split("train")
     if path.suffix in (".csv", ".jsonl"):
         return read_table(path, answered=False).samples
-    files = _folder_images(path, "data.unlabelled", entry, "`rest`, a data set")
+    files = _folder_images(path, "data.unlabelled", entry, "`rest`, a data set", findings)
     names = [file.relative_to(path).as_posix() for file in files]
     return [Sample(n, file, "", (), "open", n, "unlabelled") for n, file in zip(names, files, strict=True)]
 
 
-def _folder_images(path: Path, key: str, entry: str, alternatives: str) -> list[Path]:
+def _folder_images(path: Path, key: str, entry: str, alternatives: str, findings: list[Finding]) -> list[Path]:
     if not path.is_dir():
         hint = nearest(entry, FOLDERS)
         raise UserError(f"{key}: {entry!r} is not {alternatives}, a table or a folder of images{hint}")
     try:
-        return find_images(path)
+        files, found = find_images(path)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
+    findings += found
+    return files
 
 
-def _images_of(entry: str, scratch: Path) -> list[Path]:
+def _images_of(entry: str, scratch: Path, findings: list[Finding]) -> list[Path]:
     """Return the test images of a data set or table, or all images of a folder."""
     name, _, variant = entry.replace("_", "-").partition("/")
     path = Path(entry)
@@ -147,7 +151,7 @@ def _images_of(entry: str, scratch: Path) -> list[Path]:
     elif path.suffix in (".csv", ".jsonl"):
         data = read_table(path)
     else:
-        return _folder_images(path, "data.exclude_images_of", entry, "a data set")
+        return _folder_images(path, "data.exclude_images_of", entry, "a data set", findings)
     return [sample.image for sample in data.split("test")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -136,7 +137,9 @@ class VqaModel:
             if not image.is_dir():
                 load_image(image)  # names a broken file before anything is computed
                 return [as_sample(image, question)]
-            files = find_images(image)
+            files, findings = find_images(image)
+            for finding in findings:
+                logging.getLogger("preceptor").warning("%s: %s", finding.file, finding.reason)
             return [as_sample(file, question, file.relative_to(image).as_posix()) for file in files]
         raise UserError("a VQA model needs --image FILE_OR_FOLDER with --question TEXT, or --table FILE")
 

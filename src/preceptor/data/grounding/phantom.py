@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from preceptor.data.grounding.boxes import Style, from_pixels
 from preceptor.data.grounding.questions import LabeledBox, Picture, ask_about_boxes
+from preceptor.data.images import image_size
 from preceptor.data.splits import SPLIT_NAMES
 from preceptor.data.synthetic.questions_table import write_phantom
 from preceptor.data.types import Dialogue, GroundingDataset
@@ -33,8 +32,7 @@ def read_phantom_grounding(table: Path, *, style: Style = "qwen") -> GroundingDa
         )
         if row["image"] not in described_images:
             described_images.add(row["image"])
-            with Image.open(image) as opened:
-                width, height = opened.size
+            width, height = image_size(image)
             dialogues += ask_about_boxes(picture, _labeled_boxes(row, width, height), style)
         dialogues.append(picture.dialogue(f"mia-{row['id']}", row["question"], row["answer"], "mia"))
     data = GroundingDataset("phantom-grounding", "given", table.parent, dialogues)

@@ -1,0 +1,78 @@
+"""Decode PNG, JPEG, TIFF, BMP and WebP with Pillow, after `containers` has checked the structure of the file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+
+from preceptor.data.containers import Container, Refused
+
+_BAND_PIXELS = 2**21  # pixels that are converted at a time, to bound the memory for intermediate values
+
+
+def decode(container: Container, *, second_byte: bool = False) -> Image.Image:
+    """Return the image in a mode of Pillow.
+
+    With `second_byte`, the channels are the low bytes of channels with 16 bits, instead of the high bytes.
+
+    Raises:
+        Refused: the pixels are incomplete, damaged, or of a kind that is not supported.
+    """
+    expected = None if container.padded is None else _digest(_open(container, container.padded))
+    image = _open(container, container.pixels, second_byte=second_byte)
+    if expected is not None and _digest(image) != expected:
+        raise Refused("truncated JPEG (a scan is cut)")
+    return image
+
+
+def bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Yield the image in bands of rows."""
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(image.height, top + rows)
+        yield slice(top, bottom), image.crop((0, top, image.width, bottom))
+
+
+def _digest(image: Image.Image) -> bytes:
+    digest = hashlib.blake2b()
+    for _, band in bands(image):
+        digest.update(band.tobytes())
+    return digest.digest()
+
+
+def _open(container: Container, data: bytes, *, second_byte: bool = False) -> Image.Image:
+    """Decode the image. With `second_byte`, the channels are the low bytes of channels with 16 bits."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=[container.format])
+        if second_byte:
+            image.tile = [tile._replace(args=_second_byte(tile.args)) for tile in image.tile]
+        image.load()
+        return image
+    except Image.DecompressionBombError as error:
+        raise Refused(str(error), "shrink the image") from error
+    except Image.UnidentifiedImageError as error:
+        fields = f" ({container.fields})" if container.fields else ""
+        raise Refused(f"{container.format} of a kind that is not supported{fields}", "save it as PNG") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, ...
+        raise Refused(f"broken or truncated {container.format} ({error})") from error
+
+
+def _second_byte(args: Any) -> Any:
+    """Return the arguments of a Pillow decoder that keeps the other byte of channels with 16 bits.
+
+    Pillow has no mode for colour with 16 bits per channel. Its decoders keep the high byte; told the opposite byte
+    order, they keep the low byte.
+    """
+    if not isinstance(args, str):
+        return (_second_byte(args[0]), *args[1:])
+    name, order = args[:-1], args[-1]
+    if order == "N":
+        order = "L" if sys.byteorder == "little" else "B"
+    return name + {"L": "B", "B": "L"}[order]

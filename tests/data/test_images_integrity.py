@@ -1,0 +1,318 @@
+"""Image files that are incomplete, stored in rare ways, or made to cost much time or memory."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from preceptor.data import images
+from preceptor.data.images import ImageError, load_image
+from tests.data.test_images import GRADIENT, huge_png, jpeg_bytes, png, png_chunk
+
+# --- Integrity ---
+
+
+def half(data: bytes, share: float) -> bytes:
+    """Return a JPEG whose coded data is cut, with an end marker."""
+    start = data.index(b"\xff\xda") + 20
+    return data[: start + int((len(data) - start) * share)].rstrip(b"\xff") + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimize": True},
+        {"progressive": True},
+        {"restart_marker_blocks": 5},
+        {"progressive": True, "restart_marker_blocks": 5},
+        {"subsampling": 0, "quality": 30},
+    ],
+)
+def test_half_a_jpeg_with_an_end_marker(tmp_path, options, share):
+    data = jpeg_bytes(**options)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(half(data, share))
+    with pytest.raises(ImageError, match=r"truncated.*copy the file again"):
+        load_image(path)
+    path.write_bytes(data + b"trailing\xff\xd8\xffbytes")
+    with Image.open(io.BytesIO(data)) as whole:
+        np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(whole))
+
+
+def test_progressive_jpeg_without_its_last_scan(tmp_path):
+    data = jpeg_bytes(progressive=True)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data[: data.rindex(b"\xff\xda")] + b"\xff\xd9")
+    with pytest.raises(ImageError, match="the last scans are missing"):
+        load_image(path)
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_no_real_image_is_refused():
+    folder = os.environ.get("PRECEPTOR_DATA")
+    if folder is None:
+        pytest.skip("needs PRECEPTOR_DATA")
+    for path in sorted(Path(folder).rglob("*.jpg")):
+        with Image.open(path) as image:
+            plain = image if image.mode in ("L", "RGB") else image.convert("RGB")
+            np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(plain), err_msg=str(path))
+
+
+def test_each_flipped_bit_of_a_png_is_found(tmp_path):
+    data = png(tmp_path / "a.png", GRADIENT).read_bytes()
+    path = tmp_path / "b.png"
+    for position in range(len(data)):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1 << position % 8]) + data[position + 1 :])
+        with pytest.raises(ImageError):
+            load_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "webp"])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.999])
+def test_other_truncated_files(tmp_path, suffix, share):
+    path = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, **({"compression": "tiff_adobe_deflate"} if suffix == "tif" else {}))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ImageError, match=r"a\.\w+: .*(truncated|damaged|broken|not an image)"):
+        load_image(path)
+
+
+def test_flipped_bits_of_a_deflated_tiff_are_found(tmp_path):
+    path = tmp_path / "a.tif"
+    noise = np.random.default_rng(0).integers(0, 255, (40, 50), dtype=np.uint8)
+    Image.fromarray(noise).save(path, compression="tiff_adobe_deflate")
+    with Image.open(path) as image:
+        start, length = image.tag_v2[273][0], image.tag_v2[279][0]
+    data = path.read_bytes()
+    for position in range(start + 2, start + length, 97):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        with pytest.raises(ImageError, match="damaged TIFF"):
+            load_image(path)
+
+
+# --- Fields that say how pixels are stored ---
+
+
+def deep_png(values: np.ndarray, extra: bytes = b"") -> bytes:
+    """Return a PNG with 16 bits per channel. All five filters are used, which Pillow cannot write."""
+    height, channels = len(values), values.shape[2]
+    raw = values.astype(">u2").reshape(height, -1).view(np.uint8).astype(int)
+    step = 2 * channels
+    left = np.pad(raw, ((0, 0), (step, 0)))[:, :-step]
+    up = np.pad(raw, ((1, 0), (0, 0)))[:-1]
+    corner = np.pad(left, ((1, 0), (0, 0)))[:-1]
+    paeth = np.select(
+        [
+            (abs(up - corner) <= abs(left - corner)) & (abs(up - corner) <= abs(left + up - 2 * corner)),
+            abs(left - corner) <= abs(left + up - 2 * corner),
+        ],
+        [left, up],
+        corner,
+    )
+    predictions = [np.zeros_like(raw), left, up, (left + up) // 2, paeth]
+    rows = b"".join(bytes([i % 5]) + (raw[i] - predictions[i % 5][i]).astype(np.uint8).tobytes() for i in range(height))
+    header = struct.pack(">IIBBBBB", values.shape[1], height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            png_chunk(b"IHDR", header),
+            extra,
+            png_chunk(b"IDAT", zlib.compress(rows)),
+            png_chunk(b"IEND", b""),
+        ]
+    )
+
+
+def stretched(values: np.ndarray) -> np.ndarray:
+    values = values.astype(float)
+    return np.round((values - values.min()) / (values.max() - values.min()) * 255)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_16_bit_colour_is_stretched_like_16_bit_grey(tmp_path, channels):
+    values = np.random.default_rng(0).integers(100, 4096, (11, 7, channels)).astype(np.uint16)  # 12-bit data
+    colours = values if channels == 3 else values[..., :-1]
+    if channels != 3:
+        values[..., -1] = 65535
+    path = tmp_path / "a.png"
+    path.write_bytes(deep_png(values))
+    expected = stretched(colours)
+    np.testing.assert_array_equal(np.asarray(load_image(path)), expected[..., 0] if channels == 2 else expected)
+    if channels != 3:
+        values[3:5, :, -1] = 0  # transparent values are neither shown nor part of the range
+        values[3:5, :, :-1] = 65535
+        path.write_bytes(deep_png(values))
+        image = np.asarray(load_image(path))
+        assert image[3:5].max() == 0
+        assert image.max() == 255
+
+
+def test_transparent_colour_of_a_16_bit_png(tmp_path):
+    values = np.array([[[1, 2, 3], [1, 2, 4], [5, 5, 5]]], np.uint16)
+    path = tmp_path / "a.png"
+    path.write_bytes(deep_png(values, png_chunk(b"tRNS", struct.pack(">3H", 5, 5, 5))))
+    assert np.asarray(load_image(path)).tolist() == [[[0, 85, 170], [0, 85, 255], [0, 0, 0]]]
+
+
+def tiff(values: np.ndarray, order: str, fields: dict[int, tuple[int, ...]], data: bytes | None = None) -> bytes:
+    """Return an uncompressed TIFF. `fields` override the tags, `data` replaces the pixels."""
+    pixels = values.astype(values.dtype.newbyteorder(order)).tobytes() if data is None else data
+    samples = values.shape[2] if values.ndim == 3 else 1
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    tags: dict[int, tuple[int, ...]] = {
+        256: (values.shape[1],),
+        257: (values.shape[0],),
+        258: (values.dtype.itemsize * 8,) * samples,
+        259: (1,),
+        262: (2 if samples > 1 else 1,),
+        273: (0,),
+        277: (samples,),
+        279: (len(pixels),),
+        339: (kind,) * samples,
+        **fields,
+    }
+    end = 8 + 2 + 12 * len(tags) + 4
+    long = b"".join(struct.pack(f"{order}{len(v)}I", *v) for _, v in sorted(tags.items()) if len(v) > 1)
+    tags[273] = (end + len(long),)
+    entries, offset = b"", end
+    for tag, numbers in sorted(tags.items()):
+        single = len(numbers) == 1
+        entries += struct.pack(f"{order}HHII", tag, 4, len(numbers), numbers[0] if single else offset)
+        offset += 0 if single else 4 * len(numbers)
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return mark + struct.pack(f"{order}IH", 8, len(tags)) + entries + bytes(4) + long + pixels
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["u1", "u2", "i2", "u4", "i4", "f4", "f8", "i1"])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_tiff_is_right_or_refused_by_the_name_of_the_field(tmp_path, order, kind, white_is_zero):
+    values = np.random.default_rng(0).integers(0, 100, (5, 6)).astype(kind)
+    values *= {"u4": 40_000_000, "i4": 20_000_000, "u2": 600, "i2": 300}.get(kind, 1)
+    if kind[0] in "if":
+        values -= values.dtype.type(30)
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(values, order, {262: (0 if white_is_zero else 1,)}))
+    expected = values if kind == "u1" else stretched(values)
+    supported = {"u1", "u2", "u4", "i2", "i4", "f4"} - ({"u4"} if order == ">" else set())
+    if white_is_zero:
+        supported = {"u1", "f4"} | ({"u2"} if order == "<" else set())
+    if kind in supported:
+        np.testing.assert_array_equal(np.asarray(load_image(path)), 255 - expected if white_is_zero else expected)
+    else:
+        with pytest.raises(ImageError, match=r"BitsPerSample \d+, SampleFormat \d"):
+            load_image(path)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bit_colour_tiff(tmp_path, order):
+    values = np.random.default_rng(0).integers(100, 4096, (5, 6, 3)).astype(np.uint16)
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(values, order, {}))
+    np.testing.assert_array_equal(np.asarray(load_image(path)), stretched(values))
+
+
+def test_12_bit_tiff(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (5, 6)).astype(np.uint16)
+    packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in values.reshape(-1, 2).tolist())
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(values, "<", {258: (12,)}, packed))
+    np.testing.assert_array_equal(np.asarray(load_image(path)), stretched(values))
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({259: (7,)}, "Compression 7"),
+        ({262: (6,)}, "PhotometricInterpretation 6"),
+        ({258: (8, 8)}, "BitsPerSample 8 8"),
+        ({339: (4,)}, "SampleFormat 4"),
+        ({262: (3,), 320: tuple(range(256)) * 3}, "ColorMap"),
+        ({277: (4,), 258: (8, 8, 8, 8), 262: (2,)}, "ExtraSamples missing"),
+        ({279: (10,)}, "10 of 30 bytes of pixels"),
+        ({279: (10**6,)}, "outside the file"),
+        ({257: (0,)}, "RowsPerStrip|0 pixels"),
+    ],
+)
+def test_tiff_fields_that_are_refused(tmp_path, fields, name):
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(np.zeros((5, 6), np.uint8), "<", fields))
+    with pytest.raises(ImageError, match=name):
+        load_image(path)
+
+
+def test_16_bit_tiff_agrees_with_simpleitk(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    values = np.random.default_rng(0).integers(-2000, 2000, (20, 30))
+    path = tmp_path / "a.tif"
+    for kind in (np.int16, np.uint16, np.uint32, np.int32, np.float32):
+        for compressed in (False, True):
+            written = sitk.GetImageFromArray(
+                np.abs(values).astype(kind) if kind in (np.uint16, np.uint32) else values.astype(kind)
+            )
+            sitk.WriteImage(written, str(path), compressed)
+            expected = stretched(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
+            np.testing.assert_array_equal(np.asarray(load_image(path)), expected)
+
+
+def test_cmyk_jpeg_of_adobe_is_not_inverted(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (16, 16), (200, 30, 40)).convert("CMYK").save(path, quality=95)
+    assert np.abs(np.asarray(load_image(path)).astype(int) - [200, 30, 40]).max() <= 4
+
+
+# --- Bounded work ---
+
+
+def test_jpeg_with_many_scans_is_refused_before_decoding(tmp_path, monkeypatch):
+    data = jpeg_bytes(progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data[:-2] + last * 200 + b"\xff\xd9")
+    monkeypatch.setattr(images, "decode", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match="96 x 96 pixels in 101 or more scans, which takes too long"):
+        load_image(path)
+
+
+def test_long_sides_are_refused(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(huge_png(1, 70_000))
+    with pytest.raises(ImageError, match="1 x 70000 pixels, a side longer than 65,535"):
+        load_image(path)
+
+
+def test_compressed_texts_and_profiles_are_not_expanded(tmp_path, monkeypatch):
+    body = b"a\0\0" + zlib.compress(bytes(10_000_000))
+    bombs = b"".join(png_chunk(kind, body) for kind in (b"zTXt", b"iCCP", b"iTXt"))
+    data = huge_png(8, 8)
+    path = tmp_path / "a.png"
+    path.write_bytes(data[:33] + bombs + data[33:])
+    for name in ("chunk_zTXt", "chunk_iCCP", "chunk_iTXt"):
+        monkeypatch.setattr(PngImagePlugin.PngStream, name, lambda *_: pytest.fail("expanded"))
+    assert load_image(path).size == (8, 8)
+
+
+def test_tags_that_share_their_bytes_are_refused(tmp_path):
+    values = np.zeros((5, 6), np.uint8)
+    path = tmp_path / "a.tif"
+    whole = tiff(values, "<", {})
+    shared = {60000 + i: (0,) for i in range(50)}
+    data = bytearray(tiff(values, "<", shared))
+    for i in range(50):
+        entry = data.index(struct.pack("<HH", 60000 + i, 4))
+        data[entry : entry + 12] = struct.pack("<HHII", 60000 + i, 7, len(whole), 0)
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="its tags overlap"):
+        load_image(path)
