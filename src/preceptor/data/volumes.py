@@ -95,21 +95,27 @@ def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:
 def label_map(volume: np.ndarray, file: VolumeFile, regions: Mapping[str, Sequence[int]] | None = None) -> np.ndarray:
     """Return a label map (D, H, W) as uint8. Raises VolumeError for fractions and for labels of no region."""
     values = labels_in(volume)
-    wrong = [value for value in values if value != int(value) or not 0 <= value < 256]
+    wrong = [value for value in values if not is_label(value)]
     if wrong:
         raise VolumeError(
-            f"{file.path}: {wrong[0]:g} is not a label; labels are integers from 0 to 255 (resample label maps "
+            f"{file.path}: {wrong[0]:.15g} is not a label; labels are integers from 0 to 255 (resample label maps "
             "with nearest neighbours)"
         )
+    values = [round(value) for value in values]
     known = {0} | {value for values in (regions or {}).values() for value in values}
-    unknown = [int(value) for value in values if int(value) not in known]
+    unknown = [value for value in values if value not in known]
     if regions is not None and unknown:
         raise VolumeError(
             f"{file.path}: label {', '.join(map(str, unknown))} is in no region; the regions "
             f"{ {name: list(values) for name, values in regions.items()} } have the labels {sorted(known - {0})}; "
             "add it to data.regions, or correct the label map"
         )
-    return np.ascontiguousarray(volume, np.uint8)
+    return np.ascontiguousarray(volume if volume.dtype.kind in "iu" else np.rint(volume), np.uint8)
+
+
+def is_label(value: float) -> bool:
+    """Return whether a voxel is an integer from 0 to 255, to the rounding error of a scaled float32."""
+    return abs(value - round(value)) <= 1e-5 and 0 <= round(value) < 256
 
 
 def labels_in(volume: np.ndarray) -> list[float]:
