@@ -125,8 +125,7 @@ def read_file(path: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[Any, np.ndar
             stream: IO[bytes] = gzip.GzipFile(fileobj=file) if compressed else file  # type: ignore[assignment]
             return _read_stream(path, stream, max_voxels)
     except (OSError, EOFError, zlib.error, MemoryError) as error:
-        reason = f"truncated or broken, {_short(error)}"
-        raise VolumeError(f"{path}: not a readable NIfTI file ({reason}); {_COPY_AGAIN}") from error
+        raise VolumeError(f"{path}: truncated or broken file ({_short(error)}); {_COPY_AGAIN}") from error
 
 
 def _is_header(start: bytes) -> bool:
@@ -170,7 +169,10 @@ def _read_header(path: Path, stream: IO[bytes]) -> Any:
     """Return the header as a nibabel object, without the corrections that nibabel makes silently."""
     from nibabel import Nifti1Header, Nifti2Header
 
-    block = stream.read(348)
+    try:
+        block = stream.read(348)
+    except (OSError, EOFError, zlib.error) as error:
+        raise VolumeError(f"{path}: not a readable NIfTI file ({_short(error)}); {_COPY_AGAIN}") from error
     if len(block) < 348:
         reason = "the file is empty" if not block else f"the header ends after {len(block)} of 348 bytes"
         raise VolumeError(f"{path}: not a readable NIfTI file ({reason}); {_COPY_AGAIN}")
@@ -214,11 +216,12 @@ def _shape(path: Path, header: Any, max_voxels: int) -> tuple[int, ...]:
 def _voxel_type(path: Path, header: Any) -> np.dtype[Any]:
     """Return the number type of the voxels. Raises VolumeError for colours, complex numbers and unknown codes."""
     from nibabel.nifti1 import data_type_codes
+    from nibabel.spatialimages import HeaderDataError
 
     code = int(header["datatype"])
     try:
         name, dtype = data_type_codes.label[code], header.get_data_dtype()
-    except (KeyError, ValueError) as error:  # nibabel raises HeaderDataError, a ValueError, for unsupported codes
+    except (KeyError, HeaderDataError) as error:
         reason = f"datatype code {code} is not supported"
         raise VolumeError(f"{path}: {reason}; export the file as int16 or float32") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
@@ -290,6 +293,8 @@ def geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> Geometry:
 
 def _affine(path: Path, header: Any) -> tuple[np.ndarray, list[str]]:
     """Return the affine in the units of the header, and remarks on it."""
+    from nibabel.spatialimages import HeaderDataError
+
     header = header.copy()
     if header["pixdim"][0] == 0:  # by the standard, 0 is 1
         header["pixdim"][0] = 1
@@ -301,7 +306,7 @@ def _affine(path: Path, header: Any) -> tuple[np.ndarray, list[str]]:
         ]
     try:
         rotation = np.asarray(header.get_qform(), np.float64) if qform else None
-    except ValueError as error:  # nibabel's HeaderDataError, too
+    except (HeaderDataError, ValueError) as error:
         if not sform:
             raise VolumeError(f"{path}: invalid qform ({_short(error)}); correct the header") from error
         return np.asarray(header.get_sform(), np.float64), ["the qform is invalid; the sform is used"]

@@ -32,6 +32,7 @@ class LoadedVolume:
         shape: Shape (D, H, W) of all volumes.
         spacing: Voxel size in mm along D, H, W.
         geometry: Grid of the source files. It does not change if the volumes are resampled.
+        remarks: Sentences on doubtful headers of the files.
     """
 
     id: str
@@ -40,6 +41,7 @@ class LoadedVolume:
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     geometry: Geometry
+    remarks: tuple[str, ...] = ()
 
 
 def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels: int = MAX_VOXELS) -> LoadedVolume:
@@ -52,11 +54,13 @@ def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels
     reader = nifti.Reader(max_voxels)
     images: dict[str, np.ndarray] = {}
     first: tuple[VolumeFile, Geometry] | None = None
+    remarks: list[str] = []
     for modality, file in case.images.items():
         volume, grid = reader.volume(file)
         first = first or (file, grid)
         require_same_grid(*first, file, grid)
         images[modality] = intensities(volume, file)
+        remarks += [f"{file.path.name}: {remark}" for remark in grid.remarks]
     if first is None:
         raise VolumeError(f"case {case.id} has no image; give at least one modality")
     label = None
@@ -64,7 +68,7 @@ def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels
         volume, grid = reader.volume(case.mask)
         require_same_grid(*first, case.mask, grid)
         label = label_map(volume, case.mask, data.regions if data else None)
-    return LoadedVolume(case.id, images, label, first[1].canonical_shape, first[1].spacing, first[1])
+    return LoadedVolume(case.id, images, label, first[1].canonical_shape, first[1].spacing, first[1], tuple(remarks))
 
 
 def load_label(

@@ -29,12 +29,13 @@ GOOD = [f"p{i},images/{i}a.nii.gz,images/{i}b.nii.gz,images/{i}m.nii.gz,42" for 
 
 def test_csv_and_jsonl_say_the_same(root):
     csv(root, "case,T1c,ct,mask,age", *GOOD)
-    data = read_volumes(root, validation_fraction=0.25, test_fraction=0.25)
+    lesion = {"lesion": [1, 2, 4]}
+    data = read_volumes(root, validation_fraction=0.25, test_fraction=0.25, regions=lesion)
     assert data.modalities == ("t1ce", "ct")
     assert [case.id for case in data.samples] == ["p0", "p1", "p2", "p3"]
     rows = [dict(zip(("case", "T1c", "ct", "mask"), line.split(","), strict=False)) for line in GOOD]
     (root / "other.jsonl").write_text("".join(json.dumps({**row, "age": 42}) + "\n" for row in rows))
-    other = read_volumes(root / "other.jsonl", validation_fraction=0.25, test_fraction=0.25)
+    other = read_volumes(root / "other.jsonl", validation_fraction=0.25, test_fraction=0.25, regions=lesion)
     assert other.fingerprint() == data.fingerprint()
 
 
@@ -47,7 +48,7 @@ def test_missing_modalities_groups_and_parts(root):
         "p2,y,val,,images/2b.nii.gz,images/2m.nii.gz",
         "p3,z,test,images/3a.nii.gz,,images/3m.nii.gz",
     )
-    data = read_volumes(root)
+    data = read_volumes(root, regions={"lesion": [1, 2, 4]})
     assert [(case.group, case.split, tuple(case.images)) for case in data.samples] == [
         ("x", "train", ("t1",)),
         ("x", "train", ("t1", "ct")),
@@ -74,7 +75,7 @@ def test_missing_modalities_groups_and_parts(root):
         (["case,t1,mask", "a,images/0a.nii.gz,", "a,images/1a.nii.gz,"], "is also in line 2"),
         (["case,t1,split", "a,images/0a.nii.gz,trian"], "did you mean 'train'"),
         (["case,t1,split", "a,images/0a.nii.gz,train", "b,images/1a.nii.gz,"], "the split is missing, but other rows"),
-        (["case,t1,mask", "a,hello,"], "no column contains .nii"),
+        (["case,t1,mask", "a,hello,"], "column t1: 'hello' is not a .nii or .nii.gz file or a folder"),
         (
             [
                 "case,t1,mask,split,group",

@@ -51,6 +51,8 @@ def _check_case(case: Case, data: SegmentationDataset, max_voxels: int, hashes: 
         except VolumeError as error:
             add(file.path, str(error))
             continue
+        for remark in geometry.remarks:
+            add(file.path, f"{file.path}: {remark}", "warning")
         if file.path not in hashes:
             hashes[file.path] = sha256(file.path)
         content = (hashes[file.path], file.channel)
