@@ -24,7 +24,7 @@ from preceptor.files import write_bytes
 MAX_VOXELS = 512**3
 _MAX_OFFSET = 64 * 2**20  # bytes of header extensions
 _MAX_MM = 1e5  # limit for the elements of an affine
-_MAX_VOXEL_MM = 100
+_MAX_VOXEL_MM, _SMALL_VOXEL_MM = 100, 0.01
 _UNITS = {0: "unknown, taken for mm", 1: "metre", 2: "mm", 3: "micron"}
 _MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """Length in mm of each spatial unit of xyzt_units."""
@@ -278,6 +278,10 @@ def geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> Geometry:
         raise VolumeError(
             f"{path}: voxels of {_sizes(zooms * _MM[code])} mm are too large; correct pixdim, or xyzt_units (its code "
             f"is {code}: {_UNITS[code]})"
+        )
+    if zooms.min() * _MM[code] < _SMALL_VOXEL_MM:
+        remarks.append(
+            f"voxels of {_sizes(zooms * _MM[code])} mm are very small; check pixdim and xyzt_units ({_UNITS[code]})"
         )
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     skew = float(np.abs(axes.T @ axes - np.eye(3)).max())
