@@ -68,11 +68,15 @@ def merge_groups(rows: Sequence[Row], keys: Callable[[Row], Iterable[Hashable]])
 
 
 def images_of(row: Sample | Case | Dialogue) -> tuple[Path, ...]:
-    """Return the image files of a sample of any task, each once. Label maps are not images."""
+    """Return the image files of a sample of any task, each once. Label maps are not images.
+
+    A DICOM series is a folder and gives all its files.
+    """
     if isinstance(row, Sample):
         return (row.image,)
     if isinstance(row, Case):
-        return tuple(dict.fromkeys(file.path for file in row.images.values()))
+        paths = dict.fromkeys(file.path for file in row.images.values())
+        return tuple(file for path in paths for file in (sorted(path.glob("[!.]*")) if path.is_dir() else [path]))
     return tuple(dict.fromkeys(row.images))
 
 

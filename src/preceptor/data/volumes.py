@@ -6,6 +6,7 @@ Every array is (D, H, W): D from feet to head, H from back to front, W from left
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from preceptor.data import nifti
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.errors import UserError
+from preceptor.files import sha256
 
 TOLERANCE = 1e-3
 """Largest difference between the elements of two affines that count as the same grid, in mm."""
@@ -81,6 +83,18 @@ def load_label(
     """
     volume, geometry = nifti.Reader(max_voxels).volume(file)
     return label_map(volume, file, regions), geometry
+
+
+def content_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the files of a DICOM series in a folder, whatever their names.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if not path.is_dir():
+        return sha256(path)
+    files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+    return hashlib.sha256(" ".join(sorted(map(sha256, files))).encode()).hexdigest()
 
 
 def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from preceptor.data import nifti
 from preceptor.data.dicom_series import holds_series
 from preceptor.data.findings import Finding
-from preceptor.data.identity import unused_patients
+from preceptor.data.identity import group_by_content, unused_patients
 from preceptor.data.nifti import VolumeError
 from preceptor.data.segmentation.decathlon import LIST, channel_names, find_decathlon, read_list
 from preceptor.data.segmentation.folders import listed
@@ -88,6 +88,13 @@ def read_volumes(
     labelled = [case for case in cases if case.mask is not None]
     known = check_regions(regions) if regions is not None else _infer_regions(found, labelled, name == "brats")
     split_by = f"fold-{fold}-of-{folds}" if fold is not None else "by-patient"
+    grouped = group_by_content(cases)
+    merged = [case.id for case, before in zip(grouped, cases, strict=True) if case.group != before.group]
+    if merged:
+        found.notes.append(
+            f"{len(merged)} cases share an image with another case and are in its split: {listed(merged)}."
+        )
+    cases = grouped
     given = split_file or (root if found.split_given else None)
     if given is not None and fold is not None:
         raise UserError(f"fold={fold} cannot be combined with the split of {given}; remove one of them")

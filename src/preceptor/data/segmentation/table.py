@@ -58,9 +58,10 @@ def find_table(
     columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
     mask = mask or MASK
     if "case" not in columns:
+        fix = "; if this is not the table of the cases, rename it, or set data.name=brats to read the folder"
         raise UserError(
-            f"{file}: no column 'case'{_hint('case', columns)}; the required columns are case, the modalities and mask "
-            "(if this is not the table of the cases, set data.name=brats to read the files of the folder)"
+            f"{file}: no column 'case'{_hint('case', columns)}; the required columns are case, the modalities and mask"
+            f"{fix if file.name in FOLDER_NAMES else ''}"
         )
     patients = patient_columns(column for column in columns if column not in (*NAMES, mask))
     images = _image_columns([c for c in columns if c not in (*NAMES, mask, *patients)], modalities, file, complete)
