@@ -133,7 +133,8 @@ def label_map(volume: np.ndarray, file: VolumeFile, regions: Mapping[str, Sequen
 
 def is_label(value: float) -> bool:
     """Return whether a voxel is an integer from 0 to 255, to the rounding error of a scaled float32."""
-    return abs(value - round(value)) <= 1e-5 and 0 <= round(value) < 256
+    tolerance = 16 * float(np.finfo(np.float32).eps) * max(1.0, abs(value))
+    return abs(value - round(value)) <= tolerance and 0 <= round(value) < 256
 
 
 def labels_in(volume: np.ndarray) -> list[float]:
