@@ -132,6 +132,8 @@ def _found(
     if table is not None:
         return find_table(table, modalities, mask)
     if (root / LIST).is_file():
+        if mask is not None:
+            raise UserError(f"data.mask={mask} does not apply to {root / LIST}, which names the label maps; remove one")
         return find_decathlon(root, modalities)
     found = find_files(root, modalities, mask, used)
     if unused := [name for name in FOLDER_NAMES if (root / name).is_file()]:

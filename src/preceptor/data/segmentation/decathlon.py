@@ -13,7 +13,7 @@ from typing import Any
 from preceptor.data.images import resolve_image
 from preceptor.data.segmentation.folders import Listing
 from preceptor.data.segmentation.json_text import parse_json
-from preceptor.data.segmentation.layouts import FoundCases
+from preceptor.data.segmentation.layouts import FoundCases, patient_of
 from preceptor.data.segmentation.modalities import (
     NIFTI,
     canonical_name,
@@ -56,7 +56,7 @@ def find_decathlon(root: Path, modalities: tuple[str, ...] | None) -> FoundCases
             images = {key: VolumeFile(files[0]) for key in index}
         if not mask.is_file():
             raise UserError(f"{place}: {mask} does not exist; unpack the archive again")
-        cases.append(Case(name, images, VolumeFile(mask), name, "train"))
+        cases.append(Case(name, images, VolumeFile(mask), patient_of(name), "train"))
     twice = sorted({case.id for case in cases if sum(other.id == case.id for other in cases) > 1})
     if twice:
         raise UserError(f"{file}: case {twice[0]!r} is in training twice; keep one entry")
