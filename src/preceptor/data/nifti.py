@@ -348,7 +348,8 @@ def volume_shape(path: Path, shape: tuple[int, ...], channel: int | None) -> tup
         raise VolumeError(f"{path}: {sides} voxels are not a volume; give a 3-D file")
     if channel is None and len(shape) > 3:
         raise VolumeError(
-            f"{path}: {sides} voxels are not a volume: {len(shape)}-D, but a 3-D image is expected; split it into one file per image"
+            f"{path}: {sides} voxels are not a volume: {len(shape)}-D, but a 3-D image is expected; split it into one "
+            "file per image"
         )
     if channel is not None and (len(shape) != 4 or channel >= shape[3]):
         raise VolumeError(f"{path}: {sides} voxels have no channel {channel}; give a 4-D file with more channels")

@@ -215,7 +215,8 @@ def _nothing_found(
     hint += f"; the names end in {', '.join(list(endings)[:6])}" if endings else ""
     return (
         f"{root} contains no .nii or .nii.gz file or DICOM folder named CASE_MODALITY with one of {wanted}{hint}; set "
-        "data.modalities to the modalities in the file names, or write a table (docs/how-to/volumes.md)"
+        "data.modalities to the modalities in the file names, or write a table (docs/how-to/volumes.md); to predict, "
+        "you can also give MODALITY=PATH"
     )
 
 
