@@ -245,7 +245,7 @@ def infer_regions(
     raise UserError(
         f"{source} contain the labels {', '.join(map(str, values)) or 'none'}, which are not those of BraTS in its "
         "four contrasts, so their meaning is not known; set data.regions to the labels of each region, such as {liver: "
-        "[1, 2], tumour: [2]}, or data.name=brats if this is BraTS"
+        f"[1, 2], tumour: [2]}}{', or data.name=brats if this is BraTS' if its_contrasts and not brats else ''}"
     )
 
 
