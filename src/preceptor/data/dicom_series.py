@@ -193,7 +193,12 @@ def _read_header(path: Path) -> _Slice:
         )
     except VolumeError:
         raise
-    except Exception as error:  # values that are not numbers
+    except (ValueError, TypeError):
+        raise VolumeError(
+            f"{path}: PixelSpacing, ImagePositionPatient, ImageOrientationPatient or another geometry field is not a "
+            "number (such as one with a decimal comma); correct the header"
+        ) from None
+    except Exception as error:
         raise _broken(path, error) from None
 
 
@@ -337,7 +342,7 @@ def _read_pixels(one: _Slice) -> tuple[np.ndarray, np.ndarray]:
         if data.get("ModalityLUTSequence"):
             values = apply_modality_lut(stored, data).astype(np.float64)
         else:
-            slope, intercept = (_number(data, name, default) for name, default in _RESCALE)
+            slope, intercept = (_number(one.path, data, name, default) for name, default in _RESCALE)
             if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
                 raise VolumeError(f"{one.path}: RescaleSlope and RescaleIntercept are not a scale; {_COPY_AGAIN}")
             values = stored.astype(np.float64) * slope + intercept
@@ -351,9 +356,12 @@ def _read_pixels(one: _Slice) -> tuple[np.ndarray, np.ndarray]:
 _RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
 
 
-def _number(data: Dataset, field: str, default: float) -> float:
-    value: Any = data.get(field)
-    return default if value is None or value == "" else float(value)
+def _number(path: Path, data: Dataset, field: str, default: float) -> float:
+    try:
+        value: Any = data.get(field)
+        return default if value is None or value == "" else float(value)
+    except (ValueError, TypeError):
+        raise VolumeError(f"{path}: {field} is not a number; correct the header") from None
 
 
 def _stored_values(pixels: np.ndarray, data: Dataset) -> np.ndarray:
