@@ -286,8 +286,8 @@ def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
             raise UserError(f"{file}: {reason}; give it as {kind}=FILE if it is {kind}, or rename it")
     if not case_files:
         raise UserError(
-            f"{place} contains none of the modalities {', '.join(names)}; name the files CASE_{names[0]}.nii.gz, or give "
-            "each as MODALITY=PATH"
+            f"{place} contains none of the modalities {', '.join(names)}; name the files CASE_{names[0]}.nii.gz, or "
+            "give each as MODALITY=PATH"
         )
     if len(cases) > 1:
         raise UserError(f"{place} contains files of several cases ({', '.join(sorted(cases)[:4])}); give those of one")
