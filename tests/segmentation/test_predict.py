@@ -11,7 +11,9 @@ import nibabel
 import numpy as np
 import pytest
 
+from preceptor.data.dicom_series import read_series
 from tests.command_line import call
+from tests.data.dicom_series_files import noise, slices_of, write_slices
 
 pytestmark = pytest.mark.slow
 
@@ -125,3 +127,54 @@ def test_inputs_that_do_not_fit_the_model(trained: Path, tmp_path: Path, argumen
     assert code == 2
     assert message in " ".join(err.split())
     assert "Traceback" not in err
+
+
+def test_a_series_is_segmented_on_its_grid(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "p1"
+    for seed, name in enumerate(("t1", "T1_Gd")):
+        slices = slices_of(noise((20, 22, 24), seed), orientation=(0.0, 0.96, 0.28, 0.0, -0.28, 0.96))
+        write_slices(folder / name, slices)
+    for expected, arguments in (
+        ("t1", [f"t1={folder / 't1'}"]),
+        ("t1ce", [f"t1ce={folder / 'T1_Gd'}"]),
+        ("t1+t1ce", ["--case", str(folder)]),
+    ):
+        output = tmp_path / str(len(list(tmp_path.iterdir())))
+        code, out, err = call("predict", str(trained / "run"), *arguments, "--output", str(output), "--json")
+        assert code == 0, err
+        (row,) = json.loads(out)
+        assert row["id"] == "p1"
+        assert row["modalities"] == expected
+        mask = nibabel.load(row["mask"])
+        _, grid = read_series(folder / "t1")
+        assert mask.shape == grid.shape == (24, 22, 20)
+        assert np.allclose(mask.affine, grid.affine, atol=1e-4)
+        found = np.isin(np.asarray(mask.dataobj), [1, 2, 4]).sum() * grid.voxel_volume / 1000
+        assert row["wt_ml"] == pytest.approx(found, abs=0.006)
+    table = tmp_path / "cases.csv"
+    table.write_text("case,t1\na,p1/t1\nb,p1/T1_Gd\n")
+    code, out, err = call(
+        "predict", str(trained / "run"), "--table", str(table), "--output", str(tmp_path / "o"), "--json"
+    )
+    assert code == 0, err
+    assert [row["id"] for row in json.loads(out)] == ["a", "b"]
+
+
+def test_a_table_of_questions_is_not_one_of_cases(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("id,image,question\na,x.png,what?\n")
+    code, _, err = call("predict", str(trained / "run"), "--table", str(tmp_path / "q.csv"), "--output", str(tmp_path))
+    assert code == 2
+    assert "no column 'case'" in err
+    assert "weights" not in err
+
+
+def test_doubts_about_a_header_are_warnings(trained: Path, tmp_path: Path) -> None:
+    image = nibabel.load(next(complete_case(trained).glob("*_t2.nii.gz")))
+    image.set_sform(image.affine, 0)
+    image.set_qform(None, 0)
+    nibabel.save(image, tmp_path / "a_t2.nii.gz")
+    code, out, err = call(
+        "predict", str(trained / "run"), f"t2={tmp_path / 'a_t2.nii.gz'}", "--output", str(tmp_path), "--json"
+    )
+    assert code == 0, err
+    assert "neither sform nor qform" in json.loads(out)[0]["warnings"]

@@ -51,7 +51,9 @@ def predict(
     run: options.Run,
     files: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODALITY=FILE", help="Segmentation: the image file of each modality."),
+        typer.Argument(
+            metavar="MODALITY=PATH", help="Segmentation: the file, or folder of a DICOM series, of each modality."
+        ),
     ] = None,
     image: Annotated[
         Path | None, options.existing("PATH", "Image file (PNG, JPEG, TIFF, DICOM) or folder of images.")
@@ -64,7 +66,7 @@ def predict(
     case: Annotated[
         list[Path] | None,
         options.existing(
-            "PATH", "Segmentation: folder of a case, folder of cases, or a file. Repeat it for several files."
+            "PATH", "Segmentation: folder of a case, folder of cases, or a file. Repeat it for several images."
         ),
     ] = None,
     output: Annotated[
@@ -127,14 +129,14 @@ def predict(
 
 
 def files_by_modality(texts: list[str]) -> dict[str, Path]:
-    """Return the files of arguments such as ``flair=a.nii.gz``. Raises UserError if a file does not exist."""
+    """Return the paths of arguments such as ``flair=a.nii.gz``. Raises UserError if one does not exist."""
     files = {}
     for text in texts:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
-            raise UserError(f"{text!r} must look like MODALITY=FILE")
-        if not Path(path).is_file():
-            raise UserError(f"{text}: there is no such file")
+            raise UserError(f"{text!r} must look like MODALITY=PATH")
+        if not Path(path).exists():
+            raise UserError(f"{text}: there is no such file or folder")
         if name in files:
             raise UserError(f"the modality {name} is given twice")
         files[name] = Path(path)
@@ -148,5 +150,5 @@ def require_one_input(inputs: dict[str, Any]) -> None:
     kinds = [key for key in ("image", "table", "case", "files") if inputs[key]]
     if len(kinds) != 1:
         raise UserError(
-            "predict needs one of: --image PATH with --question TEXT, --table FILE, --case PATH, or MODALITY=FILE"
+            "predict needs one of: --image PATH with --question TEXT, --table FILE, --case PATH, or MODALITY=PATH"
         )

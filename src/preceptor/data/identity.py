@@ -68,18 +68,22 @@ def merge_groups(rows: Sequence[Row], keys: Callable[[Row], Iterable[Hashable]])
 
 
 def images_of(row: Sample | Case | Dialogue) -> tuple[Path, ...]:
-    """Return the image files of a sample of any task, each once. Label maps are not images."""
+    """Return the image files of a sample of any task, each once. Label maps are not images.
+
+    A DICOM series is a folder and gives all its files.
+    """
     if isinstance(row, Sample):
         return (row.image,)
     if isinstance(row, Case):
-        return tuple(dict.fromkeys(file.path for file in row.images.values()))
+        paths = dict.fromkeys(file.path for file in row.images.values())
+        return tuple(file for path in paths for file in (sorted(path.glob("[!.]*")) if path.is_dir() else [path]))
     return tuple(dict.fromkeys(row.images))
 
 
 def shared_contents(rows: Iterable[Sample | Case | Dialogue]) -> dict[Path, str]:
     """Return the SHA-256 of every image file whose content occurs under several names.
 
-    Only files with the size of another file are read.
+    Only files with the size of another file, and the same bytes in the middle, are read as a whole.
 
     Raises:
         ImageError: a file cannot be read.
@@ -87,9 +91,23 @@ def shared_contents(rows: Iterable[Sample | Case | Dialogue]) -> dict[Path, str]
     by_size: defaultdict[int, list[Path]] = defaultdict(list)
     for path in dict.fromkeys(path for row in rows for path in images_of(row)):
         by_size[path.stat().st_size].append(path)
-    hashes = {path: content_hash(path) for paths in by_size.values() if len(paths) > 1 for path in paths}
+    by_sample: defaultdict[tuple[int, bytes], list[Path]] = defaultdict(list)
+    for size, paths in by_size.items():
+        for path in paths if len(paths) > 1 else []:
+            by_sample[size, _middle(path, size)].append(path)
+    hashes = {path: content_hash(path) for paths in by_sample.values() if len(paths) > 1 for path in paths}
     counts = Counter(hashes.values())
     return {path: digest for path, digest in hashes.items() if counts[digest] > 1}
+
+
+def _middle(path: Path, size: int) -> bytes:
+    """Return up to 4 KiB from the middle of a file. Uncompressed volumes all have one size."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, size // 2 - 2048))
+            return file.read(4096)
+    except OSError:
+        return b""  # `content_hash` reports the error
 
 
 def group_by_content(rows: Iterable[Row]) -> list[Row]:

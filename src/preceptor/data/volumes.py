@@ -6,6 +6,7 @@ Every array is (D, H, W): D from feet to head, H from back to front, W from left
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from preceptor.data import nifti
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.errors import UserError
+from preceptor.files import sha256
 
 TOLERANCE = 1e-3
 """Largest difference between the elements of two affines that count as the same grid, in mm."""
@@ -32,6 +34,7 @@ class LoadedVolume:
         shape: Shape (D, H, W) of all volumes.
         spacing: Voxel size in mm along D, H, W.
         geometry: Grid of the source files. It does not change if the volumes are resampled.
+        remarks: Sentences on doubtful headers of the files.
     """
 
     id: str
@@ -40,6 +43,7 @@ class LoadedVolume:
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     geometry: Geometry
+    remarks: tuple[str, ...] = ()
 
 
 def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels: int = MAX_VOXELS) -> LoadedVolume:
@@ -52,11 +56,13 @@ def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels
     reader = nifti.Reader(max_voxels)
     images: dict[str, np.ndarray] = {}
     first: tuple[VolumeFile, Geometry] | None = None
+    remarks: list[str] = []
     for modality, file in case.images.items():
         volume, grid = reader.volume(file)
         first = first or (file, grid)
         require_same_grid(*first, file, grid)
         images[modality] = intensities(volume, file)
+        remarks += [f"{file.path.name}: {remark}" for remark in grid.remarks]
     if first is None:
         raise VolumeError(f"case {case.id} has no image; give at least one modality")
     label = None
@@ -64,7 +70,7 @@ def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels
         volume, grid = reader.volume(case.mask)
         require_same_grid(*first, case.mask, grid)
         label = label_map(volume, case.mask, data.regions if data else None)
-    return LoadedVolume(case.id, images, label, first[1].canonical_shape, first[1].spacing, first[1])
+    return LoadedVolume(case.id, images, label, first[1].canonical_shape, first[1].spacing, first[1], tuple(remarks))
 
 
 def load_label(
@@ -77,6 +83,18 @@ def load_label(
     """
     volume, geometry = nifti.Reader(max_voxels).volume(file)
     return label_map(volume, file, regions), geometry
+
+
+def content_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the files of a DICOM series in a folder, whatever their names.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if not path.is_dir():
+        return sha256(path)
+    files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+    return hashlib.sha256(" ".join(sorted(map(sha256, files))).encode()).hexdigest()
 
 
 def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:
@@ -95,21 +113,28 @@ def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:
 def label_map(volume: np.ndarray, file: VolumeFile, regions: Mapping[str, Sequence[int]] | None = None) -> np.ndarray:
     """Return a label map (D, H, W) as uint8. Raises VolumeError for fractions and for labels of no region."""
     values = labels_in(volume)
-    wrong = [value for value in values if value != int(value) or not 0 <= value < 256]
+    wrong = [value for value in values if not is_label(value)]
     if wrong:
         raise VolumeError(
-            f"{file.path}: {wrong[0]:g} is not a label; labels are integers from 0 to 255 (resample label maps "
+            f"{file.path}: {wrong[0]:.15g} is not a label; labels are integers from 0 to 255 (resample label maps "
             "with nearest neighbours)"
         )
+    values = [round(value) for value in values]
     known = {0} | {value for values in (regions or {}).values() for value in values}
-    unknown = [int(value) for value in values if int(value) not in known]
+    unknown = [value for value in values if value not in known]
     if regions is not None and unknown:
         raise VolumeError(
             f"{file.path}: label {', '.join(map(str, unknown))} is in no region; the regions "
             f"{ {name: list(values) for name, values in regions.items()} } have the labels {sorted(known - {0})}; "
             "add it to data.regions, or correct the label map"
         )
-    return np.ascontiguousarray(volume, np.uint8)
+    return np.ascontiguousarray(volume if volume.dtype.kind in "iu" else np.rint(volume), np.uint8)
+
+
+def is_label(value: float) -> bool:
+    """Return whether a voxel is an integer from 0 to 255, to the rounding error of a scaled float32."""
+    tolerance = 16 * float(np.finfo(np.float32).eps) * max(1.0, abs(value))
+    return abs(value - round(value)) <= tolerance and 0 <= round(value) < 256
 
 
 def labels_in(volume: np.ndarray) -> list[float]:

@@ -47,8 +47,9 @@ class PhantomCasesConfig(Section):
 class VolumeDataConfig(Section):
     name: SegmentationName = "phantom"
     """phantom: generated volumes. brats: BraTS 2018 to 2023 or the brain tumours of the Medical Segmentation
-    Decathlon, with modalities and regions as released. volumes: a table of paths, or files `{case}_{modality}.nii.gz`,
-    with your own `modalities` and `regions`. Or your own reader as `module:function`."""
+    Decathlon, with modalities and regions as released. volumes: a table of paths (`cases.csv` or `cases.jsonl` in the
+    folder, or `root`), a `dataset.json`, BIDS, or files `{case}_{modality}.nii.gz`, with your own `modalities` and
+    `regions`. Or your own reader as `module:function`."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of your own reader."""
     root: Folder | None = None
@@ -56,8 +57,11 @@ class VolumeDataConfig(Section):
     modalities: tuple[str, ...] = ("flair", "t1", "t1ce", "t2")
     """Inputs of the network, in this order. A case may lack some of them."""
     regions: dict[str, tuple[int, ...]] | None = None
-    """Regions to segment: label values by name. Default: et, tc and wt of BraTS, with label 4 or 3 as found in the
-    label maps."""
+    """Regions to segment: label values by name. Default: those of `dataset.json`; et, tc and wt for BraTS in its four
+    contrasts, with label 4 or 3 as found in the label maps; or one region for a single label 1."""
+    mask: str | None = None
+    """Label maps: the end of their file names, such as `lesion_mask` for `CASE_lesion_mask.nii.gz`, or a column of the
+    table. Default: `seg` in file names, and the column `mask`."""
     split_file: Folder | None = None
     """JSON with train, validation and test; CSV with case and split; or a folder with train.txt, val.txt and
     test.txt."""

@@ -12,9 +12,8 @@ import torch
 
 from preceptor.data.nifti import MAX_VOXELS, VolumeError
 from preceptor.data.types import Case, SegmentationDataset
-from preceptor.data.volumes import LoadedVolume, load_case, resampled, resize, to_regions
+from preceptor.data.volumes import LoadedVolume, content_hash, load_case, resampled, resize, to_regions
 from preceptor.errors import UserError
-from preceptor.files import sha256
 from preceptor.segmentation.augment import Augment, augment_patch, draw_patch, draw_size
 from preceptor.segmentation.intensity import Intensity, bounding_box, normalise
 from preceptor.task import Batch, Examples
@@ -238,7 +237,7 @@ def content_of(case: Case, modalities: Sequence[str]) -> str:
         if file is not None:
             try:
                 if file.path not in hashes:  # a 4-D file occurs once per channel
-                    hashes[file.path] = sha256(file.path)
+                    hashes[file.path] = content_hash(file.path)
             except OSError as error:
                 raise VolumeError(f"{file.path} cannot be read ({error.strerror}); check the path") from error
             digest.update(f"{name}|{hashes[file.path]}|{file.channel}\n".encode())

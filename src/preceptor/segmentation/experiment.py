@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from preceptor.data.findings import Finding
 from preceptor.data.segmentation.check import check_cases
 from preceptor.data.types import SegmentationDataset, Split
+from preceptor.data.volumes import content_hash
 from preceptor.distributed import processes
 from preceptor.errors import UserError, nearest
-from preceptor.files import sha256, write_text
+from preceptor.files import write_text
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.pipeline.speed import SpeedTest
@@ -201,7 +202,7 @@ class SegmentationExperiment(Experiment):
         return {case.id: list({file.path: None for file in case.images.values()}) for case in self.data.split(split)}
 
     def hash_images(self, paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
-        return {path: (sha256(path), "") for path in dict.fromkeys(paths) if path.is_file()}
+        return {path: (content_hash(path), "") for path in dict.fromkeys(paths) if path.exists()}
 
     # Evaluation
 

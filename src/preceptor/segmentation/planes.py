@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from preceptor.errors import UserError
+from preceptor.data.nifti import Reader
+from preceptor.data.types import VolumeFile
 
 WINDOW = (1.0, 99.5)  # percentiles of the foreground that are black and white
 DARK, LIT_SHARE, MARGIN = 48, 0.01, 2  # crop around the body: grey level, share of a plane, voxels
@@ -44,27 +44,13 @@ Box = tuple[slice, slice, slice]
 
 
 def read_volume(path: Path, channel: int | None = None, *, max_voxels: int) -> Volume:
-    """Read a NIfTI file, or one channel of a 4-D one.
+    """Read a NIfTI file, one channel of a 4-D one, or the folder of a DICOM series.
 
-    Raises UserError if it cannot be read, is not 3-D, or has more than `max_voxels` voxels. The size is checked before
-    the voxels are decoded.
+    Raises:
+        VolumeError: see `preceptor.data.nifti.Reader`. The size is checked before the voxels are decoded.
     """
-    import nibabel
-
-    try:
-        source: Any = nibabel.load(path)
-        shape = source.shape if channel is None else source.shape[:3]
-        if len(shape) != 3 or int(np.prod(shape, dtype=object)) > max_voxels or min(shape) < 2:
-            raise UserError(
-                f"{path}: {source.shape} voxels are not a volume of at most {max_voxels}; see data.max_voxels"
-            )
-        image = source if channel is None else source.slicer[..., channel]
-        canonical = nibabel.as_closest_canonical(image)
-        return Volume(np.nan_to_num(np.asarray(canonical.dataobj, np.float32)), np.asarray(canonical.affine, float))
-    except UserError:
-        raise
-    except Exception as error:  # nibabel raises its own errors, those of gzip and of numpy, and a few plain ones
-        raise UserError(f"{path}: not a readable NIfTI file ({type(error).__name__}); copy it again") from error
+    voxels, grid = Reader(max_voxels).volume(VolumeFile(path, channel))
+    return Volume(voxels.transpose(2, 1, 0).astype(np.float32), grid.canonical_affine)
 
 
 def apply_window(volume: np.ndarray) -> np.ndarray:

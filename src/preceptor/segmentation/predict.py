@@ -11,8 +11,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from preceptor.data.dicom_series import holds_series
 from preceptor.data.segmentation.cases import find_case, find_cases
-from preceptor.data.segmentation.modalities import Endings, stem
+from preceptor.data.segmentation.modalities import FileNames, stem
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import LoadedVolume, on_source_grid, save_mask, save_probabilities, to_regions
 from preceptor.errors import UserError
@@ -113,7 +114,7 @@ class SegmentationModel:
 
         Args:
             case: files by modality, such as ``{"flair": "a.nii.gz", "t1": "b.nii.gz"}``; a folder; a list of files; or
-                one 4-D file. A label map among the files is ignored.
+                one 4-D file. An image is a NIfTI file or the folder of a DICOM series. Label maps are ignored.
             post: remove small components, as `evaluation` of the recipe says.
 
         Raises:
@@ -137,7 +138,7 @@ class SegmentationModel:
         label = label_map(probabilities, self.regions, self.inference if post else None)
         label = on_source_grid(label, whole.loaded)
         masks = to_regions(label, self.regions)
-        millilitres = float(np.prod(whole.loaded.geometry.spacing)) / 1000
+        millilitres = whole.loaded.geometry.voxel_volume / 1000
         name, validation = subset_name(subset, self.modalities), self.config["validation"]
         missing = tuple(m for m, there in zip(self.modalities, subset, strict=True) if not there)
         expected = validation.get(name)
@@ -153,7 +154,7 @@ class SegmentationModel:
             expected_dice_of_all=validation.get(subset_name((True,) * len(self.modalities), self.modalities)),
             validation_cases=self.config["data"]["validation"],
             post_processed=post,
-            warnings=warnings,
+            warnings=(*warnings, *whole.loaded.remarks),
             loaded=whole.loaded,
         )
 
@@ -212,18 +213,17 @@ class SegmentationModel:
 
 
 def holds_one_case(path: Path, modalities: Sequence[str]) -> bool:
-    """Return whether a path is a NIfTI file or a folder with the files of a single case directly in it."""
-    if path.is_file():
-        return stem(path.name) is not None
-    names = [stem(file.name) for file in path.iterdir() if file.is_file()] if path.is_dir() else []
-    endings = Endings(modalities)
-    found = [endings.split(name) for name in names if name is not None]
-    cases = {prefix for prefix, kind in filter(None, found)}
-    return len(cases) == 1 or not path.is_dir()
+    """Return whether a path is a NIfTI file, a DICOM series, or a folder with the images of a single case in it."""
+    if not path.is_dir() or holds_series(path):
+        return not path.is_file() or stem(path.name) is not None
+    parser = FileNames(modalities)
+    names = [entry.name if holds_series(entry) else stem(entry.name) for entry in path.iterdir()]
+    found = [parser.parse(name, path.name) for name in names if name is not None]
+    return len({parsed.case or path.name for parsed in found if parsed is not None}) == 1
 
 
 def as_case(source: CaseSource, modalities: Sequence[str]) -> Case:
-    """Return the case of files by modality, a folder, a list of files or one 4-D file.
+    """Return the case of images by modality, a folder, a list of files or one 4-D file.
 
     Raises UserError for a modality that the network does not know.
     """
@@ -236,10 +236,17 @@ def as_case(source: CaseSource, modalities: Sequence[str]) -> Case:
         if not source:
             raise UserError(f"no file was given; give at least one of {', '.join(modalities)}")
         files = {name: VolumeFile(Path(source[name])) for name in modalities if name in source}
-        first = next(iter(files.values())).path
-        id = first.name.removesuffix(".gz").removesuffix(".nii")
+        id = _id_of(next(iter(files.values())).path.absolute())
         return Case(id, files, None, id, "test")
     return find_case(Path(source) if isinstance(source, str | Path) else [Path(file) for file in source], modalities)
+
+
+def _id_of(path: Path) -> str:
+    """Return the id of a case that is given by its images: the name of a file without .nii.gz, or of a folder."""
+    if not path.is_dir():
+        return stem(path.name) or path.name
+    parsed = FileNames().parse(path.name)
+    return path.parent.name if parsed is not None and not parsed.case else path.name  # the folder `t1` of a case
 
 
 def read_inference_config(folder: Path) -> dict[str, Any]:

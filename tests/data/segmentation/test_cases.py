@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from preceptor.data.segmentation.cases import find_case, read_volumes
-from preceptor.data.segmentation.modalities import Endings, brats_regions
+from preceptor.data.segmentation.modalities import FileNames, brats_regions
 from preceptor.data.volumes import load_case
 from preceptor.errors import UserError
 from tests.data.volume_files import head, lesion, save, write_case
@@ -123,19 +123,22 @@ def test_flat_files_of_any_modality_and_missing_ones(tmp_path):
         save(tmp_path / f"lung-{i}_mask.nii", lesion(values=(1,)))
     save(tmp_path / "lung-7_ct.nii", head(0))
     save(tmp_path / "lung-0_dose.nii", head(0))
-    data = read_volumes(tmp_path)
+    with pytest.raises(UserError, match=r"lung-0_mask.nii, .* may be label maps: if so, set data.mask"):
+        read_volumes(tmp_path)
+    data = read_volumes(tmp_path, mask="mask")
     assert data.modalities == ("ct", "pet")
     assert data.regions == {"lesion": (1,)}
     assert list(data.samples[0].images) == ["ct"]
-    assert "1 cases without a label map were left out." in data.notes
     assert any("1 of 6 cases lack" in note for note in data.notes)
-    assert any("dose" in note for note in data.notes)
+    reasons = [finding.reason for finding in data.findings]
+    assert any("1 cases without a label map were left out: lung-7" in reason for reason in reasons)
+    assert any("lung-0_dose.nii" in reason for reason in reasons)
 
 
 def test_own_names_of_modalities(tmp_path):
     for i in range(4):
         write_case(tmp_path, f"c{i}", i, {"a": "_fat_sat", "b": "_T1w"})
-    data = read_volumes(tmp_path, modalities=("fat_sat", "t1"))
+    data = read_volumes(tmp_path, modalities=("fat_sat", "t1"), regions={"lesion": [1, 2, 4]})
     assert data.modalities == ("fat_sat", "t1")
     with pytest.raises(UserError, match=r"no case has the modality 't2', only t1"):
         read_volumes(tmp_path, modalities=("t1", "t2"))
@@ -155,11 +158,35 @@ def test_own_names_of_modalities(tmp_path):
         ("at1", None),
         ("a_t3", None),
         ("_t1", None),
-        ("a_b-t1_t2", ("a_b-t1", "t2")),
+        ("sub-01_T1w", ("sub-01", "t1")),
+        ("sub-01_ses-2_acq-mprage_run-1_T1w", ("sub-01_ses-2", "t1")),
+        ("sub-01_ce-gadolinium_T1w", ("sub-01", "t1ce")),
+        ("sub-01_ce-gd_run-2_FLAIR", "unclear"),
+        ("sub-01_part-phase_T2w", "unclear"),
+        ("sub-01_ses-1_dseg", ("sub-01_ses-1", "mask")),
+        ("sub-01_desc-brain_dseg", "unclear"),
+        ("sub-01_desc-brain_mask", None),
+        ("sub-01_T1map", None),
+        ("a_b-t1_t2", "unclear"),
+        ("p_ADC_t2", "unclear"),
+        ("p_ce-gadolinium_T1w", "unclear"),
+        ("p_fs_t1", "unclear"),
+        ("p_t1_seg", "unclear"),
+        ("p_brain_mask", None),
+        ("p_mask", None),
+        ("p_seg_old", None),
+        ("p_T2star", None),
+        ("p_t2_tse_fs", None),
+        ("p_dwi_b0", None),
+        ("a-T1.Gd", ("a", "t1ce")),
     ],
 )
-def test_endings(name, expected):
-    assert Endings(None).split(name) == expected
+def test_a_name_must_end_in_whole_words(name, expected):
+    parsed = FileNames().parse(name)
+    if expected == "unclear":
+        assert parsed.unclear
+    else:
+        assert parsed == expected if expected is None else (parsed.case, parsed.kind, parsed.unclear) == (*expected, "")
 
 
 def test_two_files_for_one_modality(tmp_path):

@@ -6,6 +6,8 @@ import pytest
 
 from preceptor.data.segmentation.cases import read_volumes
 from preceptor.errors import UserError
+from preceptor.segmentation.dataset import content_of
+from tests.data.dicom_series_files import noise, slices_of, write_slices
 from tests.data.volume_files import head, lesion, save
 
 
@@ -29,12 +31,13 @@ GOOD = [f"p{i},images/{i}a.nii.gz,images/{i}b.nii.gz,images/{i}m.nii.gz,42" for 
 
 def test_csv_and_jsonl_say_the_same(root):
     csv(root, "case,T1c,ct,mask,age", *GOOD)
-    data = read_volumes(root, validation_fraction=0.25, test_fraction=0.25)
+    lesion = {"lesion": [1, 2, 4]}
+    data = read_volumes(root, validation_fraction=0.25, test_fraction=0.25, regions=lesion)
     assert data.modalities == ("t1ce", "ct")
     assert [case.id for case in data.samples] == ["p0", "p1", "p2", "p3"]
     rows = [dict(zip(("case", "T1c", "ct", "mask"), line.split(","), strict=False)) for line in GOOD]
     (root / "other.jsonl").write_text("".join(json.dumps({**row, "age": 42}) + "\n" for row in rows))
-    other = read_volumes(root / "other.jsonl", validation_fraction=0.25, test_fraction=0.25)
+    other = read_volumes(root / "other.jsonl", validation_fraction=0.25, test_fraction=0.25, regions=lesion)
     assert other.fingerprint() == data.fingerprint()
 
 
@@ -47,7 +50,7 @@ def test_missing_modalities_groups_and_parts(root):
         "p2,y,val,,images/2b.nii.gz,images/2m.nii.gz",
         "p3,z,test,images/3a.nii.gz,,images/3m.nii.gz",
     )
-    data = read_volumes(root)
+    data = read_volumes(root, regions={"lesion": [1, 2, 4]})
     assert [(case.group, case.split, tuple(case.images)) for case in data.samples] == [
         ("x", "train", ("t1",)),
         ("x", "train", ("t1", "ct")),
@@ -74,7 +77,7 @@ def test_missing_modalities_groups_and_parts(root):
         (["case,t1,mask", "a,images/0a.nii.gz,", "a,images/1a.nii.gz,"], "is also in line 2"),
         (["case,t1,split", "a,images/0a.nii.gz,trian"], "did you mean 'train'"),
         (["case,t1,split", "a,images/0a.nii.gz,train", "b,images/1a.nii.gz,"], "the split is missing, but other rows"),
-        (["case,t1,mask", "a,hello,"], "no column contains .nii"),
+        (["case,t1,mask", "a,hello,"], "column t1: 'hello' is not a .nii or .nii.gz file or a folder"),
         (
             [
                 "case,t1,mask,split,group",
@@ -102,3 +105,128 @@ def test_modalities_that_are_asked_for(root):
     (root / "x.txt").write_text("a")
     with pytest.raises(UserError, match="not named as a table"):
         read_volumes(root / "x.txt")
+
+
+@pytest.mark.parametrize("cell", ["NA", "N/A", "n/a", "-", "none", "NULL", "nan", "0", "missing", "?"])
+@pytest.mark.parametrize("column", ["t1", "mask"])
+def test_a_cell_is_empty_or_a_file(root, cell, column):
+    rows = [{"case": f"p{i}", "t1": f"images/{i}a.nii.gz", "ct": f"images/{i}b.nii.gz"} for i in range(4)]
+    rows = [{**row, "mask": f"images/{i}m.nii.gz"} for i, row in enumerate(rows)]
+    rows[2][column] = cell
+    csv(root, "case,t1,ct,mask", *[",".join(row.values()) for row in rows])
+    with pytest.raises(UserError, match=rf"cases.csv:4: column {column}: '.*' is not a .nii or .nii.gz file"):
+        read_volumes(root, regions={"lesion": [1, 2, 4]})
+    rows[2][column] = ""
+    csv(root, "case,t1,ct,mask", *[",".join(row.values()) for row in rows])
+    data = read_volumes(root, regions={"lesion": [1, 2, 4]}, test_fraction=0, validation_fraction=0)
+    assert data.modalities == ("t1", "ct")
+    assert len(data.samples) == (4 if column == "t1" else 3)
+    assert sum(len(case.images) for case in data.samples) == (7 if column == "t1" else 6)
+
+
+@pytest.mark.parametrize("name", ["seg", "label", "segmentation", "lesion", "b1000"])
+def test_a_column_is_an_image_only_by_its_name_or_the_user(root, name):
+    csv(
+        root,
+        f"case,t1,mask,{name}",
+        *[f"p{i},images/{i}a.nii.gz,images/{i}m.nii.gz,images/{i}b.nii.gz" for i in range(4)],
+    )
+    data = read_volumes(root, regions={"lesion": [1, 2, 4]})
+    assert data.modalities == ("t1",)
+    (finding,) = data.findings
+    assert f"the column {name!r} names 4 NIfTI files and is not used" in finding.reason
+    assert read_volumes(root, regions={"lesion": [1, 2, 4]}, modalities=("t1",), mask="mask").modalities == ("t1",)
+    csv(root, f"case,t1,{name}", *[f"p{i},images/{i}a.nii.gz,images/{i}m.nii.gz" for i in range(4)])
+    with pytest.raises(UserError, match=f"those in the column {name} may be label maps: if so, set data.mask"):
+        read_volumes(root)
+    assert read_volumes(root, regions={"lesion": [1, 2, 4]}, mask=name).samples[0].mask.path.name == "0m.nii.gz"
+
+
+def jsonl(root, *rows):
+    path = root / "cases.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows_of(**cells):
+    """Return four rows; every keyword is a column with four cells."""
+    rows = [{"case": i, "t1": f"images/{i}a.nii.gz", "mask": f"images/{i}m.nii.gz"} for i in range(4)]
+    return [{**row, **{name: values[i] for name, values in cells.items()}} for i, row in enumerate(rows)]
+
+
+def groups(root, **cells):
+    data = read_volumes(jsonl(root, *rows_of(**cells)), regions={"lesion": [1, 2, 4]}, test_fraction=0.3)
+    return [case.group for case in data.samples], data
+
+
+def test_patients_decide_groups_and_zero_is_a_name(root):
+    assert groups(root, group=[0, 0, 1, 1])[0] == ["0", "0", "1", "1"]
+    found, data = groups(root, PatientID=[0, 7, 0, 7.0])
+    assert found == ["0", "1", "0", "1"]  # names of cases, not of patients
+    assert any("by the column PatientID" in note for note in data.notes)
+    # Patients of two columns are merged through their cases.
+    assert len(set(groups(root, PatientID=["x", "x", "y", "z"], mrn=[None, 3, 3, None])[0])) == 2
+    # An empty cell tells nothing.
+    assert groups(root, subject=["", "", "", ""])[0] == ["0", "1", "2", "3"]
+
+
+def test_a_patient_column_that_is_not_used_is_a_finding(root):
+    rows = rows_of(group=["a", "b", "c", "d"], PatientID=["p", "p", "q", "r"], split=["train", "test", "train", "val"])
+    data = read_volumes(jsonl(root, *rows), regions={"lesion": [1, 2, 4]})
+    (finding,) = data.findings
+    assert "column 'PatientID' names 3 patients and is not used" in finding.reason
+    assert finding.severity == "error"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group": ["x"]}, "group is of the type list"),
+        ({"group": {"a": 1}}, "group is of the type dict"),
+        ({"PatientID": True}, "PatientID is of the type bool"),
+        ({"case": 1.5}, "case is of the type float"),
+        ({"case": ["a"]}, "case is of the type list"),
+        ({"t1": 3}, "column t1: int instead of the path of a file"),
+        ({"t1": ["images/0a.nii.gz"]}, "column t1: list instead of the path"),
+        ({"mask": False}, "column mask: bool instead of the path"),
+    ],
+)
+def test_cells_of_other_types_are_refused(root, change, message):
+    with pytest.raises(UserError, match=f"cases.jsonl:1: {message}"):
+        read_volumes(jsonl(root, {**rows_of()[0], **change}, *rows_of()[1:]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"case": "\\ud800"}', r"surrogate pair \(\\ud800\)"),
+        ('{"a": ' * 100_000, "cannot be read as JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"case": "a", "case": "b"}', "the key 'case' occurs twice"),
+    ],
+)
+def test_json_that_cannot_be_used(root, line, message):
+    path = root / "cases.jsonl"
+    path.write_text(line)
+    with pytest.raises(UserError, match=rf"cases.jsonl:1.*{message}") as caught:
+        read_volumes(path)
+    str(caught.value).encode()
+
+
+def test_a_cell_may_name_a_folder_of_a_series(root):
+    for i in range(4):
+        write_slices(
+            root / "dicom" / str(i), slices_of(noise((10, 14, 12), seed=i), spacing=(1, 1, 1), origin=(0, 0, 0))
+        )
+    csv(root, "case,ct,mask", *[f"p{i},dicom/{i},images/{i}m.nii.gz" for i in range(4)])
+    data = read_volumes(root, regions={"lesion": [1, 2, 4]})
+    assert data.samples[0].images["ct"].path == root / "dicom" / "0"
+    assert len({content_of(case, ("ct",)) for case in data.samples}) == 4
+    (root / "empty").mkdir()
+    for name, message in (("empty", "contains no DICOM file"), ("nowhere", "is not a .nii")):
+        csv(root, "case,ct,mask", f"p0,{name},images/0m.nii.gz")
+        with pytest.raises(UserError, match=message):
+            read_volumes(root)
+    csv(root, "case,ct,mask", "p0,dicom/0,dicom/1")
+    with pytest.raises(UserError, match=r"column mask: 'dicom/1' is not a .nii or .nii.gz file; leave"):
+        read_volumes(root)

@@ -1,7 +1,8 @@
-"""Read volumes with label maps: BraTS of any year, the Medical Segmentation Decathlon, a table, or named files."""
+"""Read volumes with label maps: BraTS of any year, BIDS, the Decathlon, nnU-Net, a table, or named files."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,19 +11,16 @@ from typing import Any
 import numpy as np
 
 from preceptor.data import nifti
+from preceptor.data.dicom_series import holds_series
+from preceptor.data.findings import Finding
+from preceptor.data.identity import group_by_content, unused_patients
 from preceptor.data.nifti import VolumeError
-from preceptor.data.segmentation.layouts import (
-    LIST,
-    FoundCases,
-    channel_names,
-    find_decathlon,
-    find_files,
-    patient_of,
-    read_list,
-)
+from preceptor.data.segmentation.decathlon import LIST, channel_names, find_decathlon, read_list
+from preceptor.data.segmentation.folders import listed
+from preceptor.data.segmentation.layouts import FoundCases, find_files, named_as_brats, patient_of
 from preceptor.data.segmentation.modalities import (
     MASK,
-    Endings,
+    FileNames,
     canonical_name,
     check_modalities,
     check_regions,
@@ -30,11 +28,12 @@ from preceptor.data.segmentation.modalities import (
     stem,
 )
 from preceptor.data.segmentation.splits import apply_split, cut_fold, cut_splits, require_whole_patients
-from preceptor.data.segmentation.table import find_table, table_in
+from preceptor.data.segmentation.table import FOLDER_NAMES, find_table, table_in
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import label_map
 from preceptor.errors import UserError
 
+logger = logging.getLogger(__name__)
 MAPS_READ = 12
 """Number of label maps that are read to infer the regions if none are given."""
 
@@ -50,10 +49,14 @@ def read_volumes(
     validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
     seed: int = 0,
-    name: str = "brats",
+    name: str = "volumes",
     unlabelled: bool = False,
+    mask: str | None = None,
 ) -> SegmentationDataset:
     """Read the cases of a folder or a table and assign them to splits.
+
+    A table is read if `root` is one. With the name `volumes`, the files cases.csv and cases.jsonl in the folder are
+    tables, too. Otherwise a folder with a dataset.json is read as it says, and every other folder by file names.
 
     The splits come from the first of these that is given: `split_file`, the split column of a table, `fold`, or a cut
     by patient. If there is no validation split, it is cut from training. Cases without a label map are dropped; with
@@ -63,15 +66,16 @@ def read_volumes(
         root: Folder of the cases, or a table of them.
         modalities: Inputs of the network, in order. Default: those that are found, with flair, t1, t1ce, t2 first. A
             case may lack some of them.
-        regions: Label values of each region. Default: those of BraTS or of dataset.json.
+        regions: Label values of each region. Default: those of dataset.json or of BraTS (see `infer_regions`).
         split_file: File with the split of each case (see `read_split`).
         fold: Index of the fold that is the test split.
         folds: Number of folds.
         validation_fraction: Fraction of all cases in the validation split.
         test_fraction: Fraction of all cases in the test split.
         seed: Seed of the cuts.
-        name: Name of the data set.
+        name: Name of the data set. `brats` states that the cases are those of BraTS.
         unlabelled: Whether to keep training cases without a label map.
+        mask: End of the file names of label maps (default `seg`), or their column in a table (default `mask`).
 
     Raises:
         UserError: no case is found, a setting is invalid, or a patient is in two splits.
@@ -79,10 +83,18 @@ def read_volumes(
     checked_modalities = None if modalities is None else check_modalities(modalities)
     if not root.exists():
         raise UserError(f"data.root={root} does not exist; give the folder of the cases, or a table of them")
-    found = _found(root, checked_modalities)
+    found = _found(root, checked_modalities, mask, name, () if split_file is None else (split_file.name,))
     cases = _labelled_cases(found, root, unlabelled)
-    known = check_regions(regions) if regions is not None else _infer_regions(found, [c for c in cases if c.mask])
+    labelled = [case for case in cases if case.mask is not None]
+    known = check_regions(regions) if regions is not None else _infer_regions(found, labelled, name == "brats")
     split_by = f"fold-{fold}-of-{folds}" if fold is not None else "by-patient"
+    grouped = group_by_content(cases)
+    merged = [case.id for case, before in zip(grouped, cases, strict=True) if case.group != before.group]
+    if merged:
+        found.notes.append(
+            f"{len(merged)} cases share an image with another case and are in its split: {listed(merged)}."
+        )
+    cases = grouped
     given = split_file or (root if found.split_given else None)
     if given is not None and fold is not None:
         raise UserError(f"fold={fold} cannot be combined with the split of {given}; remove one of them")
@@ -105,15 +117,32 @@ def read_volumes(
     lacking = sum(len(case.images) < len(found.modalities) for case in cases)
     if lacking:
         found.notes.append(f"{lacking} of {len(cases)} cases lack one or more of {', '.join(found.modalities)}.")
-    return SegmentationDataset(name, split_by, root, cases, found.notes, modalities=found.modalities, regions=known)
+    for column, patients in found.patients.items():
+        if finding := unused_patients(column, patients, cases):
+            found.findings.append(finding)
+    return SegmentationDataset(
+        name, split_by, root, cases, found.notes, findings=found.findings, modalities=found.modalities, regions=known
+    )
 
 
-def _found(root: Path, modalities: tuple[str, ...] | None) -> FoundCases:
-    if (table := table_in(root)) is not None:
-        return find_table(table, modalities)
+def _found(
+    root: Path, modalities: tuple[str, ...] | None, mask: str | None, name: str, used: Sequence[str] = ()
+) -> FoundCases:
+    table = table_in(root) if root.is_file() or name == "volumes" else None
+    if table is not None:
+        return find_table(table, modalities, mask)
     if (root / LIST).is_file():
+        if mask is not None:
+            raise UserError(f"data.mask={mask} does not apply to {root / LIST}, which names the label maps; remove one")
         return find_decathlon(root, modalities)
-    return find_files(root, modalities)
+    found = find_files(root, modalities, mask, used)
+    if unused := [name for name in FOLDER_NAMES if (root / name).is_file()]:
+        reason = (
+            f"{root / unused[0]} is not read, because data.name={name} takes the cases from the folder; if it is the "
+            f"table of the cases, set data.name=volumes or data.root={root / unused[0]}"
+        )
+        found.findings.append(Finding((), root / unused[0], reason, "warning"))
+    return found
 
 
 def _separate_unlabelled(cases: list[Case], notes: list[str]) -> list[Case]:
@@ -128,22 +157,30 @@ def _separate_unlabelled(cases: list[Case], notes: list[str]) -> list[Case]:
 def _labelled_cases(found: FoundCases, root: Path, unlabelled: bool) -> list[Case]:
     """Return the cases with their modalities in order; unless `unlabelled` is set, only cases with a label map."""
     labelled = [case for case in found.cases if case.mask is not None]
+    maybe = (
+        f"; {listed(found.maybe_masks)} may be label maps: if so, set data.mask to the end of their names (lesion_mask "
+        "for CASE_lesion_mask.nii.gz) or to the column"
+        if found.maybe_masks
+        else ""
+    )
     if not labelled:
         raise UserError(
             f"{root}: none of {len(found.cases)} cases has a label map; name it CASE_seg.nii.gz, or give a table with "
-            "the column mask"
+            f"the column mask{maybe}"
         )
+    without = [case.id for case in found.cases if case.mask is None]
     if unlabelled:
         labelled = found.cases
-    elif len(labelled) < len(found.cases):
-        found.notes.append(f"{len(found.cases) - len(labelled)} cases without a label map were left out.")
+    elif without:
+        reason = f"{len(without)} cases without a label map were left out: {listed(without)}{maybe}"
+        found.findings.append(Finding(tuple(without), None, reason, "warning"))
     return [
         replace(case, images={name: case.images[name] for name in found.modalities if name in case.images})
         for case in labelled
     ]
 
 
-def _infer_regions(found: FoundCases, cases: Sequence[Case]) -> dict[str, tuple[int, ...]]:
+def _infer_regions(found: FoundCases, cases: Sequence[Case], brats: bool) -> dict[str, tuple[int, ...]]:
     if found.regions is not None:
         return found.regions
     step = max(1, len(cases) // MAPS_READ)
@@ -159,7 +196,14 @@ def _infer_regions(found: FoundCases, cases: Sequence[Case]) -> dict[str, tuple[
             errors.append(error)
     if len(errors) == len(chosen):
         raise errors[0]
-    regions, note = infer_regions(labels, f"{len(chosen)} of {len(cases)} label maps")
+    enhancing = named_as_brats(cases)
+    regions, note = infer_regions(
+        labels,
+        f"{len(chosen)} of {len(cases)} label maps",
+        found.modalities,
+        brats=brats or enhancing is not None,
+        enhancing=enhancing,
+    )
     found.notes.append(note)
     return regions
 
@@ -171,7 +215,14 @@ def find_cases(root: Path, modalities: Sequence[str]) -> list[Case]:
         UserError: there is no case with any of the modalities.
     """
     names = check_modalities(modalities)
-    found = _found(root, None)
+    if root.is_file():
+        found = find_table(root, names, complete=False)
+    elif (root / LIST).is_file():
+        found = find_decathlon(root, None)
+    else:
+        found = find_files(root, names, complete=False)
+    for finding in found.findings:
+        logger.warning(finding.reason)
     cases = [
         replace(case, images={name: case.images[name] for name in names if name in case.images}, mask=None)
         for case in found.cases
@@ -185,61 +236,83 @@ def find_cases(root: Path, modalities: Sequence[str]) -> list[Case]:
 def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
     """Return a case to predict on, from a folder, from its files, or from one four-dimensional file.
 
-    Missing modalities are absent from the case. The channels of a four-dimensional file are named by the
-    `dataset.json` of the Decathlon in the folder above; without one they are `modalities`. A label map in the folder
-    becomes the mask of the case. The case is in the test split.
+    The images are NIfTI files and folders of a DICOM series. Missing modalities are absent from the case. The channels
+    of a four-dimensional file are named by the `dataset.json` of the Decathlon in the folder above; without one they
+    are `modalities`. A label map `CASE_seg` becomes the mask of the case. It is in the
+    test split.
 
     Raises:
-        UserError: a path does not exist, a file has an unknown modality, a modality occurs twice, or there is none.
+        UserError: a path does not exist, a name is unclear or has an unknown modality, a modality occurs twice, or
+            there is none.
     """
     names = check_modalities(modalities)
-    files = _files(path)
-    endings = Endings(names)
+    place, files = _files(path)
+    parser = FileNames(names)
     case_files: dict[str, VolumeFile] = {}
-    prefixes: set[str] = set()
+    cases: set[str] = set()
+    mask: VolumeFile | None = None
+    unclear: dict[Path, tuple[str, str]] = {}
     for file in files:
-        bare = stem(file.name)
-        splits = None if bare is None else endings.split(bare)
-        if bare is None:
-            raise UserError(f"{file} is not a .nii or .nii.gz file")
-        if splits is None and len(files) == 1:
+        bare = stem(file.name) or file.name
+        parsed = parser.parse(bare, place.name)
+        if parsed is None and len(files) == 1:
             return _one_file(file, bare, names)
-        if splits is None:
+        if parsed is None:
             if isinstance(path, Path):  # a folder may contain other files
                 continue
             raise UserError(f"{file}: the name ends in none of {', '.join(names)}; rename it as CASE_{names[0]}.nii.gz")
-        prefix, kind = splits
-        if kind in case_files:
-            raise UserError(f"{case_files[kind].path} and {file} are both {kind}; give the files of one case")
-        case_files[kind] = VolumeFile(file)
-        prefixes |= {prefix} - {""}
-    place = path if isinstance(path, Path) else files[0].parent
-    if not set(case_files) - {MASK}:
+        if parsed.kind == MASK:
+            mask = mask if parsed.unclear else VolumeFile(file)
+            continue
+        if parsed.unclear:
+            unclear[file] = parsed.kind, parsed.unclear
+            continue
+        if parsed.kind not in names:
+            if isinstance(path, Path) and path.is_dir():
+                continue
+            raise UserError(
+                f"{file} is named as {parsed.kind}, and the name ends in none of {', '.join(names)}; rename it as "
+                f"CASE_{names[0]}.nii.gz"
+            )
+        if parsed.kind in case_files:
+            raise UserError(
+                f"{case_files[parsed.kind].path} and {file} are both {parsed.kind}; give the files of one case, each "
+                "with its modality, as MODALITY=FILE"
+            )
+        case_files[parsed.kind] = VolumeFile(file)
+        cases.add(parsed.case or place.name)
+    for file, (kind, reason) in unclear.items():
+        if kind not in case_files and (kind in names or not isinstance(path, Path)):
+            raise UserError(f"{file}: {reason}; give it as {kind}=FILE if it is {kind}, or rename it")
+    if not case_files:
         raise UserError(
-            f"{place} contains none of the modalities {', '.join(names)}; name the files CASE_{names[0]}.nii.gz"
+            f"{place} contains none of the modalities {', '.join(names)}; name the files CASE_{names[0]}.nii.gz, or "
+            "give each as MODALITY=PATH"
         )
-    if len(prefixes) > 1 and place.name not in prefixes:
-        raise UserError(
-            f"{place} contains files of several cases ({', '.join(sorted(prefixes)[:4])}); give those of one"
-        )
-    case = place.name if place.name in prefixes or not prefixes else prefixes.pop()
-    mask = case_files.pop(MASK, None)
+    if len(cases) > 1:
+        raise UserError(f"{place} contains files of several cases ({', '.join(sorted(cases)[:4])}); give those of one")
+    case = cases.pop()
     return Case(case, {name: case_files[name] for name in names if name in case_files}, mask, patient_of(case), "test")
 
 
-def _files(path: Path | Sequence[Path]) -> list[Path]:
+def _files(path: Path | Sequence[Path]) -> tuple[Path, list[Path]]:
+    """Return the folder of a case, and its NIfTI files and folders of DICOM series."""
     paths = [path] if isinstance(path, Path) else list(path)
     for file in paths:
         if not file.exists():
             raise UserError(f"{file} does not exist; check the path")
-    if len(paths) == 1 and paths[0].is_dir():
-        return [file for file in sorted(paths[0].iterdir()) if stem(file.name) and not file.name.startswith(".")]
-    return paths
+        if not file.is_dir() and stem(file.name) is None:
+            raise UserError(f"{file} is not a .nii or .nii.gz file or a folder of a DICOM series")
+    if len(paths) == 1 and paths[0].is_dir() and not holds_series(paths[0]):
+        folder = paths[0]
+        entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+        return folder.resolve(), [e for e in entries if (holds_series(e) if e.is_dir() else stem(e.name) is not None)]
+    return paths[0].resolve().parent, paths
 
 
 def _one_file(file: Path, bare: str, names: tuple[str, ...]) -> Case:
     """Return the case of a single file whose name contains no modality."""
-    shape = nifti.read_header(file).shape
+    shape = (0, 0, 0) if file.is_dir() else nifti.read_file(file)[1].shape
     channels = shape[3] if len(shape) == 4 else 1
     dataset_json = file.parent.parent / LIST
     if dataset_json.is_file() and len(channel_names(read_list(dataset_json), dataset_json)) == channels:
@@ -247,10 +320,11 @@ def _one_file(file: Path, bare: str, names: tuple[str, ...]) -> Case:
     elif channels == len(names):
         order = list(names)
     else:
-        sides = " x ".join(map(str, shape))
+        content = "a DICOM series" if file.is_dir() else f"{' x '.join(map(str, shape))} voxels"
         raise UserError(
-            f"{file} has {sides} voxels and {channels} channel{'s' * (channels > 1)} for {len(names)} modalities "
-            f"({', '.join(names)}); give a 4-D file with these in order, or files named CASE_{names[0]}.nii.gz"
+            f"{file} has {content} and {channels} channel{'s' * (channels > 1)} for {len(names)} modalities "
+            f"({', '.join(names)}), and its name is none of them; give it as MODALITY=PATH, or rename it as "
+            f"CASE_{names[0]}.nii.gz, or give a 4-D file with all modalities in order"
         )
     wanted = {canonical_name(name): name for name in names}
     images = {
@@ -279,4 +353,5 @@ def read(config: Any, scratch: Path) -> SegmentationDataset:
         seed=config.split_seed,
         name=config.name,
         unlabelled=config.unlabelled == "rest",
+        mask=config.mask,
     )

@@ -13,8 +13,7 @@ from preceptor.data import nifti
 from preceptor.data.findings import Finding
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
-from preceptor.data.volumes import intensities, label_map, require_same_grid
-from preceptor.files import sha256
+from preceptor.data.volumes import content_hash, intensities, label_map, require_same_grid
 
 
 def check_cases(data: SegmentationDataset, *, max_voxels: int = MAX_VOXELS) -> list[Finding]:
@@ -51,8 +50,10 @@ def _check_case(case: Case, data: SegmentationDataset, max_voxels: int, hashes: 
         except VolumeError as error:
             add(file.path, str(error))
             continue
+        for remark in geometry.remarks:
+            add(file.path, f"{file.path}: {remark}", "warning")
         if file.path not in hashes:
-            hashes[file.path] = sha256(file.path)
+            hashes[file.path] = content_hash(file.path)
         content = (hashes[file.path], file.channel)
         if content in name_by_content:
             add(file.path, f"{file.path}: {name} of case {case.id} is the same file as {name_by_content[content]}")

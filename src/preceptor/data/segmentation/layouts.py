@@ -1,21 +1,31 @@
-"""Find the cases in a folder: NIfTI files named after case and modality, and the Medical Segmentation Decathlon."""
+"""Find the cases in a folder: NIfTI files and DICOM series named after case and modality, as in BraTS and BIDS."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from preceptor.data.images import resolve_image
-from preceptor.data.segmentation.modalities import MASK, Endings, canonical_name, require_known, sort_modalities, stem
+from preceptor.data.findings import Finding
+from preceptor.data.segmentation.folders import Listing, list_volumes, listed
+from preceptor.data.segmentation.modalities import (
+    KNOWN,
+    MASK,
+    FileNames,
+    ParsedName,
+    sort_modalities,
+    stem,
+    words_of,
+)
 from preceptor.data.types import Case, VolumeFile
 from preceptor.errors import UserError
 
-LIST = "dataset.json"  # of a task of the Decathlon
+# The label map of case 355 of BraTS 2020, as released.
+BRATS_MISNAMED = "W39_1998.09.19_Segm"
+_BRATS_2023 = r"BraTS-[A-Za-z]+-\d+-\d+"
+_BRATS = (_BRATS_2023, r"BraTS\d\d(\d\d)?_.+")
 
 
 @dataclass
@@ -29,6 +39,9 @@ class FoundCases:
         regions: Label values of each region, if the layout defines them.
         split_given: Whether the layout assigns cases to splits.
         notes: Sentences to print with the results.
+        findings: Files that were not used, and other doubts.
+        maybe_masks: Names of files that were left out and may be label maps.
+        patients: Cells of a column that names patients and is not used, by case, with the name of the column.
     """
 
     layout: str
@@ -37,63 +50,174 @@ class FoundCases:
     regions: dict[str, tuple[int, ...]] | None = None
     split_given: bool = False
     notes: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    maybe_masks: list[str] = field(default_factory=list)
+    patients: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def patient_of(case: str) -> str:
-    """Return the patient in the id of a case: BraTS-GLI-00001-000 and -001, or Brats18_X_1 and _2, share a patient."""
-    for pattern in (r"(BraTS-[A-Za-z]+-\d+)-\d+", r"(Brats1[789]_.+_.+)_\d+"):
+    """Return the patient in the id of a case.
+
+    BraTS-GLI-00001-000 and -001, Brats18_X_1 and _2, and sub-01_ses-1 and sub-01_ses-2 of BIDS share a patient.
+    """
+    for pattern in (r"(BraTS-[A-Za-z]+-\d+)-\d+", r"(Brats1[789]_.+_.+)_\d+", r"(sub-[A-Za-z0-9+]+)_ses-[A-Za-z0-9+]+"):
         match = re.fullmatch(pattern, case, re.IGNORECASE)
         if match:
             return match[1]
     return case
 
 
-def find_files(root: Path, modalities: tuple[str, ...] | None) -> FoundCases:
-    """Find ``case_modality.nii.gz`` files, in one folder or in subfolders (BraTS of any year).
+def named_as_brats(cases: Sequence[Case]) -> int | None:
+    """Return the label of the enhancing tumour (4 until 2021, then 3) if all cases are named as in BraTS, else None."""
+    if cases and all(re.fullmatch(_BRATS_2023, case.id, re.IGNORECASE) for case in cases):
+        return 3
+    named = all(re.fullmatch("|".join(_BRATS), case.id, re.IGNORECASE) for case in cases)
+    return 4 if cases and named else None
+
+
+def find_files(
+    root: Path,
+    modalities: tuple[str, ...] | None,
+    mask: str | None = None,
+    used: Collection[str] = (),
+    *,
+    complete: bool = True,
+) -> FoundCases:
+    """Find ``case_modality.nii.gz`` files and folders of DICOM series, in one folder or in subfolders.
+
+    These are the layouts of BraTS of any year and of BIDS. The contrast is that of the file name, for a DICOM series
+    that of the name of its folder.
+
+    Args:
+        root: The folder.
+        modalities: Inputs of the network. Default: the known modalities that are found.
+        mask: End of the file names of label maps. Default: `seg`.
+        used: Names of files in the folder that are read elsewhere.
+        complete: Whether each of `modalities` must be found.
 
     Raises:
-        UserError: no modality is found, or a case has two files of one modality.
+        UserError: no modality is found, a case has two files of one modality, or two cases differ in case only.
     """
-    endings = Endings(modalities)
-    files: defaultdict[str, dict[str, Path]] = defaultdict(dict)
-    unknown: Counter[str] = Counter()
-    by_folder: defaultdict[Path, list[tuple[str, str, Path]]] = defaultdict(list)
-    for path in sorted(root.rglob("*")):
-        name = None if path.name.startswith(".") else stem(path.name)
-        if name is None:
-            continue
-        parsed = endings.split(name)
-        if parsed is None:
-            unknown[re.split(r"[_-]", name)[-1]] += 1
-        else:
-            by_folder[path.parent].append((*parsed, path))
-    for folder, entries in by_folder.items():
-        # A folder with the name of its files is a case. In BraTS 2020 one file of such a folder has another name.
-        one_case = folder != root and any(case == folder.name for case, _, _ in entries)
-        for case, kind, path in entries:
-            name = folder.name if one_case or not case else case
-            if kind in files[name]:
-                raise UserError(f"case {name}: {files[name][kind]} and {path} are both its {kind}; keep one")
-            files[name][kind] = path
-    names = {kind for by_kind in files.values() for kind in by_kind if kind != MASK}
-    if not names:
-        wanted = "flair, t1, t1ce, t2, ct, pet ..." if modalities is None else ", ".join(modalities)
-        endings_found = ", ".join(name for name, _ in unknown.most_common(6))
-        hint = f"; the names end in {endings_found}" if unknown else ""
-        raise UserError(
-            f"{root} contains no .nii or .nii.gz file named CASE_MODALITY with one of {wanted}{hint}; set "
-            "data.modalities to the modalities in the file names, or write a table (docs/how-to/volumes.md)"
-        )
-    _require_all(modalities, names, root)
-    cases = [_case(name, by_kind, root) for name, by_kind in sorted(files.items()) if set(by_kind) - {MASK}]
-    style = "BraTS 2023" if any(re.match(r"BraTS-[A-Z]+-\d", case.id) for case in cases) else "files by case"
-    found = FoundCases(style, modalities or sort_modalities(names), cases)
-    if unknown:
-        found.notes.append(
-            f"{unknown.total()} NIfTI files were left out, because their names end in none of the modalities "
-            f"({', '.join(sorted(unknown)[:6])})."
-        )
+    listing = list_volumes(root, used)
+    names = FileNames(modalities, mask)
+    files, unclear, unknown = _assign(listing, names, root)
+    wanted = set(KNOWN) | set(names.names.values()) if modalities is None else set(modalities)
+    found_names = {kind for by_kind in files.values() for kind in by_kind} - {MASK}
+    if not found_names & wanted:
+        raise UserError(_nothing_found(root, modalities, unclear, unknown))
+    if complete:
+        _require_all(modalities, found_names, root)
+    lower = defaultdict(list)
+    for case in files:
+        lower[case.lower()].append(case)
+    for spellings in lower.values():
+        if len(spellings) > 1:
+            raise UserError(
+                f"{root}: the cases {' and '.join(spellings)} differ only in upper and lower case; rename their files"
+            )
+    alone = [path for by_kind in files.values() for kind, path in by_kind.items() if set(by_kind) == {MASK}]
+    listing.add(alone, "{} label maps were left out, because their cases have no image", root)
+    rest = sorted(found_names - wanted)
+    cases = [
+        _case(case, {kind: path for kind, path in by_kind.items() if kind in wanted or kind == MASK}, root)
+        for case, by_kind in sorted(files.items())
+        if set(by_kind) & wanted
+    ]
+    found = FoundCases("files by case", modalities or sort_modalities(found_names & wanted), cases)
+    if rest:
+        found.notes.append(f"Images of the contrasts {', '.join(rest)} are not used (data.modalities).")
+    if listing.others:
+        hidden = [path.relative_to(root).as_posix() for path in listing.others]
+        found.notes.append(f"{len(hidden)} hidden files or files that are not volumes were ignored: {listed(hidden)}.")
+    if unclear:
+        doubts = listed([f"{path.relative_to(root).as_posix()} ({reason})" for path, reason in unclear.items()])
+        reason = f"{len(unclear)} images were left out, because their names are unclear: {doubts}; rename them"
+        listing.findings.append(Finding((), None, reason, "warning"))
+    listing.add(
+        unknown,
+        "{} NIfTI files or DICOM series were left out, because their names end in none of the modalities "
+        f"({', '.join(sorted(wanted))})",
+        root,
+    )
+    found.findings = listing.findings
+    found.maybe_masks = [path.name for path in (*unclear, *unknown, *alone) if _maybe_mask(path)]
     return found
+
+
+def _assign(
+    listing: Listing, names: FileNames, root: Path
+) -> tuple[dict[str, dict[str, Path]], dict[Path, str], list[Path]]:
+    """Return the files by case and kind, the files with unclear names and why, and those with unknown names.
+
+    Raises:
+        UserError: two files are the same kind of one case.
+    """
+    files: defaultdict[str, dict[str, Path]] = defaultdict(dict)
+    unclear: dict[Path, str] = {}
+    unknown: list[Path] = []
+    by_folder: defaultdict[Path, list[tuple[ParsedName, Path]]] = defaultdict(list)
+    for path in sorted([*listing.volumes, *listing.series]):
+        name = stem(path.name) if path in listing.volumes else path.name
+        parsed = names.parse(name or path.name, path.parent.name)
+        if name == BRATS_MISNAMED:
+            parsed = ParsedName("", MASK)
+        if path == root or parsed is None:
+            unknown.append(path)
+        else:
+            by_folder[path.parent].append((parsed, path))
+    bids = set()
+    for folder, entries in by_folder.items():
+        # A folder with the name of its files is a case, and so is one whose files are named by the contrast alone.
+        one_case = folder != root and any(parsed.case in ("", folder.name) for parsed, _ in entries if not parsed.bids)
+        for parsed, path in entries:
+            case = parsed.case or folder.resolve().name
+            if parsed.unclear:
+                unclear[path] = parsed.unclear
+            elif one_case and not parsed.bids and parsed.case not in ("", folder.name):
+                unclear[path] = f"it does not begin with the case {folder.name}"
+            elif parsed.kind in files[case]:
+                raise UserError(
+                    f"case {case}: {files[case][parsed.kind]} and {path} are both its {parsed.kind}; keep one, or set "
+                    f"{'data.mask' if parsed.kind == MASK else 'data.modalities'} to the longer end of its name"
+                )
+            else:
+                files[case][parsed.kind] = path
+                bids |= {case} if parsed.bids else set()
+    for case in list(files):
+        extra = None if case in bids else _extra_words(case, files)
+        if extra:
+            for path in files.pop(case).values():
+                unclear[path] = f"{extra} may be part of the case or change the image"
+    return {case: by_kind for case, by_kind in files.items() if by_kind}, unclear, unknown
+
+
+def _extra_words(case: str, cases: Mapping[str, object]) -> str:
+    """Return the words by which the name of a case is longer than another one, if they have letters only, or ""."""
+    shorter = case
+    while match := re.fullmatch(r"(.+)[_\-.\s]([A-Za-z]+)", shorter):
+        shorter = match[1]
+        if shorter in cases:
+            return case[len(shorter) + 1 :]
+    return ""
+
+
+def _maybe_mask(path: Path) -> bool:
+    words = words_of(stem(path.name) or path.name)
+    return any(re.match(r"d?seg|mask|msk|label|lbl|roi|lesion|tumou?r|annot|gt$|truth", word) for word in words)
+
+
+def _nothing_found(
+    root: Path, modalities: Sequence[str] | None, unclear: Mapping[Path, str], unknown: Sequence[Path]
+) -> str:
+    wanted = "flair, t1, t1ce, t2, ct, pet ..." if modalities is None else ", ".join(modalities)
+    hint = "".join(f"; {path.name}: {reason}" for path, reason in list(unclear.items())[:3])
+    endings = dict.fromkeys(words_of(stem(path.name) or path.name)[-1] for path in unknown if words_of(path.name))
+    hint += f"; the names end in {', '.join(list(endings)[:6])}" if endings else ""
+    return (
+        f"{root} contains no .nii or .nii.gz file or DICOM folder named CASE_MODALITY with one of {wanted}{hint}; set "
+        "data.modalities to the modalities in the file names, or write a table (docs/how-to/volumes.md); to predict, "
+        "you can also give MODALITY=PATH"
+    )
 
 
 def _case(name: str, files: Mapping[str, Path], root: Path) -> Case:
@@ -112,72 +236,3 @@ def _require_all(modalities: Sequence[str] | None, names: set[str], root: Path) 
             f"{root}: no case has the modality {absent[0]!r}, only {', '.join(sorted(names))}; remove it from "
             "data.modalities, or check the file names"
         )
-
-
-def find_decathlon(root: Path, modalities: tuple[str, ...] | None) -> FoundCases:
-    """Find the labelled cases of a task of the Medical Segmentation Decathlon.
-
-    Raises:
-        UserError: `dataset.json` is invalid or names a file that does not exist.
-    """
-    file = root / LIST
-    content = read_list(file)
-    channels = channel_names(content, file)
-    names = {int(value): str(name) for value, name in content.get("labels", {}).items() if int(value)}
-    selected = modalities or sort_modalities(channels)
-    index = {name: channels.index(require_known(name, channels, str(file))) for name in selected}
-    cases = []
-    for number, row in enumerate(content["training"], start=1):
-        if not isinstance(row, dict) or not isinstance(row.get("image"), str) or not isinstance(row.get("label"), str):
-            raise UserError(f"{file}: training entry {number} has no image and label; take the file as released")
-        place = f"{file}: training entry {number}"
-        image, mask = (resolve_image(root, row[key].removeprefix("./"), place) for key in ("image", "label"))
-        for path in (image, mask):
-            if not path.is_file():
-                raise UserError(f"{place}: {path} does not exist; unpack the archive again")
-        name = stem(image.name) or image.stem
-        files = {key: VolumeFile(image, channel if len(channels) > 1 else None) for key, channel in index.items()}
-        cases.append(Case(name, files, VolumeFile(mask), name, "train"))
-    found = FoundCases("Medical Segmentation Decathlon", selected, sorted(cases, key=lambda case: case.id))
-    if brain_labels(names):
-        from preceptor.data.segmentation.modalities import DECATHLON_BRAIN
-
-        found.regions = dict(DECATHLON_BRAIN)
-        found.notes.append(
-            "Regions from dataset.json: 1 oedema, 2 non-enhancing, 3 enhancing tumour; et = 3, tc = 2 and 3, wt = 1, 2 "
-            "and 3 (not the numbers of BraTS)."
-        )
-    elif names:
-        found.regions = {name: (value,) for value, name in sorted(names.items())}
-        found.notes.append(f"Regions from dataset.json: one per label ({', '.join(found.regions)}).")
-    return found
-
-
-def brain_labels(names: Mapping[int, str]) -> bool:
-    """Return whether the label names, by value, are those of the brain task of the Decathlon."""
-    words = [names.get(value, "").lower() for value in (1, 2, 3)]
-    return len(names) == 3 and "edema" in words[0] and words[1].startswith("non") and words[2].startswith("enhanc")
-
-
-def read_list(file: Path) -> dict[str, Any]:
-    """Return the content of a `dataset.json` of the Decathlon. Raises UserError if the file is invalid."""
-    try:
-        content = json.loads(file.read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read as JSON ({error}); take the file as released") from error
-    kinds = {"modality": dict, "training": list, "labels": dict}
-    for key, kind in kinds.items():
-        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-            raise UserError(f"{file} has no {key!r}; give a dataset.json of the Medical Segmentation Decathlon")
-    return content
-
-
-def channel_names(content: Mapping[str, Any], file: Path) -> list[str]:
-    """Return the canonical modality names of the channels, in order."""
-    try:
-        numbered = {int(channel): canonical_name(str(name)) for channel, name in content["modality"].items()}
-    except ValueError:
-        numbered = {}
-    if sorted(numbered) != list(range(len(numbered))) or not numbered or len(set(numbered.values())) < len(numbered):
-        raise UserError(f"{file}: modality {content['modality']} does not number distinct channels from 0")
-    return [numbered[channel] for channel in range(len(numbered))]

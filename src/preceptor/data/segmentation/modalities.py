@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from preceptor.errors import UserError, nearest
 
@@ -15,9 +17,14 @@ KNOWN = (*ORDER, "adc", "ct", "dwi", "pd", "pet", "swi")
 ALIASES = {
     "t1c": "t1ce",
     "t1gd": "t1ce",
+    "t1gad": "t1ce",
     "t1cd": "t1ce",
     "t1_ce": "t1ce",
     "t1_gd": "t1ce",
+    "t1_gad": "t1ce",
+    "t1w_ce": "t1ce",
+    "t1w_gd": "t1ce",
+    "t1w_gad": "t1ce",
     "t1post": "t1ce",
     "t1n": "t1",
     "t1w": "t1",
@@ -26,20 +33,37 @@ ALIASES = {
     "t2f": "flair",
     "t2flair": "flair",
     "t2_flair": "flair",
+    "t2w_flair": "flair",
+    "pdw": "pd",
 }
-"""Alternative names, from BraTS 2023, the Medical Segmentation Decathlon and others."""
+"""Alternative names, from BraTS 2023, the Medical Segmentation Decathlon, BIDS and others. Words are joined by `_`."""
 
-# `segm` is the name of one file of BraTS 2020 (case 355).
-MASK_WORDS = ("seg", "segm", "mask", "label", "labels")
+AGENT = {"ce", "contrast", "enhanced", "gad", "gado", "gadolinium", "gd", "postcontrast", "precontrast"}
+"""Words of a file name that tell of a contrast agent."""
+
+QUALIFIERS = {
+    *AGENT,
+    *("bet", "brain", "c", "diff", "difference", "fat", "fatsat", "fs", "map", "mask", "post", "pre", "ref", "roi"),
+    *("sat", "star", "stir", "sub", "subtraction", "synth", "synthetic", "tirm", "tse"),
+}
+"""Words directly before a contrast that may change what it means: `fs_t1` may be another image than `t1`."""
+
 MASK = "mask"
+SEG = "seg"
+"""End of the file names of label maps, unless the user gives another one."""
 
 NIFTI = (".nii.gz", ".nii")
 
 
+def words_of(name: str) -> list[str]:
+    """Return the words of a name in lower case. They are separated by `_`, `-`, dots and spaces."""
+    return [word.lower() for word in re.split(r"[_\-.\s]+", name) if word]
+
+
 def canonical_name(name: str) -> str:
-    """Return the canonical name of a modality: lower case, aliases resolved."""
-    lower = name.strip().lower()
-    return ALIASES.get(lower, lower)
+    """Return the canonical name of a modality: words in lower case, joined by `_`, aliases resolved."""
+    joined = "_".join(words_of(name))
+    return ALIASES.get(joined, joined)
 
 
 def stem(file_name: str) -> str | None:
@@ -50,13 +74,16 @@ def stem(file_name: str) -> str | None:
     return None
 
 
+NOT_MODALITIES = ("", "case", "group", "split", "seg", "segm", "segmentation", "mask", "label", "labels")
+
+
 def check_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
     """Return the modalities. Raises UserError if there are none, or if two are aliases of each other."""
     if not modalities:
         raise UserError("modalities is empty; name at least one, such as flair,t1,t1ce,t2")
     original: dict[str, str] = {}
     for name in modalities:
-        if not name.strip() or "/" in name or canonical_name(name) in ("case", "group", "split", *MASK_WORDS):
+        if "/" in name or canonical_name(name) in NOT_MODALITIES:
             raise UserError(f"{name!r} is not a valid modality; examples are {', '.join(ORDER)}")
         if canonical_name(name) in original:
             raise UserError(f"modalities {original[canonical_name(name)]!r} and {name!r} are the same; keep one")
@@ -70,27 +97,99 @@ def sort_modalities(names: Iterable[str]) -> tuple[str, ...]:
     return (*(name for name in ORDER if name in names), *sorted(names - set(ORDER)))
 
 
-class Endings:
-    """Parses the modality at the end of file names such as ``case_t1ce``, ``case-t1c`` or ``t1ce``."""
+_ENTITY = r"[A-Za-z]+-[A-Za-z0-9+]+"
+_BIDS = re.compile(rf"(?P<entities>sub-[A-Za-z0-9+]+(?:_{_ENTITY})*)(?:_(?P<suffix>[A-Za-z0-9]+))?")
 
-    def __init__(self, modalities: Sequence[str] | None) -> None:
-        names = KNOWN if modalities is None else modalities
-        by_canonical = {canonical_name(name): name for name in names}
-        tokens = {alias: by_canonical[name] for alias, name in ALIASES.items() if name in by_canonical}
-        tokens |= {name.lower(): name for name in by_canonical.values()} | by_canonical
-        tokens |= {word: MASK for word in MASK_WORDS if word not in tokens}
-        # Match the longest first, because `t2_flair` also ends in `flair`.
-        self.tokens = sorted(tokens.items(), key=lambda item: (-len(item[0]), item[0]))
 
-    def split(self, name: str) -> tuple[str, str] | None:
-        """Return (case, modality or `MASK`) of a file stem, or None. The case is "" if the stem is the modality."""
-        lower = name.lower()
-        for token, kind in self.tokens:
-            if lower == token:
-                return "", kind
-            if lower.endswith(token) and lower[-len(token) - 1] in "_-." and len(lower) > len(token) + 1:
-                return name[: -len(token) - 1], kind
-        return None
+@dataclass(frozen=True)
+class ParsedName:
+    """What the name of a file says.
+
+    Attributes:
+        case: Name of the case, or "" if the name is the contrast alone.
+        kind: Modality or `MASK`.
+        unclear: Why the name does not decide the kind, or "".
+        bids: Whether the name is one of BIDS (https://bids-specification.readthedocs.io), which names the case itself.
+    """
+
+    case: str
+    kind: str
+    unclear: str = ""
+    bids: bool = False
+
+
+class FileNames:
+    """Parses names of files and folders such as ``case_t1ce``, ``case-t1c``, ``t1ce`` and those of BIDS.
+
+    The last words of a name must be a known modality, one of `modalities`, or the name of label maps. Words that may
+    change the contrast before it make a name unclear.
+
+    Args:
+        modalities: The modalities of the user. Known modalities are recognised in any case.
+        mask: The words of label maps. Default: `seg`, and `dseg` of BIDS derivatives.
+    """
+
+    def __init__(self, modalities: Sequence[str] | None = None, mask: str | None = None) -> None:
+        self.names = {canonical_name(name): name for name in modalities or ()}
+        self.by_user = {tuple(words_of(n)): c for c, n in self.names.items() if c not in KNOWN}
+        if mask is not None:
+            self.by_user[tuple(words_of(mask))] = MASK
+        self.known = {tuple(alias.split("_")): name for alias, name in ALIASES.items()} | {(k,): k for k in KNOWN}
+        if mask is None:
+            self.known[(SEG,)] = MASK
+        self.dseg = mask is None
+
+    def parse(self, name: str, folder: str = "") -> ParsedName | None:
+        """Return the case and the kind of a file stem or of a folder, or None if it does not end in a known kind.
+
+        `folder` is the name of the folder that contains it. A case with that name is never unclear.
+        """
+        words = list(re.finditer(r"[^_\-.\s]+", name))
+        lower = [word[0].lower() for word in words]
+        bids = _BIDS.fullmatch(name)
+        for count in range(len(words), 0, -1):
+            ending = tuple(lower[-count:])
+            kind = self.by_user.get(ending) or (None if bids else self.known.get(ending))
+            if kind is None:
+                continue
+            case = name[: max(0, words[-count].start() - 1)]
+            if words[-count].start() and not case.strip("_-. "):
+                return None
+            before = _BIDS.fullmatch(case)
+            if before is not None and (bids or "_" in case):
+                return self._of_bids(before, kind)
+            unclear = "" if case in ("", folder) else _unclear(lower[:-count], ending, self.known)
+            return ParsedName(case, self.names.get(kind, kind), unclear)
+        if bids is None:
+            return None
+        suffix = (bids["suffix"] or "").lower()
+        kind = MASK if suffix == "dseg" and self.dseg else self.known.get((suffix,))
+        return None if kind is None else self._of_bids(bids, kind)
+
+    def _of_bids(self, name: re.Match[str], kind: str) -> ParsedName:
+        """Return the kind of an image that BIDS describes by entities such as ``ce-gadolinium``."""
+        entities = dict(entity.split("-", 1) for entity in name["entities"].split("_"))
+        unclear = ""
+        if kind == MASK:
+            other = [f"{key}-{entities[key]}" for key in ("atlas", "desc", "label", "seg") if key in entities]
+            if other:
+                unclear = f"{other[0]} may be another structure; set data.mask to the end of the label maps' names"
+        elif entities.get("part", "mag") != "mag" or entities.get("mt", "off") != "off":
+            unclear = f"part and mt of BIDS tell that it is another image than {kind}"
+        elif "ce" in entities:
+            unclear = "" if kind == "t1" else f"{kind} with a contrast agent (ce of BIDS) has no known name"
+            kind = "t1ce" if kind == "t1" else kind
+        case = "_".join(f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities)
+        return ParsedName(case, self.names.get(kind, kind), unclear, bids=True)
+
+
+def _unclear(before: Sequence[str], ending: tuple[str, ...], known: Mapping[tuple[str, ...], str]) -> str:
+    """Return why words before a contrast may change its meaning, or ""."""
+    for place, word in enumerate(before):
+        last = place == len(before) - 1
+        if (word,) in known or word in AGENT or (last and (word in QUALIFIERS or re.fullmatch(r"b\d+", word))):
+            return f"{word} before {'_'.join(ending)} may be part of the case or change the image"
+    return ""
 
 
 def check_regions(regions: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
@@ -112,23 +211,31 @@ def brats_regions(enhancing: int) -> dict[str, tuple[int, ...]]:
     return {"et": (enhancing,), "tc": (1, enhancing), "wt": (1, 2, enhancing)}
 
 
-DECATHLON_BRAIN = {"et": (3,), "tc": (2, 3), "wt": (1, 2, 3)}
-"""Regions of the brain task of the Medical Segmentation Decathlon: 1 oedema, 2 non-enhancing, 3 enhancing."""
-
-
-def infer_regions(labels: Iterable[int], source: str) -> tuple[dict[str, tuple[int, ...]], str]:
+def infer_regions(
+    labels: Iterable[int], source: str, modalities: Sequence[str], *, brats: bool, enhancing: int | None = None
+) -> tuple[dict[str, tuple[int, ...]], str]:
     """Infer the regions from label values, and return them with a note.
 
-    Labels 1, 2 and 4 (or 3) are those of BraTS, a single label 1 is a lesion. `source` describes the label maps.
+    A single label 1 is a lesion. The regions of BraTS are inferred only for its contrasts (flair, t1, t1ce, t2), and
+    only if the data set is BraTS or its labels are 1, 2 and 4.
+
+    Args:
+        labels: Values of the label maps.
+        source: Description of the label maps.
+        modalities: Modalities of the data set.
+        brats: Whether the data set is BraTS.
+        enhancing: Label of the enhancing tumour, if the names of the cases tell it.
 
     Raises:
-        UserError: the labels are neither.
+        UserError: the labels have no defined meaning.
     """
     values = sorted(set(labels) - {0})
     if values == [1]:
         return {"lesion": (1,)}, f"Regions inferred from {source}, which contain only label 1: lesion is label 1."
-    if set(values) <= {1, 2, 4} or set(values) <= {1, 2, 3}:
-        enhancing = 3 if 3 in values else 4
+    its_contrasts = {canonical_name(name) for name in modalities} <= set(ORDER)
+    its_labels = set(values) <= {1, 2, 4} or set(values) <= {1, 2, 3}
+    if its_contrasts and (values == [1, 2, 4] or (brats and its_labels)):
+        enhancing = next((value for value in (3, 4) if value in values), enhancing or 4)
         absent = "" if enhancing in values else " (not in these label maps)"
         return brats_regions(enhancing), (
             f"Regions inferred from {source}, which contain the labels {', '.join(map(str, values)) or 'none'}: "
@@ -136,8 +243,9 @@ def infer_regions(labels: Iterable[int], source: str) -> tuple[dict[str, tuple[i
             f"{enhancing}."
         )
     raise UserError(
-        f"{source} contain the labels {', '.join(map(str, values))}, which are not those of BraTS; set data.regions to "
-        "the labels of each region, such as {et: [3], tc: [1, 3], wt: [1, 2, 3]}"
+        f"{source} contain the labels {', '.join(map(str, values)) or 'none'}, which are not those of BraTS in its "
+        "four contrasts, so their meaning is not known; set data.regions to the labels of each region, such as {liver: "
+        f"[1, 2], tumour: [2]}}{', or data.name=brats if this is BraTS' if its_contrasts and not brats else ''}"
     )
 
 

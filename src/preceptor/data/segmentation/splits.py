@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from preceptor.data.segmentation.modalities import Endings, stem
+from preceptor.data.segmentation.json_text import parse_json
+from preceptor.data.segmentation.modalities import FileNames, stem
 from preceptor.data.splits import SPLIT_NAMES, cut, ordered
 from preceptor.data.texts import read_text
 from preceptor.data.types import Case, Split
@@ -127,10 +127,7 @@ def _folder(folder: Path) -> list[tuple[str, Split, str]]:
 
 
 def _json(file: Path) -> list[tuple[str, Split, str]]:
-    try:
-        content = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read as JSON ({error})") from error
+    content = parse_json(read_text(file), str(file), "correct the file")
     if not isinstance(content, dict):
         raise UserError(f'{file} must be an object such as {{"train": [...], "validation": [...], "test": [...]}}')
     entries: list[tuple[str, Split, str]] = []
@@ -164,8 +161,8 @@ def _match_case(name: str, cases: Mapping[str, Case], place: str) -> Case:
     """Return the case that an entry names: an id or a path, possibly with the prefix HGG_ or the suffix _vol."""
     last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
     bare = stem(last) or last.removesuffix(".npy")
-    parsed = Endings(None).split(bare)
-    for candidate_name in (name, last, bare, parsed[0] if parsed else bare):
+    parsed = FileNames().parse(bare)
+    for candidate_name in (name, last, bare, parsed.case if parsed else bare):
         for shorter in (candidate_name, re.sub(r"^(HGG|LGG)_", "", candidate_name)):
             for candidate in (shorter, shorter.removesuffix("_vol")):
                 if candidate in cases:

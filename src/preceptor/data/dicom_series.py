@@ -1,0 +1,375 @@
+"""Read a folder with one DICOM series as a volume.
+
+Slices are placed by Image Position (Patient) and Image Orientation (Patient) as DICOM PS3.3 C.7.6.2 defines. Whatever
+does not form a regular grid is refused. Only geometry and pixels are parsed: names, dates and free texts are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from preceptor.data.dicom import silent_pydicom
+from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+MAX_FILES = 4096
+MAX_FILE_BYTES = 64 * 2**20
+SUFFIXES = (".dcm", ".dicom", ".ima")
+_OTHER_SUFFIXES = (".txt", ".json", ".xml", ".csv", ".tsv", ".md", ".ini", ".db", ".html", ".pdf", ".png", ".jpg")
+_MARK, _MARK_OFFSET = b"DICM", 128
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_HEADER_FIELDS = [
+    "SOPClassUID",
+    "SeriesInstanceUID",
+    "ImageType",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelSpacing",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "GantryDetectorTilt",
+]
+_PIXEL_FIELDS = [
+    *_HEADER_FIELDS,
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "ModalityLUTSequence",
+    "PixelData",
+]
+_COPY_AGAIN = "copy the series again from its source"
+_ONE_VOLUME = "move each volume to its own folder"
+
+
+@dataclass(frozen=True)
+class _Slice:
+    path: Path
+    series: str
+    rows: int
+    columns: int
+    spacing: tuple[float, float]  # between rows, between columns
+    position: np.ndarray  # of the centre of the first pixel, in mm, x to the left, y to the back, z to the head
+    along_row: np.ndarray
+    along_column: np.ndarray
+
+
+def holds_series(folder: Path) -> bool:
+    """Return whether a folder contains a DICOM file, by the names or the first bytes of its files."""
+    if not folder.is_dir():
+        return False
+    files = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()]
+    if any(path.suffix.lower() in SUFFIXES for path in files):
+        return True
+    unknown = [p for p in files if not _is_other(p)]
+    return any(_is_dicom(path) for path in unknown[:MAX_FILES])
+
+
+def _is_other(path: Path) -> bool:
+    name = path.name.lower()
+    return name.endswith((".nii", ".gz", *_OTHER_SUFFIXES)) or name == "dicomdir"
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MARK_OFFSET + len(_MARK))[_MARK_OFFSET:] == _MARK
+    except OSError:
+        return False
+
+
+def read_series(folder: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarray, Geometry]:
+    """Return the volume (X, Y, Z) of the DICOM series in a folder, and its grid in RAS mm as of NIfTI.
+
+    X runs along the columns, Y along the rows, Z from slice to slice along the slice normal. The distance of slices is
+    that of their positions. The modality transformation of each slice is applied (rescale slope and intercept, or the
+    modality LUT). Padding pixels get the smallest value of the other pixels. The result is int32 if all values are
+    integers, else float32.
+
+    Args:
+        folder: The folder. Subfolders are not read.
+        max_voxels: Largest number of voxels; checked before any pixel is decoded.
+
+    Raises:
+        VolumeError: the folder contains no series or several, or slices that are broken, missing, doubled, unequally
+            spaced, tilted, of different sizes or orientations, in colour, compressed in an unknown way, or multi-frame.
+    """
+    files, ignored = _files(folder)
+    with silent_pydicom():
+        slices = [_read_header(path) for path in files]
+    slices = _sorted(folder, slices)
+    first = slices[0]
+    shape = (first.columns, first.rows, len(slices))
+    voxels = first.columns * first.rows * len(slices)
+    if voxels > max_voxels:
+        sides = " x ".join(map(str, shape))
+        raise VolumeError(
+            f"{folder}: {sides} = {voxels} voxels are more than the limit of {max_voxels}; crop or resample the "
+            "series, or raise max_voxels"
+        )
+    if min(shape) < 2:
+        raise VolumeError(f"{folder}: {' x '.join(map(str, shape))} voxels are not a volume; give the whole series")
+    affine = _affine(folder, slices)
+    volume: np.ndarray = np.empty(shape, np.float64)
+    padding = np.zeros(shape, bool)
+    with silent_pydicom():
+        for number, one in enumerate(slices):
+            values, padded = _read_pixels(one)
+            volume[..., number], padding[..., number] = values.T, padded.T
+    if padding.all():
+        raise VolumeError(f"{folder}: every pixel is padding; give another series")
+    remarks = []
+    if padding.any():
+        volume[padding] = volume[~padding].min()
+        remarks.append(f"{int(padding.sum())} padding pixels got the smallest value of the others")
+    if ignored:
+        remarks.append(f"{len(ignored)} files that are not DICOM were ignored: {', '.join(sorted(ignored)[:20])}")
+    integers = bool((volume == np.rint(volume)).all()) and np.abs(volume).max() < 2**31
+    return volume.astype(np.int32 if integers else np.float32), Geometry(shape, affine, 1, 1, tuple(remarks))
+
+
+def _files(folder: Path) -> tuple[list[Path], list[str]]:
+    """Return the DICOM files of a folder, and the names of other files."""
+    entries = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = [path for path in entries if path.suffix.lower() in SUFFIXES or not _is_other(path)]
+    if not files:
+        raise VolumeError(f"{folder} contains no DICOM file; give the folder of the slices")
+    if len(files) > MAX_FILES:
+        raise VolumeError(f"{folder}: {len(files)} files are more than the limit of {MAX_FILES}; {_ONE_VOLUME}")
+    return files, [path.name for path in entries if path not in set(files)]
+
+
+def _parse(path: Path, fields: list[str], *, pixels: bool) -> Dataset:
+    """Return the given fields of a file. Error texts of pydicom may quote header values and are dropped."""
+    from pydicom import dcmread
+    from pydicom.filereader import read_file_meta_info
+
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise VolumeError(f"{path}: {path.stat().st_size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
+        if not _is_dicom(path):
+            raise VolumeError(
+                f"{path}: no DICOM file (no mark DICM at byte {_MARK_OFFSET}); remove it, or copy it again"
+            )
+        if read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
+            raise VolumeError(f"{path}: deflated DICOM is not supported; rewrite it uncompressed")
+        return dcmread(path, specific_tags=list(fields), stop_before_pixels=not pixels)
+    except VolumeError:
+        raise
+    except Exception as error:  # pydicom raises many kinds of errors for broken files
+        raise _broken(path, error) from None
+
+
+def _broken(path: Path, error: Exception) -> VolumeError:
+    return VolumeError(f"{path}: broken or truncated DICOM ({type(error).__name__}); {_COPY_AGAIN}")
+
+
+def _read_header(path: Path) -> _Slice:
+    try:
+        data = _parse(path, _HEADER_FIELDS, pixels=False)
+        _check_kind(path, data)
+        return _Slice(
+            path,
+            str(data.get("SeriesInstanceUID", "")),
+            int(data.Rows),
+            int(data.Columns),
+            (float(data.PixelSpacing[0]), float(data.PixelSpacing[1])),
+            np.array(data.ImagePositionPatient, np.float64),
+            np.array(data.ImageOrientationPatient[:3], np.float64),
+            np.array(data.ImageOrientationPatient[3:], np.float64),
+        )
+    except VolumeError:
+        raise
+    except (ValueError, TypeError):
+        raise VolumeError(
+            f"{path}: PixelSpacing, ImagePositionPatient, ImageOrientationPatient or another geometry field is not a "
+            "number (such as one with a decimal comma); correct the header"
+        ) from None
+    except Exception as error:
+        raise _broken(path, error) from None
+
+
+def _check_kind(path: Path, data: Dataset) -> None:
+    """Raise VolumeError unless a file is a single grey slice with a place in space."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    sop_class = UID(str(data.get("SOPClassUID", "")))
+    name = sop_class.name if sop_class.type == "SOP Class" else "multi-frame image"
+    if int(data.get("NumberOfFrames") or 1) > 1 or name.startswith("Enhanced"):
+        raise VolumeError(f"{path}: {name} (several frames in one file) is not read; convert it to .nii.gz")
+    if "LOCALIZER" in [str(value).upper() for value in data.get("ImageType") or []]:
+        raise VolumeError(f"{path}: a localizer (ImageType) is not a slice of a volume; remove it from the folder")
+    absent = [field for field in ("Rows", "Columns", "BitsAllocated", "BitsStored") if data.get(field) is None]
+    if absent:
+        raise VolumeError(f"{path}: DICOM without {' and '.join(absent)} is not an image; remove it from the folder")
+    fields = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
+    absent = [field for field in fields if not data.get(field)]
+    if absent:
+        raise VolumeError(
+            f"{path}: DICOM without {' and '.join(absent)} has no place in space; give a volume of slices"
+        )
+    wrong = [field for field, number in fields.items() if len(data[field].value) != number]
+    if wrong:
+        raise VolumeError(f"{path}: {wrong[0]} does not have {fields[wrong[0]]} numbers; {_COPY_AGAIN}")
+    colour, samples = data.get("PhotometricInterpretation"), int(data.get("SamplesPerPixel") or 1)
+    if samples != 1 or colour != "MONOCHROME2":
+        kind = "in inverted grey (MONOCHROME1)" if colour == "MONOCHROME1" else "in colour"
+        raise VolumeError(f"{path}: a slice {kind} is not read; export the series as MONOCHROME2")
+    tilt = data.get("GantryDetectorTilt")
+    if tilt is not None and abs(float(tilt)) > 0.01:
+        raise VolumeError(
+            f"{path}: the gantry was tilted by {float(tilt):g} degrees (GantryDetectorTilt), so that the slices do not "
+            "form a box; correct the tilt and convert the series to .nii.gz"
+        )
+    if data.get("HighBit") is not None and int(data.HighBit) != int(data.BitsStored) - 1:
+        raise VolumeError(f"{path}: HighBit {data.HighBit} with BitsStored {data.BitsStored} is not supported")
+    syntax = data.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise VolumeError(f"{path}: this DICOM compression is not supported; rewrite it uncompressed") from None
+    if syntax.is_encapsulated and not decoder.is_available:
+        missing = "; ".join(decoder.missing_dependencies)
+        raise VolumeError(f"{path}: no decoder for {syntax.name} is installed ({missing}); install one")
+
+
+def _sorted(folder: Path, slices: list[_Slice]) -> list[_Slice]:
+    """Return the slices along the slice normal. Raises VolumeError unless they form one series on one grid."""
+    number = len({one.series for one in slices})
+    if number > 1:
+        raise VolumeError(
+            f"{folder} contains {number} DICOM series ({len(slices)} files); move each series to its own folder "
+            "and give that folder"
+        )
+    first = slices[0]
+    numbers = [*first.spacing, *first.position, *first.along_row, *first.along_column]
+    lengths = np.linalg.norm([first.along_row, first.along_column], axis=1)
+    if (
+        not np.isfinite(numbers).all()
+        or min(first.spacing) <= 0
+        or np.abs(lengths - 1).max() > 1e-3
+        or abs(first.along_row @ first.along_column) > 1e-3
+    ):
+        raise VolumeError(
+            f"{first.path}: PixelSpacing and ImageOrientationPatient are not sizes and perpendicular unit vectors; "
+            f"{_COPY_AGAIN}"
+        )
+    for one in slices[1:]:
+        turned = np.abs(np.subtract([one.along_row, one.along_column], [first.along_row, first.along_column])).max()
+        if (one.rows, one.columns) != (first.rows, first.columns):
+            raise VolumeError(
+                f"{one.path} has {one.rows} x {one.columns} pixels, but {first.path.name} has {first.rows} x "
+                f"{first.columns}; {_ONE_VOLUME}"
+            )
+        if not turned <= 1e-3:
+            raise VolumeError(f"{one.path} and {first.path.name} have different orientations; {_ONE_VOLUME}")
+        if not np.allclose(one.spacing, first.spacing, rtol=1e-3, atol=0):
+            raise VolumeError(f"{one.path} and {first.path.name} have different pixel sizes; {_ONE_VOLUME}")
+        if not np.isfinite(one.position).all():
+            raise VolumeError(f"{one.path}: ImagePositionPatient is not a place; {_COPY_AGAIN}")
+    normal = np.cross(first.along_row, first.along_column)
+    return sorted(slices, key=lambda one: float(one.position @ normal))
+
+
+def _affine(folder: Path, slices: list[_Slice]) -> np.ndarray:
+    """Return the affine (4, 4) from voxel indices to RAS mm.
+
+    Raises:
+        VolumeError: the slices are not equally spaced along their normal.
+    """
+    first, last = slices[0], slices[-1]
+    normal = np.cross(first.along_row, first.along_column)
+    places = np.array([one.position for one in slices])
+    steps = np.diff(places @ normal)
+    step = float(np.median(steps))
+    for number in np.flatnonzero(steps < 1e-3):
+        pair = f"{slices[number].path.name} and {slices[number + 1].path.name}"
+        raise VolumeError(
+            f"{folder}: {pair} are at the same position, so that the folder contains several volumes (echoes, phases, "
+            f"times) or a copy; {_ONE_VOLUME}"
+        )
+    for number in np.flatnonzero(np.abs(steps - step) > 0.02 * step + 0.01):
+        pair = f"{slices[number].path.name} and {slices[number + 1].path.name}"
+        raise VolumeError(
+            f"{folder}: {pair} are {steps[number]:.4g} mm apart, other slices {step:.4g} mm, so that slices are "
+            f"missing or unequally spaced; {_COPY_AGAIN}, or resample it"
+        )
+    direction = (last.position - first.position) / (len(slices) - 1)
+    aside = places - places[0] - np.outer(np.arange(len(slices)), normal * (direction @ normal))
+    drift = float(np.linalg.norm(aside - np.outer(aside @ normal, normal), axis=1).max())
+    if drift > 0.05 * min(*first.spacing, step) + 0.01:
+        raise VolumeError(
+            f"{folder}: the slices are shifted sideways by up to {drift:.3g} mm (tilted gantry), so that they do not "
+            "form a box; correct the tilt and convert the series to .nii.gz"
+        )
+    affine = np.eye(4)
+    affine[:3, 0] = first.along_row * first.spacing[1]
+    affine[:3, 1] = first.along_column * first.spacing[0]
+    affine[:3, 2] = normal * (direction @ normal)
+    affine[:3, 3] = first.position
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM is LPS, NIfTI is RAS
+
+
+def _read_pixels(one: _Slice) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values (rows, columns) of a slice after the modality transformation, and where they are padding."""
+    from pydicom.pixels import apply_modality_lut, pixel_array
+
+    try:
+        data = _parse(one.path, _PIXEL_FIELDS, pixels=True)
+        stored = _stored_values(np.asarray(pixel_array(data)), data)
+        if stored.shape != (one.rows, one.columns):
+            raise ValueError
+        padded = np.zeros(stored.shape, bool)
+        padding = data.get("PixelPaddingValue")
+        if padding is not None:
+            limit = data.get("PixelPaddingRangeLimit")
+            ends = sorted((int(padding), int(padding if limit is None else limit)))
+            padded = (stored >= ends[0]) & (stored <= ends[1])
+        if data.get("ModalityLUTSequence"):
+            values = apply_modality_lut(stored, data).astype(np.float64)
+        else:
+            slope, intercept = (_number(one.path, data, name, default) for name, default in _RESCALE)
+            if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
+                raise VolumeError(f"{one.path}: RescaleSlope and RescaleIntercept are not a scale; {_COPY_AGAIN}")
+            values = stored.astype(np.float64) * slope + intercept
+        return values, padded
+    except VolumeError:
+        raise
+    except Exception as error:  # pydicom and its decoders raise many kinds of errors for broken files
+        raise _broken(one.path, error) from None
+
+
+_RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+
+
+def _number(path: Path, data: Dataset, field: str, default: float) -> float:
+    try:
+        value: Any = data.get(field)
+        return default if value is None or value == "" else float(value)
+    except (ValueError, TypeError):
+        raise VolumeError(f"{path}: {field} is not a number; correct the header") from None
+
+
+def _stored_values(pixels: np.ndarray, data: Dataset) -> np.ndarray:
+    """Return the pixels as int64 without the bits above BitsStored, which may hold an overlay (PS3.5 8.1.1)."""
+    stored, values = int(data.BitsStored), pixels.astype(np.int64)
+    if stored >= int(data.BitsAllocated):
+        return values
+    values &= (1 << stored) - 1
+    if int(data.get("PixelRepresentation") or 0):
+        values -= (values >> (stored - 1)) << stored
+    return values

@@ -1,0 +1,194 @@
+"""Find the cases of a `dataset.json`: the Medical Segmentation Decathlon, and nnU-Net of version 1 and 2.
+
+The Decathlon has one file per case with all channels, nnU-Net one file per channel (``CASE_0000.nii.gz``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from preceptor.data.images import resolve_image
+from preceptor.data.segmentation.folders import Listing
+from preceptor.data.segmentation.json_text import parse_json
+from preceptor.data.segmentation.layouts import FoundCases, patient_of
+from preceptor.data.segmentation.modalities import (
+    NIFTI,
+    canonical_name,
+    check_regions,
+    require_known,
+    sort_modalities,
+    stem,
+)
+from preceptor.data.texts import AS_RELEASED, read_text
+from preceptor.data.types import Case, VolumeFile
+from preceptor.errors import UserError
+
+LIST = "dataset.json"
+DECATHLON_BRAIN = {"et": (3,), "tc": (2, 3), "wt": (1, 2, 3)}
+"""Regions of the brain task of the Decathlon: 1 oedema, 2 non-enhancing, 3 enhancing."""
+
+
+def find_decathlon(root: Path, modalities: tuple[str, ...] | None) -> FoundCases:
+    """Find the labelled cases of a `dataset.json`.
+
+    Raises:
+        UserError: `dataset.json` is invalid, names a file that does not exist, or gives another number of cases.
+    """
+    file = root / LIST
+    content = read_list(file)
+    channels = channel_names(content, file)
+    selected = modalities or sort_modalities(channels)
+    index = {name: channels.index(require_known(name, channels, str(file))) for name in selected}
+    entries = _listed(root, file, content) if "training" in content else _in_folders(root, file, content)
+    cases: list[Case] = []
+    used: set[Path] = set()
+    for image, mask, place in entries:
+        name, files = _images(image, channels, place)
+        used |= {*files, mask}
+        images = {
+            key: VolumeFile(files[channel]) if len(files) > 1 else VolumeFile(files[0], channel)
+            for key, channel in index.items()
+        }
+        if len(channels) == 1:
+            images = {key: VolumeFile(files[0]) for key in index}
+        if not mask.is_file():
+            raise UserError(f"{place}: {mask} does not exist; unpack the archive again")
+        cases.append(Case(name, images, VolumeFile(mask), patient_of(name), "train"))
+    twice = sorted({case.id for case in cases if sum(other.id == case.id for other in cases) > 1})
+    if twice:
+        raise UserError(f"{file}: case {twice[0]!r} is in training twice; keep one entry")
+    number = content.get("numTraining", len(cases))
+    if number != len(cases):
+        raise UserError(
+            f"{file}: numTraining is {number!r}, but there are {len(cases)} training cases; unpack the archive again, "
+            "or correct the number"
+        )
+    found = FoundCases("dataset.json", selected, sorted(cases, key=lambda case: case.id))
+    found.regions, note = label_regions(content["labels"], file)
+    found.notes.append(note)
+    listing = Listing()
+    listing.add(
+        [
+            path
+            for folder in ("imagesTr", "labelsTr")
+            if (root / folder).is_dir()
+            for path in sorted((root / folder).iterdir())
+            if path not in used and not path.name.startswith(".") and stem(path.name) is not None
+        ],
+        "{} files are not training cases of dataset.json and were left out",
+        root,
+    )
+    found.findings = listing.findings
+    return found
+
+
+def _listed(root: Path, file: Path, content: Mapping[str, Any]) -> list[tuple[Path, Path, str]]:
+    """Return the image and the label map of each entry of `training`, and its place."""
+    entries = []
+    for number, row in enumerate(content["training"], start=1):
+        place = f"{file}: training entry {number}"
+        if not isinstance(row, dict) or not isinstance(row.get("image"), str) or not isinstance(row.get("label"), str):
+            raise UserError(f"{place} has no image and label; {AS_RELEASED}")
+        image, mask = (resolve_image(root, row[key].removeprefix("./"), place) for key in ("image", "label"))
+        entries.append((image, mask, place))
+    return entries
+
+
+def _in_folders(root: Path, file: Path, content: Mapping[str, Any]) -> list[tuple[Path, Path, str]]:
+    """Return the cases of nnU-Net 2, whose dataset.json need not list them: one for each label map."""
+    ending = content.get("file_ending", ".nii.gz")
+    if ending not in NIFTI:
+        raise UserError(f"{file}: files of type {ending!r} (file_ending) are not read; convert them to .nii.gz")
+    labels = root / "labelsTr"
+    if not labels.is_dir():
+        raise UserError(f"{file} lists no training cases, and there is no folder {labels}; {AS_RELEASED}")
+    masks = sorted(path for path in labels.iterdir() if path.name.endswith(ending) and not path.name.startswith("."))
+    return [(root / "imagesTr" / mask.name, mask, str(mask)) for mask in masks]
+
+
+def _images(image: Path, channels: list[str], place: str) -> tuple[str, list[Path]]:
+    """Return the name of a case and its image: one file, or one for each channel (nnU-Net)."""
+    name = stem(image.name)
+    if name is None:
+        raise UserError(f"{place}: {image.name} is not a .nii or .nii.gz file; convert it to .nii.gz")
+    if image.is_file():
+        return name, [image]
+    ending = image.name[len(name) :]
+    name = re.sub(r"_0000$", "", name)
+    files = [image.with_name(f"{name}_{channel:04d}{ending}") for channel in range(len(channels))]
+    missing = [file for file in files if not file.is_file()]
+    if len(missing) == len(files):
+        raise UserError(f"{place}: {image} does not exist; unpack the archive again")
+    if missing:
+        raise UserError(f"{place}: {missing[0]} does not exist, but other channels of the case do; copy it again")
+    return name, files
+
+
+def label_regions(labels: Mapping[str, Any], file: Path) -> tuple[dict[str, tuple[int, ...]], str]:
+    """Return the regions of `labels` and a note. Keys are label values (Decathlon) or names (nnU-Net 2).
+
+    Raises:
+        UserError: the labels are neither, or one of them is to be ignored.
+    """
+    if labels and all(re.fullmatch(r"\d+", key) for key in labels) and all(isinstance(v, str) for v in labels.values()):
+        values: dict[str, Any] = {}
+        for key, name in labels.items():
+            if name in values:
+                raise UserError(f"{file}: the label name {name!r} occurs twice in labels; give each label its own name")
+            values[name] = int(key)
+    else:
+        values = dict(labels)
+    regions: dict[str, tuple[int, ...]] = {}
+    for name, value in values.items():
+        members = value if isinstance(value, list) else [value]
+        if not members or any(isinstance(one, bool) or not isinstance(one, int) for one in members):
+            raise UserError(
+                f"{file}: label {name!r} is {value!r}; labels must map values to names, or names to values or lists of "
+                "values"
+            )
+        if name.lower() == "ignore":
+            raise UserError(f"{file}: the label 'ignore' is not supported; set it to the background in the label maps")
+        if members != [0]:
+            regions[name] = tuple(members)
+    if not regions:
+        raise UserError(f"{file}: labels names no label but the background; {AS_RELEASED}")
+    regions = check_regions(regions)
+    if brain_labels({values[0]: name for name, values in regions.items() if len(values) == 1}):
+        return dict(DECATHLON_BRAIN), (
+            "Regions from dataset.json: 1 oedema, 2 non-enhancing, 3 enhancing tumour; et = 3, tc = 2 and 3, wt = 1, 2 "
+            "and 3 (not the numbers of BraTS)."
+        )
+    return regions, f"Regions from dataset.json: {', '.join(regions)}."
+
+
+def brain_labels(names: Mapping[int, str]) -> bool:
+    """Return whether the label names, by value, are those of the brain task of the Decathlon."""
+    words = [names.get(value, "").lower() for value in (1, 2, 3)]
+    return len(names) == 3 and "edema" in words[0] and words[1].startswith("non") and words[2].startswith("enhanc")
+
+
+def read_list(file: Path) -> dict[str, Any]:
+    """Return the content of a `dataset.json`. Raises UserError if the file is invalid."""
+    content = parse_json(read_text(file), str(file), AS_RELEASED)
+    if isinstance(content, dict) and "modality" not in content and "channel_names" in content:
+        content["modality"] = content["channel_names"]
+    for key, kind in {"modality": dict, "labels": dict}.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise UserError(f"{file} has no {key!r}; give a dataset.json of the Decathlon or of nnU-Net")
+    if not isinstance(content.get("training", []), list):
+        raise UserError(f"{file}: training is not a list; {AS_RELEASED}")
+    return content
+
+
+def channel_names(content: Mapping[str, Any], file: Path) -> list[str]:
+    """Return the canonical modality names of the channels, in order."""
+    try:
+        numbered = {int(channel): canonical_name(name) for channel, name in content["modality"].items()}
+    except (ValueError, TypeError):
+        numbered = {}
+    if sorted(numbered) != list(range(len(numbered))) or not numbered or len(set(numbered.values())) < len(numbered):
+        raise UserError(f"{file}: modality {content['modality']} does not number distinct channels from 0")
+    return [numbered[channel] for channel in range(len(numbered))]

@@ -1,0 +1,105 @@
+"""Folders with a dataset.json: the Decathlon, and both versions of nnU-Net."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preceptor.data.segmentation.cases import read_volumes
+from preceptor.data.segmentation.decathlon import label_regions
+from preceptor.errors import UserError
+from tests.data.volume_files import head, lesion, save
+
+
+def nnunet(root: Path, **changes: Any) -> Path:
+    """Write a data set of nnU-Net 2 with two channels and four cases; None removes a key of dataset.json."""
+    for i in range(4):
+        for channel in range(2):
+            save(root / "imagesTr" / f"case_{i}_{channel:04d}.nii.gz", head(10 * i + channel))
+        save(root / "labelsTr" / f"case_{i}.nii.gz", lesion(values=(1, 2)))
+    content = {
+        "channel_names": {"0": "T1", "1": "FLAIR"},
+        "labels": {"background": 0, "oedema": 1, "core": 2},
+        "numTraining": 4,
+        "file_ending": ".nii.gz",
+    }
+    content |= changes
+    (root / "dataset.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return root
+
+
+def listed(number: int = 4) -> list[dict[str, str]]:
+    return [{"image": f"./imagesTr/case_{i}.nii.gz", "label": f"./labelsTr/case_{i}.nii.gz"} for i in range(number)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"channel_names": None, "modality": {"0": "T1", "1": "FLAIR"}, "training": listed()},
+        {"labels": {"0": "background", "1": "oedema", "2": "core"}},
+    ],
+)
+def test_nnunet_has_a_file_for_each_channel(tmp_path, changes):
+    data = read_volumes(nnunet(tmp_path, **changes))
+    assert data.modalities == ("flair", "t1")
+    assert data.regions == {"oedema": (1,), "core": (2,)}
+    assert [case.id for case in data.samples] == ["case_0", "case_1", "case_2", "case_3"]
+    names = {name: (file.path.name, file.channel) for name, file in data.samples[2].images.items()}
+    assert names == {"flair": ("case_2_0001.nii.gz", None), "t1": ("case_2_0000.nii.gz", None)}
+    assert data.samples[2].mask.path.name == "case_2.nii.gz"
+    assert not data.findings
+
+
+def test_regions_of_nnunet(tmp_path):
+    labels = {"background": 0, "whole": [1, 2], "core": [2]}
+    assert read_volumes(nnunet(tmp_path, labels=labels)).regions == {"whole": (1, 2), "core": (2,)}
+    brain = {"background": 0, "edema": 1, "non-enhancing tumor": 2, "enhancing tumor": 3}
+    assert label_regions(brain, tmp_path)[0] == {"et": (3,), "tc": (2, 3), "wt": (1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"numTraining": 5}, "numTraining is 5, but there are 4 training cases"),
+        ({"training": listed(5), "numTraining": 5}, r"training entry 5: .*case_4.nii.gz does not exist"),
+        ({"training": [*listed(), *listed(1)]}, "case 'case_0' is in training twice"),
+        ({"labels": {"background": 0, "tumour": "1"}}, "label 'tumour' is '1'"),
+        ({"labels": {"background": 0, "tumour": True}}, "label 'tumour' is True"),
+        ({"labels": {"background": 0, "tumour": 1.0}}, "label 'tumour' is 1.0"),
+        ({"labels": {"0": "background", "1": "a", "2": "a"}}, "the label name 'a' occurs twice"),
+        ({"labels": {"0": "background"}}, "names no label but the background"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "'ignore' is not supported"),
+        ({"labels": {"background": 0, "a": 300}}, "region 'a' has the labels"),
+        ({"labels": ["background"]}, "has no 'labels'"),
+        ({"file_ending": ".nrrd"}, "files of type '.nrrd'"),
+        ({"channel_names": {"0": "T1", "1": "T1w"}}, "does not number distinct channels"),
+        ({"channel_names": {"0": 1, "1": 2}}, "does not number distinct channels"),
+        ({"training": {"a": 1}}, "training is not a list"),
+        ({"name": "\ud800"}, "half of a surrogate pair"),
+    ],
+)
+def test_a_list_that_contradicts_the_files_is_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_volumes(nnunet(tmp_path, **changes))
+    str(caught.value).encode()
+
+
+def test_missing_channels_and_unlisted_files(tmp_path):
+    nnunet(tmp_path)
+    save(tmp_path / "imagesTr" / "case_9_0000.nii.gz", head(3))
+    (finding,) = read_volumes(tmp_path).findings
+    assert "1 files are not training cases of dataset.json and were left out: imagesTr/case_9_0000" in finding.reason
+    (tmp_path / "imagesTr" / "case_1_0001.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"case_1_0001.nii.gz does not exist, but other channels of the case do"):
+        read_volumes(tmp_path)
+
+
+def test_nested_json_is_one_sentence(tmp_path):
+    nnunet(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"labels": ' * 200_000)
+    with pytest.raises(UserError, match=r"dataset.json cannot be read as JSON"):
+        read_volumes(tmp_path)

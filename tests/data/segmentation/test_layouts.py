@@ -1,0 +1,257 @@
+"""Names of files are never guessed, and every file that is not used is named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nibabel
+import pytest
+
+from preceptor.data.segmentation.cases import find_case, find_cases, read_volumes
+from preceptor.data.segmentation.modalities import infer_regions
+from preceptor.data.volumes import load_case
+from preceptor.errors import UserError
+from tests.data.dicom_series_files import noise, slices_of, write_slices
+from tests.data.volume_files import head, lesion, save, write_case
+
+FOUR = ("flair", "t1", "t1ce", "t2")
+
+
+def brats(root: Path, number: int = 3) -> Path:
+    for i in range(number):
+        write_case(root / f"p{i}", f"p{i}", i)
+    return root
+
+
+def reasons(data) -> str:
+    return " | ".join([finding.reason for finding in data.findings] + data.notes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["brain_mask", "mask", "liver_mask", "roi", "bet_mask", "seg_old", "segmentation_auto", "brain_seg", "t1_seg"],
+)
+@pytest.mark.parametrize("flat", [True, False])
+def test_nothing_is_a_label_map_by_guess(tmp_path, name, flat):
+    """Of three cases one has another mask instead of its label map: it is left out, and both are named."""
+    brats(tmp_path)
+    (tmp_path / "p1" / "p1_seg.nii.gz").rename(tmp_path / "p1" / f"p1_{name}.nii.gz")
+    if flat:
+        for file in list(tmp_path.glob("*/*.nii.gz")):
+            file.rename(tmp_path / file.name)
+    data = read_volumes(tmp_path, test_fraction=0, validation_fraction=0)
+    assert [case.id for case in data.samples] == ["p0", "p2"]
+    assert "1 cases without a label map were left out: p1" in reasons(data)
+    assert f"p1_{name}.nii.gz" in reasons(data)
+    only = tmp_path / "only"
+    only.mkdir()
+    for file in list(tmp_path.rglob("p1_*")):
+        shutil.copy(file, only / file.name)
+    with pytest.raises(UserError, match=f"none of 1 cases has a label map.*p1_{name}.nii.gz may be label maps"):
+        read_volumes(only)
+
+
+def test_the_user_names_the_label_maps(tmp_path):
+    brats(tmp_path)
+    for i in range(3):
+        (tmp_path / f"p{i}" / f"p{i}_seg.nii.gz").rename(tmp_path / f"p{i}" / f"p{i}_lesion_mask.nii.gz")
+        save(tmp_path / f"p{i}" / f"p{i}_brain_mask.nii.gz", lesion(values=(1,)))
+    data = read_volumes(tmp_path, mask="lesion_mask")
+    assert [case.mask.path.name for case in data.samples] == [f"p{i}_lesion_mask.nii.gz" for i in range(3)]
+    assert "p0/p0_brain_mask.nii.gz" in reasons(data)
+
+
+def test_an_image_of_another_kind_is_not_its_contrast(tmp_path):
+    for name in ("ADC_t2", "brain_t1", "T1map", "t2_tse_fs", "dwi_b0", "T2star", "sub_t1"):
+        save(brats(tmp_path) / "p0" / f"p0_{name}.nii.gz", head(5))
+    data = read_volumes(tmp_path)
+    assert {file.path.name for file in data.samples[0].images.values()} == {f"p0_{name}.nii.gz" for name in FOUR}
+    for name in ("ADC_t2", "brain_t1", "T1map", "t2_tse_fs", "dwi_b0", "T2star", "sub_t1"):
+        assert f"p0/p0_{name}.nii.gz" in reasons(data)
+
+
+def test_two_spellings_of_a_case_are_not_two_cases(tmp_path):
+    save(tmp_path / "a_t1.nii", head(0))
+    save(tmp_path / "A_t2.nii", head(1))
+    with pytest.raises(UserError, match="differ only in upper and lower case"):
+        read_volumes(tmp_path)
+
+
+def bids(root: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        folder = root / name.split("_")[0] / "anat"
+        save(folder / f"{name}.nii.gz", lesion(values=(1,)) if name.endswith(("dseg", "mask")) else head(number))
+    return root
+
+
+def test_bids(tmp_path):
+    bids(
+        tmp_path,
+        "sub-00_T1w",
+        "sub-00_ce-gadolinium_T1w",
+        "sub-00_part-phase_T2w",
+        "sub-00_acq-tse_T2w",
+        "sub-00_desc-brain_mask",
+        "sub-00_dseg",
+        "sub-01_ses-1_T1w",
+        "sub-01_ses-1_dseg",
+        "sub-01_ses-2_T1w",
+        "sub-01_ses-2_dseg",
+        "sub-02_FLAIR",
+        "sub-02_dseg",
+    )
+    data = read_volumes(tmp_path, modalities=("t1", "t1ce", "t2", "flair"), test_fraction=0.3)
+    assert [(case.id, case.group) for case in data.samples] == [
+        ("sub-00", "sub-00"),
+        ("sub-01_ses-1", "sub-01"),
+        ("sub-01_ses-2", "sub-01"),
+        ("sub-02", "sub-02"),
+    ]
+    assert {name: file.path.name for name, file in data.samples[0].images.items()} == {
+        "t1": "sub-00_T1w.nii.gz",
+        "t1ce": "sub-00_ce-gadolinium_T1w.nii.gz",
+        "t2": "sub-00_acq-tse_T2w.nii.gz",
+    }
+    assert "sub-00_part-phase_T2w.nii.gz" in reasons(data)
+    assert "sub-00_desc-brain_mask.nii.gz" in reasons(data)
+
+
+@pytest.mark.parametrize("second", ["run-2", "acq-tse", "rec-norm", "echo-2", "desc-preproc", "space-MNI"])
+def test_two_images_of_one_contrast_are_named(tmp_path, second):
+    bids(tmp_path, "sub-00_T1w", f"sub-00_{second}_T1w", "sub-00_dseg")
+    with pytest.raises(
+        UserError, match=rf"sub-00_T1w.nii.gz and .*sub-00_{second}_T1w.nii.gz are both its t1|are both"
+    ):
+        read_volumes(tmp_path)
+    chosen = read_volumes(tmp_path, modalities=(f"{second}_T1w",), test_fraction=0, validation_fraction=0)
+    assert chosen.samples[0].images[f"{second}_T1w"].path.name == f"sub-00_{second}_T1w.nii.gz"
+
+
+def test_predict_reads_names_as_training_does(tmp_path):
+    bids(tmp_path, "sub-00_ce-gadolinium_T1w")
+    case = find_case(tmp_path / "sub-00" / "anat", ("t1", "t1ce"))
+    assert list(case.images) == ["t1ce"]
+    with pytest.raises(UserError, match="none of the modalities t1"):
+        find_case(tmp_path / "sub-00" / "anat", ("t1",))
+    for file in (save(tmp_path / "p_ADC_t2.nii", head(0)), save(tmp_path / "q" / "p_fs_t2.nii", head(0)).parent):
+        with pytest.raises(UserError, match=r"before t2 may .* give it as t2=FILE if it is t2"):
+            find_case(file, ("t2",))
+    with pytest.raises(UserError, match=r"x_flair.nii is named as flair, and the name ends in none of t1"):
+        find_case(save(tmp_path / "x_flair.nii", head(0)), ("t1",))
+    save(tmp_path / "p" / "p_t1.nii", head(0))
+    save(tmp_path / "p" / "q_t2.nii", head(0))
+    with pytest.raises(UserError, match=r"files of several cases \(p, q\)"):
+        find_case(tmp_path / "p", ("t1", "t2"))
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    store = brats(tmp_path / "store", 4)
+    root = tmp_path / "root"
+    root.mkdir()
+    for i in range(4):
+        (root / f"p{i}").symlink_to(store / f"p{i}", target_is_directory=True)
+    data = read_volumes(root)
+    assert [case.id for case in data.samples] == ["p0", "p1", "p2", "p3"]
+    assert not data.findings
+    (root / "again").symlink_to(store / "p0", target_is_directory=True)
+    (root / "gone.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    data = read_volumes(root)
+    assert len(data.samples) == 4
+    assert "1 links lead to a folder that was read before, and were left out: p0" in reasons(data)
+    assert "1 links lead to nothing, and were left out; correct or remove them: gone.nii.gz" in reasons(data)
+    (store / "p0" / "loop").symlink_to(store / "p0", target_is_directory=True)
+    with pytest.raises(UserError, match="loop is a link to a folder that contains it"):
+        read_volumes(root)
+
+
+def test_every_file_that_is_skipped_is_named(tmp_path):
+    brats(tmp_path)
+    save(tmp_path / "p0" / "._p0_t1.nii.gz", head(0))
+    for name in ("p1/.DS_Store", "Thumbs.db", "p2/p2_t1.json"):
+        (tmp_path / name).write_text("x")
+    nibabel.Nifti1Pair(head(0), None).to_filename(tmp_path / "p1" / "p1_ct.img")
+    data = read_volumes(tmp_path)
+    text = reasons(data)
+    assert "4 hidden files or files that are not volumes were ignored" in text
+    for name in ("p0/._p0_t1.nii.gz", "p1/.DS_Store", "Thumbs.db", "p2/p2_t1.json"):
+        assert name in text
+    assert "2 files of other volume formats were left out" in text
+    assert "p1/p1_ct.img" in text
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    brats(tmp_path)
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("p1"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="p1 cannot be read"):
+        read_volumes(tmp_path)
+
+
+def test_regions_of_brats_are_those_of_brats_only(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"p{i}_ct.nii", head(i))
+        save(tmp_path / f"p{i}_seg.nii", lesion(values=(1, 2)))
+    for name in ("volumes", "brats"):
+        with pytest.raises(UserError, match=r"labels 1, 2, which are not those of BraTS in its four contrasts"):
+            read_volumes(tmp_path, name=name)
+    assert read_volumes(tmp_path, regions={"liver": [1, 2], "tumour": [2]}).regions["tumour"] == (2,)
+    # Three tissues in a T1 image are not a tumour.
+    with pytest.raises(UserError, match="meaning is not known"):
+        infer_regions([1, 2, 3], "maps", ("t1",), brats=False)
+    assert infer_regions([1, 2, 3], "maps", ("t1",), brats=True)[0]["et"] == (3,)
+    assert infer_regions([1, 2, 4], "maps", ("T1w", "t2f"), brats=False)[0]["et"] == (4,)
+    assert infer_regions([1, 2], "maps", ("t1",), brats=True, enhancing=3)[0]["et"] == (3,)
+
+
+def test_a_table_of_metadata_is_not_the_table_of_the_cases(tmp_path):
+    brats(tmp_path)
+    (tmp_path / "cases.csv").write_text("case,age\np0,50\n")
+    data = read_volumes(tmp_path, name="brats")
+    assert len(data.samples) == 3
+    assert "cases.csv is not read, because data.name=brats" in reasons(data)
+    with pytest.raises(UserError, match="no column is named as a known modality"):
+        read_volumes(tmp_path, name="volumes")
+    (tmp_path / "cases.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="are both tables of cases"):
+        read_volumes(tmp_path, name="volumes")
+
+
+def test_series_by_the_names_of_their_folders(tmp_path):
+    for i in range(3):
+        for seed, name in enumerate(("t1", "T1_Gd")):
+            write_slices(tmp_path / f"p{i}" / name, slices_of(noise(seed=10 * i + seed)))
+        series = write_slices(tmp_path / f"p{i}" / "localizer", slices_of(noise(seed=50 + i)))
+        image = load_case(find_case(tmp_path / f"p{i}", ("t1",))).geometry
+        save(tmp_path / f"p{i}" / f"p{i}_seg.nii.gz", lesion(image.shape, values=(1,))[:, :, :], image.affine)
+    data = read_volumes(tmp_path)
+    assert data.modalities == ("t1", "t1ce")
+    assert [case.id for case in data.samples] == ["p0", "p1", "p2"]
+    loaded = load_case(data.samples[1], data)
+    assert loaded.images["t1ce"].shape == loaded.label.shape == (5, 6, 4)
+    assert f"p2/{series.name}" in reasons(data)
+    assert [case.id for case in find_cases(tmp_path, ("t1ce", "flair"))] == ["p0", "p1", "p2"]
+    case = find_case(tmp_path / "p0", ("flair", "t1ce"))
+    assert (case.id, {name: file.path.name for name, file in case.images.items()}) == ("p0", {"t1ce": "T1_Gd"})
+    assert find_case(tmp_path / "p0" / "t1", ("t1", "t2")).images["t1"].path == tmp_path / "p0" / "t1"
+    with pytest.raises(UserError, match=r"localizer has a DICOM series and 1 channel for 2 modalities"):
+        find_case(tmp_path / "p0" / "localizer", ("t1", "t2"))
+    # The free text of a series ("t2 flair" here) names no contrast.
+    with pytest.raises(UserError, match="none of the modalities flair"):
+        find_case(tmp_path / "p0", ("flair",))
+
+
+def test_cases_with_the_same_image_are_in_one_split(tmp_path):
+    brats(tmp_path, 6)
+    shutil.copy(tmp_path / "p1" / "p1_t1.nii.gz", tmp_path / "p4" / "p4_t1.nii.gz")
+    data = read_volumes(tmp_path, test_fraction=0.5)
+    assert data.samples[1].group == data.samples[4].group
+    assert data.samples[1].split == data.samples[4].split
+    assert "1 cases share an image with another case and are in its split: p4" in reasons(data)

@@ -1,0 +1,271 @@
+"""DICOM series compared with SimpleITK, and series that must be refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.uid import EnhancedMRImageStorage, JPEG2000Lossless, MRImageStorage, RLELossless, generate_uid
+
+from preceptor.data import dicom_series
+from preceptor.data.dicom_series import holds_series, read_series
+from preceptor.data.nifti import Geometry, VolumeError
+from preceptor.data.types import Case, VolumeFile
+from preceptor.data.volumes import load_case, save_mask
+from tests.data.dicom_series_files import changed, noise, slices_of, write_slices
+
+sitk = pytest.importorskip("SimpleITK")
+
+TURNED = (0.0, 0.96, 0.28, 0.0, -0.28, 0.96)  # sagittal, oblique
+FLIPPED = (-1.0, 0, 0, 0, 1, 0)
+CORONAL = (1.0, 0, 0, 0, 0, -1)
+
+
+def of_sitk(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the volume (X, Y, Z) and the affine in RAS mm by SimpleITK."""
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return of_image(reader.Execute())
+
+
+def of_image(image) -> tuple[np.ndarray, np.ndarray]:
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0), np.diag([-1, -1, 1, 1]) @ affine
+
+
+def same_as_sitk(folder: Path) -> Geometry:
+    voxels, grid = read_series(folder)
+    theirs, affine = of_sitk(folder)
+    assert grid.shape == voxels.shape == theirs.shape
+    assert np.allclose(voxels, theirs, rtol=1e-6, atol=1e-4)
+    assert np.allclose(grid.affine, affine, atol=1e-5)
+    return grid
+
+
+@pytest.mark.parametrize("orientation", [(1.0, 0, 0, 0, 1, 0), TURNED, FLIPPED, CORONAL])
+@pytest.mark.parametrize("kind", [np.int16, np.uint16])
+def test_a_series_is_that_of_simpleitk(tmp_path, orientation, kind):
+    slices = slices_of(noise(kind=kind) + kind(30000), orientation=orientation)
+    for data in slices:
+        data.RescaleSlope, data.RescaleIntercept = 1, -1024
+    grid = same_as_sitk(write_slices(tmp_path / "a", slices))
+    assert sorted(np.linalg.norm(grid.affine[:3, :3], axis=0)) == pytest.approx([0.5, 1.5, 3])
+    assert grid.voxel_volume == pytest.approx(0.5 * 1.5 * 3)
+
+
+def test_each_slice_has_its_own_rescale(tmp_path):
+    slices = slices_of(noise(), kind=MRImageStorage)
+    for number, data in enumerate(slices):
+        data.RescaleSlope, data.RescaleIntercept = 0.5 + number, 10 * number
+    voxels, _ = read_series(write_slices(tmp_path / "a", slices))
+    expected = noise().astype(float) * (0.5 + np.arange(5))[:, None, None] + 10 * np.arange(5)[:, None, None]
+    assert np.allclose(voxels, expected.transpose(2, 1, 0))
+
+
+def test_bits_above_bits_stored_are_not_values(tmp_path):
+    values = noise() % 2048
+    slices = slices_of((values | 0x3000).astype(np.uint16))
+    for data in slices:
+        data.BitsStored, data.HighBit = 12, 11
+    assert np.array_equal(read_series(write_slices(tmp_path / "a", slices))[0], values.transpose(2, 1, 0))
+    signed = noise().astype(np.int16) % 2048 - 1024
+    slices = slices_of(signed & 0x0FFF)
+    for data in slices:
+        data.BitsStored, data.HighBit = 12, 11
+    assert np.array_equal(read_series(write_slices(tmp_path / "b", slices))[0], signed.transpose(2, 1, 0))
+
+
+def test_padding_gets_the_smallest_value(tmp_path):
+    values = noise() + 5
+    values[:, 0, 0] = -2000
+    slices = slices_of(values)
+    for data in slices:
+        data.PixelPaddingValue = -2000
+        data["PixelPaddingValue"].VR = "SS"
+    voxels, grid = read_series(write_slices(tmp_path / "a", slices))
+    assert voxels.min() == noise()[:, 1:, 1:].min() + 5 or voxels.min() >= 5
+    assert "5 padding pixels" in grid.remarks[0]
+
+
+def test_a_modality_lut_is_applied(tmp_path):
+    from pydicom.dataset import Dataset
+
+    slices = slices_of((noise() % 8).astype(np.uint16))
+    table = np.arange(0, 800, 100, dtype=np.uint16)[::-1]
+    for data in slices:
+        item = Dataset()
+        item.LUTDescriptor, item.ModalityLUTType = [8, 0, 16], "US"
+        item["LUTDescriptor"].VR = "US"
+        item.add_new("LUTData", "OW", table.tobytes())
+        data.ModalityLUTSequence = [item]
+    voxels, _ = read_series(write_slices(tmp_path / "a", slices))
+    assert np.array_equal(voxels, table[noise() % 8].transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_compressed_series(tmp_path, syntax):
+    pytest.importorskip("openjpeg")
+    values = noise((3, 64, 48))
+    slices = slices_of(values.astype(np.uint16))
+    for data in slices:
+        data.compress(syntax)
+    assert np.array_equal(read_series(write_slices(tmp_path / "a", slices))[0], values.transpose(2, 1, 0))
+
+
+def test_masks_go_back_to_the_grid_of_the_series(tmp_path):
+    folder = write_slices(tmp_path / "t1", slices_of(noise(), orientation=TURNED))
+    loaded = load_case(Case("c", {"t1": VolumeFile(folder)}, None, "c", "test"))
+    save_mask(tmp_path / "out.nii.gz", (loaded.images["t1"] > 1000).astype(np.uint8), loaded)
+    ours, affine = of_image(sitk.ReadImage(str(tmp_path / "out.nii.gz")))
+    theirs, expected = of_sitk(folder)
+    assert np.allclose(affine, expected, atol=1e-4)
+    assert np.array_equal(ours, theirs > 1000)
+    # A NIfTI file that SimpleITK writes from the series is on the same grid.
+    sitk.WriteImage(sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))), tmp_path / "t2.nii.gz")
+    both = Case("c", {"t1": VolumeFile(folder), "t2": VolumeFile(tmp_path / "t2.nii.gz")}, None, "c", "test")
+    again = load_case(both)
+    assert np.array_equal(again.images["t1"], again.images["t2"])
+
+
+def spoil(how: str) -> list:
+    slices = slices_of(noise())
+    if how == "two series":
+        return slices + slices_of(noise(seed=1), origin=(0, 0, 0))
+    if how == "gap":
+        del slices[2]
+    if how == "copy":
+        changed(slices, 3, {"ImagePositionPatient": slices[2].ImagePositionPatient})
+    if how == "orientation":
+        changed(slices, 3, {"ImageOrientationPatient": list(TURNED)})
+    if how == "size":
+        changed(slices, 3, {"Rows": 4, "Columns": 6})
+    if how == "pixel size":
+        changed(slices, 3, {"PixelSpacing": [2.0, 2.0]})
+    if how == "localizer":
+        changed(slices, 3, {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]})
+    if how == "tilt":
+        changed(slices, 3, {"GantryDetectorTilt": 15})
+    if how == "shear":
+        for number, data in enumerate(slices):
+            data.ImagePositionPatient = [-20, -30 + 0.8 * number, 40 + 3 * number]
+    if how == "no position":
+        changed(slices, 3, {"ImagePositionPatient": None})
+    if how == "colour":
+        changed(slices, 3, {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0})
+    if how == "inverted":
+        changed(slices, 3, {"PhotometricInterpretation": "MONOCHROME1"})
+    if how == "frames":
+        for data in slices:
+            data.SOPClassUID, data.NumberOfFrames = EnhancedMRImageStorage, 2
+    if how == "slope":
+        changed(slices, 3, {"RescaleSlope": 0, "RescaleIntercept": 0})
+    if how == "high bit":
+        changed(slices, 3, {"BitsStored": 12})
+    if how == "short":
+        changed(slices, 3, {"PixelData": slices[3].PixelData[:-4]})
+    if how == "one":
+        del slices[1:]
+    return slices
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("two series", r"contains 2 DICOM series \(10 files\); move each series to its own folder"),
+        ("gap", r"are 6 mm apart, other slices 3 mm, so that slices are missing"),
+        ("copy", "are at the same position"),
+        ("orientation", "different orientations"),
+        ("size", r"has 4 x 6 pixels, but IM0003.dcm has 6 x 4"),
+        ("pixel size", "different pixel sizes"),
+        ("localizer", r"a localizer \(ImageType\)"),
+        ("tilt", r"tilted by 15 degrees \(GantryDetectorTilt\)"),
+        ("shear", r"shifted sideways by up to 3.2 mm \(tilted gantry\)"),
+        ("no position", "without ImagePositionPatient has no place in space"),
+        ("colour", "in colour is not read"),
+        ("inverted", "MONOCHROME1"),
+        ("frames", "Enhanced MR Image Storage"),
+        ("slope", "RescaleSlope and RescaleIntercept are not a scale"),
+        ("high bit", "HighBit 15 with BitsStored 12"),
+        ("short", "broken or truncated DICOM"),
+        ("one", "are not a volume"),
+    ],
+)
+def test_what_is_not_a_box_of_slices_is_refused(tmp_path, how, message):
+    folder = write_slices(tmp_path / "a", spoil(how))
+    with pytest.raises(VolumeError, match=message) as caught:
+        read_series(folder)
+    text = str(caught.value)
+    assert "DOE" not in text
+    assert "4711" not in text
+    assert str(tmp_path) in text
+
+
+def test_other_files_and_limits(tmp_path, monkeypatch):
+    folder = write_slices(tmp_path / "a", slices_of(noise()), lambda number: f"IM{number}")
+    (folder / ".DS_Store").write_text("x")
+    (folder / "notes.txt").write_text("x")
+    (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    assert holds_series(folder)
+    assert read_series(folder)[1].remarks == ("2 files that are not DICOM were ignored: DICOMDIR, notes.txt",)
+    with pytest.raises(VolumeError, match="120 voxels are more than the limit of 100"):
+        read_series(folder, max_voxels=100)
+    monkeypatch.setattr(dicom_series, "MAX_FILES", 4)
+    with pytest.raises(VolumeError, match="5 files are more than the limit of 4"):
+        read_series(folder)
+    monkeypatch.undo()
+    (folder / "IM9").write_text("x")
+    with pytest.raises(VolumeError, match="IM9: no DICOM file"):
+        read_series(folder)
+
+
+def test_only_geometry_and_pixels_are_parsed(tmp_path):
+    folder = write_slices(tmp_path / "a", slices_of(noise()))
+    tags = {element.keyword for element in dcmread(next(folder.iterdir()), specific_tags=dicom_series._PIXEL_FIELDS)}
+    assert not tags & {"PatientName", "PatientID", "SeriesDescription", "StudyInstanceUID"}
+
+
+def test_a_flipped_byte_of_a_header_never_raises_anything_else(tmp_path):
+    """Whatever a header holds: the series is read, or refused with a sentence without header values."""
+    folder = write_slices(tmp_path / "a", slices_of(noise((3, 4, 4))))
+    file = sorted(folder.iterdir())[0]
+    whole = file.read_bytes()
+    random = np.random.default_rng(0)
+    messages: list[str] = []
+    for _ in range(60):
+        data = bytearray(whole)
+        place = int(random.integers(132, len(data)))
+        data[place] ^= 1 << int(random.integers(8))
+        file.write_bytes(data)
+        try:
+            read_series(folder)
+        except VolumeError as error:
+            messages.append(str(error))
+    assert len(messages) > 10
+    assert not any("DOE" in message for message in messages)
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm"])
+def test_slices_with_headers_of_scanners(tmp_path, name):
+    """Three copies of a slice of pydicom's data, moved along its normal."""
+    from pydicom.data import get_testdata_file
+
+    for number in range(3):
+        data = dcmread(get_testdata_file(name, download=False))
+        row, column = np.array(data.ImageOrientationPatient).reshape(2, 3)
+        place = np.array(data.ImagePositionPatient) + 2.5 * number * np.cross(row, column)
+        data.ImagePositionPatient = [float(f"{value:.8g}") for value in place]
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        data.save_as(tmp_path / f"{2 - number}.dcm")
+    assert same_as_sitk(tmp_path).spacing[0] == pytest.approx(2.5, abs=1e-4)
+
+
+def test_a_new_uid_for_every_slice_is_not_one_series(tmp_path):
+    slices = slices_of(noise())
+    for data in slices:
+        data.SeriesInstanceUID = generate_uid()
+    with pytest.raises(VolumeError, match="contains 5 DICOM series"):
+        read_series(write_slices(tmp_path / "a", slices))
