@@ -84,9 +84,9 @@ def parse_json(text: str, place: str, fix: str = "") -> Any:
     except ValueError as error:
         reason = "an integer has too many digits" if "integer string conversion" in str(error) else str(error)
     else:
-        if not _HALF_PAIR.search(text) or _is_unicode(value):
-            return value
-        raise UserError(f"{place}: half of a surrogate pair (\\ud800 to \\udfff); correct the encoding")
+        if _HALF_PAIR.search(text):
+            _require_unicode(value, place)
+        return value
     raise UserError(f"{place}: invalid JSON ({reason}){fix and '; '}{fix}")
 
 
@@ -99,17 +99,19 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _is_unicode(value: Any) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _require_unicode(value: Any, place: str) -> None:
+    for name, part in value.items() if isinstance(value, dict) else [("a text", value)]:
+        try:
+            json.dumps({name: part}, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            what = name if name.isascii() else "a key"
+            reason = f"{what} contains half of a surrogate pair (\\ud800 to \\udfff)"
+            raise UserError(f"{place}: {reason}; correct the encoding") from None
 
 
 def read_json(file: Path, fix: str = AS_RELEASED) -> Any:
     """Return the content of a JSON file. Raises UserError as `read_text` and `parse_json`."""
-    return parse_json(read_text(file, fix), str(file), fix)
+    return parse_json(read_text(file, fix), f"{file} cannot be read as JSON", fix)
 
 
 def read_json_rows(file: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
@@ -227,21 +229,19 @@ def as_text(value: Any, place: str) -> str:
         return ""
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, bool) or not isinstance(value, numbers.Number) or isinstance(value, complex):
-        raise UserError(
-            f"{place} is {_kind(value)}; write a text in quotes{_YES_NO if isinstance(value, bool) else ''}"
-        )
+    if isinstance(value, bool):
+        raise UserError(f"{place} is {str(value).lower()}; write a text in quotes, such as yes or no")
+    if not isinstance(value, numbers.Real | Decimal):
+        shown = json.dumps(value, default=_kind)[:60] if isinstance(value, dict | list | tuple) else _kind(value)
+        raise UserError(f"{place} is {shown}; write a text in quotes")
     if isinstance(value, numbers.Integral):
         return str(int(value))
-    if not math.isfinite(value):  # type: ignore[arg-type]
+    if not math.isfinite(value):
         raise UserError(f"{place} is an infinite number; write a text in quotes")
     if isinstance(value, Decimal):
         return f"{value.normalize():f}" if value else "0"
     number = float(str(value))  # float32 prints the shortest text, too
     return str(int(number)) if number.is_integer() and abs(number) < _LARGEST_EXACT else str(number)
-
-
-_YES_NO = ", such as yes or no"
 
 
 def as_identifier(value: Any, place: str) -> str:
@@ -256,6 +256,8 @@ def as_identifier(value: Any, place: str) -> str:
     """
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value.strip())
+    if is_given(value) and not isinstance(value, numbers.Real | Decimal):
+        raise UserError(f"{place} is {_kind(value)}; write a text in quotes")
     text = as_text(value, place)
     if text.lstrip("-").isdigit() or not text:
         return text
@@ -275,7 +277,5 @@ def as_choice(value: Any, known: Mapping[str, T], place: str) -> T | None:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
     names = {"dict": "a structure", "list": "a list", "tuple": "a list", "ndarray": "a list", "bytes": "binary data"}
     return names.get(type(value).__name__, f"a {type(value).__name__}")

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from preceptor.data.identity import note_leaks
 from preceptor.data.locations import FOLDERS, find_images
 from preceptor.data.provenance import CACHE, hash_images, leave_out, match_images
 from preceptor.data.readers import VQA, read_named
-from preceptor.data.splits import note_leaks, subsample
+from preceptor.data.splits import subsample
 from preceptor.data.types import Dataset, Sample, Split
+from preceptor.data.vqa.check import check_data
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError, nearest
 from preceptor.recipe import apply_override, validate
@@ -80,6 +82,7 @@ def read_data(
             raise UserError(
                 f"{data.name} has no {split} questions; check its split column, or set data.validation_fraction"
             )
+    data.findings += check_data(data, config.normaliser, config.minimum_answer_count)
     return data
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.splits import note_leaks
+from preceptor.data.identity import note_leaks
 from preceptor.data.types import Dataset, Sample
 from preceptor.data.vqa.parquet import read_configured
 

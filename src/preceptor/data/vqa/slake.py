@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from preceptor.data.identity import group_by_content, note_leaks
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.locations import data_folder
-from preceptor.data.splits import group_by_content, note_leaks
 from preceptor.data.texts import read_json_rows
 from preceptor.data.types import AnswerType, Dataset, Sample, Split
 from preceptor.errors import UserError, nearest

@@ -11,9 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from preceptor.data.identity import group_by_content, note_leaks
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.locations import data_folder
-from preceptor.data.splits import cut_validation, group_by_content, note_leaks
+from preceptor.data.splits import cut_validation
 from preceptor.data.texts import read_text
 from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.answers import inferred_type
