@@ -47,8 +47,6 @@ class Dataset(Generic[SampleT]):
         samples: All samples, in the order of the data set.
         notes: Sentences that are printed next to every result.
         leaking: True if test samples share patients, images or question templates with training samples.
-        splits_share_images: True if the publisher split single questions, so that test images are training images by
-            design (VQA-RAD). This is a finding, but does not make the data `leaking`.
         findings: Problems of the rows, which are found without decoding a file. `doctor` lists them before those of
             the files, and a run adds them to its notes.
     """
@@ -60,7 +58,6 @@ class Dataset(Generic[SampleT]):
     notes: list[str] = field(default_factory=list)
     leaking: bool = False
     findings: list[Finding] = field(default_factory=list)
-    splits_share_images: bool = False
 
     def split(self, split: Split) -> list[SampleT]:
         """Return the samples of one split, in order."""

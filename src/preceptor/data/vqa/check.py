@@ -1,7 +1,7 @@
 """Check the rows and images of a VQA data set. Problems are returned, not raised.
 
-Every run checks the rows, which is cheap, and adds the findings to its notes. `preceptor doctor` checks the image files,
-too.
+Every run checks the rows, which is cheap, and adds the findings to its notes. `preceptor doctor` also checks the image
+files.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
 from preceptor.data.findings import Finding
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, load_image
@@ -54,9 +55,9 @@ def check_images(
 def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: int = 1) -> list[Finding]:
     """Check the rows of a data set; `check_images` checks the image files.
 
-    Errors are duplicate ids, empty questions or answers, and answers that are printed lists. Warnings count answers that
-    look like a missing value or a truth value, numbers that are written in two ways, and the test questions without an
-    accepted answer among the answer classes, which `normaliser` and `minimum_count` define as in training.
+    Errors are duplicate ids, empty questions or answers, and answers that are printed lists. Warnings count answers
+    that look like a missing value or a truth value, numbers that are written in two ways, and the test questions
+    without an accepted answer among the answer classes, which `normaliser` and `minimum_count` define as in training.
     """
     repeated = [id for id, count in Counter(sample.id for sample in data.samples).items() if count > 1]
     findings = [Finding((id,), None, f"several rows have the id {id!r}; make ids unique") for id in repeated]
@@ -67,7 +68,7 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
             findings.append(Finding((sample.id,), None, "the question is empty"))
         if not any(answer.strip() for answer in sample.answers):
             findings.append(Finding((sample.id,), None, "the answer is empty"))
-    findings += _check_answers(data.samples, NORMALISERS[normaliser] if normaliser in NORMALISERS else str)
+    findings += _check_answers(data.samples, NORMALISERS.get(normaliser, str))
 
     train, test = [sample for sample in data.split("train") if sample.answers], data.split("test")
     try:
@@ -107,24 +108,17 @@ def _check_answers(samples: Sequence[Sample], normalise: Callable[[str], str]) -
             if _NUMBER.fullmatch(number := normalise(text)):
                 spellings[Decimal(number)].setdefault(number, []).append(sample.id)
     findings = []
+    severity: Literal["error", "warning"]
     for found, what, severity in (
-        (
-            printed,
-            "are printed lists or structures; write each answer as a text, and several in a list of JSONL",
-            "error",
-        ),
+        (printed, "are printed lists or structures; write texts, and several answers as a list in JSONL", "error"),
         (missing, "look like a missing value; fill them in or delete the rows, unless the text is meant", "warning"),
-        (
-            truth_values,
-            "look like truth values and are open questions; write yes and no, unless they are meant",
-            "warning",
-        ),
+        (truth_values, "look like truth values, but count as open; write yes and no, unless they are meant", "warning"),
     ):
         ids = tuple(dict.fromkeys(id for of_text in found.values() for id in of_text))
         if ids:
             count = sum(map(len, found.values()))
             reason = f"{count} answers, such as {min(found)!r:.60}, {what}"
-            findings.append(Finding(ids, None, reason, "error" if severity == "error" else "warning"))
+            findings.append(Finding(ids, None, reason, severity))
     twice = [texts for texts in spellings.values() if len(texts) > 1]
     if twice:
         ids = tuple(dict.fromkeys(id for texts in twice for of_text in texts.values() for id in of_text))
