@@ -55,7 +55,8 @@ def audit_data(
         second = _named_data(against, against_root, second_overrides, "against")
         other = read_data(second, output / "against", needed=())
     limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
-    return write_audit(audit(data, other, normaliser=config.normaliser, **limits), output)
+    result = audit(data, other, normaliser=config.normaliser, minimum_count=config.minimum_answer_count, **limits)
+    return write_audit(result, output)
 
 
 def _named_data(name: str, root: Path | None, overrides: list[str], section: str) -> DataConfig:
@@ -73,6 +74,7 @@ def audit(
     against: Dataset[Sample] | None = None,
     *,
     normaliser: str = "mevf",
+    minimum_count: int = 1,
     workers: int | None = None,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
@@ -83,6 +85,7 @@ def audit(
         data: A data set.
         against: A second data set.
         normaliser: Name of the answer normaliser.
+        minimum_count: Smallest number of training samples of an answer class, as in training.
         workers: Number of threads that decode images (default: one per core, at most 8).
         max_bytes: Largest accepted image file.
         max_pixels: Largest accepted number of pixels.
@@ -94,9 +97,9 @@ def audit(
     looks = look_at(list(result.atlas.numbers), workers=workers, max_bytes=max_bytes, max_pixels=max_pixels)
     result.atlas.pairs = find_pairs(looks)
     if against is None:
-        _audit_one(result, normaliser)
+        _audit_one(result, normaliser, minimum_count)
     else:
-        _audit_two(result, normaliser)
+        _audit_two(result, normaliser, minimum_count)
     _check_files(result, looks)
     return result
 
@@ -104,7 +107,7 @@ def audit(
 # One or two data sets
 
 
-def _audit_one(result: Audit, normaliser: str) -> None:
+def _audit_one(result: Audit, normaliser: str, minimum_count: int) -> None:
     data, atlas = result.data[0], result.atlas
     test: list[Place] = [(0, "test")]
     training: list[Place] = [(0, "train"), (0, "validation")]
@@ -118,7 +121,7 @@ def _audit_one(result: Audit, normaliser: str) -> None:
         )
     rows = [sample for split in TRAINING_SPLITS for sample in data.split(split)]
     _check_rows(result, rows, data.split("test"), normaliser)
-    _check_answers(result, data.split("train"), data.split("test"), normaliser, "training")
+    _check_answers(result, data.split("train"), data.split("test"), normaliser, minimum_count, "training")
     result.shortcuts = shortcuts(data, normaliser)
     if result.shortcuts and not any(shortcut.name == "text_model" for shortcut in result.shortcuts):
         result.notes.append(
@@ -130,7 +133,7 @@ def _audit_one(result: Audit, normaliser: str) -> None:
         result.notes.append("There is no test split, so nothing was checked for leaks into it.")
 
 
-def _audit_two(result: Audit, normaliser: str) -> None:
+def _audit_two(result: Audit, normaliser: str, minimum_count: int) -> None:
     atlas, names = result.atlas, result.names
     all_places: list[list[Place]] = [[(side, split) for split in SPLITS] for side in (0, 1)]
     for side, other in ((0, 1), (1, 0)):
@@ -142,7 +145,9 @@ def _audit_two(result: Audit, normaliser: str) -> None:
         # Groups of different data sets may have the same names by chance.
         groups = result.data[0].name == result.data[1].name
         _check_rows(result, rows, held_out, normaliser, f"{names[side]} ", f"{names[other]} ", groups=groups)
-        _check_answers(result, result.data[other].split("train"), held_out, normaliser, names[other], main=side == 0)
+        _check_answers(
+            result, result.data[other].split("train"), held_out, normaliser, minimum_count, names[other], main=side == 0
+        )
     for side, other in ((0, 1), (1, 0)):
         result.overlaps.append(atlas.overlap(names[side], all_places[side], names[other], all_places[other]))
     overlap = result.overlaps[-2]
@@ -257,12 +262,19 @@ def _check_rows(
 
 
 def _check_answers(
-    result: Audit, train: Sequence[Sample], test: Sequence[Sample], normaliser: str, whose: str, *, main: bool = True
+    result: Audit,
+    train: Sequence[Sample],
+    test: Sequence[Sample],
+    normaliser: str,
+    minimum_count: int,
+    whose: str,
+    *,
+    main: bool = True,
 ) -> None:
-    if not train or not test:
-        return
     labelled = [sample for sample in train if sample.answers]
-    vocabulary = AnswerVocabulary.build(labelled, normaliser)
+    if not labelled or not test:
+        return
+    vocabulary = AnswerVocabulary.build(labelled, normaliser, minimum_count)
     unseen = [sample for sample in test if vocabulary.encode(sample.answers) < 0]
     ceiling = vocabulary.ceiling(test)
     if main:

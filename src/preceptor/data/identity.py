@@ -81,13 +81,18 @@ def images_of(row: Sample | Case | Dialogue) -> tuple[Path, ...]:
 
 
 def shared_contents(rows: Iterable[Sample | Case | Dialogue]) -> dict[Path, str]:
-    """Return the SHA-256 of every image file whose content occurs under several names.
+    """Return the SHA-256 of every image file whose content occurs under several names (see `equal_files`)."""
+    return equal_files(path for row in rows for path in images_of(row))
+
+
+def equal_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the SHA-256 of every file whose content equals that of another one.
 
     A file is only read as a whole if its size and 64 KiB in its middle equal those of another file. Files that are
     empty or cannot be read are left out; training and `doctor` report them.
     """
     alike: defaultdict[Hashable, list[Path]] = defaultdict(list)
-    for path in dict.fromkeys(path for row in rows for path in images_of(row)):
+    for path in dict.fromkeys(paths):
         with suppress(OSError):
             alike[path.stat().st_size].append(path)
     alike.pop(0, None)

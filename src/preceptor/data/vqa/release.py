@@ -20,10 +20,10 @@ def released_counts(counts: Mapping[Path, int], released: Mapping[Path, int]) ->
     ]
 
 
-def unused_images(folder: Path, used: Collection[Path]) -> list[Finding]:
-    """Return a finding if a folder contains images that no question is about."""
-    images = {file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."}
-    unused = sorted(file.name for file in images - set(used))
+def unused_images(folder: Path, used: Collection[Path], pattern: str = "*") -> list[Finding]:
+    """Return a finding if a folder contains images, by the glob `pattern`, that no question is about."""
+    images = {file for file in folder.glob(pattern) if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."}
+    unused = sorted(file.relative_to(folder).as_posix() for file in images - set(used))
     if not unused:
         return []
     listed = ", ".join(unused[:MOST_LISTED]) + (", ..." if len(unused) > MOST_LISTED else "")
