@@ -153,12 +153,17 @@ def group_by_patient(
     return merge_groups([replace(row, group=next((name for _, name in keys(row)), row.group)) for row in rows], keys)
 
 
-def note_leaks(data: Dataset[Row]) -> None:
+def note_leaks(data: Dataset[Row], *, published: bool = False) -> None:
     """Add a finding and a note if groups or images are in several splits, and mark the data as leaking.
 
     Images are equal if their paths or contents are. Unlabelled samples and those of the teacher count as training
     samples. Reasons contain counts and no names. The reader of VQA-RAD, which is published with a split by question,
     describes its shared images itself.
+
+    Args:
+        data: Samples with their splits.
+        published: Whether the splits are those of a published data set. The finding is then a warning, because the user
+            cannot change them.
     """
     same = shared_contents(data.samples)
     groups = _Crossings()
@@ -175,9 +180,10 @@ def note_leaks(data: Dataset[Row]) -> None:
         named = f" ({copies} of them under several names)" if copies else ""
         counts = f"{len(keys)} of {len(crossings.splits)} {what} are in more than one split{named}"
         ids = tuple(dict.fromkeys(id for key in keys for id in crossings.ids[key]))
-        reason = f"Leaking split: {counts}, so that held-out scores are too high."
+        whose = " of the published data set" if published else ""
+        reason = f"Leaking split: {counts}{whose}, so that held-out scores are too high."
         data.leaking = True
-        data.findings.append(Finding(ids, None, reason))
+        data.findings.append(Finding(ids, None, reason, "warning" if published else "error"))
         data.notes.append(reason)
 
 

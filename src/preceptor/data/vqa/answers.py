@@ -9,7 +9,7 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from preceptor.data.findings import Finding
 from preceptor.data.texts import as_text, is_given
@@ -18,6 +18,7 @@ from preceptor.errors import UserError, nearest
 from preceptor.normalizers import NORMALISERS, plain
 
 _AROUND = string.punctuation + string.whitespace
+ANSWER_TYPES: dict[str, AnswerType] = {kind: kind for kind in get_args(AnswerType)}
 UNSEEN = -100
 """Label of an answer that is not a class (the `ignore_index` of PyTorch)."""
 

@@ -85,7 +85,7 @@ def read_slake(root: Path, *, language: Language = "en", variant: Variant | None
         samples = _drop_shared_images(samples, notes)
     label = "both-published" if (language, variant) == ("both", "published") else language
     data = Dataset("slake", label, folder, samples, notes)
-    note_leaks(data)
+    note_leaks(data, published=True)
     data.findings += released_counts(counts, {folder / name: RELEASED_ROWS[name] for name in FILES.values()})
     data.findings += unused_images(folder / IMAGES, all_images, "*/source.jpg")
     return data

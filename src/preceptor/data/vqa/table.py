@@ -7,19 +7,18 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from preceptor.data.identity import group_by_content, group_by_patient, note_leaks, patient_columns, unused_patients
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import SPLIT_NAMES, cut_validation
 from preceptor.data.texts import Row, as_choice, as_identifier, as_text, is_given, read_rows
-from preceptor.data.types import AnswerType, Dataset, Sample, Split
-from preceptor.data.vqa.answers import as_answers, inferred_type, mixed_types
+from preceptor.data.types import Dataset, Sample, Split
+from preceptor.data.vqa.answers import ANSWER_TYPES, as_answers, inferred_type, mixed_types
 from preceptor.errors import UserError
 
 REQUIRED = ("image", "question", "answer")
 COLUMNS = (*REQUIRED, "id", "answer_type", "group", "split", "question_type")
-ANSWER_TYPES: dict[str, AnswerType] = {kind: kind for kind in get_args(AnswerType)}
 FOLDER_NAMES = ("questions.jsonl", "questions.csv")
 SUFFIXES = (".csv", ".jsonl")
 

@@ -30,6 +30,8 @@ IMAGES = "VQA_RAD Image Folder"
 SPLITS: dict[str, Split] = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
 ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
 RELEASED_ROWS = 2248
+IMAGE_WITHOUT_QUESTION = "synpic35356.jpg"
+"""One of the 315 images of the release."""
 HUB_ROWS = (1793, 451)
 """Training and test rows of the copy on the Hugging Face hub."""
 TYPOS = {"PRSE": "PRES", "ATRIB": "ATTRIB"}
@@ -145,7 +147,7 @@ def read_vqa_rad(
     data = Dataset("vqa-rad", variant, folder, samples, notes, leaking=variant == "published" or crossing > 0)
     data.findings += [Finding((), None, shared_images, "warning")]
     data.findings += released_counts({folder / TABLE: len(rows)}, {folder / TABLE: RELEASED_ROWS})
-    data.findings += unused_images(folder / IMAGES, places)
+    data.findings += unused_images(folder / IMAGES, {*places, folder / IMAGES / IMAGE_WITHOUT_QUESTION})
     return data
 
 
