@@ -78,7 +78,7 @@ def _read_cache(path: Path) -> dict[str, str]:
         known = json.loads(path.read_text("utf-8"))
         from_text(list(known.values()))
         return dict(known)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -112,7 +112,7 @@ def read_provenance(folder: Path) -> list[Source] | None:
         for source in sources:
             from_text([phash for phash in source.images.values() if phash])
         return sources
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}); copy the folder of the model again, or train the model again"
         ) from error

@@ -278,7 +278,7 @@ def _indexed(file: Path, folder: Path, max_bytes: int) -> list[Path] | None:
             for name, size in sizes.items()
         )
         return [folder / name for name, _ in index["images"]] if valid else None
-    except (OSError, ValueError, TypeError, KeyError):  # missing or invalid index
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # missing or invalid index
         return None
 
 
