@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.normalizers import _VQA_CONTRACTIONS, NORMALISERS, lower, mevf, vqa_v2
+from preceptor.normalizers import _VQA_CONTRACTIONS, NORMALISERS, lower, mevf, plain, vqa_v2
 
 CASES = [
     ("Yes", "yes"),
@@ -126,3 +126,29 @@ def test_normalising_twice_changes_nothing(text):
 def test_case_does_not_matter(text):
     ascii_text = text.encode("ascii", "ignore").decode()
     assert mevf(ascii_text.upper()) == mevf(ascii_text.lower())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u00e9panchement", "e\u0301panchement"),  # NFC and NFD
+        ("-5 mm", "\u22125 mm"),  # minus
+        ("T2-weighted", "T2\u2011weighted"),  # non-breaking hyphen
+        ("left lung", "left\u00a0lung"),
+        ("left lung", "left\u200b lung"),
+        ("yes.", "yes\uff0e"),
+        ("yes.", "yes\u3002"),
+        ("12", "\uff11\uff12"),
+        ("a, b", "a\uff0c b"),
+        ("Crohn's disease", "Crohn\u2019s disease"),
+        ('"mass"', "\u201cmass\u201d"),
+    ],
+)
+@pytest.mark.parametrize("name", NORMALISERS)
+def test_answers_that_look_alike_are_equal(name, one, other):
+    assert NORMALISERS[name](one) == NORMALISERS[name](other)
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_is_not_touched(text):
+    assert plain(text) == text

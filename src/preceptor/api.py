@@ -19,6 +19,7 @@ from preceptor.config import BaseRecipe
 from preceptor.errors import UserError
 from preceptor.extension import reference_to, require_trust
 from preceptor.pipeline.paths import check_data_paths, check_paths
+from preceptor.recipe import apply_override
 from preceptor.scores import Scored
 
 if TYPE_CHECKING:
@@ -197,9 +198,10 @@ def check(data: str | Path, overrides: Overrides = ()) -> dict[str, Any]:
     """
     keep_offline()
     if str(data).endswith((".csv", ".jsonl")):
-        recipe: BaseRecipe = tasks.recipe_from(
-            {"task": "vqa", "name": Path(data).stem, "data": {"name": "table", "root": str(data)}}, str(data)
-        )
+        raw = {"task": "vqa", "name": Path(data).stem, "data": {"name": "table", "root": str(data)}}
+        for override in overrides:
+            apply_override(raw, override)
+        recipe: BaseRecipe = tasks.recipe_from(raw, str(data))
     else:
         recipe = _resolve(data, overrides)
     check_data_paths(recipe.data)
@@ -350,8 +352,6 @@ def _resolve(recipe: str | Path | Mapping[str, Any] | BaseRecipe, overrides: Ove
             return recipe
         recipe = recipe.model_dump(mode="json")
     if isinstance(recipe, Mapping):
-        from preceptor.recipe import apply_override
-
         raw = dict(recipe)
         for text in texts:
             apply_override(raw, text)

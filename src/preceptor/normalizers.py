@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -40,6 +41,39 @@ _VQA_CONTRACTIONS = {
 _MOST_FULL_STOPS = 32  # the original code passes the flag re.UNICODE (32) as the number of replacements
 
 
+# Signs that look like an ASCII sign and that NFKC does not map to it.
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212\ufe58"
+_QUOTES = "\u00b4\u2018\u2019\u201a\u201b\u2032\u2035"
+_DOUBLE_QUOTES = "\u00ab\u00bb\u201c\u201d\u201e\u201f\u2033"
+_LOOKALIKES = str.maketrans(
+    dict.fromkeys(_DASHES, "-")
+    | dict.fromkeys(_QUOTES, "'")
+    | dict.fromkeys(_DOUBLE_QUOTES, '"')
+    | {"\u3002": ".", "\u2044": "/", "\u2215": "/"}
+)
+
+
+def compatible(text: str) -> str:
+    """Return a text in the Unicode form NFKC without invisible signs, such as the zero-width space.
+
+    Accents, full-width signs and non-breaking spaces then have one encoding. ASCII texts do not change.
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFKC", "".join(sign for sign in text if unicodedata.category(sign) != "Cf"))
+
+
+def plain(text: str) -> str:
+    """Return a text in which signs that a reader cannot tell apart are the same.
+
+    In addition to `compatible`, dashes (also U+2212, the minus), typographic quotes and the ideographic full stop
+    become ASCII. Every normaliser starts with this step, which the published ones lack: it only makes answers equal
+    that look alike.
+    """
+    # NFKC turns the acute accent U+00B4 into a space and a combining accent, so quotes come first.
+    return text if text.isascii() else compatible(text.translate(_LOOKALIKES)).translate(_LOOKALIKES)
+
+
 def vqa_v2(text: str) -> str:
     """Normalise a text as the VQA evaluation does (Antol et al. 2015, as revised for VQA v2).
 
@@ -52,7 +86,7 @@ def vqa_v2(text: str) -> str:
     The original code normalises only if the annotators disagree. This function always does, like the evaluator of
     ImageCLEF VQA-Med 2020, whose accuracy is based on the same code.
     """
-    flat = text.replace("\n", " ").replace("\t", " ").strip()
+    flat = plain(text).replace("\n", " ").replace("\t", " ").strip()
     words = [word for word in _words(flat, _MOST_FULL_STOPS) if word not in _ARTICLES]
     return " ".join(_VQA_CONTRACTIONS.get(word, word) for word in words)
 
@@ -66,7 +100,7 @@ def mevf(text: str) -> str:
     In contrast to MEVF, a text that consists only of articles and punctuation is kept in lower case, so that the choice
     "A" remains an answer.
     """
-    words = [_CONTRACTIONS.get(word, word) for word in _words(text) if word not in _ARTICLES]
+    words = [_CONTRACTIONS.get(word, word) for word in _words(plain(text)) if word not in _ARTICLES]
     return (" ".join(words) or lower(text)).replace("x ray", "xray")
 
 
@@ -84,7 +118,7 @@ def _words(text: str, most_full_stops: int = 0) -> list[str]:
 
 def lower(text: str) -> str:
     """Lower-case `text` and strip it, as MMBERT does."""
-    return text.lower().strip()
+    return plain(text).lower().strip()
 
 
 NORMALISERS: dict[str, Callable[[str], str]] = {"mevf": mevf, "lower": lower, "vqa-v2": vqa_v2}

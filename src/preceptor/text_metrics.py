@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
+from preceptor.normalizers import compatible, plain
+
 Words = tuple[str, ...]
 ORDERS = 4
 """BLEU uses n-grams of 1 to 4 words."""
@@ -39,7 +41,7 @@ _STOP_WORDS = frozenset(_WORDS.split())
 @lru_cache(maxsize=100_000)
 def tokens(text: str) -> tuple[str, ...]:
     """Return the words of a text in lower case without punctuation. Every Chinese character is a word."""
-    return tuple(_TOKEN.findall(text.lower().translate(_NO_PUNCTUATION)))
+    return tuple(_TOKEN.findall(plain(text).lower().translate(_NO_PUNCTUATION)))
 
 
 @cache
@@ -61,8 +63,8 @@ def stems(text: str) -> tuple[str, ...]:
     Every Chinese character is a word. Release 3 of the stemmer leaves "lateral" and "internal" unchanged, whereas NLTK
     gives "later" and "intern". This changes a score only if one of these words is confused with another.
     """
-    plain = _QUOTES.sub(r" \g<0> ", text.lower().translate(_NO_ASCII_PUNCTUATION))
-    words = _TOKEN.findall(_TWO_WORDS.sub(lambda found: " ".join(filter(None, found.groups())), plain))
+    letters = _QUOTES.sub(r" \g<0> ", compatible(text).lower().translate(_NO_ASCII_PUNCTUATION))
+    words = _TOKEN.findall(_TWO_WORDS.sub(lambda found: " ".join(filter(None, found.groups())), letters))
     return tuple(_stem(word) for word in words if word not in _STOP_WORDS)
 
 

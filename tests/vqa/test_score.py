@@ -66,7 +66,7 @@ def test_another_normaliser_or_metric_is_noted(tmp_path):
     ("rows", "said"),
     [
         ("", "contains no predictions"),
-        ('{"id": "1"', r"said\.jsonl:1: broken JSON"),
+        ('{"id": "1"', r"said\.jsonl:1: invalid JSON"),
         ("\n[1]\n", r"said\.jsonl:2: no id"),
         ('{"id": "1", "answer": 4}', "answer is 4; write the answer as a text"),
         ('{"id": "7", "answer": "x"}', "none of its 1 ids is one of mine/given, such as '1'"),

@@ -24,6 +24,7 @@ from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import load_data_config, read_data
+from preceptor.vqa.protocols import protocols_for
 
 MAX_PAIRS = 10_000  # in audit.json
 
@@ -54,9 +55,12 @@ def audit_data(
     if against is not None:
         second = _named_data(against, against_root, second_overrides, "against")
         other = read_data(second, output / "against", needed=())
-    settings: dict[str, Any] = {"normaliser": config.normaliser, "minimum_count": config.minimum_answer_count}
-    settings |= {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
-    return write_audit(audit(data, other, **settings), output)
+    limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
+    # Unless set, answers are compared as in the data set's protocol, which the shipped recipe uses for its classes.
+    given = "normaliser" in config.model_fields_set
+    normaliser = config.normaliser if given else protocols_for(data)[0].normaliser
+    result = audit(data, other, normaliser=normaliser, minimum_count=config.minimum_answer_count, **limits)
+    return write_audit(result, output)
 
 
 def _named_data(name: str, root: Path | None, overrides: list[str], section: str) -> DataConfig:

@@ -1,33 +1,37 @@
 """Decide which samples belong together: by columns that name the patient, and by the contents of files.
 
 All tasks follow one rule. A column `group` decides, if the user gives one. Otherwise the columns that name a patient
-decide. Samples that share the content of an image are in one group in any case.
+decide, and samples that share the content of an image are in one group. Groups and splits may be given, so that groups
+or images are in several splits: that is a finding (`note_leaks`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from preceptor.data.findings import Finding
-from preceptor.data.images import content_hash
-from preceptor.data.types import Case, Dialogue, Sample
+from preceptor.data.images import ImageError, content_hash
+from preceptor.data.texts import as_identifier
+from preceptor.data.texts import is_given as is_given
+from preceptor.data.types import Case, Dataset, Dialogue, Sample, Split
 
 Row = TypeVar("Row", Sample, Case, Dialogue)
 
 _QUALIFIERS = {"anon", "anonymous", "anonymised", "anonymized", "deid", "deidentified", "dicom", "hashed", "original"}
-_PERSONS = {"patient", "pat", "pt", "subject", "subj", "sub", "participant", "person", "individual", "animal"}
+_PERSONS = {
+    *("patient", "pat", "pt", "subject", "subj", "sub", "participant", "person", "individual", "animal", "mrn"),
+    *("donor", "volunteer"),
+}
 _NUMBERS = {"id", "ids", "identifier", "uid", "number", "no", "nr", "num", "key", "code", "name", "hash", "index"}
-_JOINED = {person + number for person in _PERSONS for number in _NUMBERS} | {"mrn", "pid", "medicalrecordnumber"}
-
-
-def is_given(value: Any) -> bool:
-    """Return whether a cell has a value: not None, not NaN and not an empty text. 0 and False are values."""
-    return value is not None and value == value and str(value).strip() != ""
+_SAMPLED = 2**16
+_JOINED = {person + number for person in _PERSONS for number in _NUMBERS} | {"pid", "medicalrecordnumber"}
 
 
 def names_patient(column: str) -> bool:
@@ -81,44 +85,132 @@ def images_of(row: Sample | Case | Dialogue) -> tuple[Path, ...]:
 
 
 def shared_contents(rows: Iterable[Sample | Case | Dialogue]) -> dict[Path, str]:
-    """Return the SHA-256 of every image file whose content occurs under several names.
+    """Return the SHA-256 of every image file whose content occurs under several names (see `equal_files`)."""
+    return equal_files(path for row in rows for path in images_of(row))
 
-    Only files with the size of another file, and the same bytes in the middle, are read as a whole.
 
-    Raises:
-        ImageError: a file cannot be read.
+def equal_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the SHA-256 of every file whose content equals that of another one.
+
+    A file is only read as a whole if its size and 64 KiB in its middle equal those of another file. Files that are
+    empty or cannot be read are left out; training and `doctor` report them.
     """
-    by_size: defaultdict[int, list[Path]] = defaultdict(list)
-    for path in dict.fromkeys(path for row in rows for path in images_of(row)):
-        by_size[path.stat().st_size].append(path)
-    by_sample: defaultdict[tuple[int, bytes], list[Path]] = defaultdict(list)
-    for size, paths in by_size.items():
-        for path in paths if len(paths) > 1 else []:
-            by_sample[size, _middle(path, size)].append(path)
-    hashes = {path: content_hash(path) for paths in by_sample.values() if len(paths) > 1 for path in paths}
-    counts = Counter(hashes.values())
-    return {path: digest for path, digest in hashes.items() if counts[digest] > 1}
+    alike: defaultdict[Hashable, list[Path]] = defaultdict(list)
+    for path in dict.fromkeys(paths):
+        with suppress(OSError):
+            alike[path.stat().st_size].append(path)
+    alike.pop(0, None)
+    for read in (_middle, content_hash):
+        candidates = [path for paths in alike.values() if len(paths) > 1 for path in paths]
+        alike = defaultdict(list)
+        for path in candidates:
+            with suppress(OSError, ImageError):
+                alike[read(path)].append(path)
+    return {path: str(digest) for digest, paths in alike.items() if len(paths) > 1 for path in paths}
 
 
-def _middle(path: Path, size: int) -> bytes:
-    """Return up to 4 KiB from the middle of a file. Uncompressed volumes all have one size."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, size // 2 - 2048))
-            return file.read(4096)
-    except OSError:
-        return b""  # `content_hash` reports the error
+def _middle(path: Path) -> tuple[int, bytes]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size // 2 - _SAMPLED // 2))
+        return size, hashlib.sha256(file.read(_SAMPLED)).digest()
 
 
-def group_by_content(rows: Iterable[Row]) -> list[Row]:
-    """Give rows that share an image, by path or by content, one group.
+def group_by_content(rows: Iterable[Row], notes: list[str] | None = None) -> list[Row]:
+    """Give rows that share an image, by path or by content, one group. Readers call it before they cut splits.
 
-    Raises:
-        ImageError: a file cannot be read.
+    Args:
+        rows: Samples of one data set.
+        notes: A note on merged groups is appended here.
     """
     rows = list(rows)
     same = shared_contents(rows)
-    return merge_groups(rows, lambda row: [same.get(path, path) for path in images_of(row)])
+    merged = merge_groups(rows, lambda row: [same.get(path, path) for path in images_of(row)])
+    fewer = len({row.group for row in rows}) - len({row.group for row in merged})
+    if fewer and notes is not None:
+        notes.append(f"Groups with an image in common were merged ({fewer} fewer groups).")
+    return merged
+
+
+def group_by_patient(
+    rows: Sequence[Row], patients: Mapping[str, Mapping[str, str]], notes: list[str] | None = None
+) -> list[Row]:
+    """Return the rows with groups that follow the patient, for a table without a column `group`.
+
+    Rows that share a patient in any column are in one group. A row without a patient keeps its group.
+
+    Args:
+        rows: Samples of one table.
+        patients: Patient of each row, by the id of the row, by the name of the column (see `patient_columns`).
+        notes: A note that names the columns is appended here.
+    """
+    names = [column for column, values in patients.items() if any(values.values())]
+    if not names:
+        return list(rows)
+    if notes is not None:
+        verb = "names" if len(names) == 1 else "name"
+        notes.append(f"Groups follow the column{'s' * (len(names) > 1)} {' and '.join(names)}, which {verb} patients.")
+
+    def keys(row: Row) -> list[tuple[str, str]]:
+        return [(column, patients[column][row.id]) for column in names if patients[column].get(row.id)]
+
+    return merge_groups([replace(row, group=next((name for _, name in keys(row)), row.group)) for row in rows], keys)
+
+
+def note_leaks(data: Dataset[Row], *, published: bool = False) -> None:
+    """Add a finding and a note if groups or images are in several splits, and mark the data as leaking.
+
+    Images are equal if their paths or contents are. Unlabelled samples and those of the teacher count as training
+    samples. Reasons contain counts and no names. The reader of VQA-RAD, which is published with a split by question,
+    describes its shared images itself.
+
+    Args:
+        data: Samples with their splits.
+        published: Whether the splits are those of a published data set. The finding is then a warning, because the user
+            cannot change them.
+    """
+    same = shared_contents(data.samples)
+    groups = _Crossings()
+    images = _Crossings()
+    for row in data.samples:
+        groups.add(row.group, row)
+        for path in images_of(row):
+            images.add(same.get(path, path), row, path)
+    for what, crossings in (("groups", groups), ("images", images)):
+        keys = crossings.divided()
+        if not keys:
+            continue
+        copies = sum(len(crossings.paths[key]) > 1 for key in keys)
+        named = f" ({copies} of them under several names)" if copies else ""
+        counts = f"{len(keys)} of {len(crossings.splits)} {what} are in more than one split{named}"
+        ids = tuple(dict.fromkeys(id for key in keys for id in crossings.ids[key]))
+        whose = " of the published data set" if published else ""
+        reason = f"Leaking split: {counts}{whose}, so that held-out scores are too high."
+        data.leaking = True
+        data.findings.append(Finding(ids, None, reason, "warning" if published else "error"))
+        data.notes.append(reason)
+
+
+class _Crossings:
+    """The splits, samples and files of every group or image."""
+
+    def __init__(self) -> None:
+        self.splits: defaultdict[Hashable, set[Split]] = defaultdict(set)
+        self.ids: defaultdict[Hashable, list[str]] = defaultdict(list)
+        self.paths: defaultdict[Hashable, set[Path]] = defaultdict(set)
+
+    def add(self, key: Hashable, row: Sample | Case | Dialogue, path: Path | None = None) -> None:
+        self.splits[key].add(_trained_on(row.split))
+        self.ids[key].append(row.id)
+        if path is not None:
+            self.paths[key].add(path)
+
+    def divided(self) -> list[Hashable]:
+        return [key for key, splits in self.splits.items() if len(splits) > 1]
+
+
+def _trained_on(split: Split) -> Split:
+    return "train" if split in ("unlabelled", "teacher") else split
 
 
 def unused_patients(column: str, values: Mapping[str, Any], rows: Sequence[Sample | Case | Dialogue]) -> Finding | None:
@@ -133,10 +225,10 @@ def unused_patients(column: str, values: Mapping[str, Any], rows: Sequence[Sampl
     ids: defaultdict[str, list[str]] = defaultdict(list)
     for row in rows:
         if is_given(values.get(row.id)):
-            patient = str(values[row.id]).strip()
-            splits[patient].add(row.split)
+            patient = as_identifier(values[row.id], column)
+            splits[patient].add(_trained_on(row.split))
             ids[patient].append(row.id)
-    divided = [patient for patient, its_splits in splits.items() if len(its_splits - {"unlabelled"}) > 1]
+    divided = [patient for patient, its_splits in splits.items() if len(its_splits) > 1]
     if not divided:
         return None
     reason = (

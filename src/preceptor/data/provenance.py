@@ -8,13 +8,14 @@ file names and no pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from preceptor.data.findings import Finding
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image
 from preceptor.data.phash import COPY_BITS, as_text, from_text, hashes, near, thumbnail
 from preceptor.data.types import Dataset, Sample
@@ -50,7 +51,7 @@ class Source:
 def hash_images(
     paths: Iterable[Path], cache: Path | None = None, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> dict[Path, tuple[str, str]]:
-    """Return the SHA-256 and the perceptual hash of every readable file. Broken images are skipped.
+    """Return the SHA-256 and the perceptual hash of every image that can be decoded. The other ones have no entry.
 
     The JSON file `cache` stores perceptual hashes by SHA-256, so that known images are not decoded again.
     """
@@ -77,7 +78,7 @@ def _read_cache(path: Path) -> dict[str, str]:
         known = json.loads(path.read_text("utf-8"))
         from_text(list(known.values()))
         return dict(known)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -111,7 +112,7 @@ def read_provenance(folder: Path) -> list[Source] | None:
         for source in sources:
             from_text([phash for phash in source.images.values() if phash])
         return sources
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}); copy the folder of the model again, or train the model again"
         ) from error
@@ -139,12 +140,24 @@ def leave_out(
     data: Dataset[Sample], images: Sequence[Path], source: str, cache: Path | None = None, **limits: int
 ) -> None:
     """Remove the training and validation samples of `data` whose image is among `images`, and add a note."""
-    excluded_hashes = dict(hash_images(images, cache, **limits).values())
-    training_images = [sample.image for sample in data.samples if sample.split != "test"]
-    dropped = match_images(hash_images(training_images, cache, **limits), excluded_hashes)
+    excluded = hash_images(images, cache, **limits)
+    excluded_hashes = dict(excluded.values())
+    training_images = {sample.image for sample in data.samples if sample.split != "test"}
+    known_hashes = hash_images(sorted(training_images), cache, **limits)
+    dropped = match_images(known_hashes, excluded_hashes)
+    note_undecoded(data, source, {*training_images, *images}, {*known_hashes, *excluded})
     before = len(data.samples)
     data.samples = [sample for sample in data.samples if sample.split == "test" or sample.image not in dropped]
     data.notes.append(
         f"Left out of training and validation: {len(dropped)} images ({before - len(data.samples)} questions) that "
         f"also occur in {source} (data.exclude_images_of)."
     )
+
+
+def note_undecoded(data: Dataset[Sample], source: str, images: Set[Path], decoded: Set[Path]) -> None:
+    """Add a finding if images cannot be decoded and were therefore not compared with those of `source`."""
+    broken = images - decoded
+    if broken:
+        ids = tuple(sample.id for sample in data.samples if sample.image in broken)
+        reason = f"{len(broken)} images cannot be decoded and were not compared between this data set and {source}"
+        data.findings.append(Finding(ids, None, reason, "warning"))

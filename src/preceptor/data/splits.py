@@ -7,14 +7,12 @@ version of a random number generator.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
-from preceptor.data.images import content_hash
-from preceptor.data.types import Case, Dataset, Dialogue, Sample, Split
+from preceptor.data.types import Case, Dialogue, Sample, Split
 from preceptor.errors import UserError
 
 Row = TypeVar("Row", Sample, Case, Dialogue)
@@ -68,6 +66,7 @@ def subsample(samples: Iterable[Sample], share: float, seed: int, *, keep_rest: 
 
     A smaller share is a subset of every larger share with the same seed. At least one group stays. Other splits do not
     change. With `keep_rest` the remaining training samples become unlabelled.
+
     Raises:
         UserError: `share` is not in (0, 1].
     """
@@ -142,52 +141,6 @@ def cross_questions(samples: Iterable[Sample], number: int, seed: int) -> list[S
 
 def _organ(sample: Sample) -> str:
     return sample.tags.get("image_organ", "")
-
-
-def group_by_content(samples: Iterable[Sample]) -> list[Sample]:
-    """Give all images with identical file contents the same group, whatever their names.
-
-    Only files with the size of another file are read.
-
-    Raises:
-        ImageError: a file cannot be read.
-    """
-    samples = list(samples)
-    by_size: defaultdict[int, list[Sample]] = defaultdict(list)
-    for sample in {sample.image: sample for sample in samples}.values():
-        by_size[sample.image.stat().st_size].append(sample)
-    same: dict[str, str] = {}  # the group that a group is merged into
-    for alike in by_size.values():
-        first: dict[str, str] = {}
-        for sample in alike if len(alike) > 1 else []:
-            known = first.setdefault(content_hash(sample.image), sample.group)
-            group, other = _last(same, sample.group), _last(same, known)
-            if group != other:
-                same[group] = other
-    return [replace(s, group=_last(same, s.group)) for s in samples] if same else samples
-
-
-def _last(chain: dict[str, str], name: str) -> str:
-    while name in chain:
-        name = chain[name]
-    return name
-
-
-def note_leaks(data: Dataset[Sample]) -> None:
-    """Mark the data as leaking if a group or an image is in several splits. The note contains counts and no names."""
-    parts_of_group: defaultdict[str, set[Split]] = defaultdict(set)
-    parts_of_image: defaultdict[Path, set[Split]] = defaultdict(set)
-    for sample in data.samples:
-        parts_of_group[sample.group].add(sample.split)
-        parts_of_image[sample.image].add(sample.split)
-    for what, splits in (("groups", parts_of_group), ("images", parts_of_image)):
-        divided = sum(len(splits_of_key) > 1 for splits_of_key in splits.values())
-        if divided:
-            data.leaking = True
-            data.notes.append(
-                f"Leaking split: {divided} of {len(splits)} {what} are in more than one split, so that held-out "
-                "scores are too high."
-            )
 
 
 def ordered(groups: Iterable[str], salt: str) -> list[str]:

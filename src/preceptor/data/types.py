@@ -47,7 +47,8 @@ class Dataset(Generic[SampleT]):
         samples: All samples, in the order of the data set.
         notes: Sentences that are printed next to every result.
         leaking: True if test samples share patients, images or question templates with training samples.
-        findings: Problems that were found while reading. `doctor` lists them, and a run adds them to its notes.
+        findings: Problems of the rows, which are found without decoding a file. `doctor` lists them before those of
+            the files, and a run adds them to its notes.
     """
 
     name: str

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from preceptor.data.identity import note_leaks
+from preceptor.data.locations import FOLDERS
 from preceptor.data.readers import GROUNDING, read_named
 from preceptor.data.splits import groups_of_share, ordered
 from preceptor.data.types import Dialogue, GroundingDataset, Split
@@ -31,6 +33,7 @@ def read_recipe_dialogues(
         UserError: a needed split is empty, or a reader refuses the data.
     """
     data = read_named(GROUNDING, config, scratch)
+    note_leaks(data, published=config.name in FOLDERS)
     rows = [row for row in data.samples if row.task in config.tasks]
     if config.train_share < 1:
         student_groups = groups_of_share(rows, config.train_share, config.split_seed)

@@ -267,7 +267,10 @@ class Experiment(ABC):
 
     @abstractmethod
     def findings(self) -> list[Finding]:
-        """Check all samples and files. Notes may be added to the data."""
+        """Read all files and return what is wrong with them. Notes may be added to the data.
+
+        What is wrong with the rows is cheap to find and therefore known after `read`, as `Dataset.findings`.
+        """
 
     @classmethod
     def cache(cls, recipe: Any, verify: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from preceptor.data.identity import note_leaks
 from preceptor.data.readers import SEGMENTATION, read_named
 from preceptor.data.splits import groups_of_share
 from preceptor.data.types import Case, SegmentationDataset, Split
@@ -25,6 +26,7 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...
         UserError: the root is missing or contains no cases, or a needed split is empty.
     """
     data = read_named(SEGMENTATION, config, scratch)
+    note_leaks(data)
     _reduce_labels(data, config)
     for split in needed:
         if not data.split(split):

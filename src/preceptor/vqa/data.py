@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data.findings import Finding
+from preceptor.data.identity import note_leaks
 from preceptor.data.locations import FOLDERS, find_images
-from preceptor.data.provenance import CACHE, hash_images, leave_out, match_images
+from preceptor.data.provenance import CACHE, hash_images, leave_out, match_images, note_undecoded
 from preceptor.data.readers import VQA, read_named
-from preceptor.data.splits import note_leaks, subsample
+from preceptor.data.splits import subsample
 from preceptor.data.types import Dataset, Sample, Split
+from preceptor.data.vqa.check import check_data
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError, nearest
 from preceptor.recipe import apply_override, validate
@@ -82,6 +84,7 @@ def read_data(
             raise UserError(
                 f"{data.name} has no {split} questions; check its split column, or set data.validation_fraction"
             )
+    data.findings += check_data(data, config.normaliser, config.minimum_answer_count)
     return data
 
 
@@ -94,8 +97,11 @@ def add_unlabelled(data: Dataset[Sample], config: DataConfig, scratch: Path) -> 
         name = _public_name(entry)
         samples = _unlabelled_samples(entry, scratch, data.findings)
         held_out = [sample.image for sample in data.samples if sample.split in ("validation", "test")]
-        held_out_hashes = dict(hash_images(held_out, cache, **limits).values())
-        matches = match_images(hash_images([sample.image for sample in samples], cache, **limits), held_out_hashes)
+        held_out_hashes = hash_images(held_out, cache, **limits)
+        hashes = hash_images([sample.image for sample in samples], cache, **limits)
+        matches = match_images(hashes, dict(held_out_hashes.values()))
+        images = {*held_out, *(sample.image for sample in samples)}
+        note_undecoded(data, name, images, {*held_out_hashes, *hashes})
         excluded += len(matches)
         data.samples += [
             replace(s, id=f"{name}:{s.id}", group=f"{name}:{s.group}", split="unlabelled", answers=(), tags={})

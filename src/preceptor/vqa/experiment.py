@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from preceptor.data import provenance
 from preceptor.data.findings import Finding
 from preceptor.data.types import Dataset, Sample, Split
-from preceptor.data.vqa.check import check_data, check_images
+from preceptor.data.vqa.check import check_images
 from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
@@ -265,9 +265,7 @@ class VqaExperiment(Experiment):
 
     def findings(self) -> list[Finding]:
         config = self.recipe.data
-        limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
-        rows = check_data(self.data, config.normaliser, config.minimum_answer_count)
-        return [*check_images(self.data.samples, **limits), *rows]
+        return check_images(self.data.samples, max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
 
     @classmethod
     def cache(cls, recipe: VqaRecipe, verify: float) -> dict[str, Any]:

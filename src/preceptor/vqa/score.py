@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from preceptor.data.types import AnswerType, Dataset, Prediction, Sample
-from preceptor.data.vqa.answers import inferred_type
+from preceptor.data.texts import as_choice, as_identifier, as_text, is_given, json_lines, read_text
+from preceptor.data.types import Dataset, Prediction, Sample
+from preceptor.data.vqa.answers import ANSWER_TYPES, as_answers, inferred_type
 from preceptor.errors import UserError, nearest
 from preceptor.normalizers import NORMALISERS
 from preceptor.scores import Scored, percent
@@ -127,24 +127,12 @@ def protocol_alone(id: str, normaliser: str | None = None) -> Protocol:
 
 
 def _read(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a JSONL file of {_FORM}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file with the encoding UTF-8") from error
     rows: list[tuple[int, dict[str, Any]]] = []
     lines: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: broken JSON ({error}); every line is {_FORM}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str | int):
+    for number, row in json_lines(read_text(path, "save the file with the encoding UTF-8"), str(path)):
+        if not isinstance(row, dict) or not is_given(row.get("id")):
             raise UserError(f"{path}:{number}: no id; every line is {_FORM}")
-        row["id"] = str(row["id"])
+        row["id"] = as_identifier(row["id"], f"{path}:{number}: id")
         if row["id"] in lines:
             raise UserError(
                 f"{path}:{number}: id {row['id']!r} is also in line {lines[row['id']]}; keep one prediction for it"
@@ -201,12 +189,12 @@ def _probability(row: dict[str, Any]) -> float:
 
 
 def _reference(row: dict[str, Any], path: Path, number: int) -> Sample:
+    place = f"{path}:{number}"
     given = row.get("answers", row.get("target"))
-    answers = tuple(given) if isinstance(given, list) else (given,)
-    if not answers or not all(isinstance(answer, str) for answer in answers):
-        raise UserError(f"{path}:{number}: no answers to score against; add answers or target, or --references data")
-    kind = row.get("answer_type") or inferred_type(answers[0])
-    if kind not in ("open", "closed"):
-        raise UserError(f"{path}:{number}: answer_type {kind!r} is not known; known: closed, open")
-    question_type, group = (str(row.get(key) or "") for key in ("question_type", "group"))
-    return Sample(row["id"], _NO_IMAGE, "", answers, cast(AnswerType, kind), group, "test", question_type)
+    answers = as_answers(given, f"{place}: answers")
+    if not answers or given is None:
+        raise UserError(f"{place}: no answers to score against; add answers or target, or --references data")
+    kind = as_choice(row.get("answer_type"), ANSWER_TYPES, f"{place}: answer_type") or inferred_type(answers[0])
+    question_type = as_text(row.get("question_type"), f"{place}: question_type")
+    group = as_identifier(row.get("group"), f"{place}: group")
+    return Sample(row["id"], _NO_IMAGE, "", answers, kind, group, "test", question_type)

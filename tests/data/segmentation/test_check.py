@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from preceptor.data.identity import note_leaks
 from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.segmentation.check import check_cases
 from preceptor.data.types import VolumeFile
@@ -63,15 +64,20 @@ def test_what_concerns_several_cases(data):
     cases[2] = replace(cases[2], images={**cases[2].images, "t1": cases[0].images["t1"]})
     cases[3] = replace(cases[3], mask=None)
     cases[4] = replace(cases[4], images={})
-    found = {f.reason: (f.sample_ids, f.severity) for f in check_cases(replace(data, samples=cases))}
+    data = replace(data, samples=cases)
+    found = {f.reason: (f.sample_ids, f.severity) for f in check_cases(data)}
     assert found == {
         "case c3 has no label map; training and scoring need one": (("c3",), "error"),
         "case c4 has no image; give at least one modality": (("c4",), "error"),
-        "patient 'p' has cases in the splits test and train; move them to one split": (("c0", "c1"), "error"),
-        "cases c0, c2 contain the same image file in different splits; if they belong to one patient, give them the "
-        "same group": (("c0", "c2"), "error"),
         "1 of 6 cases have a single modality (t1 1), so that no modality can teach another in them": ((), "warning"),
     }
+    note_leaks(data)
+    assert [(f.reason, f.severity) for f in data.findings] == [
+        ("Leaking split: 1 of 1 groups are in more than one split, so that held-out scores are too high.", "error"),
+        ("Leaking split: 1 of 16 images are in more than one split, so that held-out scores are too high.", "error"),
+    ]
+    assert data.findings[1].sample_ids == ("c0", "c2")
+    assert data.leaking
 
 
 def test_a_modality_that_training_never_sees(data):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preceptor.data.types import Sample
-from preceptor.data.vqa.answers import UNSEEN, AnswerVocabulary
+from preceptor.data.vqa.answers import UNSEEN, AnswerVocabulary, inferred_type
 from preceptor.errors import UserError
 
 
@@ -129,3 +129,13 @@ def test_classes_of_vqa_rad_as_published(frames, classes, ceilings):
     assert len(vocabulary) == classes
     parts = [test, *([s for s in test if s.answer_type == kind] for kind in ("open", "closed"))]
     assert [round(100 * vocabulary.ceiling(part), 1) for part in parts] == list(ceilings)
+
+
+@pytest.mark.parametrize("answer", ["Yes", "Yes.", " yes ", "NO!", "no\u3002", "\u201cYes\u201d"])
+def test_yes_and_no_are_closed_in_any_case_and_punctuation(answer):
+    assert inferred_type(answer) == "closed"
+
+
+@pytest.mark.parametrize("answer", ["yes, it is", "no one", "yes/no", "nope", ""])
+def test_other_answers_are_open(answer):
+    assert inferred_type(answer) == "open"

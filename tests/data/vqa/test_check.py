@@ -83,3 +83,27 @@ def test_rows_amiss(tmp_path):
 def test_data_without_a_training_part_is_no_finding(tmp_path):
     rows = [sample("a", tmp_path / "a", split="test")]
     assert check_data(Dataset("x", "given", tmp_path, rows)) == []
+
+
+def findings_of(*answers: str) -> dict[str, str]:
+    rows = [sample(f"s{n}", Path(f"{n}.png"), answer) for n, answer in enumerate(answers)]
+    return {f.reason: f.severity for f in check_data(Dataset("x", "given", Path(), rows))}
+
+
+@pytest.mark.parametrize(
+    ("answers", "words", "severity"),
+    [
+        (("['yes', 'no']", "{'text': 'yes'}"), "2 answers, such as", "error"),
+        (("NA", "nan", "left"), "2 answers, such as 'NA', look like a missing value", "warning"),
+        (("True", "FALSE"), "look like truth values", "warning"),
+        (("1", "1.0", "2"), "1 numbers are written in several ways, such as 1 and 1.0", "warning"),
+    ],
+)
+def test_texts_that_a_program_wrote_are_findings(answers, words, severity):
+    ((reason, found),) = findings_of(*answers).items()
+    assert words in reason
+    assert found == severity
+
+
+def test_usual_answers_are_no_findings():
+    assert findings_of("yes", "None", "5.6 cm", "(a)", "1", "2.5", "left [lung]") == {}

@@ -255,3 +255,105 @@ def test_settings_of_other_data_sets_are_refused(tmp_path):
             read_data(DataConfig(name="path-vqa", root=str(tmp_path), **setting), tmp_path)
     with pytest.raises(UserError, match=r"SLAKE variant 'cleen' is not known; did you mean 'clean'"):
         read_data(DataConfig(name="slake", variant="cleen", root=str(tmp_path)), tmp_path)
+
+
+# --- shards and types ---
+
+
+def read(root: Path, scratch: Path):
+    return read_data(DataConfig(name="path-vqa", root=str(root)), scratch)
+
+
+def test_tables_are_complete_by_their_own_numbering(tmp_path):
+    root = hub(tmp_path)
+    data, second = root / "data", root / "data" / "train-00001-of-00002-cd.parquet"
+    content = second.read_bytes()
+    second.unlink()
+    with pytest.raises(UserError, match=r"lacks 1 of the 2 train tables, the first is train-00001-of-00002.parquet"):
+        read(root, tmp_path)
+    second.write_bytes(content)
+    for name, reason in {
+        "train-00001-of-00002-ee.parquet": "are both number 00001",
+        "train-00001-of-00003.parquet": "mixes train tables of several numberings",
+        "train-extra.parquet": "is not numbered like the other train tables",
+        "train-00002-of-00002.parquet": "is numbered above its own total",
+        "validation-00000-of-00001.parquet": "are the same table",
+    }.items():
+        (data / name).write_bytes(content)
+        with pytest.raises(UserError, match=reason):
+            read(root, tmp_path)
+        (data / name).unlink()
+    (root / "train-00000-of-00001.parquet").write_bytes(content)
+    with pytest.raises(UserError, match="both contain train-"):
+        read(root, tmp_path)
+
+
+def test_tables_of_an_unknown_split_are_a_finding(tmp_path):
+    root = hub(tmp_path)
+    write_table(root / "data" / "dev-00000-of-00001.parquet", [(png(40), "how?", "well")])
+    assert any(
+        "1 parquet files are not read" in f.reason and "dev-0" in f.reason for f in read(root, tmp_path).findings
+    )
+
+
+def with_rows(root: Path, rows: list[dict], **types) -> Path:
+    table = pa.Table.from_pylist([{"image": {"bytes": png(5), "path": None}, "question": "Q?"} | row for row in rows])
+    for name, kind in types.items():
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(kind))
+    parquet.write_table(table, root / "data" / "test-00000-of-00001-ef.parquet")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("answer", "texts"),
+    [(["yes", "Yes."], ("yes", "Yes.")), (1.0, ("1",)), (3, ("3",))],
+)
+def test_lists_are_accepted_answers_and_equal_numbers_are_one_answer(tmp_path, answer, texts):
+    root = with_rows(hub(tmp_path), [{"answer": answer}])
+    assert read(root, tmp_path).split("test")[0].answers == texts
+
+
+@pytest.mark.parametrize("answer", [{"text": "yes"}, True, b"yes", float("inf"), [["yes"]]])
+def test_answers_of_other_types_are_refused(tmp_path, answer):
+    root = with_rows(hub(tmp_path), [{"answer": answer}])
+    with pytest.raises(UserError, match=r"ef\.parquet: row 0: answer is "):
+        read(root, tmp_path)
+
+
+def test_dates_are_refused_and_dictionaries_are_read(tmp_path):
+    root = with_rows(hub(tmp_path), [{"answer": 7}], answer=pa.timestamp("ns"))
+    with pytest.raises(UserError, match=r"column answer has the type timestamp\[ns\]"):
+        read(root, tmp_path)
+    with_rows(root, [{"answer": "left"}], answer=pa.dictionary(pa.int32(), pa.string()))
+    assert read(root, tmp_path).split("test")[0].answers == ("left",)
+
+
+def test_patients_decide_the_groups_of_parquet_tables(tmp_path):
+    root = hub(tmp_path)
+    with_rows(root, [{"answer": "yes", "patient_id": 0, "image": {"bytes": png(n), "path": None}} for n in (50, 51)])
+    data = read(root, tmp_path)
+    assert len({sample.group for sample in data.split("test")}) == 1
+    assert any("follow the column patient_id" in note for note in data.notes)
+
+
+def test_an_image_that_is_only_a_name_is_refused(tmp_path):
+    root = with_rows(hub(tmp_path), [{"answer": "yes", "image": {"bytes": None, "path": "a.png"}}])
+    with pytest.raises(UserError, match="row 0: the image is only the name of a file"):
+        read(root, tmp_path)
+
+
+def test_the_content_of_an_image_decides_its_suffix(tmp_path):
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, "WEBP")
+    dicom = bytes(128) + b"DICM"
+    rows = [{"answer": "yes", "image": {"bytes": content, "path": "x.png"}} for content in (file.getvalue(), dicom)]
+    data = read(with_rows(hub(tmp_path), rows), tmp_path)
+    assert [sample.image.suffix for sample in data.split("test")] == [".webp", ".dcm"]
+
+
+def test_a_corrupt_table_is_one_sentence(tmp_path):
+    root = hub(tmp_path)
+    path = root / "data" / "test-00000-of-00001-ef.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"cannot be read as parquet \(.*\); copy it again"):
+        read(root, tmp_path)

@@ -92,7 +92,7 @@ def test_an_image_under_two_names_is_one_group(tmp_path):
 def test_text_that_is_not_utf_8_is_named(tmp_path):
     root = release(tmp_path, TRAIN, VALIDATE, TEST)
     (root / "train.json").write_bytes(json.dumps(TRAIN).replace("Liver", "Lib\xe9r").encode("latin-1"))
-    with pytest.raises(UserError, match=r"train\.json cannot be read as JSON \('utf-8' codec can't decode byte 0xe9"):
+    with pytest.raises(UserError, match=r"train\.json:1: byte 0xe9 is not UTF-8"):
         read_slake(root)
 
 

@@ -105,7 +105,7 @@ def test_jsonl_line_separators_inside_a_text(folder):
     path = write(folder, json.dumps(row, ensure_ascii=False) + "\n\n", "t.jsonl")
     sample = read_table(path).samples[0]
     assert sample.question == "one\u2028two\x85three"
-    assert (sample.answers, sample.group, sample.question_type) == (("3.0",), "7", "")
+    assert (sample.answers, sample.group, sample.question_type) == (("3",), "7", "")
 
 
 def test_byte_order_mark_and_windows_line_ends(folder):

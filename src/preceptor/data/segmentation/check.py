@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -20,14 +19,14 @@ def check_cases(data: SegmentationDataset, *, max_voxels: int = MAX_VOXELS) -> l
     """Read every file once and return all findings: those of each case in order, then those that span cases.
 
     Errors: missing or unreadable files, NaN, constant images, files of a case on different grids, unknown label values,
-    one file under two names, a patient or a file in two splits. Warnings: empty label maps, and the number of cases
-    with a single modality.
+    one file under two names. Warnings: empty label maps, and the number of cases with a single modality. Patients and
+    files in several splits are findings of the data set itself (`identity.note_leaks`).
     """
     findings: list[Finding] = []
     hashes: dict[Path, str] = {}
     for case in data.samples:
         findings += _check_case(case, data, max_voxels, hashes)
-    return findings + _check_patients(data.samples) + _check_copies(data, hashes) + _check_modalities(data)
+    return findings + _check_modalities(data)
 
 
 def _check_case(case: Case, data: SegmentationDataset, max_voxels: int, hashes: dict[Path, str]) -> list[Finding]:
@@ -71,45 +70,6 @@ def _check_case(case: Case, data: SegmentationDataset, max_voxels: int, hashes: 
         except VolumeError as error:
             add(file.path, str(error))
     return findings
-
-
-def _check_patients(cases: Sequence[Case]) -> list[Finding]:
-    """Return a finding for every patient with cases in several splits."""
-    id_by_split: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    for case in cases:
-        id_by_split[case.group].setdefault(case.split, case.id)
-    return [
-        Finding(
-            tuple(ids.values()),
-            None,
-            f"patient {group!r} has cases in the splits {' and '.join(sorted(ids))}; move them to one split",
-        )
-        for group, ids in id_by_split.items()
-        if len(ids) > 1
-    ]
-
-
-def _check_copies(data: SegmentationDataset, hashes: dict[Path, str]) -> list[Finding]:
-    """Return a finding for cases that share an image file: an error if they are in different splits."""
-    cases_by_hash: defaultdict[str, dict[str, Case]] = defaultdict(dict)
-    for case in data.samples:
-        for file in case.images.values():
-            if file.path in hashes:
-                cases_by_hash[hashes[file.path]].setdefault(case.id, case)
-    leaks_by_ids: dict[tuple[str, ...], bool] = {}
-    for cases in cases_by_hash.values():
-        if len(cases) > 1:
-            leaks_by_ids[tuple(cases)] = len({case.split for case in cases.values()}) > 1
-    return [
-        Finding(
-            ids,
-            None,
-            f"cases {', '.join(ids)} contain the same image file{' in different splits' if leaks else ''}; if they "
-            "belong to one patient, give them the same group",
-            "error" if leaks else "warning",
-        )
-        for ids, leaks in leaks_by_ids.items()
-    ]
 
 
 def _check_modalities(data: SegmentationDataset) -> list[Finding]:

@@ -5,22 +5,46 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from preceptor.data.findings import Finding
+from preceptor.data.texts import as_text, is_given
 from preceptor.data.types import AnswerType, Sample
 from preceptor.errors import UserError, nearest
-from preceptor.normalizers import NORMALISERS
+from preceptor.normalizers import NORMALISERS, plain
 
+_AROUND = string.punctuation + string.whitespace
+ANSWER_TYPES: dict[str, AnswerType] = {kind: kind for kind in get_args(AnswerType)}
 UNSEEN = -100
 """Label of an answer that is not a class (the `ignore_index` of PyTorch)."""
 
 
 def inferred_type(answer: str) -> AnswerType:
-    """Return the answer type of an answer: closed for yes and no, otherwise open."""
-    return "closed" if answer.strip().lower() in ("yes", "no") else "open"
+    """Return the answer type of an answer: closed for yes and no in any case and punctuation, otherwise open."""
+    return "closed" if plain(answer).strip(_AROUND).lower() in ("yes", "no") else "open"
+
+
+def as_answers(value: Any, place: str) -> tuple[str, ...]:
+    """Return the accepted answers in a cell: one text, or a list of them. The first one is the training target.
+
+    Raises:
+        UserError: an answer is not a text or a number (see `data.texts.as_text`).
+    """
+    return tuple(as_text(one, place) for one in (value if isinstance(value, list) else [value]))
+
+
+def mixed_types(cells: Iterable[Any], place: str) -> list[Finding]:
+    """Return a finding if some answers of a column are numbers and others are texts."""
+    values = [one for cell in cells for one in (cell if isinstance(cell, list) else [cell]) if is_given(one)]
+    texts = sum(isinstance(value, str) for value in values)
+    if texts in (0, len(values)):
+        return []
+    reason = f"{place} has {texts} texts and {len(values) - texts} numbers; write all answers as texts"
+    return [Finding((), None, reason, "warning")]
 
 
 @dataclass(frozen=True)

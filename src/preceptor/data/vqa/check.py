@@ -1,17 +1,25 @@
-"""Check the rows and images of a VQA data set for `preceptor doctor`. Problems are returned, not raised."""
+"""Check the rows and images of a VQA data set. Problems are returned, not raised.
+
+Every run checks the rows, which is cheap, and adds the findings to its notes. `preceptor doctor` also checks the image
+files.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
 from preceptor.data.findings import Finding
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, load_image
 from preceptor.data.types import Dataset, Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
+from preceptor.normalizers import NORMALISERS
 
 
 def check_images(
@@ -47,8 +55,9 @@ def check_images(
 def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: int = 1) -> list[Finding]:
     """Check the rows of a data set; `check_images` checks the image files.
 
-    Errors are duplicate ids and empty questions or answers. A warning counts the test questions without an accepted
-    answer among the answer classes, which `normaliser` and `minimum_count` define as in training.
+    Errors are duplicate ids, empty questions or answers, and answers that are printed lists. Warnings count answers
+    that look like a missing value or a truth value, numbers that are written in two ways, and the test questions
+    without an accepted answer among the answer classes, which `normaliser` and `minimum_count` define as in training.
     """
     repeated = [id for id, count in Counter(sample.id for sample in data.samples).items() if count > 1]
     findings = [Finding((id,), None, f"several rows have the id {id!r}; make ids unique") for id in repeated]
@@ -59,6 +68,7 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
             findings.append(Finding((sample.id,), None, "the question is empty"))
         if not any(answer.strip() for answer in sample.answers):
             findings.append(Finding((sample.id,), None, "the answer is empty"))
+    findings += _check_answers(data.samples, NORMALISERS.get(normaliser, str))
 
     train, test = [sample for sample in data.split("train") if sample.answers], data.split("test")
     try:
@@ -72,4 +82,49 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
             f"{ceiling:.1%}"
         )
         findings.append(Finding((), None, reason, "warning"))
+    return findings
+
+
+_MISSING = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "nat", "null"})
+_PRINTED = re.compile(r"(?:\[.*\]|\{.*\}|(?:array|dtype|tensor)\(.*)", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
+
+
+def _check_answers(samples: Sequence[Sample], normalise: Callable[[str], str]) -> list[Finding]:
+    """Return findings for texts that a program has written in the place of an answer."""
+    missing: dict[str, list[str]] = {}
+    printed: dict[str, list[str]] = {}
+    truth_values: dict[str, list[str]] = {}
+    spellings: defaultdict[Decimal, dict[str, list[str]]] = defaultdict(dict)
+    for sample in samples:
+        for answer in sample.answers:
+            text = answer.strip()
+            if text.lower() in _MISSING:
+                missing.setdefault(text, []).append(sample.id)
+            elif _PRINTED.fullmatch(text):
+                printed.setdefault(text, []).append(sample.id)
+            elif text.lower() in ("true", "false"):
+                truth_values.setdefault(text, []).append(sample.id)
+            if _NUMBER.fullmatch(number := normalise(text)):
+                spellings[Decimal(number)].setdefault(number, []).append(sample.id)
+    findings = []
+    severity: Literal["error", "warning"]
+    for found, what, severity in (
+        (printed, "are printed lists or structures; write texts, and several answers as a list in JSONL", "error"),
+        (missing, "look like a missing value; fill them in or delete the rows, unless the text is meant", "warning"),
+        (truth_values, "look like truth values, but count as open; write yes and no, unless they are meant", "warning"),
+    ):
+        ids = tuple(dict.fromkeys(id for of_text in found.values() for id in of_text))
+        if ids:
+            count = sum(map(len, found.values()))
+            reason = f"{count} answers, such as {min(found)!r:.60}, {what}"
+            findings.append(Finding(ids, None, reason, severity))
+    twice = [texts for texts in spellings.values() if len(texts) > 1]
+    if twice:
+        ids = tuple(dict.fromkeys(id for texts in twice for of_text in texts.values() for id in of_text))
+        reason = (
+            f"{len(twice)} numbers are written in several ways, such as {' and '.join(sorted(twice[0]))}, and are "
+            "different answers; write each number in one way"
+        )
+        findings.append(Finding(ids, None, reason, "warning"))
     return findings

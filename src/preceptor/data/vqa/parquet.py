@@ -10,25 +10,37 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from preceptor.data.findings import Finding
+from preceptor.data.identity import equal_files, group_by_patient, patient_columns, unused_patients
 from preceptor.data.images import MAX_BYTES
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut_validation
+from preceptor.data.texts import as_identifier, as_text, is_given
 from preceptor.data.types import Dataset, Sample, Split
-from preceptor.data.vqa.answers import inferred_type
+from preceptor.data.vqa.answers import as_answers, inferred_type, mixed_types
 from preceptor.errors import UserError
 from preceptor.files import write_text
 
 SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "test": "test"}
 COLUMNS = ("image", "question", "answer")
 IMAGES = "extracted-images"
-_MARKS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"II*\0": ".tif", b"MM\0*": ".tif", b"BM": ".bmp"}
-_NAME = re.compile(r"[0-9a-f]{64}\.(?:png|jpg|tif|bmp|img)")
+_MARKS = {
+    re.compile(rb"\x89PNG"): ".png",
+    re.compile(rb"\xff\xd8\xff"): ".jpg",
+    re.compile(rb"II[*+]\0|MM\0[*+]"): ".tif",
+    re.compile(rb"RIFF....WEBP", re.DOTALL): ".webp",
+    re.compile(rb".{128}DICM", re.DOTALL): ".dcm",
+    re.compile(rb"BM"): ".bmp",
+}
+_NAME = re.compile(r"[0-9a-f]{64}\.(?:png|jpg|tif|webp|dcm|bmp|img)")
+# Some releases of the hub append a fingerprint: train-00000-of-00002-0123abcd.parquet.
+_SHARD = re.compile(r"[a-z]+-(?P<number>\d{5})-of-(?P<of>\d{5})(?:-[0-9a-z]+)?\.parquet")
 _BATCH = 64
 _COPY_AGAIN = "copy it again from its source"
 
@@ -50,10 +62,12 @@ def read_parquet(
 ) -> Dataset[Sample]:
     """Read ``train-*.parquet``, ``validation-*.parquet`` and ``test-*.parquet`` from a folder or from its `data/`.
 
-    The columns are `image` (a struct whose `bytes` are the file), `question` and `answer`; others are ignored. Images
+    The columns are `image` (a struct whose `bytes` are the file), `question`, `answer` (a text, or a list of accepted
+    answers) and optionally `group`. Without a group, the columns that name a patient decide (see `data.identity`), else
+    the image. Other columns are ignored. Images
     are written to `extracted-images/` next to the tables, or to `scratch` if that folder is not writable. A later call
     reuses them if the size and the modification time of the table are unchanged. An id is ``<split>-<row>``, counted
-    from 0. The group is a hash of the image file. Answers of yes or no make a question closed. If there is no
+    from 0. Answers of yes or no make a question closed. If there is no
     validation split, it is cut from training by image. The caller decides whether splits may share images.
 
     Raises:
@@ -63,8 +77,13 @@ def read_parquet(
         raise UserError(f"data.root {root} is not a folder; give the folder with the parquet files")
     folders = (root / IMAGES, scratch / IMAGES)
     samples: list[Sample] = []
+    shards = {key: _files(root, key) for key in SPLITS}
+    require_shards(shards)
+    patients: dict[str, dict[str, str]] = {}
+    grouped = False
+    answers: list[Any] = []
     for key, split in SPLITS.items():
-        files = _files(root, key)
+        files = shards[key]
         if not files and key != "validation":
             raise UserError(
                 f"neither {root} nor its data/ contains {key}-*.parquet; give the folder as it is on the hub"
@@ -72,59 +91,155 @@ def read_parquet(
         number = count()
         for file in files:
             images = _images(file, folders, max_bytes)
-            for row, (image, cells) in enumerate(zip(images, _cells(file, COLUMNS[1:]), strict=True)):
-                samples.append(_sample(cells, f"{file}: row {row}", f"{key}-{next(number)}", split, image))
+            columns = (*COLUMNS[1:], *_identifying_columns(file))
+            for row, (image, cells) in enumerate(zip(images, _cells(file, columns), strict=True)):
+                sample = _sample(cells, f"{file}: row {row}", f"{key}-{next(number)}", split, image)
+                samples.append(sample)
+                answers.append(cells["answer"])
+                grouped = grouped or is_given(cells.get("group"))
+                for column in columns[2:]:
+                    value = as_identifier(cells[column], f"{file}: row {row}: {column}")
+                    patients.setdefault(column, {})[sample.id] = value
     notes = ["Answer types are inferred: yes and no are closed, all others open."]
+    patients.pop("group", None)
+    if not grouped:
+        samples = group_by_patient(samples, patients, notes)
     if not any(sample.split == "validation" for sample in samples):
         samples = cut_validation(samples, validation_fraction, seed)
         notes.append("Validation is cut from training by image.")
-    return Dataset(name, variant, root, samples, notes)
+    data = Dataset(name, variant, root, samples, notes)
+    if grouped:
+        unused = (unused_patients(column, values, samples) for column, values in patients.items())
+        data.findings += [finding for finding in unused if finding]
+    data.findings += mixed_types(answers, "column answer")
+    data.findings += _unread_files(root, shards)
+    return data
 
 
 def _files(root: Path, key: str) -> list[Path]:
-    return sorted(root.glob(f"{key}-*.parquet")) or sorted((root / "data").glob(f"{key}-*.parquet"))
+    """Return the tables of a split. Raises UserError if both folders contain some."""
+    found = [sorted(folder.glob(f"{key}-*.parquet")) for folder in (root, root / "data")]
+    if all(found):
+        raise UserError(f"{root} and its data/ both contain {key}-*.parquet; keep one of them")
+    return found[0] or found[1]
 
 
-def _cells(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def require_shards(shards: Mapping[str, Sequence[Path]]) -> None:
+    """Check that the tables of every split are complete by their own numbering, ``train-00000-of-00003.parquet``.
+
+    Raises:
+        UserError: a table is missing, has a second copy, or is numbered differently from the others.
+    """
+    for key, files in shards.items():
+        numbers = {file: _SHARD.fullmatch(file.name) for file in files}
+        of: dict[int, Path] = {int(match["of"]): file for file, match in numbers.items() if match}
+        if len(of) > 1:
+            names = " and ".join(sorted(file.name for file in of.values()))
+            raise UserError(f"{files[0].parent} mixes {key} tables of several numberings ({names}); keep one set")
+        unnumbered = [file for file, match in numbers.items() if not match]
+        if of and unnumbered:
+            raise UserError(f"{unnumbered[0]} is not numbered like the other {key} tables; remove it, or rename it")
+        by_number: dict[int, Path] = {}
+        for file, match in numbers.items():
+            if match and (first := by_number.setdefault(int(match["number"]), file)) is not file:
+                raise UserError(f"{first} and {file.name} are both number {match['number']}; keep one of them")
+        total = next(iter(of), 0)
+        missing = [number for number in range(total) if number not in by_number]
+        if missing:
+            name = f"{key}-{missing[0]:05d}-of-{total:05d}.parquet"
+            counts = f"{len(missing)} of the {total} {key} tables"
+            raise UserError(f"{files[0].parent} lacks {counts}, the first is {name}; copy it there")
+        if by_number and max(by_number) >= total:
+            raise UserError(f"{by_number[max(by_number)]} is numbered above its own total; {_COPY_AGAIN}")
+    first_of: dict[str, Path] = {}
+    for file, digest in equal_files(file for files in shards.values() for file in files).items():
+        if (other := first_of.setdefault(digest, file)) is not file:
+            raise UserError(f"{other} and {file} are the same table; {_COPY_AGAIN}")
+
+
+def _unread_files(root: Path, shards: Mapping[str, Sequence[Path]]) -> list[Finding]:
+    read = {file for files in shards.values() for file in files}
+    unread = sorted({*root.glob("*.parquet"), *(root / "data").glob("*.parquet")} - read)
+    if not unread:
+        return []
+    names = ", ".join(file.name for file in unread[:5]) + (", ..." if len(unread) > 5 else "")
+    starts = ", ".join(f"{key}-" for key in SPLITS)
+    reason = f"{len(unread)} parquet files are not read, because their names start with none of {starts}: {names}"
+    return [Finding((), unread[0], reason)]
+
+
+def _identifying_columns(file: Path) -> list[str]:
+    """Return `group` and the columns that name a patient, as far as a table has them."""
+    names = _schema_names(file)
+    return [*(["group"] if "group" in names else []), *patient_columns(names)]
+
+
+def _schema_names(file: Path) -> list[str]:
+    with _open(file) as table:
+        return list(table.schema_arrow.names)
+
+
+@contextmanager
+def _open(file: Path) -> Iterator[Any]:
+    """Open a parquet file. Raises UserError if it, or what is read from it, is broken."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{file} needs pyarrow; install it with pip install 'preceptor[parquet]'") from None
-    row = 0
     try:
-        with parquet.ParquetFile(file) as table:
-            absent = [name for name in COLUMNS if name not in table.schema_arrow.names]
-            if absent:
-                raise UserError(f"{file} has no column {absent[0]!r}; the required columns are {', '.join(COLUMNS)}")
-            for batch in table.iter_batches(batch_size=_BATCH, columns=list(columns)):
-                for index in range(batch.num_rows):
-                    yield {name: batch.column(name)[index].as_py() for name in columns}
-                    row += 1
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: row {row}: a text is not UTF-8; {_COPY_AGAIN}, or correct the row") from error
+        with parquet.ParquetFile(file, page_checksum_verification=True) as table:
+            yield table
     except (pyarrow.ArrowException, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{file} cannot be read as parquet ({reason}); {_COPY_AGAIN}") from error
 
 
+def _cells(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    row = 0
+    with _open(file) as table:
+        schema = table.schema_arrow
+        absent = [name for name in COLUMNS if name not in schema.names]
+        if absent:
+            raise UserError(f"{file} has no column {absent[0]!r}; the required columns are {', '.join(COLUMNS)}")
+        repeated = [name for name in columns if schema.names.count(name) > 1]
+        if repeated:
+            raise UserError(f"{file}: column {repeated[0]!r} occurs twice; keep one")
+        for name in columns:
+            _check_type(schema.field(name).type, f"{file}: column {name}")
+        try:
+            for batch in table.iter_batches(batch_size=_BATCH, columns=list(columns)):
+                for index in range(batch.num_rows):
+                    yield {name: batch.column(name)[index].as_py() for name in columns}
+                    row += 1
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: row {row}: a text is not UTF-8; {_COPY_AGAIN}, or correct the row") from error
+
+
+def _check_type(kind: Any, place: str) -> None:
+    """Raise UserError for types whose text is not defined. `data.texts` checks the other ones cell by cell."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_temporal(kind) or types.is_float32(kind) or types.is_float16(kind):
+        raise UserError(f"{place} has the type {kind}, which has no exact text; store it as texts")
+
+
 def _sample(cells: dict[str, Any], place: str, name: str, split: Split, image: Path) -> Sample:
-    question, answer = (_text(cells[column]) for column in COLUMNS[1:])
-    if not (question and answer):
+    question = " ".join(as_text(cells["question"], f"{place}: question").split())
+    answers = tuple(" ".join(answer.split()) for answer in as_answers(cells["answer"], f"{place}: answer"))
+    if not (question and answers and all(answers)):
         raise UserError(f"{place}: the question or the answer is empty; fill it in or delete the row")
     return Sample(
         id=name,
         image=image,
         question=question,
-        answers=(answer,),
-        answer_type=inferred_type(answer),
-        group=image.stem[:16],
+        answers=answers,
+        answer_type=inferred_type(answers[0]),
+        group=as_identifier(cells.get("group"), f"{place}: group") or image.stem[:16],
         split=split,
     )
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else " ".join(str(value).split())
 
 
 # Images
@@ -163,7 +278,7 @@ def _indexed(file: Path, folder: Path, max_bytes: int) -> list[Path] | None:
             for name, size in sizes.items()
         )
         return [folder / name for name, _ in index["images"]] if valid else None
-    except (OSError, ValueError, TypeError, KeyError):  # missing or invalid index
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # missing or invalid index
         return None
 
 
@@ -180,6 +295,8 @@ def _writable(folders: Sequence[Path]) -> Path:
 
 def _content(cell: Any, place: str, max_bytes: int) -> bytes:
     content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if isinstance(cell, str) or (not content and isinstance(cell, dict) and cell.get("path")):
+        raise UserError(f"{place}: the image is only the name of a file; export the data set with its images embedded")
     if not isinstance(content, bytes) or not content:
         raise UserError(f"{place}: the image column contains no bytes; export the data set with its images embedded")
     if len(content) > max_bytes:
@@ -193,7 +310,7 @@ def _content(cell: Any, place: str, max_bytes: int) -> bytes:
 def _write(content: bytes, folder: Path) -> str:
     """Write an image file atomically unless it exists, and return its name."""
     digest = hashlib.sha256(content).hexdigest()
-    suffix = next((suffix for mark, suffix in _MARKS.items() if content.startswith(mark)), ".img")
+    suffix = next((suffix for mark, suffix in _MARKS.items() if mark.match(content)), ".img")
     path = folder / f"{digest}{suffix}"
     temporary = folder / f".{digest}.{os.getpid()}.tmp"
     try:

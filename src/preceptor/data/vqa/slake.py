@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from preceptor.data.identity import group_by_content, note_leaks
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.locations import data_folder
-from preceptor.data.splits import group_by_content, note_leaks
-from preceptor.data.texts import read_json_rows
+from preceptor.data.texts import as_text, read_json_rows
 from preceptor.data.types import AnswerType, Dataset, Sample, Split
+from preceptor.data.vqa.release import MOST_LISTED, released_counts, unused_images
 from preceptor.errors import UserError, nearest
 
 Language = Literal["en", "zh", "both"]
 Variant = Literal["clean", "published"]
 FILES: dict[Split, str] = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
+RELEASED_ROWS = {"train.json": 9835, "validate.json": 2099, "test.json": 2094}
 IMAGES = "imgs"
 NAMES = {"en": "English", "zh": "Chinese"}
 ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
@@ -46,16 +48,20 @@ def read_slake(root: Path, *, language: Language = "en", variant: Variant | None
     samples: list[Sample] = []
     places: dict[Path, str] = {}
     trained: defaultdict[str, set[str]] = defaultdict(set)  # training images of each language
-    unanswered = 0
+    unanswered: list[str] = []
+    counts: dict[Path, int] = {}
+    all_images: set[Path] = set()
     for split, name in FILES.items():
         for number, row in enumerate(read_json_rows(folder / name, NEEDED), start=1):
             place = f"{folder / name}: entry {number} (qid {row['qid']!r})"
+            counts[folder / name] = number
+            all_images.add(folder / IMAGES / _cell(row, "img_name", place))
             row_language = _language(row, place)
             if split == "train":
-                trained[row_language].add(_cell(row, "img_name"))
+                trained[row_language].add(_cell(row, "img_name", place))
             if language in ("both", row_language):
-                if not _cell(row, "answer") and split != "test":
-                    unanswered += 1  # one English training row of the release
+                if not _cell(row, "answer", place) and split != "test":
+                    unanswered.append(_cell(row, "qid", place))  # one English training row of the release
                     continue
                 sample = _sample(row, place, folder, split)
                 places.setdefault(sample.image, f"{name}, qid {sample.id}")
@@ -68,7 +74,10 @@ def read_slake(root: Path, *, language: Language = "en", variant: Variant | None
     require_images(places)
     notes = []
     if unanswered:
-        notes.append(f"{unanswered} training or validation row(s) without an answer were left out.")
+        notes.append(
+            f"{len(unanswered)} training or validation row(s) without an answer were left out: qid "
+            f"{', '.join(unanswered[:MOST_LISTED])}{', ...' if len(unanswered) > MOST_LISTED else ''}."
+        )
     if language != "both":
         _note_other_language(samples, language, trained, notes)
     samples = group_by_content(samples)
@@ -76,7 +85,9 @@ def read_slake(root: Path, *, language: Language = "en", variant: Variant | None
         samples = _drop_shared_images(samples, notes)
     label = "both-published" if (language, variant) == ("both", "published") else language
     data = Dataset("slake", label, folder, samples, notes)
-    note_leaks(data)
+    note_leaks(data, published=True)
+    data.findings += released_counts(counts, {folder / name: RELEASED_ROWS[name] for name in FILES.values()})
+    data.findings += unused_images(folder / IMAGES, all_images, "*/source.jpg")
     return data
 
 
@@ -125,39 +136,42 @@ def _release_folder(root: Path) -> Path:
 
 
 def _language(row: dict[str, Any], place: str) -> str:
-    language = _cell(row, "q_lang").lower()
+    language = _cell(row, "q_lang", place).lower()
     if language not in NAMES:
         raise UserError(f"{place}: q_lang {row['q_lang']!r} is not known; known: {', '.join(NAMES)}")
     return language
 
 
 def _sample(row: dict[str, Any], place: str, folder: Path, split: Split) -> Sample:
-    kind, question, answer = _cell(row, "answer_type").upper(), _cell(row, "question"), _cell(row, "answer")
-    if not (_cell(row, "qid") and question and answer):
+    kind, question, answer = (
+        _cell(row, "answer_type", place).upper(),
+        _cell(row, "question", place),
+        _cell(row, "answer", place),
+    )
+    if not (_cell(row, "qid", place) and question and answer):
         raise UserError(f"{place}: the id, the question or the answer is missing; fill it in or delete the entry")
     if kind not in ANSWER_TYPES:
         raise UserError(f"{place}: answer_type {kind!r} is not known{nearest(kind, ANSWER_TYPES)}")
     return Sample(
-        id=_cell(row, "qid"),
-        image=resolve_image(folder / IMAGES, _cell(row, "img_name"), place),
+        id=_cell(row, "qid", place),
+        image=resolve_image(folder / IMAGES, _cell(row, "img_name", place), place),
         question=question,
         answers=(answer,),
         answer_type=ANSWER_TYPES[kind],
-        group=_cell(row, "img_name"),
+        group=_cell(row, "img_name", place),
         split=split,
-        question_type=_cell(row, "content_type"),
+        question_type=_cell(row, "content_type", place),
         tags={
             "language": _language(row, place),
-            "location": _cell(row, "location"),
-            "modality": _cell(row, "modality"),
-            "base_type": _cell(row, "base_type"),
+            "location": _cell(row, "location", place),
+            "modality": _cell(row, "modality", place),
+            "base_type": _cell(row, "base_type", place),
         },
     )
 
 
-def _cell(row: dict[str, Any], name: str) -> str:
-    value = row.get(name)
-    return "" if value is None else " ".join(str(value).split())
+def _cell(row: dict[str, Any], name: str, place: str) -> str:
+    return " ".join(as_text(row.get(name), f"{place}: {name}").split())
 
 
 def read(config: Any, scratch: Path) -> Dataset[Sample]:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
-import io
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
+from preceptor.data.identity import group_by_content, group_by_patient, note_leaks, patient_columns, unused_patients
 from preceptor.data.images import require_images, resolve_image
-from preceptor.data.splits import SPLIT_NAMES, cut_validation, note_leaks
-from preceptor.data.texts import read_text
-from preceptor.data.types import AnswerType, Dataset, Sample, Split
-from preceptor.data.vqa.answers import inferred_type
-from preceptor.errors import UserError, nearest
+from preceptor.data.splits import SPLIT_NAMES, cut_validation
+from preceptor.data.texts import Row, as_choice, as_identifier, as_text, is_given, read_rows
+from preceptor.data.types import Dataset, Sample, Split
+from preceptor.data.vqa.answers import ANSWER_TYPES, as_answers, inferred_type, mixed_types
+from preceptor.errors import UserError
 
 REQUIRED = ("image", "question", "answer")
 COLUMNS = (*REQUIRED, "id", "answer_type", "group", "split", "question_type")
-ANSWER_TYPES: dict[str, AnswerType] = {kind: kind for kind in get_args(AnswerType)}
 FOLDER_NAMES = ("questions.jsonl", "questions.csv")
-
-T = TypeVar("T")
-Row = tuple[int, dict[str, Any]]
-"""A line number, counted from 1, and its cells by column name."""
+SUFFIXES = (".csv", ".jsonl")
 
 
 def read_table(
@@ -38,13 +33,15 @@ def read_table(
 
     - `id`: default `row-<line>`;
     - `answer_type`: open or closed; default closed if the answer is yes or no;
-    - `group`: samples that must stay in one split, such as those of a patient; default the image;
+    - `group`: samples that must stay in one split, such as those of a patient; default the columns that name a patient
+      (`patient_id`, `MRN`, see `identity.patient_columns`), else the image;
     - `split`: train, validation or test;
     - `question_type`.
 
-    Other columns are ignored. Without a `split` column, the split of a group follows from a hash of its name
-    (70 : 15 : 15), so that adding rows never moves a group to another split. If there are no validation rows,
-    `cut_validation` moves `validation_fraction` of the training rows by group.
+    Other columns are ignored. Unless groups are given, images of equal content are in one group. Without a `split`
+    column, the split of a group follows from a hash of its name (70 : 15 : 15), so that adding rows moves no group to
+    another split unless it joins two groups. If there are no validation rows, `cut_validation` moves
+    `validation_fraction` of the training rows by group.
 
     With `answered=False` answers may be missing, and all rows are in the test split.
 
@@ -52,11 +49,10 @@ def read_table(
         UserError: the table is invalid. The message names the file, the line and the fix.
     """
     file = _table_file(path)
-    read_rows = _READERS[file.suffix.lower()]
     root = file.parent
     default_name = root.resolve().name if file.name in FOLDER_NAMES else file.stem
     required = REQUIRED if answered else REQUIRED[:2]
-    rows = list(read_rows(read_text(file, "save the table with the encoding UTF-8"), file, required))
+    rows = read_rows(file, lambda names, place: _check_names(names, place, required))
     if not rows:
         raise UserError(f"{file} has no rows; it needs the columns {', '.join(required)}")
 
@@ -66,18 +62,37 @@ def read_table(
     unanswered: dict[int, Split] = {line: "test" for line, _ in rows}
     splits = _given_splits(rows, file) if answered else unanswered
     for line, cells in rows:
-        sample = _sample(cells, line, file, splits, answered)
+        sample = _sample(cells, line, file, splits.get(line, "train"), answered)
         if sample.id in lines:
             raise UserError(f"{file}:{line}: id {sample.id!r} is also used in line {lines[sample.id]}; make ids unique")
         lines[sample.id] = line
         places.setdefault(sample.image, f"line {line}")
         samples.append(sample)
     require_images(places)
-
-    if answered and not any(sample.split == "validation" for sample in samples):
-        samples = cut_validation(samples, validation_fraction, seed)
     data = Dataset(name or default_name, "given" if splits else "by-group-hash", root, samples)
+    if not answered:
+        return data
+
+    patients = {
+        column: {
+            sample.id: as_identifier(cells.get(column), f"{file}:{line}: {column}")
+            for sample, (line, cells) in zip(samples, rows, strict=True)
+        }
+        for column in patient_columns(dict.fromkeys(name for _, cells in rows for name in cells))
+    }
+    grouped = any(is_given(cells.get("group")) for _, cells in rows)
+    if not grouped:
+        samples = group_by_content(group_by_patient(samples, patients, data.notes), data.notes)
+    if not splits:
+        samples = [replace(sample, split=_split_by_hash(sample.group)) for sample in samples]
+    if not any(sample.split == "validation" for sample in samples):
+        samples = cut_validation(samples, validation_fraction, seed)
+    data.samples = samples
+    if grouped:
+        unused = (unused_patients(column, values, samples) for column, values in patients.items())
+        data.findings += [finding for finding in unused if finding]
     note_leaks(data)
+    data.findings += mixed_types([cells.get("answer") for _, cells in rows], f"{file.name}: column answer")
     if not splits and not data.split("test"):
         data.notes.append("The table has no split column and too few groups for a test split.")
     return data
@@ -92,66 +107,17 @@ def _table_file(path: Path) -> Path:
         return tables[0]
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a CSV or JSONL file, or the folder with {FOLDER_NAMES[0]}")
-    if path.suffix.lower() not in _READERS:
-        raise UserError(f"{path} is not named as a table; the name must end in {' or '.join(_READERS)}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path} is not named as a table; the name must end in {' or '.join(SUFFIXES)}")
     return path
-
-
-def _csv_rows(text: str, file: Path, required: tuple[str, ...]) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    line = 1
-    try:
-        for fields in reader:
-            if header is None:
-                header = [field.strip() for field in fields]
-                _check_header(header, line, file, required)
-            elif fields:
-                if len(fields) != len(header):
-                    raise UserError(
-                        f"{file}:{line}: {len(fields)} fields, but the header has {len(header)}; put texts with "
-                        "commas or line breaks in double quotes"
-                    )
-                yield line, dict(zip(header, fields, strict=True))
-            line = reader.line_num + 1  # a quoted field may span lines; report the first one
-    except csv.Error as error:
-        raise UserError(f"{file}:{line}: invalid CSV ({error}); correct the quotes of this row") from error
-
-
-def _check_header(header: list[str], line: int, file: Path, required: tuple[str, ...]) -> None:
-    if len(header) == 1 and any(sign in header[0] for sign in ";\t|"):
-        raise UserError(f"{file}:{line}: the header {header[0]!r} has no comma; save the table with commas")
-    repeated = sorted({name for name in header if header.count(name) > 1 and name in COLUMNS})
-    if repeated:
-        raise UserError(f"{file}:{line}: column {repeated[0]!r} occurs twice; keep one")
-    _check_names(header, f"{file}:{line}", required)
-
-
-def _jsonl_rows(text: str, file: Path, required: tuple[str, ...]) -> Iterator[Row]:
-    seen: set[tuple[str, ...]] = set()
-    # str.splitlines would also split at characters such as U+2028, which are legal inside a JSON string.
-    for line, record in enumerate(text.split("\n"), start=1):
-        if not record.strip():
-            continue
-        try:
-            cells = json.loads(record)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}:{line}: invalid JSON ({error}); every line must be one JSON object") from error
-        if not isinstance(cells, dict):
-            raise UserError(f"{file}:{line}: {type(cells).__name__} instead of a JSON object such as {{'image': ...}}")
-        if tuple(cells) not in seen:
-            seen.add(tuple(cells))
-            _check_names(list(cells), f"{file}:{line}", required)
-        yield line, cells
-
-
-_READERS: dict[str, Callable[[str, Path, tuple[str, ...]], Iterator[Row]]] = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
 
 
 def _check_names(names: list[str], place: str, required: tuple[str, ...]) -> None:
     """Raise UserError for missing required columns and for misspelled names, which would silently count as missing."""
     for name in names:
         normalised = name.strip().lower().replace(" ", "_").replace("-", "_")
+        if normalised in COLUMNS and name != normalised and normalised in names:
+            raise UserError(f"{place}: the columns {normalised!r} and {name!r} differ only in case; keep one")
         close = difflib.get_close_matches(normalised, COLUMNS, n=1, cutoff=0.8) if name not in COLUMNS else []
         if close and close[0] not in names:
             raise UserError(f"{place}: unknown column {name!r}; did you mean {close[0]!r}? Rename the column")
@@ -165,9 +131,9 @@ def _given_splits(rows: list[Row], file: Path) -> dict[int, Split]:
     splits: dict[int, Split] = {}
     without = 0
     for line, cells in rows:
-        value = _text(cells, "split", line, file)
-        if value:
-            splits[line] = _choice(value, SPLIT_NAMES, "split", line, file)
+        split = as_choice(cells.get("split"), SPLIT_NAMES, f"{file}:{line}: split")
+        if split:
+            splits[line] = split
         else:
             without = without or line
     if splits and without:
@@ -177,54 +143,28 @@ def _given_splits(rows: list[Row], file: Path) -> dict[int, Split]:
     return splits
 
 
-def _sample(cells: Mapping[str, Any], line: int, file: Path, splits: Mapping[int, Split], answered: bool) -> Sample:
-    image, question = _text(cells, "image", line, file), _text(cells, "question", line, file)
-    answers = _answers(cells, line, file) if answered else ("",)
+def _sample(cells: Mapping[str, Any], line: int, file: Path, split: Split, answered: bool) -> Sample:
+    def place(column: str) -> str:
+        return f"{file}:{line}: {column}"
+
+    image, question = as_text(cells["image"], place("image")), as_text(cells["question"], place("question"))
+    answers = as_answers(cells["answer"], place("answer")) if answered else ("",)
     filled = {"image": image, "question": question, "answer": not answered or (all(answers) and answers)}
     for column, value in filled.items():
         if not value:
             raise UserError(f"{file}:{line}: the {column} is empty; fill it in or delete the row")
     path = resolve_image(file.parent, image, f"{file}:{line}")
-    group = _text(cells, "group", line, file) or path.relative_to(file.parent).as_posix()
-    kind = _text(cells, "answer_type", line, file)
     return Sample(
-        id=_text(cells, "id", line, file) or f"row-{line}",
+        id=as_identifier(cells.get("id"), place("id")) or f"row-{line}",
         image=path,
         question=question,
         answers=answers,
-        answer_type=(_choice(kind, ANSWER_TYPES, "answer_type", line, file) if kind else inferred_type(answers[0])),
-        group=group,
-        split=splits[line] if splits else _split_by_hash(group),
-        question_type=_text(cells, "question_type", line, file),
+        answer_type=as_choice(cells.get("answer_type"), ANSWER_TYPES, place("answer_type"))
+        or inferred_type(answers[0]),
+        group=as_identifier(cells.get("group"), place("group")) or path.relative_to(file.parent).as_posix(),
+        split=split,
+        question_type=as_text(cells.get("question_type"), place("question_type")),
     )
-
-
-def _text(cells: Mapping[str, Any], column: str, line: int, file: Path) -> str:
-    return _as_text(cells.get(column), column, line, file)
-
-
-def _as_text(value: Any, column: str, line: int, file: Path) -> str:
-    if value is None or value != value:  # pandas writes NaN for a missing value
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{file}:{line}: {column} is {json.dumps(value)[:60]}; write a text in quotes")
-    text = str(value).strip()
-    if any("\ud800" <= sign <= "\udfff" for sign in text):
-        raise UserError(
-            f"{file}:{line}: {column} contains half of a surrogate pair (\\ud800 to \\udfff); correct the encoding"
-        )
-    return text
-
-
-def _answers(cells: Mapping[str, Any], line: int, file: Path) -> tuple[str, ...]:
-    answer = cells["answer"]
-    return tuple(_as_text(value, "answer", line, file) for value in (answer if isinstance(answer, list) else [answer]))
-
-
-def _choice(value: str, known: Mapping[str, T], column: str, line: int, file: Path) -> T:
-    if value.lower() not in known:
-        raise UserError(f"{file}:{line}: {column} {value!r} is not known{nearest(value.lower(), known)}")
-    return known[value.lower()]
 
 
 def _split_by_hash(group: str) -> Split:

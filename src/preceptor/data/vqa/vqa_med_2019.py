@@ -11,17 +11,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from preceptor.data.findings import Finding
+from preceptor.data.identity import group_by_content, note_leaks
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.locations import data_folder
-from preceptor.data.splits import cut_validation, group_by_content, note_leaks
+from preceptor.data.splits import cut_validation
 from preceptor.data.texts import read_text
 from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.answers import inferred_type
+from preceptor.data.vqa.release import released_counts, unused_images
 from preceptor.errors import UserError, nearest
 
 Variant = Literal["val", "test"]
 CATEGORIES = ("modality", "plane", "organ", "abnormality")
 FILES = {"train": "All_QA_Pairs_train.txt", "val": "All_QA_Pairs_val.txt", "test": "*Test_Questions_w_Ref_Answers*.txt"}
+RELEASED_ROWS = {"train": 12792, "val": 2000, "test": 500}
 _RELEASE = f"{FILES['train']} and {FILES['val']} in separate folders, each next to a folder of images"
 _WORDS = {
     "plane": re.compile(r"\bplanes?\b"),
@@ -69,6 +73,7 @@ def read_vqa_med_2019(
         splits = {"train": "train", "val": "test"}
     samples: list[Sample] = []
     places: dict[Path, str] = {}
+    findings: list[Finding] = []
     for key, split in splits.items():
         table = _find(root, key)
         images = _image_folder(table)
@@ -77,6 +82,9 @@ def read_vqa_med_2019(
                 sample = _sample(text.rstrip("\r"), f"{table}:{line}", images, split, key)
                 places.setdefault(sample.image, f"{table.name}:{line}")
                 samples.append(sample)
+        count = sum(sample.split == split for sample in samples)
+        findings += released_counts({table: count}, {table: RELEASED_ROWS[key]})
+        findings += unused_images(images, places)
     repeated = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
     if repeated:
         raise UserError(
@@ -93,7 +101,8 @@ def read_vqa_med_2019(
         samples = cut_validation(samples, validation_fraction, seed)
         notes.append("Scored on the official validation split; validation is cut from training by image.")
     data = Dataset("vqa-med-2019", variant, root, samples, notes)
-    note_leaks(data)
+    note_leaks(data, published=True)
+    data.findings += findings
     return data
 
 

@@ -11,12 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from preceptor.data.findings import Finding
+from preceptor.data.identity import shared_contents
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut_validation
-from preceptor.data.texts import read_json_rows
+from preceptor.data.texts import as_text, read_json_rows
 from preceptor.data.types import AnswerType, Dataset, Sample, Split
 from preceptor.data.vqa import parquet
+from preceptor.data.vqa.release import released_counts, unused_images
 from preceptor.errors import UserError, nearest
 
 Variant = Literal["clean", "published", "no_frames"]
@@ -26,6 +29,9 @@ IMAGES = "VQA_RAD Image Folder"
 # Split of each `phrase_type`. Paraphrased and free-form questions are training rows unless marked as test.
 SPLITS: dict[str, Split] = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
 ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
+RELEASED_ROWS = 2248
+IMAGE_WITHOUT_QUESTION = "synpic35356.jpg"
+"""One of the 315 images of the release."""
 HUB_ROWS = (1793, 451)
 """Training and test rows of the copy on the Hugging Face hub."""
 TYPOS = {"PRSE": "PRES", "ATRIB": "ATTRIB"}
@@ -91,9 +97,10 @@ def read_vqa_rad(
         sample = _sample(row, folder)
         samples.append(sample)
         places.setdefault(sample.image, f"qid {sample.id}")
-        if link := _text(row["qid_linked_id"]):
+        place = f"{folder / TABLE}: qid {sample.id}"
+        if link := _text(row["qid_linked_id"], f"{place}: qid_linked_id"):
             links[link].append(sample)
-        if frame := _text(row["question_frame"]):
+        if frame := _text(row["question_frame"], f"{place}: question_frame"):
             frames.append(_frame(sample, frame))
     repeated = [id for id, count in Counter(sample.id for sample in samples).items() if count > 1]
     if repeated:
@@ -123,7 +130,8 @@ def read_vqa_rad(
             "frame and have the same image."
         )
         samples += clean_frames
-    notes.insert(0, _note_shared_images(samples))
+    shared_images = _note_shared_images(samples)
+    notes.insert(0, shared_images)
     if duplicates:
         notes.append(f"In the release, {duplicates} training question(s) equal a test question about the same image.")
     crossing = sum(len({sample.split for sample in linked}) > 1 for linked in links.values())
@@ -136,7 +144,11 @@ def read_vqa_rad(
         notes.append(
             "Validation questions are about training images, as in the test split (data.validation_by=question)."
         )
-    return Dataset("vqa-rad", variant, folder, samples, notes, leaking=variant == "published" or crossing > 0)
+    data = Dataset("vqa-rad", variant, folder, samples, notes, leaking=variant == "published" or crossing > 0)
+    data.findings += [Finding((), None, shared_images, "warning")]
+    data.findings += released_counts({folder / TABLE: len(rows)}, {folder / TABLE: RELEASED_ROWS})
+    data.findings += unused_images(folder / IMAGES, {*places, folder / IMAGES / IMAGE_WITHOUT_QUESTION})
+    return data
 
 
 def note_hub(data: Dataset[Sample]) -> None:
@@ -146,7 +158,9 @@ def note_hub(data: Dataset[Sample]) -> None:
     rows and one that is also a test row: 1,793 training and 451 test rows. It corresponds to the variant `no_frames`:
     shared images are noted, and the data set does not count as leaking.
     """
-    data.notes.append(_note_shared_images(data.samples))
+    shared_images = _note_shared_images(data.samples)
+    data.notes.append(shared_images)
+    data.findings.append(Finding((), None, shared_images, "warning"))
     data.notes.append(
         "The hub's copy of VQA-RAD has no question frames, so none of them leaks. It does not mark paraphrases, so the "
         "308 free-form test questions cannot be scored separately."
@@ -194,25 +208,29 @@ def _release_folder(root: Path) -> Path:
 
 def _sample(row: dict[str, Any], folder: Path) -> Sample:
     place = f"{folder / TABLE}: qid {row['qid']!r}"
-    question, answer, phrase = _text(row["question"]), _text(row["answer"]), _text(row["phrase_type"])
-    kind = _text(row["answer_type"]).upper()
-    if not (_text(row["qid"]) and question and answer):
+
+    def cell(name: str) -> str:
+        return _text(row[name], f"{place}: {name}")
+
+    question, answer, phrase = cell("question"), cell("answer"), cell("phrase_type")
+    kind = cell("answer_type").upper()
+    if not (cell("qid") and question and answer):
         raise UserError(f"{place}: the id, the question or the answer is missing; fill it in or delete the entry")
     if phrase not in SPLITS:
         raise UserError(f"{place}: phrase_type {phrase!r} is not known{nearest(phrase, SPLITS)}")
     if kind not in ANSWER_TYPES:
         raise UserError(f"{place}: answer_type {kind!r} is not known{nearest(kind, ANSWER_TYPES)}")
-    name = _text(row["image_name"])
+    name = cell("image_name")
     return Sample(
-        id=_text(row["qid"]),
+        id=cell("qid"),
         image=resolve_image(folder / IMAGES, name, place),
         question=question,
         answers=(answer,),
         answer_type=ANSWER_TYPES[kind],
         group=name,
         split=SPLITS[phrase],
-        question_type=_question_type(_text(row["question_type"])),
-        tags={"phrase_type": phrase, "image_organ": _text(row["image_organ"]).upper()},
+        question_type=_question_type(cell("question_type")),
+        tags={"phrase_type": phrase, "image_organ": cell("image_organ").upper()},
     )
 
 
@@ -230,10 +248,10 @@ def _frame(sample: Sample, question: str) -> Sample:
     )
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, place: str) -> str:
     """Return a cell as text. Some cells are integers, NULL is a missing value, and tabs and double spaces are typos."""
-    text = " ".join(str(value).split())
-    return "" if value is None or text == "NULL" else text
+    text = " ".join(as_text(value, place).split())
+    return "" if text == "NULL" else text
 
 
 def _question_type(text: str) -> str:
@@ -247,8 +265,9 @@ def _key(sample: Sample) -> tuple[str, str]:
 
 
 def _note_shared_images(samples: list[Sample]) -> str:
-    test = {sample.group for sample in samples if sample.split == "test"}
-    shared = test & {sample.group for sample in samples if sample.split != "test"}
+    same = shared_contents(samples)
+    test = {same.get(sample.image, sample.image) for sample in samples if sample.split == "test"}
+    shared = test & {same.get(sample.image, sample.image) for sample in samples if sample.split != "test"}
     return (
         f"{len(shared)} of the {len(test)} test images are also training images, because the release is split by "
         "question, not by patient."

@@ -1,0 +1,124 @@
+"""Which samples belong together, and what crosses the splits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from preceptor.data import identity
+from preceptor.data.identity import equal_files, group_by_content, names_patient, note_leaks
+from preceptor.data.types import Case, Dataset, Dialogue, Sample, VolumeFile
+from preceptor.data.vqa.table import read_table
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("patient", "patient_id", "PatientID", "Patient ID", "MRN", "mrn_hash", "subject", "SubjectKey", "pid"),
+        *("anon_patient_id", "participant_id", "PATIENT-NUMBER", "subj", "donor_id"),
+    ],
+)
+def test_names_of_patients(name):
+    assert names_patient(name)
+
+
+@pytest.mark.parametrize("name", ["patient_age", "subject_matter", "id", "name", "group", "image", "study_id", ""])
+def test_names_of_other_things(name):
+    assert not names_patient(name)
+
+
+def test_only_files_of_equal_size_and_middle_are_read_as_a_whole(tmp_path: Path, monkeypatch):
+    contents = {"a": b"x" * 300_000, "b": b"x" * 300_000, "c": b"y" * 300_000, "d": b"x" * 10, "e": b"", "f": b""}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    whole = []
+    content_hash = identity.content_hash
+    monkeypatch.setattr(identity, "content_hash", lambda path: whole.append(path.name) or content_hash(path))
+    assert {path.name for path in equal_files([*(tmp_path / name for name in contents), tmp_path / "gone"])} == {
+        "a",
+        "b",
+    }
+    assert sorted(whole) == ["a", "b"]
+
+
+def rows_of(task: str, folder: Path):
+    for name in ("a", "copy"):
+        (folder / name).write_bytes(b"image")
+    (folder / "b").write_bytes(b"other")
+    for number, (name, split) in enumerate([("a", "train"), ("copy", "test"), ("b", "unlabelled")]):
+        path = folder / name
+        if task == "vqa":
+            yield Sample(f"s{number}", path, "Q?", ("yes",), "closed", name, split)  # type: ignore[arg-type]
+        elif task == "segmentation":
+            yield Case(f"s{number}", {"t1": VolumeFile(path)}, None, name, split)  # type: ignore[arg-type]
+        else:
+            yield Dialogue(f"s{number}", (path, folder / "b"), (("Q", "A"),), "mia", "ct", name, "train")
+
+
+@pytest.mark.parametrize("task", ["vqa", "segmentation"])
+def test_a_copy_in_another_split_is_a_finding_of_every_task(tmp_path: Path, task: str):
+    data = Dataset("x", "given", tmp_path, list(rows_of(task, tmp_path)))
+    note_leaks(data)
+    assert data.leaking
+    assert [(f.severity, f.sample_ids) for f in data.findings] == [("error", ("s0", "s1"))]
+    assert "1 of 2 images are in more than one split (1 of them under several names)" in data.findings[0].reason
+    assert data.notes == [data.findings[0].reason]
+    merged = group_by_content(data.samples)
+    assert [row.group for row in merged] == ["a", "a", "b"]
+    later = Dataset("x", "given", tmp_path, list(rows_of(task, tmp_path)))
+    note_leaks(later, published=True)
+    assert [f.severity for f in later.findings] == ["warning"]
+
+
+def test_dialogues_that_share_one_of_their_images(tmp_path: Path):
+    rows = list(rows_of("grounding", tmp_path))
+    assert len({row.group for row in group_by_content(rows)}) == 1
+    rows[0] = replace(rows[0], split="validation")
+    data = Dataset("x", "given", tmp_path, rows)
+    note_leaks(data)
+    assert "2 of 2 images" in data.findings[0].reason
+
+
+def table(folder: Path, header: str, *rows: str) -> Path:
+    for number in range(len(rows)):
+        (folder / f"{number}.png").write_bytes(bytes([number + 1]))
+    path = folder / "t.csv"
+    path.write_text(f"image,question,answer,{header}\n" + "".join(f"{n}.png,Q?,yes,{r}\n" for n, r in enumerate(rows)))
+    return path
+
+
+def test_columns_that_name_patients_decide_the_groups_of_a_table(tmp_path: Path):
+    data = read_table(table(tmp_path, "patient_id,MRN", "0,a", "0,", "1,a", "2,", ",b", ",b"))
+    groups = [sample.group for sample in data.samples]
+    assert groups[0] == groups[1] == groups[2]  # 0 is a patient, and the record number joins 0 with 1
+    assert groups[4] == groups[5]
+    assert len(set(groups)) == 3
+    assert "Groups follow the columns patient_id and MRN, which name patients." in data.notes
+    assert all(len({s.split for s in data.samples if s.group == group}) == 1 for group in groups)
+
+
+def test_a_patient_column_beside_a_group_is_a_finding_with_its_number(tmp_path: Path):
+    data = read_table(table(tmp_path, "group,subject,split", "0,Doe,train", "1,Doe,test", "2,x,test", "3,y,val"))
+    (finding,) = data.findings
+    assert "column 'subject' names 3 patients and is not used" in finding.reason
+    assert "1 of them are in several splits" in finding.reason
+    assert "Doe" not in finding.reason
+    assert finding.sample_ids == ("row-2", "row-3")
+    assert data.samples[0].group == "0"
+
+
+def test_given_splits_that_divide_a_patient_leak(tmp_path: Path):
+    data = read_table(table(tmp_path, "patient,split", "p,train", "p,test", "q,val"))
+    assert data.leaking
+    assert "1 of 2 groups are in more than one split" in data.findings[0].reason
+
+
+def test_copies_stay_in_one_split_that_the_program_cuts(tmp_path: Path):
+    path = table(tmp_path, "comment", *("x" for _ in range(40)))
+    for number in range(0, 40, 2):
+        (tmp_path / f"{number}.png").write_bytes(b"same")
+    data = read_table(path)
+    assert len({s.split for s in data.samples if int(s.image.stem) % 2 == 0}) == 1
+    assert not data.leaking
