@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from preceptor.data.grounding.boxes import Box, find_boxes, iou
+from preceptor.data.grounding.box_formats import find_boxes
+from preceptor.data.grounding.boxes import Box, iou
 
 Similarity = Callable[[Sequence[str]], np.ndarray]
 """Function that returns the similarities (N, N) of texts, with 1 on the diagonal."""
