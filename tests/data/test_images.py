@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from preceptor.data import images
-from preceptor.data.images import ImageError, content_hash, load_image, require_images, resolve_image
+from preceptor.data.images import ImageError, content_hash, image_size, load_image, require_images, resolve_image
 from preceptor.errors import UserError
 
 GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
@@ -139,6 +139,20 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to view
     Image.fromarray(GRADIENT[:4]).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), np.rot90(GRADIENT[:4], -1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_size_is_that_of_the_upright_image(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(GRADIENT[:4]).save(path, exif=exif)
+    assert image_size(path) == load_image(path).size == ((4, 8) if orientation > 4 else (8, 4))
+
+
+def test_image_size_of_dicom(tmp_path):
+    assert image_size(dicom(tmp_path / "a.dcm", GRADIENT[:4])) == (8, 4)
 
 
 def test_metadata_is_dropped(tmp_path):

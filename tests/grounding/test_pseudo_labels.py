@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.data.grounding.boxes import write_box
+from preceptor.data.grounding.box_formats import write_box
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 from preceptor.grounding.curriculum import Curriculum

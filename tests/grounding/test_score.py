@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from preceptor.cli.app import app
-from preceptor.data.grounding.boxes import write_box
+from preceptor.data.grounding.box_formats import write_box
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as dialogues
 from preceptor.grounding import score as rescore_dialogues

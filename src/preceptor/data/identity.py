@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from preceptor.data.findings import Finding
 from preceptor.data.images import content_hash
+from preceptor.data.texts import is_given as is_given
 from preceptor.data.types import Case, Dialogue, Sample
 
 Row = TypeVar("Row", Sample, Case, Dialogue)
@@ -23,11 +24,6 @@ _QUALIFIERS = {"anon", "anonymous", "anonymised", "anonymized", "deid", "deident
 _PERSONS = {"patient", "pat", "pt", "subject", "subj", "sub", "participant", "person", "individual", "animal"}
 _NUMBERS = {"id", "ids", "identifier", "uid", "number", "no", "nr", "num", "key", "code", "name", "hash", "index"}
 _JOINED = {person + number for person in _PERSONS for number in _NUMBERS} | {"mrn", "pid", "medicalrecordnumber"}
-
-
-def is_given(value: Any) -> bool:
-    """Return whether a cell has a value: not None, not NaN and not an empty text. 0 and False are values."""
-    return value is not None and value == value and str(value).strip() != ""
 
 
 def names_patient(column: str) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from preceptor.errors import UserError
 
@@ -80,12 +80,26 @@ def load_image(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_
         ImageError: the file is missing, empty, truncated, too large, of an unknown kind, or has several frames.
     """
     data = _read_bytes(path, max_bytes)
-    if data[DICOM_MARK_OFFSET : DICOM_MARK_OFFSET + len(DICOM_MARK)] == DICOM_MARK:
-        return _load_dicom(path, data, max_pixels)
-    if path.suffix.lower() in (".dcm", ".dicom"):
-        reason = f"named as DICOM, but has no {DICOM_MARK.decode()} mark at byte {DICOM_MARK_OFFSET}"
-        raise _refusal(path, reason, f"{_COPY_AGAIN}, or {_EXPORT}")
-    return _load_pillow(path, data, max_pixels)
+    return _load_dicom(path, data, max_pixels) if _is_dicom(path, data) else _load_pillow(path, data, max_pixels)
+
+
+def image_size(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return the width and height in pixels of the image that `load_image` returns. Only the header is decoded.
+
+    Raises:
+        ImageError: as `load_image`, except for faults that only decoding shows.
+    """
+    data = _read_bytes(path, max_bytes)
+    if _is_dicom(path, data):
+        with _named_dicom_errors(path):
+            dataset = _parse_dicom(path, data)
+            _check_dicom(path, dataset, max_pixels)
+            return int(dataset.Columns), int(dataset.Rows)
+    with _open_pillow(path, data, max_pixels) as image:
+        width, height = image.size
+        # Pillow itself turns the size of a TIFF.
+        turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
 
 
 def content_hash(path: Path) -> str:
@@ -154,6 +168,15 @@ def _read_bytes(path: Path, max_bytes: int) -> bytes:
     return data
 
 
+def _is_dicom(path: Path, data: bytes) -> bool:
+    if data[DICOM_MARK_OFFSET : DICOM_MARK_OFFSET + len(DICOM_MARK)] == DICOM_MARK:
+        return True
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        reason = f"named as DICOM, but has no {DICOM_MARK.decode()} mark at byte {DICOM_MARK_OFFSET}"
+        raise _refusal(path, reason, f"{_COPY_AGAIN}, or {_EXPORT}")
+    return False
+
+
 def _check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         reason = f"{width} x {height} pixels, more than the limit of {max_pixels:,}"
@@ -163,7 +186,9 @@ def _check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
 # --- Pillow ---------------------------------------------------------------------------------------------------------
 
 
-def _load_pillow(path: Path, data: bytes, max_pixels: int) -> Image.Image:
+@contextmanager
+def _open_pillow(path: Path, data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """Open an image and check its size and number of frames. Errors of Pillow in the block become ImageError."""
     known = ", ".join(PILLOW_FORMATS)
     try:
         image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
@@ -181,15 +206,20 @@ def _load_pillow(path: Path, data: bytes, max_pixels: int) -> Image.Image:
             if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
                 reason = f"{image.format} with {getattr(image, 'n_frames', 0)} frames; only single images can be read"
                 raise _refusal(path, reason, "save each frame as a separate file")
-            if image.format in ("JPEG", "MPO") and not _jpeg_is_ended(data):
-                raise _refusal(path, "truncated JPEG (no end marker)", _COPY_AGAIN)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return Image.fromarray(np.asarray(_to_8_bit(path, upright)))
+            yield image
         except ImageError:
             raise
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, ...
             raise _refusal(path, f"broken or truncated {image.format} ({error})", _COPY_AGAIN) from error
+
+
+def _load_pillow(path: Path, data: bytes, max_pixels: int) -> Image.Image:
+    with _open_pillow(path, data, max_pixels) as image:
+        if image.format in ("JPEG", "MPO") and not _jpeg_is_ended(data):
+            raise _refusal(path, "truncated JPEG (no end marker)", _COPY_AGAIN)
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return Image.fromarray(np.asarray(_to_8_bit(path, upright)))
 
 
 def _jpeg_is_ended(data: bytes) -> bool:
@@ -237,11 +267,17 @@ def _stretch(values: np.ndarray) -> np.ndarray:
 
 
 def _load_dicom(path: Path, data: bytes, max_pixels: int) -> Image.Image:
+    with _named_dicom_errors(path):
+        dataset = _parse_dicom(path, data)
+        _check_dicom(path, dataset, max_pixels)
+        return Image.fromarray(_render_dicom(path, dataset))
+
+
+@contextmanager
+def _named_dicom_errors(path: Path) -> Iterator[None]:
     with silent_pydicom():
         try:
-            dataset = _parse_dicom(path, data)
-            _check_dicom(path, dataset, max_pixels)
-            return Image.fromarray(_render_dicom(path, dataset))
+            yield
         except ImageError:
             raise
         except Exception as error:  # pydicom and its decoders raise many kinds of errors for broken files

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-from preceptor.data.grounding.boxes import find_boxes, validate_box, without_boxes
+from preceptor.data.grounding.box_formats import find_boxes, without_boxes
+from preceptor.data.grounding.boxes import validate_box
 from preceptor.text_metrics import tokens
 
 Reason = Literal[

@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from preceptor.data.grounding.boxes import mark_boxes
+from preceptor.data.grounding.box_formats import mark_boxes
 from preceptor.data.images import load_image
 from preceptor.errors import UserError
 from preceptor.grounding.pseudo_labels import PROMPT_VERSION, Prompt, Save, best_of

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from preceptor.data.grounding.boxes import restyle
+from preceptor.data.grounding.box_formats import rename_marks
 from preceptor.data.types import GroundingTask
 from preceptor.errors import UserError, nearest
 from preceptor.grounding.box_metrics import (
@@ -107,7 +107,7 @@ def _by_task(rows: Sequence[Row], protocol: str, texts: Mapping[Pairs, Mapping[s
 
 
 def _boxes(row: Row, protocol: str) -> Any:
-    return _COUNT[protocol](restyle(row["target"], "bird"), restyle(row["prediction"], "bird"))
+    return _COUNT[protocol](rename_marks(row["target"], "bird"), rename_marks(row["prediction"], "bird"))
 
 
 def _named(row: Row, protocol: str) -> bool:

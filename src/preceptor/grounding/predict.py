@@ -10,7 +10,8 @@ from typing import Any, Self
 
 import torch
 
-from preceptor.data.grounding.boxes import Box, find_boxes
+from preceptor.data.grounding.box_formats import find_boxes
+from preceptor.data.grounding.boxes import Box
 from preceptor.data.images import load_image
 from preceptor.data.types import Dialogue
 from preceptor.data.vqa.table import read_table

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from preceptor.data.grounding.boxes import find_boxes, without_boxes
+from preceptor.data.grounding.box_formats import find_boxes, without_boxes
 from preceptor.data.images import content_hash
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError

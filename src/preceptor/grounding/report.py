@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.grounding.boxes import SIDE, find_boxes
+from preceptor.data.grounding.box_formats import find_boxes
+from preceptor.data.grounding.boxes import SIDE
 from preceptor.files import write_text
 from preceptor.grounding import metrics
 from preceptor.grounding.config import STAGE_ADDS

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from preceptor.data.grounding.boxes import Box, find_boxes, iou, without_boxes
+from preceptor.data.grounding.box_formats import find_boxes, without_boxes
+from preceptor.data.grounding.boxes import Box, iou
 from preceptor.text_metrics import tokens
 
 Similarity = Callable[[Sequence[str]], np.ndarray]

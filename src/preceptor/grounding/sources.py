@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from preceptor.data.grounding.boxes import Policy
+from preceptor.data.grounding.box_policy import Policy
 from preceptor.data.grounding.med_grit import modality_of, read_med_grit_folder
 from preceptor.data.grounding.sharegpt import read_sharegpt
 from preceptor.data.grounding.slake import read_slake_grounding

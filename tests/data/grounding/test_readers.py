@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.data.grounding.boxes import find_boxes, validate_box
+from preceptor.data.grounding.box_formats import find_boxes
+from preceptor.data.grounding.boxes import validate_box
 from preceptor.data.grounding.med_grit import modality_of, read_med_grit, task_of
 from preceptor.data.grounding.sharegpt import read_sharegpt
 from preceptor.data.grounding.slake import CHINESE, read_slake_grounding

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.grounding.boxes import Policy, apply_to_turns, find_boxes
+from preceptor.data.grounding.box_formats import find_boxes
+from preceptor.data.grounding.box_policy import Policy, apply_to_turns
 from preceptor.data.images import require_images
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut

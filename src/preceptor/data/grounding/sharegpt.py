@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
-from preceptor.data.grounding.boxes import Policy, apply_to_turns
+from preceptor.data.grounding.box_policy import Policy, apply_to_turns
 from preceptor.data.grounding.med_grit import modality_of, task_of
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import SPLIT_NAMES, cut

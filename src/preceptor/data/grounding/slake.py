@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from preceptor.data.grounding.boxes import Box, Style, from_pixels, repair_box, validate_box
+from preceptor.data.grounding.boxes import Box, from_pixels, repair_box, validate_box
 from preceptor.data.grounding.questions import LabeledBox, Picture, ask_about_boxes
 from preceptor.data.locations import data_folder
 from preceptor.data.texts import AS_RELEASED, read_text
@@ -86,7 +86,7 @@ FINDINGS = {
 }
 
 
-def read_slake_grounding(root: Path, *, language: Language = "en", style: Style = "qwen") -> GroundingDataset:
+def read_slake_grounding(root: Path, *, language: Language = "en") -> GroundingDataset:
     """Read SLAKE as dialogues, in the splits of `read_slake`.
 
     Left and right in descriptions are those of the image, not of the patient. Boxes that leave the image are clipped
@@ -109,7 +109,7 @@ def read_slake_grounding(root: Path, *, language: Language = "en", style: Style 
                 name: CHINESE.get(name, name) if language_of_samples == "zh" else name.lower() for name in boxes_by_name
             }
             labels = [LabeledBox(names[name], tuple(boxes), name in FINDINGS) for name, boxes in boxes_by_name.items()]
-            dialogues += ask_about_boxes(_picture(first), labels, style)
+            dialogues += ask_about_boxes(_picture(first), labels)
         for sample in samples:
             dialogues.append(_picture(sample).dialogue(f"mia-{sample.id}", sample.question, sample.answer, "mia"))
     data = GroundingDataset("slake-grounding", questions.variant, questions.root, dialogues, faults=dict(faults))
