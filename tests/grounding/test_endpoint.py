@@ -23,7 +23,8 @@ from PIL import Image
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 from preceptor.grounding.endpoint import AskSettings, EndpointTeacher, estimate_tokens, token_probabilities
-from preceptor.grounding.pseudo_labels import ContentHashes, Prompt, PseudoLabels, prompts_of_turn, teach
+from preceptor.grounding.labeling import teach
+from preceptor.grounding.pseudo_labels import ContentHashes, Prompt, PseudoLabels, prompts_of_turn
 from preceptor.teachers.chat_client import ChatClient, ClientSettings, check_address
 from preceptor.teachers.label_store import Label, read_labels
 from tests.grounding.answering_server import Asked, question_of, reply, serving

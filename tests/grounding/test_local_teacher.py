@@ -12,7 +12,8 @@ from preceptor.errors import UserError
 from preceptor.grounding.curriculum import confidence_and_margin
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, prompts_of_turn, teach
+from preceptor.grounding.labeling import teach
+from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, prompts_of_turn
 from preceptor.grounding.sources import read_dialogues
 from preceptor.teachers.label_store import Label, read_labels
 from tests.grounding.asked_data import data

@@ -6,6 +6,8 @@ such as "cannot be determined from this image" and "no abnormality" are answers.
 (Unicode), so that French is not distinguished from English.
 """
 
+# ruff: noqa: RUF001 - punctuation of other languages
+
 from __future__ import annotations
 
 import re
@@ -37,7 +39,7 @@ Reason = Literal[
 ]
 """Why an answer is unusable, in the order of precedence: an answer counts under the first one that applies."""
 
-FIXES: dict[Reason, str] = {
+FIXES: dict[str, str] = {
     "error text": "look at the log of the server",
     "empty": "raise --max-tokens, and check the chat template of the server",
     "reasoning": "turn the model's reasoning off, or start the server with a reasoning parser",
@@ -80,7 +82,7 @@ _REFUSALS = re.compile(
             r"\bas an? (?:[\w-]+ ){0,3}(?:ai|artificial intelligence|language model|llm|assistant|chatbot)\b",
             r"\b(?:i am|i'm) (?:just |only )?(?:an? (?:[\w-]+ ){0,3}(?:ai|language model|assistant|chatbot)\b|not an? "
             r"(?:\w+ )?(?:doctor|physician|radiologist|medical))",
-            r"\b(?:can ?not|can't|unable to|not able to|not allowed to) (?:provide|give|offer|assist|help|comply|fulfil)",
+            r"\b(?:can ?not|can't|unable to|not able to|not allowed to) (?:provide|give|offer|assist|help|comply)\b",
             r"\b(?:consult|see|contact|ask) (?:with )?(?:a|an|your) (?:[\w-]+ ){0,2}(?:doctor|physician|professional"
             r"|healthcare|health care|clinician|medical expert)\b",
             r"\bseek (?:\w+ )?medical (?:advice|attention|help)\b",
@@ -120,7 +122,8 @@ _REASONING = re.compile(
 )
 _ERRORS = re.compile(
     r"""\A\s*(?:\{\s*["'](?:error|detail|errors|fault|status_?code|traceback)["']|\{\s*["']object["']\s*:\s*["']error"""
-    r"|<!doctype|<html|<\?xml|<head\b|<body\b|traceback \(most recent call last\)|(?:http )?(?:error|status)(?: code)?:? ?[45]\d\d"
+    r"|<!doctype|<html|<\?xml|<head\b|<body\b|traceback \(most recent call last\)"
+    r"|(?:http )?(?:error|status)(?: code)?:? ?[45]\d\d"
     r"|[45]\d\d (?:bad gateway|internal server|service unavailable|too many requests|gateway time|forbidden|not found)"
     r"|(?:internal server error|bad gateway|service unavailable|rate limit|upstream connect error|request timed out)"
     r"|\w*(?:error|exception): )|\b(?:cuda )?out of memory\b",
@@ -175,12 +178,12 @@ def unusable(
     found: dict[Reason, bool] = {
         "error text": bool(_ERRORS.search(text)),
         "empty": not any(character.isalnum() for character in text),
-        "reasoning": bool(_REASONING.search(answer.strip())),
+        "reasoning": bool(_REASONING.search(text)),
         "cut off": not ended,
         "refusal": bool(_REFUSALS.search(plain)),
         "special tokens": bool(_TOKENS.search(prose)),
         "repeated text": _repeats(prose) or any(count >= MOST_REPEATS for count in Counter(valid).values()),
-        "echo of the question": _echoes(prose, question) or (bool(system_prompt) and _echoes(prose, system_prompt)),
+        "echo of the question": _echoes(prose, question) or _echoes(prose, system_prompt),
         "wrong language": _other_language(without_boxes(question), prose),
         "no box": wants_box and not boxes,
         "unreadable box": len(valid) < len(boxes) or bool(faults & {"swapped corners", "empty"}),
@@ -190,7 +193,7 @@ def unusable(
     return [reason for reason, applies in found.items() if applies]
 
 
-def first(reasons: Sequence[Reason]) -> Reason | None:
+def first(reasons: Sequence[str]) -> str | None:
     """Return the reason that an answer counts under."""
     return min(reasons, key=get_args(Reason).index, default=None)
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from preceptor.data.types import Dialogue, GroundingDataset
 from preceptor.errors import UserError
-from preceptor.grounding.answer_checks import MIN_AGREEMENT, Reason, first, same_answers, unusable
+from preceptor.grounding.answer_checks import MIN_AGREEMENT, first, same_answers, unusable
 from preceptor.grounding.box_convention import BoxConvention, BoxSettings, mentions_box, true_boxes
 from preceptor.grounding.label_page import LabelView, write_label_page
 from preceptor.grounding.pseudo_labels import (
@@ -87,8 +87,8 @@ def teach(
     *,
     hashes: ContentHashes | None = None,
     progress: Callable[[int, int], None] | None = None,
-    boxes: BoxSettings = BoxSettings(),
-    checks: CheckSettings = CheckSettings(),
+    boxes: BoxSettings | None = None,
+    checks: CheckSettings | None = None,
 ) -> LabelingResult:
     """Have a teacher answer all questions of `dialogues`, a part of `data`, that the store in `folder` lacks.
 
@@ -100,6 +100,7 @@ def teach(
     """
     names = {data.fingerprint(): data.name}
     with LabelStore.open(folder, teacher.cache_key, names) as store:
+        boxes, checks = boxes or BoxSettings(), checks or CheckSettings()
         return _Labeling(store, dialogues, teacher, hashes or ContentHashes(), progress, boxes, checks).run()
 
 
@@ -128,7 +129,8 @@ class _Labeling:
 
     def _known_questions(self) -> tuple[dict[str, Prompt], dict[str, str]]:
         """Return all prompts, with the data's own earlier answers, and the true answers, by key."""
-        prompts, truths = {}, {}
+        prompts: dict[str, Prompt] = {}
+        truths: dict[str, str] = {}
         for dialogue in [*self.dialogues, *self.boxes.measured]:
             for turn, key in enumerate(self.hashes.keys(dialogue)):
                 prompts.setdefault(key, prompt_of(dialogue, turn, key, dialogue.turns[:turn]))
@@ -140,7 +142,7 @@ class _Labeling:
         self.convention = self._box_convention()
         self._check_again()
         self._stop_early()
-        if self.checks.page or self.checks.min_usable > 0:
+        if self.checks.min_usable > 0:
             order = sorted(prompts_of_turn(self.dialogues, 0, self.hashes, {}), key=lambda prompt: prompt.key)
             self._ask(order[:FIRST])
             self._stop_early()
@@ -248,9 +250,7 @@ class _Labeling:
         answer = prompt.read(raw)
         question = self.prompts[label.key].dialogue.turns[-1][0]
         system = self.checks.system_prompt
-        reasons: list[Reason] = unusable(
-            question, answer, ended=label.ended, wants_box=prompt.wants_box, system_prompt=system
-        )
+        reasons = unusable(question, answer, ended=label.ended, wants_box=prompt.wants_box, system_prompt=system)
         if raw in label.candidates:
             texts = [prompt.read(text) for text in label.candidates]
             if agreement(texts, label.candidates.index(raw)) < MIN_AGREEMENT:
@@ -267,12 +267,10 @@ class _Labeling:
         answered = [self.labels[key] for key in sorted(self.keys & self.labels.keys())]
         rows = [(row.key, self.prompts[row.key].dialogue.turns[-1][0], row.answer) for row in answered]
         same, reason = same_answers(rows), "same answer to most questions"
+        changed = [label for label in answered if (label.key in same) != (reason in label.reasons)]
+        others = {label.key: tuple(r for r in label.reasons if r != reason) for label in changed}
         self._replace(
-            [
-                replace(label, reasons=(*label.reasons, reason))
-                for label in answered
-                if label.key in same and reason not in label.reasons
-            ]
+            [replace(label, reasons=others[label.key] + (reason,) * (label.key in same)) for label in changed]
         )
 
     def _replace(self, labels: Sequence[Label]) -> None:
@@ -281,7 +279,7 @@ class _Labeling:
 
     def _count(self) -> tuple[int, dict[str, int]]:
         """Return the number of usable answers, and that of the others by reason."""
-        reasons = [first(cast(Sequence[Reason], self.labels[key].reasons)) for key in self.keys & self.labels.keys()]
+        reasons = [first(self.labels[key].reasons) for key in self.keys & self.labels.keys()]
         bad = Counter(reason for reason in reasons if reason is not None)
         return len(reasons) - bad.total(), dict(bad.most_common())
 
@@ -294,10 +292,10 @@ class _Labeling:
         self._compare()
         usable, bad = self._count()
         total = usable + sum(bad.values())
-        if total >= FIRST and usable < self.checks.min_usable * total:
-            if wilson(usable, total).high < self.checks.min_usable:
-                self._write_page()
-                require_usable(usable, bad, self.checks.min_usable, self.store.folder, key="--min-usable ")
+        floor = self.checks.min_usable
+        if total >= FIRST and usable < floor * total and wilson(usable, total).high < floor:
+            self._write_page()
+            require_usable(usable, bad, self.checks.min_usable, self.store.folder, key="--min-usable ")
 
     def _write_page(self) -> None:
         if not self.checks.page:

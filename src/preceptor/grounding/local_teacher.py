@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
-from preceptor.grounding.pseudo_labels import PROMPT_VERSION, Prompt, Save, best_of
+from preceptor.grounding.pseudo_labels import AGAIN_TEMPERATURE, PROMPT_VERSION, Prompt, Save, best_of
 from preceptor.teachers.label_store import Label, LabelStoreKey
 
 if TYPE_CHECKING:
@@ -101,6 +101,21 @@ class LocalTeacher:
         A dialogue that is longer than the model's maximum is not answered. Raises UserError if a dialogue cannot be
         encoded for another reason.
         """
+        return self._answer(prompts, known, save, self.candidates, self.temperature, self.seed)
+
+    def answer_again(self, prompts: Sequence[Prompt], save: Save) -> Mapping[str, str]:
+        """Sample another answer to every prompt, as `answer`."""
+        return self._answer(prompts, (), save, 1, self.temperature or AGAIN_TEMPERATURE, self.seed + 1)
+
+    def _answer(
+        self,
+        prompts: Sequence[Prompt],
+        known: Collection[str],
+        save: Save,
+        candidates: int,
+        temperature: float,
+        seed: int,
+    ) -> Mapping[str, str]:
         reasons: dict[str, str] = {}
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
@@ -113,12 +128,12 @@ class LocalTeacher:
             if fitting:
                 generated = self.vlm.generate(
                     [dialogues[prompt.key] for prompt in fitting],
-                    candidates=self.candidates,
-                    temperature=self.temperature,
+                    candidates=candidates,
+                    temperature=temperature,
                     max_new_tokens=self.max_tokens,
                     with_confidence=True,
                     batch_size=len(fitting),
-                    seed=self._seed(fitting),
+                    seed=_seed(seed, fitting),
                 )
                 labels = [self._label(prompt, answers) for prompt, answers in zip(fitting, generated, strict=True)]
                 save([label for label in labels if label.key in missing])
@@ -133,13 +148,9 @@ class LocalTeacher:
             return f"longer than {self.vlm.encoder.cut_off} tokens"
         return None
 
-    def _seed(self, prompts: Sequence[Prompt]) -> int:
-        digest = hashlib.sha256(json.dumps([self.seed, *(prompt.key for prompt in prompts)]).encode())
-        return int(digest.hexdigest()[:12], 16)
-
     def _label(self, prompt: Prompt, answers: Sequence[Answer]) -> Label:
         texts = [answer.text for answer in answers]
-        best = best_of(texts)[0]
+        best = best_of([prompt.read(text) for text in texts])[0]
         answer = answers[best]
         assert answer.confidence is not None, "generated with confidence"
         assert answer.margin is not None, "generated with confidence"
@@ -154,3 +165,8 @@ class LocalTeacher:
             source="top_logprobs",
             candidates=tuple(texts) if len(texts) > 1 else (),
         )
+
+
+def _seed(seed: int, prompts: Sequence[Prompt]) -> int:
+    digest = hashlib.sha256(json.dumps([seed, *(prompt.key for prompt in prompts)]).encode())
+    return int(digest.hexdigest()[:12], 16)

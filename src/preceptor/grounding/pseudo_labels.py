@@ -21,7 +21,7 @@ from preceptor.data.grounding.box_formats import find_boxes, without_boxes
 from preceptor.data.images import content_hash
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
-from preceptor.grounding.answer_checks import FIXES, Reason, asks_for_box, first, most_common
+from preceptor.grounding.answer_checks import FIXES, asks_for_box, first, most_common
 from preceptor.grounding.selection import box_agreement, choose, word_overlap
 from preceptor.teachers.label_store import Label, LabelStoreKey, read_boxes, read_labels, read_store
 
@@ -247,9 +247,8 @@ def _unusable(labels: Sequence[Label | None], cut_off: bool) -> str | None:
     return first([reason for reason in reasons if not (cut_off and reason == "cut off")])
 
 
-def _reasons(label: Label) -> list[Reason]:
-    found: list[Reason] = ["empty"] * (not label.answer.strip()) + ["cut off"] * (not label.ended)  # type: ignore[list-item]
-    return [*found, *label.reasons]  # type: ignore[list-item]
+def _reasons(label: Label) -> list[str]:
+    return ["empty"] * (not label.answer.strip()) + ["cut off"] * (not label.ended) + list(label.reasons)
 
 
 def require_usable(usable: int, unusable: Mapping[str, int], floor: float, folder: Path, *, key: str) -> None:
@@ -259,7 +258,7 @@ def require_usable(usable: int, unusable: Mapping[str, int], floor: float, folde
         top = max(unusable, key=lambda reason: unusable[reason])
         raise UserError(
             f"{usable:,} of {total:,} answers of the teacher are usable, fewer than {key}{floor:g} "
-            f"({most_common(unusable)}): {FIXES[top]}; the answers are kept in {folder}"  # type: ignore[index]
+            f"({most_common(unusable)}): {FIXES[top]}; the answers are kept in {folder}"
         )
 
 

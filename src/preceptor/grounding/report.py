@@ -331,7 +331,7 @@ def _boxes(run: RunRecord) -> list[Any]:
                 "image": image,
                 "height": height,
                 "question": plain(row["question"]),
-                "boxes": [box for kind, text in texts.items() for box in _rectangles(text, kind, height)],
+                "boxes": [box for kind, text in texts.items() for box in rectangles(text, kind, height)],
                 "answers": [{"title": titles.get(k, "True"), "text": plain(text)} for k, text in texts.items()],
             }
         )
@@ -350,7 +350,7 @@ def _aspect(stage: Path, name: str) -> float:
         return image.height / image.width
 
 
-def _rectangles(text: str, key: str, height: float) -> list[dict[str, Any]]:
+def rectangles(text: str, key: str, height: float) -> list[dict[str, Any]]:
     """Return the boxes of a text in an image that is 1000 wide and `height` high."""
     found = []
     for match in find_boxes(text):

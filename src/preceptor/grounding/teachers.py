@@ -17,9 +17,10 @@ from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.dataset import TrainingExample
 from preceptor.grounding.dialogue_encoder import IGNORED
 from preceptor.grounding.evaluate import asker
+from preceptor.grounding.labeling import CheckSettings, teach
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, teach
+from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels
 from preceptor.grounding.reflection_round import Ask
 from preceptor.grounding.settings import PseudoLabelConfig
 from preceptor.grounding.topk_cache import TopKCache, TopKCacheKey, answers_key, topk_cache_key, write_topk_cache
@@ -95,7 +96,7 @@ def pseudo_labelled_examples(context: RunContext, teacher: GroundedVlm | None) -
         dialogues = [*context.readable("train"), *context.readable("unlabelled")]
         if processes().is_main_process:
             with on_device(teacher, recipe.method.teacher_offload):
-                teach(label_folder(context), context.data, dialogues, local)
+                teach(label_folder(context), context.data, dialogues, local, checks=CheckSettings(page=True))
         processes().wait_for_everyone()
     return read_pseudo_labels(context)
 
@@ -103,9 +104,12 @@ def pseudo_labelled_examples(context: RunContext, teacher: GroundedVlm | None) -
 def read_pseudo_labels(context: RunContext) -> list[TrainingExample]:
     """Return the questions that have a pseudo-label, and add a note to the data.
 
-    Raises UserError as `PseudoLabels.open`, if a confidence is unknown, and if no answer is usable.
+    Raises UserError as `PseudoLabels.open`, if a confidence is unknown, and if too few answers are usable
+    (`method.pseudo_labels.min_usable`) or none.
     """
-    labels = PseudoLabels.open(label_folder(context), context.data)
+    folder = label_folder(context)
+    labels = PseudoLabels.open(folder, context.data)
+    labels.require_usable(context.recipe.method.pseudo_labels.min_usable, folder)
     if (note := labels.note()) not in context.data.notes:
         context.data.notes.append(note)
     if not labels.labelled:
