@@ -139,6 +139,8 @@ def test_the_command(folder, tmp_path):
             str(tmp_path / "store"),
             "--max-tokens",
             "3",
+            "--min-usable",
+            "0",
             "--limit",
             "3",
             "--json",

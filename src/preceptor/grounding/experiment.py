@@ -42,8 +42,10 @@ from preceptor.grounding.teachers import (
     corrector,
     load_teacher,
     pseudo_labelled_examples,
+    store_findings,
     summary,
     token_teacher,
+    uses_store,
 )
 from preceptor.hub import find_pretrained
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
@@ -112,6 +114,11 @@ class GroundingExperiment(Experiment):
                     "folder of a Qwen-VL checkpoint, or set allow_downloads=true"
                 )
 
+        if uses_store(recipe):  # before a stage is trained
+            errors = [finding.reason for finding in store_findings(self.context) if finding.severity == "error"]
+            if errors:
+                raise UserError(errors[0])
+
     def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
         recipe, context, data = self.recipe, self.context, self.data
         method = recipe.method.for_stage(stage.kind)
@@ -126,7 +133,7 @@ class GroundingExperiment(Experiment):
         pseudo_labels: dict[str, Any] | None = None
         if share > 0:
             examples = pseudo_labelled_examples(context, teacher)
-            pseudo_labels = summary(examples, method.pseudo_labels, teacher)
+            pseudo_labels = summary(context, examples, teacher)
             # It does not depend on what a stage adds, so it is trained once for all of them.
             prior_method = recipe.method.for_stage("distilled")
             tokens = None
@@ -391,6 +398,8 @@ class GroundingExperiment(Experiment):
         found = check_dialogues(
             self.data, config.boxes, max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels
         )
+        if uses_store(self.recipe):
+            found += store_findings(self.context)
         if self.data.split("train") and not any(finding.severity == "error" for finding in found):
             notes, doubts = self._check_memory()
             self.data.notes += notes

@@ -195,6 +195,7 @@ class _Labeling:
     # Asking
 
     def _ask(self, prompts: Sequence[Prompt]) -> None:
+        prompts = [prompt for prompt in prompts if prompt.key not in self.unanswered]
         if all(prompt.key in self.store.keys for prompt in prompts):
             return
         asked = []

@@ -235,7 +235,10 @@ def _pseudo_labels(run: RunRecord) -> list[Any]:
         "Confidence is the mean probability of the most probable token, margin its distance to the second."
     )
     charts = [("Confidence of the teacher", confidence), ("Added by the curriculum", added)]
-    return [Text(about), Charts(charts, list(kinds.items()))]
+    left_out = entry.get("left_out") or {}
+    rows = [[reason, f"{n:,}"] for reason, n in sorted(left_out.items(), key=lambda pair: -pair[1])]
+    table = Table("Dialogues without a usable answer of the teacher", ["Reason", "Dialogues"], rows)
+    return [Text(about), Charts(charts, list(kinds.items())), *([table] if rows else [])]
 
 
 def _reflection(run: RunRecord) -> list[Any]:
