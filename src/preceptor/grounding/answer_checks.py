@@ -114,7 +114,7 @@ _REFUSALS = re.compile(
 _REASONING = re.compile(
     r"[<◁\[](?:/|\|)?\s*(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis|inner_?monologue"
     r"|begin_of_thought|end_of_thought|seed:think)\s*(?:\||/)?[>▷\]]"
-    r"|<\|(?:channel|begin_of_thought|end_of_thought|START_THINKING|END_THINKING)\|>|<｜?(?:think|tool▁calls)"
+    r"|<\|(?:channel|begin_of_thought|end_of_thought|START_THINKING|END_THINKING)\|>|<\|?(?:think|tool▁calls)"
     r"|\A(?:okay|ok|alright|hmm+|well|so)[,.]+ (?:so |now )?(?:let'?s|let me|i (?:need|should|have)|the user)"
     r"|\A(?:first, )?(?:let me think|let's think|i need to (?:think|figure|look|determine|analy[sz]e))"
     r"|\bthe user (?:is asking|asks|asked|wants|wanted)\b|\A(?:好的|嗯|首先)?[，,]?(?:用户(?:想|要|问|询问|让)|我需要)",
@@ -130,7 +130,7 @@ _ERRORS = re.compile(
     re.IGNORECASE,
 )
 _TOKENS = re.compile(
-    r"<[|｜][^<>|｜]{1,40}[|｜]>|</?(?:image|images|img|video|bos|eos|pad|unk|s|sep|cls|mask|patch|start_of_turn"
+    r"<\|(?!(?:object_ref|box)_(?:start|end)\|>)[^<>|]{1,40}\|>|</?(?:image|images|img|video|bos|eos|pad|unk|s|sep|cls|mask|patch|start_of_turn"
     r"|end_of_turn|start_of_image|end_of_image|image_soft_token|im_patch|im_start|im_end|answer|final|response)/?>"
     r"|<(?:unused|extra_id_|seg|loc|reserved_\w*)\d+>|\[/?INST\]|<</?SYS>>|\[(?:PAD|CLS|SEP|UNK|MASK|IMG|IMG_BREAK)\]"
     r"|(?:^|\n)\s*(?:system|user|human|assistant|###\s*\w+)\s*:|\A(?:system|user|human|assistant)\n",
@@ -140,7 +140,7 @@ _ONE_BOX = re.compile(
     r"\b(?:one|a single|exactly one|only one) (?:bounding )?box\b|(?:一|单)个?(?:方框|边界框|框)", re.IGNORECASE
 )
 _ASKS_FOR_BOX = re.compile(
-    r"\bb(?:ounding[ -]?)?box(?:es)?\b|\bbbox|\bcoordinates\b|<box>|方框|边界框|邊界框|坐标|座標|框出", re.IGNORECASE
+    r"\b(?:bounding[ -]?)?box(?:es)?\b|\bbbox|\bcoordinates\b|<box>|方框|边界框|邊界框|坐标|座標|框出", re.IGNORECASE
 )
 _PLACE = re.compile(r"\bwhere\b|\blocat(?:e|ion)\b|\bposition\b|哪里|哪裡|位置|何处", re.IGNORECASE)
 
@@ -181,7 +181,7 @@ def unusable(
         "reasoning": bool(_REASONING.search(text)),
         "cut off": not ended,
         "refusal": bool(_REFUSALS.search(plain)),
-        "special tokens": bool(_TOKENS.search(prose)),
+        "special tokens": bool(_TOKENS.search(text)),
         "repeated text": _repeats(prose) or any(count >= MOST_REPEATS for count in Counter(valid).values()),
         "echo of the question": _echoes(prose, question) or _echoes(prose, system_prompt),
         "wrong language": _other_language(without_boxes(question), prose),
