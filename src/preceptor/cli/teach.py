@@ -150,7 +150,7 @@ def teach(
         ask = AskSettings(temperature, candidates, max_tokens, seed, system_prompt, max_pixels, logprobs)
         labeler = EndpointTeacher(model, client, ask, concurrent=concurrent, max_tokens_total=max_tokens_total)
         request = teaching.gather(data, root, split, limit, question or ())
-        boxes = teaching.box_settings(request, box_format, measure, min_iou, labeler.size_sent)
+        boxes = teaching.box_settings(request, output, box_format, measure, min_iou, labeler.size_sent)
         confirm(teaching.estimate(request, output, labeler, boxes, agreement), yes, max_tokens_total)
     else:
         request = teaching.gather(data, root, split, limit, question or ())
@@ -161,7 +161,7 @@ def teach(
         if box_format is not None:
             raise UserError("--box-format is for --endpoint: that of a local teacher is known from its checkpoint")
         # The model translates boxes itself (`dialogue_encoder`); what is measured is whether they are right.
-        boxes = teaching.box_settings(request, None, measure, min_iou, candidates=[CANONICAL])
+        boxes = teaching.box_settings(request, output, None, measure, min_iou, candidates=[CANONICAL])
 
         vlm = GroundedVlm.load(str(teacher), max_pixels=max_pixels)
         labeler = LocalTeacher(

@@ -17,7 +17,7 @@ from preceptor.grounding.label_page import PAGE
 from preceptor.grounding.labeling import CheckSettings, teach
 from preceptor.grounding.pseudo_labels import ContentHashes, Labeler, Prompt, prompt_of
 from preceptor.grounding.sources import READERS, read_dialogues
-from preceptor.teachers.label_store import check_cache_key, holds_labels, read_labels
+from preceptor.teachers.label_store import check_cache_key, holds_labels, read_boxes, read_labels
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def gather(
 
 def box_settings(
     request: LabelingRequest,
+    folder: Path,
     box_format: str | None,
     measure: int,
     min_iou: float,
@@ -89,14 +90,14 @@ def box_settings(
     candidates: Sequence[str] = tuple(BOX_FORMATS),
 ) -> BoxSettings:
     """Return how the boxes of the teacher's answers are read; without `box_format` they are measured on `measure`
-    questions.
+    questions, unless the store in `folder` knows the format already.
 
     Raises UserError if boxes are asked for, `box_format` is None and the data have too few known boxes.
     """
-    about_boxes = any(mentions_box(prompt) for prompt in _all_prompts(request))
-    measured = request.known[:measure] if box_format is None and about_boxes else []
-    settings = BoxSettings(box_format, measured, min_iou, candidates, size_sent)
-    if box_format is None and about_boxes:
+    unknown = box_format is None and not (holds_labels(folder) and read_boxes(folder))
+    measures = unknown and any(mentions_box(prompt) for prompt in _all_prompts(request))
+    settings = BoxSettings(box_format, request.known[:measure] if measures else [], min_iou, candidates, size_sent)
+    if measures:
         settings.require_measurable()
     return settings
 
