@@ -229,14 +229,17 @@ def _connect(folder: Path, create: bool = False) -> sqlite3.Connection:
     if not create and not file.is_file():
         raise UserError(f"there are no pseudo-labels in {folder}: write them first with `preceptor teach`")
     # Readers open for writing, too: they roll back what a killed writer left, and fall back to reading by themselves.
-    mode = "rwc" if create else "rw"
     with _explaining(folder):
-        database = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=60)
+        if not file.is_file():  # the file appears with its tables, so that a reader never sees it without
+            temporary = file.with_name(f".{FILE}.tmp")
+            temporary.unlink(missing_ok=True)
+            with contextlib.closing(sqlite3.connect(temporary)) as database:
+                database.executescript(SCHEMA)
+            os.replace(temporary, file)
+        database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=60)
     try:
         with _explaining(folder):
             database.execute("PRAGMA synchronous = EXTRA")
-            if create and not database.execute("SELECT 1 FROM sqlite_master").fetchone():
-                database.executescript(SCHEMA)
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version != FORMAT:
                 raise UserError(
