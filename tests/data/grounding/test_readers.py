@@ -126,7 +126,7 @@ def write_turns(folder: Path, records: list, name: str = "mine.json") -> Path:
     for record in records:
         images = record.get("images", []) if isinstance(record, dict) else []
         for image in images if isinstance(images, list) else []:
-            (folder / Path(image).name).write_bytes(b"x")
+            (folder / Path(image).name).write_bytes(Path(image).name.encode())
     file = folder / name
     lines = "\n".join(json.dumps(record) for record in records)
     file.write_text(lines if name.endswith("l") else json.dumps(records))
@@ -167,10 +167,12 @@ def test_messages_systems_and_given_splits(tmp_path):
         "split": "val",
         "task": "mia",
         "modality": "mr",
+        "images": ["a.png"],
     }
     (dialogue,) = read_sharegpt(write_turns(tmp_path, [record])).samples
-    assert dialogue.turns == (("You are a radiologist.\nNormal?", "Yes"), ("Sure?", "Yes."))
-    assert (dialogue.split, dialogue.modality, dialogue.images) == ("validation", "mr", ())
+    assert dialogue.system == "You are a radiologist."
+    assert dialogue.turns == (("Normal?", "Yes"), ("Sure?", "Yes."))
+    assert (dialogue.split, dialogue.modality, dialogue.images) == ("validation", "mr", (tmp_path / "a.png",))
 
 
 @pytest.mark.parametrize(
