@@ -56,7 +56,8 @@ class EncodedDialogue:
         pixel_values: Patches (patches, numbers), or None.
         image_grid_thw: Patches in time, rows and columns of each image (N, 3), or None.
         modalities: Modality probabilities (N, 8) for guidance `clip`, or None.
-        box_size: Width and height that boxes in pixels refer to, or None if the model's boxes are not in pixels.
+        box_size: Width and height of the first image as boxes in pixels count them, or None if the model's boxes are
+            not in pixels.
     """
 
     id: str
@@ -108,10 +109,10 @@ class DialogueEncoder:
         Raises:
             LongDialogue: the dialogue is longer than the cut-off.
             UserError: an answer is empty, a text contains a special token other than `MARKS`, the chat template
-                misplaces an image or an answer, an image cannot be read, or boxes in pixels are not those of one image.
+                misplaces an image or an answer, or an image cannot be read.
         """
         grids, pixels = self._images(dialogue)
-        box_size = self._box_size(dialogue, grids, required=prompt)
+        box_size = next(iter(self.box_sizes(dialogue, grids)), None)
         dialogue = self._in_model_format(dialogue, box_size)
         ids: list[int] = []
         labels: list[int] = []
@@ -137,7 +138,12 @@ class DialogueEncoder:
         return EncodedDialogue(dialogue.id, torch.tensor(ids), torch.tensor(labels), pixels, grids, rows, box_size)
 
     def read_answer(self, text: str, row: EncodedDialogue) -> str:
-        """Return an answer of the model to an encoded prompt with its boxes in the canonical format."""
+        """Return an answer of the model to an encoded prompt with its boxes in the canonical format.
+
+        Without an image, boxes in pixels are left as they are.
+        """
+        if row.box_size is None and "pixels" in BOX_FORMATS[self.box_format].unit:
+            return text
         return to_canonical(text, self.box_format, row.box_size)
 
     def _in_model_format(self, dialogue: Dialogue, box_size: Size | None) -> Dialogue:
@@ -148,25 +154,27 @@ class DialogueEncoder:
         ]
         return replace(dialogue, turns=tuple(question_answers))
 
-    def _box_size(self, dialogue: Dialogue, grids: Tensor | None, *, required: bool) -> Size | None:
-        """Return the size that boxes in pixels refer to. It is needed if there are boxes, or if `required`."""
+    def box_sizes(self, dialogue: Dialogue, grids: Tensor | None) -> list[Size]:
+        """Return the size of each image that boxes in pixels refer to; no sizes if the model's are not in pixels."""
         unit = BOX_FORMATS[self.box_format].unit
         if "pixels" not in unit:
-            return None
-        required = required or any(find_boxes(text) for turn in dialogue.turns for text in turn)
+            return []
         if unit == "pixels" or grids is None:
-            sizes = {image_size(path) for path in dialogue.images}
-        else:
-            side = self.image_processor.patch_size
-            sizes = {(int(columns) * side, int(rows) * side) for _, rows, columns in grids.tolist()}
-        if len(sizes) == 1:
-            return sizes.pop()
-        if required and dialogue.images:
+            return [image_size(path) for path in dialogue.images]
+        side = self.image_processor.patch_size
+        return [(int(columns) * side, int(rows) * side) for _, rows, columns in grids.tolist()]
+
+    def require_one_box_size(self, dialogue: Dialogue, row: EncodedDialogue) -> None:
+        """Raise UserError if a dialogue has boxes in pixels and images of several sizes.
+
+        A text does not say to which image a box belongs, so that its pixels would be a guess.
+        """
+        sizes = set(self.box_sizes(dialogue, row.image_grid_thw))
+        if len(sizes) > 1 and any(find_boxes(text) for turn in dialogue.turns for text in turn):
             raise UserError(
-                f"dialogue {dialogue.id!r} has images of {len(sizes)} sizes, and this model writes boxes in pixels "
-                f"({self.box_format}); train with student.model.box_format=qwen3-vl, or divide the dialogue"
+                f"dialogue {dialogue.id!r} has boxes and images of {len(sizes)} sizes, and this model writes boxes in "
+                f"pixels ({self.box_format}); set the model's box_format to qwen3-vl, or divide the dialogue"
             )
-        return None
 
     def parts(self, dialogue: Dialogue, *, prompt: bool = False) -> list[tuple[str, bool]]:
         """Return the rendered dialogue as a list of (text, whether it is an answer).
