@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -253,13 +254,27 @@ class DialogueEncoder:
             messages.append({"role": "user", "content": parts})
             if not (prompt and number == turns - 1):
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-        if dialogue.system and dialogue.system.strip() not in rendered:
+        if dialogue.system and not self._knows_system:
             raise UserError(
-                f"the chat template of the checkpoint drops the system message of dialogue {dialogue.id!r}; use "
-                "another one (chat_template.jinja in the folder of the checkpoint), or remove the message"
+                f"the chat template of the checkpoint has no system messages, and dialogue {dialogue.id!r} has one; "
+                "use another template (chat_template.jinja in the folder of the checkpoint), or remove the message"
             )
-        return rendered
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+
+    @cached_property
+    def _knows_system(self) -> bool:
+        """Whether the chat template writes a system message, and not as one of the user or the assistant."""
+
+        def render(role: str) -> str:
+            messages = [(role, "Instructions"), ("user", "Question"), ("assistant", "Answer")]
+            parts = [{"role": name, "content": [{"type": "text", "text": text}]} for name, text in messages]
+            try:
+                return self.tokenizer.apply_chat_template(parts, tokenize=False)
+            except Exception:  # templates raise errors of their own for roles that they do not know
+                return ""
+
+        system = render("system")
+        return "Instructions" in system and system not in (render("user"), render("assistant"))
 
     def _check_texts(self, dialogue: Dialogue, answered: Sequence[tuple[str, str]]) -> None:
         for token in self._ends:
