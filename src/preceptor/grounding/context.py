@@ -106,6 +106,7 @@ class RunContext:
                 lora=LoraSettings(config.lora.rank, config.lora.alpha, config.lora.dropout),
                 cut_off=config.cut_off,
                 dtype=torch.bfloat16 if half else torch.float32,
+                box_format=None if config.box_format == "auto" else config.box_format,
                 allow_downloads=self.recipe.allow_downloads,
                 modality_rows=self.modality_rows,
             )

@@ -139,6 +139,13 @@ class GroundingExperiment(Experiment):
             tokens = None
             if teacher is not None:
                 student = context.load(source, config.model, None, recipe.seed)
+                formats = {teacher.encoder.box_format, student.encoder.box_format}
+                if len(formats) > 1 and method.pseudo_labels.logits != "none":
+                    raise UserError(
+                        f"teacher and student write boxes in different formats ({', '.join(sorted(formats))}), so that "
+                        "their tokens differ; set method.pseudo_labels.logits=none, or student.model.box_format="
+                        f"{teacher.encoder.box_format}"
+                    )
                 tokens = token_teacher(context, teacher, student, examples)
             prior = TrainingPhase(
                 PRIOR,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,9 @@ from preceptor.data.grounding.box_formats import (
 from preceptor.data.grounding.boxes import SIDE, Box, iou
 from preceptor.errors import UserError
 
+Sizes = Callable[[], Sequence[Size] | None]
+"""Function that returns the sizes of the images of a text, or None if they are unknown. It is called only if they
+matter."""
 MARGIN = 0.05
 """Difference of mean IoU between the best two formats from which the best one is clear."""
 SWAPPED = 0.1
@@ -52,10 +55,10 @@ class FormatDecision:
 class _Group:
     """The boxes of one syntax, with the sizes of their images and the places of their texts."""
 
-    boxes: list[tuple[WrittenBox, str, Sequence[Size]]] = field(default_factory=list)
+    boxes: list[tuple[WrittenBox, str, Sizes]] = field(default_factory=list)
 
 
-def decide_format(texts: Iterable[tuple[str, str, Sequence[Size]]]) -> FormatDecision:
+def decide_format(texts: Iterable[tuple[str, str, Sizes]]) -> FormatDecision:
     """Decide in which format a whole data set writes its boxes.
 
     A syntax of one family alone decides. Marked or bare corners ``(x,y),(x,y)`` are thousandths, unless all values are
@@ -63,7 +66,7 @@ def decide_format(texts: Iterable[tuple[str, str, Sequence[Size]]]) -> FormatDec
     leaves its image. Nothing is decided if several formats remain.
 
     Args:
-        texts: (text, place, sizes of its images) of all texts. The sizes are needed for boxes in pixels only.
+        texts: (text, place, sizes of its images) of all texts.
     """
     groups: dict[str, _Group] = {}
     count = 0
@@ -116,7 +119,7 @@ def _decide_group(kind: str, group: _Group) -> FormatDecision:
     if _inside(numbers, lambda size: size):
         candidates.append("xyxy-pixels")
     if kind == "bbox_2d" and _inside(numbers, smart_resize):
-        resized = any(smart_resize(size) != size for _, _, sizes in numbers for size in sizes)
+        resized = any(smart_resize(size) != size for *_, sizes in numbers for size in sizes() or ())
         if resized or "xyxy-pixels" not in candidates:
             candidates.append("qwen2.5-vl")
     if len(candidates) == 1 and not (kind == "corners" and candidates[0] != CANONICAL):
@@ -131,11 +134,14 @@ def _decide_group(kind: str, group: _Group) -> FormatDecision:
     return FormatDecision(None, 0, tuple(candidates), reason)
 
 
-def _inside(numbers: Sequence[tuple[Sequence[float], str, Sequence[Size]]], seen: object) -> bool:
-    """Return whether every box is inside one of the images of its text."""
+def _inside(numbers: Sequence[tuple[Sequence[float], str, Sizes]], seen: Callable[[Size], Size]) -> bool:
+    """Return whether every box is inside one of the images of its text. Images of unknown size contain every box."""
     for (x0, y0, x1, y1), _, sizes in numbers:
-        seen_sizes = [seen(size) for size in sizes]  # type: ignore[operator]
-        if not any(max(x0, x1) <= width and max(y0, y1) <= height for width, height in seen_sizes):
+        known = sizes()
+        seen_sizes = [seen(size) for size in known or ()]
+        if known is not None and not any(
+            max(x0, x1) <= width and max(y0, y1) <= height for width, height in seen_sizes
+        ):
             return False
     return all(min(values) >= 0 for values, *_ in numbers)
 

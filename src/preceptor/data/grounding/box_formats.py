@@ -110,7 +110,7 @@ FAMILY_FORMATS = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl", "qwen3_vl"
 """Format by `model_type` of a checkpoint's configuration."""
 
 
-def box_format(name: str) -> BoxFormat:
+def require_format(name: str) -> BoxFormat:
     """Return a format. Raises UserError if the name is not known."""
     if name not in BOX_FORMATS:
         raise UserError(f"box format {name!r} is not known{nearest(name, BOX_FORMATS)}")
@@ -447,7 +447,7 @@ def parse(text: str, format: str, size: Size | None = None) -> list[TextBox]:
     Raises:
         UserError: the format is not known, or needs a size.
     """
-    speaker = box_format(format)
+    speaker = require_format(format)
     return [box for passage in _find(text) for box in _boxes(passage, speaker, size)]
 
 
@@ -478,8 +478,9 @@ def written_boxes(text: str) -> list[WrittenBox]:
 
 
 def is_native(text: str, format: str) -> bool:
-    """Return whether all boxes of a text are written as `format` writes them."""
-    return all(_is_native(text, passage, box_format(format)) for passage in _find(text))
+    """Return whether all boxes of a text are written exactly as `format` writes them, with its marks."""
+    speaker = require_format(format)
+    return all(_is_native(text, p, speaker) and p.marked == (speaker.marks is not None) for p in _find(text))
 
 
 def write(
@@ -496,7 +497,7 @@ def write(
         format: name of the format.
         size: as for `parse`.
     """
-    speaker = box_format(format)
+    speaker = require_format(format)
     names = [labels] * len(boxes) if isinstance(labels, str) else list(labels)
     numbers = [_to_numbers(box, speaker, size) for box in boxes]
     return _WRITERS[speaker.syntax](numbers, names, speaker)
@@ -581,29 +582,51 @@ def convert(text: str, source: str, target: str, size: Size | None = None, *, ta
     Raises:
         UserError: a format is not known, or needs a size.
     """
-    speaker, reader = box_format(source), box_format(target)
+    speaker, reader = require_format(source), require_format(target)
+    return _convert(text, _find(text), speaker, reader, size, target_size or size)
+
+
+def to_canonical(text: str, source: str, size: Size | None = None) -> str:
+    """Translate an answer of a model or a text of a data set, for storage (see `convert`)."""
+    return convert(text, source, CANONICAL, size)
+
+
+def from_canonical(text: str, target: str, size: Size | None = None) -> str:
+    """Translate a stored text for a model (see `convert`).
+
+    Only marked boxes and bare corners are boxes of a stored text; a list of four numbers is text.
+    """
+    stored = [p for p in _find(text) if p.marked or p.syntax == "corners"]
+    return _convert(text, stored, BOX_FORMATS[CANONICAL], require_format(target), None, size)
+
+
+def _convert(
+    text: str,
+    passages: Sequence[_Passage],
+    speaker: BoxFormat,
+    reader: BoxFormat,
+    size: Size | None,
+    target_size: Size | None,
+) -> str:
     same_unit = (speaker.unit, speaker.y_first) == (reader.unit, reader.y_first)
+    begin, end = reader.marks[2:] if reader.marks is not None else ("", "")
     pieces, done = [], 0
-    for passage in _find(text):
+    for passage in passages:
         if same_unit and _is_native(text, passage, reader):
             continue
         boxes = _boxes(passage, speaker, size)
-        pieces.append(_plain_references(text[done : passage.start], reader))
-        if all(box.box is None for box in boxes):
-            raw = text[passage.start : passage.end]
-            already = passage.marked or reader.marks is None
-            pieces.append(_plain_references(raw, reader) if already else reader.marks[2] + raw + reader.marks[3])  # type: ignore[index]
+        readable = [(box.box, box.label) for box in boxes if box.box is not None]
+        pieces.append(_translate_references(text[done : passage.start], reader))
+        if readable:
+            numbers, labels = zip(*readable, strict=True)
+            pieces.append(write(numbers, labels, reader.name, target_size))
+            pieces += [begin + box.text + end for box in boxes if box.box is None]
+        elif passage.marked:
+            pieces.append(_translate_references(text[passage.start : passage.end], reader))
         else:
-            good = [box for box in boxes if box.box is not None]
-            pieces.append(
-                write([box.box for box in good if box.box], [box.label for box in good], target, target_size or size)
-            )
-            for box in boxes:
-                if box.box is None and reader.marks is not None:
-                    pieces.append(reader.marks[2] + box.text + reader.marks[3])
+            pieces.append(begin + text[passage.start : passage.end] + end)
         done = passage.end
-    pieces.append(_plain_references(text[done:], reader))
-    return "".join(pieces)
+    return "".join([*pieces, _translate_references(text[done:], reader)])
 
 
 def _is_native(text: str, passage: _Passage, format: BoxFormat) -> bool:
@@ -615,11 +638,11 @@ def _is_native(text: str, passage: _Passage, format: BoxFormat) -> bool:
     return format.marks[2] in text[passage.start : passage.end]
 
 
-def _plain_references(text: str, format: BoxFormat) -> str:
+def _translate_references(text: str, format: BoxFormat) -> str:
     """Give marked names without a box the marks of a format, or none."""
+    before, after = format.marks[:2] if format.marks is not None else ("", "")
     for marks in _MARKS:
         if marks is not format.marks:
-            before, after = format.marks[:2] if format.marks is not None else ("", "")
             text = text.replace(marks[0], before).replace(marks[1], after)
     return text
 
@@ -664,7 +687,7 @@ def write_reference(name: str) -> str:
 
 def rename_marks(text: str, format: str) -> str:
     """Replace the marks of all formats by those of one format, and leave everything else as it is."""
-    marks = box_format(format).marks
+    marks = require_format(format).marks
     assert marks is not None
     for others in _MARKS:
         for new, old in zip(marks, others, strict=True):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from preceptor.data.grounding.box_formats import edit_marked
+from preceptor.data.grounding.box_formats import edit_marked, find_boxes
 from preceptor.data.grounding.boxes import Box, repair_box, validate_box
 from preceptor.errors import UserError, nearest
 
@@ -70,3 +70,23 @@ def apply_to_turns(
     if any(text is None for turn in checked for text in turn):
         return None
     return tuple((str(question), str(answer)) for question, answer in checked)
+
+
+def require_inside(texts: Iterable[str], format: str, place: str) -> None:
+    """Check that most boxes are inside their images. Otherwise the format is wrong, and repairing would hide it.
+
+    Args:
+        texts: texts in the canonical language.
+        format: format in which they were read, for messages.
+        place: place of the texts, for messages.
+
+    Raises:
+        UserError: there are at least 4 boxes, and more than half of them leave their image.
+    """
+    boxes = [found.box for text in texts for found in find_boxes(text) if found.box is not None]
+    outside = sum("outside" in validate_box(box) for box in boxes)
+    if len(boxes) >= 4 and outside > len(boxes) / 2:
+        raise UserError(
+            f"{place}: {outside} of {len(boxes)} boxes leave their image if they are read as {format}; name the format "
+            "of the boxes with data.box_format"
+        )
