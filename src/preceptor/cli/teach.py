@@ -69,6 +69,12 @@ def teach(
     max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Largest number of tokens of an answer.")] = 256,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = 0,
     system_prompt: Annotated[str, typer.Option(metavar="TEXT", help="System prompt of each dialogue.")] = "",
+    data_box_format: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="How your own file writes boxes (data.box_format). Default: as its texts show."
+        ),
+    ] = "auto",
     box_format: Annotated[
         str | None,
         typer.Option(
@@ -149,11 +155,11 @@ def teach(
         )
         ask = AskSettings(temperature, candidates, max_tokens, seed, system_prompt, max_pixels, logprobs)
         labeler = EndpointTeacher(model, client, ask, concurrent=concurrent, max_tokens_total=max_tokens_total)
-        request = teaching.gather(data, root, split, limit, question or ())
+        request = teaching.gather(data, root, split, limit, question or (), data_box_format)
         boxes = teaching.box_settings(request, output, box_format, measure, min_iou, labeler.size_sent)
         confirm(teaching.estimate(request, output, labeler, boxes, agreement), yes, max_tokens_total)
     else:
-        request = teaching.gather(data, root, split, limit, question or ())
+        request = teaching.gather(data, root, split, limit, question or (), data_box_format)
         from preceptor.data.grounding.box_formats import CANONICAL
         from preceptor.grounding.local_teacher import LocalTeacher
         from preceptor.grounding.model import GroundedVlm

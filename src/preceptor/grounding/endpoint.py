@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image
 
 from preceptor.data.grounding.box_formats import mark_boxes
+from preceptor.data.grounding.image_marks import split_at_images
 from preceptor.data.images import image_size, load_image
 from preceptor.errors import UserError
 from preceptor.grounding.pseudo_labels import AGAIN_TEMPERATURE, PROMPT_VERSION, Prompt, Save, best_of
@@ -181,18 +182,20 @@ class EndpointTeacher:
 
     def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
         dialogue = prompt.dialogue
-        images = [
-            {"type": "image_url", "image_url": {"url": _data_url(_load(path, self.ask.max_pixels))}}
-            for path in dialogue.images
-        ]
-        system = self.ask.system_prompt
+        system = "\n".join(text for text in (self.ask.system_prompt, dialogue.system) if text)
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-        for number, (question, answer) in enumerate(dialogue.turns):
-            text = {"type": "text", "text": question}
-            messages.append({"role": "user", "content": [*images, text] if number == 0 else question})
+        contents = split_at_images([question for question, _ in dialogue.turns], dialogue.images)
+        for number, (content, (question, answer)) in enumerate(zip(contents, dialogue.turns, strict=True)):
+            plain = number > 0 and not any(isinstance(part, Path) for part in content)
+            messages.append({"role": "user", "content": question if plain else [self._part(part) for part in content]})
             if number < len(dialogue.turns) - 1:
                 messages.append({"role": "assistant", "content": answer})
         return messages
+
+    def _part(self, part: str | Path) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        return {"type": "image_url", "image_url": {"url": _data_url(_load(part, self.ask.max_pixels))}}
 
     def _label(self, prompt: Prompt, choices: Sequence[Mapping[str, Any]]) -> Label:
         texts = [_END_MARKS.sub("", str(choice["message"].get("content") or "")).strip() for choice in choices]

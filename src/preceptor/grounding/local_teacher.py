@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from preceptor.data.grounding.box_formats import CANONICAL
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 from preceptor.grounding.pseudo_labels import AGAIN_TEMPERATURE, PROMPT_VERSION, Prompt, Save, best_of
@@ -32,14 +33,16 @@ def vlm_fingerprint(vlm: GroundedVlm) -> str:
 
 
 def preprocessing(vlm: GroundedVlm) -> dict[str, Any]:
-    """Return the settings of the image processor, as JSON values, and the maximum length of dialogues in tokens."""
+    """Return the settings of the image processor, as JSON values, the maximum length of dialogues in tokens, and the
+    model's format of boxes if it is not the canonical one."""
     settings = json.loads(vlm.encoder.image_processor.to_json_string())
     settings.pop("processor_class", None)
-    return {"images": settings, "cut_off": vlm.encoder.cut_off}
+    format = vlm.encoder.box_format
+    return {"images": settings, "cut_off": vlm.encoder.cut_off} | ({} if format == CANONICAL else {"boxes": format})
 
 
 def with_system_prompt(dialogue: Dialogue, system_prompt: str) -> Dialogue:
-    """Return the dialogue with the system prompt as the first line of its first question, as in `read_sharegpt`."""
+    """Return the dialogue with the system prompt as the first line of its first question."""
     if not system_prompt or not dialogue.turns:
         return dialogue
     (question, answer), *rest = dialogue.turns

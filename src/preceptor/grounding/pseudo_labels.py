@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from preceptor.data.grounding.box_formats import find_boxes, without_boxes
+from preceptor.data.grounding.image_marks import MARK
 from preceptor.data.images import content_hash
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
@@ -76,12 +77,13 @@ class RepeatingLabeler(Labeler, Protocol):
         ...
 
 
-def question_key(images: Sequence[str], history: Sequence[tuple[str, str]], question: str) -> str:
+def question_key(images: Sequence[str], history: Sequence[tuple[str, str]], question: str, system: str = "") -> str:
     """Return the SHA-256, in hex, of a question's content.
 
-    `images` are the SHA-256 of the image files' bytes, `history` the earlier turns as the data set has them.
+    `images` are the SHA-256 of the image files' bytes, `history` the earlier turns as the data set has them, `system`
+    is the system message of the dialogue.
     """
-    content = [list(images), [list(turn) for turn in history], question]
+    content = [list(images), [list(turn) for turn in history], question, *([system] if system else [])]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -100,7 +102,9 @@ class ContentHashes:
     def keys(self, dialogue: Dialogue) -> list[str]:
         """Return the key of each of a dialogue's questions."""
         images = self.of(dialogue)
-        return [question_key(images, dialogue.turns[:i], turn[0]) for i, turn in enumerate(dialogue.turns)]
+        return [
+            question_key(images, dialogue.turns[:i], turn[0], dialogue.system) for i, turn in enumerate(dialogue.turns)
+        ]
 
 
 def prompts_of_turn(
@@ -130,7 +134,10 @@ def prompt_of(dialogue: Dialogue, turn: int, key: str, history: Sequence[tuple[s
     """Return the prompt for question number `turn` of a dialogue of the data, after the turns `history`."""
     question, truth = dialogue.turns[turn]
     wants_box = asks_for_box(question, truth, dialogue.task, alone=len(dialogue.turns) == 1)
-    return Prompt(key, turn, replace(dialogue, turns=(*history, (question, ""))), wants_box)
+    images, marks = dialogue.images, [asked.count(MARK) for asked, _ in dialogue.turns]
+    if sum(marks) == len(images):  # those of later questions are not shown yet
+        images = images[: sum(marks[: turn + 1])]
+    return Prompt(key, turn, replace(dialogue, images=images, turns=(*history, (question, ""))), wants_box)
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,14 @@ class LabelingRequest:
 
 
 def gather(
-    names: Sequence[str], root: Path | None, split: Split | None, limit: int | None, questions: Sequence[str] = ()
+    names: Sequence[str],
+    root: Path | None,
+    split: Split | None,
+    limit: int | None,
+    questions: Sequence[str] = (),
+    data_box_format: str = "auto",
 ) -> LabelingRequest:
-    """Read the data sets `names` (`read_dialogues`) and choose the questions to ask.
+    """Read the data sets `names` (`read_dialogues` with `data_box_format`) and choose the questions to ask.
 
     The default of `split` is `train` if any data set has training rows, else `unlabelled`. Dialogues about an image
     that is byte-equal to a validation or test image of any of the data sets are left out.
@@ -50,7 +55,7 @@ def gather(
         raise UserError(f"--split {split}: give train or unlabelled")
     if root is not None and len(names) > 1:
         raise UserError("--root is for one data set: set PRECEPTOR_DATA, or run the command once per data set")
-    read = [read_dialogues(name, root, questions=questions) for name in names]
+    read = [read_dialogues(name, root, questions=questions, box_format=data_box_format) for name in names]
     # The name of a user's file or folder may be a patient's.
     labels = [one.name if name in READERS else "own data" for name, one in zip(names, read, strict=True)]
     whole = GroundingDataset(
