@@ -16,6 +16,7 @@ from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.grounding.box_convention import BoxConvention
 from preceptor.grounding.report import plain, rectangles
+from preceptor.report.format import percent
 from preceptor.report.page import Fragment, Page, Section, Text
 from preceptor.report.pictures import as_uri, encode_png
 from preceptor.report.tables import Table
@@ -41,6 +42,7 @@ def write_label_page(
     counts: tuple[int, Mapping[str, int]],
     convention: BoxConvention,
     random: Sequence[LabelView],
+    boxes: Sequence[LabelView],
     unusable: Sequence[LabelView],
 ) -> Path:
     """Write FOLDER/labels.html and return its path.
@@ -51,16 +53,18 @@ def write_label_page(
         counts: number of usable answers, and of the others by reason.
         convention: how the teacher writes boxes.
         random: answers drawn at random.
+        boxes: answers to questions about places, drawn at random.
         unusable: one example of each reason.
     """
     usable, bad = counts
     total = usable + sum(bad.values())
-    rows = [["usable", f"{usable:,}", f"{usable / max(1, total):.0%}"]]
-    rows += [[reason, f"{n:,}", f"{n / total:.0%}"] for reason, n in bad.items()]
-    boxes = convention.sentence()
+    rows = [[name, f"{n:,}", percent(n / max(1, total))] for name, n in [("usable", usable), *bad.items()]]
+    measured = convention.sentence()
+    about = Text(f"{measured[0].upper()}{measured[1:]}.")
     sections = [
-        Section("counts", "Answers", [Text(f"{boxes[0].upper()}{boxes[1:]}."), Table("", ["Answers", "n", "%"], rows)]),
+        Section("counts", "Answers", [about, Table("", ["Answers", "n", "%"], rows)]),
         Section("random", "Random answers", _pictures(random)),
+        Section("boxes", "More answers with boxes", _pictures(boxes)),
         Section("unusable", "Unusable answers", _pictures(unusable)),
     ]
     facts = [f"Teacher {teacher[:40]}: {total:,} answers, {usable:,} of them usable"]
@@ -71,7 +75,8 @@ def write_label_page(
 
 def _pictures(views: Sequence[LabelView]) -> list[Any]:
     pictures = [_picture(view) for view in views]
-    legend = [("teacher", "teacher's box")] + [("true", "true box")] * any(view.truth for view in views)
+    keys = {box["key"] for picture in pictures for box in picture["boxes"]}
+    legend = [pair for pair in (("teacher", "teacher's box"), ("true", "true box")) if pair[0] in keys]
     data = {"legend": legend, "pictures": pictures}
     return [Fragment("grounding/templates/boxes.html.j2", data)] if pictures else []
 

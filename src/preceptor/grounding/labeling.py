@@ -304,8 +304,9 @@ class _Labeling:
         assert self.convention is not None
         usable, bad = self._count()
         keys = sorted(self.keys & self.labels.keys())
-        rest = [key for key in keys[FIRST:] if self.labels[key].reasons]
-        examples = {self.labels[key].reasons[0]: key for key in reversed(rest)}
+        boxed = [key for key in keys[FIRST:] if self.prompts[key].wants_box][: FIRST // 2]
+        bad_keys = [key for key in keys[FIRST:] if self.labels[key].reasons and key not in boxed]
+        examples = {self.labels[key].reasons[0]: key for key in reversed(bad_keys)}
 
         def view(key: str) -> LabelView:
             return LabelView(self.prompts[key].dialogue, self.labels[key], self.truths.get(key, ""))
@@ -316,6 +317,7 @@ class _Labeling:
             (usable, bad),
             self.convention,
             [view(key) for key in keys[:FIRST]],
+            [view(key) for key in boxed],
             [view(key) for key in examples.values()],
         )
         log.info("%d of the %d answers are shown in %s", min(FIRST, len(keys)), len(keys), path)
