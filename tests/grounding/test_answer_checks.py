@@ -133,6 +133,8 @@ def test_what_is_not_an_answer_is_refused_for_its_reason(question, answer, reaso
         (ZH, "不能"),
         (ZH, "X光"),
         (ZH, "CT"),
+        (ZH, "mri"),
+        (EN, "Chiari type I cannot be excluded."),
         (ZH, "T2加权像 MRI"),
         (WHERE, f"<|object_ref_start|>liver<|object_ref_end|>{BOX}"),
         (WHERE, f"The liver is at {BOX} and {write_box((1, 2, 30, 40))}."),
@@ -186,6 +188,8 @@ def test_a_teacher_that_always_gives_one_answer():
     # One question about all images may have one answer, "no" may be right, and half is not most.
     assert same_answers([(key, "What is shown?", answer) for key, _, answer in always]) == set()
     assert same_answers([(key, question, "no") for key, question, _ in always]) == set()
+    assert same_answers([(key, question, "No, it is not visible.") for key, question, _ in always]) == set()
+    assert len(same_answers([(key, "Where is it?", BOX) for key, *_ in always])) == 30
     half = [(key, q, answer if int(key) % 2 else f"{answer} {key} more") for key, q, answer in always]
     assert same_answers(half) == set()
     assert same_answers([(key, question, BOX) for key, question, _ in always]) == {key for key, *_ in always}

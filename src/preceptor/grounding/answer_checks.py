@@ -76,8 +76,8 @@ _REFUSALS = re.compile(
             # English
             rf"\b{_FIRST_PERSON} ?(?:am|'m|are|'re)? ?(?:so |very |truly )?(?:sorry|apologi[sz]e)\b",
             r"^(?:sorry\b|my apologies\b|apologies\b)",
-            # "I do not see a fracture" is an answer, "I do not see an image" is not.
-            rf"\b{_FIRST_PERSON} ?{_CANNOT}\b(?! (?:see|detect|find|observe|notice)\b"
+            # "I do not see a fracture" and "type I cannot be excluded" are answers, "I do not see an image" is not.
+            rf"\b{_FIRST_PERSON} ?{_CANNOT}\b(?! be )(?! (?:see|detect|find|observe|notice)\b"
             r"(?! (?:any |an? |the |your )?(?:attached |uploaded |medical )?(?:image|picture|photo|file)))",
             r"\bas an? (?:[\w-]+ ){0,3}(?:ai|artificial intelligence|language model|llm|assistant|chatbot)\b",
             r"\b(?:i am|i'm) (?:just |only )?(?:an? (?:[\w-]+ ){0,3}(?:ai|language model|assistant|chatbot)\b|not an? "
@@ -133,7 +133,7 @@ _TOKENS = re.compile(
     r"<\|(?!(?:object_ref|box)_(?:start|end)\|>)[^<>|]{1,40}\|>|</?(?:image|images|img|video|bos|eos|pad|unk|s|sep|cls|mask|patch|start_of_turn"
     r"|end_of_turn|start_of_image|end_of_image|image_soft_token|im_patch|im_start|im_end|answer|final|response)/?>"
     r"|<(?:unused|extra_id_|seg|loc|reserved_\w*)\d+>|\[/?INST\]|<</?SYS>>|\[(?:PAD|CLS|SEP|UNK|MASK|IMG|IMG_BREAK)\]"
-    r"|(?:^|\n)\s*(?:system|user|human|assistant|###\s*\w+)\s*:|\A(?:system|user|human|assistant)\n",
+    r"|(?:^|\n)\s*(?:user|human|assistant|###\s*\w+)\s*:|\A(?:system|user|human|assistant)\n",
     re.IGNORECASE,
 )
 _ONE_BOX = re.compile(
@@ -143,6 +143,10 @@ _ASKS_FOR_BOX = re.compile(
     r"\b(?:bounding[ -]?)?box(?:es)?\b|\bbbox|\bcoordinates\b|<box>|方框|边界框|邊界框|坐标|座標|框出", re.IGNORECASE
 )
 _PLACE = re.compile(r"\bwhere\b|\blocat(?:e|ion)\b|\bposition\b|哪里|哪裡|位置|何处", re.IGNORECASE)
+
+
+_ABBREVIATIONS = {"ct", "cta", "mr", "mri", "mra", "pet", "spect", "us", "dwi", "adc", "flair", "dsa", "ray", "xray"}
+_CLOSED = {"yes", "no", "there", "none", "not", "是", "否", "不", "没", "无", "有"}
 
 
 def asks_for_box(question: str, truth: str = "", task: str = "", alone: bool = True) -> bool:
@@ -206,8 +210,8 @@ def most_common(counts: Mapping[str, int]) -> str:
 def same_answers(rows: Sequence[tuple[str, str, str]]) -> set[str]:
     """Return the keys of the answers of a teacher that does not look: one answer to most questions.
 
-    `rows` are (key, question, answer). Only boxes and phrases of four words are compared, because "no" and "CT" are the
-    right answer to many questions; and only if the questions differ.
+    `rows` are (key, question, answer). Only boxes are compared, and phrases of at least four words if the questions
+    differ: "CT" and "No, there is none." may be the right answer to most questions.
     """
     shapes = {key: _shape(answer) for key, _, answer in rows}
     compared = [(key, question) for key, question, _ in rows if shapes[key]]
@@ -215,14 +219,14 @@ def same_answers(rows: Sequence[tuple[str, str, str]]) -> set[str]:
         return set()
     top, count = Counter(shapes[key] for key, _ in compared).most_common(1)[0]
     keys = {key for key, _ in compared if shapes[key] == top}
-    questions = {question for key, question in compared if key in keys}
-    return keys if count >= SAME_SHARE * len(compared) and len(questions) > 1 else set()
+    different = len({question for key, question in compared if key in keys}) > 1 or top.startswith("(")
+    return keys if count >= SAME_SHARE * len(compared) and different else set()
 
 
 def _shape(answer: str) -> str:
     boxes = [str(found.box) for found in find_boxes(answer)]
     words = tokens(without_boxes(answer))
-    return " ".join(boxes) if boxes else (" ".join(words) if len(words) >= 4 else "")
+    return " ".join(boxes) if boxes else (" ".join(words) if len(words) >= 4 and words[0] not in _CLOSED else "")
 
 
 def script(character: str) -> str:
@@ -262,7 +266,8 @@ def _other_language(question: str, answer: str) -> bool:
         latin = [word for word in re.findall(r"[^\W\d_]+", answer) if script(word[0]) == "LATIN"]
         others = any(script(character) not in ("", "LATIN") for character in answer)
         if asked and not others:
-            return any(word.islower() and len(word) > 1 for word in latin) or len(latin) > 3
+            words = [word for word in latin if word.lower() not in _ABBREVIATIONS]
+            return any(word.islower() and len(word) > 1 for word in words) or len(words) > 3
     said = _main_script(answer)
     families = {"HIRAGANA": "CJK", "KATAKANA": "CJK"}
     return bool(asked and said and said != "LATIN") and families.get(asked, asked) != families.get(said, said)
