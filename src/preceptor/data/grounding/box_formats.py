@@ -200,7 +200,8 @@ _N = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _NUMBER = re.compile(_N)
 _CORNERS = re.compile(rf"\(\s*({_N})\s*,\s*({_N})\s*\)\s*,\s*\(\s*({_N})\s*,\s*({_N})\s*\)")
 _QUAD = rf"{_N}\s*,\s*{_N}\s*,\s*{_N}\s*,\s*{_N}"
-_ITEM = rf"\[\s*{_QUAD}\s*,?\s*\]|\[\s*\[\s*{_N}\s*,\s*{_N}\s*\]\s*,\s*\[\s*{_N}\s*,\s*{_N}\s*\]\s*,?\s*\]"
+_PAIR = rf"\[\s*{_N}\s*,\s*{_N}\s*\]"
+_ITEM = rf"\[\s*{_QUAD}\s*,?\s*\]|\(\s*{_QUAD}\s*\)|\[\s*{_PAIR}\s*,\s*{_PAIR}\s*,?\s*\]"
 _LIST = re.compile(_ITEM)
 _LISTS = re.compile(rf"\[\s*(?:{_ITEM})(?:\s*,\s*(?:{_ITEM}))*\s*,?\s*\]|{_ITEM}|{_QUAD}|{_N}\s+{_N}\s+{_N}\s+{_N}")
 _MARKED = re.compile("|".join(f"{re.escape(m[2])}(.*?){re.escape(m[3])}" for m in _MARKS), re.DOTALL)
@@ -223,11 +224,12 @@ _NAMED = tuple(
         ("left", "top", "right", "bottom"),
     )
 )
+_SIDES = tuple(re.compile(rf"[\"'](?:{name})[\"']\s*:") for name in ("x|left", "y|top", "w|width", "h|height"))
 _LABEL = re.compile(rf"[\"'](?:label|name|class|category|object|text_content)[\"']\s*:\s*({_STRING}|'[^']*')")
 _LOC1024 = re.compile(r"(?:<loc\d{4}>)+(?:\s*(?:<seg\d{3}>)+)?")
 _LOC1024_LABEL = re.compile(r"[ \t]*([^;<>\n]*[^;<>\s])")
 _LOC1000 = re.compile(r"(?:<loc_\d+>)+")
-_OTHER = re.compile(r"(?:<patch_index_\d+>)+|<(?:quad|poly|obb)>.*?</(?:quad|poly|obb)>", re.DOTALL)
+_OTHER = re.compile(r"(?:<patch_index_\d+>)+|\{(?:<\d+>){4}\}|<(?:quad|poly|obb)>.*?</(?:quad|poly|obb)>", re.DOTALL)
 _CUT_LIST = re.compile(rf"\[\s*{_N}\s*,(?:\s*{_N}\s*,?){{0,3}}\s*\Z")
 _BETWEEN = re.compile(r"[\s,;]*")
 _HINT = re.compile(r"[\[({]|<(?:loc|patch_index|box|\||quad|poly|obb)|bbox_2d|box_2d")
@@ -319,6 +321,9 @@ def _find_objects(text: str) -> Iterator[_Passage]:
                 numbers = tuple(float(value[1]) for value in values if value)
                 yield _Passage(match.start(), match.end(), "named", (_Item(item, numbers, label),), json=True)
                 break
+        else:
+            if all(name.search(item) for name in _SIDES):
+                yield _Passage(match.start(), match.end(), "unknown", (_Item(item, None, label),), json=True)
 
 
 def _read_label(item: str) -> str:
@@ -630,12 +635,12 @@ def _convert(
 
 
 def _is_native(text: str, passage: _Passage, format: BoxFormat) -> bool:
-    """Return whether a passage is written as `format` writes it, or as bare numbers of its syntax."""
+    """Return whether a passage is written as `format` writes it, or as bare corners if it writes marked corners."""
     if passage.syntax != format.syntax:
         return False
-    if not passage.marked or format.marks is None:
-        return not passage.marked
-    return format.marks[2] in text[passage.start : passage.end]
+    if not passage.marked:
+        return format.marks is None or passage.syntax == "corners"
+    return format.marks is not None and format.marks[2] in text[passage.start : passage.end]
 
 
 def _translate_references(text: str, format: BoxFormat) -> str:
