@@ -254,6 +254,11 @@ def test_a_text_keeps_its_boxes_and_loses_its_structure(tokenizer: Any):
     [
         (lambda d: replace(d, turns=(("q<|im_end|>", "a"),)), CHAT_TEMPLATE, "special token '<|im_end|>'"),
         (lambda d: replace(d, turns=(("q", "a<|image_pad|>"),)), CHAT_TEMPLATE, r"special token '<\|image_pad\|>'"),
+        (
+            lambda d: replace(d, turns=(("<image><image>q", "a"),)),
+            CHAT_TEMPLATE,
+            "contain 2 marks <image>, and there are",
+        ),
         (lambda d: replace(d, turns=(("q", " "),)), CHAT_TEMPLATE, "turn 1 of dialogue 'd1' has no answer"),
         (lambda d: d, FORGETFUL, "renders a turn differently if others follow"),
         (lambda d: d, CHAT_TEMPLATE.replace("part['text']", "part['text'] | upper"), "changes the answer 'It is at"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from preceptor.data.grounding.box_formats import BOX_FORMATS, CANONICAL, Size, find_boxes, from_canonical, to_canonical
-from preceptor.data.grounding.image_marks import split_at_images
+from preceptor.data.grounding.image_marks import MARK, split_at_images
 from preceptor.data.images import MAX_BYTES, MAX_PIXELS, image_size, load_image
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
@@ -277,6 +277,12 @@ class DialogueEncoder:
         return "Instructions" in system and system not in (render("user"), render("assistant"))
 
     def _check_texts(self, dialogue: Dialogue, answered: Sequence[tuple[str, str]]) -> None:
+        marks = sum(question.count(MARK) for question, _ in dialogue.turns)
+        if marks not in (0, len(dialogue.images)):
+            raise UserError(
+                f"the questions of dialogue {dialogue.id!r} contain {marks} marks {MARK}, and there are "
+                f"{len(dialogue.images)} images; write one mark for each image, or none"
+            )
         for token in self._ends:
             if token in dialogue.system:
                 raise UserError(

@@ -113,6 +113,23 @@ class GroundingExperiment(Experiment):
                     f"{key}: {source} is neither a folder with a config.json nor in the local hub cache; give the "
                     "folder of a Qwen-VL checkpoint, or set allow_downloads=true"
                 )
+        self._require_same_box_format()
+
+    def _require_same_box_format(self) -> None:
+        """Raise UserError if a student learns tokens of a teacher that writes boxes in another format."""
+        recipe, method = self.recipe, self.recipe.method
+        learns = method.pseudo_labels.share > 0 and method.pseudo_labels.logits != "none"
+        if not learns or {"distilled", "clinkd"}.isdisjoint(recipe.stages):
+            return
+        run = self._teaching_run()
+        source = str(model_folder(Path(run))) if run and Path(run).is_dir() else run
+        teacher = self.context.box_format(recipe.teacher.model, source)
+        student = self.context.box_format(recipe.student.model)
+        if teacher != student:
+            raise UserError(
+                f"the teacher writes boxes in the format {teacher} and the student in {student}, so that their tokens "
+                f"differ; set student.model.box_format={teacher}, or method.pseudo_labels.logits=none"
+            )
 
         if uses_store(recipe):  # before a stage is trained
             errors = [finding.reason for finding in store_findings(self.context) if finding.severity == "error"]
@@ -139,13 +156,6 @@ class GroundingExperiment(Experiment):
             tokens = None
             if teacher is not None:
                 student = context.load(source, config.model, None, recipe.seed)
-                formats = {teacher.encoder.box_format, student.encoder.box_format}
-                if len(formats) > 1 and method.pseudo_labels.logits != "none":
-                    raise UserError(
-                        f"teacher and student write boxes in different formats ({', '.join(sorted(formats))}), so that "
-                        "their tokens differ; set method.pseudo_labels.logits=none, or student.model.box_format="
-                        f"{teacher.encoder.box_format}"
-                    )
                 tokens = token_teacher(context, teacher, student, examples)
             prior = TrainingPhase(
                 PRIOR,

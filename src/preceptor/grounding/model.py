@@ -392,7 +392,24 @@ def stored_box_format(place: str, config: Any, options: dict[str, Any]) -> str:
         return require_format(json.loads(file.read_text("utf-8"))["format"]).name
     if checkpoint_file(place, GUIDANCE_FILE, options):
         return CANONICAL
+    if config.model_type not in FAMILY_FORMATS:
+        raise UserError(f"{place} is a model of type {config.model_type!r}; give one of {', '.join(FAMILY_FORMATS)}")
     return FAMILY_FORMATS[config.model_type]
+
+
+def checkpoint_box_format(source: str, *, allow_downloads: bool = False) -> str:
+    """Return `stored_box_format` of a folder or hub name, without its weights.
+
+    Raises UserError as `GroundedVlm.load`.
+    """
+    from transformers import AutoConfig
+
+    location = find_pretrained(source, allow_downloads=allow_downloads)
+    if location is None:
+        raise UserError(f"{source} is neither a folder with a config.json nor in the local hub cache")
+    options = {"local_files_only": not allow_downloads, "trust_remote_code": False}
+    config = read_part(source, "config.json", lambda: AutoConfig.from_pretrained(location, **options))
+    return stored_box_format(location, config, options)
 
 
 class _TopTwo:

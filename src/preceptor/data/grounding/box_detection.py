@@ -12,13 +12,13 @@ from preceptor.data.grounding.box_formats import (
     BOX_FORMATS,
     CANONICAL,
     Size,
-    Syntax,
     WrittenBox,
     is_native,
     parse,
     smart_resize,
     written_boxes,
 )
+from preceptor.data.grounding.box_syntax import Syntax
 from preceptor.data.grounding.boxes import SIDE, Box, iou
 from preceptor.errors import UserError
 

@@ -15,19 +15,29 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+from preceptor.data.grounding.box_syntax import (
+    BIRD_MARKS,
+    CORNERS,
+    MARKED,
+    MARKED_OR_UNCLOSED,
+    MARKS,
+    QWEN2_MARKS,
+    REFERENCE,
+    Passage,
+    Syntax,
+    find_passages,
+    read_marked,
+)
 from preceptor.data.grounding.boxes import SIDE, Box
 from preceptor.errors import UserError, nearest
 
 Size = tuple[int, int]
 """Width and height in pixels."""
 Unit = Literal["thousandths", "unit", "pixels", "resized pixels", "1024 bins", "1000 bins"]
-Syntax = Literal["corners", "list", "bbox_2d", "box_2d", "named", "loc1024", "loc1000", "unknown"]
-"""How a box is written: ``(x,y),(x,y)`` | ``[a, b, c, d]`` | JSON with one of two keys | JSON with named corners |
-location tokens of PaliGemma | of Florence-2 | boxes or points that no format reads."""
 
 CANONICAL = "qwen2-vl"
 """The format in which texts are stored. All its boxes are in thousandths."""
@@ -82,20 +92,16 @@ class BoxFormat:
         return smart_resize(size, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
 
 
-_BIRD = ("<ref>", "</ref>", "<box>", "</box>")
-_QWEN2 = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
-_DEEPSEEK = ("<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>")
-_MARKS = (_QWEN2, _BIRD, _DEEPSEEK)
 _X_FIRST: frozenset[Syntax] = frozenset({"corners", "list", "bbox_2d", "named"})
 
 BOX_FORMATS: dict[str, BoxFormat] = {
     format.name: format
     for format in (
-        BoxFormat("qwen2-vl", "thousandths", "corners", _X_FIRST, marks=_QWEN2),
-        BoxFormat("bird", "thousandths", "corners", _X_FIRST, marks=_BIRD),
+        BoxFormat("qwen2-vl", "thousandths", "corners", _X_FIRST, marks=QWEN2_MARKS),
+        BoxFormat("bird", "thousandths", "corners", _X_FIRST, marks=BIRD_MARKS),
         BoxFormat("qwen2.5-vl", "resized pixels", "bbox_2d", _X_FIRST),
         BoxFormat("qwen3-vl", "thousandths", "bbox_2d", _X_FIRST),
-        BoxFormat("internvl", "thousandths", "list", _X_FIRST, marks=_BIRD),
+        BoxFormat("internvl", "thousandths", "list", _X_FIRST, marks=BIRD_MARKS),
         BoxFormat("gemma", "thousandths", "box_2d", frozenset({"box_2d", "list", "named"}), y_first=True),
         BoxFormat("paligemma", "1024 bins", "loc1024", frozenset({"loc1024"}), y_first=True),
         BoxFormat("florence", "1000 bins", "loc1000", frozenset({"loc1000"})),
@@ -194,241 +200,6 @@ def _round_side(low: float, high: float) -> tuple[int, int]:
     return (math.floor(low), math.floor(low) + 1) if first == last and low < high else (first, last)
 
 
-# --- Finding --------------------------------------------------------------------------------------------------------
-
-_N = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
-_NUMBER = re.compile(_N)
-_CORNERS = re.compile(rf"\(\s*({_N})\s*,\s*({_N})\s*\)\s*,\s*\(\s*({_N})\s*,\s*({_N})\s*\)")
-_QUAD = rf"{_N}\s*,\s*{_N}\s*,\s*{_N}\s*,\s*{_N}"
-_ITEM = rf"\[\s*{_QUAD}\s*,?\s*\]|\[\s*\[\s*{_N}\s*,\s*{_N}\s*\]\s*,\s*\[\s*{_N}\s*,\s*{_N}\s*\]\s*,?\s*\]"
-_LIST = re.compile(_ITEM)
-_LISTS = re.compile(rf"\[\s*(?:{_ITEM})(?:\s*,\s*(?:{_ITEM}))*\s*,?\s*\]|{_ITEM}|{_QUAD}|{_N}\s+{_N}\s+{_N}\s+{_N}")
-_MARKED = re.compile("|".join(f"{re.escape(m[2])}(.*?){re.escape(m[3])}" for m in _MARKS), re.DOTALL)
-_UNCLOSED = re.compile("(?:" + "|".join(re.escape(m[2]) for m in _MARKS) + r")([^<]*)")
-_MARKED_OR_UNCLOSED = re.compile(f"{_MARKED.pattern}|{_UNCLOSED.pattern}", re.DOTALL)
-_REFERENCE = re.compile("|".join(f"{re.escape(m[0])}(.*?){re.escape(m[1])}" for m in _MARKS), re.DOTALL)
-_STRING = r'"(?:[^"\\]|\\.)*+"'
-_OBJECT = re.compile(rf'\{{(?:[^{{}}"]|{_STRING})*+\}}|\{{[^{{}}]*\Z', re.DOTALL)
-_KEY = re.compile(
-    r"[\"'](bbox_2d|box_2d|bbox_3d|point_2d|bbox|box|bounding_box|boundingBox|bounding_poly)[\"']\s*:\s*[\"']?(.*)",
-    re.DOTALL,
-)
-_BARE_KEY = re.compile(rf"\b(bbox_2d|box_2d)[\"']?\s*[:=]\s*({_ITEM}|\[[-+\d.,\s]*(?:\]|\Z))")
-_NAMED = tuple(
-    tuple(re.compile(rf"[\"']{name}[\"']\s*:\s*[\"']?({_N})") for name in names)
-    for names in (
-        ("x_?1", "y_?1", "x_?2", "y_?2"),
-        ("x_?min", "y_?min", "x_?max", "y_?max"),
-        ("x_?0", "y_?0", "x_?1", "y_?1"),
-        ("left", "top", "right", "bottom"),
-    )
-)
-_LABEL = re.compile(rf"[\"'](?:label|name|class|category|object|text_content)[\"']\s*:\s*({_STRING}|'[^']*')")
-_LOC1024 = re.compile(r"(?:<loc\d{4}>)+(?:\s*(?:<seg\d{3}>)+)?")
-_LOC1024_LABEL = re.compile(r"[ \t]*([^;<>\n]*[^;<>\s])")
-_LOC1000 = re.compile(r"(?:<loc_\d+>)+")
-_OTHER = re.compile(r"(?:<patch_index_\d+>)+|<(?:quad|poly|obb)>.*?</(?:quad|poly|obb)>", re.DOTALL)
-_CUT_LIST = re.compile(rf"\[\s*{_N}\s*,(?:\s*{_N}\s*,?){{0,3}}\s*\Z")
-_BETWEEN = re.compile(r"[\s,;]*")
-_HINT = re.compile(r"[\[({]|<(?:loc|patch_index|box|\||quad|poly|obb)|bbox_2d|box_2d")
-
-
-@dataclass(frozen=True)
-class _Item:
-    text: str
-    numbers: tuple[float, ...] | None
-    label: str = ""
-
-
-@dataclass(frozen=True)
-class _Passage:
-    """Adjacent boxes of one syntax in a text, with their names and everything around them that is syntax only."""
-
-    start: int
-    end: int
-    syntax: Syntax
-    items: tuple[_Item, ...]
-    marked: bool = False
-    json: bool = False
-
-
-def _find(text: str) -> list[_Passage]:
-    """Return the boxes of a text in every syntax, in order, without overlaps."""
-    if not _HINT.search(text):
-        return []
-    found: list[_Passage] = []
-
-    def add(passages: Iterable[_Passage]) -> None:
-        taken = [(p.start, p.end) for p in found]
-        found.extend(p for p in passages if all(p.end <= start or end <= p.start for start, end in taken))
-
-    # A box belongs to the first of these that finds it.
-    for find in (_find_marked, _find_objects, _find_keys, _find_tokens, _find_bare):
-        add(find(text))
-    found.sort(key=lambda passage: passage.start)
-    return _join(text, [_with_reference(text, passage) for passage in found])
-
-
-def _find_marked(text: str) -> Iterator[_Passage]:
-    end = 0
-    for match in _MARKED.finditer(text):
-        yield from _find_unclosed(text, end, match.start())
-        inner = next(group for group in match.groups() if group is not None)
-        yield _Passage(match.start(), match.end(), *_read_inner(inner), marked=True)
-        end = match.end()
-    yield from _find_unclosed(text, end, len(text))
-
-
-def _find_unclosed(text: str, start: int, end: int) -> Iterator[_Passage]:
-    for match in _UNCLOSED.finditer(text, start, end):
-        yield _Passage(match.start(), match.end(), *_read_inner(match[1]), marked=True)
-
-
-def _read_inner(inner: str) -> tuple[Syntax, tuple[_Item, ...]]:
-    inner = inner.strip()
-    if corners := _CORNERS.fullmatch(inner):
-        return "corners", (_Item(inner, tuple(map(float, corners.groups()))),)
-    if _LISTS.fullmatch(inner):
-        numbers = [float(number) for number in _NUMBER.findall(inner)]
-        boxes = [tuple(numbers[i : i + 4]) for i in range(0, len(numbers), 4)]
-        return "list", tuple(_Item(inner if len(boxes) == 1 else str(list(box)), box) for box in boxes)
-    return "corners", (_Item(inner, None),)
-
-
-def _find_objects(text: str) -> Iterator[_Passage]:
-    for match in _OBJECT.finditer(text):
-        item = match[0]
-        label = _read_label(item)
-        if key := _KEY.search(item):
-            name, value = key[1], key[2]
-            list_ = _LISTS.match(value)
-            numbers = tuple(float(n) for n in _NUMBER.findall(list_[0])) if list_ else None
-            if name in ("bbox_3d", "point_2d", "bounding_poly"):
-                yield _Passage(match.start(), match.end(), "unknown", (_Item(item, None, label),), json=True)
-            elif name in ("bbox_2d", "box_2d") or value.startswith("["):
-                syntax: Syntax = "bbox_2d" if name == "bbox_2d" else "box_2d" if name == "box_2d" else "list"
-                boxes: list[tuple[float, ...] | None] = [None]
-                if numbers is not None:
-                    boxes = [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
-                items = tuple(_Item(list_[0] if list_ else item, box, label) for box in boxes)
-                yield _Passage(match.start(), match.end(), syntax, items, json=True)
-            continue
-        for names in _NAMED:
-            values = [name.search(item) for name in names]
-            if all(values):
-                numbers = tuple(float(value[1]) for value in values if value)
-                yield _Passage(match.start(), match.end(), "named", (_Item(item, numbers, label),), json=True)
-                break
-
-
-def _read_label(item: str) -> str:
-    match = _LABEL.search(item)
-    if match is None:
-        return ""
-    if match[1].startswith("'"):
-        return match[1][1:-1].strip()
-    try:
-        return str(json.loads(match[1], strict=False)).strip()
-    except ValueError:
-        return match[1][1:-1].strip()
-
-
-def _find_keys(text: str) -> Iterator[_Passage]:
-    for match in _BARE_KEY.finditer(text):
-        numbers = tuple(float(n) for n in _NUMBER.findall(match[2])) if _LIST.fullmatch(match[2]) else None
-        syntax: Syntax = "bbox_2d" if match[1] == "bbox_2d" else "box_2d"
-        start = match.start() - (text[match.start() - 1 : match.start()] in ('"', "'"))
-        yield _Passage(start, match.end(), syntax, (_Item(match[2], numbers),))
-
-
-def _find_tokens(text: str) -> Iterator[_Passage]:
-    for syntax, pattern in (("loc1024", _LOC1024), ("loc1000", _LOC1000)):
-        for match in pattern.finditer(text):
-            tokens = [float(token) for token in re.findall(r"<loc_?(\d+)>", match[0])]
-            groups = [tokens[i : i + 4] for i in range(0, len(tokens), 4)]
-            end, label = match.end(), ""
-            if syntax == "loc1024" and (name := _LOC1024_LABEL.match(text, end)):
-                end, label = name.end(), name[1].strip()
-            items = tuple(_Item(match[0], tuple(group) if len(group) == 4 else None, label) for group in groups)
-            yield _Passage(match.start(), end, syntax, items)  # type: ignore[arg-type]
-    for match in _OTHER.finditer(text):
-        yield _Passage(match.start(), match.end(), "unknown", (_Item(match[0], None),))
-
-
-def _find_bare(text: str) -> Iterator[_Passage]:
-    for match in _CORNERS.finditer(text):
-        yield _Passage(match.start(), match.end(), "corners", (_Item(match[0], tuple(map(float, match.groups()))),))
-    for match in _LIST.finditer(text):
-        numbers = tuple(float(number) for number in _NUMBER.findall(match[0]))
-        yield _Passage(match.start(), match.end(), "list", (_Item(match[0], numbers),))
-    if cut := _CUT_LIST.search(text):
-        yield _Passage(cut.start(), cut.end(), "list", (_Item(cut[0], None),))
-
-
-def _with_reference(text: str, passage: _Passage) -> _Passage:
-    """Add the marked name that stands before a marked box."""
-    if not passage.marked:
-        return passage
-    before = text[: passage.start].rstrip()
-    for marks in _MARKS:
-        if before.endswith(marks[1]) and (start := before.rfind(marks[0])) >= 0:
-            label = before[start + len(marks[0]) : -len(marks[1])].strip()
-            if not _REFERENCE.search(label):
-                items = tuple(replace(item, label=label) for item in passage.items)
-                return replace(passage, start=start, items=items)
-    return passage
-
-
-def _join(text: str, passages: Sequence[_Passage]) -> list[_Passage]:
-    """Join adjacent boxes of one syntax, and include the brackets and fences around JSON."""
-    joined: list[_Passage] = []
-    for passage in passages:
-        last = joined[-1] if joined else None
-        same = last is not None and (last.syntax, last.marked, last.json) == (
-            passage.syntax,
-            passage.marked,
-            passage.json,
-        )
-        if last is not None and same and _BETWEEN.fullmatch(text, last.end, passage.start):
-            items = passage.items
-            if passage.marked and not any(item.label for item in items):
-                items = tuple(replace(item, label=last.items[-1].label) for item in items)
-            joined[-1] = replace(last, end=passage.end, items=last.items + items)
-        else:
-            joined.append(passage)
-    joined = [_unwrap(text, passage) for passage in joined]
-    return [p for i, p in enumerate(joined) if i == 0 or p.start >= joined[i - 1].end]
-
-
-_FENCE = re.compile(r"```[a-zA-Z]*\s*\Z")
-_FENCE_END = re.compile(r"\s*```")
-
-
-def _unwrap(text: str, passage: _Passage) -> _Passage:
-    """Extend a passage over the brackets, the JSON document and the code fence that contain nothing else."""
-    if passage.marked or not (passage.json or passage.syntax in ("list", "bbox_2d", "box_2d")):
-        return passage
-    start, end = passage.start, passage.end
-    while (left := re.search(r"\[\s*\Z", text[:start])) and (
-        (right := re.match(r"\s*,?\s*\]", text[end:])) or (passage.json and not text[end:].strip(" \n\t,`"))
-    ):
-        start, end = left.start(), end + (right.end() if right else 0)
-    fence = None
-    for match in re.finditer(r"```[a-zA-Z]*\s*(.*?)\s*(?:```|\Z)", text, re.DOTALL):
-        if match.start() <= start and end <= match.end():
-            fence = match
-    begin, stop = (fence.start(1), fence.end(1)) if fence else (len(text) - len(text.lstrip()), len(text.rstrip()))
-    if passage.json and begin <= start and end <= stop and (begin, stop) != (start, end):
-        try:  # an object around the list of boxes, such as {"objects": [...]}
-            json.loads(text[begin:stop])
-            start, end = begin, stop
-        except (ValueError, RecursionError):
-            pass
-    if fence and (begin, stop) == (start, end):
-        start, end = fence.start(), fence.end()
-    return replace(passage, start=start, end=end)
-
-
 # --- Reading, writing, translating ----------------------------------------------------------------------------------
 
 
@@ -448,10 +219,10 @@ def parse(text: str, format: str, size: Size | None = None) -> list[TextBox]:
         UserError: the format is not known, or needs a size.
     """
     speaker = require_format(format)
-    return [box for passage in _find(text) for box in _boxes(passage, speaker, size)]
+    return [box for passage in find_passages(text) for box in _boxes(passage, speaker, size)]
 
 
-def _boxes(passage: _Passage, format: BoxFormat, size: Size | None) -> list[TextBox]:
+def _boxes(passage: Passage, format: BoxFormat, size: Size | None) -> list[TextBox]:
     readable = passage.syntax in format.reads
     return [
         TextBox(
@@ -474,13 +245,13 @@ class WrittenBox:
 
 def written_boxes(text: str) -> list[WrittenBox]:
     """Return the boxes of a text in all syntaxes, without an interpretation of their numbers."""
-    return [WrittenBox(p.syntax, item.numbers, p.marked) for p in _find(text) for item in p.items]
+    return [WrittenBox(p.syntax, item.numbers, p.marked) for p in find_passages(text) for item in p.items]
 
 
 def is_native(text: str, format: str) -> bool:
     """Return whether all boxes of a text are written exactly as `format` writes them, with its marks."""
     speaker = require_format(format)
-    return all(_is_native(text, p, speaker) and p.marked == (speaker.marks is not None) for p in _find(text))
+    return all(_is_native(text, p, speaker) and p.marked == (speaker.marks is not None) for p in find_passages(text))
 
 
 def write(
@@ -583,7 +354,7 @@ def convert(text: str, source: str, target: str, size: Size | None = None, *, ta
         UserError: a format is not known, or needs a size.
     """
     speaker, reader = require_format(source), require_format(target)
-    return _convert(text, _find(text), speaker, reader, size, target_size or size)
+    return _convert(text, find_passages(text), speaker, reader, size, target_size or size)
 
 
 def to_canonical(text: str, source: str, size: Size | None = None) -> str:
@@ -596,13 +367,13 @@ def from_canonical(text: str, target: str, size: Size | None = None) -> str:
 
     Only marked boxes and bare corners are boxes of a stored text; a list of four numbers is text.
     """
-    stored = [p for p in _find(text) if p.marked or p.syntax == "corners"]
+    stored = [p for p in find_passages(text) if p.marked or p.syntax == "corners"]
     return _convert(text, stored, BOX_FORMATS[CANONICAL], require_format(target), None, size)
 
 
 def _convert(
     text: str,
-    passages: Sequence[_Passage],
+    passages: Sequence[Passage],
     speaker: BoxFormat,
     reader: BoxFormat,
     size: Size | None,
@@ -629,19 +400,19 @@ def _convert(
     return "".join([*pieces, _translate_references(text[done:], reader)])
 
 
-def _is_native(text: str, passage: _Passage, format: BoxFormat) -> bool:
-    """Return whether a passage is written as `format` writes it, or as bare numbers of its syntax."""
+def _is_native(text: str, passage: Passage, format: BoxFormat) -> bool:
+    """Return whether a passage is written as `format` writes it, or as bare corners if it writes marked corners."""
     if passage.syntax != format.syntax:
         return False
-    if not passage.marked or format.marks is None:
-        return not passage.marked
-    return format.marks[2] in text[passage.start : passage.end]
+    if not passage.marked:
+        return format.marks is None or passage.syntax == "corners"
+    return format.marks is not None and format.marks[2] in text[passage.start : passage.end]
 
 
 def _translate_references(text: str, format: BoxFormat) -> str:
     """Give marked names without a box the marks of a format, or none."""
     before, after = format.marks[:2] if format.marks is not None else ("", "")
-    for marks in _MARKS:
+    for marks in MARKS:
         if marks is not format.marks:
             text = text.replace(marks[0], before).replace(marks[1], after)
     return text
@@ -655,7 +426,7 @@ def find_boxes(text: str, *, bare: bool = True) -> list[TextBox]:
     without. Boxes in other syntaxes are not read; `parse` reads the answer of a model."""
     return [
         box
-        for passage in _find(text)
+        for passage in find_passages(text)
         if passage.marked or (bare and passage.syntax == "corners")
         for box in _boxes(passage, BOX_FORMATS[CANONICAL], None)
     ]
@@ -663,13 +434,13 @@ def find_boxes(text: str, *, bare: bool = True) -> list[TextBox]:
 
 def find_references(text: str) -> list[str]:
     """Return the names that a text marks as references."""
-    return [next(group for group in match.groups() if group is not None).strip() for match in _REFERENCE.finditer(text)]
+    return [next(group for group in match.groups() if group is not None).strip() for match in REFERENCE.finditer(text)]
 
 
 def without_boxes(text: str) -> str:
     """Remove all boxes of the canonical language, marked or bare, and the marks of references."""
-    text = _CORNERS.sub("", _MARKED.sub("", text))
-    for marks in _MARKS:
+    text = CORNERS.sub("", MARKED.sub("", text))
+    for marks in MARKS:
         for mark in marks:
             text = text.replace(mark, "")
     return " ".join(text.split())
@@ -682,14 +453,14 @@ def write_box(box: Sequence[float]) -> str:
 
 def write_reference(name: str) -> str:
     """Return a name in the marks of a reference of the canonical language."""
-    return f"{_QWEN2[0]}{name}{_QWEN2[1]}"
+    return f"{QWEN2_MARKS[0]}{name}{QWEN2_MARKS[1]}"
 
 
 def rename_marks(text: str, format: str) -> str:
     """Replace the marks of all formats by those of one format, and leave everything else as it is."""
     marks = require_format(format).marks
     assert marks is not None
-    for others in _MARKS:
+    for others in MARKS:
         for new, old in zip(marks, others, strict=True):
             text = text.replace(old, new)
     return text
@@ -697,9 +468,9 @@ def rename_marks(text: str, format: str) -> str:
 
 def mark_boxes(text: str) -> str:
     """Mark the bare boxes of a text. Some servers remove the marks because they are special tokens."""
-    if _MARKED.search(text):
+    if MARKED.search(text):
         return text
-    return _CORNERS.sub(lambda match: f"{_QWEN2[2]}{match[0].strip()}{_QWEN2[3]}", text)
+    return CORNERS.sub(lambda match: f"{QWEN2_MARKS[2]}{match[0].strip()}{QWEN2_MARKS[3]}", text)
 
 
 def edit_marked(text: str, edit: Callable[[str, Box | None], Box | None]) -> str:
@@ -714,8 +485,8 @@ def edit_marked(text: str, edit: Callable[[str, Box | None], Box | None]) -> str
         if unclosed is not None:
             edit(match[0].strip(), None)
             return match[0]
-        marks, inner = next((m, group) for m, group in zip(_MARKS, closed, strict=True) if group is not None)
-        syntax, (item, *others) = _read_inner(inner)
+        marks, inner = next((m, group) for m, group in zip(MARKS, closed, strict=True) if group is not None)
+        syntax, (item, *others) = read_marked(inner)
         # Several boxes in one pair of marks are edited as one text: they are in no canonical form.
         box = None if others or item.numbers is None else _to_box(item.numbers, syntax, BOX_FORMATS[CANONICAL], None)
         edited = edit(inner.strip(), box)
@@ -724,4 +495,4 @@ def edit_marked(text: str, edit: Callable[[str, Box | None], Box | None]) -> str
         a, b, c, d = (round(value) for value in edited)
         return f"{marks[2]}({a},{b}),({c},{d}){marks[3]}"
 
-    return _MARKED_OR_UNCLOSED.sub(replace_box, text)
+    return MARKED_OR_UNCLOSED.sub(replace_box, text)

@@ -47,7 +47,8 @@ def place_images(turns: Sequence[Sequence[str]], images: int, place: str) -> lis
             for match in _PLACEHOLDER.finditer(text):
                 if match[0] != MARK:
                     raise UserError(
-                        f"{place}: the mark {match[0]!r} is not known; write {MARK} in a question for each image"
+                        f"{place}: the mark {match[0]!r} is not known; write {MARK} in a question for each image, and "
+                        "boxes with their numbers"
                     )
         if MARK in answer:
             raise UserError(f"{place}: an answer contains {MARK}; a model writes no images, so move it into a question")

@@ -15,6 +15,7 @@ from preceptor.data.findings import Finding
 from preceptor.data.grounding.box_formats import find_boxes, written_boxes
 from preceptor.data.grounding.box_policy import Policy, apply_to_turns
 from preceptor.data.grounding.image_marks import place_images
+from preceptor.data.identity import group_by_content
 from preceptor.data.images import require_images
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut
@@ -151,6 +152,8 @@ def read(config: Any, scratch: Path) -> GroundingDataset:
     images = Path(config.images) if config.images else None
     data = read_med_grit_folder(data_folder(config.name, config.root), images, boxes=config.boxes)
     fractions: dict[Split, float] = {"test": config.test_fraction, "validation": config.validation_fraction}
+    if not all(data.split(split) for split in fractions):
+        data.samples = group_by_content(data.samples)
     for split, fraction in fractions.items():
         if not data.split(split):
             data.samples = cut(data.samples, split, fraction, config.split_seed)

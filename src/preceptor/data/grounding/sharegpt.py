@@ -48,7 +48,7 @@ _IMAGE_KEY = re.compile(
 )
 _DIALOGUE_KEY = re.compile(
     r"(conversation|message|dialog|dialogue|chat|turn|history|instruction|input|output|prompt|query|question|answer|"
-    r"response|reply|completion|tool|function|caption|qa|human|gpt|user|assistant|bbox|bboxes|box|boxes|object)s?"
+    r"response|reply|completion|tool|function|caption|text|qa|human|gpt|user|assistant|bbox|bboxes|box|boxes|object)s?"
 )
 _HARMLESS = {"id", "type", "size", "width", "height", "modality", "count", "source", "hash", "license", "number"}
 _FILE = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp|dcm|dicom|gif|nii|nii\.gz)$", re.IGNORECASE)

@@ -33,7 +33,7 @@ class PreceptorStudent(lmms):
                 document = self.task_dict[task][split][number]
                 visuals = to_visual(document)
                 if len(visuals) != 1:
-                    raise UserError(f"document {number} of {task} has {len(visuals)} images; a student sees exactly one")
+                    raise UserError(f"document {number} of {task} has {len(visuals)} images; a student sees one")
                 images.append(visuals[0])
                 questions.append(document.get("question", context))
             answers += answer_images(self.bundle, images, questions)
