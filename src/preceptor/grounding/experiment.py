@@ -114,6 +114,14 @@ class GroundingExperiment(Experiment):
                     "folder of a Qwen-VL checkpoint, or set allow_downloads=true"
                 )
         self._require_same_box_format()
+        self._require_usable_labels()
+
+    def _require_usable_labels(self) -> None:
+        """Raise UserError if the labels in `method.pseudo_labels.store` cannot be used."""
+        found = store_findings(self.context) if uses_store(self.recipe) else []
+        errors = [finding.reason for finding in found if finding.severity == "error"]
+        if errors:
+            raise UserError(errors[0])
 
     def _require_same_box_format(self) -> None:
         """Raise UserError if a student learns tokens of a teacher that writes boxes in another format."""
@@ -130,11 +138,6 @@ class GroundingExperiment(Experiment):
                 f"the teacher writes boxes in the format {teacher} and the student in {student}, so that their tokens "
                 f"differ; set student.model.box_format={teacher}, or method.pseudo_labels.logits=none"
             )
-
-        if uses_store(recipe):  # before a stage is trained
-            errors = [finding.reason for finding in store_findings(self.context) if finding.severity == "error"]
-            if errors:
-                raise UserError(errors[0])
 
     def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
         recipe, context, data = self.recipe, self.context, self.data
