@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from preceptor.data.grounding.box_formats import find_boxes
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 from preceptor.grounding.dialogue_encoder import IGNORED, DialogueEncoder, LongDialogue
@@ -253,6 +254,11 @@ def test_a_text_keeps_its_boxes_and_loses_its_structure(tokenizer: Any):
     [
         (lambda d: replace(d, turns=(("q<|im_end|>", "a"),)), CHAT_TEMPLATE, "special token '<|im_end|>'"),
         (lambda d: replace(d, turns=(("q", "a<|image_pad|>"),)), CHAT_TEMPLATE, r"special token '<\|image_pad\|>'"),
+        (
+            lambda d: replace(d, turns=(("<image><image>q", "a"),)),
+            CHAT_TEMPLATE,
+            "contain 2 marks <image>, and there are",
+        ),
         (lambda d: replace(d, turns=(("q", " "),)), CHAT_TEMPLATE, "turn 1 of dialogue 'd1' has no answer"),
         (lambda d: d, FORGETFUL, "renders a turn differently if others follow"),
         (lambda d: d, CHAT_TEMPLATE.replace("part['text']", "part['text'] | upper"), "changes the answer 'It is at"),
@@ -269,6 +275,59 @@ def test_a_thin_image_is_named(tokenizer: Any, tmp_path: Path):
     Image.new("L", (1, 300)).save(tmp_path / "thin.png")
     with pytest.raises(UserError, match=r"thin.png: 1 x 300 pixels exceed the largest aspect ratio"):
         encoder(tokenizer).encode(dialogue(*TURNS, images=(tmp_path / "thin.png",)))
+
+
+BOX_TURN = ("Where is <|object_ref_start|>it<|object_ref_end|>?", "<|box_start|>(250,500),(500,1000)<|box_end|>")
+
+
+@pytest.mark.parametrize(
+    ("box_format", "answer"),
+    [
+        ("qwen2-vl", "<|box_start|>(250,500),(500,1000)<|box_end|>"),
+        ("bird", "<box>(250,500),(500,1000)</box>"),
+        ("qwen3-vl", '[{"bbox_2d": [250, 500, 500, 1000]}]'),
+        ("qwen2.5-vl", '[{"bbox_2d": [14, 28, 28, 56]}]'),  # the encoder resizes the image to 56 x 56
+        ("gemma", '[{"box_2d": [500, 250, 1000, 500]}]'),
+    ],
+)
+def test_targets_are_in_the_format_of_the_model(box_format: str, answer: str, tokenizer: Any, tmp_path: Path):
+    Image.new("L", (61, 52)).save(tmp_path / "a.png")
+    row = dialogue(BOX_TURN, images=(tmp_path / "a.png",))
+    coder = encoder(tokenizer)
+    coder.box_format = box_format
+    encoded = coder.encode(row)
+    text = tokenizer.decode(encoded.labels[encoded.labels != IGNORED])
+    assert text.removesuffix("<|im_end|>").strip() == answer
+    stored = coder.read_answer(answer, encoded)
+    assert find_boxes(stored)[0].box == (250, 500, 500, 1000)
+    assert (stored == answer) == (box_format == "qwen2-vl")
+
+
+def test_boxes_in_pixels_of_several_images_are_refused_in_training(tokenizer: Any, pictures: list[Path]):
+    coder = encoder(tokenizer)
+    row = dialogue(BOX_TURN, images=(pictures[0], pictures[2]))
+    coder.require_one_box_size(row, coder.encode(row))
+    coder.box_format = "qwen2.5-vl"
+    with pytest.raises(UserError, match=r"has boxes and images of 2 sizes, and this model writes boxes in pixels"):
+        coder.require_one_box_size(row, coder.encode(row))
+
+
+def test_system_messages_and_images_keep_their_positions(tokenizer: Any, pictures: list[Path]):
+    coder = encoder(tokenizer)
+    row = dialogue(("Hello", "Yes?"), ("See <image> and <image>.", "No."), images=tuple(pictures[:2]))
+    rendered = "".join(text for text, _ in coder.parts(replace(row, system="Be brief.")))
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert rendered.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>")
+    assert f"<|im_start|>user\nSee {image} and {image}.<|im_end|>" in rendered
+    assert [answer for text, answer in coder.parts(replace(row, system="Be brief."))].count(True) == 2
+    ids = coder.encode(row).input_ids
+    assert tokenizer.decode(ids[: (ids == coder.image_token_id).nonzero()[0]]).endswith("See <|vision_start|>")
+    with pytest.raises(UserError, match="system message of dialogue 'd1' contains the special token"):
+        coder.encode(replace(row, system="<|im_end|>"))
+    silent = CHAT_TEMPLATE.replace("{% for message in messages %}", "{% for message in messages[-2:] %}")
+    for template in (silent, BRACKETS):
+        with pytest.raises(UserError, match="has no system messages"):
+            encoder(tokenizer, template).encode(replace(dialogue(("a", "b")), system="Be brief."))
 
 
 def _runs(flags: list[bool]) -> list[tuple[int, int]]:

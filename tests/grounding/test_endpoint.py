@@ -23,7 +23,8 @@ from PIL import Image
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 from preceptor.grounding.endpoint import AskSettings, EndpointTeacher, estimate_tokens, token_probabilities
-from preceptor.grounding.pseudo_labels import ContentHashes, Prompt, PseudoLabels, prompts_of_turn, teach
+from preceptor.grounding.labeling import teach
+from preceptor.grounding.pseudo_labels import ContentHashes, Prompt, PseudoLabels, prompts_of_turn
 from preceptor.teachers.chat_client import ChatClient, ClientSettings, check_address
 from preceptor.teachers.label_store import Label, read_labels
 from tests.grounding.answering_server import Asked, question_of, reply, serving
@@ -492,3 +493,25 @@ def test_a_client_gives_the_whole_answer():
                 return await client.complete({"messages": [{"role": "user", "content": "?"}], "temperature": 0})
 
         assert asyncio.run(one())["usage"] == {"prompt_tokens": 10, "completion_tokens": 3}
+
+
+def test_images_and_system_messages_are_sent_where_the_data_have_them(tmp_path):
+    """The image of a second question is not shown with the first one."""
+    files = (image(tmp_path, 0), image(tmp_path, 1, side=30))
+    turns = (("Before <image> what?", "a"), ("And <image> now?", ""))
+    dialogue = Dialogue("d", files, turns, "mia", "ct", "g", "unlabelled", system="Be brief.")
+    whole = replace(data(tmp_path / "images", 0), samples=[dialogue])
+    with serving() as asked:
+        teach(tmp_path / "store", whole, whole.samples, teacher(asked, AskSettings(system_prompt="Be kind.")))
+    first, second = sorted((body["messages"] for body in asked.bodies), key=len)
+    assert first[0] == second[0] == {"role": "system", "content": "Be kind.\nBe brief."}
+    assert [part["type"] for part in first[1]["content"]] == ["text", "image_url", "text"]
+    assert second[1:3] == [first[1], {"role": "assistant", "content": "a"}]
+    assert [part.get("text") for part in second[3]["content"]] == ["And ", None, " now?"]
+    sizes = []
+    for message in (second[1], second[3]):
+        encoded = message["content"][1]["image_url"]["url"].partition(",")[2]
+        sizes.append(Image.open(io.BytesIO(base64.b64decode(encoded))).size)
+    assert sizes == [(20, 20), (30, 30)]
+    # Another system message makes it another question.
+    assert ContentHashes().keys(dialogue)[0] != ContentHashes().keys(replace(dialogue, system=""))[0]

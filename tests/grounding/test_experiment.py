@@ -158,6 +158,15 @@ def test_recipes_whose_settings_contradict_each_other(tmp_path: Path) -> None:
         recipe(tmp_path, data={"teacher_share": 0.7})
 
 
+def test_a_teacher_that_writes_boxes_otherwise_is_named_before_it_is_trained(tmp_path: Path) -> None:
+    raw = recipe(tmp_path).model_dump()
+    raw["student"]["model"]["new"]["family"] = "qwen2_5_vl"
+    raw["method"]["pseudo_labels"]["logits"] = "online"
+    with pytest.raises(UserError, match=r"boxes in the format qwen2-vl and the student in qwen2.5-vl"):
+        run_recipe(GroundingRecipe.model_validate(raw))
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
 # Broken images and faulty boxes
 
 

@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 from preceptor.cli.app import app
 from preceptor.errors import UserError
 from preceptor.grounding.curriculum import confidence_and_margin
+from preceptor.grounding.labeling import teach
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, prompts_of_turn, teach
+from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, prompts_of_turn
 from preceptor.grounding.sources import read_dialogues
 from preceptor.teachers.label_store import Label, read_labels
 from tests.grounding.asked_data import data
@@ -138,6 +139,8 @@ def test_the_command(folder, tmp_path):
             str(tmp_path / "store"),
             "--max-tokens",
             "3",
+            "--min-usable",
+            "0",
             "--limit",
             "3",
             "--json",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from preceptor.data.grounding.boxes import write_box, write_reference
+from preceptor.data.grounding.box_formats import write_box, write_reference
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as dialogues
 from preceptor.grounding.captions import METRICS, caption_scores
@@ -25,7 +25,7 @@ def row(id: str, task: str, target: str, prediction: str, modality: str = "ct") 
 
 ROWS = [
     row("1", "vg", write_reference("liver") + write_box(A) + write_box(B), write_box(A) + write_box(C)),  # 1 of 2
-    row("2", "vg", write_reference("heart", B), "it is (500,500),(700,880)", "mr"),  # found, without marks
+    row("2", "vg", write_reference("heart") + write_box(B), "it is (500,500),(700,880)", "mr"),  # found, without marks
     row("3", "roc", "left lung", "The left lung."),  # right for birdeval alone
     row("4", "roc", "liver", "liver", "mr"),
     row("5", "roc", "liver", "spleen", "mr"),

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from preceptor.data.grounding.box_formats import find_boxes
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 from preceptor.grounding.curriculum import confidence_and_margin
@@ -441,3 +442,25 @@ def test_several_greedy_candidates_are_refused(vlm_folder: Callable, dialogues: 
         vlm.generate(dialogues, candidates=3)
     with pytest.raises(UserError, match="no adapters to save"):
         vlm.save(vlm_folder("qwen2_vl"), adapter=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_keeps_the_format_of_its_boxes(family, vlm_folder, tmp_path):
+    vlm = GroundedVlm.load(vlm_folder(family))
+    expected = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}[family]
+    assert vlm.encoder.box_format == expected
+    GroundedVlm.load(vlm_folder(family), box_format="gemma").save(tmp_path / "saved")
+    assert GroundedVlm.load(tmp_path / "saved").encoder.box_format == "gemma"
+    (tmp_path / "saved" / "box_format.json").unlink()  # as earlier versions saved it: trained in thousandths
+    assert GroundedVlm.load(tmp_path / "saved").encoder.box_format == "qwen2-vl"
+
+
+def test_generated_boxes_are_in_thousandths(vlm_folder, dialogues, monkeypatch):
+    vlm = GroundedVlm.load(vlm_folder("qwen2_5_vl"))
+    row = replace(dialogues[0], images=dialogues[0].images[:1])
+    width, height = vlm.encoder.encode(row, prompt=True).box_size
+    text = json.dumps([{"bbox_2d": [0, height // 2, width, height], "label": "liver"}])
+    monkeypatch.setattr(vlm.encoder, "decode", lambda ids: text)
+    ((answer,),) = vlm.generate([row], max_new_tokens=2)
+    (found,) = find_boxes(answer.text)
+    assert found.box == pytest.approx((0, 500, 1000, 1000), abs=1)

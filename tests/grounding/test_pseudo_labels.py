@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.data.grounding.boxes import write_box
+from preceptor.data.grounding.box_formats import write_box
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 from preceptor.grounding.curriculum import Curriculum
+from preceptor.grounding.labeling import teach
 from preceptor.grounding.pseudo_labels import (
     ContentHashes,
     Prompt,
@@ -23,7 +24,6 @@ from preceptor.grounding.pseudo_labels import (
     best_of,
     prompts_of_turn,
     question_key,
-    teach,
 )
 from preceptor.teachers.label_store import Label, LabelStore, LabelStoreKey, read_labels
 from tests.grounding.asked_data import data, image
@@ -143,7 +143,7 @@ def test_what_waits_for_a_missing_answer_is_counted(tmp_path):
     whole = replace(data(tmp_path / "images", 1, 1), samples=[dialogue, *data(tmp_path / "images", 1, 1).samples])
     first, second, _ = ContentHashes().keys(dialogue)
     taught = teach(tmp_path / "store", whole, whole.samples, Parrot(mute={second}))
-    assert taught.unanswered == {"mute": 1, "an earlier question of the dialogue has no answer": 1}
+    assert taught.unanswered == {"mute": 1, "an earlier question of the dialogue has no usable answer": 1}
     assert taught.answered == 2
     assert first in {label.key for label in read_labels(tmp_path / "store")}
     labels = PseudoLabels.open(tmp_path / "store", whole)

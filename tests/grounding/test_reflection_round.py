@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from preceptor.data.grounding.boxes import write_box
+from preceptor.data.grounding.box_formats import write_box
 from preceptor.data.types import Dialogue
 from preceptor.grounding.reflection import CorrectionBuffer
 from preceptor.grounding.reflection_round import AGAIN, Reflector, correction_dialogue

@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from preceptor.cli.app import app
-from preceptor.data.grounding.boxes import write_box
+from preceptor.data.grounding.box_formats import BOX_FORMATS, write_box
+from preceptor.data.grounding.box_formats import write as write_boxes
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as dialogues
 from preceptor.grounding import score as rescore_dialogues
@@ -121,3 +122,60 @@ def test_options_of_questions_are_refused(tmp_path):
     arguments = ["score", str(write(tmp_path, ROWS)), "--protocol", "mine/given/strict", "--metric", "bleu"]
     with pytest.raises(UserError, match="--metric does not apply to protocol mine/given/strict"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+BOXES = [(100, 200, 400, 380), (500, 50, 930, 660), (20, 30, 800, 240), (310, 620, 520, 990)]
+
+
+def in_format(name: str, size: tuple[int, int] | None = None) -> list[dict]:
+    more = {"width": size[0], "height": size[1]} if size else {}
+    seen = BOX_FORMATS[name].size_seen(size) if size else None
+    return [
+        row(str(i), "vg", write_box(box), f"Here: {write_boxes([box], 'liver', name, seen)}", **more)
+        for i, box in enumerate(BOXES)
+    ]
+
+
+@pytest.mark.parametrize("name", ["gemma", "paligemma", "florence", "xyxy-unit", "qwen3-vl", "xyxy-thousandths"])
+def test_answers_of_other_families_are_read(tmp_path, without_java, name):
+    scored = score_file(write(tmp_path, in_format(name)), "mine/given/strict")
+    assert scored.scores["tasks"]["vg"]["recall"] == 1
+    assert f"4 boxes of the answers were read in the format {name}" in scored.notes[1]
+    assert scored.rows[0]["prediction"] == in_format(name)[0]["prediction"], "as the file has it"
+
+
+def test_pixels_need_the_size_of_the_image(tmp_path, without_java):
+    for name in ("xyxy-pixels", "qwen2.5-vl"):
+        path = write(tmp_path, in_format(name, (300, 260)))
+        scored = score_file(path, "mine/given/strict", box_format=name)
+        assert scored.scores["tasks"]["vg"]["recall"] == 1
+        assert score_file(path, "mine/given/strict").scores == scored.scores, "it agrees best with the references"
+        assert f"in the format {name}, which agrees best with the references" in score_file(path, "a/b/strict").notes[1]
+    with pytest.raises(UserError, match=r"id 0: boxes in pixels \(xyxy-pixels\) need the width and height"):
+        score_file(write(tmp_path, in_format("gemma")[:1]), "mine/given/strict", box_format="xyxy-pixels")
+
+
+def test_unclear_formats_are_asked_for(tmp_path, without_java):
+    rows = [row(str(i), "vg", write_box(box), "[1, 2, 3, 4]") for i, box in enumerate(BOXES)]
+    with pytest.raises(UserError, match=r"values up to 4 fit .*; name it with --box-format, one of xyxy-thousandths"):
+        score_file(write(tmp_path, rows), "mine/given/strict")
+    assert score_file(write(tmp_path, rows), "mine/given/strict", box_format="xyxy-unit").scores["n"] == 4
+    with pytest.raises(UserError, match="'gema' is not known; did you mean 'gemma'"):
+        score_file(write(tmp_path, rows), "mine/given/strict", box_format="gema")
+    targets = [row("1", "vg", '{"box_2d": [1, 2, 3, 4]}', write_box(A))]
+    with pytest.raises(UserError, match=r"the boxes of the targets are not .* in thousandths \(gemma\)"):
+        score_file(write(tmp_path, targets), "mine/given/strict")
+
+
+def test_boxes_that_are_cut_off_are_counted(tmp_path, without_java):
+    rows = [*ROWS, row("7", "vg", write_box(A), "<|box_start|>(1,2),(3")]
+    scored = score_file(write(tmp_path, rows), "mine/given/strict")
+    assert "1 boxes of the answers cannot be read, such as boxes that are cut off." in scored.notes
+
+
+def test_the_command_line_names_the_format(tmp_path, without_java):
+    path = write(tmp_path, in_format("gemma"))
+    command = ["score", str(path), "--protocol", "mine/given/strict", "--box-format", "gemma", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "as --box-format says" in result.output

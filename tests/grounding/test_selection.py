@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.data.grounding.boxes import write_box
+from preceptor.data.grounding.box_formats import write_box
 from preceptor.grounding.selection import box_agreement, choose, word_overlap
 
 words = st.lists(st.sampled_from(["left", "lung", "nodule", "heart"]), max_size=4).map(" ".join)

@@ -25,9 +25,10 @@ from preceptor.cli.app import app
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 from preceptor.grounding.endpoint import AskSettings, EndpointTeacher
+from preceptor.grounding.labeling import teach
 from preceptor.grounding.local_teacher import LocalTeacher
 from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.pseudo_labels import ContentHashes, Prompt, prompts_of_turn, teach
+from preceptor.grounding.pseudo_labels import ContentHashes, Prompt, prompts_of_turn
 from preceptor.grounding.sources import read_dialogues
 from preceptor.teachers.chat_client import ClientSettings
 from preceptor.teachers.label_store import Label, read_labels

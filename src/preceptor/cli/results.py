@@ -47,13 +47,18 @@ def score(
     metric: Annotated[
         Literal["accuracy", "bleu", "soft"] | None, typer.Option(help="Use this metric instead of the protocol's.")
     ] = None,
+    box_format: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Format of the boxes in answers, such as qwen2.5-vl. Default: found out."),
+    ] = None,
     output: Annotated[
         Path | None, options.output_file("Write the score of each prediction to this JSONL file.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Score the predictions of any system under a protocol."""
-    chosen = {"root": root, "references": references, "normaliser": normaliser, "metric": metric}
+    chosen: dict[str, Any] = {"root": root, "references": references, "normaliser": normaliser, "metric": metric}
+    chosen["box_format"] = box_format
     gc.disable()  # Nothing is freed until the end, and the collector would take a third of the time.
     try:
         scored = api.score(predictions, protocol, **{key: value for key, value in chosen.items() if value is not None})

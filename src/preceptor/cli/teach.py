@@ -17,9 +17,8 @@ from preceptor.errors import UserError
 from preceptor.report.format import NONE
 
 if TYPE_CHECKING:
-    from preceptor.grounding.endpoint import EndpointTeacher
+    from preceptor.grounding.endpoint import TokenEstimate
     from preceptor.grounding.pseudo_labels import Labeler
-    from preceptor.grounding.teach import LabelingRequest
 
 KEY_VARIABLE = "PRECEPTOR_API_KEY"
 
@@ -70,6 +69,32 @@ def teach(
     max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Largest number of tokens of an answer.")] = 256,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = 0,
     system_prompt: Annotated[str, typer.Option(metavar="TEXT", help="System prompt of each dialogue.")] = "",
+    data_box_format: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="How your own file writes boxes (data.box_format). Default: as its texts show."
+        ),
+    ] = "auto",
+    box_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How the teacher writes boxes, such as qwen2.5-vl or gemma. Default: measured on known boxes.",
+        ),
+    ] = None,
+    measure: Annotated[
+        int, typer.Option(min=4, metavar="N", help="Number of known boxes that --box-format is measured on.")
+    ] = 16,
+    min_iou: Annotated[
+        float, typer.Option(min=0, max=1, metavar="IOU", help="Refuse a teacher with a smaller mean IoU on them.")
+    ] = 0.2,
+    min_usable: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Stop if a smaller share of the answers is usable.")
+    ] = 0.5,
+    agreement: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="SHARE", help="Ask this share twice, and discard answers that differ."),
+    ] = 0.0,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Shrink larger images to this number of pixels.")
     ] = None,
@@ -98,8 +123,8 @@ def teach(
 ) -> None:
     """Label images with a local teacher or with a server.
 
-    The answers are pseudo-labels for a student. The exit code is 1 if some questions were not answered. The same
-    command then asks them again.
+    The answers are pseudo-labels for a student. Every answer is checked, and labels.html in the output folder shows
+    ten of them. The exit code is 1 if some questions were not answered. The same command then asks them again.
     """
     if (teacher is None) == (endpoint is None):
         raise UserError("teach needs either --teacher DIR or --endpoint URL")
@@ -113,6 +138,7 @@ def teach(
     api.keep_offline()
     from preceptor.grounding import teach as teaching
     from preceptor.grounding.endpoint import AskSettings, EndpointTeacher
+    from preceptor.grounding.labeling import CheckSettings
 
     log_to_stderr()
     labeler: Labeler
@@ -129,12 +155,19 @@ def teach(
         )
         ask = AskSettings(temperature, candidates, max_tokens, seed, system_prompt, max_pixels, logprobs)
         labeler = EndpointTeacher(model, client, ask, concurrent=concurrent, max_tokens_total=max_tokens_total)
-        request = teaching.gather(data, root, split, limit, question or ())
-        confirm(request, output, labeler, yes, max_tokens_total)
+        request = teaching.gather(data, root, split, limit, question or (), data_box_format)
+        boxes = teaching.box_settings(request, output, box_format, measure, min_iou, labeler.size_sent)
+        confirm(teaching.estimate(request, output, labeler, boxes, agreement), yes, max_tokens_total)
     else:
-        request = teaching.gather(data, root, split, limit, question or ())
+        request = teaching.gather(data, root, split, limit, question or (), data_box_format)
+        from preceptor.data.grounding.box_formats import CANONICAL
         from preceptor.grounding.local_teacher import LocalTeacher
         from preceptor.grounding.model import GroundedVlm
+
+        if box_format is not None:
+            raise UserError("--box-format is for --endpoint: that of a local teacher is known from its checkpoint")
+        # The model translates boxes itself (`dialogue_encoder`); what is measured is whether they are right.
+        boxes = teaching.box_settings(request, output, None, measure, min_iou, candidates=[CANONICAL])
 
         vlm = GroundedVlm.load(str(teacher), max_pixels=max_pixels)
         labeler = LocalTeacher(
@@ -146,8 +179,10 @@ def teach(
             system_prompt=system_prompt,
             batch_size=batch_size,
         )
+    checks = CheckSettings(min_usable, agreement, system_prompt, page=True)
     try:
-        document = _label(request, output, labeler)
+        with show_progress("questions") as progress:
+            document = teaching.run(request, output, labeler, progress, boxes=boxes, checks=checks)
     except KeyboardInterrupt:
         print("interrupted; the answers are saved, and the same command resumes", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -167,24 +202,12 @@ def check_data(names: list[str]) -> None:
             raise UserError(f"{name} does not exist; give slake-grounding, med-grit, a file of dialogues or a folder")
 
 
-def _label(request: LabelingRequest, output: Path, labeler: Labeler) -> dict[str, Any]:
-    from preceptor.grounding import teach as teaching
-
-    with show_progress("questions") as progress:
-        return teaching.run(request, output, labeler, progress)
-
-
-def confirm(
-    request: LabelingRequest, output: Path, labeler: EndpointTeacher, yes: bool, max_tokens_total: int | None
-) -> None:
+def confirm(cost: TokenEstimate, yes: bool, max_tokens_total: int | None) -> None:
     """Print the estimated number of tokens and ask whether to start.
 
     Raises:
         UserError: the estimate is above `max_tokens_total`, or it is not confirmed.
     """
-    from preceptor.grounding.teach import estimate
-
-    cost = estimate(request, output, labeler)
     print(
         f"{cost.requests:,} questions: about {cost.images:,} tokens of images, {cost.texts:,} tokens of text, and "
         f"answers of at most {cost.answers:,} tokens",
@@ -206,14 +229,21 @@ def confirm(
 
 
 def show_labels(document: dict[str, Any]) -> None:
-    """Print how many questions were answered, and why others were not."""
+    """Print how many questions were answered and how many answers are usable, and why others are not."""
     mean = document["mean_confidence"]
     counts = [document[key] for key in ("questions", "before", "answered")]
-    counts += [sum(document["unanswered"].values()), document["cut_off"]]
-    columns = ["questions", "answered before", "answered", "not answered", "cut off", "mean confidence"]
+    counts += [sum(document["unanswered"].values()), document["usable"]]
+    columns = ["questions", "answered before", "answered", "not answered", "usable", "mean confidence"]
     table(document["folder"], columns, [[*map(str, counts), NONE if mean is None else f"{mean:.3f}"]])
     for reason, number in document["unanswered"].items():
         sentence(f"not answered: {number}: {reason}")
+    for reason, number in document["unusable"].items():
+        sentence(f"not usable: {number}: {reason}")
+    if document["boxes"]["answers"]:
+        boxes = document["boxes"]
+        iou = boxes["mean_iou"][boxes["format"]]
+        sentence(f"boxes: format {boxes['format']}, mean IoU {iou:.2f} on {boxes['answers']} known answers")
+    sentence(f"ten answers with their images: {document['page']}")
     notes(document["notes"])
 
 

@@ -187,7 +187,10 @@ GroundingTask = Literal["vg", "roc", "rc", "mia"]
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Questions and answers about images, in order. Boxes are part of the texts (see `data.grounding.boxes`).
+    """Questions and answers about images, in order. Boxes are part of the texts (see `data.grounding.box_formats`).
+
+    The images precede the first question, unless the questions contain one mark ``<image>`` per image (see
+    `data.grounding.image_marks`). `system` is the system message, or an empty text.
 
     `modality` is one of the eight modalities of Med-GRIT-270k (ct, mr, x, pet, endoscopy, dermoscopy, fundus,
     ultrasound) or another word; scores are reported per modality. `group` is the image or patient whose dialogues must
@@ -202,11 +205,13 @@ class Dialogue:
     group: str
     split: Split
     tags: Mapping[str, str] = field(default_factory=dict)
+    system: str = ""
 
     def fingerprint_row(self) -> list[Any]:
-        """Return all fields except `tags`, with the file names of the images."""
+        """Return all fields except `tags`, with the file names of the images. An empty `system` is left out."""
         images = [image.name for image in self.images]
-        return [self.id, images, self.turns, self.task, self.modality, self.group, self.split]
+        row = [self.id, images, self.turns, self.task, self.modality, self.group, self.split]
+        return [*row, self.system] if self.system else row
 
 
 @dataclass

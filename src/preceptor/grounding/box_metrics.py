@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preceptor.data.grounding.boxes import Box, find_boxes, find_references, iou, repair_box
+from preceptor.data.grounding.box_formats import find_boxes, find_references
+from preceptor.data.grounding.boxes import Box, iou, repair_box
 from preceptor.normalizers import NORMALISERS
 
 THRESHOLD = 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, WrapValidator, model_validator
 
 from preceptor.config import (
     BaseRecipe,
@@ -19,11 +19,20 @@ from preceptor.config import (
     TrainConfig,
     choose_method,
 )
+from preceptor.data.grounding.box_formats import require_format
 from preceptor.data.readers import GroundingName
 from preceptor.errors import UserError
 from preceptor.grounding.clinkd import ClinkdConfig
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+
+
+def _check_data_format(name: str) -> str:
+    return name if name in ("auto", "none") else require_format(name).name
+
+
+def _check_model_format(name: str) -> str:
+    return name if name == "auto" else require_format(name).name
 
 
 class DialogueDataConfig(Section):
@@ -41,6 +50,9 @@ class DialogueDataConfig(Section):
     """`slake-grounding`: language of the questions."""
     boxes: Literal["refuse", "repair", "drop"] = "refuse"
     """Treatment of faulty boxes: stop, repair the box if possible, or drop its record."""
+    box_format: Annotated[str, AfterValidator(_check_data_format)] = "auto"
+    """`sharegpt`: format of the boxes in the file. auto: decided by syntax and values; an error if they fit several
+    formats. none: the texts contain no boxes."""
     tasks: tuple[Literal["vg", "roc", "rc", "mia"], ...] = ("vg", "roc", "rc", "mia")
     """Visual grounding, referring object classification, referring captioning, medical image analysis."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -105,6 +117,9 @@ class VlmConfig(Section):
     """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint: a folder, or a hub name with `allow_downloads`. Without it, a
     `new` model is created."""
     new: NewVlmConfig = NewVlmConfig()
+    box_format: Annotated[str, AfterValidator(_check_model_format)] = "auto"
+    """Format in which the model reads and writes boxes. auto: the one that is stored with the model, else that of its
+    family."""
     training: Literal["full", "lora", "frozen_vision"] = "full"
     """Weights to train: all of them, adapters only, or all except the vision tower."""
     lora: LoraConfig = LoraConfig()

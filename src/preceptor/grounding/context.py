@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 
 from preceptor.data import provenance
+from preceptor.data.grounding.box_formats import FAMILY_FORMATS
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.distributed import processes
 from preceptor.grounding.clinkd import ClinkdConfig
@@ -16,7 +17,7 @@ from preceptor.grounding.config import GroundingRecipe, VlmConfig
 from preceptor.grounding.dialogue_encoder import ModalityRows
 from preceptor.grounding.guided_rope import MODALITIES, Guidance
 from preceptor.grounding.modality_clip import ModalityClip, modality_probabilities
-from preceptor.grounding.model import GroundedVlm, LoraSettings
+from preceptor.grounding.model import GroundedVlm, LoraSettings, checkpoint_box_format
 from preceptor.grounding.new_vlm import new_vlm
 from preceptor.grounding.selection import Similarity
 from preceptor.grounding.sentence_similarity import choose_similarity
@@ -93,6 +94,15 @@ class RunContext:
             )
         return str(folder)
 
+    def box_format(self, config: VlmConfig, run: str | None = None) -> str:
+        """Return the format of the boxes of a model of the recipe, or of the model of another run."""
+        if run is None and config.box_format != "auto":
+            return config.box_format
+        source = run or config.source
+        if source is None:
+            return FAMILY_FORMATS[config.new.family]
+        return checkpoint_box_format(source, allow_downloads=self.recipe.allow_downloads)
+
     def load(self, source: str, config: VlmConfig, guidance: Guidance | None, seed: int) -> GroundedVlm:
         """Return a model to train. New adapters are drawn from `seed`."""
         half = config.training == "lora" and config.lora.base == "bfloat16"
@@ -106,6 +116,7 @@ class RunContext:
                 lora=LoraSettings(config.lora.rank, config.lora.alpha, config.lora.dropout),
                 cut_off=config.cut_off,
                 dtype=torch.bfloat16 if half else torch.float32,
+                box_format=None if config.box_format == "auto" else config.box_format,
                 allow_downloads=self.recipe.allow_downloads,
                 modality_rows=self.modality_rows,
             )

@@ -86,8 +86,12 @@ class DialogueExamples(Examples):
                 skipped.append(example.dialogue.id)
 
     def read(self, example: TrainingExample) -> Item:
-        """Return the item of an example. Raises UserError as `DialogueEncoder.encode`."""
+        """Return the item of an example.
+
+        Raises UserError as `DialogueEncoder.encode` and `DialogueEncoder.require_one_box_size`.
+        """
         row = self.encoder.encode(example.dialogue)
+        self.encoder.require_one_box_size(example.dialogue, row)
         if example.last:
             row = replace(row, labels=last_answer(row.labels))
         return example, answers_key(example.dialogue, self._hashes), row, ()

@@ -2,20 +2,23 @@
 
 The Qwen processors of transformers need torchvision. Therefore text and images are combined here: the tokenizer and the
 chat template of the checkpoint, the PIL image processor of transformers, and t * h * w / merge_size^2 placeholder
-tokens for each image of t x h x w patches.
+tokens for each image of t x h x w patches. Boxes are translated into the format of the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from preceptor.data.images import MAX_BYTES, MAX_PIXELS, load_image
+from preceptor.data.grounding.box_formats import BOX_FORMATS, CANONICAL, Size, find_boxes, from_canonical, to_canonical
+from preceptor.data.grounding.image_marks import MARK, split_at_images
+from preceptor.data.images import MAX_BYTES, MAX_PIXELS, image_size, load_image
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 
@@ -54,6 +57,8 @@ class EncodedDialogue:
         pixel_values: Patches (patches, numbers), or None.
         image_grid_thw: Patches in time, rows and columns of each image (N, 3), or None.
         modalities: Modality probabilities (N, 8) for guidance `clip`, or None.
+        box_size: Width and height of the first image as boxes in pixels count them, or None if the model's boxes are
+            not in pixels.
     """
 
     id: str
@@ -62,6 +67,7 @@ class EncodedDialogue:
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
     modalities: Tensor | None
+    box_size: Size | None = None
 
 
 class DialogueEncoder:
@@ -75,6 +81,7 @@ class DialogueEncoder:
         modality_rows: Modality probabilities for guidance `clip`.
         max_image_bytes: Largest accepted image file (see `data.images.load_image`).
         max_image_pixels: Largest accepted number of pixels.
+        box_format: Format in which the model reads and writes boxes (see `data.grounding.box_formats`).
     """
 
     def __init__(
@@ -87,9 +94,10 @@ class DialogueEncoder:
         modality_rows: ModalityRows | None = None,
         max_image_bytes: int = MAX_BYTES,
         max_image_pixels: int = MAX_PIXELS,
+        box_format: str = CANONICAL,
     ) -> None:
         self.tokenizer, self.image_processor, self.image_token_id = tokenizer, image_processor, image_token_id
-        self.cut_off, self.modality_rows = cut_off, modality_rows
+        self.cut_off, self.modality_rows, self.box_format = cut_off, modality_rows, box_format
         self.max_image_bytes, self.max_image_pixels = max_image_bytes, max_image_pixels
         self._read: dict[tuple[Path, ...], tuple[Tensor, Tensor]] = {}
         self._bytes = 0
@@ -105,6 +113,8 @@ class DialogueEncoder:
                 misplaces an image or an answer, or an image cannot be read.
         """
         grids, pixels = self._images(dialogue)
+        box_size = next(iter(self.box_sizes(dialogue, grids)), None)
+        dialogue = self._in_model_format(dialogue, box_size)
         ids: list[int] = []
         labels: list[int] = []
         patches = [] if grids is None else grids.prod(dim=1).tolist()
@@ -126,7 +136,46 @@ class DialogueEncoder:
                 len(ids),
             )
         rows = self.modality_rows(dialogue) if self.modality_rows and grids is not None else None
-        return EncodedDialogue(dialogue.id, torch.tensor(ids), torch.tensor(labels), pixels, grids, rows)
+        return EncodedDialogue(dialogue.id, torch.tensor(ids), torch.tensor(labels), pixels, grids, rows, box_size)
+
+    def read_answer(self, text: str, row: EncodedDialogue) -> str:
+        """Return an answer of the model to an encoded prompt with its boxes in the canonical format.
+
+        Without an image, boxes in pixels are left as they are.
+        """
+        if row.box_size is None and "pixels" in BOX_FORMATS[self.box_format].unit:
+            return text
+        return to_canonical(text, self.box_format, row.box_size)
+
+    def _in_model_format(self, dialogue: Dialogue, box_size: Size | None) -> Dialogue:
+        """Return the dialogue with its boxes in the format of the model."""
+        question_answers = [
+            (from_canonical(question, self.box_format, box_size), from_canonical(answer, self.box_format, box_size))
+            for question, answer in dialogue.turns
+        ]
+        return replace(dialogue, turns=tuple(question_answers))
+
+    def box_sizes(self, dialogue: Dialogue, grids: Tensor | None) -> list[Size]:
+        """Return the size of each image that boxes in pixels refer to; no sizes if the model's are not in pixels."""
+        unit = BOX_FORMATS[self.box_format].unit
+        if "pixels" not in unit:
+            return []
+        if unit == "pixels" or grids is None:
+            return [image_size(path) for path in dialogue.images]
+        side = self.image_processor.patch_size
+        return [(int(columns) * side, int(rows) * side) for _, rows, columns in grids.tolist()]
+
+    def require_one_box_size(self, dialogue: Dialogue, row: EncodedDialogue) -> None:
+        """Raise UserError if a dialogue has boxes in pixels and images of several sizes.
+
+        A text does not say to which image a box belongs, so that its pixels would be a guess.
+        """
+        sizes = set(self.box_sizes(dialogue, row.image_grid_thw))
+        if len(sizes) > 1 and any(find_boxes(text) for turn in dialogue.turns for text in turn):
+            raise UserError(
+                f"dialogue {dialogue.id!r} has boxes and images of {len(sizes)} sizes, and this model writes boxes in "
+                f"pixels ({self.box_format}); set the model's box_format to qwen3-vl, or divide the dialogue"
+            )
 
     def parts(self, dialogue: Dialogue, *, prompt: bool = False) -> list[tuple[str, bool]]:
         """Return the rendered dialogue as a list of (text, whether it is an answer).
@@ -190,21 +239,55 @@ class DialogueEncoder:
         return self.tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()
 
     def _render(self, dialogue: Dialogue, turns: int, *, prompt: bool = False) -> str:
-        """Render the first `turns` turns with all images before the first question.
+        """Render the system message and the first `turns` turns, with the images where `split_at_images` has them.
 
         With `prompt` the last answer is left out.
         """
         messages: list[dict[str, Any]] = []
-        for number, (question, answer) in enumerate(dialogue.turns[:turns]):
-            content: list[dict[str, str]] = [{"type": "text", "text": question}]
-            if number == 0:
-                content = [{"type": "image"} for _ in dialogue.images] + content
-            messages.append({"role": "user", "content": content})
+        if dialogue.system:
+            messages.append({"role": "system", "content": [{"type": "text", "text": dialogue.system}]})
+        contents = split_at_images([question for question, _ in dialogue.turns], dialogue.images)
+        for number, (content, (_, answer)) in enumerate(zip(contents, dialogue.turns, strict=True)):
+            if number == turns:
+                break
+            parts = [{"type": "image"} if isinstance(c, Path) else {"type": "text", "text": c} for c in content]
+            messages.append({"role": "user", "content": parts})
             if not (prompt and number == turns - 1):
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        if dialogue.system and not self._knows_system:
+            raise UserError(
+                f"the chat template of the checkpoint has no system messages, and dialogue {dialogue.id!r} has one; "
+                "use another template (chat_template.jinja in the folder of the checkpoint), or remove the message"
+            )
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
+    @cached_property
+    def _knows_system(self) -> bool:
+        """Whether the chat template writes a system message, and not as one of the user or the assistant."""
+
+        def render(role: str) -> str:
+            messages = [(role, "Instructions"), ("user", "Question"), ("assistant", "Answer")]
+            parts = [{"role": name, "content": [{"type": "text", "text": text}]} for name, text in messages]
+            try:
+                return self.tokenizer.apply_chat_template(parts, tokenize=False)
+            except Exception:  # templates raise errors of their own for roles that they do not know
+                return ""
+
+        system = render("system")
+        return "Instructions" in system and system not in (render("user"), render("assistant"))
+
     def _check_texts(self, dialogue: Dialogue, answered: Sequence[tuple[str, str]]) -> None:
+        marks = sum(question.count(MARK) for question, _ in dialogue.turns)
+        if marks not in (0, len(dialogue.images)):
+            raise UserError(
+                f"the questions of dialogue {dialogue.id!r} contain {marks} marks {MARK}, and there are "
+                f"{len(dialogue.images)} images; write one mark for each image, or none"
+            )
+        for token in self._ends:
+            if token in dialogue.system:
+                raise UserError(
+                    f"the system message of dialogue {dialogue.id!r} contains the special token {token!r}; remove it"
+                )
         for number, (question, answer) in enumerate(dialogue.turns, 1):
             for token in self._ends:
                 if token in question or (number <= len(answered) and token in answer):

@@ -14,23 +14,24 @@ import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from preceptor.data.grounding.boxes import mark_boxes
+from preceptor.data.grounding.box_formats import mark_boxes
+from preceptor.data.grounding.image_marks import split_at_images
 from preceptor.data.images import image_size, load_image
 from preceptor.errors import UserError
-from preceptor.grounding.pseudo_labels import PROMPT_VERSION, Prompt, Save, best_of
+from preceptor.grounding.pseudo_labels import AGAIN_TEMPERATURE, PROMPT_VERSION, Prompt, Save, best_of
 from preceptor.teachers.chat_client import ChatClient, ClientSettings, RequestRejected, check_address
 from preceptor.teachers.label_store import Label, LabelStoreKey, Source
 
 log = logging.getLogger(__name__)
 
 # End marks, which a server that keeps special tokens leaves in an answer.
-_END_MARKS = re.compile(r"(?:\s*(?:<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|</s>))+\s*$")
+_END_MARKS = re.compile(r"(?:\s*(?:<\|(?:im_end|endoftext|eot_id|end|end_of_text)\|>|</s>|<end_of_turn>|<eos>))+\s*$")
 _CELL = 28  # Qwen2-VL makes one token of 28 x 28 pixels
 
 
@@ -116,9 +117,20 @@ class EndpointTeacher:
         Raises UserError if the server will answer no request, too many consecutive requests have failed, or the tokens
         are used up; the answers so far are saved.
         """
-        return asyncio.run(self._answer([prompt for prompt in prompts if prompt.key not in known], save))
+        return asyncio.run(self._answer([prompt for prompt in prompts if prompt.key not in known], self.ask, save))
 
-    async def _answer(self, prompts: Sequence[Prompt], save: Save) -> dict[str, str]:
+    def answer_again(self, prompts: Sequence[Prompt], save: Save) -> Mapping[str, str]:
+        """Sample another answer to every prompt, as `answer`."""
+        ask = replace(
+            self.ask, candidates=1, seed=self.ask.seed + 1, temperature=self.ask.temperature or AGAIN_TEMPERATURE
+        )
+        return asyncio.run(self._answer(prompts, ask, save))
+
+    def size_sent(self, path: Path) -> tuple[int, int]:
+        """Return the size of an image as it is sent."""
+        return _shrunk(image_size(path), self.ask.max_pixels)
+
+    async def _answer(self, prompts: Sequence[Prompt], ask: AskSettings, save: Save) -> dict[str, str]:
         waiting = iter(prompts)
         reasons: dict[str, str] = {}
         key = os.environ.get(self.client.key_variable)
@@ -132,7 +144,7 @@ class EndpointTeacher:
                             "answers so far are stored: raise it and run the same command again"
                         )
                     try:
-                        save([await self._ask(client, prompt)])
+                        save([await self._ask(client, prompt, ask)])
                     except RequestRejected as error:
                         log.warning("question %s is not answered: %s", prompt.key[:12], error)
                         reasons[prompt.key] = str(error)
@@ -146,12 +158,12 @@ class EndpointTeacher:
                 await asyncio.gather(*workers, return_exceptions=True)
         return reasons
 
-    async def _ask(self, client: ChatClient, prompt: Prompt) -> Label:
+    async def _ask(self, client: ChatClient, prompt: Prompt, ask: AskSettings) -> Label:
         # In a thread, because decoding a large image would block the other requests.
         messages = await asyncio.to_thread(self._messages, prompt)
-        body = {"messages": messages, "temperature": self.ask.temperature, "max_tokens": self.ask.max_tokens}
+        body = {"messages": messages, "temperature": ask.temperature, "max_tokens": ask.max_tokens}
         choices: list[dict[str, Any]] = []
-        while len(choices) < self.ask.candidates:
+        while len(choices) < ask.candidates:
             # A server that does not know `n` gives one answer per request.
             done = len(choices)
             optional = {
@@ -159,37 +171,43 @@ class EndpointTeacher:
                 "skip_special_tokens": False,
                 "logprobs": True,
                 "top_logprobs": 2,
-                "seed": (self.ask.seed + int(prompt.key[:12], 16) + done) % 2**31,
-                "n": self.ask.candidates - done,
+                "seed": (ask.seed + int(prompt.key[:12], 16) + done) % 2**31,
+                "n": ask.candidates - done,
             }
             answer = await client.complete(body, optional)
             choices += [choice for choice in answer["choices"] if isinstance(choice.get("message"), dict)]
             usage = answer.get("usage") or {}
             self.used += sum(int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
-        return self._label(prompt, choices[: self.ask.candidates])
+        return self._label(prompt, choices[: ask.candidates])
 
     def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
         dialogue = prompt.dialogue
-        images = [
-            {"type": "image_url", "image_url": {"url": _data_url(_load(path, self.ask.max_pixels))}}
-            for path in dialogue.images
-        ]
-        system = self.ask.system_prompt
+        system = "\n".join(text for text in (self.ask.system_prompt, dialogue.system) if text)
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-        for number, (question, answer) in enumerate(dialogue.turns):
-            text = {"type": "text", "text": question}
-            messages.append({"role": "user", "content": [*images, text] if number == 0 else question})
+        contents = split_at_images([question for question, _ in dialogue.turns], dialogue.images)
+        for number, (content, (question, answer)) in enumerate(zip(contents, dialogue.turns, strict=True)):
+            plain = number > 0 and not any(isinstance(part, Path) for part in content)
+            messages.append({"role": "user", "content": question if plain else [self._part(part) for part in content]})
             if number < len(dialogue.turns) - 1:
                 messages.append({"role": "assistant", "content": answer})
         return messages
+
+    def _part(self, part: str | Path) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        return {"type": "image_url", "image_url": {"url": _data_url(_load(part, self.ask.max_pixels))}}
 
     def _label(self, prompt: Prompt, choices: Sequence[Mapping[str, Any]]) -> Label:
         texts = [_END_MARKS.sub("", str(choice["message"].get("content") or "")).strip() for choice in choices]
         if "skip_special_tokens" in self._unknown:
             texts = [mark_boxes(text) for text in texts]
-        best, confidence, margin = best_of(texts)
+        best, confidence, margin = best_of([prompt.read(text) for text in texts])
         source: Source | None = "agreement" if len(texts) > 1 else None
-        probabilities = token_probabilities(choices[best].get("logprobs"), greedy=self.ask.temperature == 0)
+        message = choices[best]["message"]
+        # The tokens of a reasoning that the server has cut out are not those of the answer.
+        reasoned = message.get("reasoning_content") or message.get("reasoning")
+        logprobs = None if reasoned else choices[best].get("logprobs")
+        probabilities = token_probabilities(logprobs, greedy=self.ask.temperature == 0)
         if probabilities.confidence is not None:
             confidence, margin = probabilities.confidence, probabilities.margin or 0.0
             source = probabilities.source
@@ -280,6 +298,10 @@ class TokenEstimate:
     @property
     def total(self) -> int:
         return self.images + self.texts + self.answers
+
+    def times(self, factor: float) -> TokenEstimate:
+        """Return the estimate for `factor` times as many requests."""
+        return TokenEstimate(*(round(factor * value) for value in astuple(self)))
 
     def as_dict(self) -> dict[str, int]:
         return {**asdict(self), "total": self.total}

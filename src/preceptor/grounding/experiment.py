@@ -49,8 +49,10 @@ from preceptor.grounding.teachers import (
     corrector,
     load_teacher,
     pseudo_labelled_examples,
+    store_findings,
     summary,
     token_teacher,
+    uses_store,
 )
 from preceptor.hub import find_pretrained
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
@@ -119,6 +121,31 @@ class GroundingExperiment(Experiment):
                     f"{key}: {source} is neither a folder with a config.json nor in the local hub cache; give the "
                     "folder of a Qwen-VL checkpoint, or set allow_downloads=true"
                 )
+        self._require_same_box_format()
+        self._require_usable_labels()
+
+    def _require_usable_labels(self) -> None:
+        """Raise UserError if the labels in `method.pseudo_labels.store` cannot be used."""
+        found = store_findings(self.context) if uses_store(self.recipe) else []
+        errors = [finding.reason for finding in found if finding.severity == "error"]
+        if errors:
+            raise UserError(errors[0])
+
+    def _require_same_box_format(self) -> None:
+        """Raise UserError if a student learns tokens of a teacher that writes boxes in another format."""
+        recipe, method = self.recipe, self.recipe.method
+        learns = method.pseudo_labels.share > 0 and method.pseudo_labels.logits != "none"
+        if not learns or {"distilled", "clinkd"}.isdisjoint(recipe.stages):
+            return
+        run = self._teaching_run()
+        source = str(model_folder(Path(run))) if run and Path(run).is_dir() else run
+        teacher = self.context.box_format(recipe.teacher.model, source)
+        student = self.context.box_format(recipe.student.model)
+        if teacher != student:
+            raise UserError(
+                f"the teacher writes boxes in the format {teacher} and the student in {student}, so that their tokens "
+                f"differ; set student.model.box_format={teacher}, or method.pseudo_labels.logits=none"
+            )
 
     def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
         recipe, context, data = self.recipe, self.context, self.data
@@ -134,7 +161,7 @@ class GroundingExperiment(Experiment):
         pseudo_labels: dict[str, Any] | None = None
         if share > 0:
             examples = pseudo_labelled_examples(context, teacher)
-            pseudo_labels = summary(examples, method.pseudo_labels, teacher)
+            pseudo_labels = summary(context, examples, teacher)
             # It does not depend on what a stage adds, so it is trained once for all of them.
             prior_method = recipe.method.for_stage("distilled")
             tokens = None
@@ -410,6 +437,8 @@ class GroundingExperiment(Experiment):
         found = check_dialogues(
             self.data, config.boxes, max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels
         )
+        if uses_store(self.recipe):
+            found += store_findings(self.context)
         if self.data.split("train") and not any(finding.severity == "error" for finding in found):
             notes, doubts = self._check_memory()
             self.data.notes += notes

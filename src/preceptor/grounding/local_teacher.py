@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from preceptor.data.grounding.box_formats import CANONICAL
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
-from preceptor.grounding.pseudo_labels import PROMPT_VERSION, Prompt, Save, best_of
+from preceptor.grounding.pseudo_labels import AGAIN_TEMPERATURE, PROMPT_VERSION, Prompt, Save, best_of
 from preceptor.teachers.label_store import Label, LabelStoreKey
 
 if TYPE_CHECKING:
@@ -32,14 +33,16 @@ def vlm_fingerprint(vlm: GroundedVlm) -> str:
 
 
 def preprocessing(vlm: GroundedVlm) -> dict[str, Any]:
-    """Return the settings of the image processor, as JSON values, and the maximum length of dialogues in tokens."""
+    """Return the settings of the image processor, as JSON values, the maximum length of dialogues in tokens, and the
+    model's format of boxes if it is not the canonical one."""
     settings = json.loads(vlm.encoder.image_processor.to_json_string())
     settings.pop("processor_class", None)
-    return {"images": settings, "cut_off": vlm.encoder.cut_off}
+    format = vlm.encoder.box_format
+    return {"images": settings, "cut_off": vlm.encoder.cut_off} | ({} if format == CANONICAL else {"boxes": format})
 
 
 def with_system_prompt(dialogue: Dialogue, system_prompt: str) -> Dialogue:
-    """Return the dialogue with the system prompt as the first line of its first question, as in `read_sharegpt`."""
+    """Return the dialogue with the system prompt as the first line of its first question."""
     if not system_prompt or not dialogue.turns:
         return dialogue
     (question, answer), *rest = dialogue.turns
@@ -101,6 +104,21 @@ class LocalTeacher:
         A dialogue that is longer than the model's maximum is not answered. Raises UserError if a dialogue cannot be
         encoded for another reason.
         """
+        return self._answer(prompts, known, save, self.candidates, self.temperature, self.seed)
+
+    def answer_again(self, prompts: Sequence[Prompt], save: Save) -> Mapping[str, str]:
+        """Sample another answer to every prompt, as `answer`."""
+        return self._answer(prompts, (), save, 1, self.temperature or AGAIN_TEMPERATURE, self.seed + 1)
+
+    def _answer(
+        self,
+        prompts: Sequence[Prompt],
+        known: Collection[str],
+        save: Save,
+        candidates: int,
+        temperature: float,
+        seed: int,
+    ) -> Mapping[str, str]:
         reasons: dict[str, str] = {}
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
@@ -113,12 +131,12 @@ class LocalTeacher:
             if fitting:
                 generated = self.vlm.generate(
                     [dialogues[prompt.key] for prompt in fitting],
-                    candidates=self.candidates,
-                    temperature=self.temperature,
+                    candidates=candidates,
+                    temperature=temperature,
                     max_new_tokens=self.max_tokens,
                     with_confidence=True,
                     batch_size=len(fitting),
-                    seed=self._seed(fitting),
+                    seed=_seed(seed, fitting),
                 )
                 labels = [self._label(prompt, answers) for prompt, answers in zip(fitting, generated, strict=True)]
                 save([label for label in labels if label.key in missing])
@@ -133,13 +151,9 @@ class LocalTeacher:
             return f"longer than {self.vlm.encoder.cut_off} tokens"
         return None
 
-    def _seed(self, prompts: Sequence[Prompt]) -> int:
-        digest = hashlib.sha256(json.dumps([self.seed, *(prompt.key for prompt in prompts)]).encode())
-        return int(digest.hexdigest()[:12], 16)
-
     def _label(self, prompt: Prompt, answers: Sequence[Answer]) -> Label:
         texts = [answer.text for answer in answers]
-        best = best_of(texts)[0]
+        best = best_of([prompt.read(text) for text in texts])[0]
         answer = answers[best]
         assert answer.confidence is not None, "generated with confidence"
         assert answer.margin is not None, "generated with confidence"
@@ -154,3 +168,8 @@ class LocalTeacher:
             source="top_logprobs",
             candidates=tuple(texts) if len(texts) > 1 else (),
         )
+
+
+def _seed(seed: int, prompts: Sequence[Prompt]) -> int:
+    digest = hashlib.sha256(json.dumps([seed, *(prompt.key for prompt in prompts)]).encode())
+    return int(digest.hexdigest()[:12], 16)

@@ -17,7 +17,7 @@ from preceptor.grounding.checkpoint_files import load_image_processor, load_toke
 from preceptor.grounding.config import GroundingRecipe, VlmConfig, VlmRunConfig
 from preceptor.grounding.dialogue_encoder import DialogueEncoder
 from preceptor.grounding.memory_model import memory_estimate
-from preceptor.grounding.model import LoraSettings
+from preceptor.grounding.model import LoraSettings, stored_box_format
 from preceptor.hub import find_pretrained
 from preceptor.training.fsdp import shard_settings
 from preceptor.training.setup import native_bf16
@@ -80,7 +80,8 @@ def load_model_config(config: VlmConfig, source: str, allow_downloads: bool) -> 
     processor = load_image_processor(source, location, model, options)
     shrink_images(processor, config.max_pixels)
     tokenizer = load_tokenizer(source, location, model, options)
-    return model, DialogueEncoder(tokenizer, processor, model.image_token_id, cut_off=config.cut_off)
+    name = stored_box_format(location, model, options) if config.box_format == "auto" else config.box_format
+    return model, DialogueEncoder(tokenizer, processor, model.image_token_id, cut_off=config.cut_off, box_format=name)
 
 
 def available() -> int:

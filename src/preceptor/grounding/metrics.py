@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from preceptor.data.grounding.boxes import restyle
+from preceptor.data.grounding.box_formats import find_boxes, rename_marks
 from preceptor.data.types import GroundingTask
 from preceptor.errors import UserError, nearest
 from preceptor.grounding.box_metrics import (
@@ -67,6 +67,9 @@ def score_rows(rows: Sequence[Row], protocol: str) -> dict[str, Any]:
     except UserError as error:
         captions = False
         notes.append(str(error))
+    unreadable = sum(found.box is None for row in rows for found in find_boxes(row["prediction"]))
+    if unreadable:
+        notes.append(f"{unreadable} boxes of the answers cannot be read, such as boxes that are cut off.")
     names = sorted({row["modality"] for row in rows})
     by_modality = {name: [row for row in rows if row["modality"] == name] for name in names}
     texts = _text_scores([rows, *by_modality.values()]) if captions else {}
@@ -107,7 +110,7 @@ def _by_task(rows: Sequence[Row], protocol: str, texts: Mapping[Pairs, Mapping[s
 
 
 def _boxes(row: Row, protocol: str) -> Any:
-    return _COUNT[protocol](restyle(row["target"], "bird"), restyle(row["prediction"], "bird"))
+    return _COUNT[protocol](rename_marks(row["target"], "bird"), rename_marks(row["prediction"], "bird"))
 
 
 def _named(row: Row, protocol: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from preceptor.data.grounding.box_formats import CANONICAL, FAMILY_FORMATS, require_format
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError, nearest
 from preceptor.grounding.checkpoint_files import (
@@ -28,6 +29,7 @@ from preceptor.hub import find_pretrained, hide_progress_bars
 
 Training = Literal["full", "lora", "frozen_vision"]
 GUIDANCE_FILE = "guidance.json"
+BOX_FORMAT_FILE = "box_format.json"
 # Linear layers of the language model. The vision tower of Qwen2.5-VL has layers with the same names.
 ADAPTED = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 # Files that are copied from the checkpoint, because the Qwen processors of transformers need them.
@@ -58,6 +60,7 @@ class AnswerStates(NamedTuple):
 class Answer:
     """A generated answer.
 
+    Boxes in `text` are in the canonical format, whatever the format of the model (see `data.grounding.box_formats`).
     `confidence` and `margin` (see `grounding.curriculum.sureness`) are computed over its `tokens`, including the end
     token, at temperature 1, or None if they were not requested. `ended` is False if the answer was truncated.
     """
@@ -94,6 +97,7 @@ class GroundedVlm(nn.Module):
         cut_off: int = 2048,
         dtype: torch.dtype | None = None,
         attention: str | None = None,
+        box_format: str | None = None,
         allow_downloads: bool = False,
     ) -> GroundedVlm:
         """Load the model of a Hugging Face folder or hub name.
@@ -110,6 +114,7 @@ class GroundedVlm(nn.Module):
             cut_off: Largest number of tokens of a dialogue.
             dtype: Data type of the weights. Default: that of the checkpoint.
             attention: `attn_implementation` of transformers, such as sdpa or flash_attention_2.
+            box_format: Format in which the model reads and writes boxes. Default: see `stored_box_format`.
             allow_downloads: Whether to download files that are not in the local hub cache.
 
         Raises:
@@ -160,7 +165,14 @@ class GroundedVlm(nn.Module):
 
             modality_rows = of_dialogue
         rows = modality_rows if guidance.kind == "clip" else None
-        encoder = DialogueEncoder(tokenizer, processor, config.image_token_id, cut_off=cut_off, modality_rows=rows)
+        encoder = DialogueEncoder(
+            tokenizer,
+            processor,
+            config.image_token_id,
+            cut_off=cut_off,
+            modality_rows=rows,
+            box_format=box_format or stored_box_format(location, config, options),
+        )
         copied = [file for name in _COPIED_FILES if (file := checkpoint_file(location, name, options))]
         return cls(_set_trainable(model, training, lora), encoder, guidance, copied)
 
@@ -293,7 +305,10 @@ class GroundedVlm(nn.Module):
                 for start in range(0, len(dialogues), batch_size):
                     rows = [self.encoder.encode(d, prompt=True) for d in dialogues[start : start + batch_size]]
                     batch = {name: value.to(device) for name, value in self.encoder.collate(rows, "left").items()}
-                    answers = self._answer(batch, config, end, with_confidence)
+                    answers = [
+                        replace(answer, text=self.encoder.read_answer(answer.text, rows[i // candidates]))
+                        for i, answer in enumerate(self._answer(batch, config, end, with_confidence))
+                    ]
                     answers_of_dialogues += [answers[i : i + candidates] for i in range(0, len(answers), candidates)]
         finally:
             self.train(was_training)
@@ -338,7 +353,7 @@ class GroundedVlm(nn.Module):
 
     @hide_progress_bars()
     def save(self, folder: Path, *, adapter: bool = False) -> None:
-        """Write a Hugging Face folder that `from_pretrained` loads, and the guidance.
+        """Write a Hugging Face folder that `from_pretrained` loads, the guidance, and the format of the boxes.
 
         Adapters are merged into the written weights, but not into the model. With `adapter`, only the adapters are
         written, in the format of PEFT.
@@ -361,6 +376,40 @@ class GroundedVlm(nn.Module):
             if file.is_file() and file.resolve() != (folder / file.name).resolve():
                 shutil.copyfile(file, folder / file.name)
         (folder / GUIDANCE_FILE).write_text(json.dumps(self.guidance.settings(), indent=1) + "\n", "utf-8")
+        (folder / BOX_FORMAT_FILE).write_text(json.dumps({"format": self.encoder.box_format}) + "\n", "utf-8")
+
+
+def stored_box_format(place: str, config: Any, options: dict[str, Any]) -> str:
+    """Return the format in which a checkpoint reads and writes boxes.
+
+    It is the one that `save` stored. Models that were saved with a guidance only were trained by an earlier version,
+    in the canonical format. Other checkpoints write the format of their family.
+
+    Raises:
+        UserError: the stored format is not known.
+    """
+    if file := checkpoint_file(place, BOX_FORMAT_FILE, options):
+        return require_format(json.loads(file.read_text("utf-8"))["format"]).name
+    if checkpoint_file(place, GUIDANCE_FILE, options):
+        return CANONICAL
+    if config.model_type not in FAMILY_FORMATS:
+        raise UserError(f"{place} is a model of type {config.model_type!r}; give one of {', '.join(FAMILY_FORMATS)}")
+    return FAMILY_FORMATS[config.model_type]
+
+
+def checkpoint_box_format(source: str, *, allow_downloads: bool = False) -> str:
+    """Return `stored_box_format` of a folder or hub name, without its weights.
+
+    Raises UserError as `GroundedVlm.load`.
+    """
+    from transformers import AutoConfig
+
+    location = find_pretrained(source, allow_downloads=allow_downloads)
+    if location is None:
+        raise UserError(f"{source} is neither a folder with a config.json nor in the local hub cache")
+    options = {"local_files_only": not allow_downloads, "trust_remote_code": False}
+    config = read_part(source, "config.json", lambda: AutoConfig.from_pretrained(location, **options))
+    return stored_box_format(location, config, options)
 
 
 class _TopTwo:

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 import torch
 
-from preceptor.data.grounding.boxes import Box, find_boxes
+from preceptor.data.grounding.box_formats import find_boxes
+from preceptor.data.grounding.boxes import Box
 from preceptor.data.images import load_image
 from preceptor.data.types import Dialogue
 from preceptor.data.vqa.table import read_table
@@ -28,23 +29,26 @@ class GroundedAnswer:
 
     Attributes:
         id: id of the dialogue, or the file name of the image.
-        text: the answer as generated, with the boxes in the language of the model.
+        text: the answer, with its boxes as (x1,y1),(x2,y2) in thousandths, whatever the format of the model.
         probability: mean probability of the tokens of the answer.
         boxes: (x1, y1, x2, y2) of each box in the answer, in thousandths of the width and height of the image.
+        unreadable: number of boxes in the answer that cannot be read, such as boxes that are cut off.
     """
 
     id: str
     text: str
     probability: float
     boxes: tuple[Box, ...]
+    unreadable: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a dictionary ready for JSON."""
-        return {
+        """Return a dictionary ready for JSON. `unreadable_boxes` is left out if there are none."""
+        row = {
             "id": self.id,
             "answers": [{"answer": self.text, "probability": self.probability}],
             "boxes": [list(box) for box in self.boxes],
         }
+        return row | {"unreadable_boxes": self.unreadable} if self.unreadable else row
 
 
 class GroundingModel:
@@ -117,9 +121,10 @@ class GroundingModel:
                 group, max_new_tokens=max_new_tokens, with_confidence=True, batch_size=batch_size
             )
             for dialogue, (answer, *_) in zip(group, answers, strict=True):
-                boxes = tuple(found.box for found in find_boxes(answer.text) if found.box is not None)
+                found = find_boxes(answer.text)
+                boxes = tuple(box.box for box in found if box.box is not None)
                 assert answer.confidence is not None
-                yield GroundedAnswer(dialogue.id, answer.text, answer.confidence, boxes)
+                yield GroundedAnswer(dialogue.id, answer.text, answer.confidence, boxes, len(found) - len(boxes))
 
     def _require_modalities(self, dialogues: Sequence[Dialogue]) -> None:
         if self.vlm.guidance.kind != "clip":

@@ -1,7 +1,8 @@
 """Pseudo-labels: a teacher answers questions, and a student learns from its answers (ClinKD, section 3.2 of its paper).
 
-`teach` asks the questions whose answers a store lacks, and writes them (`teachers.label_store`). `PseudoLabels` reads
-them for a data set. Labelers are `endpoint.EndpointTeacher` and `local_teacher.LocalTeacher`.
+`labeling.teach` asks the questions whose answers a store lacks, checks the answers, and writes them
+(`teachers.label_store`). `PseudoLabels` reads the usable ones for a data set. Labelers are `endpoint.EndpointTeacher`
+and `local_teacher.LocalTeacher`.
 """
 
 from __future__ import annotations
@@ -9,32 +10,40 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
-from preceptor.data.grounding.boxes import find_boxes, without_boxes
+from preceptor.data.grounding.box_formats import find_boxes, without_boxes
+from preceptor.data.grounding.image_marks import MARK
 from preceptor.data.images import content_hash
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
+from preceptor.grounding.answer_checks import FIXES, asks_for_box, first, most_common
 from preceptor.grounding.selection import box_agreement, choose, word_overlap
-from preceptor.teachers.label_store import Label, LabelStore, LabelStoreKey, read_labels, read_store
+from preceptor.teachers.label_store import Label, LabelStoreKey, read_boxes, read_labels, read_store
 
 PROMPT_VERSION = 1
 """Version of the prompt's form: the images, the earlier turns, the question. Part of a store's cache key."""
+NOT_ASKED = "not asked"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question for a teacher: the last turn of `dialogue`, whose answer is empty. `key` is the `question_key`."""
+    """A question for a teacher: the last turn of `dialogue`, whose answer is empty. `key` is the `question_key`.
+
+    `wants_box` is whether it is answered with boxes. `read` translates the boxes of an answer from the teacher's
+    language to that of the data.
+    """
 
     key: str
     turn: int
     dialogue: Dialogue
+    wants_box: bool = False
+    read: Callable[[str], str] = str
 
 
 Save = Callable[[Sequence[Label]], None]
@@ -56,12 +65,25 @@ class Labeler(Protocol):
         ...
 
 
-def question_key(images: Sequence[str], history: Sequence[tuple[str, str]], question: str) -> str:
+AGAIN_TEMPERATURE = 0.7
+"""Temperature of a second answer, which is compared with the first, if the first is the most likely one."""
+
+
+class RepeatingLabeler(Labeler, Protocol):
+    """A teacher that can answer a question a second time."""
+
+    def answer_again(self, prompts: Sequence[Prompt], save: Save) -> Mapping[str, str]:
+        """Sample another answer to every prompt, as `answer`."""
+        ...
+
+
+def question_key(images: Sequence[str], history: Sequence[tuple[str, str]], question: str, system: str = "") -> str:
     """Return the SHA-256, in hex, of a question's content.
 
-    `images` are the SHA-256 of the image files' bytes, `history` the earlier turns as the data set has them.
+    `images` are the SHA-256 of the image files' bytes, `history` the earlier turns as the data set has them, `system`
+    is the system message of the dialogue.
     """
-    content = [list(images), [list(turn) for turn in history], question]
+    content = [list(images), [list(turn) for turn in history], question, *([system] if system else [])]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -80,7 +102,9 @@ class ContentHashes:
     def keys(self, dialogue: Dialogue) -> list[str]:
         """Return the key of each of a dialogue's questions."""
         images = self.of(dialogue)
-        return [question_key(images, dialogue.turns[:i], turn[0]) for i, turn in enumerate(dialogue.turns)]
+        return [
+            question_key(images, dialogue.turns[:i], turn[0], dialogue.system) for i, turn in enumerate(dialogue.turns)
+        ]
 
 
 def prompts_of_turn(
@@ -103,64 +127,17 @@ def prompts_of_turn(
             continue
         seen.add(keys[turn])
         history = [(question, text) for (question, _), text in zip(dialogue.turns[:turn], earlier, strict=True)]
-        turns = (*history, (dialogue.turns[turn][0], ""))
-        yield Prompt(keys[turn], turn, replace(dialogue, turns=turns))
+        yield prompt_of(dialogue, turn, keys[turn], history)
 
 
-@dataclass(frozen=True)
-class LabelingResult:
-    """Counts of `teach`: all questions, those answered before, those answered now, and the others by reason."""
-
-    questions: int
-    before: int
-    answered: int
-    unanswered: dict[str, int]
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def teach(
-    folder: Path,
-    data: GroundingDataset,
-    dialogues: Sequence[Dialogue],
-    teacher: Labeler,
-    *,
-    hashes: ContentHashes | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> LabelingResult:
-    """Have a teacher answer all questions of `dialogues`, a part of `data`, that the store in `folder` lacks.
-
-    Every answer is written as soon as it arrives, so that the same call resumes after any interruption. `progress` is
-    called with the number of answered questions and of all.
-
-    Raises UserError as `LabelStore.open` and `Labeler.answer`.
-    """
-    hashes = hashes or ContentHashes()
-    names = {data.fingerprint(): data.name}
-    with LabelStore.open(folder, teacher.cache_key, names) as store:
-        keys = {key for dialogue in dialogues for key in hashes.keys(dialogue)}
-        before = len(keys & store.keys)
-        reasons: dict[str, str] = {}
-        done = before
-
-        def save(labels: Sequence[Label]) -> None:
-            nonlocal done
-            store.append(labels)
-            done += len(labels)
-            if progress is not None:
-                progress(done, len(keys))
-
-        for turn in range(max((len(dialogue.turns) for dialogue in dialogues), default=0)):
-            answers = {label.key: label.answer for label in read_labels(folder)} if turn else {}
-            prompts = list(prompts_of_turn(dialogues, turn, hashes, answers))
-            if any(prompt.key not in store.keys for prompt in prompts):
-                reasons.update(teacher.answer(prompts, frozenset(store.keys), save))
-        waiting = len(keys - store.keys) - len(reasons)
-    counted = Counter(reasons.values())
-    if waiting:
-        counted["an earlier question of the dialogue has no answer"] = waiting
-    return LabelingResult(len(keys), before, done - before, dict(counted))
+def prompt_of(dialogue: Dialogue, turn: int, key: str, history: Sequence[tuple[str, str]]) -> Prompt:
+    """Return the prompt for question number `turn` of a dialogue of the data, after the turns `history`."""
+    question, truth = dialogue.turns[turn]
+    wants_box = asks_for_box(question, truth, dialogue.task, alone=len(dialogue.turns) == 1)
+    images, marks = dialogue.images, [asked.count(MARK) for asked, _ in dialogue.turns]
+    if sum(marks) == len(images):  # those of later questions are not shown yet
+        images = images[: sum(marks[: turn + 1])]
+    return Prompt(key, turn, replace(dialogue, images=images, turns=(*history, (question, ""))), wants_box)
 
 
 @dataclass(frozen=True)
@@ -176,12 +153,19 @@ class PseudoLabels:
     """The labels of a store for a data set; `open` it.
 
     `teacher` and `settings` are those of the store. `labelled` are the dialogues in which every question has a usable
-    answer. `left_out` counts the others by reason: not asked, empty, cut off.
+    answer. `left_out` counts the others by reason: not asked, or one of `answer_checks.Reason`. `boxes` is the way in
+    which the teacher wrote boxes (`box_convention.BoxConvention.as_dict`).
     """
 
-    def __init__(self, cache_key: LabelStoreKey, labelled: list[PseudoLabelled], left_out: dict[str, int]) -> None:
+    def __init__(
+        self,
+        cache_key: LabelStoreKey,
+        labelled: list[PseudoLabelled],
+        left_out: dict[str, int],
+        boxes: Mapping[str, Any] | None = None,
+    ) -> None:
         self.teacher, self.settings = cache_key.teacher, cache_key.settings
-        self.labelled, self.left_out = labelled, left_out
+        self.labelled, self.left_out, self.boxes = labelled, left_out, dict(boxes or {})
 
     @classmethod
     def open(cls, folder: Path, data: GroundingDataset, *, split: Split | None = None, cut_off: bool = False) -> Self:
@@ -215,7 +199,7 @@ class PseudoLabels:
                 f"among the {len(wanted)} dialogues of {data.name}; the images or questions have changed, or "
                 "`preceptor teach` was run on other data"
             )
-        return cls(cache_key, labelled, left_out)
+        return cls(cache_key, labelled, left_out, read_boxes(folder))
 
     @property
     def dialogues(self) -> list[Dialogue]:
@@ -225,6 +209,15 @@ class PseudoLabels:
     def coverage(self) -> float:
         """Fraction of the dialogues that have usable answers."""
         return len(self.labelled) / (len(self.labelled) + sum(self.left_out.values()))
+
+    @property
+    def unusable(self) -> dict[str, int]:
+        """Number of dialogues that were answered but are left out, by reason."""
+        return {reason: count for reason, count in self.left_out.items() if reason != NOT_ASKED}
+
+    def require_usable(self, floor: float, folder: Path) -> None:
+        """Raise UserError if the fraction of the answered dialogues whose answers are usable is below `floor`."""
+        require_usable(len(self.labelled), self.unusable, floor, folder, key="method.pseudo_labels.min_usable=")
 
     def note(self) -> str:
         """Return a sentence for the notes of a run."""
@@ -256,12 +249,24 @@ class PseudoLabels:
 
 def _unusable(labels: Sequence[Label | None], cut_off: bool) -> str | None:
     if any(label is None for label in labels):
-        return "not asked"
-    if any(label is not None and not label.answer.strip() for label in labels):
-        return "empty"
-    if not cut_off and any(label is not None and not label.ended for label in labels):
-        return "cut off"
-    return None
+        return NOT_ASKED
+    reasons = [reason for label in labels if label is not None for reason in _reasons(label)]
+    return first([reason for reason in reasons if not (cut_off and reason == "cut off")])
+
+
+def _reasons(label: Label) -> list[str]:
+    return ["empty"] * (not label.answer.strip()) + ["cut off"] * (not label.ended) + list(label.reasons)
+
+
+def require_usable(usable: int, unusable: Mapping[str, int], floor: float, folder: Path, *, key: str) -> None:
+    """Raise UserError if the fraction of usable answers is below `floor`, the setting `key`."""
+    total = usable + sum(unusable.values())
+    if total and usable < floor * total:
+        top = max(unusable, key=lambda reason: unusable[reason])
+        raise UserError(
+            f"{usable:,} of {total:,} answers of the teacher are usable, fewer than {key}{floor:g} "
+            f"({most_common(unusable)}): {FIXES[top]}; the answers are kept in {folder}"
+        )
 
 
 def _with_answers(dialogue: Dialogue, labels: Sequence[Label]) -> PseudoLabelled:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from preceptor.data.grounding.boxes import find_boxes
+from preceptor.data.grounding.box_formats import find_boxes
 from preceptor.grounding.selection import box_agreement
 
 Reason = Literal["no box", "wrong box", "unlike"]

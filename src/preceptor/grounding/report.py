@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.grounding.boxes import SIDE, find_boxes
+from preceptor.data.grounding.box_formats import find_boxes
+from preceptor.data.grounding.boxes import SIDE
 from preceptor.files import write_text
 from preceptor.grounding import metrics
 from preceptor.grounding.config import STAGE_ADDS
@@ -232,7 +233,10 @@ def _pseudo_labels(run: RunRecord) -> list[Any]:
         "Confidence is the mean probability of the most probable token, margin its distance to the second."
     )
     charts = [("Confidence of the teacher", confidence), ("Added by the curriculum", added)]
-    return [Text(about), Charts(charts, list(kinds.items()))]
+    left_out = entry.get("left_out") or {}
+    rows = [[reason, f"{n:,}"] for reason, n in sorted(left_out.items(), key=lambda pair: -pair[1])]
+    table = Table("Dialogues without a usable answer of the teacher", ["Reason", "Dialogues"], rows)
+    return [Text(about), Charts(charts, list(kinds.items())), *([table] if rows else [])]
 
 
 def _reflection(run: RunRecord) -> list[Any]:
@@ -328,7 +332,7 @@ def _boxes(run: RunRecord) -> list[Any]:
                 "image": image,
                 "height": height,
                 "question": plain(row["question"]),
-                "boxes": [box for kind, text in texts.items() for box in _rectangles(text, kind, height)],
+                "boxes": [box for kind, text in texts.items() for box in rectangles(text, kind, height)],
                 "answers": [{"title": titles.get(k, "True"), "text": plain(text)} for k, text in texts.items()],
             }
         )
@@ -347,7 +351,7 @@ def _aspect(stage: Path, name: str) -> float:
         return image.height / image.width
 
 
-def _rectangles(text: str, key: str, height: float) -> list[dict[str, Any]]:
+def rectangles(text: str, key: str, height: float) -> list[dict[str, Any]]:
     """Return the boxes of a text in an image that is 1000 wide and `height` high."""
     found = []
     for match in find_boxes(text):

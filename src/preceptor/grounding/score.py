@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from preceptor.data.grounding.box_detection import FormatDecision, decide_format, measure_format
+from preceptor.data.grounding.box_formats import (
+    BOX_FORMATS,
+    CANONICAL,
+    BoxFormat,
+    Size,
+    find_boxes,
+    require_format,
+    to_canonical,
+    written_boxes,
+)
 from preceptor.data.types import GroundingTask
 from preceptor.errors import UserError, nearest
 from preceptor.grounding.metrics import DESCRIBES, row_score, score_rows
@@ -26,13 +38,19 @@ def knows(protocol: str) -> bool:
     return protocol.rpartition("/")[2] in DESCRIBES and protocol.count("/") != 1
 
 
-def score_file(predictions: Path, protocol: str) -> Scored:
+def score_file(predictions: Path, protocol: str, box_format: str = "auto") -> Scored:
     """Score a JSONL file of answers, which contains the references.
+
+    The boxes of the references are in thousandths, as in Qwen2-VL or Med-GRIT-270k. Those of the answers may be in any
+    format of `data.grounding.box_formats`.
 
     Args:
         predictions: a line has the keys `NEEDED`. `turn`, the number of the question in its dialogue, defaults to 1.
-            Other keys are kept. The returned rows have the `score` of each answer, None if there are no boxes to find.
+            `width` and `height` of the image are needed for boxes in pixels only. Other keys are kept. The returned
+            rows have the `score` of each answer, None if there are no boxes to find.
         protocol: id that ends in ``birdeval`` or ``strict``.
+        box_format: format of the boxes in the answers. auto: it follows from syntax and values, or else from the
+            agreement with the references; an error if neither is clear.
 
     Raises:
         UserError: names file, line and fix.
@@ -41,12 +59,13 @@ def score_file(predictions: Path, protocol: str) -> Scored:
     if not rows:
         raise UserError(f"{predictions} contains no answers; every line is {_FORM}")
     kind = protocol.rpartition("/")[2]
-    scores = score_rows(rows, kind)
+    read, note = _read_boxes(rows, box_format, predictions)
+    scores = score_rows(read, kind)
     results = {
         "stage": predictions.stem,
         "protocols": {protocol: scores},
         "describes": {protocol: DESCRIBES[kind]},
-        "notes": ["The references are those of the file itself.", *scores["notes"]],
+        "notes": ["The references are those of the file itself.", *note, *scores["notes"]],
     }
     lines = [
         [task, metric, percent(scores["tasks"][task][metric]), percent(mean[metric]), str(scores["tasks"][task]["n"])]
@@ -54,7 +73,79 @@ def score_file(predictions: Path, protocol: str) -> Scored:
         for metric in mean
     ]
     heads = ["task", "metric", "all", "mean over modalities", "n"]
-    return Scored(results, [row | {"score": row_score(row, kind)} for row in rows], heads, lines)
+    scored = [row | {"score": row_score(answer, kind)} for row, answer in zip(rows, read, strict=True)]
+    return Scored(results, scored, heads, lines)
+
+
+def _read_boxes(rows: list[dict[str, Any]], name: str, path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the rows with the boxes of the `vg` answers in the canonical format, and a note about their format.
+
+    Raises:
+        UserError: the format is not known or not clear, or the references are in another format.
+    """
+    asked = [row for row in rows if row["task"] == "vg"]
+    targets = _decide(asked, "target")
+    if targets.format not in (None, CANONICAL) or targets.reason:
+        raise UserError(
+            f"{path}: the boxes of the targets are not (x1,y1),(x2,y2) in thousandths "
+            f"({targets.reason or targets.format}); rewrite them"
+        )
+    how = "as --box-format says"
+    if name == "auto":
+        decision = _decide(asked, "prediction")
+        if decision.boxes == 0 or decision.format == CANONICAL:
+            return rows, []
+        name, how = decision.format or "", "as their syntax and values show"
+        if not name:
+            name, how = _measured(asked, decision, path)
+    source = require_format(name)
+    read = [
+        row | {"prediction": to_canonical(row["prediction"], name, _size(row, source, path))}
+        if row["task"] == "vg"
+        else row
+        for row in rows
+    ]
+    boxes = [found for row in read if row["task"] == "vg" for found in find_boxes(row["prediction"])]
+    return read, [f"{len(boxes)} boxes of the answers were read in the format {name}, {how}."]
+
+
+def _decide(rows: Sequence[dict[str, Any]], key: str) -> FormatDecision:
+    return decide_format((row[key], f"id {row['id']}", partial(_sizes, row)) for row in rows)
+
+
+def _sizes(row: dict[str, Any]) -> list[Size] | None:
+    width, height = row.get("width"), row.get("height")
+    return [(width, height)] if isinstance(width, int) and isinstance(height, int) and width > 0 < height else None
+
+
+def _size(row: dict[str, Any], source: BoxFormat, path: Path) -> Size | None:
+    if "pixels" not in source.unit or not written_boxes(row["prediction"]):
+        return None
+    sizes = _sizes(row)
+    if sizes is None:
+        raise UserError(
+            f"{path}: id {row['id']}: boxes in pixels ({source.name}) need the width and height of the image in every "
+            "row"
+        )
+    return source.size_seen(sizes[0])
+
+
+def _measured(rows: Sequence[dict[str, Any]], decision: FormatDecision, path: Path) -> tuple[str, str]:
+    """Return the format that agrees best with the references, and the numbers that show it."""
+    rows = [row for row in rows if written_boxes(row["prediction"])]
+    truths = [[found.box for found in find_boxes(row["target"]) if found.box is not None] for row in rows]
+    if any(truths):
+        sizes = [known[0] if (known := _sizes(row)) else None for row in rows]
+        measured = measure_format([row["prediction"] for row in rows], truths, sizes)
+        if measured.clear and measured.best in (decision.candidates or BOX_FORMATS):
+            score = measured.mean_iou[measured.best]
+            return measured.best, (
+                f"which agrees best with the references (mean IoU {score:.2f}, {measured.margin:.2f} above the next)"
+            )
+    raise UserError(
+        f"{path}: the format of the boxes in the answers is not clear: {decision.reason}; name it with --box-format, "
+        f"one of {', '.join(decision.candidates or BOX_FORMATS)}"
+    )
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -6,11 +6,14 @@ answer is unknown, so that the similarity to the other candidates is used (Kumar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from preceptor.data.grounding.boxes import Box, find_boxes, iou
+from preceptor.data.grounding.box_formats import find_boxes, without_boxes
+from preceptor.data.grounding.boxes import Box, iou
+from preceptor.text_metrics import tokens
 
 Similarity = Callable[[Sequence[str]], np.ndarray]
 """Function that returns the similarities (N, N) of texts, with 1 on the diagonal."""
@@ -59,21 +62,21 @@ def box_agreement(a: Sequence[Box], b: Sequence[Box]) -> float:
 
 def word_overlap(texts: Sequence[str]) -> np.ndarray:
     """Return the F1 of the words of each pair of texts, a similarity that does not need a model."""
-    bags = [_bag(text) for text in texts]
+    bags = [Counter(tokens(text)) for text in texts]
     similarities = np.eye(len(texts))
     for i, a in enumerate(bags):
         for j in range(i):
-            b = bags[j]
-            shared = sum(min(count, b.get(word, 0)) for word, count in a.items())
-            total = sum(a.values()) + sum(b.values())
+            shared, total = (a & bags[j]).total(), a.total() + bags[j].total()
             similarities[i, j] = similarities[j, i] = 2 * shared / total if total else 1.0
     return similarities
 
 
-def _bag(text: str) -> dict[str, int]:
-    bag: dict[str, int] = {}
-    for word in text.lower().split():
-        word = word.strip(".,;:!?()<>|")
-        if word:
-            bag[word] = bag.get(word, 0) + 1
-    return bag
+def agreement(candidates: Sequence[str], index: int) -> float:
+    """Return the mean similarity of one of several answers to the others: of its words, or of its boxes if lower.
+
+    The result is 1 if there is no other answer.
+    """
+    words = word_overlap([without_boxes(text) for text in candidates])[index]
+    boxes = [[found.box for found in find_boxes(text) if found.box is not None] for text in candidates]
+    similarities = [min(words[i], box_agreement(boxes[index], boxes[i])) for i in range(len(candidates)) if i != index]
+    return float(np.mean(similarities)) if similarities else 1.0

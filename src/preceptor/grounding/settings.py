@@ -51,6 +51,9 @@ class PseudoLabelConfig(Section):
     """Fraction of the steps, the first ones, that train on pseudo-labels; 0: no teacher."""
     store: Folder | None = None
     """Folder of answers written by `preceptor teach`; default: the teacher answers when they are first needed."""
+    min_usable: Fraction = 0.1
+    """Smallest fraction of the teacher's answers that must be usable (no refusal, no loop, not cut off, boxes inside
+    the image); with fewer the run stops. `preceptor teach` has a floor of its own, `--min-usable`."""
     alpha: Annotated[float, Field(ge=0)] = 0.5
     """Weight of the divergence from the teacher's token distributions: (alpha KL + cross-entropy) / (1 + alpha)."""
     logits: Literal["none", "online", "cached"] = "cached"

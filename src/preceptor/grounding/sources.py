@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from preceptor.data.grounding.boxes import Policy
+from preceptor.data.grounding.box_policy import Policy
 from preceptor.data.grounding.med_grit import modality_of, read_med_grit_folder
 from preceptor.data.grounding.sharegpt import read_sharegpt
 from preceptor.data.grounding.slake import read_slake_grounding
@@ -20,6 +20,7 @@ def read_dialogues(
     *,
     questions: Sequence[str] = (),
     boxes: Policy = "refuse",
+    box_format: str = "auto",
 ) -> GroundingDataset:
     """Read dialogues with or without answers.
 
@@ -32,7 +33,8 @@ def read_dialogues(
             - a folder of images. One dialogue per image asks all `questions`.
         root: Folder of a named data set (default: its folder under PRECEPTOR_DATA), or the folder of the images of a
             file (default: the folder of the file).
-        boxes: What to do with a row that has a faulty box (see `data.grounding.boxes.apply_policy`).
+        boxes: What to do with a row that has a faulty box (see `data.grounding.box_policy.apply_policy`).
+        box_format: Format of the boxes in a file (see `read_sharegpt`).
 
     Raises:
         UserError: `name` is none of these, or a reader refuses the data.
@@ -43,7 +45,7 @@ def read_dialogues(
     if path.suffix.lower() in (".json", ".jsonl"):
         if not path.is_file():
             raise UserError(f"{path} does not exist; give a .json or .jsonl file of dialogues")
-        return read_sharegpt(path, root, boxes=boxes, answered=False)
+        return read_sharegpt(path, root, boxes=boxes, box_format=box_format, answered=False)
     if path.is_dir():
         return read_images(path, questions)
     raise UserError(f"{name!r} is not a data set, a .json or .jsonl file or a folder of images{nearest(name, READERS)}")

@@ -9,19 +9,23 @@ from typing import Any, Self
 
 import torch
 
+from preceptor.data.findings import Finding
 from preceptor.data.types import Dialogue
 from preceptor.distributed import processes
 from preceptor.errors import UserError
+from preceptor.grounding.answer_checks import most_common
+from preceptor.grounding.config import GroundingRecipe
 from preceptor.grounding.context import RunContext
 from preceptor.grounding.curriculum import Curriculum
 from preceptor.grounding.dataset import TrainingExample
 from preceptor.grounding.dialogue_encoder import IGNORED
 from preceptor.grounding.evaluate import asker
+from preceptor.grounding.label_page import PAGE
+from preceptor.grounding.labeling import CheckSettings, teach
 from preceptor.grounding.local_teacher import LocalTeacher, vlm_fingerprint
 from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, teach
+from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels
 from preceptor.grounding.reflection_round import Ask
-from preceptor.grounding.settings import PseudoLabelConfig
 from preceptor.grounding.topk_cache import TopKCache, TopKCacheKey, answers_key, topk_cache_key, write_topk_cache
 from preceptor.grounding.vocabulary import same_vocabulary
 from preceptor.pipeline.run_dir import model_folder
@@ -95,17 +99,47 @@ def pseudo_labelled_examples(context: RunContext, teacher: GroundedVlm | None) -
         dialogues = [*context.readable("train"), *context.readable("unlabelled")]
         if processes().is_main_process:
             with on_device(teacher, recipe.method.teacher_offload):
-                teach(label_folder(context), context.data, dialogues, local)
+                teach(label_folder(context), context.data, dialogues, local, checks=CheckSettings(page=True))
         processes().wait_for_everyone()
     return read_pseudo_labels(context)
+
+
+def uses_store(recipe: GroundingRecipe) -> bool:
+    """Return whether a stage of a recipe learns from the labels in `method.pseudo_labels.store`."""
+    config = recipe.method.pseudo_labels
+    return bool(config.store) and config.share > 0 and not {"distilled", "clinkd"}.isdisjoint(recipe.stages)
+
+
+FEW_USABLE = 0.9
+"""Fraction of usable answers below which `doctor` warns."""
+
+
+def store_findings(context: RunContext) -> list[Finding]:
+    """Return what is wrong with the labels in `method.pseudo_labels.store`."""
+    try:
+        read_pseudo_labels(context)
+        labels = PseudoLabels.open(label_folder(context), context.data)
+    except UserError as error:
+        return [Finding((), None, f"method.pseudo_labels.store: {error}", "error")]
+    answered = len(labels.labelled) + sum(labels.unusable.values())
+    if len(labels.labelled) >= FEW_USABLE * answered:
+        return []
+    reason = (
+        f"only {len(labels.labelled):,} of {answered:,} answers of the teacher are usable "
+        f"({most_common(labels.unusable)}); look at {label_folder(context) / PAGE}"
+    )
+    return [Finding((), None, reason, "warning")]
 
 
 def read_pseudo_labels(context: RunContext) -> list[TrainingExample]:
     """Return the questions that have a pseudo-label, and add a note to the data.
 
-    Raises UserError as `PseudoLabels.open`, if a confidence is unknown, and if no answer is usable.
+    Raises UserError as `PseudoLabels.open`, if a confidence is unknown, and if too few answers are usable
+    (`method.pseudo_labels.min_usable`) or none.
     """
-    labels = PseudoLabels.open(label_folder(context), context.data)
+    folder = label_folder(context)
+    labels = PseudoLabels.open(folder, context.data)
+    labels.require_usable(context.recipe.method.pseudo_labels.min_usable, folder)
     if (note := labels.note()) not in context.data.notes:
         context.data.notes.append(note)
     if not labels.labelled:
@@ -208,19 +242,22 @@ def _is_complete(folder: Path, cache_key: TopKCacheKey, dialogues: Sequence[Dial
         return False
 
 
-def summary(
-    examples: Sequence[TrainingExample], config: PseudoLabelConfig, teacher: GroundedVlm | None
-) -> dict[str, Any]:
+def summary(context: RunContext, examples: Sequence[TrainingExample], teacher: GroundedVlm | None) -> dict[str, Any]:
     """Return the entry `pseudo_labels` of results.json: histograms of confidence and margin, and the curriculum.
 
+    `left_out` counts the dialogues without usable answers by reason, and `boxes` is how the teacher wrote boxes.
     `entered` are pairs of the share of the training and the fraction of the examples that the curriculum uses then.
     """
+    config = context.recipe.method.pseudo_labels
+    labels = PseudoLabels.open(label_folder(context), context.data)
     confidence, margin = (torch.tensor([getattr(row, name) for row in examples]) for name in ("confidence", "margin"))
     c = config.curriculum
     curriculum = Curriculum(c.begin, c.end, c.over, c.margin_weight, c.weigh)
     steps = [i / 10 for i in range(11)]
     return {
         "rows": len(examples),
+        "left_out": labels.left_out,
+        "boxes": labels.boxes,
         "teacher": vlm_fingerprint(teacher) if teacher is not None else str(config.store),
         "confidence": torch.histc(confidence, 20, 0, 1).int().tolist(),
         "margin": torch.histc(margin, 20, 0, 1).int().tolist(),

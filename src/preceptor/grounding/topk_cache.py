@@ -41,8 +41,9 @@ CHUNK = 128
 
 
 def answers_key(dialogue: Dialogue, hashes: ContentHashes) -> str:
-    """Return the SHA-256, in hex, of everything a dialogue's logits depend on: the images' bytes and all turns."""
-    content = [list(hashes.of(dialogue)), [list(turn) for turn in dialogue.turns]]
+    """Return the SHA-256, in hex, of everything a dialogue's logits depend on: the images' bytes and all texts."""
+    content: list[Any] = [list(hashes.of(dialogue)), [list(turn) for turn in dialogue.turns]]
+    content += [dialogue.system] if dialogue.system else []
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 

@@ -22,14 +22,15 @@ from preceptor.errors import UserError
 from preceptor.files import flush
 from preceptor.teachers.array_store import differences
 
-FORMAT = 2
+FORMAT = 3
 FILE = "labels.sqlite"
 SCHEMA = f"""
 BEGIN;
-CREATE TABLE store (teacher TEXT, settings TEXT, data TEXT);
+CREATE TABLE store (teacher TEXT, settings TEXT, data TEXT, boxes TEXT);
 CREATE TABLE labels (
     id INTEGER PRIMARY KEY, key TEXT UNIQUE, turn INTEGER, answer TEXT, ended INTEGER, tokens INTEGER,
-    confidence REAL, margin REAL, source TEXT, logprobs TEXT, candidates TEXT, crc INTEGER
+    confidence REAL, margin REAL, source TEXT, logprobs TEXT, candidates TEXT,
+    raw TEXT, reasons TEXT, crc INTEGER
 );
 PRAGMA user_version = {FORMAT};
 COMMIT;
@@ -48,7 +49,9 @@ class Label:
     `margin` are the means over the answer's tokens of p1 and p1 - p2 at temperature 1 (or as `source` defines them),
     None if unknown. `ended` is False for an answer that was cut off at the maximum number of tokens. `logprobs` are the
     natural logarithms of the probabilities of the answer's tokens, empty if unknown; `candidates` are all sampled
-    answers if there were several.
+    answers if there were several, as the teacher wrote them. `raw` is the answer as the teacher wrote it if that
+    differs from `answer`, whose boxes are in the language of the data. `reasons` tell why the answer is not usable as a
+    label, the most important one first.
     """
 
     key: str
@@ -61,9 +64,17 @@ class Label:
     source: Source | None = None
     logprobs: tuple[float, ...] = ()
     candidates: tuple[str, ...] = ()
+    raw: str = ""
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def written(self) -> str:
+        """The answer as the teacher wrote it."""
+        return self.raw or self.answer
 
 
 COLUMNS = [field.name for field in fields(Label)]
+LISTS = ("logprobs", "candidates", "reasons")
 
 
 @dataclass(frozen=True)
@@ -81,8 +92,8 @@ class LabelStoreKey:
 class LabelStore:
     """A store that is open for writing; use it in a `with` block. `keys` are the keys of the stored labels."""
 
-    def __init__(self, database: sqlite3.Connection, lock: int) -> None:
-        self._database, self._lock = database, lock
+    def __init__(self, folder: Path, database: sqlite3.Connection, lock: int) -> None:
+        self.folder, self._database, self._lock = folder, database, lock
         self.keys: set[str] = {key for (key,) in database.execute("SELECT key FROM labels")}
 
     @classmethod
@@ -102,6 +113,7 @@ class LabelStore:
             )
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_explaining(folder))
             lock = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, lock)
             try:
@@ -113,7 +125,7 @@ class LabelStore:
             with database:
                 if row is None:
                     database.execute(
-                        "INSERT INTO store VALUES (?, ?, '{}')", (cache_key.teacher, _json(cache_key.settings))
+                        "INSERT INTO store VALUES (?, ?, '{}', 'null')", (cache_key.teacher, _json(cache_key.settings))
                     )
                 else:
                     check_cache_key(folder, cache_key)
@@ -121,7 +133,7 @@ class LabelStore:
                 database.execute("UPDATE store SET data = ?", (_json({**known, **data}),))
             flush(folder)
             list(_rows(folder, database))  # finds damaged rows
-            store = cls(database, lock)
+            store = cls(folder, database, lock)
             stack.pop_all()
             return store
 
@@ -136,9 +148,22 @@ class LabelStore:
         """Write labels in one transaction; they are on the disk when it returns. Keys that are stored are skipped."""
         rows = [_values(label) for label in labels if label.key not in self.keys]
         places = ", ".join("?" * (len(COLUMNS) + 1))
-        with self._database as database:
+        with _explaining(self.folder), self._database as database:
             database.executemany(f"INSERT OR IGNORE INTO labels ({', '.join(COLUMNS)}, crc) VALUES ({places})", rows)
         self.keys.update(label.key for label in labels)
+
+    def replace(self, labels: Sequence[Label]) -> None:
+        """Write labels in the place of those with the same keys, in one transaction."""
+        places = ", ".join(f"{name} = ?" for name in (*COLUMNS, "crc"))
+        with _explaining(self.folder), self._database as database:
+            database.executemany(
+                f"UPDATE labels SET {places} WHERE key = ?", [(*_values(label), label.key) for label in labels]
+            )
+
+    def set_boxes(self, boxes: Mapping[str, Any]) -> None:
+        """Store how the teacher writes boxes, as JSON values."""
+        with _explaining(self.folder), self._database as database:
+            database.execute("UPDATE store SET boxes = ?", (_json(boxes),))
 
 
 def holds_labels(folder: Path) -> bool:
@@ -151,9 +176,15 @@ def read_store(folder: Path) -> tuple[LabelStoreKey, dict[str, str]]:
 
     Raises UserError if there is no store, or if it is damaged or of an older format.
     """
-    with contextlib.closing(_connect(folder)) as database, _refusing_damage(folder):
+    with contextlib.closing(_connect(folder)) as database, _explaining(folder):
         teacher, settings, data = database.execute("SELECT teacher, settings, data FROM store").fetchone()
         return LabelStoreKey(teacher, json.loads(settings)), json.loads(data)
+
+
+def read_boxes(folder: Path) -> dict[str, Any]:
+    """Return how the teacher of a store writes boxes, as stored by `LabelStore.set_boxes`; empty if unknown."""
+    with contextlib.closing(_connect(folder)) as database, _explaining(folder):
+        return json.loads(database.execute("SELECT boxes FROM store").fetchone()[0]) or {}
 
 
 def check_cache_key(folder: Path, wanted: LabelStoreKey) -> None:
@@ -181,7 +212,7 @@ def read_labels(folder: Path) -> list[Label]:
 
 def damaged_rows(folder: Path) -> list[str]:
     """Return a description of every damage in a store: of the file's structure, and of rows with a wrong CRC-32."""
-    with contextlib.closing(_connect(folder)) as database, _refusing_damage(folder):
+    with contextlib.closing(_connect(folder)) as database, _explaining(folder):
         problems = [text for (text,) in database.execute("PRAGMA integrity_check") if text != "ok"]
         rows = database.execute(f"SELECT id, {', '.join(COLUMNS)}, crc FROM labels ORDER BY id")
         return problems + [f"row {id}" for id, *values in rows if _label(values) is None]
@@ -198,13 +229,17 @@ def _connect(folder: Path, create: bool = False) -> sqlite3.Connection:
     if not create and not file.is_file():
         raise UserError(f"there are no pseudo-labels in {folder}: write them first with `preceptor teach`")
     # Readers open for writing, too: they roll back what a killed writer left, and fall back to reading by themselves.
-    mode = "rwc" if create else "rw"
-    database = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=60)
-    try:
-        with _refusing_damage(folder):
-            database.execute("PRAGMA synchronous = EXTRA")
-            if create and not database.execute("SELECT 1 FROM sqlite_master").fetchone():
+    with _explaining(folder):
+        if not file.is_file():  # the file appears with its tables, so that a reader never sees it without
+            temporary = file.with_name(f".{FILE}.tmp")
+            temporary.unlink(missing_ok=True)
+            with contextlib.closing(sqlite3.connect(temporary)) as database:
                 database.executescript(SCHEMA)
+            os.replace(temporary, file)
+        database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=60)
+    try:
+        with _explaining(folder):
+            database.execute("PRAGMA synchronous = EXTRA")
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version != FORMAT:
                 raise UserError(
@@ -220,19 +255,36 @@ def _connect(folder: Path, create: bool = False) -> sqlite3.Connection:
     return database
 
 
+_UNWRITABLE = {
+    sqlite3.SQLITE_FULL: "the disk is full; free some space and run the same command again",
+    sqlite3.SQLITE_READONLY: "it cannot be written; change its permissions, or choose another folder",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check the path and its permissions",
+    sqlite3.SQLITE_IOERR: "the disk reports an error; choose a folder on another disk",
+    sqlite3.SQLITE_BUSY: "another process has locked it; wait for it, or stop it",
+    sqlite3.SQLITE_PERM: "it cannot be opened; check the path and its permissions",
+}
+
+
 @contextlib.contextmanager
-def _refusing_damage(folder: Path) -> Iterator[None]:
+def _explaining(folder: Path) -> Iterator[None]:
+    """Translate the errors of SQLite and of damaged values to UserError."""
     try:
         yield
+    except UserError:
+        raise
     except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+        file = Path(folder) / FILE
+        # The lower byte is the primary code, such as SQLITE_IOERR of SQLITE_IOERR_WRITE.
+        if problem := _UNWRITABLE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF):
+            raise UserError(f"{file}: {problem}") from None
         raise UserError(
-            f"{Path(folder) / FILE} is damaged ({error}): restore it from a copy, or run `preceptor teach` again with "
+            f"{file} is damaged ({error}): restore it from a copy, or run `preceptor teach` again with "
             "another --output folder"
         ) from None
 
 
 def _rows(folder: Path, database: sqlite3.Connection) -> Iterator[Label]:
-    with _refusing_damage(folder):
+    with _explaining(folder):
         for id, *values in database.execute(f"SELECT id, {', '.join(COLUMNS)}, crc FROM labels ORDER BY id"):
             label = _label(values)
             if label is None:
@@ -246,7 +298,8 @@ def _rows(folder: Path, database: sqlite3.Connection) -> Iterator[Label]:
 
 def _values(label: Label) -> list[Any]:
     """Return a label's values in the order of the columns, with their CRC-32."""
-    values = asdict(label) | {"logprobs": _json(label.logprobs), "candidates": _json(label.candidates)}
+    values = asdict(label)
+    values |= {name: _json(values[name]) for name in LISTS}
     values |= {name: None if values[name] is None else float(values[name]) for name in ("confidence", "margin")}
     row = [values[name] for name in COLUMNS]
     row[COLUMNS.index("ended")] = int(label.ended)
@@ -259,7 +312,7 @@ def _label(values: Sequence[Any]) -> Label | None:
     if zlib.crc32(_json(row).encode()) != crc:
         return None
     named = dict(zip(COLUMNS, row, strict=True))
-    lists = {name: tuple(json.loads(named[name])) for name in ("logprobs", "candidates")}
+    lists = {name: tuple(json.loads(named[name])) for name in LISTS}
     return Label(**{**named, **lists, "ended": bool(named["ended"])})
 
 

@@ -6,47 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.data.grounding.boxes import (
-    TextBox,
-    apply_policy,
-    find_boxes,
-    find_references,
-    from_pixels,
-    iou,
-    repair_box,
-    restyle,
-    to_pixels,
-    validate_box,
-    write_box,
-    write_reference,
-)
+from preceptor.data.grounding.box_formats import rename_marks, write_box
+from preceptor.data.grounding.box_policy import apply_policy, require_inside
+from preceptor.data.grounding.boxes import from_pixels, iou, repair_box, to_pixels, validate_box
 from preceptor.errors import UserError
 
 whole = st.integers(0, 1000)
 boxes = st.tuples(whole, whole, whole, whole)
 good = boxes.filter(lambda b: b[0] < b[2] and b[1] < b[3])
 anywhere = st.tuples(*[st.floats(-2000, 3000)] * 4)
-
-
-@given(st.lists(boxes, max_size=4), st.sampled_from(["bird", "qwen"]))
-def test_what_is_written_is_found(written, style):
-    text = " and ".join(write_reference(f"organ {i}", box, style) for i, box in enumerate(written))
-    assert [found.box for found in find_boxes(text)] == written
-    assert find_references(text) == [f"organ {i}" for i in range(len(written))]
-    other = "qwen" if style == "bird" else "bird"
-    assert restyle(restyle(text, other), style) == text
-    assert [found.box for found in find_boxes(restyle(text, other))] == written
-
-
-def test_forms():
-    assert find_boxes("at (1,2),(3,4) and ( 5.5 , 6 ) , (7,8)") == [
-        TextBox("(1,2),(3,4)", (1, 2, 3, 4)),
-        TextBox("( 5.5 , 6 ) , (7,8)", (5.5, 6, 7, 8)),
-    ]
-    assert find_boxes("at (1,2),(3,4)", bare=False) == []
-    assert find_boxes("<box>somewhere</box> or (1,2),(3,4)") == [TextBox("somewhere", None)]
-    assert find_boxes("no box (1,2)") == []
-    assert write_box((0.4, 1.6, 10, 20), "bird") == "<box>(0,2),(10,20)</box>"
 
 
 @given(anywhere, st.integers(1, 4000), st.integers(1, 4000))
@@ -84,6 +52,7 @@ FAULTS = {
     "<|box_start|>(10,10),(2000,40)<|box_end|>": ("outside", "<|box_start|>(10,10),(1000,40)<|box_end|>"),
     "<box>(10,10),(10,40)</box>": ("empty", None),
     "<box>left lung</box>": ("unreadable", None),
+    "<|box_start|>(10,10),(20": ("unreadable", None),
 }
 
 
@@ -100,7 +69,7 @@ def test_policies(text):
 
 @given(st.lists(good, max_size=3), st.sampled_from(["repair", "drop", "refuse"]))
 def test_good_texts_stay(written, policy):
-    text = "; ".join(write_box(box, "bird") for box in written)
+    text = "; ".join(rename_marks(write_box(box), "bird") for box in written)
     counts: Counter[str] = Counter()
     assert apply_policy(text, policy, "x", counts) == text
     assert not counts
@@ -109,3 +78,10 @@ def test_good_texts_stay(written, policy):
 def test_an_unknown_policy():
     with pytest.raises(UserError, match="did you mean 'repair'"):
         apply_policy("", "repiar", "x", Counter())  # type: ignore[arg-type]
+
+
+def test_repairing_does_not_hide_a_wrong_format():
+    inside, outside = write_box((1, 2, 3, 4)), write_box((1, 2, 1800, 900))
+    require_inside([inside, outside, outside, inside], "qwen2-vl", "file")
+    with pytest.raises(UserError, match=r"file: 3 of 4 boxes leave their image if they are read as qwen2-vl"):
+        require_inside([inside, outside, outside, outside], "qwen2-vl", "file")

@@ -6,8 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import ExifTags, Image
 
-from preceptor.data.grounding.boxes import find_boxes, validate_box
+from preceptor.data.grounding.box_formats import find_boxes
+from preceptor.data.grounding.boxes import validate_box
 from preceptor.data.grounding.med_grit import modality_of, read_med_grit, task_of
 from preceptor.data.grounding.sharegpt import read_sharegpt
 from preceptor.data.grounding.slake import CHINESE, read_slake_grounding
@@ -121,11 +123,40 @@ def test_a_broken_detection_file_is_named(tmp_path):
         read_slake_grounding(root)
 
 
+@pytest.mark.parametrize(("orientation", "refused"), [(1, False), (6, True)])
+def test_boxes_of_turned_images_are_refused(tmp_path, orientation, refused):
+    root = test_slake.release(tmp_path, test_slake.TRAIN, test_slake.VALIDATE, test_slake.TEST)
+    image = sorted(root.rglob("source.jpg"))[0]
+    with Image.open(image) as opened:
+        exif = opened.getexif()
+        exif[ExifTags.Base.Orientation] = orientation
+        opened.save(image, exif=exif)
+    read_slake_grounding(root)  # no boxes
+    (image.parent / "detection.json").write_text('[{"Liver": [1, 2, 3, 1]}]')
+    if not refused:
+        assert any(d.task == "vg" for d in read_slake_grounding(root).samples)
+        return
+    with pytest.raises(UserError, match=r"source\.jpg: the EXIF field Orientation is 6"):
+        read_slake_grounding(root)
+
+
+def test_med_grit_counts_marks_and_other_boxes(tmp_path):
+    marked = {"id": "ct_1", "conversations": [["<image>\nWhere?", "<box>(1,2),(3,4)</box>"]]}
+    assert read_med_grit(write(tmp_path, [marked]), tmp_path).samples[0].turns[0][0] == "Where?"
+    for text, message in (("<img>Where?", "'<img>' is not known"), ("<image><image>?", "2 marks <image> and 1 images")):
+        bad = {"id": "ct_1", "conversations": [[text, "x"]]}
+        with pytest.raises(UserError, match=message):
+            read_med_grit(write(tmp_path, [bad]), tmp_path)
+    other = {"id": "ct_1", "conversations": [["Where?", '[{"bbox_2d": [1, 2, 3, 4]}]']]}
+    (finding,) = read_med_grit(write(tmp_path, [other]), tmp_path).findings
+    assert "1 records contain numbers that may be boxes" in finding.reason
+
+
 def write_turns(folder: Path, records: list, name: str = "mine.json") -> Path:
     for record in records:
         images = record.get("images", []) if isinstance(record, dict) else []
         for image in images if isinstance(images, list) else []:
-            (folder / Path(image).name).write_bytes(b"x")
+            (folder / Path(image).name).write_bytes(Path(image).name.encode())
     file = folder / name
     lines = "\n".join(json.dumps(record) for record in records)
     file.write_text(lines if name.endswith("l") else json.dumps(records))
@@ -166,10 +197,12 @@ def test_messages_systems_and_given_splits(tmp_path):
         "split": "val",
         "task": "mia",
         "modality": "mr",
+        "images": ["a.png"],
     }
     (dialogue,) = read_sharegpt(write_turns(tmp_path, [record])).samples
-    assert dialogue.turns == (("You are a radiologist.\nNormal?", "Yes"), ("Sure?", "Yes."))
-    assert (dialogue.split, dialogue.modality, dialogue.images) == ("validation", "mr", ())
+    assert dialogue.system == "You are a radiologist."
+    assert dialogue.turns == (("Normal?", "Yes"), ("Sure?", "Yes."))
+    assert (dialogue.split, dialogue.modality, dialogue.images) == ("validation", "mr", (tmp_path / "a.png",))
 
 
 @pytest.mark.parametrize(

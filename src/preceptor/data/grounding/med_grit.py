@@ -6,17 +6,20 @@ inferred from the positions of its boxes, and its modality is the image name up 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.grounding.boxes import Policy, apply_to_turns, find_boxes
+from preceptor.data.findings import Finding
+from preceptor.data.grounding.box_formats import find_boxes, written_boxes
+from preceptor.data.grounding.box_policy import Policy, apply_to_turns
+from preceptor.data.grounding.image_marks import place_images
+from preceptor.data.identity import group_by_content
 from preceptor.data.images import require_images
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut
-from preceptor.data.texts import read_text
+from preceptor.data.texts import AS_RELEASED, read_json
 from preceptor.data.types import Dialogue, GroundingDataset, GroundingTask, Split
 from preceptor.errors import UserError
 
@@ -33,7 +36,7 @@ def read_med_grit(
     Args:
         files: File of each split.
         images: Folder of the images ``ID.png``.
-        boxes: What to do with a row that has a faulty box (see `data.grounding.boxes.apply_policy`).
+        boxes: What to do with a row that has a faulty box (see `data.grounding.box_policy.apply_policy`).
         require: Whether all images must exist.
 
     Raises:
@@ -43,11 +46,13 @@ def read_med_grit(
     faulty: list[str] = []
     dialogues: list[Dialogue] = []
     places: dict[Path, str] = {}
+    other_boxes: list[str] = []
     dropped = 0
     for split, file in files.items():
         for number, record in enumerate(_records(file)):
             place = f"{file}, record {number}"
             name, turns = _turns(record, place)
+            other_boxes += [place] if any(_has_other_box(text) for turn in turns for text in turn) else []
             checked_turns = apply_to_turns(turns, boxes, place, faults, faulty)
             if checked_turns is None:
                 dropped += 1
@@ -62,6 +67,12 @@ def read_med_grit(
     if require:
         require_images(places)
     data = GroundingDataset("med-grit", "given", images, dialogues, faults=dict(faults), faulty=faulty)
+    if other_boxes:
+        reason = (
+            f"{len(other_boxes)} records contain numbers that may be boxes, but are not written as <box>(x1,y1),(x2,y2)"
+            f"</box>, such as {other_boxes[0]}; they are read as text. Read such a file with data.name=sharegpt"
+        )
+        data.findings.append(Finding((), None, reason, "warning"))
     if dropped:
         data.notes.append(
             f"{dropped} of {dropped + len(dialogues)} records with faulty boxes were left out ({dict(faults)})."
@@ -111,13 +122,14 @@ def modality_of(name: str) -> str:
 
 
 def _records(file: Path) -> list[Any]:
-    try:
-        records = json.loads(read_text(file, "save the file with the encoding UTF-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error})") from error
+    records = read_json(file)
     if not isinstance(records, list) or not records:
-        raise UserError(f"{file} must be a non-empty list of records")
+        raise UserError(f"{file} must be a non-empty list of records; {AS_RELEASED}")
     return records
+
+
+def _has_other_box(text: str) -> bool:
+    return any(box.syntax != "corners" and not box.marked for box in written_boxes(text))
 
 
 def _turns(record: Any, place: str) -> tuple[str, list[list[str]]]:
@@ -128,7 +140,7 @@ def _turns(record: Any, place: str) -> tuple[str, list[list[str]]]:
     turns = record.get("conversations")
     if not isinstance(turns, list) or not turns or not all(_is_turn(turn) for turn in turns):
         raise UserError(f"{place}: 'conversations' must be a list of pairs [question, answer] without empty texts")
-    return record["id"], turns
+    return record["id"], place_images(turns, 1, place)
 
 
 def _is_turn(turn: Any) -> bool:
@@ -140,6 +152,8 @@ def read(config: Any, scratch: Path) -> GroundingDataset:
     images = Path(config.images) if config.images else None
     data = read_med_grit_folder(data_folder(config.name, config.root), images, boxes=config.boxes)
     fractions: dict[Split, float] = {"test": config.test_fraction, "validation": config.validation_fraction}
+    if not all(data.split(split) for split in fractions):
+        data.samples = group_by_content(data.samples)
     for split, fraction in fractions.items():
         if not data.split(split):
             data.samples = cut(data.samples, split, fraction, config.split_seed)

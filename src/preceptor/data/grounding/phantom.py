@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.grounding.boxes import Style, from_pixels
+from preceptor.data.grounding.boxes import from_pixels
 from preceptor.data.grounding.questions import LabeledBox, Picture, ask_about_boxes
 from preceptor.data.images import image_size
 from preceptor.data.splits import SPLIT_NAMES
@@ -16,7 +16,7 @@ from preceptor.data.types import Dialogue, GroundingDataset
 MODALITIES = {"ct": "ct", "mri": "mr", "x-ray": "x"}
 
 
-def read_phantom_grounding(table: Path, *, style: Style = "qwen") -> GroundingDataset:
+def read_phantom_grounding(table: Path) -> GroundingDataset:
     """Return the dialogues about the images of a phantom table (see `write_phantom`), in its splits.
 
     The questions of the table become questions of image analysis. Lesions of one kind are one name with several boxes.
@@ -33,7 +33,7 @@ def read_phantom_grounding(table: Path, *, style: Style = "qwen") -> GroundingDa
         if row["image"] not in described_images:
             described_images.add(row["image"])
             width, height = image_size(image)
-            dialogues += ask_about_boxes(picture, _labeled_boxes(row, width, height), style)
+            dialogues += ask_about_boxes(picture, _labeled_boxes(row, width, height))
         dialogues.append(picture.dialogue(f"mia-{row['id']}", row["question"], row["answer"], "mia"))
     data = GroundingDataset("phantom-grounding", "given", table.parent, dialogues)
     data.notes.append("Generated images: the numbers show that the method works, not that it helps in medicine.")

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from preceptor.data.grounding.boxes import Box, Style, write_box, write_reference
+from preceptor.data.grounding.box_formats import write, write_box, write_reference
+from preceptor.data.grounding.boxes import Box
 from preceptor.data.types import Dialogue, GroundingTask, Split
 
 _ASK = {
@@ -82,7 +83,7 @@ class LabeledBox:
     finding: bool
 
 
-def ask_about_boxes(picture: Picture, marked: Sequence[LabeledBox], style: Style = "qwen") -> list[Dialogue]:
+def ask_about_boxes(picture: Picture, marked: Sequence[LabeledBox]) -> list[Dialogue]:
     """Return one `vg` dialogue per name, and one `roc` and one `rc` dialogue per box.
 
     Left and right in descriptions are those of the image, not of the patient.
@@ -90,13 +91,12 @@ def ask_about_boxes(picture: Picture, marked: Sequence[LabeledBox], style: Style
     dialogues = []
     where, what, describe = _ASK[picture.language]
     for label in marked:
-        name = write_reference(label.name, style=style)
-        answer = name + "".join(write_box(box, style) for box in label.boxes)
+        answer = write(label.boxes, label.name)
         digest = hashlib.sha256(f"{picture.key}|{label.name}|{picture.language}".encode()).hexdigest()[:8]
         id = f"{picture.key}-{digest}"
-        dialogues.append(picture.dialogue(f"vg-{id}", where.format(name=name), answer, "vg"))
+        dialogues.append(picture.dialogue(f"vg-{id}", where.format(name=write_reference(label.name)), answer, "vg"))
         for number, box in enumerate(label.boxes):
-            written = write_box(box, style)
+            written = write_box(box)
             dialogues.append(picture.dialogue(f"roc-{id}-{number}", what.format(box=written), label.name, "roc"))
             text = _description(picture, label, box)
             dialogues.append(picture.dialogue(f"rc-{id}-{number}", describe.format(box=written), text, "rc"))

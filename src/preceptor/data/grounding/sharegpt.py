@@ -1,27 +1,68 @@
-"""Read dialogues in the formats of ShareGPT and LLaMA-Factory, as a JSON list or JSONL.
+"""Read dialogues in the formats of ShareGPT, LLaMA-Factory and OpenAI, as a JSON list or JSONL.
 
 A record has `conversations` (``{"from": "human" | "gpt", "value": text}``) or `messages` (``{"role": "user" |
-"assistant", "content": text}``), and `images` or `image`. Our own optional keys are `id`, `task`, `modality`, `group`
-and `split`. ``<image>`` marks are removed, because images always precede the text.
+"assistant", "content": text or list of parts}``), and `images` or `image`. The first message may be of the system.
+Optional keys are `id`, `task`, `modality`, `group` and `split`, and a column that names the patient. Marks ``<image>``
+give the positions of images (see `data.grounding.image_marks`), boxes may be in any format of
+`data.grounding.box_formats`. Every text is stored with boxes in the canonical format.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
-from preceptor.data.grounding.boxes import Policy, apply_to_turns
+from preceptor.data.findings import Finding
+from preceptor.data.grounding.box_detection import decide_format, require_decision
+from preceptor.data.grounding.box_formats import CANONICAL, Size, convert, require_format, written_boxes
+from preceptor.data.grounding.box_policy import Policy, apply_to_turns, require_inside
+from preceptor.data.grounding.image_marks import MARK, place_images
 from preceptor.data.grounding.med_grit import modality_of, task_of
-from preceptor.data.images import require_images, resolve_image
+from preceptor.data.identity import group_by_content, patient_columns, unused_patients
+from preceptor.data.images import image_size, require_images, resolve_image
 from preceptor.data.splits import SPLIT_NAMES, cut
-from preceptor.data.texts import read_text
+from preceptor.data.texts import (
+    AS_UTF8,
+    as_choice,
+    as_identifier,
+    as_text,
+    is_given,
+    json_lines,
+    parse_json,
+    read_text,
+)
 from preceptor.data.types import Dialogue, GroundingDataset, GroundingTask, Split
-from preceptor.errors import UserError, nearest
+from preceptor.errors import UserError
 
 SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
-MARK = "<image>"
+KEYS = {"conversations", "messages", "image", "images", "system", "id", "task", "modality", "group", "split"}
+TURN_KEYS = {"from", "value", "role", "content"}
+_IMAGE_KEY = re.compile(
+    r"(image|img|imgs|picture|pic|pics|photo|video|audio|frame|scan|dicom|media|file|filename|filepath|path|url)s?"
+)
+_DIALOGUE_KEY = re.compile(
+    r"(conversation|message|dialog|dialogue|chat|turn|history|instruction|input|output|prompt|query|question|answer|"
+    r"response|reply|completion|tool|function|caption|text|qa|human|gpt|user|assistant|bbox|bboxes|box|boxes|object)s?"
+)
+_HARMLESS = {"id", "type", "size", "width", "height", "modality", "count", "source", "hash", "license", "number"}
+_FILE = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp|dcm|dicom|gif|nii|nii\.gz)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A record with the texts as they are written."""
+
+    place: str
+    cells: Mapping[str, Any]
+    system: str
+    turns: list[list[str]]
+    images: tuple[Path, ...]
 
 
 def read_sharegpt(
@@ -29,6 +70,7 @@ def read_sharegpt(
     images: Path | None = None,
     *,
     boxes: Policy = "refuse",
+    box_format: str = "auto",
     validation_fraction: float = 0.1,
     test_fraction: float = 0.1,
     seed: int = 0,
@@ -36,13 +78,16 @@ def read_sharegpt(
 ) -> GroundingDataset:
     """Read a file of dialogues.
 
-    If no record has a `split`, splits are cut by group (`group`, or the first image) in fractions of all rows. `task`
-    and `modality` default to the values inferred from the boxes and from the name of the first image.
+    If no record has a `split`, splits are cut by group in fractions of all rows. The group is `group`, else the column
+    that names the patient, else the path of the first image; dialogues that share the content of an image are in one
+    group in any case. `task` and `modality` default to the values inferred from the boxes and from the name of the
+    first image.
 
     Args:
         file: JSON or JSONL file.
         images: Folder of the images, by default the folder of the file.
-        boxes: What to do with a record that has a faulty box (see `data.grounding.boxes.apply_policy`).
+        boxes: What to do with a record that has a faulty box (see `data.grounding.box_policy.apply_policy`).
+        box_format: Format of the boxes (see `BOX_FORMATS`). auto: `decide_format` finds it. none: there are no boxes.
         validation_fraction: Fraction of the rows in the validation split.
         test_fraction: Fraction of the rows in the test split.
         seed: Seed of the cuts.
@@ -50,133 +95,319 @@ def read_sharegpt(
             split `unlabelled`, and the missing answer is an empty text.
 
     Raises:
-        UserError: a record or box is invalid. The message names the place.
+        UserError: a record or box is invalid, or the format of the boxes is not clear. The message names the place.
     """
     root = images or file.parent
+    records = [_read_record(place, cells, root, answered) for place, cells in _records(file)]
+    places = {path: record.place for record in reversed(records) for path in record.images}
+    require_images(places)
+    data = GroundingDataset(file.stem, "by-group", root, [])
+    data.findings += _unknown_keys(records, file)
+    note = _translate(records, box_format, str(file))
+    data.notes += [note] if note else []
+
     faults: Counter[str] = Counter()
-    faulty: list[str] = []
     rows: list[tuple[Dialogue, bool | None]] = []
-    places: dict[Path, str] = {}
     dropped = 0
-    for place, record in _records(file):
-        turns = _turns(record, place, answered)
-        checked_turns = apply_to_turns(turns, boxes, place, faults, faulty)
-        if checked_turns is None:
+    for number, record in enumerate(records, start=1):
+        turns = apply_to_turns(record.turns, boxes, record.place, faults, data.faulty)
+        if turns is None:
             dropped += 1
             continue
-        paths = tuple(resolve_image(root, name, place) for name in _images(record, place))
-        for path in paths:
-            places.setdefault(path, place)
-        first = paths[0].stem if paths else ""
-        task = record.get("task") or task_of(checked_turns)
-        if task not in get_args(GroundingTask):
-            raise UserError(f"{place}: task {task!r} is not known{nearest(str(task), get_args(GroundingTask))}")
-        given_split = record.get("split")
-        if given_split is not None and str(given_split) not in SPLIT_NAMES:
-            raise UserError(f"{place}: split {given_split!r} is not known{nearest(str(given_split), SPLIT_NAMES)}")
-        split: Split = SPLIT_NAMES[str(given_split)] if given_split is not None else "train"
-        labelled = all(answer for _, answer in checked_turns)
-        if not labelled:
-            split = "unlabelled"
-        group = str(record.get("group") or first or record.get("id") or place)
-        id = str(record.get("id") or f"row-{len(rows) + dropped + 1}")
-        modality = str(record.get("modality") or modality_of(first))
-        rows.append(
-            (
-                Dialogue(id, paths, checked_turns, task, modality, group, split),
-                given_split is not None if labelled else None,
-            )
-        )
-    require_images(places)
+        rows.append(_dialogue(record, turns, number, root))
     splits = {given for _, given in rows if given is not None}
     if len(splits) > 1:
         raise UserError(f"{file}: some records have a split and others do not; give every record a split, or none")
     repeated = [id for id, count in Counter(d.id for d, _ in rows).items() if count > 1]
     if repeated:
         raise UserError(f"{file}: several records have the id {repeated[0]!r}; make ids unique")
-    dialogues = [dialogue for dialogue, _ in rows]
-    given = True in splits
-    if not given:
+    dialogues = group_by_content(dialogue for dialogue, _ in rows)
+    if True not in splits:
         dialogues = cut(dialogues, "test", test_fraction, seed, leave=2)
         dialogues = cut(dialogues, "validation", validation_fraction, seed)
-    data = GroundingDataset(
-        file.stem, "given" if given else "by-group", root, dialogues, faults=dict(faults), faulty=faulty
-    )
+    else:
+        data.variant = "given"
+    data.samples, data.faults = dialogues, dict(faults)
+    data.findings += _group_findings(records, dialogues, root)
     if dropped:
         data.notes.append(f"{dropped} records with faulty boxes were left out ({dict(faults)}).")
     return data
 
 
-def _records(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    text = read_text(file, "save the file with the encoding UTF-8")
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    try:
-        if file.suffix.lower() == ".jsonl":
-            records = []
-            for number, line in lines:
-                place = f"{file}:{number}"
-                records.append((place, json.loads(line)))
-        else:
-            place = str(file)
-            entries = json.loads(text)
-            if not isinstance(entries, list):
-                raise UserError(f"{file} must be a list of records; for one record per line, name the file .jsonl")
-            records = [(f"{file}, record {number}", entry) for number, entry in enumerate(entries)]
-    except ValueError as error:
-        raise UserError(f"{place}: invalid JSON ({error})") from error
-    if not records:
-        raise UserError(f"{file} contains no record")
-    for place, record in records:
-        if not isinstance(record, dict):
-            raise UserError(f"{place}: {type(record).__name__} instead of a JSON object")
-    return records
+def _dialogue(
+    record: _Record, turns: tuple[tuple[str, str], ...], number: int, root: Path
+) -> tuple[Dialogue, bool | None]:
+    """Return a dialogue, and whether its split is given; None if it is unlabelled."""
+    cells, place = record.cells, record.place
+    task = as_choice(cells.get("task"), {name: name for name in get_args(GroundingTask)}, f"{place}: task")
+    given = as_choice(cells.get("split"), SPLIT_NAMES, f"{place}: split")
+    labelled = all(answer for _, answer in turns)
+    split: Split = (given or "train") if labelled else "unlabelled"
+    id = as_identifier(cells.get("id"), f"{place}: id")
+    group = _group(record) or (record.images[0].relative_to(root).as_posix() if record.images else id or place)
+    stem = record.images[0].stem if record.images else ""
+    modality = as_text(cells.get("modality"), f"{place}: modality") or modality_of(stem)
+    dialogue = Dialogue(
+        id or f"row-{number}",
+        record.images,
+        turns,
+        task or task_of(turns),
+        modality,
+        group,
+        split,
+        system=record.system,
+    )
+    return dialogue, given is not None if labelled else None
 
 
-def _turns(record: dict[str, Any], place: str, answered: bool) -> list[list[str]]:
-    """Return the pairs of question and answer. A system message is prepended to the first question.
+def _group(record: _Record) -> str:
+    """Return the group or patient that a record names, or an empty text."""
+    for column in ["group", *patient_columns(record.cells)]:
+        if name := as_identifier(record.cells.get(column), f"{record.place}: {column}"):
+            return name
+    return ""
 
-    Unless `answered` is set, missing answers are empty texts.
-    """
-    entries = record.get("conversations", record.get("messages"))
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{place}: the record needs a non-empty list 'conversations' or 'messages'")
-    system, open_question = "", None
-    turns: list[list[str]] = []
-    for entry in entries:
-        speaker = entry.get("from", entry.get("role")) if isinstance(entry, dict) else None
-        content = entry.get("value", entry.get("content")) if isinstance(entry, dict) else None
-        if speaker not in SPEAKERS or not isinstance(content, str):
-            raise UserError(
-                f"{place}: {json.dumps(entry, ensure_ascii=False)[:80]} is not a turn; write "
-                '{"from": "human" or "gpt", "value": text}'
+
+def _group_findings(records: Sequence[_Record], dialogues: Sequence[Dialogue], root: Path) -> list[Finding]:
+    """Return findings about patients that the groups may not follow."""
+    findings = []
+    by_id = {f"row-{number}": record for number, record in enumerate(records, start=1)}
+    by_id |= {as_identifier(r.cells.get("id"), r.place): r for r in records if is_given(r.cells.get("id"))}
+    for column in patient_columns(dict.fromkeys(key for record in records for key in record.cells)):
+        # A group decides before the patient's column.
+        values = {d.id: by_id[d.id].cells.get(column) for d in dialogues if is_given(by_id[d.id].cells.get("group"))}
+        if finding := unused_patients(column, values, dialogues):
+            findings.append(finding)
+    folders: defaultdict[str, set[str]] = defaultdict(set)
+    for record in records:
+        if not _group(record):
+            for path in record.images:
+                folders[path.name].add(path.parent.relative_to(root).as_posix())
+    if len({folder for names in folders.values() for folder in names}) > 1:
+        repeated = sum(len(names) > 1 for names in folders.values())
+        findings.append(
+            Finding(
+                (),
+                None,
+                f"no group and no patient is given for images in several folders ({repeated} file names occur in more "
+                "than one); every image is a group of its own, so that a patient with several images may be in several "
+                "splits; add group to the records if a folder or name stands for a patient",
+                "warning",
             )
-        role = SPEAKERS[speaker]
-        text = content.replace(MARK, "").strip()
+        )
+    return findings
+
+
+# Boxes
+
+
+def _translate(records: Sequence[_Record], name: str, place: str) -> str | None:
+    """Write the boxes of all texts in the canonical format, and return a note about the format they were in.
+
+    Raises:
+        UserError: the format is not known or not clear, or the boxes do not fit it.
+    """
+    size_of = cache(image_size)
+
+    def sizes(record: _Record) -> list[Size]:
+        return list(dict.fromkeys(size_of(path) for path in record.images))
+
+    texts = [(text, record) for record in records for turn in record.turns for text in turn]
+    count = sum(len(written_boxes(text)) for text, _ in texts)
+    if name == "none":
+        return None
+    chosen = name != "auto"
+    if not chosen:
+        decision = decide_format((text, record.place, partial(sizes, record)) for text, record in texts)
+        if decision.boxes == 0:
+            return None
+        name = require_decision(decision, place, "data.box_format")
+    source = require_format(name)
+    for record in records:
+        for turn in record.turns:
+            for i, text in enumerate(turn):
+                size = None
+                if "pixels" in source.unit and written_boxes(text):
+                    size = _one_size([source.size_seen(size) for size in sizes(record)], record.place)
+                turn[i] = convert(text, name, CANONICAL, size)
+    require_inside((text for record in records for turn in record.turns for text in turn), name, place)
+    how = "as data.box_format says" if chosen else "as their syntax and values show"
+    return f"{count} boxes were read in the format {name} (unit: {source.unit}), {how}." if count else None
+
+
+def _one_size(sizes: Sequence[Size], place: str) -> Size:
+    if len(sizes) != 1:
+        raise UserError(
+            f"{place}: boxes in pixels need the size of one image, and the dialogue has images of {len(sizes)} sizes; "
+            "write the boxes in thousandths"
+        )
+    return sizes[0]
+
+
+# Records
+
+
+def _records(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the records with their places."""
+    text = read_text(file, AS_UTF8)
+    lines_suffix = file.suffix.lower() == ".jsonl"
+    if lines_suffix and text.lstrip().startswith("["):
+        raise UserError(f"{file} contains a JSON list, not one JSON object per line; rename it to .json")
+    if not lines_suffix and _is_json_lines(text):
+        raise UserError(f"{file} contains one JSON object per line, not a JSON list; rename it to .jsonl")
+    rows: list[tuple[str, Any]]
+    if lines_suffix:
+        rows = [(f"{file}:{line}", row) for line, row in json_lines(text, str(file))]
+    else:
+        document = parse_json(text, str(file), "write a list of records, or one record per line in a .jsonl file")
+        if not isinstance(document, list):
+            raise UserError(f"{file} must be a list of records, or one record per line in a .jsonl file")
+        rows = [(f"{file}, record {number}", row) for number, row in enumerate(document)]
+    if not rows:
+        raise UserError(f"{file} contains no records")
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{place}: {type(row).__name__} instead of a JSON object with 'conversations' or 'messages'"
+            )
+    return rows
+
+
+def _is_json_lines(text: str) -> bool:
+    """Return whether the first two lines with text are JSON objects."""
+    lines = [line for line in text.split("\n") if line.strip()][:2]
+    try:
+        return len(lines) > 1 and all(isinstance(json.loads(line), dict) for line in lines)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _read_record(place: str, cells: dict[str, Any], root: Path, answered: bool) -> _Record:
+    _check_keys(cells, KEYS, place)
+    chosen = [key for key in ("conversations", "messages") if is_given(cells.get(key))]
+    entries = cells[chosen[0]] if chosen else None
+    if len(chosen) != 1 or not isinstance(entries, list) or not entries:
+        raise UserError(f"{place}: the record needs one non-empty list, 'conversations' or 'messages'")
+    names = _image_names(cells, place)
+    system = as_text(cells.get("system"), f"{place}: system")
+    messages: list[tuple[str, str]] = []
+    inline: list[str] = []
+    for entry in entries:
+        role, text = _message(entry, inline, place)
         if role == "system":
-            system = f"{text}\n" if text else ""
-        elif role == "question" and open_question is not None and text and not answered:
-            turns.append([open_question, ""])
-            open_question = text
-        elif (role == "question") == (open_question is not None) or not text:
+            if messages or system:
+                raise UserError(f"{place}: a system message must be the first message, and the only one of its kind")
+            system = text
+            if MARK in text:
+                raise UserError(f"{place}: the system message contains {MARK}; move it into a question")
+        messages.append((role, text))
+    if names and inline:
+        raise UserError(f"{place}: images are given in the messages and in the record; keep one of them")
+    turns = _turns([message for message in messages if message[0] != "system"], place, answered)
+    paths = tuple(resolve_image(root, name, place) for name in names or inline)
+    return _Record(place, cells, system, place_images(turns, len(paths), place), paths)
+
+
+def _message(entry: Any, images: list[str], place: str) -> tuple[str, str]:
+    """Return the role and the text of a message, and add the images of its parts to `images`."""
+    if isinstance(entry, dict):
+        _check_keys(entry, TURN_KEYS, place)
+        speaker, content = entry.get("from", entry.get("role")), entry.get("value", entry.get("content"))
+        if isinstance(content, list):
+            content = "".join(_part(part, images, place) for part in content)
+        if isinstance(speaker, str) and speaker in SPEAKERS and isinstance(content, str):
+            return SPEAKERS[speaker], content
+    raise UserError(
+        f"{place}: {json.dumps(entry, ensure_ascii=False)[:80]} is not a turn; write "
+        '{"from": "human" or "gpt", "value": text}, or "role" user or assistant and "content"'
+    )
+
+
+def _part(part: Any, images: list[str], place: str) -> str:
+    """Return the text of one part of a message in the format of OpenAI, a mark for an image."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    if kind == "image" and set(part) == {"type"}:
+        return MARK
+    if kind in ("image", "image_url"):
+        value = part.get(kind, part.get("url", part.get("path")))
+        name = value.get("url") if isinstance(value, dict) else value
+        if isinstance(name, str) and not re.match(r"[a-zA-Z][a-zA-Z+.-]*:", name):
+            images.append(name)
+            return MARK
+        raise UserError(f"{place}: {str(name)[:60]!r} is not the name of an image file; save the image as a file")
+    raise UserError(
+        f"{place}: a part of a message of type {str(kind)[:60]!r} is not known; write text, image or image_url"
+    )
+
+
+def _turns(messages: Sequence[tuple[str, str]], place: str, answered: bool) -> list[list[str]]:
+    """Return (question, answer) texts with their image marks."""
+    turns: list[list[str]] = []
+    question: str | None = None
+    for role, text in messages:
+        has_text = bool(text.replace(MARK, "").strip())
+        if role == "question" and question is not None and has_text and not answered:
+            turns.append([question, ""])
+            question = text
+        elif (role == "question") == (question is not None) or not has_text:
             raise UserError(f"{place}: questions and answers must alternate, start with a question, and not be empty")
         elif role == "question":
-            open_question = (system if not turns else "") + text
+            question = text
         else:
-            turns.append([str(open_question), text])
-            open_question = None
-    if open_question is not None and not answered:
-        turns.append([open_question, ""])
-    elif open_question is not None or not turns:
+            turns.append([str(question), text])
+            question = None
+    if question is not None and not answered:
+        turns.append([question, ""])
+    elif question is not None or not turns:
         raise UserError(f"{place}: the last question has no answer")
     return turns
 
 
-def _images(record: dict[str, Any], place: str) -> list[str]:
-    value = record.get("images", record.get("image", []))
+def _image_names(cells: Mapping[str, Any], place: str) -> list[str]:
+    given = [key for key in ("images", "image") if is_given(cells.get(key)) and cells[key] != []]
+    if len(given) > 1:
+        raise UserError(f"{place}: the record has 'image' and 'images'; keep one of them")
+    value = cells[given[0]] if given else []
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise UserError(f"{place}: 'images' must be a list of file names")
     return names
+
+
+def _words(key: str) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower())
+
+
+def _check_keys(cells: Mapping[str, Any], known: set[str], place: str) -> None:
+    """Raise UserError for an unknown key with a value that may be an image, a text or a box of the dialogue."""
+    for key in cells.keys() - known:
+        value = cells[key]
+        if not is_given(value) or value in ([], {}) or isinstance(value, bool | int | float):
+            continue
+        words = _words(key)
+        is_file = isinstance(value, str) and _FILE.search(value)
+        looks = any(_IMAGE_KEY.fullmatch(word) or _DIALOGUE_KEY.fullmatch(word) for word in words)
+        if is_file or (looks and words[-1] not in _HARMLESS and not patient_columns([key])):
+            raise UserError(
+                f"{place}: the key {key!r} is not known, and its content may belong to the dialogue; the keys are "
+                f"{', '.join(sorted(known))}"
+            )
+
+
+def _unknown_keys(records: Sequence[_Record], file: Path) -> list[Finding]:
+    """Return a finding that lists the keys that are not read."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(key for key in record.cells if key not in KEYS and not patient_columns([key]))
+        for entries in (record.cells.get("conversations"), record.cells.get("messages")):
+            for entry in entries or ():
+                counts.update(f"{key} of a message" for key in entry if key not in TURN_KEYS)
+    if not counts:
+        return []
+    listed = ", ".join(f"{key} ({count})" for key, count in sorted(counts.items()))
+    return [Finding((), file, f"keys of the records that are not read: {listed}", "warning")]
 
 
 def read(config: Any, scratch: Path) -> GroundingDataset:
@@ -187,6 +418,7 @@ def read(config: Any, scratch: Path) -> GroundingDataset:
         Path(config.root),
         Path(config.images) if config.images else None,
         boxes=config.boxes,
+        box_format=config.box_format,
         validation_fraction=config.validation_fraction,
         test_fraction=config.test_fraction,
         seed=config.split_seed,

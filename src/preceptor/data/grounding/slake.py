@@ -11,12 +11,12 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
-from preceptor.data.grounding.boxes import Box, Style, from_pixels, repair_box, validate_box
+from preceptor.data.grounding.boxes import Box, from_pixels, repair_box, validate_box
 from preceptor.data.grounding.questions import LabeledBox, Picture, ask_about_boxes
 from preceptor.data.locations import data_folder
-from preceptor.data.texts import AS_RELEASED, read_text
+from preceptor.data.texts import AS_RELEASED, read_json
 from preceptor.data.types import Dialogue, GroundingDataset, Sample
 from preceptor.data.vqa.slake import Language, read_slake
 from preceptor.errors import UserError
@@ -86,7 +86,7 @@ FINDINGS = {
 }
 
 
-def read_slake_grounding(root: Path, *, language: Language = "en", style: Style = "qwen") -> GroundingDataset:
+def read_slake_grounding(root: Path, *, language: Language = "en") -> GroundingDataset:
     """Read SLAKE as dialogues, in the splits of `read_slake`.
 
     Left and right in descriptions are those of the image, not of the patient. Boxes that leave the image are clipped
@@ -109,7 +109,7 @@ def read_slake_grounding(root: Path, *, language: Language = "en", style: Style 
                 name: CHINESE.get(name, name) if language_of_samples == "zh" else name.lower() for name in boxes_by_name
             }
             labels = [LabeledBox(names[name], tuple(boxes), name in FINDINGS) for name, boxes in boxes_by_name.items()]
-            dialogues += ask_about_boxes(_picture(first), labels, style)
+            dialogues += ask_about_boxes(_picture(first), labels)
         for sample in samples:
             dialogues.append(_picture(sample).dialogue(f"mia-{sample.id}", sample.question, sample.answer, "mia"))
     data = GroundingDataset("slake-grounding", questions.variant, questions.root, dialogues, faults=dict(faults))
@@ -134,15 +134,20 @@ def _picture(sample: Sample) -> Picture:
 
 def _boxes(image: Path, faults: Counter[str]) -> dict[str, list[Box]]:
     """Return the boxes of an image by name, in thousandths. Without detection.json there are none."""
-    import json
-
     file = image.with_name(BOXES)
     if not file.is_file():
         return {}
+    rows = read_json(file)
     try:
-        rows = json.loads(read_text(file))
         with Image.open(image) as opened:
             width, height = opened.size
+            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        if rows and orientation not in (0, 1):
+            # The boxes may be those of the stored or of the upright image: SLAKE as released has no such field.
+            raise UserError(
+                f"{image}: the EXIF field Orientation is {orientation}, so that the boxes in {BOXES} may belong to the "
+                f"turned or to the stored image; {AS_RELEASED}"
+            )
         boxes: dict[str, list[Box]] = {}
         for row in rows:
             for name, (x, y, w, h) in row.items():
@@ -151,6 +156,8 @@ def _boxes(image: Path, faults: Counter[str]) -> dict[str, list[Box]]:
                 valid = repair_box(box) if faults_of_box else box
                 if valid is not None:
                     boxes.setdefault(str(name), []).append(valid)
+    except UserError:
+        raise
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{file} is invalid ({error}); {AS_RELEASED}") from error
     return boxes

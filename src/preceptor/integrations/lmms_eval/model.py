@@ -7,6 +7,7 @@ from typing import Any
 
 from lmms_eval.api.model import lmms
 
+from preceptor.errors import UserError
 from preceptor.integrations.lmms_eval.answering import answer_images
 from preceptor.vqa.bundle import VqaBundle
 
@@ -30,7 +31,10 @@ class PreceptorStudent(lmms):
             for request in requests[start : start + self.batch_size]:
                 context, _, to_visual, number, task, split = request.args
                 document = self.task_dict[task][split][number]
-                images.append(to_visual(document)[0])
+                visuals = to_visual(document)
+                if len(visuals) != 1:
+                    raise UserError(f"document {number} of {task} has {len(visuals)} images; a student sees one")
+                images.append(visuals[0])
                 questions.append(document.get("question", context))
             answers += answer_images(self.bundle, images, questions)
         return answers

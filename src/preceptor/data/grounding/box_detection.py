@@ -1,0 +1,239 @@
+"""Find out in which format texts write their boxes: from syntax and values, or by comparison with known boxes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from preceptor.data.grounding.box_formats import (
+    BOX_FORMATS,
+    CANONICAL,
+    Size,
+    WrittenBox,
+    is_native,
+    parse,
+    smart_resize,
+    written_boxes,
+)
+from preceptor.data.grounding.box_syntax import Syntax
+from preceptor.data.grounding.boxes import SIDE, Box, iou
+from preceptor.errors import UserError
+
+Sizes = Callable[[], Sequence[Size] | None]
+"""Function that returns the sizes of the images of a text, or None if they are unknown. It is called only if they
+matter."""
+MARGIN = 0.05
+"""Difference of mean IoU between the best two formats from which the best one is clear."""
+SWAPPED = 0.1
+"""If more boxes than this fraction have their corners in the wrong order, the numbers are no corners."""
+
+_UNIQUE: dict[Syntax, str] = {"box_2d": "gemma", "loc1024": "paligemma", "loc1000": "florence"}
+"""Syntaxes that one family alone writes."""
+
+
+@dataclass
+class FormatDecision:
+    """The format of a data set.
+
+    Attributes:
+        format: name of the format, or None if there are no boxes.
+        boxes: number of boxes.
+        candidates: formats that agree with all boxes, if there are several.
+        reason: why there is no decision.
+    """
+
+    format: str | None
+    boxes: int = 0
+    candidates: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass
+class _Group:
+    """The boxes of one syntax, with the sizes of their images and the places of their texts."""
+
+    boxes: list[tuple[WrittenBox, str, Sizes]] = field(default_factory=list)
+
+
+def decide_format(texts: Iterable[tuple[str, str, Sizes]]) -> FormatDecision:
+    """Decide in which format a whole data set writes its boxes.
+
+    A syntax of one family alone decides. Marked or bare corners ``(x,y),(x,y)`` are thousandths, unless all values are
+    at most 1, or some are above 1000. For other syntaxes the values decide: a format is possible if no box
+    leaves its image. Nothing is decided if several formats remain.
+
+    Args:
+        texts: (text, place, sizes of its images) of all texts.
+    """
+    groups: dict[str, _Group] = {}
+    count = 0
+    for text, place, sizes in texts:
+        for box in written_boxes(text):
+            count += 1
+            kind = "corners" if box.marked or box.syntax == "corners" else box.syntax
+            if kind != "unknown":
+                groups.setdefault(kind, _Group()).boxes.append((box, place, sizes))
+    if not groups:
+        return FormatDecision(CANONICAL if count else None, count)
+    decisions = {kind: _decide_group(kind, group) for kind, group in groups.items()}
+    for decision in decisions.values():
+        if decision.format is None:
+            return FormatDecision(None, count, decision.candidates, decision.reason)
+    formats = {decision.format for decision in decisions.values()}
+    if len(formats) > 1:
+        listed = ", ".join(f"{d.format} at {groups[kind].boxes[0][1]}" for kind, d in sorted(decisions.items()))
+        reason = f"the boxes are in several formats ({listed})"
+        return FormatDecision(None, count, tuple(sorted(map(str, formats))), reason)
+    return FormatDecision(formats.pop(), count)
+
+
+def _decide_group(kind: str, group: _Group) -> FormatDecision:
+    numbers = [(box.numbers, place, sizes) for box, place, sizes in group.boxes if box.numbers is not None]
+    if kind in _UNIQUE:
+        if kind == "box_2d" and numbers and all(max(values) <= 1 for values, *_ in numbers):
+            return FormatDecision(None, 0, (), "no format with box_2d has values in 0 to 1")
+        return FormatDecision(_UNIQUE[kind], len(group.boxes))  # type: ignore[index]
+    if not numbers:  # all are cut off: the policy for faulty boxes decides
+        return FormatDecision(CANONICAL, len(group.boxes))
+    place = numbers[0][1]
+    swapped = sum(a > c or b > d for (a, b, c, d), *_ in numbers)
+    if kind != "corners" and swapped > SWAPPED * len(numbers):
+        reason = (
+            f"{swapped} of {len(numbers)} boxes have x1 < x0 or y1 < y0, such as at {place}; if they are "
+            "[x, y, width, height], rewrite them as corners"
+        )
+        return FormatDecision(None, 0, (), reason)
+    highest = max(max(values) for values, *_ in numbers)
+    fractions = any(value != int(value) for values, *_ in numbers for value in values)
+    if highest <= 1:
+        if fractions:
+            return FormatDecision("xyxy-unit", len(numbers))
+        return FormatDecision(None, 0, ("xyxy-unit", "xyxy-thousandths"), f"all numbers are 0 or 1, such as at {place}")
+    thousandths = {"corners": CANONICAL, "bbox_2d": "qwen3-vl"}.get(kind, "xyxy-thousandths")
+    if kind == "corners" and highest <= SIDE:
+        return FormatDecision(CANONICAL, len(numbers))
+    candidates = [thousandths] if highest <= SIDE else []
+    if _inside(numbers, lambda size: size):
+        candidates.append("xyxy-pixels")
+    if kind == "bbox_2d" and _inside(numbers, smart_resize):
+        resized = any(smart_resize(size) != size for *_, sizes in numbers for size in sizes() or ())
+        if resized or "xyxy-pixels" not in candidates:
+            candidates.append("qwen2.5-vl")
+    if len(candidates) == 1 and not (kind == "corners" and candidates[0] != CANONICAL):
+        return FormatDecision(candidates[0], len(numbers))
+    if not candidates:
+        if kind == "corners":  # faulty boxes, which the policy refuses or repairs
+            return FormatDecision(CANONICAL, len(numbers))
+        return FormatDecision(None, 0, (), f"a value of {highest:g} is outside the image in every format")
+    if kind == "corners":
+        candidates.append(CANONICAL)
+    reason = f"values up to {highest:g} fit {' and '.join(candidates)}"
+    return FormatDecision(None, 0, tuple(candidates), reason)
+
+
+def _inside(numbers: Sequence[tuple[Sequence[float], str, Sizes]], seen: Callable[[Size], Size]) -> bool:
+    """Return whether every box is inside one of the images of its text. Images of unknown size contain every box."""
+    for (x0, y0, x1, y1), _, sizes in numbers:
+        known = sizes()
+        seen_sizes = [seen(size) for size in known or ()]
+        if known is not None and not any(
+            max(x0, x1) <= width and max(y0, y1) <= height for width, height in seen_sizes
+        ):
+            return False
+    return all(min(values) >= 0 for values, *_ in numbers)
+
+
+@dataclass(frozen=True)
+class FormatMeasurement:
+    """How well each format agrees with known boxes.
+
+    Attributes:
+        mean_iou: mean IoU over all answers by format; an answer whose boxes a format cannot read counts 0.
+        read: number of boxes that a format reads.
+        answers: number of answers with known boxes.
+        best: the format with the highest mean IoU; of formats that read the same boxes, the one in whose syntax most
+            boxes are written.
+        margin: difference of its mean IoU to the best format that reads other boxes.
+    """
+
+    mean_iou: Mapping[str, float]
+    read: Mapping[str, int]
+    answers: int
+    best: str
+    margin: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the best format is better than all others by at least `MARGIN`."""
+        return self.margin >= MARGIN
+
+
+def measure_format(
+    answers: Sequence[str],
+    truths: Sequence[Sequence[Box]],
+    sizes: Sequence[Size | None] | None = None,
+    *,
+    formats: Iterable[str] = tuple(BOX_FORMATS),
+    max_pixels: int | None = None,
+) -> FormatMeasurement:
+    """Read answers in every format and compare the boxes with the known ones.
+
+    Args:
+        answers: texts (N).
+        truths: known boxes of each answer, in thousandths. Answers without known boxes are left out.
+        sizes: width and height of the (upright) image of each answer, None if unknown: then formats in pixels are not
+            tried.
+        formats: names of the formats to try.
+        max_pixels: limit to which the writer resizes images, for the formats in pixels of the resized image.
+
+    Raises:
+        ValueError: there are no answers with known boxes.
+    """
+    sizes = [None] * len(answers) if sizes is None else sizes
+    rows = [row for row in zip(answers, truths, sizes, strict=True) if row[1]]
+    if not rows:
+        raise ValueError("no answer has a known box")
+    known_sizes = all(size is not None for *_, size in rows)
+    names = [name for name in formats if known_sizes or "pixels" not in BOX_FORMATS[name].unit]
+    scores: dict[str, float] = {}
+    read: Counter[str] = Counter()
+    readings: dict[str, list[tuple[Box, ...]]] = {}
+    for name in names:
+        speaker = BOX_FORMATS[name]
+        limits = {} if max_pixels is None else {"max_pixels": max_pixels}
+        boxes = [
+            tuple(b.box for b in parse(text, name, speaker.size_seen(size, **limits) if size else None) if b.box)
+            for text, _, size in rows
+        ]
+        readings[name] = boxes
+        read[name] = sum(map(len, boxes))
+        scores[name] = float(np.mean([mean_overlap(b, truth) for b, (_, truth, _) in zip(boxes, rows, strict=True)]))
+    native = {name: sum(is_native(text, name) for text, *_ in rows) for name in names}
+    best = max(names, key=lambda name: (scores[name], native[name]))
+    others = [scores[name] for name in names if readings[name] != readings[best]]
+    return FormatMeasurement(scores, dict(read), len(rows), best, scores[best] - max(others, default=0.0))
+
+
+def mean_overlap(boxes: Sequence[Box], truth: Sequence[Box]) -> float:
+    """Return the mean IoU of two lists of boxes for the best pairing. Boxes without a partner count 0."""
+    if not boxes or not truth:
+        return float(not boxes and not truth)
+    from scipy.optimize import linear_sum_assignment
+
+    overlaps = np.array([[iou(a, b) for b in truth] for a in boxes])
+    rows, columns = linear_sum_assignment(overlaps, maximize=True)
+    return float(overlaps[rows, columns].sum()) / max(len(boxes), len(truth))
+
+
+def require_decision(decision: FormatDecision, place: str, key: str) -> str:
+    """Return the format of a decision. Raises UserError that asks for the setting `key` if there is none."""
+    if decision.format is not None:
+        return decision.format
+    candidates = decision.candidates or tuple(BOX_FORMATS)
+    raise UserError(
+        f"{place}: the format of the boxes is not clear: {decision.reason}; name it with {key}, one of "
+        f"{', '.join(candidates)}, or none if the texts contain no boxes"
+    )

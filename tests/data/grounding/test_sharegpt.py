@@ -1,0 +1,326 @@
+"""Dialogues are read as they are written: marks, boxes, keys and roles are counted, and nothing is dropped silently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from preceptor.data.grounding.box_formats import find_boxes, write, write_box
+from preceptor.data.grounding.image_marks import split_at_images
+from preceptor.data.grounding.sharegpt import read_sharegpt
+from preceptor.errors import UserError
+
+BOX = write_box((100, 200, 300, 400))
+
+
+def image(folder: Path, name: str, size: tuple[int, int] = (640, 480)) -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        picture = Image.new("L", size)
+        picture.putdata(list(name.encode()))  # no two images have the same content
+        picture.save(path)
+    return name
+
+
+def talk(question: str = "Where?", answer: str = BOX, **more: Any) -> dict[str, Any]:
+    return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}], **more}
+
+
+def read(folder: Path, *records: Any, name: str = "mine.json", **options: Any):
+    for record in records:
+        names = record.get("images", record.get("image", [])) if isinstance(record, dict) else []
+        for one in [names] if isinstance(names, str) else names if isinstance(names, list) else []:
+            if isinstance(one, str):
+                image(folder, one)
+    file = folder / name
+    lines = "\n".join(map(json.dumps, records))
+    file.write_text(lines if name.endswith("l") else json.dumps(records), "utf-8")
+    return read_sharegpt(file, **options)
+
+
+# Boxes
+
+KNOWN = {
+    "xyxy-unit": "[0.1, 0.2, 0.3, 0.4]",
+    "gemma": '[{"box_2d": [200, 100, 400, 300], "label": "liver"}]',
+    "florence": "liver<loc_100><loc_200><loc_300><loc_400>",
+    "paligemma": "<loc0205><loc0102><loc0410><loc0307> liver",
+    "qwen2-vl": "<ref>liver</ref><box>[[100, 200, 300, 400]]</box>",
+}
+
+
+@pytest.mark.parametrize("format", KNOWN)
+def test_boxes_in_any_format_are_stored_in_one(tmp_path, format):
+    data = read(tmp_path, talk(answer=f"It is {KNOWN[format]}.", image="a.png"))
+    (dialogue,) = data.samples
+    assert dialogue.task == "vg"
+    (found,) = find_boxes(dialogue.turns[0][1])
+    assert found.box == pytest.approx((100, 200, 300, 400), abs=1)
+    assert data.notes == [note for note in data.notes if f"1 boxes were read in the format {format}" in note]
+
+
+def test_values_of_the_whole_file_decide(tmp_path):
+    low, high = talk(answer="[100, 200, 300, 400]", image="a.png"), talk(answer="[1, 2, 900, 950]", image="b.png")
+    with pytest.raises(
+        UserError, match=r"values up to 400 fit xyxy-thousandths and xyxy-pixels; name it with data\.box_"
+    ):
+        read(tmp_path, low)
+    first, _ = read(tmp_path, low, high).samples
+    assert first.turns[0][1] == BOX, "a box of 950 is outside 640 x 480 pixels, so that all are in thousandths"
+    (dialogue,) = read(tmp_path, low, box_format="xyxy-pixels").samples
+    assert dialogue.turns[0][1] == write([(1000 * 100 / 640, 1000 * 200 / 480, 1000 * 300 / 640, 1000 * 400 / 480)])
+    (dialogue,) = read(tmp_path, low, box_format="none").samples
+    assert (dialogue.task, dialogue.turns[0][1]) == ("mia", "[100, 200, 300, 400]")
+
+
+def test_pixels_of_qwen2_5_vl_are_those_of_the_resized_image(tmp_path):
+    record = talk(answer='[{"bbox_2d": [64, 96, 322, 476], "label": "liver"}]', image="a.png")  # 640 x 480: 644 x 476
+    (dialogue,) = read(tmp_path, record, box_format="qwen2.5-vl").samples
+    assert dialogue.turns[0][1] == write([(99.4, 201.7, 500, 1000)], "liver")
+
+
+def test_boxes_in_pixels_need_one_image(tmp_path):
+    image(tmp_path, "a.png", (100, 100)), image(tmp_path, "b.png", (200, 100))
+    with pytest.raises(UserError, match=r"record 0: boxes in pixels need the size of one image, .* images of 2 sizes"):
+        read(tmp_path, talk(answer="[1, 2, 3, 4]", images=["a.png", "b.png"]), box_format="xyxy-pixels")
+
+
+def test_turned_images_have_the_size_of_the_upright_one(tmp_path):
+    picture = Image.new("L", (200, 100))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    record = talk(answer="[10, 20, 50, 100]", image="a.jpg")
+    (dialogue,) = read(tmp_path, record, box_format="xyxy-pixels").samples
+    assert dialogue.turns[0][1] == write_box((100, 100, 500, 500))
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"bbox_2d": [1, 2, 3', '{"point_2d": [1, 2]}', "<box>(1,2),(3", '{"bbox_2d": [1, 2, 990]}']
+)
+def test_unreadable_boxes_are_faults(tmp_path, answer):
+    records = [talk(answer=answer, image="a.png"), talk(image="b.png")]
+    with pytest.raises(UserError, match=r"record 0: .* is not a box that can be read"):
+        read(tmp_path, *records)
+    data = read(tmp_path, *records, boxes="drop")
+    assert (len(data.samples), data.faults) == (1, {"unreadable": 1})
+
+
+# Marks
+
+
+def test_marks_before_the_text_are_the_default_position(tmp_path):
+    records = [
+        talk("<image>\nWhere?", image="a.png"),
+        talk("Where?", image="b.png"),
+        talk("<image> <image>\nWhere?", images=["c.png", "d.png"]),
+    ]
+    assert [dialogue.turns[0][0] for dialogue in read(tmp_path, *records).samples] == ["Where?"] * 3
+
+
+def test_other_positions_are_kept(tmp_path):
+    record = talk("First <image> then <image>?", "Yes", images=["a.png", "b.png"])
+    (dialogue,) = read(tmp_path, record).samples
+    a, b = dialogue.images
+    assert split_at_images([q for q, _ in dialogue.turns], dialogue.images) == [["First ", a, " then ", b, "?"]]
+    later = talk("Hello", "Yes?", image="a.png")
+    later["conversations"] += talk("<image>And now?", "No.")["conversations"]
+    (dialogue,) = read(tmp_path, later).samples
+    assert split_at_images([q for q, _ in dialogue.turns], dialogue.images) == [["Hello"], [a, "And now?"]]
+    assert split_at_images(["A?", "B?"], (a, b)) == [[a, b, "A?"], ["B?"]]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (talk("<image>Where?"), "1 marks <image> and 0 images"),
+        (talk("<image><image>Where?", image="a.png"), "2 marks <image> and 1 images"),
+        (talk("<image>Where?", images=["a.png", "b.png"]), "1 marks <image> and 2 images"),
+        (talk("<image>Where?", "here <image>", image="a.png"), "an answer contains <image>"),
+        *(
+            (talk(f"{mark}Where?", image="a.png"), "the mark .* is not known")
+            for mark in (
+                "<img>a.png</img>",
+                "<|vision_start|><|image_pad|><|vision_end|>",
+                "<|image_pad|>",
+                "[IMG]",
+                "<image_1>",
+                "<|image_1|>",
+                "<video>",
+                "<audio>",
+                "<Image>",
+                "<start_of_image>",
+                "<image_placeholder>",
+                "<IMG_CONTEXT>",
+                "<bbox>",
+            )
+        ),
+    ],
+)
+def test_marks_are_counted(tmp_path, record, message):
+    with pytest.raises(UserError, match=f"record 0: .*{message}"):
+        read(tmp_path, record)
+
+
+# Keys and types
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"img": "a.png"}, "the key 'img' is not known"),
+        ({"image_path": "a.png"}, "the key 'image_path' is not known"),
+        ({"image_file": "a.png"}, "the key 'image_file' is not known"),
+        ({"images_path": ["a.png"]}, "the key 'images_path' is not known"),
+        ({"imageUrl": "http://x/a.png"}, "the key 'imageUrl' is not known"),
+        ({"xray": "a.PNG"}, "the key 'xray' is not known"),
+        ({"videos": ["a.mp4"]}, "the key 'videos' is not known"),
+        ({"history": [["a", "b"]]}, "the key 'history' is not known"),
+        ({"tools": "[]x"}, "the key 'tools' is not known"),
+        ({"objects": {"bbox": [[1, 2, 3, 4]]}}, "the key 'objects' is not known"),
+        ({"image": "a.png", "images": ["a.png"]}, "'image' and 'images'"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "one non-empty list"),
+        ({"id": ["a"]}, "id is a list"),
+        ({"id": True}, "id is true"),
+        ({"group": {"a": 1}}, "group is a structure"),
+        ({"group": 1.5}, "group is a number that is not whole"),
+        ({"split": 1}, "split '1' is not known"),
+        ({"task": "vqa"}, "task 'vqa' is not known"),
+        ({"modality": ["ct"]}, "modality is a list"),
+        ({"image": {"path": "a.png"}}, "must be a list of file names"),
+        ({"images": [["a.png"]]}, "must be a list of file names"),
+    ],
+)
+def test_what_is_not_understood_is_refused(tmp_path, more, message):
+    with pytest.raises(UserError, match=f"record 0: .*{message}"):
+        read(tmp_path, talk(answer="Yes") | more)
+
+
+def test_other_keys_are_listed(tmp_path):
+    record = talk(image="a.png", source="web", image_id=7, score=0.5, videos=[], tools=None)
+    record["conversations"][0]["loss"] = 0
+    (finding,) = read(tmp_path, record, talk(image="b.png", source="x")).findings
+    assert finding.severity == "warning"
+    assert finding.reason.endswith(
+        "not read: image_id (1), loss of a message (1), score (1), source (2), tools (1), videos (1)"
+    )
+
+
+def test_zero_is_an_id_and_a_group_and_an_empty_split_is_none(tmp_path):
+    records = [talk(image=f"{i}.png", id=i, group=0, split="") for i in range(3)]
+    data = read(tmp_path, *records)
+    assert [d.id for d in data.samples] == ["0", "1", "2"]
+    assert {d.group for d in data.samples} == {"0"}
+    assert data.variant == "by-group"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"from": "bot", "value": "x"}, "is not a turn"),
+        ({"from": "observation", "value": "x"}, "is not a turn"),
+        ({"from": "human", "value": 3}, "is not a turn"),
+        ({"from": "human", "value": "x", "image": "a.png"}, "the key 'image' is not known"),
+        ({"from": "system", "value": "x"}, "a system message must be the first"),
+    ],
+)
+def test_turns(tmp_path, entry, message):
+    record = talk()
+    record["conversations"].append(entry)
+    with pytest.raises(UserError, match=f"record 0: .*{message}"):
+        read(tmp_path, record)
+
+
+def test_system_messages_are_kept_apart(tmp_path):
+    record = talk()
+    record["conversations"].insert(0, {"from": "system", "value": "Be brief."})
+    first, second = read(tmp_path, record, talk(system="Be exact.", id="b")).samples
+    assert (first.system, first.turns[0][0]) == ("Be brief.", "Where?")
+    assert second.system == "Be exact."
+    assert first.fingerprint_row()[-1] == "Be brief."
+
+
+def test_messages_with_parts(tmp_path):
+    image(tmp_path, "a.png")
+    image(tmp_path, "b.png")
+    content = [
+        {"type": "text", "text": "Compare "},
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "text", "text": " with "},
+        {"type": "image", "image": "b.png"},
+    ]
+    record = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Equal."}]}
+    (dialogue,) = read(tmp_path, record).samples
+    assert [path.name for path in dialogue.images] == ["a.png", "b.png"]
+    assert dialogue.turns == (("Compare <image> with <image>", "Equal."),)
+    for part in ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, {"type": "video"}, 3):
+        record["messages"][0]["content"] = [part, {"type": "text", "text": "x"}]
+        with pytest.raises(UserError, match=r"record 0: .* is not (the name of an image file|known)"):
+            read(tmp_path, record)
+
+
+# Groups
+
+
+def test_neither_file_names_nor_folders_are_patients(tmp_path):
+    data = read(tmp_path, *(talk(image=f"p{i}/s0.png") for i in range(8)))
+    assert len({d.group for d in data.samples}) == 8
+    (finding,) = data.findings
+    assert "1 file names occur in more than one" in finding.reason
+
+
+def test_equal_images_are_one_group(tmp_path):
+    image(tmp_path, "a.png")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    records = [talk(image="a.png"), talk(images=["b.png", "copy.png"]), talk(image="b.png"), talk(image="c.png")]
+    groups = [d.group for d in read(tmp_path, *records).samples]
+    assert groups[0] == groups[1] == groups[2] != groups[3]
+
+
+def test_a_patients_column_is_the_group(tmp_path):
+    records = [talk(image=f"{i}.png", PatientID=f"P{i % 3}") for i in range(9)]
+    data = read(tmp_path, *records)
+    assert [d.group for d in data.samples] == [f"P{i % 3}" for i in range(9)]
+    assert data.findings == []
+    split = [talk(image=f"{i}.png", PatientID="P", group=f"g{i}", split=("train", "test")[i % 2]) for i in range(4)]
+    (finding,) = read(tmp_path, *split).findings
+    assert finding.severity == "error"
+    assert "'PatientID' names 1 patients and is not used" in finding.reason
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", '{"a": 1}\n{"a": 2}', "one JSON object per line, not a JSON list; rename it to .jsonl"),
+        ("a.jsonl", '[{"a": 1}]', "a JSON list, not one JSON object per line; rename it to .json"),
+        ("a.json", '{"data": []}', "must be a list of records"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.json", '["\\ud800"]', "half of a surrogate pair"),
+        ("a.json", "[" + "9" * 5000 + "]", "too many digits"),
+        ("a.json", "[]", "contains no records"),
+        ("a.json", '[{"id": 1, "id": 2}]', "'id' occurs twice"),
+    ],
+)
+def test_broken_files(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_sharegpt(tmp_path / name)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps([talk()]), "utf-8-sig")
+    assert len(read_sharegpt(file).samples) == 1
+
+
+def test_repeated_ids(tmp_path):
+    with pytest.raises(UserError, match="several records have the id '1'"):
+        read(tmp_path, talk(id=1), talk(id="1"))

@@ -1,0 +1,225 @@
+"""Reasons against an answer of a teacher: what is refused, and that no true answer of real data is."""
+
+# ruff: noqa: RUF001 - punctuation of other languages
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from preceptor.data.grounding.box_formats import write_box
+from preceptor.data.grounding.slake import read_slake_grounding
+from preceptor.grounding.answer_checks import asks_for_box, first, same_answers, unusable
+
+BOX = write_box((100, 200, 300, 400))
+EN, ZH = "Which organ is abnormal in this image?", "图中哪个器官异常？"
+WHERE = "Where is the liver? Answer with boxes."
+
+REFUSALS = [
+    (EN, "I'm sorry, but I can't help with that."),
+    (EN, "I’m sorry, I can’t provide a diagnosis."),
+    (EN, "Sorry, this is not possible."),
+    (EN, "As an AI language model, I do not have the ability to read scans."),
+    (EN, "As a large language model trained by Acme, I cannot interpret medical images."),
+    (EN, "I am not a doctor, but it may be the liver."),
+    (EN, "I cannot provide medical advice."),
+    (EN, "Unfortunately, I'm unable to view images."),
+    (EN, "I am not able to analyze medical images."),
+    (EN, "We are unable to assist with this request."),
+    (EN, "It is the liver. Please consult a qualified healthcare professional."),
+    (EN, "No image was provided. Please upload the scan."),
+    (EN, "I don't see any image in our conversation."),
+    (EN, "That request violates our content policy."),
+    (EN, "I must decline to answer."),
+    (ZH, "很抱歉，我无法回答这个问题。"),
+    (ZH, "对不起，我不能提供医疗建议。"),
+    (ZH, "作为一个人工智能助手，我不能诊断疾病。"),
+    (ZH, "我无法查看图像。"),
+    (ZH, "建议您咨询专业医生。"),
+    (ZH, "請諮詢醫師。"),
+    (EN, "Es tut mir leid, ich kann diese Frage nicht beantworten."),
+    (EN, "Je suis désolé, je ne peux pas répondre."),
+    (EN, "Lo siento, no puedo ayudar con eso."),
+    (EN, "Desculpe, não posso ajudar."),
+    (EN, "Mi dispiace, non posso rispondere."),
+]
+REASONING = [
+    "<think>The image shows",
+    "<think>It is a CT.</think>Liver",
+    "</think>\n\nLiver",
+    "<thinking>hm</thinking> liver",
+    "<reasoning>\nliver",
+    "◁think▷The organ◁/think▷liver",
+    "[THINK]The organ[/THINK]liver",
+    "<|channel|>analysis<|message|>The organ",
+    "<|begin_of_thought|>The organ",
+    "Okay, let's see. The organ may be the liver.",
+    "The user is asking about an organ, so the liver.",
+]
+ERRORS = [
+    '{"error": {"message": "model overloaded", "code": 503}}',
+    '{"detail": "Not Found"}',
+    '{"object": "error", "message": "too long"}',
+    "<!DOCTYPE html><html><body>502</body></html>",
+    "<html><head><title>504 Gateway Time-out</title></head></html>",
+    "502 Bad Gateway",
+    "Internal Server Error",
+    "Error code: 429",
+    "Traceback (most recent call last):\n  File",
+    "RuntimeError: CUDA error",
+]
+TOKENS = [
+    "<|im_start|>liver",
+    "liver <image>",
+    "<pad><pad>",
+    "[INST] liver",
+    "<|vision_start|>liver",
+    "assistant\nLiver",
+]
+REPEATED = [
+    "the liver the liver the liver the liver the liver the liver",
+    "no no no no no no no no",
+    "肝脏肝脏肝脏肝脏肝脏肝脏",
+    "It is large. It is large. It is large. It is large. It is large.",
+    "liver!!!!!!!!!!!!!!!!",
+    BOX * 4,
+]
+OTHER_LANGUAGE = [
+    (EN, "肝脏"),
+    (EN, "异常的器官是肝脏。"),
+    (EN, "Печень увеличена"),
+    (EN, "간이 커져 있습니다"),
+    (ZH, "The liver"),
+    (ZH, "liver"),
+    (ZH, "Yes, it is abnormal."),
+]
+CASES = (
+    [(question, text, "refusal") for question, text in REFUSALS]
+    + [(EN, text, "reasoning") for text in REASONING]
+    + [(EN, text, "error text") for text in ERRORS]
+    + [(EN, text, "special tokens") for text in TOKENS]
+    + [(EN, text, "repeated text") for text in REPEATED]
+    + [(question, text, "wrong language") for question, text in OTHER_LANGUAGE]
+    + [(EN, text, "empty") for text in ("", " \n", "...", "?")]
+    + [(EN, f"{EN} The liver.", "echo of the question"), (ZH, ZH, "echo of the question")]
+)
+
+
+@pytest.mark.parametrize(("question", "answer", "reason"), CASES)
+def test_what_is_not_an_answer_is_refused_for_its_reason(question, answer, reason):
+    assert first(unusable(question, answer)) == reason
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        (EN, "liver"),
+        (EN, "No abnormality."),
+        (EN, "It cannot be determined from this image."),
+        (EN, "Not visible"),
+        (EN, "I do not see a fracture."),
+        (EN, "no"),
+        (EN, "The lesion is 2.5 cm (T2, FLAIR), grade III/IV; see arrow."),
+        (EN, "pT2 N0 M0 with α-fetoprotein"),
+        (EN, "left, left, right"),
+        ("Is there a mass or a cyst?", "A mass"),
+        (EN, "Clinical correlation is recommended."),
+        (ZH, "肝脏"),
+        (ZH, "无法确定"),
+        (ZH, "不能"),
+        (ZH, "X光"),
+        (ZH, "CT"),
+        (ZH, "mri"),
+        (EN, "Chiari type I cannot be excluded."),
+        (ZH, "T2加权像 MRI"),
+        (WHERE, f"<|object_ref_start|>liver<|object_ref_end|>{BOX}"),
+        (WHERE, f"The liver is at {BOX} and {write_box((1, 2, 30, 40))}."),
+    ],
+)
+def test_an_answer_passes(question, answer):
+    assert unusable(question, answer, wants_box=asks_for_box(question)) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("in the upper left", "no box"),
+        (write_box((100, 200, 1480, 900)), "box outside the image"),
+        ("<|box_start|>(-5,0),(10,10)<|box_end|>", "box outside the image"),
+        (write_box((300, 200, 100, 400)), "unreadable box"),
+        (write_box((300, 200, 300, 400)), "unreadable box"),
+        ("<|box_start|>(1,2),(3<|box_end|>", "unreadable box"),
+    ],
+)
+def test_boxes_are_checked(answer, reason):
+    assert first(unusable(WHERE, answer, wants_box=True)) == reason
+
+
+def test_one_box_is_one():
+    two = BOX + write_box((1, 2, 30, 40))
+    assert first(unusable("Where is it? Give a single box.", two, wants_box=True)) == "more boxes than asked for"
+    assert unusable("Where is it? Answer with boxes.", two, wants_box=True) == []
+
+
+def test_an_answer_that_was_cut_off_or_repeats_the_system_prompt():
+    assert first(unusable(EN, "The liver is", ended=False)) == "cut off"
+    prompt = "Write a box as (x1,y1),(x2,y2) in thousandths."
+    assert first(unusable(EN, f"Sure: {prompt}", system_prompt=prompt)) == "echo of the question"
+
+
+def test_which_questions_are_answered_with_boxes():
+    assert asks_for_box(WHERE)
+    assert asks_for_box("请用方框回答。")
+    assert asks_for_box("Find the liver.", task="vg")
+    assert not asks_for_box("What is shown?", task="vg", alone=False)
+    assert not asks_for_box("Where is it?", truth="on the left", task="vg")
+    assert asks_for_box("Where is it?", truth=BOX)
+    assert not asks_for_box(f"What is in the region {BOX}?")
+
+
+def test_a_teacher_that_always_gives_one_answer():
+    questions = [f"What is at place {i}?" for i in range(30)]
+    always = [(str(i), question, "This is a CT of the abdomen.") for i, question in enumerate(questions)]
+    assert len(same_answers(always)) == 30
+    # One question about all images may have one answer, "no" may be right, and half is not most.
+    assert same_answers([(key, "What is shown?", answer) for key, _, answer in always]) == set()
+    assert same_answers([(key, question, "no") for key, question, _ in always]) == set()
+    assert same_answers([(key, question, "No, it is not visible.") for key, question, _ in always]) == set()
+    assert len(same_answers([(key, "Where is it?", BOX) for key, *_ in always])) == 30
+    half = [(key, q, answer if int(key) % 2 else f"{answer} {key} more") for key, q, answer in always]
+    assert same_answers(half) == set()
+    assert same_answers([(key, question, BOX) for key, question, _ in always]) == {key for key, *_ in always}
+
+
+@pytest.mark.real_data
+def test_no_true_answer_of_real_data_is_refused():
+    root = Path(os.environ["PRECEPTOR_DATA"])
+    pairs = []
+    for name in ("train", "validate", "test"):
+        rows = json.loads((root / "slake" / f"{name}.json").read_text("utf-8"))
+        pairs += [("slake", row["question"], row["answer"], "") for row in rows]
+    rows = json.loads((root / "vqa_rad" / "VQA_RAD Dataset Public.json").read_text("utf-8"))
+    pairs += [("vqa-rad", row["question"], str(row["answer"]), "") for row in rows]
+    for file in sorted((root / "vqa_med_2019").glob("*/All_QA*.txt")):
+        for line in file.read_text("utf-8").splitlines():
+            _, question, answers = line.split("|")
+            pairs += [("vqa-med-2019", question, answer, "") for answer in answers.split("#")]
+    for language in ("en", "zh"):
+        for dialogue in read_slake_grounding(root / "slake", language=language).samples:
+            pairs += [(dialogue.task, question, answer, dialogue.task) for question, answer in dialogue.turns]
+    pairs = [pair for pair in pairs if pair[2].strip()]  # one answer of SLAKE is empty
+    assert Counter(name for name, *_ in pairs)["vqa-med-2019"] > 14_000
+    refused = [
+        (name, question, answer, reasons)
+        for name, question, answer, task in pairs
+        if (reasons := unusable(question, answer, wants_box=asks_for_box(question, answer, task)))
+    ]
+    assert refused == []
+    keyed = [(str(i), question, answer) for i, (_, question, answer, _) in enumerate(pairs)]
+    assert same_answers(keyed) == set()
+    # Without the answers, boxes are expected for the questions whose answers are boxes, and for no others.
+    assert [pair for pair in pairs if asks_for_box(pair[1], "", pair[3]) != (pair[0] == "vg")] == []
