@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError, nearest
+from preceptor.files import apply_umask, write_text
 from preceptor.grounding.checkpoint_files import (
     checkpoint_file,
     load_image_processor,
@@ -360,7 +361,8 @@ class GroundedVlm(nn.Module):
         for file in self._copied:
             if file.is_file() and file.resolve() != (folder / file.name).resolve():
                 shutil.copyfile(file, folder / file.name)
-        (folder / GUIDANCE_FILE).write_text(json.dumps(self.guidance.settings(), indent=1) + "\n", "utf-8")
+        write_text(folder / GUIDANCE_FILE, json.dumps(self.guidance.settings(), indent=1) + "\n")
+        apply_umask(folder)
 
 
 class _TopTwo:
