@@ -176,11 +176,15 @@ def _without_tags(path: list[str], known: list[str]) -> list[str]:
     Where several types fit a key, pydantic also adds the one that it tried, such as list[int]; the caller removes it.
     """
     kept: list[str] = []
-    for part in path:
+    tagged = False
+    for number, part in enumerate(path):
         follows_union = kept and f"{'.'.join(kept)}.name" in known and f"{'.'.join([*kept, part])}" not in known
-        if follows_union and len(kept) < len(path) - 1:
+        # A key follows its tag, so that the last part and the one after a tag are keys, known or not.
+        if follows_union and not tagged and number < len(path) - 1:
+            tagged = True
             continue
         kept.append(part)
+        tagged = False
     return kept
 
 
