@@ -96,7 +96,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(run, tmp_path, verb):
         assert code == 2, (name, err)
         assert "Traceback" not in err, name
         assert err.strip().splitlines()[-1].lower().startswith("error: "), (name, err)
-        assert not [path for path in tmp_path.rglob(".*")], name
+        assert not list(tmp_path.rglob(".*")), name
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_a_limit_of_file_sizes_is_one_sentence_and_leaves_no_temporary_file(run,
     for size in (0, 300, 20_000):
         code, err = forked_call(arguments(verb, run, tmp_path / "out"), limit(resource.RLIMIT_FSIZE, size))
         assert "Traceback" not in err, err
-        assert not [path for path in tmp_path.rglob(".*")]
+        assert not list(tmp_path.rglob(".*"))
         if size < 20_000:
             assert code == 2, err
             assert "larger than its file system" in err
