@@ -352,9 +352,10 @@ def _resolve(recipe: str | Path | Mapping[str, Any] | BaseRecipe, overrides: Ove
             return recipe
         recipe = recipe.model_dump(mode="json")
     if isinstance(recipe, Mapping):
+        from preceptor.recipe import apply_overrides
+
         raw = dict(recipe)
-        for text in texts:
-            apply_override(raw, text)
+        apply_overrides(raw, texts, "the recipe")
         return tasks.recipe_from(raw, "the recipe")
     return tasks.load_recipe(str(recipe), texts)
 
@@ -362,7 +363,8 @@ def _resolve(recipe: str | Path | Mapping[str, Any] | BaseRecipe, overrides: Ove
 def _override_texts(overrides: Overrides) -> list[str]:
     if not isinstance(overrides, Mapping):
         return list(overrides)
-    return [f"{key}={json.dumps(value, default=_text)}" for key, value in overrides.items()]  # JSON is YAML
+    values = {key: json.dumps(value, default=_text, ensure_ascii=False) for key, value in overrides.items()}
+    return [f"{key}={text}" for key, text in values.items()]  # JSON is YAML
 
 
 def _text(value: Any) -> str:

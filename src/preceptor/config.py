@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -19,12 +19,21 @@ from pydantic import (
 
 from preceptor.errors import UserError
 from preceptor.extension import Reference, load_object, reference_to
+from preceptor.strict_yaml import Number
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Folder = Annotated[str, AfterValidator(os.path.expanduser)]  # a shell does not expand the ~ of `key=~/folder`
+
+
+def _expand_folder(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("a path cannot contain a NUL character")
+    return os.path.expanduser(path)  # a shell does not expand the ~ of `key=~/folder`
+
+
+Folder = Annotated[str, AfterValidator(_expand_folder)]
 
 
 class Section(BaseModel):
@@ -35,6 +44,49 @@ class Section(BaseModel):
         allow_inf_nan=False,
         coerce_numbers_to_str=True,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_ambiguous(cls, values: Any) -> Any:
+        """Let no text or truth value stand for a number: ``010``, ``1_000`` and ``1:30`` can be read in several ways.
+
+        A number that stands for a text keeps its digits (``1.10``, ``1e5``).
+        """
+        if not isinstance(values, dict):
+            return values
+        checked = dict(values)
+        for name in cls.model_fields.keys() & values.keys():
+            types, value = _leaf_types(cls.model_fields[name].annotation), values[name]
+            if isinstance(value, list | tuple):
+                checked[name] = type(value)(_resolve(item, types) for item in value)
+            else:
+                checked[name] = _resolve(value, types)
+        return checked
+
+
+class _Refused:
+    """A value that no type accepts. The error shows it as it was given."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def _resolve(value: Any, types: set[Any]) -> Any:
+    if isinstance(value, Number):
+        return value.text if types == {str} else float(value)
+    return _Refused(value) if isinstance(value, bool | str) and types and types <= {int, float} else value
+
+
+def _leaf_types(annotation: Any) -> set[Any]:
+    """Return the types in an annotation without containers, None and the metadata of `Annotated`."""
+    if get_origin(annotation) is Annotated:
+        return _leaf_types(get_args(annotation)[0])
+    if arguments := get_args(annotation):
+        return set().union(*map(_leaf_types, arguments))
+    return set() if annotation in (None, type(None), ...) else {annotation}
 
 
 class PhantomConfig(Section):

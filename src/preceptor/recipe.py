@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError, nearest
+from preceptor.strict_yaml import read_yaml, write_yaml
+
+log = logging.getLogger("preceptor")
 
 R = TypeVar("R", bound=BaseRecipe)
+
+DATA_SET_KEYS = ("variant", "fold", "split_file")
+"""Settings of the section `data` that mean something for one data set only."""
 
 RENAMED_KEYS = {
     "data.split": "data.variant",
@@ -73,18 +79,43 @@ def read_recipe(name: str, overrides: Iterable[str] = ()) -> tuple[dict[str, Any
     Raises UserError for a file that cannot be read and for an override that is not valid. Nothing is validated.
     """
     text, place = recipe_text(name)
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{place} is not valid YAML: {error}") from error
+    raw = read_yaml(text, place)
     if not isinstance(raw, dict):
         raise UserError(f"{place} must be a mapping of keys to values, not {type(raw).__name__}")
-    data_set = _get_nested(raw, "data.name")
-    for override in overrides:
-        apply_override(raw, override)
-    if _get_nested(raw, "data.name") != data_set:
-        raw.pop("description", None)
+    apply_overrides(raw, overrides, place)
     return raw, place
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Iterable[str], place: str) -> None:
+    """Set ``key.sub=value`` overrides in the nested dictionaries of `raw`, the recipe of `place`.
+
+    If they choose another data set, the recipe's description and the settings of its own data set are dropped, unless
+    they are given, too.
+
+    Of a key that is given twice, the last value counts, and the log says so.
+
+    Raises:
+        UserError: an override is not valid, or replaces the section in which an earlier one has set a key.
+    """
+    name = _get_nested(raw, "data.name")
+    keys: list[str] = []
+    for override in overrides:
+        key = override.partition("=")[0]
+        inner = next((other for other in keys if other.startswith(f"{key}.")), None)
+        if inner is not None:
+            raise UserError(f"override {override!r} replaces that of {inner}, which is given, too; put it first")
+        if key in keys:
+            log.info("%s is given twice; the last value counts", key)
+        keys.append(key)
+        apply_override(raw, override)
+    other = _get_nested(raw, "data.name")
+    if other != name:
+        raw.pop("description", None)
+    if name not in (_MISSING, other) and isinstance(raw.get("data"), dict):
+        for key in DATA_SET_KEYS:
+            if key in raw["data"] and not {"data", f"data.{key}"} & set(keys):
+                value = raw["data"].pop(key)
+                log.info("data.%s=%s of %s belongs to %s and is not used for %s", key, value, place, name, other)
 
 
 def is_for(recipe: str, data_set: str) -> bool:
@@ -95,12 +126,12 @@ def is_for(recipe: str, data_set: str) -> bool:
 def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set one ``key.sub=value`` in the nested dictionaries of `raw`."""
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not key or text.startswith("="):
         raise UserError(f"override {override!r} must look like key.sub=value")
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise UserError(f"the value of override {override!r} is not valid YAML: {error}") from error
+    if not text.strip():
+        # An unset variable of the shell must not silently remove a setting.
+        raise UserError(f"key {key}: override {override!r} has no value; give a text or a valid number, or null")
+    value = read_yaml(text, f"the value of override {override[:80]!r}")
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
@@ -185,11 +216,15 @@ def _without_tags(path: list[str], known: list[str]) -> list[str]:
     Where several types fit a key, pydantic also adds the one that it tried, such as list[int]; the caller removes it.
     """
     kept: list[str] = []
-    for part in path:
+    tagged = False
+    for number, part in enumerate(path):
         follows_union = kept and f"{'.'.join(kept)}.name" in known and f"{'.'.join([*kept, part])}" not in known
-        if follows_union and len(kept) < len(path) - 1:
+        # A key follows its tag, so that the last part and the one after a tag are keys, known or not.
+        if follows_union and not tagged and number < len(path) - 1:
+            tagged = True
             continue
         kept.append(part)
+        tagged = False
     return kept
 
 
@@ -208,7 +243,7 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
 
 def dump_recipe(recipe: BaseRecipe) -> str:
     """Return the resolved recipe as YAML, enough to run again."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(recipe.model_dump(mode="json"))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -11,7 +11,7 @@ from preceptor.comparison.run import compare_seeds, write_comparison
 from preceptor.config import BaseRecipe
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.pipeline.run import run
+from preceptor.pipeline.run import exclusive, run
 from preceptor.tasks import module
 
 log = logging.getLogger("preceptor")
@@ -35,15 +35,16 @@ def train_seeds(recipe: BaseRecipe, seeds: int | Sequence[int]) -> tuple[Path, d
         raise UserError(f"seeds must be at least one number, each once, not {seeds}")
     root = recipe.output_folder
     folders = [root / f"seed-{seed}" for seed in chosen]
-    for seed, folder in zip(chosen, folders, strict=True):
-        log.info("seed %s", seed)
-        own = recipe.model_copy(deep=True)
-        own.seed, own.output = seed, str(folder)
-        if "phantom" in recipe.data.name and recipe.data.root is None:
-            own.data.root = str(root / "data")  # generated once for all seeds
-        run(module(recipe.task, "experiment").EXPERIMENT, own)
     document: dict[str, Any] = {}
-    if processes().is_main_process:
-        document = write_comparison(compare_seeds(folders), root / "compare")
-    processes().wait_for_everyone()
+    with exclusive(root):
+        for seed, folder in zip(chosen, folders, strict=True):
+            log.info("seed %s", seed)
+            own = recipe.model_copy(deep=True)
+            own.seed, own.output = seed, str(folder)
+            if "phantom" in recipe.data.name and recipe.data.root is None:
+                own.data.root = str(root / "data")  # generated once for all seeds
+            run(module(recipe.task, "experiment").EXPERIMENT, own)
+        if processes().is_main_process:
+            document = write_comparison(compare_seeds(folders), root / "compare")
+        processes().wait_for_everyone()
     return root, document

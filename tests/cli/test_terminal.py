@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
+import subprocess
 import sys
 
 import pytest
@@ -170,3 +173,18 @@ def test_log_messages_go_to_the_standard_error_of_the_moment(monkeypatch, capsys
     logging.getLogger("preceptor").info("later")
     assert other.getvalue() == "above the bar\n"
     assert capsys.readouterr().err == "later\n"
+
+
+def test_an_ascii_terminal_shows_escapes_and_json_stays_json():
+    program = (
+        "import preceptor.cli.errors as e, preceptor.cli.terminal as t; e.print_any_character(); "
+        "t.say({'answer': '\\u80ba \\xe9 \\U0001f600'}, {}, lambda d: t.sentence(d['answer']))"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for as_json, expected in ((False, "\\u80ba \\xe9 \\U0001f600\n"), (True, None)):
+        command = [sys.executable, "-c", program.replace("{}", str(as_json))]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        if expected is None:
+            assert json.loads(done.stdout) == {"answer": "肺 é 😀"}
+        else:
+            assert done.stdout == expected

@@ -114,6 +114,16 @@ def test_the_dialogue_with_a_broken_image_is_named(folder, rows):
     assert offenders([given], lambda one: task(one).total(counts)) == ["c"]
 
 
+def test_a_loss_that_is_not_finite_names_the_dialogue_of_the_image(folder, rows):
+    """Patches of all images are packed, so that the row of a patch is not that of its dialogue."""
+    vlm = GroundedVlm.load(folder)
+    packed = batch(vlm, rows)
+    guilty = next(number for number in reversed(range(len(rows))) if packed["images"][number])
+    begin = len(packed["pixel_values"]) - len(packed.narrow(guilty, len(rows) - guilty)["pixel_values"])
+    packed["pixel_values"][begin] = float("nan")
+    assert offenders([packed], lambda one: plain(vlm, one)) == [packed.ids[guilty]]
+
+
 def test_narrowing_to_a_dialogue_without_images(folder, rows):
     vlm = GroundedVlm.load(folder).eval()
     given = batch(vlm, [rows[1], rows[0]]).narrow(0, 1)

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from preceptor.cli import data, inference, options, recipes, results, teach, teaching, training
-from preceptor.cli.errors import exit_with, flush_stdout
+from preceptor.cli.errors import exit_with, flush_stdout, print_any_character
 
 EXAMPLES = """\
 preceptor demo
@@ -79,6 +79,7 @@ app.add_typer(recipes_app, name="recipes")
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    print_any_character()
     try:
         try:
             app()

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
+from preceptor.files import to_json
 from preceptor.report.format import SPACE
 from preceptor.report.tables import MOST_LETTERS, Table
 
@@ -21,7 +22,9 @@ def say(document: Any, as_json: bool, show: Callable[[Any], None]) -> None:
     if not main_process():
         return
     if as_json:
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        # A terminal that is not UTF-8 would show escapes of Python, which are not JSON.
+        utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+        print(to_json(document, indent=1) if utf8 else json.dumps(document, indent=1))
     else:
         show(document)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from preceptor.comparison.summary import color, score_of
-from preceptor.files import flush
+from preceptor.files import write_bytes
 from preceptor.report.plots import Dot, Line, draw_intervals, draw_lines, escape_math, style
 
 METADATA: dict[str, dict[str, Any]] = {
@@ -70,11 +69,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
         figure.suptitle(escape_math(f"{document['protocol']}, n = {document['n']}"), fontsize=11)
         buffer = io.BytesIO()
         figure.savefig(buffer, format=path.suffix[1:], dpi=150, metadata=METADATA[path.suffix[1:]])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(buffer.getvalue())
-    flush(temporary)
-    os.replace(temporary, path)
+    write_bytes(path, buffer.getvalue())
 
 
 def _bounds(entry: Mapping[str, Any], value: str = "mean") -> tuple[float, float]:

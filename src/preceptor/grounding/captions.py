@@ -10,11 +10,11 @@ import contextlib
 import importlib.util
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from preceptor.errors import UserError
+from preceptor.files import scratch_folder
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 METRICS = (*BLEU, "meteor", "rouge_l", "cider")
@@ -91,8 +91,7 @@ def _tokenised(sets: Sequence[References]) -> list[Tokenised]:
         return []
     jar = Path(package.__file__).resolve().parent / package.STANFORD_CORENLP_3_4_1_JAR
     results = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as folder:
         for i, texts in enumerate(sets):
             lines = [_line(text) for of_id in texts.values() for text in of_id]
             (folder / f"{i}.in").write_text("\n".join(lines), "utf-8", newline="\n")

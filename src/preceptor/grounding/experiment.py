@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from preceptor.data.grounding.check import check_dialogues
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.distributed import processes
 from preceptor.errors import UserError, nearest
-from preceptor.files import sha256
+from preceptor.files import scratch_folder, sha256
 from preceptor.grounding import metrics
 from preceptor.grounding.clinkd import ClinkdConfig
 from preceptor.grounding.config import STAGE_ADDS, GroundingRecipe, VlmRunConfig
@@ -453,8 +452,8 @@ class GroundingExperiment(Experiment):
         doubts: list[str] = []
         distils = not {"distilled", "clinkd"}.isdisjoint(recipe.stages)
         stays = recipe.method.teacher_offload == "none" or recipe.method.pseudo_labels.logits == "online"
-        with tempfile.TemporaryDirectory() as scratch:
-            context = RunContext(recipe.model_copy(update={"output": scratch}), self.data)
+        with scratch_folder() as scratch:
+            context = RunContext(recipe.model_copy(update={"output": str(scratch)}), self.data)
             for role, config in (("teacher", recipe.teacher), ("student", recipe.student)):
                 run = self._teaching_run() if role == "teacher" else None
                 if role == "teacher" and "teacher" not in recipe.stages and not (run and distils):

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from preceptor.data.grounding.box_formats import CANONICAL, FAMILY_FORMATS, require_format
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError, nearest
+from preceptor.files import apply_umask, write_text
 from preceptor.grounding.checkpoint_files import (
     checkpoint_file,
     load_image_processor,
@@ -375,8 +376,9 @@ class GroundedVlm(nn.Module):
         for file in self._copied:
             if file.is_file() and file.resolve() != (folder / file.name).resolve():
                 shutil.copyfile(file, folder / file.name)
-        (folder / GUIDANCE_FILE).write_text(json.dumps(self.guidance.settings(), indent=1) + "\n", "utf-8")
-        (folder / BOX_FORMAT_FILE).write_text(json.dumps({"format": self.encoder.box_format}) + "\n", "utf-8")
+        write_text(folder / GUIDANCE_FILE, json.dumps(self.guidance.settings(), indent=1) + "\n")
+        write_text(folder / BOX_FORMAT_FILE, json.dumps({"format": self.encoder.box_format}) + "\n")
+        apply_umask(folder)
 
 
 def stored_box_format(place: str, config: Any, options: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from preceptor.errors import UserError, nearest
+from preceptor.files import new_folder, write_text
 from preceptor.grounding.guided_rope import FAMILIES
 from preceptor.hub import hide_progress_bars
 
@@ -67,7 +68,7 @@ def new_vlm(
     with `AutoModelForImageTextToText`, `AutoTokenizer` and `AutoImageProcessor` of transformers.
 
     Args:
-        folder: Output folder. It must not contain a model.
+        folder: Output folder. It must not exist, or be empty.
         corpus: Texts that the tokenizer is trained on (questions and answers of the training split).
         family: qwen2_vl, qwen2_5_vl or qwen3_vl.
         size: tiny or small.
@@ -77,7 +78,7 @@ def new_vlm(
         language_model: Folder, GGUF file or ``package:NAME/PATH`` (see `language_model_init.read_language_model`).
 
     Raises:
-        UserError: family or size is unknown, the vocabulary is too small, the folder contains a model, or the language
+        UserError: family or size is unknown, the vocabulary is too small, the folder is not empty, or the language
             model does not match the family.
     """
     if family not in FAMILIES:
@@ -87,6 +88,8 @@ def new_vlm(
     folder = Path(folder)
     if (folder / "config.json").exists():
         raise UserError(f"{folder} already contains a model; give another folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder; give another one")
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
     from preceptor.grounding.language_model_init import (
@@ -112,9 +115,6 @@ def new_vlm(
             copy_text_weights(source_model, model)
     stop, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     model.generation_config = GenerationConfig(eos_token_id=[stop, pad], pad_token_id=pad)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     patch = config.vision_config.patch_size
     processor = {
         "image_processor_type": "Qwen2VLImageProcessor",
@@ -133,7 +133,10 @@ def new_vlm(
         "min_pixels": (2 * patch) ** 2,
         "max_pixels": max_pixels,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
+    with new_folder(folder, folder.with_name(f".{folder.name}.tmp")) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_text(temporary / "preprocessor_config.json", json.dumps(processor, indent=1))
     return folder
 
 

@@ -9,7 +9,7 @@ from preceptor.config import BaseRecipe
 from preceptor.data import provenance
 from preceptor.pipeline import run_dir
 from preceptor.pipeline.experiment import Experiment
-from preceptor.pipeline.run import contaminated
+from preceptor.pipeline.run import contaminated, exclusive
 
 
 def evaluate_model(
@@ -20,6 +20,16 @@ def evaluate_model(
     The predictions go to `output` together with results.json. Without `output` they replace those of the model's stage,
     and so do the scores in its results.json.
     """
+    # A stage of several lies in the folder of its run, which has the log; a training locks that folder.
+    stage = run_dir.stage_folder(model)
+    run = stage.parent if (stage.parent / "log.txt").is_file() else stage
+    with exclusive(output or run):
+        return _evaluate(experiment_class, recipe, model, protocol, output)
+
+
+def _evaluate(
+    experiment_class: type[Experiment], recipe: BaseRecipe, model: Path, protocol: str | None, output: Path | None
+) -> dict[str, Any]:
     experiment = experiment_class.read(recipe, needed=("test",))
     ids, images = contaminated(experiment, provenance.read_provenance(model) or [])
     if ids:

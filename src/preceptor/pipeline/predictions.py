@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from preceptor.errors import UserError
-from preceptor.files import json_lines
+from preceptor.files import LockedError, json_lines, lock
 
 
 def stream_predictions(
@@ -28,14 +30,21 @@ def stream_predictions(
     Raises:
         UserError: the file cannot be written, or holds something else than predictions.
     """
-    rows = read_rows(path) if path.is_file() else []
-    yield from rows
-    done = {row["id"] for row in rows}
-    remaining = [item for item in items if item.id not in done]
-    done_before, report = len(items) - len(remaining), progress or (lambda done, total: None)
-    report(done_before, len(items))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="") as file:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock(path.with_name(f".{path.name}.lock")))
+        except LockedError as error:
+            raise UserError(
+                f"{path} is being written by {error.owner}: wait until it has finished, or choose another --output"
+            ) from None
+        rows = read_rows(path) if path.is_file() else []
+        yield from rows
+        done = {row["id"] for row in rows}
+        remaining = [item for item in items if item.id not in done]
+        done_before, report = len(items) - len(remaining), progress or (lambda done, total: None)
+        report(done_before, len(items))
+        file = stack.enter_context(path.open("a", encoding="utf-8", errors="backslashreplace", newline=""))
         for count, row in enumerate(predict(remaining), done_before + 1):
             header = path.suffix == ".csv" and file.tell() == 0
             file.write(_csv_line(row, header) if path.suffix == ".csv" else json_lines([row]))
@@ -51,7 +60,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     while table and data.count(b'"', 0, end) % 2:  # this line break is inside a quoted cell
         end = data.rfind(b"\n", 0, end - 1) + 1
     if end < len(data):
-        path.write_bytes(data[:end])
+        os.truncate(path, end)
     try:
         text = data[:end].decode("utf-8")
         if not table:

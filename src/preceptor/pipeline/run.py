@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from preceptor.data import provenance
 from preceptor.distributed import broadcast_from_main, processes
 from preceptor.environment import versions
 from preceptor.errors import UserError
-from preceptor.files import write_text
+from preceptor.files import LockedError, lock, write_text
 from preceptor.pipeline import run_dir
 from preceptor.pipeline.comparison import compare_stages
 from preceptor.pipeline.experiment import Experiment
@@ -24,6 +26,32 @@ from preceptor.recipe import dump_recipe
 log = logging.getLogger("preceptor")
 
 
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Create a run folder and let no other command write to it. The processes of one run share the lock.
+
+    Raises:
+        UserError: another command writes to the folder; it is raised by every process of this one.
+    """
+    refusal: Exception | None = None
+    with contextlib.ExitStack() as stack:
+        if processes().is_main_process:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock(folder / ".lock"))
+            except LockedError as error:
+                refusal = UserError(
+                    f"{folder} is in use by {error.owner}: wait until it has finished, stop it, or choose another "
+                    "output=FOLDER"
+                )
+            except OSError as error:
+                refusal = error
+        refusal = broadcast_from_main(refusal)
+        if refusal is not None:
+            raise refusal
+        yield
+
+
 def run(experiment_class: type[Experiment], recipe: BaseRecipe) -> dict[str, Any]:
     """Run the stages of a recipe, each of which resumes; write results and report; return the results.
 
@@ -33,8 +61,7 @@ def run(experiment_class: type[Experiment], recipe: BaseRecipe) -> dict[str, Any
         UserError: the recipe, its data or an earlier run that it needs cannot be used.
     """
     root, state = recipe.output_folder, processes()
-    root.mkdir(parents=True, exist_ok=True)
-    with run_dir.log_to(root / "log.txt", state.is_main_process):
+    with exclusive(root), run_dir.log_to(root / "log.txt", state.is_main_process):
         with state.main_process_first():
             experiment = experiment_class.read(recipe)
         experiment.require_checkpoints()

@@ -22,7 +22,7 @@ FINAL_STAGES = ("clinkd", "distilled")
 def log_to(path: Path, enabled: bool = True) -> Iterator[None]:
     """Append log messages to a file."""
     log = logging.getLogger("preceptor")
-    handler = logging.FileHandler(path, encoding="utf-8") if enabled else logging.NullHandler()
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace") if enabled else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
@@ -30,6 +30,11 @@ def log_to(path: Path, enabled: bool = True) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # a full disk, which logging would print with a traceback
 
 
 def clear_stage(folder: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from preceptor.errors import UserError, nearest
 from preceptor.extension import construct, load_trusted
-from preceptor.files import write_text
+from preceptor.files import apply_umask, write_text
 from preceptor.segmentation import reference_unet
 from preceptor.segmentation.compact_unet import CompactDecoder, CompactEncoder
 from preceptor.segmentation.layers import Join, initialise
@@ -306,6 +306,7 @@ class MultimodalUNet(nn.Module):
             {k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors", {"format": "pt"}
         )
         write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+        apply_umask(folder)
 
     @classmethod
     def load(cls, folder: Path) -> MultimodalUNet:

@@ -15,7 +15,7 @@ block if it is started again with the same cache key and rows.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import shutil
@@ -27,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 
 from preceptor.errors import UserError
-from preceptor.files import flush, replace_folder, sha256, write_text
+from preceptor.files import LockedError, flush, lock, recover, replace_folder, sha256, write_text
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -72,6 +72,7 @@ class ArrayStore:
         lists every difference.
         """
         folder = Path(folder)
+        _recover(folder)
         try:
             manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
             version = manifest["format"]
@@ -162,22 +163,19 @@ class ArrayStoreWriter:
         self._header: dict[str, Any] = json.loads(json.dumps(header))
         if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and is not a teacher cache: name another folder, or remove it yourself.")
-        self._partial = folder.with_name(f".{folder.name}.partial")
+        self._partial = _partial(folder)
         self._blocks: list[Path] = []
 
     def __enter__(self) -> Self:
         """Lock the hidden folder. Raises UserError if another process is writing to it."""
         self._partial.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._partial, os.O_RDONLY)
+        self._lock = contextlib.ExitStack()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between opening and locking, a writer that has just finished may have renamed the folder.
-            locked = os.path.samestat(os.fstat(self._lock), self._partial.stat())
-        except (BlockingIOError, FileNotFoundError):
-            locked = False
-        if not locked:
-            os.close(self._lock)
-            raise UserError(f"Another process is writing the teacher cache {self.folder}: wait for it, or stop it.")
+            self._lock.enter_context(lock(self._partial))
+        except LockedError:
+            raise UserError(
+                f"Another process is writing the teacher cache {self.folder}: wait for it, or stop it."
+            ) from None
         text = json.dumps(self._header, sort_keys=True)
         file = self._partial / PARTIAL
         resumed = file.is_file() and file.read_text("utf-8") == text
@@ -191,7 +189,7 @@ class ArrayStoreWriter:
         """Unlock the hidden folder. The blocks of an unfinished store remain, so that it can be resumed."""
         if self._partial.is_dir() and not any(self._partial.glob("block-*")):
             shutil.rmtree(self._partial)
-        os.close(self._lock)
+        self._lock.close()
 
     def resume(self, keys: Sequence[str]) -> bool:
         """Return whether an interrupted writer has written the next block for `keys`; if so, it is taken over."""
@@ -249,13 +247,26 @@ class ArrayStoreWriter:
         parts = [np.load(block / file, mmap_mode="r") for block in self._blocks]
         others = zip(*(part.shape[1:] for part in parts), strict=True)
         shape = (sum(len(part) for part in parts), *(max(lengths) for lengths in others))
-        array = np.lib.format.open_memmap(self._partial / file, mode="w+", dtype=parts[0].dtype, shape=shape)
-        begin = 0
-        for part in parts:
-            array[(slice(begin, begin + len(part)), *(slice(length) for length in part.shape[1:]))] = part
-            begin += len(part)
-        array.flush()
-        return {"dtype": array.dtype.name, "shape": shape}
+        dtype = parts[0].dtype
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        # Not a memory map: on a full disk, writing to one kills the process with SIGBUS.
+        with (self._partial / file).open("wb") as output:
+            np.lib.format.write_array_header_1_0(output, header)
+            for part in parts:
+                padding = [(0, full - length) for full, length in zip(shape[1:], part.shape[1:], strict=True)]
+                output.write(np.pad(part, [(0, 0), *padding]).tobytes())
+        return {"dtype": dtype.name, "shape": shape}
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def _recover(folder: Path) -> None:
+    """Complete or undo a replacement that was killed, unless a writer is just about it or the place is read-only."""
+    partial = _partial(folder)
+    with contextlib.suppress(LockedError, OSError), lock(partial) if partial.is_dir() else contextlib.nullcontext():
+        recover(folder)
 
 
 def differences(cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from preceptor.data.types import Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError, nearest
+from preceptor.files import apply_umask, write_text
 from preceptor.hub import find_pretrained, hide_progress_bars, public_name
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.vqa import efficientnet_lite
@@ -46,7 +47,8 @@ class VqaBundle:
         self.model.config.preceptor = {"provenance": self.provenance, "vocabulary": self.vocabulary.fingerprint()}
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        (folder / "preprocessor_config.json").write_text(json.dumps(image_processor(self.preprocessing), indent=1))
+        write_text(folder / "preprocessor_config.json", json.dumps(image_processor(self.preprocessing), indent=1))
+        apply_umask(folder)
 
     @classmethod
     @hide_progress_bars()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from preceptor.data.texts import as_choice, as_identifier, as_text, is_given, js
 from preceptor.data.types import Dataset, Prediction, Sample
 from preceptor.data.vqa.answers import ANSWER_TYPES, as_answers, inferred_type
 from preceptor.errors import UserError, nearest
+from preceptor.files import scratch_folder
 from preceptor.normalizers import NORMALISERS
 from preceptor.scores import Scored, percent
 from preceptor.vqa.metrics import score
@@ -60,8 +60,8 @@ def score_file(
         chosen, notes = protocol_alone(protocol, normaliser), ["The references are those of the file itself."]
         samples = [_reference(row, predictions, number) for number, row in rows]
     else:
-        with tempfile.TemporaryDirectory() as scratch:
-            data = read_for(protocol, root, Path(scratch))
+        with scratch_folder() as scratch:
+            data = read_for(protocol, root, scratch)
         samples, chosen, notes = data.split("test"), protocol_named(data, protocol), list(data.notes)
         notes += _check_ids(predictions, rows, [sample.id for sample in samples if chosen.select(sample)], protocol)
     other = replace(chosen, normaliser=normaliser or chosen.normaliser, metric=metric or chosen.metric)

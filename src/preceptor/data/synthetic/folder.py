@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from preceptor.errors import UserError
+from preceptor.files import lock, new_folder
 
 MANIFEST = "manifest.json"
 
@@ -26,20 +25,14 @@ def write_once(
     """
     if _is_complete(folder, arguments, digest):
         return
-    # The name is unique, because several processes may write at once; the first to finish wins.
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        manifest = {**arguments, "sha256": digest(temporary)}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not _is_complete(folder, arguments, digest):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folder.with_name(f".{folder.name}.lock"), wait=True):
+        if _is_complete(folder, arguments, digest):  # written by another process meanwhile
+            return
+        with new_folder(folder, folder.with_name(f".{folder.name}.tmp")) as temporary:
+            write(temporary)
+            manifest = {**arguments, "sha256": digest(temporary)}
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
 
 
 def _is_complete(folder: Path, arguments: Mapping[str, Any], digest: Callable[[Path], str]) -> bool:

@@ -25,7 +25,7 @@ from preceptor.data.texts import as_identifier, as_text, is_given
 from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.answers import as_answers, inferred_type, mixed_types
 from preceptor.errors import UserError
-from preceptor.files import write_text
+from preceptor.files import lock, write_text
 
 SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "test": "test"}
 COLUMNS = ("image", "question", "answer")
@@ -252,9 +252,10 @@ def _images(file: Path, folders: Sequence[Path], max_bytes: int) -> list[Path]:
             return known
     folder = _writable(folders)
     images: list[tuple[str, int]] = []
-    for row, cells in enumerate(_cells(file, COLUMNS[:1])):
-        content = _content(cells["image"], f"{file}: row {row}", max_bytes)
-        images.append((_write(content, folder), len(content)))
+    with lock(folder / ".lock", wait=True):
+        for row, cells in enumerate(_cells(file, COLUMNS[:1])):
+            content = _content(cells["image"], f"{file}: row {row}", max_bytes)
+            images.append((_write(content, folder), len(content)))
     write_text(_index(file, folder), json.dumps({"table": _state(file), "images": images}))
     return [folder / name for name, _ in images]
 
@@ -312,7 +313,7 @@ def _write(content: bytes, folder: Path) -> str:
     digest = hashlib.sha256(content).hexdigest()
     suffix = next((suffix for mark, suffix in _MARKS.items() if mark.match(content)), ".img")
     path = folder / f"{digest}{suffix}"
-    temporary = folder / f".{digest}.{os.getpid()}.tmp"
+    temporary = folder / f".{path.name}.tmp"
     try:
         if not path.exists() or path.stat().st_size != len(content):
             temporary.write_bytes(content)
