@@ -126,7 +126,9 @@ def check_table(case: CasesInput, folder: Path) -> bool:
     text = data.decode("utf-8-sig")
     if case.kind == "csv":
         lines = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-        rows: list[dict[str, Any]] = [dict(zip([n.strip() for n in lines[0]], line, strict=False)) for line in lines[1:]]
+        rows: list[dict[str, Any]] = [
+            dict(zip([n.strip() for n in lines[0]], line, strict=False)) for line in lines[1:]
+        ]
     else:
         rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     compare(outcome.value, rows, folder)
@@ -154,14 +156,18 @@ def compare(data: SegmentationDataset, rows: list[dict[str, Any]], folder: Path)
         for modality in data.modalities:
             given = not empty(row.get(modality)) and str(row[modality]).strip() not in ("NA", "nan")
             require(modality in case.images or not given, "an image is missing", modality)
-        require(case.mask is not None and case.mask.path == folder / row["mask"].strip(), "another label map", case.mask)
+        require(
+            case.mask is not None and case.mask.path == folder / row["mask"].strip(), "another label map", case.mask
+        )
         if not empty(row.get("split")):
             require(case.split in (SPLITS[row["split"].strip().lower()], "validation"), "another split", case.split)
         if not empty(row.get("group")):
             parts.setdefault(str(row["group"]).strip(), set()).add(case.split)
     require(all(len(splits) == 1 for splits in parts.values()), "a group is in several splits", parts)
     require("seg" not in data.modalities and "age" not in data.modalities, "a column is no modality", data.modalities)
-    lacking = [m for m in ("flair",) if m not in data.modalities and any(str(r.get(m) or "").endswith(".nii") for r in rows)]
+    lacking = [
+        m for m in ("flair",) if m not in data.modalities and any(str(r.get(m) or "").endswith(".nii") for r in rows)
+    ]
     told = data.findings or any(name in note for note in data.notes for name in lacking)
     require(not lacking or told, "a column of images was left out", data.modalities)
     patients: dict[str, set[str]] = {}

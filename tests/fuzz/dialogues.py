@@ -32,7 +32,9 @@ BOX_FORMATS = {
     "shares": "<box>({4},{5}),({6},{7})</box>",
     "share list": "[{4}, {5}, {6}, {7}]",
 }
-WORD_TEXTS = st.sampled_from(["Where is the lesion?", "In the lung.", "yes", "肺", "<think>hm</think>", "a <image> b", "(1) left"])
+WORD_TEXTS = st.sampled_from(
+    ["Where is the lesion?", "In the lung.", "yes", "肺", "<think>hm</think>", "a <image> b", "(1) left"]
+)
 BOX = st.tuples(st.integers(0, 480), st.integers(0, 480), st.integers(500, 1000), st.integers(500, 1000))
 PIECE = st.one_of(
     st.tuples(st.just("text"), WORD_TEXTS),
@@ -62,10 +64,14 @@ class Record:
     others: tuple[tuple[str, Any], ...]
 
 
-TURN = st.builds(Turn, st.tuples(st.just(("text", "Where?")), PIECE), st.lists(PIECE, min_size=1, max_size=2).map(tuple))
+TURN = st.builds(
+    Turn, st.tuples(st.just(("text", "Where?")), PIECE), st.lists(PIECE, min_size=1, max_size=2).map(tuple)
+)
 OTHERS = st.lists(
     st.one_of(
-        st.tuples(st.just("id"), st.one_of(st.uuids().map(str), st.sampled_from([0, "", None, 1.0, True]), json_values(2))),
+        st.tuples(
+            st.just("id"), st.one_of(st.uuids().map(str), st.sampled_from([0, "", None, 1.0, True]), json_values(2))
+        ),
         st.tuples(st.just("group"), st.one_of(st.sampled_from(["p0", "p1", 0, 1, "", None]), json_values(2))),
         st.tuples(st.just("split"), st.one_of(st.sampled_from(["train", "test", "val", "Test", 0]), json_values(2))),
         st.tuples(st.just("task"), st.one_of(st.sampled_from(["vg", "roc", "rc", "mia", "VG"]), json_values(2))),
@@ -81,7 +87,9 @@ def records(draw: st.DrawFn) -> Record:
     turns = tuple(draw(st.lists(TURN, min_size=1, max_size=2)))
     images = tuple(draw(st.lists(st.sampled_from(IMAGES), max_size=2, unique=True)))
     right = [len(images), *[0] * (len(turns) - 1)]
-    marks = draw(st.one_of(st.just(right), st.just(right), st.lists(st.integers(0, 2), min_size=len(turns), max_size=len(turns))))
+    marks = draw(
+        st.one_of(st.just(right), st.just(right), st.lists(st.integers(0, 2), min_size=len(turns), max_size=len(turns)))
+    )
     return Record(
         turns,
         images,
@@ -123,7 +131,9 @@ def written(piece: tuple[Any, ...]) -> str:
 
 def as_json(record: Record) -> dict[str, Any]:
     """Return a record as its JSON object."""
-    speaker, text, names = ("role", "content", ("user", "assistant")) if record.form == "messages" else ("from", "value", ("human", "gpt"))
+    speaker, text, names = (
+        ("role", "content", ("user", "assistant")) if record.form == "messages" else ("from", "value", ("human", "gpt"))
+    )
     entries: list[dict[str, Any]] = []
     if record.system is not None:
         entries.append({speaker: "system", text: record.system})
@@ -132,7 +142,9 @@ def as_json(record: Record) -> dict[str, Any]:
         entries.append({speaker: names[1], text: " ".join(map(written, turn.answer))})
     found: dict[str, Any] = {record.form: entries}
     if record.images:
-        found[record.image_key] = record.images[0] if record.image_key == "image" and len(record.images) == 1 else list(record.images)
+        found[record.image_key] = (
+            record.images[0] if record.image_key == "image" and len(record.images) == 1 else list(record.images)
+        )
     return found | dict(record.others)
 
 
@@ -160,7 +172,11 @@ def check(case: DialoguesInput, folder: Path) -> bool:
     content: Any = [as_json(record) for record in case.records]
     if case.replaced is not None:
         content = replace_nested(content, case.replaced[0] + 1, case.replaced[1])
-    text = "".join(json.dumps(row) + "\n" for row in content) if case.kind == "jsonl" else json.dumps(content, ensure_ascii=False)
+    text = (
+        "".join(json.dumps(row) + "\n" for row in content)
+        if case.kind == "jsonl"
+        else json.dumps(content, ensure_ascii=False)
+    )
     path = folder / f"d.{case.kind}"
     path.write_bytes(mutate(text.encode(errors="surrogatepass"), case.mutations))
     if case.by_command:
@@ -184,7 +200,9 @@ def compare(case: DialoguesInput, outcome: Outcome, folder: Path) -> None:
         found = [str(image.relative_to(folder)) for image in dialogue.images]
         require(known or found == list(record.images), f"images under the key {record.image_key} are left out", found)
         marks = sum(record.marks) + sum(
-            " ".join(map(written, pieces)).count("<image>") for turn in record.turns for pieces in (turn.question, turn.answer)
+            " ".join(map(written, pieces)).count("<image>")
+            for turn in record.turns
+            for pieces in (turn.question, turn.answer)
         )
         require(known or marks in (0, len(record.images)), "the number of image marks is not that of the images", marks)
         late = record.marks[0] < sum(record.marks)

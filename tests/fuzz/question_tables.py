@@ -71,7 +71,9 @@ def tables(draw: st.DrawFn) -> TableInput:
     header = list(columns)
     if draw(st.integers(0, 9)) == 0:
         place = draw(st.integers(0, len(header) - 1))
-        header[place] = draw(st.one_of(texts(), st.sampled_from(["Image", "anwser", "question ", "split", "", "image"])))
+        header[place] = draw(
+            st.one_of(texts(), st.sampled_from(["Image", "anwser", "question ", "split", "", "image"]))
+        )
     if draw(st.integers(0, 9)) == 0 and len(rows) > 1:
         rows[-1].pop(draw(st.sampled_from(columns)))
     return TableInput(
@@ -189,11 +191,19 @@ def compare(data: Dataset[Sample], rows: list[dict[str, Any]], folder: Path, fro
     names: dict[Any, str] = {}
     for sample, row in zip(data.samples, rows, strict=True):
         require(str(sample.image.relative_to(folder)) == str(Path(row["image"].strip())), "another image", sample.image)
-        require(" ".join(sample.question.split()) in {" ".join(text.split()) for text in texts_of(row["question"])}, "another question", sample.question)
+        require(
+            " ".join(sample.question.split()) in {" ".join(text.split()) for text in texts_of(row["question"])},
+            "another question",
+            sample.question,
+        )
         given = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
         require(len(given) == len(sample.answers) and given, "another number of answers", sample.answers)
         for answer, cell in zip(sample.answers, given, strict=True):
-            require(" ".join(answer.split()) in {" ".join(text.split()) for text in texts_of(cell)}, "another answer", answer)
+            require(
+                " ".join(answer.split()) in {" ".join(text.split()) for text in texts_of(cell)},
+                "another answer",
+                answer,
+            )
             # 1 and 1.0 are one number, and must not become two answers.
             if isinstance(cell, int | float) and not from_csv:
                 require(names.setdefault(float(cell), answer) == answer, "one number became two answers", answer)
@@ -277,7 +287,9 @@ def check_parquet(case: ParquetInput, folder: Path) -> bool:
     """Read parquet files and compare their samples with the columns that were written."""
     contents = [{"bytes": picture(cell) if isinstance(cell, int) else cell, "path": None} for cell in case.images]
     try:
-        table = pyarrow.table(dict(zip(case.columns, (contents, list(case.questions), list(case.answers)), strict=True)))
+        table = pyarrow.table(
+            dict(zip(case.columns, (contents, list(case.questions), list(case.answers)), strict=True))
+        )
     except (pyarrow.ArrowException, UnicodeEncodeError):
         return False
     for shard in case.shards:

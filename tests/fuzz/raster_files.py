@@ -213,7 +213,9 @@ def check(case: RasterInput, folder: Path) -> bool:
     if case.damage is None and case.mode in DEEP:
         deep = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(whole))), np.float64)
         order = np.argsort(deep, axis=None)
-        require((np.diff(found.reshape(-1)[order].astype(int)) >= 0).all(), "grey levels are not in the order of the pixels")
+        require(
+            (np.diff(found.reshape(-1)[order].astype(int)) >= 0).all(), "grey levels are not in the order of the pixels"
+        )
         require(deep.min() == deep.max() or np.ptp(found) == 255, "the range of the pixels is not that of the image")
     return True
 
