@@ -148,7 +148,6 @@ def fuzz(name: str, seconds: float, seed: int, folder: Path) -> None:
     """Check inputs of a target until the time is over. The first input of every failure is minimised and saved."""
     from hypothesis import HealthCheck, Phase, Verbosity, given, settings
     from hypothesis import seed as seeded
-
     from tests.fuzz.outcome import describe_failure
     from tests.fuzz.targets import TARGETS
 

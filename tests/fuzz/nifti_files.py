@@ -1,4 +1,4 @@
-"""NIfTI files with contradicting headers and damaged bytes, against SimpleITK and a decoder written from the standard."""
+"""NIfTI files with contradicting headers and damaged bytes, against SimpleITK and a decoder by the standard."""
 
 from __future__ import annotations
 

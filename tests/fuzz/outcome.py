@@ -108,7 +108,7 @@ def check_sentence(message: str, place: str | Path = "") -> None:
     """Raise Wrong unless a message is one printable sentence that names the place. Listed files may follow."""
     require(message.strip() == message and message, "the message is empty or padded", repr(message))
     lines = message.split("\n")
-    listed = [line.startswith("  ") or line.startswith(("Use ", "Fix:")) for line in lines[1:]]
+    listed = [line.startswith(("  ", "Use ", "Fix:")) for line in lines[1:]]
     require(all(listed), "the message has several lines", repr(message))
     require(all(line.isprintable() for line in lines), "the message has control characters", repr(message))
     require(PATIENT.split("^")[0].lower() not in message.lower(), "the patient's name is in a message", message)
@@ -166,7 +166,7 @@ def limits(seconds: int = MOST_SECONDS, growth: int = MOST_BYTES) -> Iterator[No
 
 
 def describe_failure(error: BaseException) -> str:
-    """Return a text that is the same for failures of the same fault: the kind of Wrong, or where an error was raised."""
+    """Return a text that failures of the same fault share: the kind of Wrong, or where an error was raised."""
     if isinstance(error, Wrong):
         return error.kind
     frames: Sequence[Any] = []

@@ -1,4 +1,4 @@
-"""PNG, JPEG, BMP, TIFF and WebP files of all modes with damaged chunks and bytes, against Pillow and undamaged files."""
+"""PNG, JPEG, BMP, TIFF and WebP files of all modes with damaged chunks and bytes, against Pillow and the whole file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
 from preceptor.data.images import load_image
-from tests.fuzz.mutate import MUTATIONS, POSITIONS, Mutation, mutate, place
+from tests.fuzz.mutate import MUTATIONS, POSITIONS, mutate, place
 from tests.fuzz.outcome import PATIENT, Wrong, attempt, recorded, require
 from tests.fuzz.target import Target
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: a strategy of inputs, and a check that writes an input into a folder, reads it and judges the result."""
+"""What is fuzzed: a strategy of inputs, and a check that writes an input to a folder and judges what is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that is fuzzed, by name. The test suite tries a few inputs of each, `bench/fuzz.py` as many as time allows."""
+"""All targets by name. The test suite tries a few inputs of each, `bench/fuzz.py` as many as time allows."""
 
 from __future__ import annotations
 
