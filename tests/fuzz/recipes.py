@@ -22,9 +22,12 @@ from tests.fuzz.target import Target
 RECIPES = tuple(name for name in recipe_names())
 MISSING = object()
 
-WORDS = ["0", "1", "-1", "2", "8", "64", "0.5", "1.0", "1e-4", "1e5", "1E3", "+3", "010", "0o10", "0x10", "1_000", "1:30", ".5", "5.", ".inf", "-.inf", ".nan", "1e400", "9999999999999999999999999", "true", "True", "false", "yes", "no", "on", "off", "y", "n", "null", "~", "Null", "auto", "none", "None", "x", "best", "last", "runs/{name}", "2024-01-01", "12:30:45", "'yes'", '"010"', "[1,2]", "[]", "{}", "{a:1}", "[flair,t1]", "*x", "<<", "=", "1,5", "50%", "é", "肺"]
 SCALARS = (
-    *WORDS,
+    *("0", "1", "-1", "2", "8", "64", "0.5", "1.0", "1e-4", "1e5", "1E3", "+3", "010", "0o10", "0x10", "1_000"),
+    *("1:30", ".5", "5.", ".inf", "-.inf", ".nan", "1e400", "true", "True", "false", "yes", "no", "on", "off", "y"),
+    *("n", "null", "~", "Null", "auto", "none", "None", "x", "best", "last", "runs/{name}", "2024-01-01", "12:30:45"),
+    *("'yes'", '"010"', "[1,2]", "[]", "{}", "{a:1}", "[flair,t1]", "*x", "<<", "=", "1,5", "50%", "é", "肺"),
+    *("9999999999999999999999999"),
     *("", "2024-01-01 10:00:00", "{a: 1}", "[flair, t1]", "a: b", "&a [*a]", "!!python/object:os.system x"),
     *("!!binary aGk=", "!!set {a}", "!x y", "- a", "# comment", "x # c", "\t1", "1 000", "\u22121", "\uff11"),
     *("a\nb", "\x00", "\u2028", "\ufeff1", "[" * 200, "{a: " * 50),
@@ -72,8 +75,11 @@ def overrides(draw: st.DrawFn) -> OverrideInput:
     return OverrideInput(recipe, tuple(found), draw(st.integers(0, 29)) == 0)
 
 
-NUMBERS = tuple(["0", "1", "2", "4", "8", "0.5", "1.0", "1e-4", "1e5", "+3", "010", "0o10", "0x10", "1_000", "1:30", ".5", "5.", "8.0"])
-FLAGS = tuple(["true", "false", "True", "yes", "no", "on", "off", "y", "n", "0", "1", "null"])
+NUMBERS = (
+    *("0", "1", "2", "4", "8", "0.5", "1.0", "1e-4", "1e5", "+3", "010", "0o10", "0x10", "1_000", "1:30", ".5", "5."),
+    *("8.0"),
+)
+FLAGS = ("true", "false", "True", "yes", "no", "on", "off", "y", "n", "0", "1", "null")
 
 
 def fitting(recipe: str, key: str) -> st.SearchStrategy[str]:
