@@ -213,7 +213,7 @@ def header_of(data: bytes) -> dict[str, Any] | None:
     for order in "<>":
         fields = {name: struct.unpack_from(order + kind, data, offset)[0] for name, (offset, kind) in FIELDS.items()}
         # The size of the header tells the order; the number of axes does if that is damaged.
-        if 1 <= fields["dim0"] <= 7 and fields["magic"] == b"n+1\0":
+        if 1 <= fields["dim0"] <= 7 and fields["magic"] in (b"n+1\0", b"ni1\0"):
             return {"order": order, **fields}
     return None
 
@@ -284,12 +284,16 @@ def compare(
             return
     values = SimpleITK.GetArrayFromImage(other).astype(np.float64).reshape(found.T.shape)
     # SimpleITK takes a very small slope for 1, and adds the intercept to a slope of 0.
-    if abs(header["scl_slope"]) > 1e-6 or header["scl_inter"] == 0:
+    if abs(header["scl_slope"]) > 1e-6 or header["scl_slope"] == header["scl_inter"] == 0:
         require(np.allclose(found.T, values, rtol=1e-5, atol=1e-4 * scale), "voxels differ from SimpleITK")
+    sides = np.linalg.norm(geometry.affine[:3, :3], axis=0)
+    require(1e-6 < sides.min() and sides.max() < 1e4, "an absurd voxel size was read", sides)
     if header["qform_code"] <= 0 and header["sform_code"] <= 0:  # the standard does not define the orientation
-        sides = sorted(np.linalg.norm(geometry.affine[:3, :3], axis=0))
-        require(np.allclose(sides, sorted(other.GetSpacing()[:3]), rtol=1e-3), "the voxel size differs from SimpleITK")
+        same = np.allclose(sorted(sides), sorted(other.GetSpacing()[:3]), rtol=1e-3)
+        require(same, f"the voxel size differs from SimpleITK{contradiction(header)}")
         return
+    if header["sform_code"] > 0 and min(header[f"pixdim{axis}"] for axis in (1, 2, 3)) < 0:
+        return  # SimpleITK mirrors the image; the sform is as it is
     direction = np.array(other.GetDirection()).reshape(dimension, dimension)[:3, :3]
     affine = np.eye(4)
     affine[:3, :3] = direction * np.array(other.GetSpacing()[:3])

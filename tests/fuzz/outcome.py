@@ -31,8 +31,8 @@ MOST_BYTES = 2 * 2**30
 class Wrong(AssertionError):
     """An outcome that is neither a right value nor a sentence. `kind` is the same for inputs with the same fault."""
 
-    def __init__(self, kind: str, detail: object = "") -> None:
-        super().__init__(f"{kind}: {detail}" if detail != "" else kind)
+    def __init__(self, kind: str, detail: object = None) -> None:
+        super().__init__(kind if detail is None else f"{kind}: {detail}")
         self.kind = kind
 
 
@@ -52,7 +52,7 @@ class Outcome:
         return self.sentence is None
 
 
-def require(condition: object, kind: str, detail: object = "") -> None:
+def require(condition: object, kind: str, detail: object = None) -> None:
     """Raise Wrong unless the condition holds."""
     if not condition:
         raise Wrong(kind, detail)
