@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.segmentation.splits import read_split
 from preceptor.data.types import SegmentationDataset
-from tests.fuzz.mutate import MUTATIONS, Mutation, json_values, mutate, texts
+from tests.fuzz.mutate import DAMAGE, Mutation, json_values, mostly, mutate, rarely, texts
 from tests.fuzz.outcome import attempt, command, require
 from tests.fuzz.target import Target
 
@@ -51,9 +51,9 @@ def write_volumes(folder: Path) -> None:
 
 
 PLAIN: dict[str, st.SearchStrategy[Any]] = {
-    "case": st.one_of(st.uuids().map(lambda name: str(name)[:8]), st.sampled_from(["p0", "p1", 0, 1, "p0_1"])),
-    "flair": st.one_of(st.sampled_from(IMAGES), st.sampled_from(["", None, "NA"])),
-    "t1": st.one_of(st.sampled_from(IMAGES), st.sampled_from(["", None])),
+    "case": mostly(st.uuids().map(lambda name: str(name)[:8]), st.sampled_from(["p0", "p1", 0, 1, "p0_1"])),
+    "flair": mostly(st.sampled_from(IMAGES), st.sampled_from(["", None, "NA"])),
+    "t1": mostly(st.sampled_from(IMAGES), st.sampled_from(["", None])),
     "mask": st.sampled_from(MASKS),
     "group": st.sampled_from(["a", "b", 0, "0", 1.0, "", None]),
     "patient_id": st.sampled_from(["a", "b", 0]),
@@ -81,10 +81,10 @@ class CasesInput:
 def tables(draw: st.DrawFn) -> CasesInput:
     extra = draw(st.lists(st.sampled_from(["t1", "group", "patient_id", "split", "age", "seg"]), max_size=3))
     columns = list(dict.fromkeys(["case", "flair", "mask", *extra]))
-    odd = draw(st.lists(st.sampled_from(columns), max_size=2))
-    cells = [st.one_of(PLAIN[name], ODD) if name in odd else PLAIN[name] for name in columns]
-    rows = tuple(tuple(draw(cell) for cell in cells) for _ in range(draw(st.integers(1, 6))))
-    if draw(st.integers(0, 9)) == 0:
+    odd = draw(st.lists(st.sampled_from(columns), max_size=1))
+    cells = [mostly(PLAIN[name], ODD, 3) if name in odd else PLAIN[name] for name in columns]
+    rows = tuple(tuple(draw(cell) for cell in cells) for _ in range(draw(st.integers(2, 6))))
+    if draw(rarely(16)):
         columns[draw(st.integers(0, len(columns) - 1))] = draw(texts())
     return CasesInput(
         draw(st.sampled_from(["csv", "jsonl"])),
@@ -92,8 +92,8 @@ def tables(draw: st.DrawFn) -> CasesInput:
         rows,
         draw(st.booleans()),
         draw(st.booleans()),
-        draw(st.one_of(st.just(()), st.just(()), st.just(()), MUTATIONS.map(tuple))),
-        draw(st.integers(0, 29)) == 0,
+        draw(DAMAGE),
+        draw(rarely(30)),
     )
 
 
@@ -182,9 +182,9 @@ def empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-TABLE = Target(tables(), check_table, 80)
+TABLE = Target(tables(), check_table, 400)
 
-NAMES = st.one_of(st.sampled_from(["p0", "p1", "p2", " p0", "a b", "0"]), texts())
+NAMES = mostly(st.sampled_from(["p0", "p1", "p2", "p3", " p0", "a b", "0"]), texts(), 4)
 
 
 @dataclass(frozen=True)
@@ -201,13 +201,13 @@ SPLIT_INPUTS = st.builds(
     kind=st.sampled_from(["json", "csv", "folder"]),
     splits=st.lists(
         st.tuples(
-            st.one_of(st.sampled_from([*SPLITS, "Test"]), texts()),
-            st.lists(st.one_of(NAMES, NAMES, NAMES, json_values(2)), max_size=4).map(tuple),
+            mostly(st.sampled_from([*SPLITS, "Test"]), texts(), 12),
+            st.lists(mostly(NAMES, json_values(2), 12), max_size=4).map(tuple),
         ),
         min_size=1,
         max_size=3,
     ).map(tuple),
-    mutations=st.one_of(st.just(()), st.just(()), MUTATIONS.map(tuple)),
+    mutations=DAMAGE,
 )
 
 
@@ -250,4 +250,4 @@ def check_split(case: SplitInput, folder: Path) -> bool:
     return True
 
 
-SPLIT = Target(SPLIT_INPUTS, check_split, 120)
+SPLIT = Target(SPLIT_INPUTS, check_split, 400)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from preceptor.data.grounding.boxes import find_boxes
 from preceptor.data.grounding.sharegpt import read_sharegpt
-from tests.fuzz.mutate import MUTATIONS, Mutation, json_values, mutate, texts
+from tests.fuzz.mutate import DAMAGE, Mutation, json_values, mostly, mutate, rarely, texts
 from tests.fuzz.outcome import Outcome, attempt, command, require
 from tests.fuzz.question_tables import picture
 from tests.fuzz.target import Target
@@ -94,8 +94,12 @@ def records(draw: st.DrawFn) -> Record:
         turns,
         images,
         tuple(marks),
-        draw(st.sampled_from(["images"] * 4 + ["image", "img", "image_path", "imgs", "Images", "videos"])),
-        draw(st.sampled_from(["conversations", "conversations", "messages", "dialog"])),
+        draw(
+            mostly(
+                st.sampled_from(["images", "image"]), st.sampled_from(["img", "image_path", "imgs", "Images", "videos"])
+            )
+        ),
+        draw(mostly(st.sampled_from(["conversations", "messages"]), st.just("dialog"), 16)),
         draw(st.sampled_from([None, None, "You are a radiologist."])),
         draw(OTHERS),
     )
@@ -116,9 +120,9 @@ INPUTS = st.builds(
     DialoguesInput,
     records=st.lists(records(), min_size=1, max_size=4).map(tuple),
     kind=st.sampled_from(["json", "jsonl"]),
-    replaced=st.one_of(st.none(), st.none(), st.tuples(st.integers(0, 99), json_values())),
-    mutations=st.one_of(st.just(()), st.just(()), st.just(()), MUTATIONS.map(tuple)),
-    by_command=st.integers(0, 29).map(lambda number: number == 29),
+    replaced=mostly(st.none(), st.tuples(st.integers(0, 99), json_values()), 4),
+    mutations=DAMAGE,
+    by_command=rarely(30),
 )
 
 
@@ -244,4 +248,4 @@ def compare(case: DialoguesInput, outcome: Outcome, folder: Path) -> None:
     require(not shared or told or parts, "an image is in several splits", shared)
 
 
-TARGET = Target(INPUTS, check, 200)
+TARGET = Target(INPUTS, check, 500)

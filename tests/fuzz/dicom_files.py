@@ -16,7 +16,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from preceptor.data.images import load_image
-from tests.fuzz.mutate import MUTATIONS, Mutation, mutate
+from tests.fuzz.mutate import DAMAGE, Mutation, mostly, mutate, rarely
 from tests.fuzz.outcome import PATIENT, Wrong, attempt, recorded, require
 from tests.fuzz.target import Target
 
@@ -79,11 +79,11 @@ INPUTS = st.builds(
     syntax=st.sampled_from(SYNTAXES),
     bits=st.sampled_from([8, 10, 12, 16]),
     signed=st.booleans(),
-    colour=st.sampled_from([False, False, False, True]),
+    colour=rarely(4),
     fields=st.lists(FIELD, max_size=4).map(tuple),
-    raw=st.one_of(st.none(), st.none(), st.none(), RAW),
-    cut=st.sampled_from([0, 0, 0, 0, 0, 1, 2, 13, -1, -2, -72]),
-    mutations=st.one_of(st.just(()), st.just(()), st.just(()), MUTATIONS.map(tuple)),
+    raw=mostly(st.none(), RAW),
+    cut=mostly(st.just(0), st.sampled_from([1, 2, 13, -1, -2, -72])),
+    mutations=DAMAGE,
     seed=st.integers(0, 99),
 )
 
@@ -287,4 +287,4 @@ def used(path: Path) -> str:
     return f", {present[0]}" if present else ""
 
 
-TARGET = Target(INPUTS, check, 200)
+TARGET = Target(INPUTS, check, 800)

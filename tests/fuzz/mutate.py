@@ -19,7 +19,20 @@ COPY = st.tuples(st.just("copy"), POSITIONS, POSITIONS, st.integers(1, 64))
 TRUNCATE = st.tuples(st.just("truncate"), POSITIONS)
 ZERO_TAIL = st.tuples(st.just("zero tail"), POSITIONS)
 
+
+def mostly(usual: st.SearchStrategy[Any], odd: st.SearchStrategy[Any], one_in: int = 8) -> st.SearchStrategy[Any]:
+    """Return a strategy that draws from `usual`, and once in `one_in` times from `odd`."""
+    return st.integers(1, one_in).flatmap(lambda number: odd if number == one_in else usual)
+
+
+def rarely(one_in: int) -> st.SearchStrategy[bool]:
+    """Return a strategy that is true once in `one_in` times."""
+    return st.integers(1, one_in).map(lambda number: number == one_in)
+
+
 MUTATIONS = st.lists(st.one_of(FLIP, SET, CUT, INSERT, COPY, TRUNCATE, ZERO_TAIL), min_size=1, max_size=3)
+DAMAGE = mostly(st.just(()), MUTATIONS.map(tuple), 4)
+"""Damage to the bytes of a quarter of the files."""
 
 
 def place(position: int, size: int) -> int:
@@ -83,6 +96,8 @@ ODD_TEXTS = (
     "\u00e9",
     "\u2028",
     "\x85",
+    "a\x1eb",
+    "a\x0cb",
     "\x00",
     "\ud800",
     "\ufeff",

@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 from preceptor import api
 from preceptor.pipeline.predictions import read_rows
 from tests.fuzz.case_tables import nifti
-from tests.fuzz.mutate import MUTATIONS, Mutation, json_values, mutate, texts
+from tests.fuzz.mutate import DAMAGE, Mutation, json_values, mostly, mutate, rarely, texts
 from tests.fuzz.outcome import Outcome, attempt, command, require
 from tests.fuzz.question_tables import json_rows
 from tests.fuzz.target import Target
 
-DAMAGE = st.one_of(st.just(()), st.just(()), st.just(()), MUTATIONS.map(tuple))
-COMMAND = st.integers(0, 29).map(lambda number: number == 29)
+COMMAND = rarely(30)
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def close(found: float | None, expected: float | None, name: str) -> None:
     require(same, f"another {name}", (found, expected))
 
 
-QUESTIONS_TARGET = Target(QUESTIONS, check_questions, 150)
+QUESTIONS_TARGET = Target(QUESTIONS, check_questions, 400)
 
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
@@ -201,7 +200,7 @@ def check_boxes(case: RowsInput, folder: Path) -> bool:
     return True
 
 
-BOXES_TARGET = Target(BOXES, check_boxes, 100)
+BOXES_TARGET = Target(BOXES, check_boxes, 300)
 
 # --- label maps -------------------------------------------------------------------------------------------------------
 
@@ -223,20 +222,23 @@ class MasksInput:
 
 MASKS = st.builds(
     MasksInput,
-    values=st.sampled_from([(0, 1, 2), (0, 1, 2), (0, 1, 2), (0,), (0, 1), (2,), (0, 3), (0, 255), (0, -1)]),
+    values=mostly(st.sampled_from([(0, 1, 2), (0,), (0, 1), (2,)]), st.sampled_from([(0, 3), (0, 255), (0, -1)])),
     kind=st.sampled_from(["uint8", "int16", "float32"]),
-    shape=st.sampled_from([(4, 4, 4)] * 8 + [(4, 4, 5), (4, 4), (4, 4, 4, 1), (4, 4, 4, 2)]),
-    names=st.sampled_from(
-        [("p0.nii", "p1.nii")] * 5
-        + [
-            ("p0_seg.nii", "p1_seg.nii"),
-            ("p0.nii",),
-            ("p0.nii", "p0_seg.nii"),
-            ("p0.nii", "p9.nii"),
-            ("p0__t1.nii", "p1__t1.nii"),
-        ]
+    shape=mostly(st.just((4, 4, 4)), st.sampled_from([(4, 4, 5), (4, 4), (4, 4, 4, 1), (4, 4, 4, 2)])),
+    names=mostly(
+        st.just(("p0.nii", "p1.nii")),
+        st.sampled_from(
+            [
+                ("p0_seg.nii", "p1_seg.nii"),
+                ("p0__t1.nii", "p1__t1.nii"),
+                ("p0.nii",),
+                ("p0.nii", "p0_seg.nii"),
+                ("p0.nii", "p9.nii"),
+            ]
+        ),
+        3,
     ),
-    mutations=st.one_of(st.just(()), MUTATIONS.map(tuple)),
+    mutations=DAMAGE,
     seed=st.integers(0, 99),
     by_command=COMMAND,
 )
@@ -285,7 +287,7 @@ def check_masks(case: MasksInput, folder: Path) -> bool:
     return True
 
 
-MASKS_TARGET = Target(MASKS, check_masks, 60)
+MASKS_TARGET = Target(MASKS, check_masks, 150)
 
 # --- predictions.csv --------------------------------------------------------------------------------------------------
 
@@ -303,7 +305,7 @@ STREAMS = st.builds(
     StreamInput,
     st.sampled_from(["csv", "jsonl"]),
     st.lists(st.tuples(texts(), texts(), st.floats(allow_nan=False, allow_infinity=False)), max_size=4).map(tuple),
-    st.one_of(st.just(()), MUTATIONS.map(tuple)),
+    DAMAGE,
 )
 
 
@@ -328,4 +330,4 @@ def check_stream(case: StreamInput, folder: Path) -> bool:
     return outcome.accepted
 
 
-STREAM_TARGET = Target(STREAMS, check_stream, 100)
+STREAM_TARGET = Target(STREAMS, check_stream, 300)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
 from preceptor.data.images import load_image
-from tests.fuzz.mutate import MUTATIONS, POSITIONS, mutate, place
+from tests.fuzz.mutate import MUTATIONS, POSITIONS, mostly, mutate, place
 from tests.fuzz.outcome import PATIENT, Wrong, attempt, recorded, require
 from tests.fuzz.target import Target
 
@@ -48,8 +48,7 @@ class RasterInput:
     seed: int
 
 
-DAMAGE = st.one_of(
-    st.none(),
+FAULT = st.one_of(
     st.tuples(st.just("bytes"), MUTATIONS.map(tuple)),
     st.tuples(st.just("truncate"), POSITIONS),
     st.tuples(st.just("early end"), POSITIONS),
@@ -65,7 +64,7 @@ INPUTS = st.sampled_from(sorted(MODES)).flatmap(
         progressive=st.booleans(),
         orientation=st.sampled_from([1, 1, 1, 3, 6, 8, 5]),
         compression=st.sampled_from([None, "tiff_lzw", "tiff_adobe_deflate", "packbits"]),
-        damage=DAMAGE,
+        damage=mostly(st.none(), FAULT, 2),
         seed=st.integers(0, 99),
     )
 )
@@ -226,4 +225,4 @@ def write(folder: Path, data: bytes, suffix: str) -> Path:
     return path
 
 
-TARGET = Target(INPUTS, check, 250)
+TARGET = Target(INPUTS, check, 800)

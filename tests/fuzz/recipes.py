@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from preceptor.config import BaseRecipe
 from preceptor.recipe import dump_recipe, known_keys, recipe_names, recipe_text, validate
 from preceptor.tasks import TASKS, load_recipe
-from tests.fuzz.mutate import MUTATIONS, Mutation, mutate, texts
+from tests.fuzz.mutate import DAMAGE, Mutation, mostly, mutate, rarely, texts
 from tests.fuzz.outcome import Wrong, attempt, command, require
 from tests.fuzz.target import Target
 
@@ -69,9 +69,9 @@ def overrides(draw: st.DrawFn) -> OverrideInput:
     )
     found = []
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
-        key = draw(known if draw(st.integers(0, 9)) else odd)
-        found.append((key, draw(st.one_of(fitting(recipe, key), fitting(recipe, key), fitting(recipe, key), VALUE))))
-    return OverrideInput(recipe, tuple(found), draw(st.integers(0, 29)) == 0)
+        key = draw(mostly(known, odd, 12))
+        found.append((key, draw(mostly(fitting(recipe, key), VALUE, 4))))
+    return OverrideInput(recipe, tuple(found), draw(rarely(30)))
 
 
 NUMBERS = (
@@ -185,7 +185,7 @@ def same_again(recipe: BaseRecipe) -> None:
     require(again.value == recipe, "a dumped recipe is read as another one")
 
 
-OVERRIDES = Target(overrides(), check_overrides, 250)
+OVERRIDES = Target(overrides(), check_overrides, 500)
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ FILES = st.builds(
     RecipeFileInput,
     st.sampled_from(RECIPES),
     st.lists(EDIT, max_size=2).map(tuple),
-    st.one_of(st.just(()), st.just(()), MUTATIONS.map(tuple)),
+    DAMAGE,
 )
 BOMB = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9) if i else '0'}]\n" for i in range(9))
 
@@ -248,4 +248,4 @@ def repeated_key(node: yaml.Node | None) -> str | None:
     return None
 
 
-FILE = Target(FILES, check_file, 150)
+FILE = Target(FILES, check_file, 300)

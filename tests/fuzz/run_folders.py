@@ -16,7 +16,7 @@ from preceptor import api
 from preceptor.comparison.run import compare_runs
 from tests.comparison.made import hits, write_run
 from tests.fuzz.dialogues import replace_nested
-from tests.fuzz.mutate import MUTATIONS, Mutation, json_values, mutate
+from tests.fuzz.mutate import DAMAGE, Mutation, json_values, mutate, rarely
 from tests.fuzz.outcome import attempt, command, require
 from tests.fuzz.target import Target
 
@@ -52,8 +52,8 @@ RUNS = st.builds(
     RunInput,
     st.sampled_from([*FILES, "recipe.yaml"]),
     st.one_of(st.none(), st.tuples(st.integers(0, 40), json_values()), st.tuples(st.integers(0, 40), json_values())),
-    st.one_of(st.just(()), st.just(()), MUTATIONS.map(tuple)),
-    st.integers(0, 9).map(lambda number: number == 9),
+    DAMAGE,
+    rarely(12),
     st.integers(0, 19).map(lambda number: {19: "command", 18: "report"}.get(number, "compare")),
 )
 
@@ -89,4 +89,4 @@ def check(case: RunInput, folder: Path) -> bool:
     return True
 
 
-TARGET = Target(RUNS, check, 80)
+TARGET = Target(RUNS, check, 150)

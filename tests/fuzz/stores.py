@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from preceptor.teachers.array_store import ArrayStore, ArrayStoreWriter
 from preceptor.teachers.label_store import Label, LabelStore, LabelStoreKey, damaged_rows, read_labels, read_store
 from tests.fuzz.dialogues import replace_nested
-from tests.fuzz.mutate import MUTATIONS, Mutation, json_values, mutate
+from tests.fuzz.mutate import DAMAGE, MUTATIONS, Mutation, json_values, mostly, mutate, rarely
 from tests.fuzz.outcome import attempt, require
 from tests.fuzz.target import Target
 
@@ -68,9 +68,9 @@ class CacheInput:
 CACHES = st.builds(
     CacheInput,
     st.integers(0, 7),
-    st.one_of(st.none(), st.tuples(st.integers(0, 60), json_values())),
-    st.one_of(st.just(()), MUTATIONS.map(tuple)),
-    st.integers(0, 9).map(lambda number: number == 9),
+    mostly(st.none(), st.tuples(st.integers(0, 60), json_values()), 3),
+    DAMAGE,
+    rarely(12),
 )
 
 
@@ -104,7 +104,7 @@ def check_cache(case: CacheInput, folder: Path) -> bool:
     return True
 
 
-CACHE = Target(CACHES, check_cache, 120)
+CACHE = Target(CACHES, check_cache, 300)
 
 
 @dataclass(frozen=True)
@@ -133,4 +133,4 @@ def check_store(case: StoreInput, folder: Path) -> bool:
     return found.accepted
 
 
-STORE = Target(st.builds(StoreInput, MUTATIONS.map(tuple)), check_store, 120)
+STORE = Target(st.builds(StoreInput, MUTATIONS.map(tuple)), check_store, 300)
