@@ -30,8 +30,8 @@ ROUND = 400
 """Inputs that hypothesis draws from one seed."""
 MOST_MEMORY = 6 * 2**30
 """Bytes of address space that a process may add to those of its imports."""
-HANG = 60
-"""Seconds after which a process that does not react to the limit of an input is ended."""
+HANG = 300
+"""Seconds after which a process that does not react to the limit of processor time is ended."""
 
 
 def main() -> None:

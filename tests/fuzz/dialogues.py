@@ -96,7 +96,8 @@ def records(draw: st.DrawFn) -> Record:
         tuple(marks),
         draw(
             mostly(
-                st.sampled_from(["images", "image"]), st.sampled_from(["img", "image_path", "imgs", "Images", "videos"])
+                st.sampled_from(["images", "image"]),
+                st.sampled_from(["img", "image_path", "imgs", "Images", "videos"]),
             )
         ),
         draw(mostly(st.sampled_from(["conversations", "messages"]), st.just("dialog"), 16)),
