@@ -68,7 +68,7 @@ def attempt(function: Callable[[], Any], *, place: str | Path = "") -> Outcome:
 
     Raises:
         Wrong: the message is not one sentence, or the patient's name is in a message, a log, a warning or the output.
-        Exception: any other error of the function.
+        BaseException: any other error of the function.
     """
     with recorded() as heard:
         try:
@@ -78,6 +78,11 @@ def attempt(function: Callable[[], Any], *, place: str | Path = "") -> Outcome:
             if sentence is None:
                 raise
             outcome = Outcome(None, sentence)
+        except BaseException as error:
+            # A panic of an extension in Rust (pylibjpeg) is not an Exception.
+            if type(error).__name__ == "PanicException":
+                raise Wrong("a panic of a decoder was not caught", error) from error
+            raise
     require(PATIENT.split("^")[0].lower() not in heard().lower(), "the patient's name is logged or printed", heard())
     if outcome.sentence is not None:
         check_sentence(outcome.sentence, place)
