@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import shutil
@@ -32,6 +33,7 @@ ACCURACY = {"baseline": 0.5, "distilled": 0.75}
 def template() -> Path:
     """Return a finished run of two stages with the files that comparisons read."""
     run = Path(tempfile.mkdtemp(prefix="preceptor-fuzz-")) / "run"
+    atexit.register(shutil.rmtree, run.parent, ignore_errors=True)
     write_run(run, {stage: hits(20, accuracy) for stage, accuracy in ACCURACY.items()})
     shutil.copy(run / "distilled" / "recipe.yaml", run / "recipe.yaml")
     return run

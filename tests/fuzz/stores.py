@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import json
@@ -46,6 +47,7 @@ LABEL_KEY = LabelStoreKey("teacher", {"temperature": 0.0})
 def templates() -> Path:
     """Return a folder with a sound cache and a sound store of pseudo-labels."""
     folder = Path(tempfile.mkdtemp(prefix="preceptor-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with ArrayStoreWriter(folder / "cache", "topk", CACHE_KEY) as writer:
         for rows in (slice(0, 3), slice(3, 5)):
             writer.append(KEYS[rows], [1] * len(KEYS[rows]), {name: array[rows] for name, array in ARRAYS.items()})
