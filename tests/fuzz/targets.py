@@ -1,0 +1,37 @@
+"""All targets by name. The test suite tries a few inputs of each, `bench/fuzz.py` as many as time allows."""
+
+from __future__ import annotations
+
+from tests.fuzz import (
+    case_tables,
+    dialogues,
+    dicom_files,
+    nifti_files,
+    predictions,
+    question_tables,
+    raster_files,
+    recipes,
+    run_folders,
+    stores,
+)
+from tests.fuzz.target import Target
+
+TARGETS: dict[str, Target] = {
+    "nifti": nifti_files.TARGET,
+    "dicom": dicom_files.TARGET,
+    "images": raster_files.TARGET,
+    "question-tables": question_tables.TARGET,
+    "parquet": question_tables.PARQUET,
+    "case-tables": case_tables.TABLE,
+    "split-files": case_tables.SPLIT,
+    "dialogues": dialogues.TARGET,
+    "recipe-overrides": recipes.OVERRIDES,
+    "recipe-files": recipes.FILE,
+    "score-questions": predictions.QUESTIONS_TARGET,
+    "score-boxes": predictions.BOXES_TARGET,
+    "score-masks": predictions.MASKS_TARGET,
+    "predictions": predictions.STREAM_TARGET,
+    "teacher-cache": stores.CACHE,
+    "pseudo-labels": stores.STORE,
+    "run-folders": run_folders.TARGET,
+}
