@@ -19,7 +19,7 @@ from preceptor.config import BaseRecipe
 from preceptor.errors import UserError
 from preceptor.extension import reference_to, require_trust
 from preceptor.pipeline.paths import check_data_paths, check_paths
-from preceptor.recipe import apply_override
+from preceptor.recipe import apply_override, apply_overrides
 from preceptor.scores import Scored
 
 if TYPE_CHECKING:
@@ -352,8 +352,6 @@ def _resolve(recipe: str | Path | Mapping[str, Any] | BaseRecipe, overrides: Ove
             return recipe
         recipe = recipe.model_dump(mode="json")
     if isinstance(recipe, Mapping):
-        from preceptor.recipe import apply_overrides
-
         raw = dict(recipe)
         apply_overrides(raw, texts, "the recipe")
         return tasks.recipe_from(raw, "the recipe")

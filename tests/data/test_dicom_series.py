@@ -218,7 +218,7 @@ def test_other_files_and_limits(tmp_path, monkeypatch):
         read_series(folder)
     monkeypatch.undo()
     (folder / "IM9").write_text("x")
-    with pytest.raises(VolumeError, match="IM9: no DICOM file"):
+    with pytest.raises(VolumeError, match="IM9: not a DICOM file"):
         read_series(folder)
 
 

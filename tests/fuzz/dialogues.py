@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from preceptor.data.grounding.boxes import find_boxes
+from preceptor.data.grounding.box_formats import find_boxes
 from preceptor.data.grounding.sharegpt import read_sharegpt
 from tests.fuzz.mutate import DAMAGE, Mutation, json_values, mostly, mutate, rarely, texts
 from tests.fuzz.outcome import Outcome, attempt, command, require

@@ -37,7 +37,8 @@ def test_tally_counts_what_the_table_prints():
 
     run = RunRecord(Path(), [stage("baseline", [0.5, 0.5, 0.5]), stage("distilled", [0.6, 0.4, 0.50001])], {})
     assert tally(run, combinations.subject_of(run.document)) == (
-        "Distilled is better than the baseline in 1 of 3 combinations, worse in 1, equal in 1."
+        "The distilled network scores higher than the baseline in 1 of 3 combinations, lower in 1, equally in 1. "
+        "This count is not a test."
     )
 
 

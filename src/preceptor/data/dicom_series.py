@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preceptor.data.dicom import silent_pydicom
+from preceptor.data.dicom import is_dicom, silent_pydicom
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ MAX_FILES = 4096
 MAX_FILE_BYTES = 64 * 2**20
 SUFFIXES = (".dcm", ".dicom", ".ima")
 _OTHER_SUFFIXES = (".txt", ".json", ".xml", ".csv", ".tsv", ".md", ".ini", ".db", ".html", ".pdf", ".png", ".jpg")
-_MARK, _MARK_OFFSET = b"DICM", 128
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _HEADER_FIELDS = [
     "SOPClassUID",
@@ -86,7 +85,7 @@ def _is_other(path: Path) -> bool:
 def _is_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(_MARK_OFFSET + len(_MARK))[_MARK_OFFSET:] == _MARK
+            return is_dicom(file.read(132))
     except OSError:
         return False
 
@@ -161,9 +160,7 @@ def _parse(path: Path, fields: list[str], *, pixels: bool) -> Dataset:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise VolumeError(f"{path}: {path.stat().st_size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
         if not _is_dicom(path):
-            raise VolumeError(
-                f"{path}: no DICOM file (no mark DICM at byte {_MARK_OFFSET}); remove it, or copy it again"
-            )
+            raise VolumeError(f"{path}: not a DICOM file (no mark DICM at byte 128); remove it, or copy it again")
         if read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
             raise VolumeError(f"{path}: deflated DICOM is not supported; rewrite it uncompressed")
         return dcmread(path, specific_tags=list(fields), stop_before_pixels=not pixels)

@@ -17,7 +17,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from preceptor.data.types import VolumeFile
 from preceptor.errors import UserError
 from preceptor.files import write_bytes
 
@@ -354,40 +353,6 @@ def volume_shape(path: Path, shape: tuple[int, ...], channel: int | None) -> tup
     if channel is not None and (len(shape) != 4 or channel >= shape[3]):
         raise VolumeError(f"{path}: {sides} voxels have no channel {channel}; give a 4-D file with more channels")
     return shape[0], shape[1], shape[2]
-
-
-class Reader:
-    """Reads the volumes of one case: NIfTI files, and folders of a DICOM series. A 4-D file is decoded only once."""
-
-    def __init__(self, max_voxels: int = MAX_VOXELS) -> None:
-        self.max_voxels = max_voxels
-        self._four_d: dict[Path, tuple[Any, np.ndarray]] = {}
-
-    def volume(self, file: VolumeFile) -> tuple[np.ndarray, Geometry]:
-        """Return the volume (D, H, W) in the number type of the file (float if the file has a scale) and its geometry.
-
-        Raises:
-            VolumeError: see `read_file`, `volume_shape`, `geometry` and `read_series`; also if the file has NaN or
-                infinite voxels.
-        """
-        if file.path.is_dir():
-            from preceptor.data.dicom_series import read_series
-
-            voxels, grid = read_series(file.path, max_voxels=self.max_voxels)
-            return grid.canonical(voxels), grid
-        header, voxels = self._four_d.get(file.path) or read_file(file.path, max_voxels=self.max_voxels)
-        if file.channel is not None:
-            self._four_d[file.path] = header, voxels
-        shape = volume_shape(file.path, voxels.shape, file.channel)
-        grid = geometry(file.path, header, shape)
-        voxels = voxels.reshape(shape, order="F") if file.channel is None else voxels[..., file.channel]
-        invalid = 0 if voxels.dtype.kind in "iu" else int(np.size(voxels) - np.isfinite(voxels).sum())
-        if invalid:
-            which = "" if file.channel is None else f", channel {file.channel}"
-            raise VolumeError(
-                f"{file.path}{which}: {invalid} voxels are NaN or infinite; set them to the value of the background"
-            )
-        return grid.canonical(voxels), grid
 
 
 def _short(error: BaseException) -> str:

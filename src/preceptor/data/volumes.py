@@ -10,10 +10,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from preceptor.data import nifti
+from preceptor.data.dicom_series import read_series
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.errors import UserError
@@ -21,6 +23,38 @@ from preceptor.files import sha256
 
 TOLERANCE = 1e-3
 """Largest difference between the elements of two affines that count as the same grid, in mm."""
+
+
+class Reader:
+    """Reads the volumes of one case: NIfTI files, and folders of a DICOM series. A 4-D file is decoded only once."""
+
+    def __init__(self, max_voxels: int = MAX_VOXELS) -> None:
+        self.max_voxels = max_voxels
+        self._four_d: dict[Path, tuple[Any, np.ndarray]] = {}
+
+    def volume(self, file: VolumeFile) -> tuple[np.ndarray, Geometry]:
+        """Return the volume (D, H, W) in the number type of the file (float if the file has a scale) and its geometry.
+
+        Raises:
+            VolumeError: see `nifti.read_file`, `nifti.volume_shape`, `nifti.geometry` and `read_series`; also if the
+                file has NaN or infinite voxels.
+        """
+        if file.path.is_dir():
+            voxels, grid = read_series(file.path, max_voxels=self.max_voxels)
+            return grid.canonical(voxels), grid
+        header, voxels = self._four_d.get(file.path) or nifti.read_file(file.path, max_voxels=self.max_voxels)
+        if file.channel is not None:
+            self._four_d[file.path] = header, voxels
+        shape = nifti.volume_shape(file.path, voxels.shape, file.channel)
+        grid = nifti.geometry(file.path, header, shape)
+        voxels = voxels.reshape(shape, order="F") if file.channel is None else voxels[..., file.channel]
+        invalid = 0 if voxels.dtype.kind in "iu" else int(np.size(voxels) - np.isfinite(voxels).sum())
+        if invalid:
+            which = "" if file.channel is None else f", channel {file.channel}"
+            raise VolumeError(
+                f"{file.path}{which}: {invalid} voxels are NaN or infinite; set them to the value of the background"
+            )
+        return grid.canonical(voxels), grid
 
 
 @dataclass(frozen=True)
@@ -53,7 +87,7 @@ def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels
         VolumeError: a file is missing, unreadable, too large or not three-dimensional; has NaN voxels or a single
             value; is on a different grid than the other files; or a label map has fractions or labels of no region.
     """
-    reader = nifti.Reader(max_voxels)
+    reader = Reader(max_voxels)
     images: dict[str, np.ndarray] = {}
     first: tuple[VolumeFile, Geometry] | None = None
     remarks: list[str] = []
@@ -81,7 +115,7 @@ def load_label(
     Raises:
         VolumeError: the file is missing, unreadable or too large, or holds fractions or labels of no region.
     """
-    volume, geometry = nifti.Reader(max_voxels).volume(file)
+    volume, geometry = Reader(max_voxels).volume(file)
     return label_map(volume, file, regions), geometry
 
 

@@ -9,7 +9,8 @@ from preceptor.data.grounding.box_policy import Policy
 from preceptor.data.grounding.med_grit import modality_of, read_med_grit_folder
 from preceptor.data.grounding.sharegpt import read_sharegpt
 from preceptor.data.grounding.slake import read_slake_grounding
-from preceptor.data.locations import data_folder, find_images
+from preceptor.data.image_folder import find_images
+from preceptor.data.locations import data_folder
 from preceptor.data.types import Dialogue, GroundingDataset
 from preceptor.errors import UserError, nearest
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from preceptor.data.nifti import Reader
 from preceptor.data.types import VolumeFile
+from preceptor.data.volumes import Reader
 
 WINDOW = (1.0, 99.5)  # percentiles of the foreground that are black and white
 DARK, LIT_SHARE, MARGIN = 48, 0.01, 2  # crop around the body: grey level, share of a plane, voxels
@@ -47,7 +47,7 @@ def read_volume(path: Path, channel: int | None = None, *, max_voxels: int) -> V
     """Read a NIfTI file, one channel of a 4-D one, or the folder of a DICOM series.
 
     Raises:
-        VolumeError: see `preceptor.data.nifti.Reader`. The size is checked before the voxels are decoded.
+        VolumeError: see `preceptor.data.volumes.Reader`. The size is checked before the voxels are decoded.
     """
     voxels, grid = Reader(max_voxels).volume(VolumeFile(path, channel))
     return Volume(voxels.transpose(2, 1, 0).astype(np.float32), grid.canonical_affine)

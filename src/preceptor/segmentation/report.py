@@ -298,7 +298,7 @@ def tally(run: RunRecord, subject: Subject) -> str:
     what = " (mean of the regions)" if len(subject.regions) > 1 else ""
     return (
         f"The distilled network scores higher than the baseline in {better} of {len(gains)} combinations{what}, lower "
-        f"in {worse}{f', equally in {equal}' if equal else ''}. This count is no test."
+        f"in {worse}{f', equally in {equal}' if equal else ''}. This count is not a test."
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from preceptor.data.findings import Finding
 from preceptor.data.identity import note_leaks
-from preceptor.data.locations import FOLDERS, find_images
+from preceptor.data.image_folder import find_images
+from preceptor.data.locations import FOLDERS
 from preceptor.data.provenance import CACHE, hash_images, leave_out, match_images, note_undecoded
 from preceptor.data.readers import VQA, read_named
 from preceptor.data.splits import subsample

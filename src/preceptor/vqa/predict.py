@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from preceptor.data.image_folder import find_images
 from preceptor.data.images import load_image
-from preceptor.data.locations import find_images
 from preceptor.data.types import Sample
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError

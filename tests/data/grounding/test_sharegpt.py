@@ -191,7 +191,7 @@ def test_marks_are_counted(tmp_path, record, message):
         ({"group": 1.5}, "group is a number that is not whole"),
         ({"split": 1}, "split '1' is not known"),
         ({"task": "vqa"}, "task 'vqa' is not known"),
-        ({"modality": ["ct"]}, "modality is a list"),
+        ({"modality": ["ct"]}, r"modality is \[\"ct\"\]"),
         ({"image": {"path": "a.png"}}, "must be a list of file names"),
         ({"images": [["a.png"]]}, "must be a list of file names"),
     ],

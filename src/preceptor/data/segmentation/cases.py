@@ -30,7 +30,7 @@ from preceptor.data.segmentation.modalities import (
 from preceptor.data.segmentation.splits import apply_split, cut_fold, cut_splits, require_whole_patients
 from preceptor.data.segmentation.table import FOLDER_NAMES, find_table, table_in
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
-from preceptor.data.volumes import label_map
+from preceptor.data.volumes import Reader, label_map
 from preceptor.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ def _infer_regions(found: FoundCases, cases: Sequence[Case], brats: bool) -> dic
     for case in chosen:
         assert case.mask is not None
         try:
-            volume, _ = nifti.Reader().volume(case.mask)
+            volume, _ = Reader().volume(case.mask)
             labels |= {int(value) for value in np.unique(label_map(volume, case.mask))}
         except VolumeError as error:  # training and `preceptor doctor` report it later
             errors.append(error)

@@ -8,11 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from preceptor.data import nifti
 from preceptor.data.findings import Finding
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
-from preceptor.data.volumes import content_hash, intensities, label_map, require_same_grid
+from preceptor.data.volumes import Reader, content_hash, intensities, label_map, require_same_grid
 
 
 def check_cases(data: SegmentationDataset, *, max_voxels: int = MAX_VOXELS) -> list[Finding]:
@@ -35,7 +34,7 @@ def _check_case(case: Case, data: SegmentationDataset, max_voxels: int, hashes: 
     def add(file: Path | None, reason: str, severity: Literal["error", "warning"] = "error") -> None:
         findings.append(Finding((case.id,), file, reason, severity))
 
-    reader = nifti.Reader(max_voxels)
+    reader = Reader(max_voxels)
     reference: tuple[VolumeFile, Geometry] | None = None
     name_by_content: dict[tuple[str, int | None], str] = {}
     files = [*case.images.items(), *([("mask", case.mask)] if case.mask else [])]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from preceptor.data.findings import Finding
-from preceptor.data.locations import IMAGE_SUFFIXES
+from preceptor.data.image_folder import IMAGE_SUFFIXES
 
 MOST_LISTED = 5
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from preceptor.data.locations import find_images
+from preceptor.data.image_folder import find_images
 from preceptor.errors import UserError
 from tests.data.dicom_files import dicom
 from tests.data.test_images import GRADIENT, png
