@@ -167,6 +167,8 @@ def test_the_command_goes_on_where_it_stopped(server, tmp_path):
         "--yes",
         "--max-tokens",
         "4",
+        "--min-usable",  # the answers of an untrained model are not usable
+        "0",
         "--json",
     ]
     done = CliRunner().invoke(app, [*given, "--limit", "2"])
