@@ -61,7 +61,7 @@ class Batch:
 
 
 class BatchLoader(DataLoader):
-    """Raises a mistake that a worker finds as the one sentence that it is: PyTorch puts the traceback in front of it."""
+    """Raises a mistake that a worker finds as its one sentence, in front of which PyTorch puts the traceback."""
 
     def __iter__(self) -> Any:
         return self._read(super().__iter__())  # the workers start here, not with the first batch
