@@ -5,13 +5,16 @@ Shape suffixes in names: B batch, C answer classes, L tokens, D width, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+
+from preceptor.errors import UserError
 
 
 @dataclass
@@ -57,6 +60,25 @@ class Batch:
         return replace(self, tensors=tensors, ids=self.ids[rows], keys=self.keys[rows], skipped=[])
 
 
+class BatchLoader(DataLoader):
+    """Raises a mistake that a worker finds as its one sentence, in front of which PyTorch puts the traceback."""
+
+    def __iter__(self) -> Any:
+        return self._read(super().__iter__())  # the workers start here, not with the first batch
+
+    def _read(self, batches: Any) -> Iterator[Any]:
+        try:
+            yield from batches
+        except UserError as error:
+            # What follows the last name of an exception at the start of a line.
+            text = re.split(r"^[\w.]+(?:Error|Refused): ", str(error), flags=re.MULTILINE)[-1].strip()
+            raise UserError(text) from error
+        finally:
+            # Otherwise an exception that refers to the iterator keeps the workers alive, and the interpreter waits for
+            # them.
+            getattr(batches, "_shutdown_workers", lambda: None)()
+
+
 class Examples(Dataset):
     """Base class of the encoded samples of a task."""
 
@@ -66,7 +88,7 @@ class Examples(Dataset):
 
     def loader(self, batches: Iterable[Any], workers: int = 0) -> DataLoader:
         """Return a loader. Each element of `batches` is the list of items of one batch."""
-        return DataLoader(
+        return BatchLoader(
             self,
             batch_sampler=batches,  # type: ignore[arg-type]
             collate_fn=self.collate,

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from preceptor.config import TrainConfig
 from preceptor.errors import UserError
 from preceptor.recipe import differences
-from preceptor.task import Batch, LossTerms, Task
+from preceptor.task import Batch, BatchLoader, LossTerms, Task
 from preceptor.training.loop import FitArguments, fit
 from preceptor.training.setup import make_accelerator
 from preceptor.training.trackers import read_metrics
@@ -75,7 +75,7 @@ class Numbers(Dataset):
             epoch_samples=12,
             differences=differences,
             seed=0,
-            loader=lambda batches: DataLoader(
+            loader=lambda batches: BatchLoader(
                 self,
                 batch_sampler=batches,
                 collate_fn=self.collate,

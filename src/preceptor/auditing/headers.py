@@ -97,6 +97,8 @@ def identifying_tags(path: Path) -> tuple[str, ...]:
     Raises:
         Refused: the file is broken. `load_image` refuses such files too.
     """
+    if path.exists() and not path.is_file():
+        raise Refused("not a file", "give the path of an image file")
     data = path.read_bytes()
     if dicom.is_dicom(data):
         return tuple(sorted(f"DICOM {name}" for name in _dicom_tags(data)))

@@ -74,6 +74,7 @@ def predict(
         typer.Option(
             metavar="PATH",
             help="JSONL file for answers; folder for segmentations. If it exists, prediction resumes.",
+            callback=options.expand_home,
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Number of answers per question.")] = 3,

@@ -41,14 +41,19 @@ class Verb(TyperCommand):
                     formatter.write(f"  {line}\n")
 
 
+def expand_home(path: Path | None) -> Path | None:
+    """Replace ``~`` by the home folder: a shell does not do it in ``--output=~/folder``."""
+    return None if path is None else path.expanduser()
+
+
 def output_folder(help: str) -> Any:
     """Return the option `--output` for a folder."""
-    return typer.Option("--output", metavar="DIR", file_okay=False, help=help)
+    return typer.Option("--output", metavar="DIR", file_okay=False, help=help, callback=expand_home)
 
 
 def output_file(help: str) -> Any:
     """Return the option `--output` for a file."""
-    return typer.Option("--output", metavar="FILE", dir_okay=False, help=help)
+    return typer.Option("--output", metavar="FILE", dir_okay=False, help=help, callback=expand_home)
 
 
 def existing(metavar: str, help: str, *, file: bool = True, folder: bool = True) -> Any:

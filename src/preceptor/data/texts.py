@@ -45,6 +45,8 @@ def read_text(file: Path, fix: str = AS_RELEASED) -> str:
     Raises:
         UserError: the file cannot be read, or is not UTF-8; the message then names the line and ends in `fix`.
     """
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file} is not a file; give the path of a file")  # a pipe would be waited for
     try:
         data = file.read_bytes()
     except OSError as error:

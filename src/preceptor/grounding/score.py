@@ -187,6 +187,8 @@ def _check(row: dict[str, Any], place: str) -> None:
 
 
 def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a file; give a JSONL file of {_FORM}")
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:

@@ -225,12 +225,12 @@ def token_teacher(
     dialogues = [example.dialogue for example in examples]
     cache_key = token_cache_key(context, teacher, student)
     folder, hashes = context.recipe.output_folder / CACHE, ContentHashes()
-    with processes().main_process_first():
-        if not _is_complete(folder, cache_key, dialogues, hashes):
-            with on_device(teacher, context.recipe.method.teacher_offload):
-                write_topk_cache(
-                    folder, teacher, dialogues, cache_key, hashes, batch_size=context.recipe.answers.batch_size
-                )
+    if processes().is_main_process and not _is_complete(folder, cache_key, dialogues, hashes):
+        with on_device(teacher, context.recipe.method.teacher_offload):
+            write_topk_cache(
+                folder, teacher, dialogues, cache_key, hashes, batch_size=context.recipe.answers.batch_size
+            )
+    processes().wait_for_everyone()
     return CachedTokenTeacher(TopKCache.open(folder, cache_key))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from preceptor.config import BaseRecipe
 from preceptor.data import provenance
+from preceptor.distributed import processes
 from preceptor.pipeline import run_dir
 from preceptor.pipeline.experiment import Experiment
 from preceptor.pipeline.run import contaminated, exclusive
@@ -50,13 +52,19 @@ def _evaluate(
         "parameters": experiment.parameter_count(loaded),
         **evaluation.extras,
     }
-    run_dir.write_predictions(output or stage, evaluation.rows)
+    if processes().is_main_process:
+        _write(results, evaluation.rows, stage, output)
+    processes().wait_for_everyone()
+    return results
+
+
+def _write(results: dict[str, Any], rows: Mapping[str, Any], stage: Path, output: Path | None) -> None:
+    run_dir.write_predictions(output or stage, rows)
     if output is not None:
         run_dir.write_results(output, results)
-        return results
+        return
     written = run_dir.read_results(stage)
     if written is not None and written["data"]["test_sha256"] == results["data"]["test_sha256"]:
         for key in ("protocols", "describes"):
             written[key] |= results[key]
         run_dir.write_results(stage, written)
-    return results

@@ -84,13 +84,13 @@ def run(experiment_class: type[Experiment], recipe: BaseRecipe) -> dict[str, Any
                 experiment.data.notes.append(doubt)
             results[stage.name] = run_stage(experiment, stage, folders[stage.name])
         add_speed(experiment, folders, results)
-        document = summarize(experiment, folders, results)
+        document: dict[str, Any] = {}
         if state.is_main_process:
+            document = summarize(experiment, folders, results)
             write_text(root / "recipe.yaml", dump_recipe(recipe))
             run_dir.write_results(root, document)
             experiment.write_report(root)
-        state.wait_for_everyone()
-        return document
+        return broadcast_from_main(document)
 
 
 def summarize(experiment: Experiment, folders: dict[str, Path], results: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -97,9 +97,11 @@ def weights_sha256(model: Path) -> str:
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
-    """Return results.json of a folder, or None if it does not exist."""
+    """Return results.json of a folder, or None if it does not exist. Raises UserError if it is damaged."""
     path = folder / "results.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return (
+        _read_object(path, path.read_bytes(), "evaluate the run again, or delete the file") if path.is_file() else None
+    )
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
@@ -119,6 +121,20 @@ def write_predictions(folder: Path, rows: Mapping[str, Iterable[Mapping[str, Any
 
 
 def read_predictions(folder: Path, protocol: str) -> list[dict[str, Any]]:
-    """Return the predictions that a stage wrote under a protocol."""
-    lines = predictions_file(folder, protocol).read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """Return the predictions that a stage wrote under a protocol. Raises UserError if they are missing or damaged."""
+    path, again = predictions_file(folder, protocol), f"`preceptor evaluate {folder}` writes them again"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; {again}")
+    lines = path.read_bytes().splitlines()
+    return [_read_object(f"{path}, line {number}", line, again) for number, line in enumerate(lines, 1)]
+
+
+def _read_object(place: Path | str, data: bytes, fix: str) -> dict[str, Any]:
+    """Return a JSON object. Raises UserError, which ends in `fix`, if the data are anything else."""
+    try:
+        found = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is damaged ({error}); {fix}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{place} is damaged (no JSON object); {fix}")
+    return found

@@ -30,10 +30,11 @@ def run_stage(experiment: Experiment, stage: Stage, folder: Path) -> dict[str, A
         progress = run_training(experiment, stage, training)
         summary = {"training": progress.summary(training.config.batch_size)} | training.summary()
     weights = run_dir.weights_sha256(folder / "model")
-    current = (weights, experiment.data.fingerprint())
     # Every process must take the same branch: a process that returned early would leave the others waiting.
-    finished = broadcast_from_main(run_dir.read_results(folder))
-    if finished is not None and (finished.get("weights_sha256"), finished["data"]["sha256"]) == current:
+    finished = broadcast_from_main(_finished(experiment, folder, weights) if state.is_main_process else None)
+    if finished is not None:
+        if state.is_main_process:  # training again replaces the model, and with it its card
+            write_text(folder / "model" / "README.md", experiment.model_card(finished))
         return finished
     model = experiment.load(folder / "model")
     evaluation = experiment.evaluate(model, stage=stage)
@@ -58,8 +59,16 @@ def run_stage(experiment: Experiment, stage: Stage, folder: Path) -> dict[str, A
         experiment.write_figures(folder, model, evaluation)
         write_text(folder / "model" / "README.md", experiment.model_card(results))
         run_dir.write_results(folder, results)
-    state.wait_for_everyone()
-    return results
+    return broadcast_from_main(results)
+
+
+def _finished(experiment: Experiment, folder: Path, weights: str) -> dict[str, Any] | None:
+    """Return the results of a stage, None if they are of other weights or other data."""
+    results = run_dir.read_results(folder)
+    if results is None or results.get("weights_sha256") != weights:
+        return None
+    data = results.get("data")
+    return results if isinstance(data, dict) and data.get("sha256") == experiment.data.fingerprint() else None
 
 
 def run_training(experiment: Experiment, stage: Stage, training: Training) -> TrainState:

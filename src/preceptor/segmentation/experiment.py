@@ -12,7 +12,7 @@ from preceptor.data.findings import Finding
 from preceptor.data.segmentation.check import check_cases
 from preceptor.data.types import SegmentationDataset, Split
 from preceptor.data.volumes import content_hash
-from preceptor.distributed import processes
+from preceptor.distributed import broadcast_from_main, processes
 from preceptor.errors import UserError, nearest
 from preceptor.files import write_text
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
@@ -60,7 +60,7 @@ class SegmentationExperiment(Experiment):
             network,
             stage=stage.kind,
             teacher=full.to(state.device) if full is not None else None,
-            votes=lambda student: votes(student, held_out, recipe),
+            votes=lambda student: broadcast_from_main(votes(student, held_out, recipe)),
             steps_per_epoch=labelled / recipe.train.batch_size,
         )
         validation_dice: dict[str, dict[str, float]] = {}

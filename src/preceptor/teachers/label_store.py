@@ -8,7 +8,6 @@ nothing that it has reported. Every row has a CRC-32, because SQLite does not de
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import sqlite3
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from preceptor.errors import UserError
-from preceptor.files import flush
+from preceptor.files import LockedError, flush, lock
 from preceptor.teachers.array_store import differences
 
 FORMAT = 3
@@ -92,9 +91,11 @@ class LabelStoreKey:
 class LabelStore:
     """A store that is open for writing; use it in a `with` block. `keys` are the keys of the stored labels."""
 
-    def __init__(self, folder: Path, database: sqlite3.Connection, lock: int) -> None:
-        self.folder, self._database, self._lock = folder, database, lock
+    def __init__(self, folder: Path, database: sqlite3.Connection, opened: contextlib.ExitStack) -> None:
+        """`opened` closes the database and frees the lock; from here on, the store does it at its end."""
+        self.folder, self._database = folder, database
         self.keys: set[str] = {key for (key,) in database.execute("SELECT key FROM labels")}
+        self._opened = opened.pop_all()
 
     @classmethod
     def open(cls, folder: Path, cache_key: LabelStoreKey, data: Mapping[str, str]) -> Self:
@@ -107,20 +108,19 @@ class LabelStore:
                 damaged or of an older format, or the folder holds something else.
         """
         folder = Path(folder)
-        if folder.exists() and not holds_labels(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not holds_labels(folder) and (not folder.is_dir() or _others(folder)):
             raise UserError(
                 f"{folder} exists and does not hold pseudo-labels; name another folder, or remove it yourself"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_explaining(folder))
-            lock = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, lock)
+        with _explaining(folder), contextlib.ExitStack() as opened:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process writes pseudo-labels to {folder}: wait for it, or stop it") from None
-            database = stack.enter_context(contextlib.closing(_connect(folder, create=True)))
+                opened.enter_context(lock(folder))
+            except LockedError as error:
+                raise UserError(
+                    f"{error.owner} writes pseudo-labels to {folder}: wait for it, stop it, or name another folder"
+                ) from None
+            database = opened.enter_context(contextlib.closing(_connect(folder, create=True)))
             row = database.execute("SELECT teacher, settings, data FROM store").fetchone()
             with database:
                 if row is None:
@@ -133,16 +133,13 @@ class LabelStore:
                 database.execute("UPDATE store SET data = ?", (_json({**known, **data}),))
             flush(folder)
             list(_rows(folder, database))  # finds damaged rows
-            store = cls(folder, database, lock)
-            stack.pop_all()
-            return store
+            return cls(folder, database, opened)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._database.close()
-        os.close(self._lock)
+        self._opened.close()
 
     def append(self, labels: Sequence[Label]) -> None:
         """Write labels in one transaction; they are on the disk when it returns. Keys that are stored are skipped."""
@@ -164,6 +161,11 @@ class LabelStore:
         """Store how the teacher writes boxes, as JSON values."""
         with _explaining(self.folder), self._database as database:
             database.execute("UPDATE store SET boxes = ?", (_json(boxes),))
+
+
+def _others(folder: Path) -> list[Path]:
+    """Return the content of a folder without the temporary files of a store, which a killed process leaves."""
+    return [path for path in folder.iterdir() if not path.name.startswith(f".{FILE}")]
 
 
 def holds_labels(folder: Path) -> bool:
@@ -232,10 +234,16 @@ def _connect(folder: Path, create: bool = False) -> sqlite3.Connection:
     with _explaining(folder):
         if not file.is_file():  # the file appears with its tables, so that a reader never sees it without
             temporary = file.with_name(f".{FILE}.tmp")
-            temporary.unlink(missing_ok=True)
-            with contextlib.closing(sqlite3.connect(temporary)) as database:
-                database.executescript(SCHEMA)
-            os.replace(temporary, file)
+            try:
+                for old in file.parent.glob(f"{temporary.name}*"):  # with its journal
+                    old.unlink()
+                with contextlib.closing(sqlite3.connect(temporary)) as database:
+                    database.executescript(SCHEMA)
+                os.replace(temporary, file)
+            except BaseException:
+                for old in file.parent.glob(f"{temporary.name}*"):
+                    old.unlink()
+                raise
         database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=60)
     try:
         with _explaining(folder):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +24,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from preceptor.config import TrainConfig
+from preceptor.distributed import broadcast_from_main
 from preceptor.errors import UserError
 from preceptor.files import new_folder, recover
 from preceptor.task import Batch, LossTerms, Task
@@ -279,26 +279,15 @@ def _reading(loader: Iterable[Batch], size: int) -> Iterator[Iterator[list[Batch
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
-        yield _groups(batches, size)
+        yield iter(lambda: list(islice(batches, size)), [])
     finally:
-        # Otherwise an exception that refers to the iterator keeps the workers alive, and the interpreter waits for
-        # them.
-        getattr(batches, "_shutdown_workers", lambda: None)()
-
-
-def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    try:
-        while group := list(islice(batches, size)):
-            yield group
-    except UserError as error:
-        # The error of a worker contains its traceback as text, which ends with the message.
-        text = re.split(r"^[\w.]+Error: ", str(error), flags=re.MULTILINE)[-1].strip()
-        raise UserError(text) from error
+        getattr(batches, "close", lambda: None)()  # ends the workers
 
 
 def _validate(task, job, state, student, accelerator, metrics, progress, keep: bool | None) -> None:
     """Validate, and export the model if it is the best so far, or, unless `keep` is None, if `keep` is true."""
-    scores = job.validate(task)
+    # The processes must agree on which score is the best, and a sum of floats may differ between them.
+    scores = broadcast_from_main(job.validate(task))
     task.train()
     score = scores["score"]
     line = {"step": state.step, **{f"validation/{key}": value for key, value in scores.items()}}
@@ -323,7 +312,10 @@ def _validate(task, job, state, student, accelerator, metrics, progress, keep: b
 
 
 def _resume(task, optimizer, names, average, root: Path, job: FitArguments, accelerator: Accelerator) -> TrainState:
-    folder = checkpoint.newest(root, logging.getLogger("preceptor").warning) if job.resume else None
+    folder = None
+    if job.resume and accelerator.is_main_process:
+        folder = checkpoint.newest(root, logging.getLogger("preceptor").warning)
+    folder = broadcast_from_main(folder)
     if folder is None:
         return TrainState()
     tensors, body = checkpoint.load(folder)
