@@ -24,7 +24,13 @@ from preceptor.data.grounding.box_formats import CANONICAL, Size, convert, requi
 from preceptor.data.grounding.box_policy import Policy, apply_to_turns, require_inside
 from preceptor.data.grounding.image_marks import MARK, place_images
 from preceptor.data.grounding.med_grit import modality_of, task_of
-from preceptor.data.identity import group_by_content, patient_columns, unused_patients
+from preceptor.data.identity import (
+    examination_columns,
+    group_by_content,
+    identifier_findings,
+    patient_columns,
+    unused_patients,
+)
 from preceptor.data.images import image_size, require_images, resolve_image
 from preceptor.data.splits import SPLIT_NAMES, cut
 from preceptor.data.texts import (
@@ -160,12 +166,16 @@ def _dialogue(
     return dialogue, given is not None if labelled else None
 
 
+def _group_column(record: _Record) -> str:
+    """Return the key that names the group or the patient of a record, or an empty text."""
+    columns = ["group", *patient_columns(record.cells)]
+    return next((column for column in columns if is_given(record.cells.get(column))), "")
+
+
 def _group(record: _Record) -> str:
     """Return the group or patient that a record names, or an empty text."""
-    for column in ["group", *patient_columns(record.cells)]:
-        if name := as_identifier(record.cells.get(column), f"{record.place}: {column}"):
-            return name
-    return ""
+    column = _group_column(record)
+    return as_identifier(record.cells[column], f"{record.place}: {column}") if column else ""
 
 
 def _group_findings(records: Sequence[_Record], dialogues: Sequence[Dialogue], root: Path) -> list[Finding]:
@@ -173,7 +183,17 @@ def _group_findings(records: Sequence[_Record], dialogues: Sequence[Dialogue], r
     findings = []
     by_id = {f"row-{number}": record for number, record in enumerate(records, start=1)}
     by_id |= {as_identifier(r.cells.get("id"), r.place): r for r in records if is_given(r.cells.get("id"))}
-    for column in patient_columns(dict.fromkeys(key for record in records for key in record.cells)):
+    columns = list(dict.fromkeys(key for record in records for key in record.cells))
+    deciding = [column for record in records if (column := _group_column(record))]
+    for column in dict.fromkeys(deciding):
+        names = [as_identifier(r.cells[column], r.place) for r in records if _group_column(r) == column]
+        findings += identifier_findings(column, names)
+    if len(deciding) < len(records):
+        for column in examination_columns(columns):
+            values = {d.id: by_id[d.id].cells.get(column) for d in dialogues}
+            if finding := unused_patients(column, values, dialogues):
+                findings.append(finding)
+    for column in patient_columns(columns):
         # A group decides before the patient's column.
         values = {d.id: by_id[d.id].cells.get(column) for d in dialogues if is_given(by_id[d.id].cells.get("group"))}
         if finding := unused_patients(column, values, dialogues):
