@@ -29,6 +29,7 @@ from preceptor.data.grounding.box_syntax import (
     REFERENCE,
     Passage,
     Syntax,
+    ascii_numbers,
     find_passages,
     read_marked,
 )
@@ -411,7 +412,7 @@ def _convert(
 def _is_native(text: str, passage: Passage, format: BoxFormat) -> bool:
     """Return whether a passage is written as `format` writes it, or as bare corners if it writes marked corners."""
     written = text[passage.start : passage.end]
-    if passage.syntax != format.syntax or not all(item.text in written for item in passage.items):
+    if passage.syntax != format.syntax or ascii_numbers(written) != written:
         return False
     if not passage.marked:
         return format.marks is None or passage.syntax == "corners"

@@ -62,6 +62,7 @@ _ASCII = str.maketrans(
     | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
 )
 """Signs of other keyboards between and in numbers. Every sign stays one sign, so that positions do not change."""
+_NUMBERS = re.compile(r"[\d\s()\[\],.;\-" + re.escape("".join(map(chr, _ASCII))) + "]{7,}")
 _QUADS = re.compile(rf"{_N}%?(?:\s*[,;]\s*|\s+){_N}%?(?:\s*[,;]\s*|\s+){_N}%?(?:\s*[,;]\s*|\s+){_N}")
 _MAYBE = re.compile(
     # numbers only between brackets: per cent, in quotes, with other separators; at least four
@@ -78,6 +79,18 @@ _MAYBE = re.compile(
     rf"|\A\W*(?:{_N}%?[\s,;]+){{3,}}{_N}%?\W*\Z",
     re.IGNORECASE,
 )
+
+
+def ascii_numbers(text: str) -> str:
+    """Return a text of the same length in which full-width signs of four or more numbers in a row are ASCII."""
+    if text.isascii():
+        return text
+
+    def translate(match: re.Match[str]) -> str:
+        run = match[0].translate(_ASCII)
+        return run if len(_NUMBER.findall(run)) >= 4 else match[0]
+
+    return _NUMBERS.sub(translate, text)
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ class Passage:
 
 def find_passages(text: str) -> list[Passage]:
     """Return the boxes of a text in every syntax, in order, without overlaps. Full-width signs count as ASCII."""
-    text = text.translate(_ASCII)
+    text = ascii_numbers(text)
     if not _HINT.search(text):
         return []
     found: list[Passage] = []
@@ -119,7 +132,7 @@ def find_passages(text: str) -> list[Passage]:
 
 def may_hold_other_boxes(text: str) -> bool:
     """Return whether a text may contain a box or a polygon in a way of writing that `find_passages` does not find."""
-    rest = list(text.translate(_ASCII))
+    rest = list(ascii_numbers(text))
     for passage in find_passages(text):
         rest[passage.start : passage.end] = " " * (passage.end - passage.start)
     return _MAYBE.search("".join(rest)) is not None
@@ -141,7 +154,7 @@ def _find_unclosed(text: str, start: int, end: int) -> Iterator[Passage]:
 
 
 def read_marked(inner: str) -> tuple[Syntax, tuple[Item, ...]]:
-    inner = inner.translate(_ASCII).strip()
+    inner = ascii_numbers(inner).strip()
     if corners := CORNERS.fullmatch(inner):
         return "corners", (Item(inner, tuple(map(float, corners.groups()))),)
     if _LISTS.fullmatch(inner):

@@ -243,12 +243,9 @@ def _text_findings(records: Sequence[_Record], file: Path) -> list[Finding]:
     for record in records:
         for text in (text for turn in record.turns for text in turn):
             rest = without_boxes(text).replace(MARK, "")
+            found = [mark for mark in _MARKUP.findall(rest) if mark.strip("</>").lower() not in _HTML]
             # The link of an image in Markdown may contain the name of a patient.
-            marks.update(
-                "![](...)" if mark[0] == "!" else mark
-                for mark in _MARKUP.findall(rest)
-                if mark.strip("</>").lower() not in _HTML
-            )
+            marks.update("![](...)" if mark[0] == "!" else mark for mark in found)
             if may_hold_other_boxes(text):
                 others.append(record.place)
     findings = []
