@@ -44,6 +44,7 @@ _EXAMINATIONS = {
     *("session", "record", "report", "病例", "检查"),
 }
 _SAMPLED = 2**16
+_LEAK = "Leaking split:"
 _JOINED = {person + number for person in _PERSONS for number in _NUMBERS} | {
     record + number for record in _RECORDS for number in ("number", "no", "nr", "num")
 }
@@ -242,10 +243,22 @@ def note_leaks(data: Dataset[Row], *, published: bool = False) -> None:
         counts = f"{len(keys)} of {len(crossings.splits)} {what} are in more than one split{named}"
         ids = tuple(dict.fromkeys(id for key in keys for id in crossings.ids[key]))
         whose = " of the published data set" if published else ""
-        reason = f"Leaking split: {counts}{whose}, so that held-out scores are too high."
+        reason = f"{_LEAK} {counts}{whose}, so that held-out scores are too high."
         data.leaking = True
         data.findings.append(Finding(ids, None, reason, "warning" if published else "error"))
         data.notes.append(reason)
+
+
+def renew_leaks(data: Dataset[Row]) -> None:
+    """Count leaks again after samples were left out, if `note_leaks` found some."""
+    found = [finding for finding in data.findings if finding.reason.startswith(_LEAK)]
+    if not found:
+        return
+    reasons = {finding.reason for finding in found}
+    data.findings = [finding for finding in data.findings if finding not in found]
+    data.notes = [note for note in data.notes if note not in reasons]
+    data.leaking = False
+    note_leaks(data, published=found[0].severity == "warning")
 
 
 class _Crossings:

@@ -40,9 +40,9 @@ class Reflector:
     def round(self, number: int, buffer: CorrectionBuffer) -> None:
         """Run round `number`. The same number always uses the same dialogues and seeds.
 
-        A question that is answered correctly leaves the buffer. Samples that are no answers (`answer_checks`), such as a
-        refusal, are no corrections. If no sampled correction is acceptable, the true answer is used; the entry of the
-        round counts how often a sample was, and the samples that are no answers.
+        A question that is answered correctly leaves the buffer. Samples that are no answers (`answer_checks`), such
+        as a refusal, are no corrections. If no sampled correction is acceptable, the true answer is used; the entry
+        of the round counts how often a sample was, and the samples that are no answers.
         """
         text_similarity = pairwise(self.similarity)
         by_id = {row.id: row for row in self.rows}

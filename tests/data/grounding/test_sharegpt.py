@@ -430,7 +430,7 @@ def test_per_cent_is_a_format(tmp_path):
     ("answer", "count", "doubt"),
     [
         (lambda n: f"<box>({n},20),(90,95)</box>", 4, "upper left tenth"),
-        (lambda n: f"[0.{n + 1}, 0.2, 0.3, 0.4]", 4, r"as \[x, y, width, height\], too"),
+        (lambda n: f"[0.{n + 1}, 0.2, 0.5, 0.6]", 4, r"as \[x, y, width, height\], too"),
         (lambda n: f"<box>({n},20),(390,290)</box>", 10, "inside the images in pixels, too"),
     ],
 )

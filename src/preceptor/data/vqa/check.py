@@ -56,9 +56,9 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
     """Check the rows of a data set; `check_images` checks the image files.
 
     Errors are duplicate ids, empty questions or answers, and answers that are printed lists. Warnings count answers
-    that look like a missing value or a truth value, numbers that are written in two ways or that the normaliser changes,
-    questions with a mark for an image, and the test questions without an accepted answer among the answer classes,
-    which `normaliser` and `minimum_count` define as in training.
+    that look like a missing value or a truth value, numbers that are written in two ways or that the normaliser
+    changes, questions with a mark for an image, and the test questions without an accepted answer among the answer
+    classes, which `normaliser` and `minimum_count` define as in training.
     """
     repeated = [id for id, count in Counter(sample.id for sample in data.samples).items() if count > 1]
     findings = [Finding((id,), None, f"several rows have the id {id!r}; make ids unique") for id in repeated]
