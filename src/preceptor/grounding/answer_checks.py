@@ -102,14 +102,17 @@ _REFUSALS = re.compile(
             r"|\b(?:image|picture) (?:you (?:mentioned|sent) is missing|not found)",
             r"\bimage (?:didn't|did not|doesn't seem to have) (?:come|load|upload)|\bforgot to (?:attach|upload|send)",
             r"\b(?:please|should|recommend\w*|advise\w*|suggest\w*|must|to|,)"
-            r" (?:consult|see|contact|ask)(?:ing)? (?:with )?(?:a|an|your) (?:[\w-]+ ){0,2}(?:doctor|physician|professional"
+            r" (?:consult|see|contact|ask)(?:ing)? (?:with )?(?:a|an"
+            r"|your) (?:[\w-]+ ){0,2}(?:doctor|physician|professional"
             r"|healthcare|health care|clinician|medical expert)\b",
             r"\bseek (?:\w+ )?medical (?:advice|attention|help)\b",
-            r"\bnot (?:a substitute for|intended as|provide|constitute) (?:\w+ )?(?:medical|diagnos)|\bnot medical advice\b",
+            r"\bnot (?:a substitute for|intended as|provide|constitute) (?:\w+ )?(?:medical"
+            r"|diagnos)|\bnot medical advice\b",
             r"\bagainst (?:my|our) (?:\w+ )?(?:guideline|polic|programming|rule)",
             r"\b(?:content|usage|safety) polic(?:y|ies)\b",
             r"\bno (?:image|picture) (?:was|is|has been|were) (?:provided|attached|uploaded|given|included)",
-            r"\b(?:image|picture) (?:was|is|has) not (?:been )?(?:provided|attached|uploaded|loaded|included)\b(?! with)",
+            r"\b(?:image|picture) (?:was|is|has) not (?:been )?(?:provided|attached|uploaded|loaded"
+            r"|included)\b(?! with)",
             r"\bplease (?:upload|provide|share|attach) ",
             # Chinese
             r"抱歉|对不起|對不起|作为(?:一个|一名|一款)?(?:ai|人工智能|语言模型|大模型|助手)|作為(?:一個|一名)?(?:ai|人工智[能慧]|語言模型)",
@@ -147,7 +150,7 @@ _REASONING = re.compile(
 )
 _WRAPPERS = re.compile(
     r"\A(?:```|\{|\[\s*[\{\"'])|```\s*\Z|</?tool_call|<function=|\\boxed\{|\A\w+(?:\.\w+)*\([^)]*\)\Z"
-    r"|\A(?:question|q)\s*:.*\n\s*(?:answer|a)\s*:",
+    r"|\A(?:question|q)\s*:.*\s(?:answer|a)\s*:",
     re.IGNORECASE | re.DOTALL,
 )
 _PLACEHOLDERS = re.compile(
@@ -167,7 +170,8 @@ _ERRORS = re.compile(
     re.IGNORECASE,
 )
 _TOKENS = re.compile(
-    r"<\|(?!(?:object_ref|box)_(?:start|end)\|>)[^<>|]{1,40}\|>|</?(?:image|images|img|video|bos|eos|pad|unk|s|sep|cls|mask|patch|start_of_turn"
+    r"<\|(?!(?:object_ref|box)_(?:start|end)\|>)[^<>|]{1,40}\|>|</?(?:image|images|img|video|bos"
+    r"|eos|pad|unk|s|sep|cls|mask|patch|start_of_turn"
     r"|end_of_turn|start_of_image|end_of_image|image_soft_token|im_patch|im_start|im_end|answer|final|response)/?>"
     r"|<(?:unused|extra_id_|seg|loc|reserved_\w*)\d+>|\[/?INST\]|<</?SYS>>|\[(?:PAD|CLS|SEP|UNK|MASK|IMG|IMG_BREAK)\]"
     r"|(?:^|\n)\s*(?:user|human|assistant|###\s*\w+)\s*:|\A(?:system|user|human|assistant)\n",
