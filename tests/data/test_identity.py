@@ -15,6 +15,7 @@ from preceptor.data.identity import (
     names_examination,
     names_patient,
     note_leaks,
+    renew_leaks,
 )
 from preceptor.data.types import Case, Dataset, Dialogue, Sample, VolumeFile
 from preceptor.data.vqa.table import read_table
@@ -210,3 +211,12 @@ def test_copies_stay_in_one_split_that_the_program_cuts(tmp_path: Path):
     data = read_table(path)
     assert len({s.split for s in data.samples if int(s.image.stem) % 2 == 0}) == 1
     assert not data.leaking
+
+
+def test_leaks_are_counted_again_after_samples_were_left_out(tmp_path: Path):
+    data = Dataset("x", "given", tmp_path, list(rows_of("vqa", tmp_path)))
+    note_leaks(data)
+    assert data.leaking
+    data.samples = [sample for sample in data.samples if sample.split != "train"]
+    renew_leaks(data)
+    assert (data.leaking, data.findings, data.notes) == (False, [], [])
