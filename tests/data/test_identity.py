@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from preceptor.data import identity
-from preceptor.data.identity import equal_files, group_by_content, names_patient, note_leaks
+from preceptor.data.identity import (
+    equal_files,
+    group_by_content,
+    identifier_findings,
+    names_examination,
+    names_patient,
+    note_leaks,
+    renew_leaks,
+)
 from preceptor.data.types import Case, Dataset, Dialogue, Sample, VolumeFile
 from preceptor.data.vqa.table import read_table
 
@@ -18,6 +26,8 @@ from preceptor.data.vqa.table import read_table
     [
         *("patient", "patient_id", "PatientID", "Patient ID", "MRN", "mrn_hash", "subject", "SubjectKey", "pid"),
         *("anon_patient_id", "participant_id", "PATIENT-NUMBER", "subj", "donor_id"),
+        *("id_patient", "NHS Number", "USUBJID", "UHID", "person_id_anon", "patient_uuid", "patient_id_1", "病人ID"),
+        *("medical_record_no", "hospital_number", "study_subject_id", "Patienten-ID", "患者编号"),
     ],
 )
 def test_names_of_patients(name):
@@ -27,6 +37,85 @@ def test_names_of_patients(name):
 @pytest.mark.parametrize("name", ["patient_age", "subject_matter", "id", "name", "group", "image", "study_id", ""])
 def test_names_of_other_things(name):
     assert not names_patient(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "study_instance_uid",
+            "StudyInstanceUID",
+            "accession",
+            "AccessionNumber",
+            "study_id",
+            "case_no",
+            "CaseID",
+            "hn",
+        ),
+        *("hadm_id", "encounter_id", "mr_no", "SeriesInstanceUID"),
+    ],
+)
+def test_names_of_examinations(name):
+    assert names_examination(name)
+    assert not names_patient(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["patient_id", "study_date", "case_report_text", "series", "scan", "image_id", "visit", "number", "examiner", ""],
+)
+def test_names_of_no_examination(name):
+    assert not names_examination(name)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_examinations_in_several_splits_are_a_warning_of_a_table(tmp_path: Path, split: bool):
+    rows = ["image,question,answer,accession_no" + ",split" * split]
+    for number in range(40):
+        (tmp_path / f"{number}.png").write_bytes(b"image %d" % number)
+        rows.append(f"{number}.png,Q{number}?,yes,A{number // 20}" + f",{'train' if number % 2 else 'test'}" * split)
+    (tmp_path / "questions.csv").write_text("\n".join(rows))
+    (finding,) = read_table(tmp_path).findings
+    assert finding.severity == "warning"
+    assert "2 of its 2 values are in several splits" in finding.reason
+    assert "A1" not in finding.reason
+
+
+def test_a_known_patient_decides_before_the_examination(tmp_path: Path):
+    rows = ["image,question,answer,visit_id,study_id,patient"]
+    for number in range(40):
+        (tmp_path / f"{number}.png").write_bytes(b"image %d" % number)
+        rows.append(f"{number}.png,Q{number}?,yes,{number % 2},{number % 2},P{number // 2}")
+    (tmp_path / "questions.csv").write_text("\n".join(rows))
+    assert read_table(tmp_path).findings == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("p1", "P1"),
+        ("007", "7"),
+        ("7.0", "7"),
+        ("P\u200b1", "P1"),
+        ("\uff30\uff11", "P1"),
+        ("A-1", "A\u20111"),
+        ("A 1", "A1"),
+    ],
+)
+def test_identifiers_that_look_alike_are_a_warning_without_their_text(names):
+    (finding,) = identifier_findings("patient", [*names, "other"])
+    assert "1 names are written in several ways" in finding.reason
+    assert not any(name in finding.reason.replace("1 names", "") for name in names if name != "7")
+
+
+def test_other_identifiers_are_no_warning():
+    assert identifier_findings("patient", ["p1", "p11", "p1.5", "", "1.5", "15", "é", "e"]) == []
+
+
+@pytest.mark.parametrize("name", ["nan", "NaN", "N/A", "unknown", "-", "None"])
+def test_a_missing_identifier_is_the_name_of_a_group_and_a_warning(name):
+    (finding,) = identifier_findings("patient", [name, name, "p1"])
+    assert f"2 rows contain {name!r}" in finding.reason
 
 
 def test_only_files_of_equal_size_and_middle_are_read_as_a_whole(tmp_path: Path, monkeypatch):
@@ -122,3 +211,12 @@ def test_copies_stay_in_one_split_that_the_program_cuts(tmp_path: Path):
     data = read_table(path)
     assert len({s.split for s in data.samples if int(s.image.stem) % 2 == 0}) == 1
     assert not data.leaking
+
+
+def test_leaks_are_counted_again_after_samples_were_left_out(tmp_path: Path):
+    data = Dataset("x", "given", tmp_path, list(rows_of("vqa", tmp_path)))
+    note_leaks(data)
+    assert data.leaking
+    data.samples = [sample for sample in data.samples if sample.split != "train"]
+    renew_leaks(data)
+    assert (data.leaking, data.findings, data.notes) == (False, [], [])

@@ -223,3 +223,52 @@ def test_no_true_answer_of_real_data_is_refused():
     assert same_answers(keyed) == set()
     # Without the answers, boxes are expected for the questions whose answers are boxes, and for no others.
     assert [pair for pair in pairs if asks_for_box(pair[1], "", pair[3]) != (pair[0] == "vg")] == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("Unfortunately, I am not in a position to interpret medical images.", "refusal"),
+        ("It is not possible for me to analyze medical images.", "refusal"),
+        ("Analyzing medical images is beyond my capabilities.", "refusal"),
+        ("There is no image attached to your message.", "refusal"),
+        ("It looks like you forgot to attach the picture.", "refusal"),
+        ("I would recommend having this looked at by a qualified radiologist.", "refusal"),
+        ("My guidelines prevent me from answering.", "refusal"),
+        ("Leider kann ich dabei nicht helfen.", "refusal"),
+        ("Non sono in grado di aiutarti.", "refusal"),
+        ("Het spijt me, ik kan hier niet mee helpen.", "refusal"),
+        ("Maaf, saya tidak bisa membantu.", "refusal"),
+        ("Thought: look. Final answer: yes", "reasoning"),
+        ('{"answer": "yes"}', "wrapped answer"),
+        ("```\nyes\n```", "wrapped answer"),
+        ('<tool_call>{"name": "zoom"}</tool_call>', "wrapped answer"),
+        ("functions.zoom({})", "wrapped answer"),
+        ("\\boxed{yes}", "wrapped answer"),
+        ("Question: is it?\nAnswer: yes", "wrapped answer"),
+        ("N/A", "placeholder"),
+        ("yes/no", "placeholder"),
+        ("[Your answer here]", "placeholder"),
+        ("\ufffd\ufffd lung", "special tokens"),
+        ("You exceeded your current quota", "error text"),
+    ],
+)
+def test_more_answers_that_are_none(answer, reason):
+    assert reason in unusable("Is there a pneumothorax?", answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("I don't think so.", "I cannot exclude a small pneumothorax.", "We cannot rule out a pneumothorax."),
+        *(
+            "The image is not provided with contrast.",
+            "The lungs are unable to give off air.",
+            "**Yes**",
+            "Answer: yes",
+        ),
+        *("Contact a healthcare professional", "None", "1. liver\n2. spleen", "Unknown", "I won't exclude it"),
+    ],
+)
+def test_more_answers_that_are_usable(answer):
+    assert unusable("Is there a pneumothorax?", answer) == []

@@ -63,6 +63,15 @@ def test_where_no_sample_is_right_the_truth_is_learnt():
     assert buffer.rounds[0]["reasons"] == {"no box": 2, "unlike": 2}
 
 
+def test_samples_that_are_no_answers_are_no_corrections():
+    buffer = CorrectionBuffer(10)
+    samples = [f"I'm sorry, but I can't assist. It is {RIGHT}", f"<think>the liver</think> {RIGHT}"]
+    reflector({r.id: "" if r.id == "d0" else r.turns[0][1] for r in ROWS}, samples).round(0, buffer)
+    (correction,) = buffer.corrections
+    assert correction.corrected == RIGHT
+    assert (buffer.rounds[0]["by_sample"], buffer.rounds[0]["unusable_samples"]) == (0, 2)
+
+
 def test_what_is_right_now_is_forgotten():
     buffer = CorrectionBuffer(10)
     reflector({r.id: "" for r in ROWS}, [""]).round(0, buffer)

@@ -93,7 +93,12 @@ def teach(
     ] = 0.5,
     agreement: Annotated[
         float,
-        typer.Option(min=0, max=1, metavar="SHARE", help="Ask this share twice, and discard answers that differ."),
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Ask this share of the first questions twice, and discard answers that differ.",
+        ),
     ] = 0.0,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Shrink larger images to this number of pixels.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -21,36 +21,94 @@ from preceptor.data.images import ImageError, content_hash
 from preceptor.data.texts import as_identifier
 from preceptor.data.texts import is_given as is_given
 from preceptor.data.types import Case, Dataset, Dialogue, Sample, Split
+from preceptor.normalizers import compatible, plain
 
 Row = TypeVar("Row", Sample, Case, Dialogue)
 
-_QUALIFIERS = {"anon", "anonymous", "anonymised", "anonymized", "deid", "deidentified", "dicom", "hashed", "original"}
-_PERSONS = {
-    *("patient", "pat", "pt", "subject", "subj", "sub", "participant", "person", "individual", "animal", "mrn"),
-    *("donor", "volunteer"),
+_QUALIFIERS = {
+    *("anon", "anonymous", "anonymised", "anonymized", "deid", "deidentified", "dicom", "hashed", "original", "study"),
+    *("pseudo", "pseudonymised", "pseudonymized", "unique"),
 }
-_NUMBERS = {"id", "ids", "identifier", "uid", "number", "no", "nr", "num", "key", "code", "name", "hash", "index"}
+_PERSONS = {
+    *("patient", "pat", "pt", "subject", "subj", "sub", "participant", "person", "individual", "animal", "donor"),
+    *("volunteer", "paciente", "patienten", "patientin", "病人", "患者", "受试者"),
+    *("mrn", "pid", "usubjid", "subjid", "uhid", "ssn", "nhs"),
+}
+_NUMBERS = {
+    *("id", "ids", "identifier", "uid", "uuid", "guid", "number", "no", "nr", "num", "key", "code", "name", "hash"),
+    *("index", "编号", "号", "番号", "姓名"),
+}
+_RECORDS = {"medicalrecord", "hospital", "chart"}
+_EXAMINATIONS = {
+    *("case", "study", "accession", "exam", "examination", "encounter", "admission", "hadm", "stay", "series", "scan"),
+    *("session", "record", "report", "病例", "检查"),
+}
 _SAMPLED = 2**16
-_JOINED = {person + number for person in _PERSONS for number in _NUMBERS} | {"pid", "medicalrecordnumber"}
+_LEAK = "Leaking split:"
+_JOINED = {person + number for person in _PERSONS for number in _NUMBERS} | {
+    record + number for record in _RECORDS for number in ("number", "no", "nr", "num")
+}
+_JOINED_EXAMINATIONS = {name + number for name in _EXAMINATIONS for number in _NUMBERS} | {
+    *("studyinstanceuid", "seriesinstanceuid", "hn", "mrno", "mrnumber", "medicalrecordid", "hospitalid", "chartid"),
+}
+_MISSING = {
+    "na",
+    "n/a",
+    "nan",
+    "nat",
+    "none",
+    "null",
+    "<na>",
+    "unknown",
+    "anonymous",
+    "anonymised",
+    "anonymized",
+    "-",
+    "?",
+}
+
+
+def _words(column: str) -> list[str]:
+    """Return the words of a column's name in lower case. A capital letter starts a word, as in PatientID."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", compatible(column)).lower()
+    return re.findall(r"[^\W\d_]+|\d+", spaced)
 
 
 def names_patient(column: str) -> bool:
-    """Return whether a column has a usual name of a patient's identifier, such as PatientID, subject or MRN.
+    """Return whether a column has a usual name of a patient's identifier, such as PatientID, id_patient or MRN.
 
     The whole name must match: `patient_age` and `subject_matter` do not.
     """
-    words = re.findall(r"[a-z]+|\d+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", column).lower())
-    while len(words) > 1 and words[0] in _QUALIFIERS:
-        words = words[1:]
-    if not words:
+    words = _words(column)
+    named = [word for word in words if word not in _QUALIFIERS and not word.isdigit()]
+    person = bool(_PERSONS.intersection(named)) and all(word in _PERSONS or word in _NUMBERS for word in named)
+    return person or "".join(named) in _JOINED
+
+
+def names_examination(column: str) -> bool:
+    """Return whether a column may identify examinations, or patients in other words: accession_number, case_no, HN.
+
+    Their values may also be those of a trial, a visit or a scanner. They do not decide the groups; `unused_patients`
+    reports them.
+    """
+    words = _words(column)
+    named = [word for word in words if not word.isdigit()]
+    if names_patient(column) or not named:
         return False
-    person = words[0] in _PERSONS and all(word in _NUMBERS for word in words[1:])
-    return person or "".join(words) in _JOINED
+    numbers = [word for word in named if word in _NUMBERS or word in ("instance", "nbr")]
+    examination = len(named) - len(numbers) == 1 and bool(_EXAMINATIONS.intersection(named))
+    alone = len(named) > 1 or named[0] in ("case", "study", "accession", "exam", "病例")
+    return (examination and alone) or "".join(named) in _JOINED_EXAMINATIONS
 
 
 def patient_columns(columns: Iterable[str]) -> list[str]:
     """Return the columns that name a patient, in order."""
     return [column for column in columns if names_patient(column)]
+
+
+def examination_columns(columns: Iterable[str]) -> list[str]:
+    """Return the columns that may name an examination or a patient, in order (see `names_examination`)."""
+    return [column for column in columns if names_examination(column)]
 
 
 def merge_groups(rows: Sequence[Row], keys: Callable[[Row], Iterable[Hashable]]) -> list[Row]:
@@ -185,10 +243,22 @@ def note_leaks(data: Dataset[Row], *, published: bool = False) -> None:
         counts = f"{len(keys)} of {len(crossings.splits)} {what} are in more than one split{named}"
         ids = tuple(dict.fromkeys(id for key in keys for id in crossings.ids[key]))
         whose = " of the published data set" if published else ""
-        reason = f"Leaking split: {counts}{whose}, so that held-out scores are too high."
+        reason = f"{_LEAK} {counts}{whose}, so that held-out scores are too high."
         data.leaking = True
         data.findings.append(Finding(ids, None, reason, "warning" if published else "error"))
         data.notes.append(reason)
+
+
+def renew_leaks(data: Dataset[Row]) -> None:
+    """Count leaks again after samples were left out, if `note_leaks` found some."""
+    found = [finding for finding in data.findings if finding.reason.startswith(_LEAK)]
+    if not found:
+        return
+    reasons = {finding.reason for finding in found}
+    data.findings = [finding for finding in data.findings if finding not in found]
+    data.notes = [note for note in data.notes if note not in reasons]
+    data.leaking = False
+    note_leaks(data, published=found[0].severity == "warning")
 
 
 class _Crossings:
@@ -214,7 +284,10 @@ def _trained_on(split: Split) -> Split:
 
 
 def unused_patients(column: str, values: Mapping[str, Any], rows: Sequence[Sample | Case | Dialogue]) -> Finding | None:
-    """Return a finding for a column that names patients and does not decide the groups, or None if it does no harm.
+    """Return a finding for a column that may name patients and does not decide the groups, or None if it does no harm.
+
+    It is an error for a column that names patients (see `names_patient`), and a warning for one that may name
+    examinations (see `names_examination`).
 
     Args:
         column: Name of the column.
@@ -225,15 +298,58 @@ def unused_patients(column: str, values: Mapping[str, Any], rows: Sequence[Sampl
     ids: defaultdict[str, list[str]] = defaultdict(list)
     for row in rows:
         if is_given(values.get(row.id)):
-            patient = as_identifier(values[row.id], column)
+            # Any value of a column that may be something else; the identifier of a patient must be one.
+            patient = as_identifier(values[row.id], column) if names_patient(column) else str(values[row.id]).strip()
             splits[patient].add(_trained_on(row.split))
             ids[patient].append(row.id)
     divided = [patient for patient, its_splits in splits.items() if len(its_splits) > 1]
     if not divided:
         return None
+    affected = tuple(id for patient in divided for id in ids[patient])
+    if not names_patient(column):
+        reason = (
+            f"column {column!r} may name examinations or patients and does not decide the splits: {len(divided)} of "
+            f"its {len(splits)} values are in several splits; if each value stands for one patient or examination, "
+            "rename the column to group"
+        )
+        return Finding(affected, None, reason, "warning")
     reason = (
         f"column {column!r} names {len(splits)} patients and is not used, because the table has a column group; "
         f"{len(divided)} of them are in several splits, so that held-out scores are too high; delete the column group, "
         "or make it follow the patients"
     )
-    return Finding(tuple(id for patient in divided for id in ids[patient]), None, reason)
+    return Finding(affected, None, reason)
+
+
+def identifier_findings(column: str, values: Iterable[str]) -> list[Finding]:
+    """Return warnings about the identifiers in a column that decides the groups. They contain no identifier.
+
+    Names that differ only in case, leading zeros, a decimal ``.0`` or in signs that look alike are different groups,
+    and a text such as ``nan`` is the name of one group.
+    """
+    counts = Counter(value for value in values if value)
+    spellings: defaultdict[str, set[str]] = defaultdict(set)
+    for value in counts:
+        spellings[_spelled_alike(value)].add(value)
+    alike = sum(len(names) > 1 for names in spellings.values())
+    missing = sorted(value for value in counts if plain(value).lower() in _MISSING)
+    findings = []
+    if alike:
+        reason = (
+            f"column {column!r}: {alike} names are written in several ways that differ only in case, zeros or signs "
+            "that look alike, and are different groups; write each name in one way"
+        )
+        findings.append(Finding((), None, reason, "warning"))
+    if missing:
+        rows = sum(counts[value] for value in missing)
+        reason = (
+            f"column {column!r}: {rows} rows contain {missing[0]!r}, which is read as the name of one group; leave the "
+            "cell empty if the patient is not known"
+        )
+        findings.append(Finding((), None, reason, "warning"))
+    return findings
+
+
+def _spelled_alike(name: str) -> str:
+    text = "".join(plain(name).casefold().split())
+    return str(int(number[1])) if (number := re.fullmatch(r"(\d{1,18})(?:\.0+)?", text)) else text

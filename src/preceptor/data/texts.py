@@ -209,9 +209,13 @@ def _check_header(header: list[str], place: str) -> None:
 
 
 def is_given(value: Any) -> bool:
-    """Return whether a cell has a value: not None, not NaN and not an empty text. 0 and False are values."""
+    """Return whether a cell has a value: not None, not NaN, not a text without a visible sign.
+
+    0 and False are values. Invisible signs are white space and those of the Unicode category Cf, such as the zero-width
+    space.
+    """
     if isinstance(value, str):
-        return value.strip() != ""
+        return any(not sign.isspace() and unicodedata.category(sign) != "Cf" for sign in value)
     return value is not None and not (isinstance(value, numbers.Number) and value != value)
 
 

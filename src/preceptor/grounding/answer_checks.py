@@ -27,6 +27,8 @@ Reason = Literal[
     "cut off",
     "refusal",
     "special tokens",
+    "wrapped answer",
+    "placeholder",
     "repeated text",
     "echo of the question",
     "wrong language",
@@ -46,6 +48,8 @@ FIXES: dict[str, str] = {
     "cut off": "raise --max-tokens",
     "refusal": "use a teacher that answers medical questions, or another --system-prompt",
     "special tokens": "check the chat template of the server",
+    "wrapped answer": "ask for plain text with --system-prompt",
+    "placeholder": "use another --system-prompt",
     "repeated text": "use a stronger teacher, or a --temperature above 0",
     "echo of the question": "check the chat template of the server",
     "wrong language": "ask for the language of the questions with --system-prompt",
@@ -68,7 +72,7 @@ SAME_ANSWERS, SAME_SHARE = 20, 0.8
 _FIRST_PERSON = r"(?:i|we)"
 _CANNOT = (
     r"(?:can ?not|can't|could not|couldn't|am (?:not able|unable)|'m (?:not able|unable|afraid)|are (?:not able|unable)"
-    r"|will not|won't|do not|don't|must decline|have to decline|decline|refuse)"
+    r"|will not|won't|do not|don't|must (?:decline|refrain)|must decline|have to decline|decline|refuse)"
 )
 _REFUSALS = re.compile(
     "|".join(
@@ -77,20 +81,38 @@ _REFUSALS = re.compile(
             rf"\b{_FIRST_PERSON} ?(?:am|'m|are|'re)? ?(?:so |very |truly )?(?:sorry|apologi[sz]e)\b",
             r"^(?:sorry\b|my apologies\b|apologies\b)",
             # "I do not see a fracture" and "type I cannot be excluded" are answers, "I do not see an image" is not.
-            rf"\b{_FIRST_PERSON} ?{_CANNOT}\b(?! be )(?! (?:see|detect|find|observe|notice)\b"
+            rf"\b{_FIRST_PERSON} ?{_CANNOT}\b(?! be )(?! (?:exclude|rule out|think|believe|identify|appreciate)\b)"
+            r"(?! (?:see|detect|find|observe|notice)\b"
             r"(?! (?:any |an? |the |your )?(?:attached |uploaded |medical )?(?:image|picture|photo|file)))",
             r"\bas an? (?:[\w-]+ ){0,3}(?:ai|artificial intelligence|language model|llm|assistant|chatbot)\b",
             r"\b(?:i am|i'm) (?:just |only )?(?:an? (?:[\w-]+ ){0,3}(?:ai|language model|assistant|chatbot)\b|not an? "
             r"(?:\w+ )?(?:doctor|physician|radiologist|medical))",
-            r"\b(?:can ?not|can't|unable to|not able to|not allowed to) (?:provide|give|offer|assist|help|comply)\b",
-            r"\b(?:consult|see|contact|ask) (?:with )?(?:a|an|your) (?:[\w-]+ ){0,2}(?:doctor|physician|professional"
+            r"\A(?:\w+,? )?(?:can ?not|can't|unable to|not able to|not allowed to) "
+            r"(?:do|provide|give|offer|assist|help|comply)\b",
+            r"\b(?:i'm|i am|we're|we are|it is|it's) (?:just |only )?"
+            r"not (?:in a position|qualified|possible for (?:me|us)|permitted)\b",
+            r"\b(?:i|we) (?:lack|have no (?:access|ability|way|image|picture)|"
+            r"would rather not|'d rather not|must (?:decline|refrain))\b",
+            r"\bi'd rather not\b|\bbeyond (?:my|our) (?:\w+ )?(?:capabilit|abilit|scope)"
+            r"|\bi'm (?:just |only )?a text-based\b",
+            r"\b(?:requires?|by|from) a (?:qualified|licensed|trained) (?:radiologist|physician|doctor|professional)",
+            r"\b(?:my|our) (?:\w+ )?(?:guidelines|policies|programming) (?:prevent|forbid|do not|don't)",
+            r"\b(?:blocked|flagged|rejected) (?:by|due to) (?:the |our )?(?:content|safety)",
+            r"\bno (?:image|picture|photo) (?:is )?attached\b"
+            r"|\b(?:image|picture) (?:you (?:mentioned|sent) is missing|not found)",
+            r"\bimage (?:didn't|did not|doesn't seem to have) (?:come|load|upload)|\bforgot to (?:attach|upload|send)",
+            r"\b(?:please|should|recommend\w*|advise\w*|suggest\w*|must|to|,)"
+            r" (?:consult|see|contact|ask)(?:ing)? (?:with )?(?:a|an"
+            r"|your) (?:[\w-]+ ){0,2}(?:doctor|physician|professional"
             r"|healthcare|health care|clinician|medical expert)\b",
             r"\bseek (?:\w+ )?medical (?:advice|attention|help)\b",
-            r"\bnot (?:a substitute for|intended as|provide|constitute) (?:\w+ )?(?:medical|diagnos)",
+            r"\bnot (?:a substitute for|intended as|provide|constitute) (?:\w+ )?(?:medical"
+            r"|diagnos)|\bnot medical advice\b",
             r"\bagainst (?:my|our) (?:\w+ )?(?:guideline|polic|programming|rule)",
             r"\b(?:content|usage|safety) polic(?:y|ies)\b",
             r"\bno (?:image|picture) (?:was|is|has been|were) (?:provided|attached|uploaded|given|included)",
-            r"\b(?:image|picture) (?:was|is|has) not (?:been )?(?:provided|attached|uploaded|loaded|included)",
+            r"\b(?:image|picture) (?:was|is|has) not (?:been )?(?:provided|attached|uploaded|loaded"
+            r"|included)\b(?! with)",
             r"\bplease (?:upload|provide|share|attach) ",
             # Chinese
             r"抱歉|对不起|對不起|作为(?:一个|一名|一款)?(?:ai|人工智能|语言模型|大模型|助手)|作為(?:一個|一名)?(?:ai|人工智[能慧]|語言模型)",
@@ -103,8 +125,13 @@ _REFUSALS = re.compile(
             r"\blo siento\b|\bno puedo\b|\bcomo (?:una? )?(?:ia|modelo de|inteligencia|asistente)\b",
             r"\bdesculpe\b|\bsinto muito\b|\b(?:eu )?não posso\b|\bcomo (?:um|uma) (?:ia|modelo|assistente)\b",
             r"\bmi dispiace\b|\bnon posso\b|\bcome (?:ia|modello|assistente|intelligenza)\b",
+            r"\bleider (?:kann|darf|bin) ich\b|\bentschuldigung\b|\bdas kann ich (?:nicht|leider)",
+            r"\bje n'ai pas (?:la capacité|accès)|\bnon sono in grado\b|\bnão consigo (?:ajudar|responder|analisar)",
+            # Turkish, Dutch, Polish, Vietnamese, Indonesian, Thai, Hindi
+            r"\büzgünüm\b|\bhet spijt me\b|\bprzykro mi\b|\bprzepraszam\b|\bxin lỗi\b|\btôi không thể\b|\bmaaf\b"
+            r"|ขอโทษ|ขออภัย|क्षमा|माफ़",
             # Russian, Japanese, Korean, Arabic
-            r"извините|простите|я не могу|как (?:ии|языковая модель|искусственный)",
+            r"извините|простите|к сожалению,? (?:я )?не могу|я не могу|как (?:ии|языковая модель|искусственный)",
             r"申し訳|ごめんなさい|お答えでき|診断(?:は|を)?(?:行え|でき)ません|aiとして",
             r"죄송|(?:제공|답변|진단)할 수 없|ai로서",
             r"آسف|أعتذر|لا أستطيع|لا يمكنني",
@@ -116,21 +143,35 @@ _REASONING = re.compile(
     r"|begin_of_thought|end_of_thought|seed:think)\s*(?:\||/)?[>▷\]]"
     r"|<\|(?:channel|begin_of_thought|end_of_thought|START_THINKING|END_THINKING)\|>|<\|?(?:think|tool▁calls)"
     r"|\A(?:okay|ok|alright|hmm+|well|so)[,.]+ (?:so |now )?(?:let'?s|let me|i (?:need|should|have)|the user)"
+    r"|\A(?:thought|reasoning|thinking|analysis|step 1)\s*:|\A(?:to answer (?:this|the) question, i)\b"
     r"|\A(?:first, )?(?:let me think|let's think|i need to (?:think|figure|look|determine|analy[sz]e))"
     r"|\bthe user (?:is asking|asks|asked|wants|wanted)\b|\A(?:好的|嗯|首先)?[，,]?(?:用户(?:想|要|问|询问|让)|我需要)",
     re.IGNORECASE,
 )
+_WRAPPERS = re.compile(
+    r"\A(?:```|\{|\[\s*[\{\"'])|```\s*\Z|</?tool_call|<function=|\\boxed\{|\A\w+(?:\.\w+)*\([^)]*\)\Z"
+    r"|\A(?:question|q)\s*:.*\s(?:answer|a)\s*:",
+    re.IGNORECASE | re.DOTALL,
+)
+_PLACEHOLDERS = re.compile(
+    r"(?:n/a|null|nan|undefined|todo|tbd|yes (?:or|/) no|yes/no|(?:final )?(?:answer|a|response)\s*:|"
+    r"[\[<{(](?:your|insert|the|an?)\b[^\[\]<>{}()]*[\]>})])",
+    re.IGNORECASE,
+)
+_GARBLED = re.compile("\ufffd|[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f]")
 _ERRORS = re.compile(
     r"""\A\s*(?:\{\s*["'](?:error|detail|errors|fault|status_?code|traceback)["']|\{\s*["']object["']\s*:\s*["']error"""
     r"|<!doctype|<html|<\?xml|<head\b|<body\b|traceback \(most recent call last\)"
     r"|(?:http )?(?:error|status)(?: code)?:? ?[45]\d\d"
     r"|[45]\d\d (?:bad gateway|internal server|service unavailable|too many requests|gateway time|forbidden|not found)"
-    r"|(?:internal server error|bad gateway|service unavailable|rate limit|upstream connect error|request timed out)"
+    r"|(?:insufficient quota|you exceeded your (?:current )?quota|internal server error|bad gateway"
+    r"|service unavailable|rate limit|upstream connect error|request timed out)"
     r"|\w*(?:error|exception): )|\b(?:cuda )?out of memory\b",
     re.IGNORECASE,
 )
 _TOKENS = re.compile(
-    r"<\|(?!(?:object_ref|box)_(?:start|end)\|>)[^<>|]{1,40}\|>|</?(?:image|images|img|video|bos|eos|pad|unk|s|sep|cls|mask|patch|start_of_turn"
+    r"<\|(?!(?:object_ref|box)_(?:start|end)\|>)[^<>|]{1,40}\|>|</?(?:image|images|img|video|bos"
+    r"|eos|pad|unk|s|sep|cls|mask|patch|start_of_turn"
     r"|end_of_turn|start_of_image|end_of_image|image_soft_token|im_patch|im_start|im_end|answer|final|response)/?>"
     r"|<(?:unused|extra_id_|seg|loc|reserved_\w*)\d+>|\[/?INST\]|<</?SYS>>|\[(?:PAD|CLS|SEP|UNK|MASK|IMG|IMG_BREAK)\]"
     r"|(?:^|\n)\s*(?:user|human|assistant|###\s*\w+)\s*:|\A(?:system|user|human|assistant)\n",
@@ -185,7 +226,9 @@ def unusable(
         "reasoning": bool(_REASONING.search(text)),
         "cut off": not ended,
         "refusal": bool(_REFUSALS.search(plain)),
-        "special tokens": bool(_TOKENS.search(text)),
+        "special tokens": bool(_TOKENS.search(text) or _GARBLED.search(answer)),
+        "wrapped answer": bool(_WRAPPERS.search(prose)),
+        "placeholder": bool(_PLACEHOLDERS.fullmatch(prose.strip())),
         "repeated text": _repeats(prose) or any(count >= MOST_REPEATS for count in Counter(valid).values()),
         "echo of the question": _echoes(prose, question) or _echoes(prose, system_prompt),
         "wrong language": _other_language(without_boxes(question), prose),

@@ -18,6 +18,7 @@ from preceptor.data.grounding.box_formats import (
     Size,
     convert,
     find_boxes,
+    from_canonical,
     is_native,
     written_boxes,
 )
@@ -190,7 +191,7 @@ class BoxConvention:
 
     def _write(self, text: str, size: Size | None) -> str:
         # The marks of a name are no boxes: they stay, as the teacher is asked the same question whatever its format.
-        return convert(text, CANONICAL, self.format, target_size=size) if find_boxes(text) else text
+        return from_canonical(text, self.format, size) if find_boxes(text) else text
 
 
 def _read(text: str, *, format: str, size: Size | None) -> str:

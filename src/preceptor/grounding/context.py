@@ -95,8 +95,11 @@ class RunContext:
         return str(folder)
 
     def box_format(self, config: VlmConfig, run: str | None = None) -> str:
-        """Return the format of the boxes of a model of the recipe, or of the model of another run."""
-        if run is None and config.box_format != "auto":
+        """Return the format of the boxes of a model of the recipe, or of the model of another run.
+
+        The setting decides before what the checkpoint says.
+        """
+        if config.box_format != "auto":
             return config.box_format
         source = run or config.source
         if source is None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from preceptor.data.grounding.check import fault_findings
 from preceptor.data.identity import note_leaks
 from preceptor.data.locations import FOLDERS
 from preceptor.data.readers import GROUNDING, read_named
@@ -33,7 +34,7 @@ def read_recipe_dialogues(
         UserError: a needed split is empty, or a reader refuses the data.
     """
     data = read_named(GROUNDING, config, scratch)
-    note_leaks(data, published=config.name in FOLDERS)
+    data.findings += fault_findings(data, config.boxes)
     rows = [row for row in data.samples if row.task in config.tasks]
     if config.train_share < 1:
         student_groups = groups_of_share(rows, config.train_share, config.split_seed)
@@ -51,6 +52,7 @@ def read_recipe_dialogues(
             data.notes.append(f"In addition, {len(unused):,} dialogues were used without answers (data.unlabelled).")
     rows = _limit_rows(rows, "test", config.test_rows, config.split_seed)
     data.samples = _limit_rows(rows, "validation", config.validation_rows, config.split_seed)
+    note_leaks(data, published=config.name in FOLDERS)  # of what is used
     for split in needed:
         if not data.split(split):
             tasks = ", ".join(config.tasks)

@@ -43,8 +43,8 @@ class CheckSettings:
 
     Args:
         min_usable: smallest fraction of usable answers. The run stops as soon as it is out of reach.
-        agreement: fraction of the questions, at random, that are asked a second time. An answer that differs from the
-            second one is not usable.
+        agreement: fraction of the first questions of the dialogues, at random, that are asked a second time. An answer
+            that differs from the second one is not usable. Later questions, which follow on answers, are asked once.
         system_prompt: the teacher's system prompt, whose echo is no answer.
         page: write `labels.html`, with random answers, after the first answers and at the end.
     """

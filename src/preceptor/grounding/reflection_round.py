@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from preceptor.data.splits import ordered
 from preceptor.data.types import Dialogue
+from preceptor.grounding.answer_checks import asks_for_box, unusable
 from preceptor.grounding.reflection import Alike, Correction, CorrectionBuffer, Reason, best_correction, judge
 from preceptor.grounding.selection import Similarity
 from preceptor.grounding.settings import ReflectionConfig
@@ -39,8 +40,9 @@ class Reflector:
     def round(self, number: int, buffer: CorrectionBuffer) -> None:
         """Run round `number`. The same number always uses the same dialogues and seeds.
 
-        A question that is answered correctly leaves the buffer. If no sampled correction is acceptable, the true answer
-        is used; the entry of the round counts how often a sample was.
+        A question that is answered correctly leaves the buffer. Samples that are no answers (`answer_checks`), such
+        as a refusal, are no corrections. If no sampled correction is acceptable, the true answer is used; the entry
+        of the round counts how often a sample was, and the samples that are no answers.
         """
         text_similarity = pairwise(self.similarity)
         by_id = {row.id: row for row in self.rows}
@@ -59,15 +61,19 @@ class Reflector:
         explained = [replace(row, turns=(*row.turns[:-1], (explain(row, answer), ""))) for row, answer, _ in wrong]
         seed = self.seed * 1000 + number + 1
         sampled = self.corrector(explained, self.config.candidates, self.config.temperature, seed) if explained else []
-        by_sample = 0
+        by_sample, unusable_samples = 0, 0
         for (row, answer, reason), candidates in zip(wrong, sampled, strict=True):
             question, truth = row.turns[-1]
-            best = best_correction(candidates, truth, text_similarity, tau=self.config.tau, overlap=self.config.overlap)
+            wants_box = asks_for_box(question, truth)
+            usable = [text for text in candidates if not unusable(question, text, wants_box=wants_box)]
+            unusable_samples += len(candidates) - len(usable)
+            best = best_correction(usable, truth, text_similarity, tau=self.config.tau, overlap=self.config.overlap)
             by_sample += best is not None
             corrected = best[0] if best is not None else truth
             buffer.add(Correction(row.id, question, answer, corrected, reason, number))
         entry = buffer.close_round(len(chosen), dict(failures), len(wrong))
         entry["by_sample"] = by_sample
+        entry["unusable_samples"] = unusable_samples
 
 
 def explain(row: Dialogue, wrong: str) -> str:

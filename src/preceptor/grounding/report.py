@@ -257,7 +257,8 @@ def _reflection(run: RunRecord) -> list[Any]:
             str(r["asked"]),
             f"{r['failed']} ({percent(r['failure_rate'], unit=True)})",
             ", ".join(f"{reason}: {n}" for reason, n in r["reasons"].items()) or NONE,
-            f"{r['corrected']} ({r.get('by_sample', 0)} by a sample, the others by the true answer)",
+            f"{r['corrected']} ({r.get('by_sample', 0)} by a sample, the others by the true answer; "
+            f"{r.get('unusable_samples', 0)} samples were no answers)",
             str(r["size"]),
         ]
         for r in rounds

@@ -55,7 +55,10 @@ def gather(
         raise UserError(f"--split {split}: give train or unlabelled")
     if root is not None and len(names) > 1:
         raise UserError("--root is for one data set: set PRECEPTOR_DATA, or run the command once per data set")
-    read = [read_dialogues(name, root, questions=questions, box_format=data_box_format) for name in names]
+    try:
+        read = [read_dialogues(name, root, questions=questions, box_format=data_box_format) for name in names]
+    except UserError as error:  # the readers name the setting of a recipe
+        raise UserError(str(error).replace("data.box_format", "--data-box-format")) from None
     # The name of a user's file or folder may be a patient's.
     labels = [one.name if name in READERS else "own data" for name, one in zip(names, read, strict=True)]
     whole = GroundingDataset(

@@ -45,7 +45,11 @@ def load_teacher(context: RunContext) -> GroundedVlm:
     source = folder or str(recipe.output_folder / "teacher" / "model")
     config = recipe.teacher.model
     vlm = GroundedVlm.load(
-        source, max_pixels=config.max_pixels, cut_off=config.cut_off, allow_downloads=recipe.allow_downloads
+        source,
+        max_pixels=config.max_pixels,
+        cut_off=config.cut_off,
+        box_format=None if config.box_format == "auto" else config.box_format,
+        allow_downloads=recipe.allow_downloads,
     )
     vlm.requires_grad_(False).eval()
     return vlm if recipe.method.teacher_offload == "cpu" else vlm.to(processes().device)

@@ -26,8 +26,8 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...
         UserError: the root is missing or contains no cases, or a needed split is empty.
     """
     data = read_named(SEGMENTATION, config, scratch)
-    note_leaks(data)
     _reduce_labels(data, config)
+    note_leaks(data)  # of what is used
     for split in needed:
         if not data.split(split):
             raise UserError(

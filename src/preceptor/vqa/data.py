@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data.findings import Finding
-from preceptor.data.identity import note_leaks
+from preceptor.data.identity import note_leaks, renew_leaks
 from preceptor.data.image_folder import find_images
 from preceptor.data.locations import FOLDERS
 from preceptor.data.provenance import CACHE, hash_images, leave_out, match_images, note_undecoded
@@ -79,6 +79,7 @@ def read_data(
         data.notes.append(f"Trained on {config.train_share:.0%} of the training groups (data.train_share).")
     elif keep_rest:
         raise UserError("data.unlabelled=[rest] needs samples that data.train_share=1 leaves out; set it below 1")
+    renew_leaks(data)  # of what is used
     add_unlabelled(data, config, scratch)
     for split in needed:
         if not data.split(split):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -324,3 +325,147 @@ def test_a_byte_order_mark_is_no_error(tmp_path):
 def test_repeated_ids(tmp_path):
     with pytest.raises(UserError, match="several records have the id '1'"):
         read(tmp_path, talk(id=1), talk(id="1"))
+
+
+def one(tmp_path, answer, question="Where is it?", count=1, size=(400, 300), **settings):
+    """Read records with one image each. `answer` may be a function of the number of the record."""
+    rows = []
+    for number in range(count):
+        Image.new("L", size, number).save(tmp_path / f"{number}.png")
+        text = answer(number) if callable(answer) else answer
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": text}]
+        rows.append({"image": f"{number}.png", "conversations": turns})
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    return read_sharegpt(tmp_path / "d.json", **settings)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "[100 200 300 400]",
+            "[100; 200; 300; 400]",
+            "[10%, 20%, 30%, 40%]",
+            "100, 200, 300, 400",
+            "0 0.5 0.5 0.2 0.3",
+        ),
+        *("x1=100, y1=200, x2=300, y2=400", '["100", "200", "300", "400"]', "<coords x='1' y='2'>liver</coords>"),
+        *("[10, 20, 300, 20, 300, 200, 10, 200]", "[[10, 20], [300, 20], [300, 200]]", "<100, 200, 300, 400>"),
+        *("center (200, 150), size 60 x 40", "from (100, 200) to (300, 400)", "The box is at 100, 200, 300, 400."),
+        *('{"polygon": [[10, 20], [300, 20], [5, 5]]}', "{'cx': 0.5, 'cy': 0.5}", "x: 10, y: 20, w: 30, h: 40"),
+    ],
+)
+def test_numbers_that_may_be_boxes_are_a_finding(tmp_path, answer):
+    data = one(tmp_path, answer)
+    assert any("numbers that may be boxes" in finding.reason for finding in data.findings)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "T1, T2, FLAIR",
+            "levels 3, 4 and 5",
+            "2.5 x 3.1 x 4.0 cm",
+            "grades (1, 2)",
+            "see [1, 2, 3]",
+            "12/03/2020, 10:30",
+        ),
+        *("C3-C4, C4-C5", "1. liver\n2. spleen\n3. kidney\n4. lung", "BP 120/80, HR 72, RR 16, T 37.2", "x-ray"),
+    ],
+)
+def test_other_numbers_are_no_finding(tmp_path, answer):
+    assert one(tmp_path, answer).findings == []
+
+
+@pytest.mark.parametrize("mark", ["<region>", "<mask>", "</s>", "<|im_start|>", "![](secret.png)", "{image}", "<SEG>"])
+def test_marks_that_are_read_as_text_are_a_finding(tmp_path, mark):
+    (finding,) = one(tmp_path, "liver", f"{mark} What is it?").findings
+    assert "marks in the texts" in finding.reason
+    assert "secret" not in finding.reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "box"),
+    [
+        ("（100，200），（300，400）", "(100,200),(300,400)"),  # noqa: RUF001
+        ("<|box_start|>（１００，200），（300，400）<|box_end|>", "(100,200),(300,400)"),  # noqa: RUF001
+        ('{"bbox": "100, 200, 300, 400"}', "(100,200),(300,400)"),
+        ("\u4f4d\u7f6e\uff1a[100\uff0c200\uff0c300\uff0c400]", "(100,200),(300,400)"),
+    ],
+)
+def test_signs_of_other_keyboards_and_quotes_are_read(tmp_path, answer, box):
+    text = one(tmp_path, answer).samples[0].turns[0][1]
+    assert text.endswith(f"<|box_start|>{box}<|box_end|>")
+
+
+@pytest.mark.parametrize("format", ["[{}, {}, {}, {}]", "<box>({},{}),({},{})</box>"])
+def test_fractions_among_thousandths_are_asked_for(tmp_path, format):
+    boxes = [(100, 200, 300, 400), (0.1, 0.2, 0.3, 0.4)]
+    with pytest.raises(UserError, match=r"1 of 2 boxes have values in 0 to 1.*data.box_format"):
+        one(tmp_path, lambda number: format.format(*boxes[number]), count=2)
+
+
+@pytest.mark.parametrize("name", ["xyxy-thousandths", "xyxy-pixels", "qwen3-vl"])
+def test_fractions_do_not_fit_another_format(tmp_path, name):
+    with pytest.raises(UserError, match=r"box 0.1, 0.2, 0.3, 0.4 has values in 0 to 1"):
+        one(tmp_path, "[0.1, 0.2, 0.3, 0.4]", box_format=name)
+
+
+def test_another_syntax_than_that_of_the_named_format_is_no_box(tmp_path):
+    with pytest.raises(UserError, match="is not a box that can be read"):
+        one(tmp_path, "[100, 200, 300, 400]", box_format="paligemma")
+    with pytest.raises(UserError, match=r"data.box_format=none, but 1 texts contain boxes"):
+        one(tmp_path, "<box>(1,2),(3,4)</box>", box_format="none")
+
+
+def test_per_cent_is_a_format(tmp_path):
+    data = one(tmp_path, "[10, 20, 30, 95]", box_format="xyxy-percent")
+    assert data.samples[0].turns[0][1] == "<|box_start|>(100,200),(300,950)<|box_end|>"
+    with pytest.raises(UserError, match="xyxy-thousandths and xyxy-percent and xyxy-pixels"):
+        one(tmp_path, "[10, 20, 30, 95]")
+
+
+@pytest.mark.parametrize(
+    ("answer", "count", "doubt"),
+    [
+        (lambda n: f"<box>({n},20),(90,95)</box>", 4, "upper left tenth"),
+        (lambda n: f"[0.{n + 1}, 0.2, 0.5, 0.6]", 4, r"as \[x, y, width, height\], too"),
+        (lambda n: f"<box>({n},20),(390,290)</box>", 10, "inside the images in pixels, too"),
+    ],
+)
+def test_a_format_that_may_be_another_one_is_a_warning(tmp_path, answer, count, doubt):
+    (finding,) = one(tmp_path, answer, count=count).findings
+    assert re.search(doubt + ".*data.box_format", finding.reason)
+
+
+def test_dialogues_without_an_image_are_a_finding(tmp_path):
+    turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "<box>(1,2),(300,400)</box>"}]
+    (tmp_path / "d.json").write_text(json.dumps([{"conversations": turns}]))
+    (finding,) = read_sharegpt(tmp_path / "d.json").findings
+    assert (finding.severity, "1 dialogues have boxes but no image" in finding.reason) == ("error", True)
+    turns[1]["value"] = "yes"
+    (tmp_path / "d.json").write_text(json.dumps([{"conversations": turns}]))
+    (finding,) = read_sharegpt(tmp_path / "d.json").findings
+    assert finding.severity == "warning"
+
+
+@pytest.mark.parametrize("extra", [{"content": "other"}, {"role": "assistant"}])
+def test_a_message_with_two_contents_or_speakers_is_refused(tmp_path, extra):
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "Q", **extra}, {"from": "gpt", "value": "A"}]
+    (tmp_path / "d.json").write_text(json.dumps([{"image": "a.png", "conversations": turns}]))
+    with pytest.raises(UserError, match="keep one of them"):
+        read_sharegpt(tmp_path / "d.json")
+
+
+def test_examinations_in_several_splits_are_a_warning(tmp_path):
+    rows = []
+    for number in range(4):
+        Image.new("L", (9, 9), number).save(tmp_path / f"{number}.png")
+        turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+        split = "train" if number % 2 else "test"
+        rows.append({"image": f"{number}.png", "conversations": turns, "accession": f"A{number // 2}", "split": split})
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    reasons = [finding.reason for finding in read_sharegpt(tmp_path / "d.json").findings]
+    assert any("'accession' may name examinations" in reason for reason in reasons)

@@ -97,6 +97,12 @@ def findings_of(*answers: str) -> dict[str, str]:
         (("NA", "nan", "left"), "2 answers, such as 'NA', look like a missing value", "warning"),
         (("True", "FALSE"), "look like truth values", "warning"),
         (("1", "1.0", "2"), "1 numbers are written in several ways, such as 1 and 1.0", "warning"),
+        (("1E5", "100000"), "1 numbers are written in several ways, such as 100000 and 1e5", "warning"),
+        (("-1", "1"), "1 answers, such as '-1', are numbers whose sign", "warning"),
+        (("1,5",), "1 answers, such as '1,5', are numbers whose sign, decimal comma", "warning"),
+        (("10²", "1½"), "2 answers, such as '10²', are numbers whose sign, decimal comma, power", "warning"),
+        (("('yes',)", "b'no'", "np.str_('x')", "Timestamp('2020-01-01')"), "4 answers, such as", "error"),
+        (("?", "undefined"), "2 answers, such as '?', look like a missing value", "warning"),
     ],
 )
 def test_texts_that_a_program_wrote_are_findings(answers, words, severity):

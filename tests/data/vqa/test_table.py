@@ -273,3 +273,20 @@ def test_wrong_paths(folder):
         read_table(folder / "none.csv")
     with pytest.raises(UserError, match=r"must end in \.csv or \.jsonl"):
         read_table(write(folder, "[]", "t.json"))
+
+
+@pytest.mark.parametrize("column", ["set", "subset", "partition", "dataset_split"])
+def test_a_column_of_split_names_that_is_not_read_is_an_error(folder, column):
+    rows = [
+        {"image": name, "question": "Q?", "answer": "x", column: split}
+        for name, split in (("a.png", "train"), ("b.png", "test"))
+    ]
+    (finding,) = read_table(write_rows(folder, rows, "t.jsonl")).findings
+    assert (finding.severity, f"column {column!r} contains names of splits" in finding.reason) == ("error", True)
+
+
+@pytest.mark.parametrize("sign", ["\u200b", "\ufeff", "\u200e \u2060"])
+@pytest.mark.parametrize("column", ["question", "answer"])
+def test_a_text_of_invisible_signs_is_empty(folder, column, sign):
+    with pytest.raises(UserError, match=f"the {column} is empty"):
+        read_table(write_rows(folder, [{"image": "a.png", "question": "Q?", "answer": "x", column: sign}], "t.jsonl"))

@@ -43,12 +43,17 @@ class FormatDecision:
         boxes: number of boxes.
         candidates: formats that agree with all boxes, if there are several.
         reason: why there is no decision.
+        doubt: why the decision may be wrong although the format agrees with all boxes.
     """
 
     format: str | None
     boxes: int = 0
     candidates: tuple[str, ...] = ()
     reason: str = ""
+    doubt: str = ""
+
+
+_Numbers = tuple[Sequence[float], str, Sizes]
 
 
 @dataclass
@@ -87,7 +92,39 @@ def decide_format(texts: Iterable[tuple[str, str, Sizes]]) -> FormatDecision:
         listed = ", ".join(f"{d.format} at {groups[kind].boxes[0][1]}" for kind, d in sorted(decisions.items()))
         reason = f"the boxes are in several formats ({listed})"
         return FormatDecision(None, count, tuple(sorted(map(str, formats))), reason)
-    return FormatDecision(formats.pop(), count)
+    format = str(formats.pop())
+    doubts = (_doubt(kind, group, BOX_FORMATS[format].unit) for kind, group in groups.items())
+    return FormatDecision(format, count, doubt=next((doubt for doubt in doubts if doubt), ""))
+
+
+FEW, MANY = 4, 10
+"""Numbers of different boxes from which a coincidence is improbable, and from which images are opened to find out."""
+
+
+def _doubt(kind: str, group: _Group, unit: str) -> str:
+    """Return why boxes may be in another format than the one that was found, or an empty text."""
+    numbers = [(box.numbers, place, sizes) for box, place, sizes in group.boxes if box.numbers is not None]
+    different = {values for values, *_ in numbers}
+    if len(different) < FEW or kind in _UNIQUE:
+        return ""
+    if unit == "thousandths" and max(map(max, different)) <= 100:
+        return f"all {len(numbers)} boxes are in the upper left tenth of the images, as if their numbers were per cent"
+    if kind in ("list", "bbox_2d") and _as_sizes_inside(numbers, unit):
+        return f"all {len(numbers)} boxes are inside the images as [x, y, width, height], too"
+    if kind == "corners" and unit == "thousandths" and len(different) >= MANY and _inside(numbers, lambda size: size):
+        known = [size for *_, sizes in numbers for size in sizes() or ()]
+        if known and all(min(size) < SIDE for size in known):
+            return f"all {len(numbers)} boxes are inside the images in pixels, too"
+    return ""
+
+
+def _as_sizes_inside(numbers: Sequence[_Numbers], unit: str) -> bool:
+    """Return whether all boxes are inside their images if they are read as [x, y, width, height]."""
+    as_corners = [((x, y, x + width, y + height), place, sizes) for (x, y, width, height), place, sizes in numbers]
+    if "pixels" in unit:
+        return _inside(as_corners, lambda size: size)
+    limit = {"unit": 1, "percent": 100}.get(unit, SIDE)
+    return all(max(values) <= limit for values, *_ in as_corners)
 
 
 def _decide_group(kind: str, group: _Group) -> FormatDecision:
@@ -112,10 +149,16 @@ def _decide_group(kind: str, group: _Group) -> FormatDecision:
         if fractions:
             return FormatDecision("xyxy-unit", len(numbers))
         return FormatDecision(None, 0, ("xyxy-unit", "xyxy-thousandths"), f"all numbers are 0 or 1, such as at {place}")
+    units = [place for values, place, _ in numbers if max(values) <= 1 and any(value != int(value) for value in values)]
+    if units:
+        reason = f"{len(units)} of {len(numbers)} boxes have values in 0 to 1, such as at {units[0]}, and others do not"
+        return FormatDecision(None, 0, (), reason)
     thousandths = {"corners": CANONICAL, "bbox_2d": "qwen3-vl"}.get(kind, "xyxy-thousandths")
     if kind == "corners" and highest <= SIDE:
         return FormatDecision(CANONICAL, len(numbers))
     candidates = [thousandths] if highest <= SIDE else []
+    if kind == "list" and highest <= 100:
+        candidates.append("xyxy-percent")
     if _inside(numbers, lambda size: size):
         candidates.append("xyxy-pixels")
     if kind == "bbox_2d" and _inside(numbers, smart_resize):
@@ -131,10 +174,12 @@ def _decide_group(kind: str, group: _Group) -> FormatDecision:
     if kind == "corners":
         candidates.append(CANONICAL)
     reason = f"values up to {highest:g} fit {' and '.join(candidates)}"
+    if kind != "corners" and _as_sizes_inside(numbers, "pixels"):
+        reason += "; if they are [x, y, width, height], rewrite them as corners"
     return FormatDecision(None, 0, tuple(candidates), reason)
 
 
-def _inside(numbers: Sequence[tuple[Sequence[float], str, Sizes]], seen: Callable[[Size], Size]) -> bool:
+def _inside(numbers: Sequence[_Numbers], seen: Callable[[Size], Size]) -> bool:
     """Return whether every box is inside one of the images of its text. Images of unknown size contain every box."""
     for (x0, y0, x1, y1), _, sizes in numbers:
         known = sizes()

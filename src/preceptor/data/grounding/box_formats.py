@@ -29,6 +29,7 @@ from preceptor.data.grounding.box_syntax import (
     REFERENCE,
     Passage,
     Syntax,
+    ascii_numbers,
     find_passages,
     read_marked,
 )
@@ -37,7 +38,7 @@ from preceptor.errors import UserError, nearest
 
 Size = tuple[int, int]
 """Width and height in pixels."""
-Unit = Literal["thousandths", "unit", "pixels", "resized pixels", "1024 bins", "1000 bins"]
+Unit = Literal["thousandths", "unit", "percent", "pixels", "resized pixels", "1024 bins", "1000 bins"]
 
 CANONICAL = "qwen2-vl"
 """The format in which texts are stored. All its boxes are in thousandths."""
@@ -107,6 +108,7 @@ BOX_FORMATS: dict[str, BoxFormat] = {
         BoxFormat("florence", "1000 bins", "loc1000", frozenset({"loc1000"})),
         BoxFormat("xyxy-thousandths", "thousandths", "list", _X_FIRST),
         BoxFormat("xyxy-unit", "unit", "list", _X_FIRST),
+        BoxFormat("xyxy-percent", "percent", "list", _X_FIRST),
         BoxFormat("xyxy-pixels", "pixels", "list", _X_FIRST),
     )
 }
@@ -161,6 +163,8 @@ def _to_box(numbers: Sequence[float], syntax: Syntax, format: BoxFormat, size: S
             return (a, b, c, d)
         case "unit":
             return (a * SIDE, b * SIDE, c * SIDE, d * SIDE)
+        case "percent":
+            return (a * SIDE / 100, b * SIDE / 100, c * SIDE / 100, d * SIDE / 100)
         case "1024 bins":
             return (a * SIDE / 1024, b * SIDE / 1024, c * SIDE / 1024, d * SIDE / 1024)
         case "1000 bins":
@@ -178,6 +182,8 @@ def _to_numbers(box: Sequence[float], format: BoxFormat, size: Size | None) -> t
             numbers = _round_box((x0, y0, x1, y1))
         case "unit":
             numbers = tuple(value / SIDE for value in _round_box((x0, y0, x1, y1)))
+        case "percent":
+            numbers = tuple(value * 100 / SIDE for value in _round_box((x0, y0, x1, y1)))
         case "1024 bins":
             numbers = tuple(min(1023, max(0, round(value * 1024 / SIDE))) for value in (x0, y0, x1, y1))
         case "1000 bins":
@@ -340,7 +346,8 @@ def convert(text: str, source: str, target: str, size: Size | None = None, *, ta
     """Translate the boxes of a text from one format into another. The rest of the text stays as it is.
 
     A box that cannot be read is kept as it is written; if the target is `CANONICAL` or another format with marks, it is
-    marked, so that `find_boxes` returns and counts it. Text without boxes, and boxes that are already in the target
+    marked, so that `find_boxes` returns and counts it, with a question mark before numbers in a syntax that the source
+    does not have: nothing reads them as thousandths. Text without boxes, and boxes that are already in the target
     format, are not changed.
 
     Args:
@@ -392,6 +399,8 @@ def _convert(
             numbers, labels = zip(*readable, strict=True)
             pieces.append(write(numbers, labels, reader.name, target_size))
             pieces += [begin + box.text + end for box in boxes if box.box is None]
+        elif any(item.numbers is not None for item in passage.items):
+            pieces.append("".join(f"{begin}?{item.text}{end}" for item in passage.items))
         elif passage.marked:
             pieces.append(_translate_references(text[passage.start : passage.end], reader))
         else:
@@ -402,11 +411,12 @@ def _convert(
 
 def _is_native(text: str, passage: Passage, format: BoxFormat) -> bool:
     """Return whether a passage is written as `format` writes it, or as bare corners if it writes marked corners."""
-    if passage.syntax != format.syntax:
+    written = text[passage.start : passage.end]
+    if passage.syntax != format.syntax or ascii_numbers(written) != written:
         return False
     if not passage.marked:
         return format.marks is None or passage.syntax == "corners"
-    return format.marks is not None and format.marks[2] in text[passage.start : passage.end]
+    return format.marks is not None and format.marks[2] in written
 
 
 def _translate_references(text: str, format: BoxFormat) -> str:

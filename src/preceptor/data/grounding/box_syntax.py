@@ -57,6 +57,42 @@ _BETWEEN = re.compile(r"[\s,;]*")
 _HINT = re.compile(r"[\[({]|<(?:loc|patch_index|box|\||quad|poly|obb)|bbox_2d|box_2d")
 
 
+_ASCII = str.maketrans(
+    dict(zip("（）［］｛｝，：；．－\u2212\u2010\u2011\u2012\u2013", "()[]{},:;.------", strict=True))  # noqa: RUF001
+    | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
+)
+"""Signs of other keyboards between and in numbers. Every sign stays one sign, so that positions do not change."""
+_NUMBERS = re.compile(r"[\d\s()\[\],.;\-" + re.escape("".join(map(chr, _ASCII))) + "]{7,}")
+_QUADS = re.compile(rf"{_N}%?(?:\s*[,;]\s*|\s+){_N}%?(?:\s*[,;]\s*|\s+){_N}%?(?:\s*[,;]\s*|\s+){_N}")
+_MAYBE = re.compile(
+    # numbers only between brackets: per cent, in quotes, with other separators; at least four
+    rf"[\[({{<]\s*[\"']?{_N}\s*%?[\"']?(?:[\s,;]+[\"']?{_N}\s*%?[\"']?){{3,}}\s*[\])}}>]"
+    # a chain of at least two points
+    rf"|(?:[\[(]\s*{_N}\s*[,;]\s*{_N}\s*[\])](?:[^\[\](){{}}\d]{{0,20}})){{2,}}"
+    # named coordinates, and keys and tags of other markup
+    rf"|\bx(?:_?(?:min|1|0))?[\"']?\s*[:=]\s*[\"']?{_N}.{{0,20}}\by(?:_?(?:min|1|0))?[\"']?\s*[:=]"
+    rf"|\bc_?x[\"']?\s*[:=]\s*[\"']?{_N}"
+    rf"|[\"'](?:polygon|segmentation|points?|bbox|box|bounding_box|coordinates)[\"']\s*:\s*[\[\"'{{]"
+    rf"|<(?:points?|coords?|coordinates|rect|polygon|poly)\b[^<>]*\d"
+    rf"|\b(?:cent(?:er|re)|corner|point)\b[^.\d]{{0,20}}[\[(]\s*{_N}\s*,\s*{_N}"
+    rf"|\b(?:box|bbox|coordinates?)\b[^\d\n]{{0,30}}{_QUADS.pattern}"
+    rf"|\A\W*(?:{_N}%?[\s,;]+){{3,}}{_N}%?\W*\Z",
+    re.IGNORECASE,
+)
+
+
+def ascii_numbers(text: str) -> str:
+    """Return a text of the same length in which full-width signs of four or more numbers in a row are ASCII."""
+    if text.isascii():
+        return text
+
+    def translate(match: re.Match[str]) -> str:
+        run = match[0].translate(_ASCII)
+        return run if len(_NUMBER.findall(run)) >= 4 else match[0]
+
+    return _NUMBERS.sub(translate, text)
+
+
 @dataclass(frozen=True)
 class Item:
     text: str
@@ -77,7 +113,8 @@ class Passage:
 
 
 def find_passages(text: str) -> list[Passage]:
-    """Return the boxes of a text in every syntax, in order, without overlaps."""
+    """Return the boxes of a text in every syntax, in order, without overlaps. Full-width signs count as ASCII."""
+    text = ascii_numbers(text)
     if not _HINT.search(text):
         return []
     found: list[Passage] = []
@@ -91,6 +128,14 @@ def find_passages(text: str) -> list[Passage]:
         add(find(text))
     found.sort(key=lambda passage: passage.start)
     return _join(text, [_with_reference(text, passage) for passage in found])
+
+
+def may_hold_other_boxes(text: str) -> bool:
+    """Return whether a text may contain a box or a polygon in a way of writing that `find_passages` does not find."""
+    rest = list(ascii_numbers(text))
+    for passage in find_passages(text):
+        rest[passage.start : passage.end] = " " * (passage.end - passage.start)
+    return _MAYBE.search("".join(rest)) is not None
 
 
 def _find_marked(text: str) -> Iterator[Passage]:
@@ -109,7 +154,7 @@ def _find_unclosed(text: str, start: int, end: int) -> Iterator[Passage]:
 
 
 def read_marked(inner: str) -> tuple[Syntax, tuple[Item, ...]]:
-    inner = inner.strip()
+    inner = ascii_numbers(inner).strip()
     if corners := CORNERS.fullmatch(inner):
         return "corners", (Item(inner, tuple(map(float, corners.groups()))),)
     if _LISTS.fullmatch(inner):
@@ -126,10 +171,11 @@ def _find_objects(text: str) -> Iterator[Passage]:
         if key := _KEY.search(item):
             name, value = key[1], key[2]
             list_ = _LISTS.match(value)
+            quoted = list_ is not None and not value.startswith(("[", "("))
             numbers = tuple(float(n) for n in _NUMBER.findall(list_[0])) if list_ else None
             if name in ("bbox_3d", "point_2d", "bounding_poly"):
                 yield Passage(match.start(), match.end(), "unknown", (Item(item, None, label),), json=True)
-            elif name in ("bbox_2d", "box_2d") or value.startswith("["):
+            elif name in ("bbox_2d", "box_2d") or value.startswith("[") or quoted:
                 syntax: Syntax = "bbox_2d" if name == "bbox_2d" else "box_2d" if name == "box_2d" else "list"
                 boxes: list[tuple[float, ...] | None] = [None]
                 if numbers is not None:

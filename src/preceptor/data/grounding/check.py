@@ -15,7 +15,7 @@ MOST_LISTED = 20
 def check_dialogues(
     data: GroundingDataset, policy: str, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> list[Finding]:
-    """Decode every image once and return what is wrong: faulty boxes first, then unreadable images, then counts.
+    """Decode every image once and return what is wrong: faulty boxes first, then unreadable images.
 
     `policy` is `data.boxes` of the recipe. A faulty box is an error if it is `refuse`, else a warning.
     """
@@ -33,7 +33,12 @@ def check_dialogues(
             load_image(image, max_bytes=max_bytes, max_pixels=max_pixels)
         except ImageError as error:
             findings.append(Finding(tuple(ids), image, str(error)))
-    for fault, count in data.faults.items():
-        reason = f"{count} boxes are {fault}; data.boxes={policy} decides what happens to them"
-        findings.append(Finding((), None, reason, "warning"))
     return findings
+
+
+def fault_findings(data: GroundingDataset, policy: str) -> list[Finding]:
+    """Return a warning with the number of faulty boxes of each kind. `policy` is `data.boxes` of the recipe."""
+    return [
+        Finding((), None, f"{count} boxes are {fault}; data.boxes={policy} decides what happens to them", "warning")
+        for fault, count in data.faults.items()
+    ]

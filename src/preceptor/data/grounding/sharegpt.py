@@ -20,11 +20,27 @@ from typing import Any, get_args
 
 from preceptor.data.findings import Finding
 from preceptor.data.grounding.box_detection import decide_format, require_decision
-from preceptor.data.grounding.box_formats import CANONICAL, Size, convert, require_format, written_boxes
+from preceptor.data.grounding.box_formats import (
+    CANONICAL,
+    BoxFormat,
+    Size,
+    convert,
+    find_boxes,
+    require_format,
+    without_boxes,
+    written_boxes,
+)
 from preceptor.data.grounding.box_policy import Policy, apply_to_turns, require_inside
+from preceptor.data.grounding.box_syntax import may_hold_other_boxes
 from preceptor.data.grounding.image_marks import MARK, place_images
 from preceptor.data.grounding.med_grit import modality_of, task_of
-from preceptor.data.identity import group_by_content, patient_columns, unused_patients
+from preceptor.data.identity import (
+    examination_columns,
+    group_by_content,
+    identifier_findings,
+    patient_columns,
+    unused_patients,
+)
 from preceptor.data.images import image_size, require_images, resolve_image
 from preceptor.data.splits import SPLIT_NAMES, cut
 from preceptor.data.texts import (
@@ -51,6 +67,8 @@ _DIALOGUE_KEY = re.compile(
     r"response|reply|completion|tool|function|caption|text|qa|human|gpt|user|assistant|bbox|bboxes|box|boxes|object)s?"
 )
 _HARMLESS = {"id", "type", "size", "width", "height", "modality", "count", "source", "hash", "license", "number"}
+_MARKUP = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?[A-Za-z][\w:-]{0,40}/?>|!\[[^\]\n]*\]\([^)\n]*\)|\{image\}")
+_HTML = {"b", "i", "u", "p", "br", "em", "li", "ol", "ul", "sub", "sup", "strong"}
 _FILE = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp|dcm|dicom|gif|nii|nii\.gz)$", re.IGNORECASE)
 
 
@@ -103,8 +121,12 @@ def read_sharegpt(
     require_images(places)
     data = GroundingDataset(file.stem, "by-group", root, [])
     data.findings += _unknown_keys(records, file)
-    note = _translate(records, box_format, str(file))
+    data.findings += _text_findings(records, file)
+    note, doubt = _translate(records, box_format, str(file))
     data.notes += [note] if note else []
+    if doubt:
+        reason = f"{doubt}; name the format with data.box_format"
+        data.findings.append(Finding((), file, reason, "warning"))
 
     faults: Counter[str] = Counter()
     rows: list[tuple[Dialogue, bool | None]] = []
@@ -160,12 +182,16 @@ def _dialogue(
     return dialogue, given is not None if labelled else None
 
 
+def _group_column(record: _Record) -> str:
+    """Return the key that names the group or the patient of a record, or an empty text."""
+    columns = ["group", *patient_columns(record.cells)]
+    return next((column for column in columns if is_given(record.cells.get(column))), "")
+
+
 def _group(record: _Record) -> str:
     """Return the group or patient that a record names, or an empty text."""
-    for column in ["group", *patient_columns(record.cells)]:
-        if name := as_identifier(record.cells.get(column), f"{record.place}: {column}"):
-            return name
-    return ""
+    column = _group_column(record)
+    return as_identifier(record.cells[column], f"{record.place}: {column}") if column else ""
 
 
 def _group_findings(records: Sequence[_Record], dialogues: Sequence[Dialogue], root: Path) -> list[Finding]:
@@ -173,7 +199,17 @@ def _group_findings(records: Sequence[_Record], dialogues: Sequence[Dialogue], r
     findings = []
     by_id = {f"row-{number}": record for number, record in enumerate(records, start=1)}
     by_id |= {as_identifier(r.cells.get("id"), r.place): r for r in records if is_given(r.cells.get("id"))}
-    for column in patient_columns(dict.fromkeys(key for record in records for key in record.cells)):
+    columns = list(dict.fromkeys(key for record in records for key in record.cells))
+    deciding = [column for record in records if (column := _group_column(record))]
+    for column in dict.fromkeys(deciding):
+        names = [as_identifier(r.cells[column], r.place) for r in records if _group_column(r) == column]
+        findings += identifier_findings(column, names)
+    if len(deciding) < len(records):
+        for column in examination_columns(columns):
+            values = {d.id: by_id[d.id].cells.get(column) for d in dialogues}
+            if finding := unused_patients(column, values, dialogues):
+                findings.append(finding)
+    for column in patient_columns(columns):
         # A group decides before the patient's column.
         values = {d.id: by_id[d.id].cells.get(column) for d in dialogues if is_given(by_id[d.id].cells.get("group"))}
         if finding := unused_patients(column, values, dialogues):
@@ -198,11 +234,49 @@ def _group_findings(records: Sequence[_Record], dialogues: Sequence[Dialogue], r
     return findings
 
 
+def _text_findings(records: Sequence[_Record], file: Path) -> list[Finding]:
+    """Return findings about dialogues without an image, and about texts that look like more than text."""
+    bare = [record for record in records if not record.images]
+    boxed = [record for record in bare if any(find_boxes(text) for turn in record.turns for text in turn)]
+    marks: Counter[str] = Counter()
+    others: list[str] = []
+    for record in records:
+        for text in (text for turn in record.turns for text in turn):
+            rest = without_boxes(text).replace(MARK, "")
+            found = [mark for mark in _MARKUP.findall(rest) if mark.strip("</>").lower() not in _HTML]
+            # The link of an image in Markdown may contain the name of a patient.
+            marks.update("![](...)" if mark[0] == "!" else mark for mark in found)
+            if may_hold_other_boxes(text):
+                others.append(record.place)
+    findings = []
+    if boxed:
+        reason = (
+            f"{len(boxed)} dialogues have boxes but no image, such as {Path(boxed[0].place).name}; add their images"
+        )
+        findings.append(Finding((), file, reason))
+    elif bare:
+        reason = f"{len(bare)} of {len(records)} dialogues have no image, such as {Path(bare[0].place).name}"
+        findings.append(Finding((), file, reason, "warning"))
+    if marks:
+        listed = ", ".join(f"{mark} ({count})" for mark, count in marks.most_common(5))
+        findings.append(Finding((), file, f"marks in the texts that are read as text: {listed}", "warning"))
+    if others:
+        reason = (
+            f"{len(others)} texts contain numbers that may be boxes or polygons in a way of writing that is not read, "
+            f"such as {Path(others[0]).name}; they are read as text; write boxes as (x1,y1),(x2,y2)"
+        )
+        findings.append(Finding((), file, reason, "warning"))
+    return findings
+
+
 # Boxes
 
 
-def _translate(records: Sequence[_Record], name: str, place: str) -> str | None:
-    """Write the boxes of all texts in the canonical format, and return a note about the format they were in.
+def _translate(records: Sequence[_Record], name: str, place: str) -> tuple[str, str]:
+    """Write the boxes of all texts in the canonical format.
+
+    Returns:
+        A note about the format they were in, and why it may be wrong; both may be empty.
 
     Raises:
         UserError: the format is not known or not clear, or the boxes do not fit it.
@@ -215,13 +289,20 @@ def _translate(records: Sequence[_Record], name: str, place: str) -> str | None:
     texts = [(text, record) for record in records for turn in record.turns for text in turn]
     count = sum(len(written_boxes(text)) for text, _ in texts)
     if name == "none":
-        return None
-    chosen = name != "auto"
+        marked = [record.place for text, record in texts if find_boxes(text)]
+        if marked:
+            raise UserError(
+                f"{marked[0]}: data.box_format=none, but {len(marked)} texts contain boxes in marks or as "
+                "(x1,y1),(x2,y2); name their format"
+            )
+        return "", ""
+    chosen, doubt = name != "auto", ""
     if not chosen:
         decision = decide_format((text, record.place, partial(sizes, record)) for text, record in texts)
         if decision.boxes == 0:
-            return None
+            return "", ""
         name = require_decision(decision, place, "data.box_format")
+        doubt = decision.doubt and f"the boxes are read as {name}, but {decision.doubt}"
     source = require_format(name)
     for record in records:
         for turn in record.turns:
@@ -229,10 +310,23 @@ def _translate(records: Sequence[_Record], name: str, place: str) -> str | None:
                 size = None
                 if "pixels" in source.unit and written_boxes(text):
                     size = _one_size([source.size_seen(size) for size in sizes(record)], record.place)
+                _require_unit(text, source, record.place)
                 turn[i] = convert(text, name, CANONICAL, size)
     require_inside((text for record in records for turn in record.turns for text in turn), name, place)
     how = "as data.box_format says" if chosen else "as their syntax and values show"
-    return f"{count} boxes were read in the format {name} (unit: {source.unit}), {how}." if count else None
+    return f"{count} boxes were read in the format {name} (unit: {source.unit}), {how}." if count else "", doubt
+
+
+def _require_unit(text: str, source: BoxFormat, place: str) -> None:
+    """Raise UserError for a box in fractions of the image if the format counts in anything else."""
+    for box in written_boxes(text):
+        fractions = any(value != int(value) for value in box.numbers or ())
+        if source.unit != "unit" and fractions and max(map(abs, box.numbers or ())) <= 1:
+            values = ", ".join(f"{value:g}" for value in box.numbers or ())
+            raise UserError(
+                f"{place}: box {values} has values in 0 to 1, but {source.name} counts in {source.unit}; name the "
+                "format of the boxes with data.box_format"
+            )
 
 
 def _one_size(sizes: Sequence[Size], place: str) -> Size:
@@ -312,6 +406,9 @@ def _message(entry: Any, images: list[str], place: str) -> tuple[str, str]:
     """Return the role and the text of a message, and add the images of its parts to `images`."""
     if isinstance(entry, dict):
         _check_keys(entry, TURN_KEYS, place)
+        for one, other in (("from", "role"), ("value", "content")):
+            if one in entry and other in entry and entry[one] != entry[other]:
+                raise UserError(f"{place}: a message has {one!r} and {other!r}; keep one of them")
         speaker, content = entry.get("from", entry.get("role")), entry.get("value", entry.get("content"))
         if isinstance(content, list):
             content = "".join(_part(part, images, place) for part in content)
@@ -347,7 +444,7 @@ def _turns(messages: Sequence[tuple[str, str]], place: str, answered: bool) -> l
     turns: list[list[str]] = []
     question: str | None = None
     for role, text in messages:
-        has_text = bool(text.replace(MARK, "").strip())
+        has_text = is_given(text.replace(MARK, ""))
         if role == "question" and question is not None and has_text and not answered:
             turns.append([question, ""])
             question = text

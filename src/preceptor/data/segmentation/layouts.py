@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from preceptor.data.findings import Finding
 from preceptor.data.segmentation.folders import Listing, list_volumes, listed
@@ -52,7 +53,7 @@ class FoundCases:
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     maybe_masks: list[str] = field(default_factory=list)
-    patients: dict[str, dict[str, str]] = field(default_factory=dict)
+    patients: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def patient_of(case: str) -> str:

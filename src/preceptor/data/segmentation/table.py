@@ -10,7 +10,7 @@ from typing import Any
 
 from preceptor.data.dicom_series import holds_series
 from preceptor.data.findings import Finding
-from preceptor.data.identity import is_given, merge_groups, patient_columns
+from preceptor.data.identity import examination_columns, is_given, merge_groups, patient_columns
 from preceptor.data.images import resolve_image
 from preceptor.data.segmentation.json_text import parse_json
 from preceptor.data.segmentation.layouts import FoundCases, patient_of
@@ -94,7 +94,10 @@ def find_table(
     elif patients:
         found.cases = merge_groups(found.cases, lambda case: list(cells_of[case.id].items()))
         found.notes.append(f"Cases of one patient are in one split, by the column {' and '.join(patients)}.")
-    _add_findings(found, file, rows, [c for c in columns if c not in (*NAMES, mask, *patients, *images.values())])
+    unused = [c for c in columns if c not in (*NAMES, mask, *patients, *images.values())]
+    for column in [] if patients else examination_columns(unused):
+        found.patients[column] = {case.id: cells.get(column) for case, (_, cells) in zip(cases, rows, strict=True)}
+    _add_findings(found, file, rows, unused)
     return found
 
 

@@ -19,7 +19,7 @@ from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, load_image
 from preceptor.data.types import Dataset, Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
-from preceptor.normalizers import NORMALISERS
+from preceptor.normalizers import NORMALISERS, plain
 
 
 def check_images(
@@ -56,8 +56,9 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
     """Check the rows of a data set; `check_images` checks the image files.
 
     Errors are duplicate ids, empty questions or answers, and answers that are printed lists. Warnings count answers
-    that look like a missing value or a truth value, numbers that are written in two ways, and the test questions
-    without an accepted answer among the answer classes, which `normaliser` and `minimum_count` define as in training.
+    that look like a missing value or a truth value, numbers that are written in two ways or that the normaliser
+    changes, questions with a mark for an image, and the test questions without an accepted answer among the answer
+    classes, which `normaliser` and `minimum_count` define as in training.
     """
     repeated = [id for id, count in Counter(sample.id for sample in data.samples).items() if count > 1]
     findings = [Finding((id,), None, f"several rows have the id {id!r}; make ids unique") for id in repeated]
@@ -68,6 +69,10 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
             findings.append(Finding((sample.id,), None, "the question is empty"))
         if not any(answer.strip() for answer in sample.answers):
             findings.append(Finding((sample.id,), None, "the answer is empty"))
+    marked = tuple(sample.id for sample in data.samples if "<image>" in sample.question)
+    if marked:
+        reason = f"{len(marked)} questions contain <image>, which is read as text; remove it"
+        findings.append(Finding(marked, None, reason, "warning"))
     findings += _check_answers(data.samples, NORMALISERS.get(normaliser, str))
 
     train, test = [sample for sample in data.split("train") if sample.answers], data.split("test")
@@ -85,16 +90,34 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
     return findings
 
 
-_MISSING = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "nat", "null"})
-_PRINTED = re.compile(r"(?:\[.*\]|\{.*\}|(?:array|dtype|tensor)\(.*)", re.DOTALL)
-_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
+_MISSING = frozenset({"na", "n/a", "n.a.", "#n/a", "<na>", "nan", "nat", "null", "undefined", "-", "--", "?"})
+_PRINTED = re.compile(
+    r"\[.*\]|\{.*\}|\(\s*['\"].*\)|b'.*'|b\".*\"|(?:(?:np|numpy|torch|pd|pandas)\.\w+|array|dtype|tensor|Timestamp|Decimal|datetime"
+    r"\.\w+)\(.*",
+    re.DOTALL,
+)
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d{1,3})?", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d{1,2})(?!\d)")
+_RAISED = re.compile("\\d[\u00b2\u00b3\u00b9\u2070-\u2079\u00bc-\u00be\u2150-\u215e]")
+"""A digit before a superscript or a fraction, which Unicode normalisation joins to it: 10² becomes 102."""
+
+
+def _is_other_number(text: str, normalised: str) -> bool:
+    """Return whether a normaliser changes the value of a number: -1 and 1, 1,5 and 15, 10² and 102 become one class."""
+    if _RAISED.search(text):
+        return True
+    written = _DECIMAL_COMMA.sub(r"\1.\2", plain(text)).strip().rstrip(".")
+    if not (_NUMBER.fullmatch(written) and _NUMBER.fullmatch(normalised)):
+        return False
+    return Decimal(written) != Decimal(normalised)
 
 
 def _check_answers(samples: Sequence[Sample], normalise: Callable[[str], str]) -> list[Finding]:
-    """Return findings for texts that a program has written in the place of an answer."""
+    """Return findings for texts that a program has written in the place of an answer, and for ambiguous numbers."""
     missing: dict[str, list[str]] = {}
     printed: dict[str, list[str]] = {}
     truth_values: dict[str, list[str]] = {}
+    changed: dict[str, list[str]] = {}
     spellings: defaultdict[Decimal, dict[str, list[str]]] = defaultdict(dict)
     for sample in samples:
         for answer in sample.answers:
@@ -105,7 +128,10 @@ def _check_answers(samples: Sequence[Sample], normalise: Callable[[str], str]) -
                 printed.setdefault(text, []).append(sample.id)
             elif text.lower() in ("true", "false"):
                 truth_values.setdefault(text, []).append(sample.id)
-            if _NUMBER.fullmatch(number := normalise(text)):
+            number = normalise(text)
+            if _is_other_number(text, number):
+                changed.setdefault(text, []).append(sample.id)
+            elif _NUMBER.fullmatch(number):
                 spellings[Decimal(number)].setdefault(number, []).append(sample.id)
     findings = []
     severity: Literal["error", "warning"]
@@ -113,6 +139,11 @@ def _check_answers(samples: Sequence[Sample], normalise: Callable[[str], str]) -
         (printed, "are printed lists or structures; write texts, and several answers as a list in JSONL", "error"),
         (missing, "look like a missing value; fill them in or delete the rows, unless the text is meant", "warning"),
         (truth_values, "look like truth values, but count as open; write yes and no, unless they are meant", "warning"),
+        (
+            changed,
+            "are numbers whose sign, decimal comma, power or fraction the normaliser of answers drops",
+            "warning",
+        ),
     ):
         ids = tuple(dict.fromkeys(id for of_text in found.values() for id in of_text))
         if ids:

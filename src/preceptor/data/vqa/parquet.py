@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data.findings import Finding
-from preceptor.data.identity import equal_files, group_by_patient, patient_columns, unused_patients
+from preceptor.data.identity import (
+    equal_files,
+    examination_columns,
+    group_by_patient,
+    identifier_findings,
+    names_examination,
+    patient_columns,
+    unused_patients,
+)
 from preceptor.data.images import MAX_BYTES
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut_validation
@@ -79,7 +87,7 @@ def read_parquet(
     samples: list[Sample] = []
     shards = {key: _files(root, key) for key in SPLITS}
     require_shards(shards)
-    patients: dict[str, dict[str, str]] = {}
+    patients: dict[str, dict[str, Any]] = {}
     grouped = False
     answers: list[Any] = []
     for key, split in SPLITS.items():
@@ -98,19 +106,31 @@ def read_parquet(
                 answers.append(cells["answer"])
                 grouped = grouped or is_given(cells.get("group"))
                 for column in columns[2:]:
-                    value = as_identifier(cells[column], f"{file}: row {row}: {column}")
+                    value = cells[column]
+                    if not names_examination(column):
+                        value = as_identifier(value, f"{file}: row {row}: {column}")
                     patients.setdefault(column, {})[sample.id] = value
     notes = ["Answer types are inferred: yes and no are closed, all others open."]
-    patients.pop("group", None)
-    if not grouped:
+    groups = patients.pop("group", {})
+    examinations = {column: patients.pop(column) for column in examination_columns(list(patients))}
+    findings = [
+        finding for column, values in patients.items() for finding in identifier_findings(column, values.values())
+    ]
+    if grouped:
+        findings = identifier_findings("group", groups.values())
+    else:
         samples = group_by_patient(samples, patients, notes)
     if not any(sample.split == "validation" for sample in samples):
         samples = cut_validation(samples, validation_fraction, seed)
         notes.append("Validation is cut from training by image.")
     data = Dataset(name, variant, root, samples, notes)
-    if grouped:
-        unused = (unused_patients(column, values, samples) for column, values in patients.items())
-        data.findings += [finding for finding in unused if finding]
+    data.findings += findings
+    unused = {**(patients if grouped else {}), **examinations}
+    if not grouped and any(all(values.values()) for values in patients.values()):
+        unused = {}  # every patient is known
+    data.findings += [
+        finding for column, values in unused.items() if (finding := unused_patients(column, values, samples))
+    ]
     data.findings += mixed_types(answers, "column answer")
     data.findings += _unread_files(root, shards)
     return data
@@ -169,9 +189,9 @@ def _unread_files(root: Path, shards: Mapping[str, Sequence[Path]]) -> list[Find
 
 
 def _identifying_columns(file: Path) -> list[str]:
-    """Return `group` and the columns that name a patient, as far as a table has them."""
+    """Return `group` and the columns that name a patient or an examination, as far as a table has them."""
     names = _schema_names(file)
-    return [*(["group"] if "group" in names else []), *patient_columns(names)]
+    return [*(["group"] if "group" in names else []), *patient_columns(names), *examination_columns(names)]
 
 
 def _schema_names(file: Path) -> list[str]:
@@ -206,6 +226,8 @@ def _cells(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         if repeated:
             raise UserError(f"{file}: column {repeated[0]!r} occurs twice; keep one")
         for name in columns:
+            if names_examination(name):
+                continue
             _check_type(schema.field(name).type, f"{file}: column {name}")
         try:
             for batch in table.iter_batches(batch_size=_BATCH, columns=list(columns)):

@@ -9,7 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.identity import group_by_content, group_by_patient, note_leaks, patient_columns, unused_patients
+from preceptor.data.findings import Finding
+from preceptor.data.identity import (
+    examination_columns,
+    group_by_content,
+    group_by_patient,
+    identifier_findings,
+    names_examination,
+    note_leaks,
+    patient_columns,
+    unused_patients,
+)
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import SPLIT_NAMES, cut_validation
 from preceptor.data.texts import Row, as_choice, as_identifier, as_text, is_given, read_rows
@@ -73,24 +83,37 @@ def read_table(
     if not answered:
         return data
 
+    columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
+
+    def column_of(name: str) -> dict[str, Any]:
+        return {sample.id: cells.get(name) for sample, (_, cells) in zip(samples, rows, strict=True)}
+
     patients = {
         column: {
             sample.id: as_identifier(cells.get(column), f"{file}:{line}: {column}")
             for sample, (line, cells) in zip(samples, rows, strict=True)
         }
-        for column in patient_columns(dict.fromkeys(name for _, cells in rows for name in cells))
+        for column in patient_columns(columns)
     }
+    unused: dict[str, Mapping[str, Any]] = {column: column_of(column) for column in examination_columns(columns)}
     grouped = any(is_given(cells.get("group")) for _, cells in rows)
-    if not grouped:
+    if grouped:
+        given = [sample.group for sample, (_, cells) in zip(samples, rows, strict=True) if is_given(cells.get("group"))]
+        data.findings += identifier_findings("group", given)
+        unused = {**patients, **unused}
+    else:
+        for column, values in patients.items():
+            data.findings += identifier_findings(column, values.values())
+        if any(all(values.values()) for values in patients.values()):
+            unused = {}  # every patient is known
         samples = group_by_content(group_by_patient(samples, patients, data.notes), data.notes)
     if not splits:
         samples = [replace(sample, split=_split_by_hash(sample.group)) for sample in samples]
     if not any(sample.split == "validation" for sample in samples):
         samples = cut_validation(samples, validation_fraction, seed)
     data.samples = samples
-    if grouped:
-        unused = (unused_patients(column, values, samples) for column, values in patients.items())
-        data.findings += [finding for finding in unused if finding]
+    data.findings += [finding for name, values in unused.items() if (finding := unused_patients(name, values, samples))]
+    data.findings += _unread_columns(rows, columns)
     note_leaks(data)
     data.findings += mixed_types([cells.get("answer") for _, cells in rows], f"{file.name}: column answer")
     if not splits and not data.split("test"):
@@ -141,6 +164,22 @@ def _given_splits(rows: list[Row], file: Path) -> dict[int, Split]:
             f"{file}:{without}: the split is missing, but other rows have one; give every row a split, or none"
         )
     return splits
+
+
+def _unread_columns(rows: list[Row], columns: list[str]) -> list[Finding]:
+    """Return a finding for every column that is not read although it has the content or the name of one that is."""
+    split_names = {*SPLIT_NAMES, "training", "testing"}
+    findings = []
+    for column in (column for column in columns if column not in COLUMNS):
+        values = {str(cells[column]).strip().lower() for _, cells in rows if is_given(cells.get(column))}
+        close = difflib.get_close_matches(column.lower(), COLUMNS, n=1, cutoff=0.8)
+        if len(values) > 1 and values <= split_names:
+            reason = f"column {column!r} contains names of splits and is not read; rename it to split"
+            findings.append(Finding((), None, reason))
+        elif close and values and not names_examination(column):
+            reason = f"column {column!r} is not read, only {close[0]!r} is; put all values there, or rename the column"
+            findings.append(Finding((), None, reason, "warning"))
+    return findings
 
 
 def _sample(cells: Mapping[str, Any], line: int, file: Path, split: Split, answered: bool) -> Sample:
