@@ -17,7 +17,13 @@ from preceptor.data.identity import group_by_content, unused_patients
 from preceptor.data.nifti import VolumeError
 from preceptor.data.segmentation.decathlon import LIST, channel_names, find_decathlon, read_list
 from preceptor.data.segmentation.folders import listed
-from preceptor.data.segmentation.layouts import FoundCases, find_files, named_as_brats, patient_of
+from preceptor.data.segmentation.layouts import (
+    FoundCases,
+    find_files,
+    maybe_one_patient,
+    named_as_brats,
+    patient_of,
+)
 from preceptor.data.segmentation.modalities import (
     MASK,
     FileNames,
@@ -95,6 +101,8 @@ def read_volumes(
             f"{len(merged)} cases share an image with another case and are in its split: {listed(merged)}."
         )
     cases = grouped
+    if found.layout != "table" and (finding := maybe_one_patient(cases, root)):
+        found.findings.append(finding)
     given = split_file or (root if found.split_given else None)
     if given is not None and fold is not None:
         raise UserError(f"fold={fold} cannot be combined with the split of {given}; remove one of them")
@@ -196,6 +204,11 @@ def _infer_regions(found: FoundCases, cases: Sequence[Case], brats: bool) -> dic
             errors.append(error)
     if len(errors) == len(chosen):
         raise errors[0]
+    if any(case.id.upper().startswith("BRATS-PED-") for case in cases):
+        raise UserError(
+            "the labels of BraTS-PED changed between the years (enhancing tumour is label 3 in 2023, and 1 in 2024); set "
+            "data.regions, such as {et: [3], tc: [1, 3], wt: [1, 2, 3]} for 2023"
+        )
     enhancing = named_as_brats(cases)
     regions, note = infer_regions(
         labels,
