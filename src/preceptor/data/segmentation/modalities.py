@@ -41,7 +41,9 @@ ALIASES = {
 AGENT = {"ce", "contrast", "enhanced", "gad", "gado", "gadolinium", "gd", "postcontrast", "precontrast"}
 """Words of a file name that tell of a contrast agent."""
 
-_AGENT_IN_BIDS = re.compile(r"gad|contrast|enhanc|^(pre|post|ce|gd|km)|(ce|gd)$|diff|^sub|synth|fake|pred", re.IGNORECASE)
+_AGENT_IN_BIDS = re.compile(
+    r"gad|contrast|enhanc|^(pre|post|ce|gd|km)|(ce|gd)$|diff|^sub|synth|fake|pred", re.IGNORECASE
+)
 """Parts of BIDS labels that tell of a contrast agent, of a difference of images or of a synthetic image."""
 
 _NO_AGENT = re.compile(r"no|pre|without|minus|native|plain", re.IGNORECASE)
