@@ -322,7 +322,7 @@ def test_cases_that_may_be_one_patient_are_a_finding(tmp_path, pattern, found):
 def test_files_that_are_named_after_folders_of_one_name_ask_for_the_case(tmp_path):
     for i in range(3):
         save(tmp_path / f"pat{i}" / "week-000" / "T1.nii.gz", head(i))
-    with pytest.raises(UserError, match="both named after their folder week-000.*rename the files as CASE_t1.nii.gz"):
+    with pytest.raises(UserError, match=r"both named after their folder week-000.*rename the files as CASE_t1.nii.gz"):
         read_volumes(tmp_path)
 
 
@@ -342,7 +342,7 @@ def test_without_a_label_map_every_file_that_may_be_one_is_named(tmp_path, name)
 def test_labels_of_paediatric_brats_are_asked_for(tmp_path):
     for i in range(3):
         write_case(tmp_path, f"BraTS-PED-{i:05d}-000", i, {"t1ce": "-t1c"}, values=(1, 2, 3))
-    with pytest.raises(UserError, match="BraTS-PED .* set data.regions"):
+    with pytest.raises(UserError, match=r"BraTS-PED .* set data.regions"):
         read_volumes(tmp_path, name="brats")
     assert read_volumes(tmp_path, name="brats", regions={"et": [3], "wt": [1, 2, 3]}).regions["et"] == (3,)
 

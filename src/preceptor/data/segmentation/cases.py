@@ -207,8 +207,8 @@ def _infer_regions(found: FoundCases, cases: Sequence[Case], brats: bool) -> dic
         raise errors[0]
     if any(case.id.upper().startswith("BRATS-PED-") for case in cases):
         raise UserError(
-            "the labels of BraTS-PED have another meaning in 2023 than from 2024 on; set data.regions by the description "
-            "of your release, such as {et: [3], tc: [1, 3], wt: [1, 2, 3]} for 2023"
+            "the labels of BraTS-PED have another meaning in 2023 than from 2024 on; set data.regions by the "
+            "description of your release, such as {et: [3], tc: [1, 3], wt: [1, 2, 3]} for 2023"
         )
     enhancing = named_as_brats(cases)
     regions, note = infer_regions(
