@@ -275,7 +275,9 @@ def test_labels_of_bids_that_may_change_the_image_are_unclear(name, reason):
     assert reason in FileNames().parse(name).unclear
 
 
-@pytest.mark.parametrize("name", ["acq-mprage", "desc-preproc", "acq-preop", "space-MNI152NLin2009cAsym_desc-preproc"])
+@pytest.mark.parametrize(
+    "name", ["acq-mprage", "desc-preproc", "desc-preprocessed", "acq-preop", "space-MNI152NLin2009cAsym_desc-preproc"]
+)
 def test_labels_of_bids_that_keep_the_contrast(name):
     parsed = FileNames().parse(f"sub-1_{name}_T1w")
     assert (parsed.case, parsed.kind, parsed.unclear) == ("sub-1", "t1", "")

@@ -42,7 +42,8 @@ AGENT = {"ce", "contrast", "enhanced", "gad", "gado", "gadolinium", "gd", "postc
 """Words of a file name that tell of a contrast agent."""
 
 _AGENT_IN_BIDS = re.compile(
-    r"gad|contrast|enhanc|^(pre|post|ce|gd|km)|(ce|gd)$|diff|^sub|synth|fake|pred", re.IGNORECASE
+    r"gad|contrast|enhanc|^(pre|post)(?!proc|op|surg)|^(ce|gd|km|sub)$|^gd|(ce|gd)$|diff|subtr|synth|fake|pred",
+    re.IGNORECASE,
 )
 """Parts of BIDS labels that tell of a contrast agent, of a difference of images or of a synthetic image."""
 
@@ -198,7 +199,7 @@ class FileNames:
 
 
 def _changes_image(label: str | None) -> bool:
-    return bool(label and label.lower() not in ("preproc", "preop", "postop") and _AGENT_IN_BIDS.search(label))
+    return bool(label and _AGENT_IN_BIDS.search(label))
 
 
 def _unclear(before: Sequence[str], ending: tuple[str, ...], known: Mapping[tuple[str, ...], str]) -> str:
