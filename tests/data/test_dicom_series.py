@@ -167,6 +167,14 @@ def spoil(how: str) -> list:
         changed(slices, 3, {"BitsStored": 12})
     if how == "short":
         changed(slices, 3, {"PixelData": slices[3].PixelData[:-4]})
+    if how == "modality":
+        changed(slices, 3, {"Modality": "PT"})
+    if how == "echo":
+        changed(slices, 3, {"EchoTime": 90})
+    if how == "dose":
+        changed(slices, 3, {"Modality": "RTDOSE"})
+    if how == "float":
+        changed(slices, 3, {"PixelData": None, "FloatPixelData": b"\0" * 96})
     if how == "one":
         del slices[1:]
     return slices
@@ -191,6 +199,10 @@ def spoil(how: str) -> list:
         ("slope", "RescaleSlope and RescaleIntercept are not a scale"),
         ("high bit", "HighBit 15 with BitsStored 12"),
         ("short", "broken or truncated DICOM"),
+        ("modality", "different Modality; move each volume to its own folder"),
+        ("echo", "different EchoTime; move each volume"),
+        ("dose", "an object of the kind RTDOSE is not an image"),
+        ("float", "DICOM without PixelData"),
         ("one", "are not a volume"),
     ],
 )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preceptor.data.dicom import is_dicom, silent_pydicom
+from preceptor.data.containers import Refused
+from preceptor.data.dicom import _check, _check_codestream, _decode_pixels, is_dicom, silent_pydicom
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
 
 if TYPE_CHECKING:
@@ -23,7 +24,11 @@ MAX_FILE_BYTES = 64 * 2**20
 SUFFIXES = (".dcm", ".dicom", ".ima")
 _OTHER_SUFFIXES = (".txt", ".json", ".xml", ".csv", ".tsv", ".md", ".ini", ".db", ".html", ".pdf", ".png", ".jpg")
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+_NO_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTIMAGE", "PR", "KO", "SR", "REG")
+_CONSTANT = ("Modality", "Units", "RescaleType", "EchoTime", "ComplexImageComponent")
+"""Fields that say what the values mean, and are therefore equal in all slices of a volume."""
 _HEADER_FIELDS = [
+    *_CONSTANT,
     "SOPClassUID",
     "SeriesInstanceUID",
     "ImageType",
@@ -64,6 +69,7 @@ class _Slice:
     position: np.ndarray  # of the centre of the first pixel, in mm, x to the left, y to the back, z to the head
     along_row: np.ndarray
     along_column: np.ndarray
+    constants: tuple[str, ...]  # of the fields _CONSTANT
 
 
 def holds_series(folder: Path) -> bool:
@@ -142,6 +148,8 @@ def read_series(folder: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarr
 
 def _files(folder: Path) -> tuple[list[Path], list[str]]:
     """Return the DICOM files of a folder, and the names of other files."""
+    if dead := [path for path in folder.iterdir() if path.is_symlink() and not path.exists()]:
+        raise VolumeError(f"{dead[0]} is a link that leads to nothing, so that a slice may be missing; correct it")
     entries = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     files = [path for path in entries if path.suffix.lower() in SUFFIXES or not _is_other(path)]
     if not files:
@@ -187,6 +195,7 @@ def _read_header(path: Path) -> _Slice:
             np.array(data.ImagePositionPatient, np.float64),
             np.array(data.ImageOrientationPatient[:3], np.float64),
             np.array(data.ImageOrientationPatient[3:], np.float64),
+            tuple(str(data.get(field, "")) for field in _CONSTANT),
         )
     except VolumeError:
         raise
@@ -208,6 +217,12 @@ def _check_kind(path: Path, data: Dataset) -> None:
     name = sop_class.name if sop_class.type == "SOP Class" else "multi-frame image"
     if int(data.get("NumberOfFrames") or 1) > 1 or name.startswith("Enhanced"):
         raise VolumeError(f"{path}: {name} (several frames in one file) is not read; convert it to .nii.gz")
+    if data.get("Modality") in _NO_IMAGES or name.startswith(("RT ", "Segmentation", "Parametric Map")):
+        kind = data.Modality if data.get("Modality") in _NO_IMAGES else name
+        raise VolumeError(
+            f"{path}: an object of the kind {kind} is not an image of a series; remove it from the "
+            "folder, or convert it to .nii.gz"
+        )
     if "LOCALIZER" in [str(value).upper() for value in data.get("ImageType") or []]:
         raise VolumeError(f"{path}: a localizer (ImageType) is not a slice of a volume; remove it from the folder")
     absent = [field for field in ("Rows", "Columns", "BitsAllocated", "BitsStored") if data.get(field) is None]
@@ -276,6 +291,9 @@ def _sorted(folder: Path, slices: list[_Slice]) -> list[_Slice]:
             raise VolumeError(f"{one.path} and {first.path.name} have different orientations; {_ONE_VOLUME}")
         if not np.allclose(one.spacing, first.spacing, rtol=1e-3, atol=0):
             raise VolumeError(f"{one.path} and {first.path.name} have different pixel sizes; {_ONE_VOLUME}")
+        for field, value, expected in zip(_CONSTANT, one.constants, first.constants, strict=True):
+            if value != expected:
+                raise VolumeError(f"{one.path} and {first.path.name} have different {field}; {_ONE_VOLUME}")
         if not np.isfinite(one.position).all():
             raise VolumeError(f"{one.path}: ImagePositionPatient is not a place; {_COPY_AGAIN}")
     normal = np.cross(first.along_row, first.along_column)
@@ -323,11 +341,12 @@ def _affine(folder: Path, slices: list[_Slice]) -> np.ndarray:
 
 def _read_pixels(one: _Slice) -> tuple[np.ndarray, np.ndarray]:
     """Return the values (rows, columns) of a slice after the modality transformation, and where they are padding."""
-    from pydicom.pixels import apply_modality_lut, pixel_array
+    from pydicom.pixels import apply_modality_lut
 
     try:
         data = _parse(one.path, _PIXEL_FIELDS, pixels=True)
-        stored = _stored_values(np.asarray(pixel_array(data)), data)
+        _check(data, one.rows * one.columns)
+        stored = _stored_values(np.asarray(_decode_pixels(data, _check_codestream(data))), data)
         if stored.shape != (one.rows, one.columns):
             raise ValueError
         padded = np.zeros(stored.shape, bool)
@@ -346,6 +365,8 @@ def _read_pixels(one: _Slice) -> tuple[np.ndarray, np.ndarray]:
         return values, padded
     except VolumeError:
         raise
+    except Refused as error:
+        raise VolumeError(f"{one.path}: {error.reason}; {error.fix}") from None
     except Exception as error:  # pydicom and its decoders raise many kinds of errors for broken files
         raise _broken(one.path, error) from None
 

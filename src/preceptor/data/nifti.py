@@ -9,17 +9,19 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
 from preceptor.errors import UserError
 from preceptor.files import write_bytes
 
+T = TypeVar("T")
 MAX_VOXELS = 512**3
 _MAX_OFFSET = 64 * 2**20  # bytes of header extensions
 _MAX_MM = 1e5  # limit for the elements of an affine
@@ -105,6 +107,36 @@ def read_file(path: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[Any, np.ndar
         VolumeError: the file is missing, is not a NIfTI file, is truncated, damaged or longer than its header says, has
             more than `max_voxels` voxels, contains colours or complex numbers, or its header contradicts itself.
     """
+    return _with_stream(path, lambda stream: _read_stream(path, stream, max_voxels))
+
+
+def read_header(path: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[Any, tuple[int, ...]]:
+    """Return the header (nibabel) and the shape of a file without reading its voxels.
+
+    Raises:
+        VolumeError: the header is missing, invalid or damaged. Damage behind the header is not found.
+    """
+
+    def read(stream: IO[bytes]) -> tuple[Any, tuple[int, ...]]:
+        header = _read_header(path, stream)
+        return header, _shape(path, header, max_voxels)
+
+    return _with_stream(path, read)
+
+
+def channels_of(path: Path) -> int:
+    """Return the number of volumes that a file holds, by its header. Raises VolumeError as `read_header`."""
+    return prod(read_header(path)[1][3:])
+
+
+def remarks_of(path: Path, channel: int | None = None) -> tuple[str, ...]:
+    """Return the remarks on the geometry of a file, by its header. Raises VolumeError as `read_header`, `geometry`."""
+    header, shape = read_header(path)
+    return geometry(path, header, volume_shape(path, shape, channel)).remarks
+
+
+def _with_stream(path: Path, read: Callable[[IO[bytes]], T]) -> T:
+    """Return `read` of the uncompressed content of a file. Raises VolumeError if the file is not what its name says."""
     if not path.is_file():
         raise VolumeError(f"{path} does not exist; check the path")
     compressed = path.name.lower().endswith(".gz")
@@ -122,7 +154,7 @@ def read_file(path: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[Any, np.ndar
                 raise VolumeError(f"{path}: truncated or broken file (unknown gzip flags); {_COPY_AGAIN}")
             file.seek(0)
             stream: IO[bytes] = gzip.GzipFile(fileobj=file) if compressed else file  # type: ignore[assignment]
-            return _read_stream(path, stream, max_voxels)
+            return read(stream)
     except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise VolumeError(f"{path}: truncated or broken file ({_short(error)}); {_COPY_AGAIN}") from error
 

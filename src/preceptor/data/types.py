@@ -149,6 +149,7 @@ class Case:
     """One examination: its available modalities by name, and its label map if there is one.
 
     All images and the label map share one voxel grid. `group` is the patient, whose cases must stay in one split.
+    `remarks` are sentences for the reader of a prediction, such as on files that were not used.
     """
 
     id: str
@@ -157,6 +158,7 @@ class Case:
     group: str
     split: Split
     tags: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def fingerprint_row(self) -> list[Any]:
         """Return identifier, group, split and file names."""

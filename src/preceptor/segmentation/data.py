@@ -7,6 +7,7 @@ from pathlib import Path
 
 from preceptor.data.identity import note_leaks
 from preceptor.data.readers import SEGMENTATION, read_named
+from preceptor.data.segmentation.check import cheap_findings
 from preceptor.data.splits import groups_of_share
 from preceptor.data.types import Case, SegmentationDataset, Split
 from preceptor.errors import UserError
@@ -28,6 +29,7 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...
     data = read_named(SEGMENTATION, config, scratch)
     _reduce_labels(data, config)
     note_leaks(data)  # of what is used
+    data.findings += cheap_findings(data)
     for split in needed:
         if not data.split(split):
             raise UserError(

@@ -154,7 +154,7 @@ class SegmentationModel:
             expected_dice_of_all=validation.get(subset_name((True,) * len(self.modalities), self.modalities)),
             validation_cases=self.config["data"]["validation"],
             post_processed=post,
-            warnings=(*warnings, *whole.loaded.remarks),
+            warnings=(*warnings, *source.remarks, *whole.loaded.remarks),
             loaded=whole.loaded,
         )
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 
 from preceptor.data.identity import note_leaks
 from preceptor.data.segmentation.cases import read_volumes
-from preceptor.data.segmentation.check import check_cases
+from preceptor.data.segmentation.check import cheap_findings, check_cases
 from preceptor.data.types import VolumeFile
 from tests.data.volume_files import LPS, REGIONS, head, lesion, save, write_case
 
@@ -65,7 +66,7 @@ def test_what_concerns_several_cases(data):
     cases[3] = replace(cases[3], mask=None)
     cases[4] = replace(cases[4], images={})
     data = replace(data, samples=cases)
-    found = {f.reason: (f.sample_ids, f.severity) for f in check_cases(data)}
+    found = {f.reason: (f.sample_ids, f.severity) for f in [*check_cases(data), *cheap_findings(data)]}
     assert found == {
         "case c3 has no label map; training and scoring need one": (("c3",), "error"),
         "case c4 has no image; give at least one modality": (("c4",), "error"),
@@ -85,7 +86,7 @@ def test_a_modality_that_training_never_sees(data):
         replace(case, images={n: f for n, f in case.images.items() if n != "t2"}) if case.split == "train" else case
         for case in data.samples
     ]
-    found = check_cases(replace(data, samples=cases))
+    found = cheap_findings(replace(data, samples=cases))
     assert [f.reason for f in found] == ["no training case has the modality t2, so that nothing can be learned from it"]
 
 
@@ -93,4 +94,21 @@ def test_channels_of_one_file_are_no_copies(data, tmp_path):
     path = save(tmp_path / "four.nii.gz", np.stack([head(50 + c) for c in range(4)], -1))
     images = {name: VolumeFile(path, channel) for channel, name in enumerate(data.modalities)}
     cases = [replace(data.samples[0], images=images), *data.samples[1:]]
-    assert check_cases(replace(data, samples=cases)) == []
+    assert cheap_findings(replace(data, samples=cases)) == []
+
+
+def test_doubts_about_headers_are_one_finding_for_each_kind(data, tmp_path):
+    assert cheap_findings(data) == []
+    for name in ("c0", "c1"):
+        path = tmp_path / name / f"{name}_t1.nii.gz"
+        image = nibabel.load(path)
+        image = nibabel.Nifti1Image(np.asarray(image.dataobj), LPS)
+        moved = LPS.copy()
+        moved[0, 3] = 50 + 10 * (name == "c1")
+        image.set_qform(moved, 1)
+        image.to_filename(path)
+    (finding,) = cheap_findings(data)
+    assert finding.severity == "warning"
+    assert finding.sample_ids == ("c0", "c1")
+    assert "c0_t1.nii.gz: qform and sform place voxels up to 50 units apart" in finding.reason
+    assert finding.reason.endswith("(so in 2 files)")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from preceptor.data.segmentation.cases import read_volumes
@@ -102,4 +103,14 @@ def test_nested_json_is_one_sentence(tmp_path):
     nnunet(tmp_path)
     (tmp_path / "dataset.json").write_text('{"labels": ' * 200_000)
     with pytest.raises(UserError, match=r"dataset.json cannot be read as JSON"):
+        read_volumes(tmp_path)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_file_with_another_number_of_channels_is_refused(tmp_path, number):
+    nnunet(tmp_path, training=listed())
+    for i in range(4):
+        image = np.stack([head(10 * i + channel) for channel in range(number if i == 2 else 2)], -1)
+        save(tmp_path / "imagesTr" / f"case_{i}.nii.gz", image[..., 0] if image.shape[-1] == 1 else image)
+    with pytest.raises(UserError, match=rf"case_2.nii.gz has {number} channels, but .* names 2 \(t1, flair\)"):
         read_volumes(tmp_path)

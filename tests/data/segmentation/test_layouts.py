@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import nibabel
+import numpy as np
 import pytest
 
 from preceptor.data.segmentation.cases import find_case, find_cases, read_volumes
-from preceptor.data.segmentation.modalities import infer_regions
+from preceptor.data.segmentation.layouts import patient_of
+from preceptor.data.segmentation.modalities import FileNames, infer_regions
 from preceptor.data.volumes import load_case
 from preceptor.errors import UserError
 from tests.data.dicom_series_files import noise, slices_of, write_slices
@@ -255,3 +257,119 @@ def test_cases_with_the_same_image_are_in_one_split(tmp_path):
     assert data.samples[1].group == data.samples[4].group
     assert data.samples[1].split == data.samples[4].split
     assert "1 cases share an image with another case and are in its split: p4" in reasons(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("sub-1_ce-none_T1w", "ce-none may tell of an image without a contrast agent"),
+        ("sub-1_ce-pre_T1w", "ce-pre may tell"),
+        ("sub-1_acq-gd_T1w", "acq-gd may change the image"),
+        ("sub-1_acq-mprageGd_T1w", "acq-mprageGd may change"),
+        ("sub-1_desc-postContrast_T1w", "desc-postContrast may change"),
+        ("sub-1_rec-sub_T1w", "rec-sub may change"),
+        ("sub-1_desc-synthetic_FLAIR", "desc-synthetic may change"),
+    ],
+)
+def test_labels_of_bids_that_may_change_the_image_are_unclear(name, reason):
+    assert reason in FileNames().parse(name).unclear
+
+
+@pytest.mark.parametrize(
+    "name", ["acq-mprage", "desc-preproc", "desc-preprocessed", "acq-preop", "space-MNI152NLin2009cAsym_desc-preproc"]
+)
+def test_labels_of_bids_that_keep_the_contrast(name):
+    parsed = FileNames().parse(f"sub-1_{name}_T1w")
+    assert (parsed.case, parsed.kind, parsed.unclear) == ("sub-1", "t1", "")
+
+
+@pytest.mark.parametrize(
+    ("case", "patient"),
+    [
+        ("BraTS-MEN-RT-0001-2", "BraTS-MEN-RT-0001"),
+        ("UPENN-GBM-00008_21", "UPENN-GBM-00008"),
+        ("UCSF-PDGM-0429_FU003d", "UCSF-PDGM-0429"),
+        ("OAS2_0001_MR2", "OAS2_0001"),
+        ("p7_visit2", "p7"),
+        ("p7-tp-03", "p7"),
+        ("p7_baseline", "p7"),
+        ("BraTS20_Training_001", "BraTS20_Training_001"),
+        ("BraTS2021_00003", "BraTS2021_00003"),
+        ("scan_001", "scan_001"),
+        ("IXI002-Guys-0828", "IXI002-Guys-0828"),
+    ],
+)
+def test_visits_of_one_patient_are_one_group(case, patient):
+    assert patient_of(case) == patient
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("training{0:02d}_{1:02d}", "have names that differ only in the last number"),
+        ("pat{0}/s{0}{1}", "are in one folder"),
+        ("BraTS20_Training_{0}{1}", None),
+        ("pat{0}/p{0}_visit{1}", None),
+    ],
+)
+def test_cases_that_may_be_one_patient_are_a_finding(tmp_path, pattern, found):
+    for number in range(6):
+        name = pattern.format(number // 2, number % 2)
+        save(tmp_path / f"{name}_t1.nii.gz", head(number))
+        save(tmp_path / f"{name}_seg.nii.gz", lesion(values=(1,)))
+    data = read_volumes(tmp_path)
+    assert [found in f.reason for f in data.findings] == ([True] if found else [])
+
+
+def test_files_that_are_named_after_folders_of_one_name_ask_for_the_case(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"pat{i}" / "week-000" / "T1.nii.gz", head(i))
+    with pytest.raises(UserError, match=r"both named after their folder week-000.*rename the files as CASE_t1.nii.gz"):
+        read_volumes(tmp_path)
+
+
+def test_two_separators_before_the_contrast_do_not_belong_to_the_case():
+    assert FileNames().parse("CHUM-001__CT").case == "CHUM-001"
+
+
+@pytest.mark.parametrize("name", ["gtv", "CHUM-labels-1", "approved"])
+def test_without_a_label_map_every_file_that_may_be_one_is_named(tmp_path, name):
+    for i in range(3):
+        save(tmp_path / f"p{i}_CT.nii.gz", head(i))
+        save(tmp_path / f"p{i}_{name}.nii.gz", lesion(values=(1,)))
+    with pytest.raises(UserError, match=f"p0_{name}.nii.gz, .*may be label maps: if so, set data.mask"):
+        read_volumes(tmp_path)
+
+
+def test_labels_of_paediatric_brats_are_asked_for(tmp_path):
+    for i in range(3):
+        write_case(tmp_path, f"BraTS-PED-{i:05d}-000", i, {"t1ce": "-t1c"}, values=(1, 2, 3))
+    with pytest.raises(UserError, match=r"BraTS-PED .* set data.regions"):
+        read_volumes(tmp_path, name="brats")
+    assert read_volumes(tmp_path, name="brats", regions={"et": [3], "wt": [1, 2, 3]}).regions["et"] == (3,)
+
+
+@pytest.mark.parametrize("ending", ["unstripped", "bias"])
+def test_variants_of_the_contrasts_of_brats_have_its_regions(tmp_path, ending):
+    for i in range(4):
+        save(tmp_path / f"UPENN-GBM-{i:05d}_11_T1GD_{ending}.nii.gz", head(i))
+        save(tmp_path / f"UPENN-GBM-{i:05d}_11_segm.nii.gz", lesion())
+    data = read_volumes(tmp_path, modalities=[f"T1GD_{ending}"], mask="segm")
+    assert data.regions == {"et": (4,), "tc": (1, 4), "wt": (1, 2, 4)}
+
+
+def test_what_a_prediction_leaves_out_is_a_remark(tmp_path):
+    brats(tmp_path)
+    save(tmp_path / "p0" / "t1_Warped.nii.gz", head(9))
+    cases = find_cases(tmp_path, FOUR)
+    assert "p0/t1_Warped.nii.gz" in cases[0].remarks[0]
+    assert not cases[1].remarks
+    assert find_case(tmp_path / "p0", FOUR).remarks == ("Not used, by their names: t1_Warped.nii.gz.",)
+
+
+def test_empty_label_maps_are_a_finding(tmp_path):
+    brats(tmp_path, 4)
+    save(tmp_path / "p1" / "p1_seg.nii.gz", np.zeros_like(lesion()))
+    (finding,) = read_volumes(tmp_path).findings
+    assert finding.sample_ids == ("p1",)
+    assert finding.reason == "1 of the 4 label maps that were read are empty: p1"

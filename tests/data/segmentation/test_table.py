@@ -181,11 +181,11 @@ def test_a_patient_column_that_is_not_used_is_a_finding(root):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"group": ["x"]}, "group is of the type list"),
-        ({"group": {"a": 1}}, "group is of the type dict"),
-        ({"PatientID": True}, "PatientID is of the type bool"),
-        ({"case": 1.5}, "case is of the type float"),
-        ({"case": ["a"]}, "case is of the type list"),
+        ({"group": ["x"]}, "group is a list"),
+        ({"group": {"a": 1}}, "group is a structure"),
+        ({"PatientID": True}, "PatientID is true"),
+        ({"case": 1.5}, "case is a number that is not whole"),
+        ({"case": ["a"]}, "case is a list"),
         ({"t1": 3}, "column t1: int instead of the path of a file"),
         ({"t1": ["images/0a.nii.gz"]}, "column t1: list instead of the path"),
         ({"mask": False}, "column mask: bool instead of the path"),
@@ -199,8 +199,8 @@ def test_cells_of_other_types_are_refused(root, change, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"case": "\\ud800"}', r"surrogate pair \(\\ud800\)"),
-        ('{"a": ' * 100_000, "cannot be read as JSON"),
+        ('{"case": "\\ud800"}', "surrogate pair"),
+        ('{"a": ' * 100_000, "invalid JSON"),
         ("[" * 100_000, "nested too deeply"),
         ('{"case": "a", "case": "b"}', "the key 'case' occurs twice"),
     ],

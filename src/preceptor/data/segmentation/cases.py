@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,13 @@ from preceptor.data.identity import group_by_content, unused_patients
 from preceptor.data.nifti import VolumeError
 from preceptor.data.segmentation.decathlon import LIST, channel_names, find_decathlon, read_list
 from preceptor.data.segmentation.folders import listed
-from preceptor.data.segmentation.layouts import FoundCases, find_files, named_as_brats, patient_of
+from preceptor.data.segmentation.layouts import (
+    FoundCases,
+    find_files,
+    maybe_one_patient,
+    named_as_brats,
+    patient_of,
+)
 from preceptor.data.segmentation.modalities import (
     MASK,
     FileNames,
@@ -33,7 +38,6 @@ from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import Reader, label_map
 from preceptor.errors import UserError
 
-logger = logging.getLogger(__name__)
 MAPS_READ = 12
 """Number of label maps that are read to infer the regions if none are given."""
 
@@ -95,6 +99,8 @@ def read_volumes(
             f"{len(merged)} cases share an image with another case and are in its split: {listed(merged)}."
         )
     cases = grouped
+    if found.layout != "table" and (finding := maybe_one_patient(cases, root)):
+        found.findings.append(finding)
     given = split_file or (root if found.split_given else None)
     if given is not None and fold is not None:
         raise UserError(f"fold={fold} cannot be combined with the split of {given}; remove one of them")
@@ -187,15 +193,23 @@ def _infer_regions(found: FoundCases, cases: Sequence[Case], brats: bool) -> dic
     chosen = cases[::step][:MAPS_READ]
     labels: set[int] = set()
     errors: list[VolumeError] = []
+    empty: list[str] = []
     for case in chosen:
         assert case.mask is not None
         try:
             volume, _ = Reader().volume(case.mask)
-            labels |= {int(value) for value in np.unique(label_map(volume, case.mask))}
+            values = {int(value) for value in np.unique(label_map(volume, case.mask))}
+            labels |= values
+            empty += [] if values - {0} else [case.id]
         except VolumeError as error:  # training and `preceptor doctor` report it later
             errors.append(error)
     if len(errors) == len(chosen):
         raise errors[0]
+    if any(case.id.upper().startswith("BRATS-PED-") for case in cases):
+        raise UserError(
+            "the labels of BraTS-PED have another meaning in 2023 than from 2024 on; set data.regions by the "
+            "description of your release, such as {et: [3], tc: [1, 3], wt: [1, 2, 3]} for 2023"
+        )
     enhancing = named_as_brats(cases)
     regions, note = infer_regions(
         labels,
@@ -205,11 +219,16 @@ def _infer_regions(found: FoundCases, cases: Sequence[Case], brats: bool) -> dic
         enhancing=enhancing,
     )
     found.notes.append(note)
+    if empty:
+        reason = f"{len(empty)} of the {len(chosen)} label maps that were read are empty: {listed(empty)}"
+        found.findings.append(Finding(tuple(empty), None, reason, "warning"))
     return regions
 
 
 def find_cases(root: Path, modalities: Sequence[str]) -> list[Case]:
     """Return the cases of a folder or a table to predict on, each with those of `modalities` that it has.
+
+    What was left out is a remark of the first case.
 
     Raises:
         UserError: there is no case with any of the modalities.
@@ -221,8 +240,6 @@ def find_cases(root: Path, modalities: Sequence[str]) -> list[Case]:
         found = find_decathlon(root, None)
     else:
         found = find_files(root, names, complete=False)
-    for finding in found.findings:
-        logger.warning(finding.reason)
     cases = [
         replace(case, images={name: case.images[name] for name in names if name in case.images}, mask=None)
         for case in found.cases
@@ -230,6 +247,7 @@ def find_cases(root: Path, modalities: Sequence[str]) -> list[Case]:
     cases = [case for case in cases if case.images]
     if not cases:
         raise UserError(f"{root} contains no case with any of the modalities {', '.join(names)}")
+    cases[0] = replace(cases[0], remarks=tuple(f"In {root}: {finding.reason}." for finding in found.findings))
     return cases
 
 
@@ -252,6 +270,7 @@ def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
     cases: set[str] = set()
     mask: VolumeFile | None = None
     unclear: dict[Path, tuple[str, str]] = {}
+    unused: list[str] = []
     for file in files:
         bare = stem(file.name) or file.name
         parsed = parser.parse(bare, place.name)
@@ -259,6 +278,7 @@ def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
             return _one_file(file, bare, names)
         if parsed is None:
             if isinstance(path, Path):  # a folder may contain other files
+                unused.append(file.name)
                 continue
             raise UserError(f"{file}: the name ends in none of {', '.join(names)}; rename it as CASE_{names[0]}.nii.gz")
         if parsed.kind == MASK:
@@ -269,6 +289,7 @@ def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
             continue
         if parsed.kind not in names:
             if isinstance(path, Path) and path.is_dir():
+                unused.append(file.name)
                 continue
             raise UserError(
                 f"{file} is named as {parsed.kind}, and the name ends in none of {', '.join(names)}; rename it as "
@@ -292,7 +313,10 @@ def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
     if len(cases) > 1:
         raise UserError(f"{place} contains files of several cases ({', '.join(sorted(cases)[:4])}); give those of one")
     case = cases.pop()
-    return Case(case, {name: case_files[name] for name in names if name in case_files}, mask, patient_of(case), "test")
+    unused += [file.name for file in unclear]
+    remarks = (f"Not used, by their names: {listed(unused)}.",) if unused else ()
+    images = {name: case_files[name] for name in names if name in case_files}
+    return Case(case, images, mask, patient_of(case), "test", remarks=remarks)
 
 
 def _files(path: Path | Sequence[Path]) -> tuple[Path, list[Path]]:

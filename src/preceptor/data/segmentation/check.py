@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from preceptor.data import nifti
 from preceptor.data.findings import Finding
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
@@ -15,17 +18,17 @@ from preceptor.data.volumes import Reader, content_hash, intensities, label_map,
 
 
 def check_cases(data: SegmentationDataset, *, max_voxels: int = MAX_VOXELS) -> list[Finding]:
-    """Read every file once and return all findings: those of each case in order, then those that span cases.
+    """Read every file once and return all findings: case by case.
 
     Errors: missing or unreadable files, NaN, constant images, files of a case on different grids, unknown label values,
-    one file under two names. Warnings: empty label maps, and the number of cases with a single modality. Patients and
-    files in several splits are findings of the data set itself (`identity.note_leaks`).
+    one file under two names. Warnings: empty label maps, and doubts about DICOM series. Patients and files in several
+    splits (`identity.note_leaks`) and `cheap_findings` are findings of the data set itself.
     """
     findings: list[Finding] = []
     hashes: dict[Path, str] = {}
     for case in data.samples:
         findings += _check_case(case, data, max_voxels, hashes)
-    return findings + _check_modalities(data)
+    return findings
 
 
 def _check_case(case: Case, data: SegmentationDataset, max_voxels: int, hashes: dict[Path, str]) -> list[Finding]:
@@ -48,7 +51,7 @@ def _check_case(case: Case, data: SegmentationDataset, max_voxels: int, hashes: 
         except VolumeError as error:
             add(file.path, str(error))
             continue
-        for remark in geometry.remarks:
+        for remark in geometry.remarks if file.path.is_dir() else ():  # `header_findings` has those of NIfTI files
             add(file.path, f"{file.path}: {remark}", "warning")
         if file.path not in hashes:
             hashes[file.path] = content_hash(file.path)
@@ -68,6 +71,29 @@ def _check_case(case: Case, data: SegmentationDataset, max_voxels: int, hashes: 
                 add(file.path, f"{file.path}: the label map is empty", "warning")
         except VolumeError as error:
             add(file.path, str(error))
+    return findings
+
+
+def cheap_findings(data: SegmentationDataset) -> list[Finding]:
+    """Return the findings that need no voxel, so that every run has them: headers and available modalities."""
+    return [*_check_headers(data), *_check_modalities(data)]
+
+
+def _check_headers(data: SegmentationDataset) -> list[Finding]:
+    """Return a finding for each kind of doubt about the headers of NIfTI files. Broken files are found elsewhere."""
+    files = {file: case.id for case in data.samples for file in (*case.images.values(), case.mask) if file is not None}
+    alike: defaultdict[str, list[tuple[VolumeFile, str]]] = defaultdict(list)
+    for file in files:
+        if not file.path.is_dir():
+            with suppress(VolumeError):
+                for remark in nifti.remarks_of(file.path, file.channel):
+                    alike[re.sub(r"\d[\d.e+-]*", "#", remark)].append((file, remark))
+    findings = []
+    for group in alike.values():
+        (first, remark), number = group[0], len({file.path for file, _ in group})
+        reason = f"{first.path}: {remark}" + (f" (so in {number} files)" if number > 1 else "")
+        ids = tuple(dict.fromkeys(files[file] for file, _ in group))
+        findings.append(Finding(ids, first.path, reason, "warning"))
     return findings
 
 

@@ -6,13 +6,14 @@ The Decathlon has one file per case with all channels, nnU-Net one file per chan
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from preceptor.data import nifti
 from preceptor.data.images import resolve_image
+from preceptor.data.nifti import VolumeError
 from preceptor.data.segmentation.folders import Listing
-from preceptor.data.segmentation.json_text import parse_json
 from preceptor.data.segmentation.layouts import FoundCases, patient_of
 from preceptor.data.segmentation.modalities import (
     NIFTI,
@@ -22,7 +23,7 @@ from preceptor.data.segmentation.modalities import (
     sort_modalities,
     stem,
 )
-from preceptor.data.texts import AS_RELEASED, read_text
+from preceptor.data.texts import AS_RELEASED, read_json
 from preceptor.data.types import Case, VolumeFile
 from preceptor.errors import UserError
 
@@ -47,6 +48,8 @@ def find_decathlon(root: Path, modalities: tuple[str, ...] | None) -> FoundCases
     used: set[Path] = set()
     for image, mask, place in entries:
         name, files = _images(image, channels, place)
+        if len(files) == 1:
+            _require_channels(files[0], channels, file)
         used |= {*files, mask}
         images = {
             key: VolumeFile(files[channel]) if len(files) > 1 else VolumeFile(files[0], channel)
@@ -127,6 +130,22 @@ def _images(image: Path, channels: list[str], place: str) -> tuple[str, list[Pat
     return name, files
 
 
+def _require_channels(image: Path, channels: Sequence[str], file: Path) -> None:
+    """Raise UserError if the header of an image has another number of channels than `dataset.json` names.
+
+    A header that cannot be read is no error here: whoever reads the voxels reports it.
+    """
+    try:
+        number = nifti.channels_of(image)
+    except VolumeError:
+        return
+    if number != len(channels):
+        raise UserError(
+            f"{image} has {number} channels, but {file} names {len(channels)} ({', '.join(channels)}); correct "
+            "dataset.json, or copy the file again from its source"
+        )
+
+
 def label_regions(labels: Mapping[str, Any], file: Path) -> tuple[dict[str, tuple[int, ...]], str]:
     """Return the regions of `labels` and a note. Keys are label values (Decathlon) or names (nnU-Net 2).
 
@@ -172,7 +191,7 @@ def brain_labels(names: Mapping[int, str]) -> bool:
 
 def read_list(file: Path) -> dict[str, Any]:
     """Return the content of a `dataset.json`. Raises UserError if the file is invalid."""
-    content = parse_json(read_text(file), str(file), AS_RELEASED)
+    content = read_json(file)
     if isinstance(content, dict) and "modality" not in content and "channel_names" in content:
         content["modality"] = content["channel_names"]
     for key, kind in {"modality": dict, "labels": dict}.items():

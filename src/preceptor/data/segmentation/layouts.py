@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,16 +57,55 @@ class FoundCases:
     patients: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+_VISITS = (
+    r"(BraTS-[A-Za-z]+-\d+)-\d+",
+    r"(BraTS-MEN-RT-\d+)-\d+",
+    r"(Brats1[789]_.+_.+)_\d+",
+    r"(UPENN-GBM-\d+)_\d\d",
+    r"(UCSF-PDGM-\d+)_FU\d+d",
+    r"(sub-[A-Za-z0-9+]+)_ses-[A-Za-z0-9+]+",
+    r"(.*\d.*?)[_\-. ]+(?:ses|session|visit|tp|timepoint|time|week|wk|month|fu|followup|mr)[_\-]?\d+[a-z]?",
+    r"(.*\d.*?)[_\-. ]+(?:baseline|bl|followup|fu|preop|postop)",
+)
+"""Ids of cases that contain a patient and a visit: BraTS, UPENN-GBM, UCSF-PDGM, BIDS, OASIS, and words for visits."""
+
+
 def patient_of(case: str) -> str:
     """Return the patient in the id of a case.
 
-    BraTS-GLI-00001-000 and -001, Brats18_X_1 and _2, and sub-01_ses-1 and sub-01_ses-2 of BIDS share a patient.
+    BraTS-GLI-00001-000 and -001, UPENN-GBM-00001_11 and _21, sub-01_ses-1 and sub-01_ses-2 of BIDS, and p7_visit1 and
+    p7_visit2 share a patient.
     """
-    for pattern in (r"(BraTS-[A-Za-z]+-\d+)-\d+", r"(Brats1[789]_.+_.+)_\d+", r"(sub-[A-Za-z0-9+]+)_ses-[A-Za-z0-9+]+"):
-        match = re.fullmatch(pattern, case, re.IGNORECASE)
-        if match:
-            return match[1]
-    return case
+    matches = (re.fullmatch(pattern, case, re.IGNORECASE) for pattern in _VISITS)
+    return next((match[1] for match in matches if match), case)
+
+
+def maybe_one_patient(cases: Sequence[Case], root: Path) -> Finding | None:
+    """Return a finding if cases seem to be scans of one patient and are in different groups, or None.
+
+    These are cases in one subfolder, and cases whose names differ only in a number after another number, if there are
+    at most four for each folder or name on average.
+    """
+    folders: defaultdict[str, list[Case]] = defaultdict(list)
+    names: defaultdict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        parents = {file.path.parent for file in case.images.values()}
+        parent = parents.pop()
+        if not parents and parent not in (root, *root.parents) and parent.name.lower() != case.id.lower():
+            folders[str(parent)].append(case)
+        if match := re.fullmatch(r"(.*\d)[_\-. ]+[A-Za-z]?\d+", case.id):
+            names[match[1]].append(case)
+    for kin, what in ((folders, "are in one folder"), (names, "have names that differ only in the last number")):
+        several = [group for group in kin.values() if len({case.group for case in group}) > 1]
+        if several and len(kin) > 1 and sum(map(len, kin.values())) <= 4 * len(kin):
+            ids = tuple(case.id for group in several for case in group)
+            reason = (
+                f"{len(ids)} cases {what} with another case, such as {' and '.join(c.id for c in several[0][:2])}, and "
+                "are taken for different patients; if they are scans of one patient, write a table with a column "
+                "patient_id, or add visit1, visit2 ... to their names"
+            )
+            return Finding(ids, None, reason, "warning")
+    return None
 
 
 def named_as_brats(cases: Sequence[Case]) -> int | None:
@@ -141,7 +181,10 @@ def find_files(
         root,
     )
     found.findings = listing.findings
-    found.maybe_masks = [path.name for path in (*unclear, *unknown, *alone) if _maybe_mask(path)]
+    unused = [*unclear, *unknown, *alone]
+    found.maybe_masks = [path.name for path in unused if _maybe_mask(path)]
+    if not found.maybe_masks and not any(case.mask for case in cases):
+        found.maybe_masks = [path.name for path in unused]
     return found
 
 
@@ -171,11 +214,17 @@ def _assign(
         # A folder with the name of its files is a case, and so is one whose files are named by the contrast alone.
         one_case = folder != root and any(parsed.case in ("", folder.name) for parsed, _ in entries if not parsed.bids)
         for parsed, path in entries:
-            case = parsed.case or folder.resolve().name
+            case = unicodedata.normalize("NFC", parsed.case or folder.resolve().name)
             if parsed.unclear:
                 unclear[path] = parsed.unclear
             elif one_case and not parsed.bids and parsed.case not in ("", folder.name):
                 unclear[path] = f"it does not begin with the case {folder.name}"
+            elif parsed.kind in files[case] and not parsed.case and files[case][parsed.kind].parent != folder:
+                raise UserError(
+                    f"{files[case][parsed.kind]} and {path} are both named after their folder {folder.name}, so that "
+                    f"their cases have one name; rename the files as CASE_{parsed.kind}.nii.gz, or write a table "
+                    "(docs/how-to/volumes.md)"
+                )
             elif parsed.kind in files[case]:
                 raise UserError(
                     f"case {case}: {files[case][parsed.kind]} and {path} are both its {parsed.kind}; keep one, or set "
@@ -204,7 +253,8 @@ def _extra_words(case: str, cases: Mapping[str, object]) -> str:
 
 def _maybe_mask(path: Path) -> bool:
     words = words_of(stem(path.name) or path.name)
-    return any(re.match(r"d?seg|mask|msk|label|lbl|roi|lesion|tumou?r|annot|gt$|truth", word) for word in words)
+    kinds = r"d?seg|mask|msk|label|lbl|roi|lesion|tumou?r|annot|gt$|truth|[gcpi]tv|oar|wmh|infarct|contour|manual"
+    return any(re.match(kinds, word) for word in words)
 
 
 def _nothing_found(

@@ -41,6 +41,15 @@ ALIASES = {
 AGENT = {"ce", "contrast", "enhanced", "gad", "gado", "gadolinium", "gd", "postcontrast", "precontrast"}
 """Words of a file name that tell of a contrast agent."""
 
+_AGENT_IN_BIDS = re.compile(
+    r"gad|contrast|enhanc|^(pre|post)(?!proc|op|surg)|^(ce|gd|km|sub)$|^gd|(ce|gd)$|diff|subtr|synth|fake|pred",
+    re.IGNORECASE,
+)
+"""Parts of BIDS labels that tell of a contrast agent, of a difference of images or of a synthetic image."""
+
+_NO_AGENT = re.compile(r"no|pre|without|minus|native|plain", re.IGNORECASE)
+"""Start of labels of the BIDS entity ce that tell of an image without a contrast agent."""
+
 QUALIFIERS = {
     *AGENT,
     *("bet", "brain", "c", "diff", "difference", "fat", "fatsat", "fs", "map", "mask", "post", "pre", "ref", "roi"),
@@ -152,8 +161,8 @@ class FileNames:
             kind = self.by_user.get(ending) or (None if bids else self.known.get(ending))
             if kind is None:
                 continue
-            case = name[: max(0, words[-count].start() - 1)]
-            if words[-count].start() and not case.strip("_-. "):
+            case = name[: words[-count].start()].rstrip("_-. ")
+            if words[-count].start() and not case:
                 return None
             before = _BIDS.fullmatch(case)
             if before is not None and (bids or "_" in case):
@@ -176,11 +185,21 @@ class FileNames:
                 unclear = f"{other[0]} may be another structure; set data.mask to the end of the label maps' names"
         elif entities.get("part", "mag") != "mag" or entities.get("mt", "off") != "off":
             unclear = f"part and mt of BIDS tell that it is another image than {kind}"
+        elif other := [f"{key}-{entities[key]}" for key in ("acq", "desc", "rec") if _changes_image(entities.get(key))]:
+            unclear = f"{other[0]} may change the image"
         elif "ce" in entities:
-            unclear = "" if kind == "t1" else f"{kind} with a contrast agent (ce of BIDS) has no known name"
-            kind = "t1ce" if kind == "t1" else kind
+            if _NO_AGENT.match(entities["ce"]):
+                unclear = f"ce-{entities['ce']} may tell of an image without a contrast agent"
+            elif kind == "t1":
+                kind = "t1ce"
+            else:
+                unclear = f"{kind} with a contrast agent (ce of BIDS) has no known name"
         case = "_".join(f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities)
         return ParsedName(case, self.names.get(kind, kind), unclear, bids=True)
+
+
+def _changes_image(label: str | None) -> bool:
+    return bool(label and _AGENT_IN_BIDS.search(label))
 
 
 def _unclear(before: Sequence[str], ending: tuple[str, ...], known: Mapping[tuple[str, ...], str]) -> str:
@@ -211,6 +230,11 @@ def brats_regions(enhancing: int) -> dict[str, tuple[int, ...]]:
     return {"et": (enhancing,), "tc": (1, enhancing), "wt": (1, 2, enhancing)}
 
 
+def _contrast_of(modality: str) -> str:
+    """Return the contrast that begins the name of a user's modality, such as t1ce for `T1c_bias`."""
+    return canonical_name(words_of(modality)[0])
+
+
 def infer_regions(
     labels: Iterable[int], source: str, modalities: Sequence[str], *, brats: bool, enhancing: int | None = None
 ) -> tuple[dict[str, tuple[int, ...]], str]:
@@ -232,7 +256,7 @@ def infer_regions(
     values = sorted(set(labels) - {0})
     if values == [1]:
         return {"lesion": (1,)}, f"Regions inferred from {source}, which contain only label 1: lesion is label 1."
-    its_contrasts = {canonical_name(name) for name in modalities} <= set(ORDER)
+    its_contrasts = all(canonical_name(name) in ORDER or _contrast_of(name) in ORDER for name in modalities)
     its_labels = set(values) <= {1, 2, 4} or set(values) <= {1, 2, 3}
     if its_contrasts and (values == [1, 2, 4] or (brats and its_labels)):
         enhancing = next((value for value in (3, 4) if value in values), enhancing or 4)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from preceptor.data.segmentation.json_text import parse_json
 from preceptor.data.segmentation.modalities import FileNames, stem
 from preceptor.data.splits import SPLIT_NAMES, cut, ordered
-from preceptor.data.texts import read_text
+from preceptor.data.texts import as_choice, as_identifier, read_json, read_rows, read_text
 from preceptor.data.types import Case, Split
 from preceptor.errors import UserError, nearest
 
@@ -127,7 +124,7 @@ def _folder(folder: Path) -> list[tuple[str, Split, str]]:
 
 
 def _json(file: Path) -> list[tuple[str, Split, str]]:
-    content = parse_json(read_text(file), str(file), "correct the file")
+    content = read_json(file, "correct the file")
     if not isinstance(content, dict):
         raise UserError(f'{file} must be an object such as {{"train": [...], "validation": [...], "test": [...]}}')
     entries: list[tuple[str, Split, str]] = []
@@ -145,15 +142,14 @@ def _csv(file: Path) -> list[tuple[str, Split, str]]:
         raise UserError(
             f"{file} is not a split file; give a .json, a .csv, or a folder with train.txt, val.txt, test.txt"
         )
-    rows = csv.DictReader(io.StringIO(read_text(file), newline=""), skipinitialspace=True)
     entries: list[tuple[str, Split, str]] = []
-    for row in rows:
-        if not row.get("case") or not row.get("split"):
-            raise UserError(f"{file}:{rows.line_num}: the columns case and split must both be filled in")
-        value = row["split"].strip().lower()
-        if value not in SPLIT_NAMES:
-            raise UserError(f"{file}:{rows.line_num}: split {row['split']!r} is not known{nearest(value, SPLIT_NAMES)}")
-        entries.append((row["case"].strip(), SPLIT_NAMES[value], f"{file}:{rows.line_num}"))
+    for line, row in read_rows(file):
+        place = f"{file}:{line}"
+        name = as_identifier(row.get("case"), f"{place}: case")
+        split = as_choice(row.get("split"), SPLIT_NAMES, f"{place}: split")
+        if not name or split is None:
+            raise UserError(f"{place}: the columns case and split must both be filled in")
+        entries.append((name, split, place))
     return entries
 
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from preceptor.data.dicom_series import holds_series
 from preceptor.data.findings import Finding
-from preceptor.data.identity import examination_columns, is_given, merge_groups, patient_columns
+from preceptor.data.identity import examination_columns, merge_groups, patient_columns
 from preceptor.data.images import resolve_image
-from preceptor.data.segmentation.json_text import parse_json
 from preceptor.data.segmentation.layouts import FoundCases, patient_of
 from preceptor.data.segmentation.modalities import KNOWN, MASK, canonical_name, sort_modalities, stem
 from preceptor.data.splits import SPLIT_NAMES
-from preceptor.data.texts import read_text
+from preceptor.data.texts import Row, as_choice, as_identifier, read_rows
 from preceptor.data.types import Case, Split, VolumeFile
 from preceptor.errors import UserError, nearest
 
-Row = tuple[int, dict[str, Any]]
-"""Line and cells of a row. Cells of CSV are texts."""
-
 NAMES = ("case", "group", "split")
 FOLDER_NAMES = ("cases.jsonl", "cases.csv")
+SUFFIXES = (".csv", ".jsonl")
 
 
 def table_in(root: Path) -> Path | None:
@@ -71,7 +66,7 @@ def find_table(
     cells_of: dict[str, dict[str, str]] = {}
     for line, cells in rows:
         place = f"{file}:{line}"
-        case_id = _name(cells, "case", place)
+        case_id = as_identifier(cells.get("case"), f"{place}: case")
         if not case_id:
             raise UserError(f"{place}: the case is empty; fill it in or delete the row")
         if case_id in lines:
@@ -81,8 +76,9 @@ def find_table(
         present = {name: volume for name, volume in files.items() if volume is not None}
         if not present:
             raise UserError(f"{place}: case {case_id!r} has no image; a case may lack some modalities, but not all")
-        group = _name(cells, "group", place) or patient_of(case_id)
-        cells_of[case_id] = {column: name for column in patients if (name := _name(cells, column, place))}
+        group = as_identifier(cells.get("group"), f"{place}: group") or patient_of(case_id)
+        named = {column: as_identifier(cells.get(column), f"{place}: {column}") for column in patients}
+        cells_of[case_id] = {column: name for column, name in named.items() if name}
         label = _file(file, cells, mask, place, series=False)
         cases.append(Case(case_id, present, label, group, splits.get(line, "train")))
     order = modalities or sort_modalities(images)
@@ -118,65 +114,12 @@ def _add_findings(found: FoundCases, file: Path, rows: Sequence[Row], unused: Se
             found.maybe_masks.append(f"those in the column {column}")
 
 
-def _name(cells: Mapping[str, Any], column: str, place: str) -> str:
-    """Return an identifier as text, or "" if the cell is empty. 0 is an identifier.
-
-    Raises:
-        UserError: the cell is neither text nor an integer.
-    """
-    value = cells.get(column)
-    if not is_given(value):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UserError(
-            f"{place}: {column} is of the type {type(value).__name__}; give a text or an integer as identifier"
-        )
-    return str(value).strip()
-
-
 def _rows(file: Path) -> list[Row]:
-    readers = {".csv": _csv, ".jsonl": _jsonl}
-    if file.suffix.lower() not in readers:
-        raise UserError(f"{file} is not named as a table; the name must end in {' or '.join(readers)}")
-    rows = readers[file.suffix.lower()](read_text(file, "save the table with the encoding UTF-8"), file)
+    if file.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{file} is not named as a table; the name must end in {' or '.join(SUFFIXES)}")
+    rows = read_rows(file)
     if not rows:
         raise UserError(f"{file} has no rows; it needs the columns case, the modalities and mask")
-    return rows
-
-
-def _csv(text: str, file: Path) -> list[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[Row] = []
-    header: list[str] = []
-    line = 1
-    try:
-        for fields in reader:
-            if not header:
-                header = [name.strip() for name in fields]
-                twice = sorted({name for name in header if header.count(name) > 1})
-                if twice:
-                    raise UserError(f"{file}:{line}: column {twice[0]!r} occurs twice; keep one")
-            elif fields:
-                if len(fields) != len(header):
-                    raise UserError(f"{file}:{line}: {len(fields)} fields, but the header has {len(header)}")
-                rows.append((line, {name: cell.strip() for name, cell in zip(header, fields, strict=True)}))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{file}:{line}: invalid CSV ({error}); correct the quotes of this row") from error
-    return rows
-
-
-def _jsonl(text: str, file: Path) -> list[Row]:
-    rows: list[Row] = []
-    for line, record in enumerate(text.split("\n"), start=1):
-        if record.strip():
-            cells = parse_json(record, f"{file}:{line}", "every line must be one JSON object")
-            if not isinstance(cells, dict):
-                kind = type(cells).__name__
-                raise UserError(f"{file}:{line}: {kind} instead of a JSON object such as {{'case': ...}}")
-            rows.append((line, cells))
     return rows
 
 
@@ -208,13 +151,8 @@ def _hint(name: str, columns: Sequence[str]) -> str:
 
 
 def _given_splits(rows: Sequence[Row], file: Path) -> dict[int, Split]:
-    splits: dict[int, Split] = {}
-    for line, cells in rows:
-        value = _name(cells, "split", f"{file}:{line}")
-        if value and value.lower() not in SPLIT_NAMES:
-            raise UserError(f"{file}:{line}: split {value!r} is not known{nearest(value.lower(), SPLIT_NAMES)}")
-        if value:
-            splits[line] = SPLIT_NAMES[value.lower()]
+    given = {line: as_choice(cells.get("split"), SPLIT_NAMES, f"{file}:{line}: split") for line, cells in rows}
+    splits = {line: split for line, split in given.items() if split is not None}
     without = [line for line, _ in rows if line not in splits]
     if splits and without:
         raise UserError(
