@@ -82,8 +82,12 @@ def read_yaml(text: str, place: str) -> Any:
         raise UserError(f"{place} is nested too deeply to be read") from None
     except UserError:
         raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{place}{where} is not valid YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer of thousands of digits, an invalid date
-        raise UserError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{place} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
 
 
 def write_yaml(value: Any) -> str:

@@ -287,9 +287,9 @@ def test_names_inside_the_folder(tmp_path):
 def test_missing_images_are_reported_together(tmp_path):
     (tmp_path / "0.png").touch()
     with pytest.raises(UserError) as caught:
-        require_images({tmp_path / f"{i}.png": f"line {i}" for i in range(13)})
+        require_images({tmp_path / f"{i}.png": f"line {i}" for i in range(13)}, tmp_path / "t.csv")
     message = str(caught.value)
-    assert message.startswith("12 of 13 image files are missing")
+    assert message.startswith(f"{tmp_path / 't.csv'}: 12 of 13 image files are missing")
     assert message.count(".png") == 10
     assert "10.png (line 10)" in message
     assert "and 2 more" in message

@@ -52,8 +52,8 @@ def write_volumes(folder: Path) -> None:
 
 PLAIN: dict[str, st.SearchStrategy[Any]] = {
     "case": mostly(st.uuids().map(lambda name: str(name)[:8]), st.sampled_from(["p0", "p1", 0, 1, "p0_1"])),
-    "flair": mostly(st.sampled_from(IMAGES), st.sampled_from(["", None, "NA"])),
-    "t1": mostly(st.sampled_from(IMAGES), st.sampled_from(["", None])),
+    "flair": mostly(st.sampled_from(IMAGES), st.sampled_from(["", None, "NA"]), 30),
+    "t1": mostly(st.sampled_from(IMAGES), st.sampled_from(["", None]), 30),
     "mask": st.sampled_from(MASKS),
     "group": st.sampled_from(["a", "b", 0, "0", 1.0, "", None]),
     "patient_id": st.sampled_from(["a", "b", 0]),
@@ -118,9 +118,12 @@ def check_table(case: CasesInput, folder: Path) -> bool:
     path = folder / f"cases.{case.kind}"
     path.write_bytes(data)
     if case.by_command:
-        return command("doctor", "lckd-brats", f"data.root={path}", "data.modalities=[flair]").accepted
+        data = (f"data.root={path}", "data.modalities=[flair]", "data.regions={one: [1], two: [2]}")
+        return command("doctor", "lckd-brats", *data).accepted
     modalities = ["flair"] if case.given else None
-    outcome = attempt(lambda: read_volumes(path, modalities=modalities))
+    outcome = attempt(
+        lambda: read_volumes(path, modalities=modalities, regions={"one": [1], "two": [2]}), place=path.name
+    )
     if not outcome.accepted:
         return False
     text = data.decode("utf-8-sig")

@@ -28,7 +28,7 @@ BOX_FORMATS = {
     "list": "[{0}, {1}, {2}, {3}]",
     "json": '[{{"bbox_2d": [{0}, {1}, {2}, {3}], "label": "lesion"}}]',
     "gemma": '[{{"box_2d": [{1}, {0}, {3}, {2}], "label": "lesion"}}]',
-    "paligemma": "<loc{1:04d}><loc{0:04d}><loc{3:04d}><loc{2:04d}> lesion",
+    "paligemma": "<loc{9:04d}><loc{8:04d}><loc{11:04d}><loc{10:04d}> lesion",
     "shares": "<box>({4},{5}),({6},{7})</box>",
     "share list": "[{4}, {5}, {6}, {7}]",
 }
@@ -131,7 +131,9 @@ def written(piece: tuple[Any, ...]) -> str:
     """Return a piece as text."""
     if piece[0] == "text":
         return str(piece[1])
-    return BOX_FORMATS[piece[1]].format(*piece[2], *(f"{number / 1000:.3f}" for number in piece[2]))
+    shares = [f"{number / 1000:.3f}" for number in piece[2]]
+    bins = [min(1023, round(number * 1.024)) for number in piece[2]]  # big_vision: 1024 bins over each side
+    return BOX_FORMATS[piece[1]].format(*piece[2], *shares, *bins)
 
 
 def as_json(record: Record) -> dict[str, Any]:
@@ -215,8 +217,7 @@ def compare(case: DialoguesInput, outcome: Outcome, folder: Path) -> None:
         in_answer = any("<image>" in written(piece) for turn in record.turns for piece in turn.answer)
         require(not in_answer, "an image mark in an answer was deleted", record.turns)
         if record.system:
-            said = " ".join(text for turn in dialogue.turns for text in turn)
-            require(record.system in said or told, "the system message was dropped")
+            require(record.system == dialogue.system or told, "the system message was dropped", dialogue.system)
         for turn, (question, answer) in zip(record.turns, dialogue.turns, strict=True):
             for pieces, text in ((turn.question, question), (turn.answer, answer)):
                 wanted = [(piece[1], piece[2]) for piece in pieces if piece[0] == "box"]

@@ -256,6 +256,13 @@ def _check(dataset: Dataset, max_pixels: int) -> None:
     except NotImplementedError:
         raise Refused(f"DICOM compression {kind} is not supported", _EXPORT) from None
     if not syntax.is_encapsulated:
+        size = int(dataset.Columns) * int(dataset.Rows) * samples
+        expected = -(-size * allocated // 8)
+        if colour == "YBR_FULL_422":  # two pixels share their colour
+            expected = size // 3 * 2
+        # Of a longer value, pydicom takes the beginning or makes several frames.
+        if len(dataset.PixelData) > expected + expected % 2:
+            raise _contradiction("PixelData", "Rows x Columns (the data is longer)")
         return
     if not decoder.is_available:
         missing = "; ".join(decoder.missing_dependencies)

@@ -56,8 +56,12 @@ class ArrayStore:
         self.rows = int(manifest["rows"])
         self.cache_key: dict[str, Any] = dict(manifest["cache_key"])
         self.settings: dict[str, Any] = dict(manifest["settings"])
-        self.arrays: dict[str, dict[str, Any]] = {name: dict(array) for name, array in manifest["arrays"].items()}
+        self.arrays: dict[str, dict[str, Any]] = {
+            name: {"dtype": array["dtype"], "shape": list(array["shape"])} for name, array in manifest["arrays"].items()
+        }
         self._files: dict[str, dict[str, Any]] = {name: dict(file) for name, file in manifest["files"].items()}
+        if not {name.removesuffix(".npy") for name in {*self._files} - {*INDEX}} <= {*self.arrays}:
+            raise ValueError("a file has no entry in arrays")
         # The index is hashed at every start: it is small, and a wrong row would silently give a wrong signal.
         self._check_files(INDEX)
         self._keys = np.load(folder / "keys.npy").reshape(-1).view("S32")
@@ -87,8 +91,11 @@ class ArrayStore:
             return cls(folder, manifest)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"There is no teacher cache in {folder}: write it first with `preceptor cache`.") from None
+        except UserError:
+            raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{folder / MANIFEST} is damaged ({error!r}): {REWRITE}.") from None
+            reason = f"{type(error).__name__}: {error}"[:200]
+            raise UserError(f"{folder / MANIFEST} is damaged ({reason}): {REWRITE}.") from None
 
     def __len__(self) -> int:
         return self.rows
