@@ -84,8 +84,9 @@ def read_yaml(text: str, place: str) -> Any:
         raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{place}{where} is not valid YAML: {error.problem or error.context}") from error
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        line = f" (line {mark.line + 1})" if mark else ""
+        raise UserError(f"{place} is not valid YAML: {reason}{line}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer of thousands of digits, an invalid date
         raise UserError(f"{place} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
 

@@ -107,6 +107,16 @@ def test_exif_orientation_is_applied(tmp_path):
     np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), np.rot90(GRADIENT[:4], -1))
 
 
+def test_damaged_exif_has_no_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.jpg"
+    Image.fromarray(GRADIENT[:4]).save(path, exif=exif)
+    upright = load_image(path)
+    path.write_bytes(path.read_bytes().replace(b"MM\0*", b"MM\1*"))  # no version of TIFF; Pillow ignores it, too
+    np.testing.assert_array_equal(np.asarray(load_image(path)), np.rot90(np.asarray(upright)))
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_image_size_is_that_of_the_upright_image(tmp_path, suffix, orientation):

@@ -246,7 +246,7 @@ def check_split(case: SplitInput, folder: Path) -> bool:
         content = json.loads(path.read_text("utf-8-sig"))
         expected = {name: SPLITS[split.lower()] for split, listed in content.items() for name in listed}
     else:
-        rows = csv.DictReader(io.StringIO(path.read_text("utf-8-sig"), newline=""))
+        rows = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
         expected = {row["case"].strip(): SPLITS[row["split"].strip().lower()] for row in rows}
     found = {name: split for name, (split, _) in outcome.value.items()}
     require(found == expected, "other splits", (found, expected))

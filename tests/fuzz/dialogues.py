@@ -35,12 +35,9 @@ BOX_FORMATS = {
 WORD_TEXTS = st.sampled_from(
     ["Where is the lesion?", "In the lung.", "yes", "肺", "<think>hm</think>", "a <image> b", "(1) left"]
 )
+FORMATS = mostly(st.sampled_from(sorted(BOX_FORMATS)).map(lambda name: (name,)), st.just(tuple(BOX_FORMATS)))
+"""The formats of the boxes in a file: usually one."""
 BOX = st.tuples(st.integers(0, 480), st.integers(0, 480), st.integers(500, 1000), st.integers(500, 1000))
-PIECE = st.one_of(
-    st.tuples(st.just("text"), WORD_TEXTS),
-    st.tuples(st.just("box"), st.sampled_from(["bird", "qwen"]), BOX),
-    st.tuples(st.just("box"), st.sampled_from(sorted(BOX_FORMATS)), BOX),
-)
 
 
 @dataclass(frozen=True)
@@ -64,9 +61,14 @@ class Record:
     others: tuple[tuple[str, Any], ...]
 
 
-TURN = st.builds(
-    Turn, st.tuples(st.just(("text", "Where?")), PIECE), st.lists(PIECE, min_size=1, max_size=2).map(tuple)
-)
+def turns(formats: tuple[str, ...]) -> st.SearchStrategy[Turn]:
+    """Return turns with boxes in some of the formats."""
+    piece = st.one_of(st.tuples(st.just("text"), WORD_TEXTS), st.tuples(st.just("box"), st.sampled_from(formats), BOX))
+    return st.builds(
+        Turn, st.tuples(st.just(("text", "Where?")), piece), st.lists(piece, min_size=1, max_size=2).map(tuple)
+    )
+
+
 OTHERS = st.lists(
     st.one_of(
         st.tuples(
@@ -83,15 +85,15 @@ OTHERS = st.lists(
 
 
 @st.composite
-def records(draw: st.DrawFn) -> Record:
-    turns = tuple(draw(st.lists(TURN, min_size=1, max_size=2)))
+def records(draw: st.DrawFn, formats: tuple[str, ...]) -> Record:
+    exchanges = tuple(draw(st.lists(turns(formats), min_size=1, max_size=2)))
     images = tuple(draw(st.lists(st.sampled_from(IMAGES), max_size=2, unique=True)))
-    right = [len(images), *[0] * (len(turns) - 1)]
-    marks = draw(
-        st.one_of(st.just(right), st.just(right), st.lists(st.integers(0, 2), min_size=len(turns), max_size=len(turns)))
-    )
+    count = len(exchanges)
+    right = [len(images), *[0] * (count - 1)]
+    odd = st.lists(st.integers(0, 2), min_size=count, max_size=count)
+    marks = draw(mostly(st.just(right), odd, 3))
     return Record(
-        turns,
+        exchanges,
         images,
         tuple(marks),
         draw(
@@ -119,7 +121,7 @@ class DialoguesInput:
 
 INPUTS = st.builds(
     DialoguesInput,
-    records=st.lists(records(), min_size=1, max_size=4).map(tuple),
+    records=FORMATS.flatmap(lambda formats: st.lists(records(formats), min_size=1, max_size=4)).map(tuple),
     kind=st.sampled_from(["json", "jsonl"]),
     replaced=mostly(st.none(), st.tuples(st.integers(0, 99), json_values()), 4),
     mutations=DAMAGE,

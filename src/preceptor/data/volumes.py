@@ -132,7 +132,7 @@ def content_hash(path: Path) -> str:
 
 
 def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:
-    """Return a volume as float32. Raises VolumeError if all voxels have the same value, or if float32 cannot hold it."""
+    """Return a volume as float32. Raises VolumeError if all voxels have the same value, also after rounding."""
     low, high = float(volume.min()), float(volume.max())
     if low == high:
         raise VolumeError(

@@ -280,7 +280,7 @@ def differences(cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     """Return a line for every value that differs between two settings; names of nested values are joined by dots."""
     cached, wanted = (_flatten(json.loads(json.dumps(values))) for values in (cached, wanted))
     return [
-        f"{name}: cached {_short(cached.get(name, 'nothing'))}, wanted {_short(wanted.get(name, 'nothing'))}"
+        f"{_short(name)}: cached {_short(cached.get(name, 'nothing'))}, wanted {_short(wanted.get(name, 'nothing'))}"
         for name in cached | wanted
         if name not in cached or name not in wanted or cached[name] != wanted[name]
     ]
@@ -297,8 +297,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """Return a value for a message; only the beginning of a hash."""
-    text = str(value)
+    """Return a value for a message, in one line; only the beginning of a hash."""
+    text = str(value).replace("\n", "\\n")
     return text[:12] + "..." if len(text) == 64 and " " not in text else text
 
 
