@@ -108,7 +108,7 @@ def _count(node: yaml.Node, place: str, counted: dict[int, int | None]) -> int:
     if isinstance(node, yaml.MappingNode):
         keys: set[tuple[str, str]] = set()
         for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in keys:
                     line = key.start_mark.line + 1
                     raise UserError(f"{place}, line {line}: the key {key.value!r} is given twice; remove one of them")

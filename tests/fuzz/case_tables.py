@@ -144,7 +144,8 @@ def compare(data: SegmentationDataset, rows: list[dict[str, Any]], folder: Path)
     for row in rows:
         require(isinstance(row.get("case"), str | int | float), "a case that is no text was read", row.get("case"))
         require(not isinstance(row["case"], bool), "a case that is no text was read", row["case"])
-        by_name[str(row["case"]).strip()] = row
+        whole = isinstance(row["case"], float) and row["case"].is_integer()  # 1.0 is the number 1
+        by_name[str(int(row["case"]) if whole else row["case"]).strip()] = row
     labelled = {name for name, row in by_name.items() if not empty(row.get("mask"))}
     require({case.id for case in data.samples} == labelled, "other cases", sorted(labelled))
     parts: dict[str, set[str]] = {}
@@ -239,7 +240,7 @@ def check_split(case: SplitInput, folder: Path) -> bool:
     if case.kind == "folder":
         expected = {}
         for file in path.iterdir():
-            for line in file.read_text("utf-8-sig").split("\n"):
+            for line in file.read_bytes().decode("utf-8-sig").split("\n"):
                 if line.strip():
                     expected[line.split()[0]] = SPLITS[file.stem]
     elif case.kind == "json":

@@ -214,8 +214,8 @@ def compare(case: DialoguesInput, outcome: Outcome, folder: Path) -> None:
             for pieces in (turn.question, turn.answer)
         )
         require(known or marks in (0, len(record.images)), "the number of image marks is not that of the images", marks)
-        late = record.marks[0] < sum(record.marks)
-        require(not late or told, "an image of a later turn was moved to the first one", record.marks)
+        for marks, (question, _) in zip(record.marks[1:], dialogue.turns[1:], strict=True):
+            require(question.count("<image>") >= marks or told, "an image of a later turn was moved", record.marks)
         in_answer = any("<image>" in written(piece) for turn in record.turns for piece in turn.answer)
         require(not in_answer, "an image mark in an answer was deleted", record.turns)
         if record.system:

@@ -305,6 +305,13 @@ def compare(
     affine[:3, 3] = other.GetOrigin()[:3]
     affine[:2] *= -1  # LPS to RAS
     gap = np.abs(affine[:3] - geometry.affine[:3]).max()
+    if not gap <= 1e-3 * max(1.0, np.abs(affine[:3]).max()) and header["sform_code"] > 0 and header["qform_code"] > 0:
+        # SimpleITK may prefer the qform. The sform is read, as the standard says, and a difference is remarked on.
+        scale = {1: 1000.0, 3: 0.001}.get(header["xyzt_units"] & 7, 1.0)
+        require(np.allclose(geometry.affine[:3], sform(header) * scale, rtol=1e-6), "the sform was not used")
+        shift = gap * max(geometry.source(volume).shape)
+        require(geometry.remarks or shift <= 8 * sides.max(), "a qform that differs was ignored without a remark", gap)
+        return
     if not gap <= 1e-3 * max(1.0, np.abs(affine[:3]).max()):
         kind = f"the grid differs from SimpleITK{contradiction(header)}"
         raise Wrong(kind, f"{affine[:3].tolist()} and {geometry.affine[:3].tolist()}")

@@ -156,7 +156,10 @@ def _named_errors() -> Iterator[None]:
             yield
         except (Refused, MemoryError):
             raise
-        except Exception as error:  # pydicom and its decoders raise many kinds of errors for broken files
+        except BaseException as error:  # pydicom and its decoders raise many kinds of errors for broken files
+            # A panic of a decoder in Rust is not an Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             # Drop the error text and the traceback: if a length field is broken, they may quote the patient's name.
             reason = f"broken or truncated DICOM ({type(error).__name__})"
             raise Refused(reason, f"{COPY_AGAIN}, or {_EXPORT}") from None
@@ -305,6 +308,10 @@ def _check_codestream(dataset: Dataset) -> int:
         if found != int(dataset[name].value):
             expected = int(dataset[name].value)
             raise Refused(f"DICOM with {name} {expected}, but {found} in its compressed data", COPY_AGAIN)
+    if not jpeg2000 and int(dataset.BitsAllocated) > 16:  # GDCM ends the process
+        raise Refused(
+            f"DICOM with BitsAllocated {int(dataset.BitsAllocated)}, but JPEG has at most 16 bits", COPY_AGAIN
+        )
     if bits > int(dataset.BitsAllocated):
         reason = f"DICOM with BitsAllocated {int(dataset.BitsAllocated)}, but {bits} bits in its compressed data"
         raise Refused(reason, COPY_AGAIN)

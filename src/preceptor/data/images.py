@@ -103,6 +103,10 @@ def resolve_image(root: Path, name: str, place: str) -> Path:
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if not name or "\0" in name or posix == PurePosixPath("."):
         raise UserError(f"{place}: image {name!r} is not a file name; give the path relative to {root}")
+    if max(len(part.encode(errors="surrogatepass")) for part in posix.parts) > 255 or len(name) > 4000:
+        raise UserError(
+            f"{place}: image {name[:40]!r}... is too long for a file name; give the path relative to {root}"
+        )
     if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
         raise UserError(
             f"{place}: image {name!r} leaves the folder of the table; image paths are relative to {root} and must stay "

@@ -180,7 +180,7 @@ def _read_header(path: Path, stream: IO[bytes]) -> Any:
         if size == 540 and block[4:7] in (b"n+2", b"ni2"):
             block += stream.read(540 - 348)
             magic = block[4:7]
-        elif size == 348 and block[344:347] in (b"n+1", b"ni1"):
+        elif size == 348 and block[344:348] in (b"n+1\0", b"ni1\0"):
             magic = block[344:347]
         elif size in (348, 540):
             raise VolumeError(

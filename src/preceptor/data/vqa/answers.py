@@ -32,12 +32,9 @@ def as_answers(value: Any, place: str) -> tuple[str, ...]:
     """Return the accepted answers in a cell: one text, or a list of them. The first one is the training target.
 
     Raises:
-        UserError: an answer is not a text or a number (see `data.texts.as_text`), or an answer of a list is empty.
+        UserError: an answer is not a text or a number (see `data.texts.as_text`).
     """
-    answers = tuple(as_text(one, place) for one in (value if isinstance(value, list) else [value]))
-    if isinstance(value, list) and not all(answers):
-        raise UserError(f"{place} contains an empty answer; fill it in or remove it from the list")
-    return answers
+    return tuple(as_text(one, place) for one in (value if isinstance(value, list) else [value]))
 
 
 def mixed_types(cells: Iterable[Any], place: str) -> list[Finding]:
