@@ -109,7 +109,7 @@ class ArrayStore:
             # A plain array, because slicing the memmap class is slow.
             values = np.asarray(np.load(self.folder / file, mmap_mode="r", allow_pickle=False))
             if f"{values.dtype} {values.shape}" != expected:
-                raise ValueError(f"{values.dtype} {values.shape} instead of {expected}")
+                raise ValueError(f"{values.dtype} {values.shape} instead of {_short(expected)}")
         except ValueError as error:
             raise UserError(f"The teacher cache {self.folder} is damaged: {file}: {error}; {REWRITE}.") from None
         return values
