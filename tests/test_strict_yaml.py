@@ -37,6 +37,7 @@ def test_the_name_of_a_folder_keeps_its_characters(text):
         ("a: 1\nb:\n  c: 1\n  c: 2\n", "x, line 4: the key 'c' is given twice"),
         ("a: &a [*a]", "x, line 1: an alias refers to the value that contains it"),
         ("[" * 5000, "x is nested too deeply"),
+        ("a: 1\nb", r"x is not valid YAML: while scanning a simple key, could not find expected ':' \(line 2\)$"),
         ("9" * 5000, "x is not valid YAML: Exceeds the limit"),
         ("!!python/object:os.system x", "x is not valid YAML: could not determine a constructor"),
         ("a: 1\n---\nb: 2", "x is not valid YAML: expected a single document"),

@@ -11,12 +11,30 @@ class UserError(ValueError):
 
     The message is one sentence with the offending value, its place and the fix. The command line prints it without a
     traceback and exits with code 2. Any other exception is a bug and keeps its traceback.
+
+    Characters that a terminal would obey or not show are replaced with their escapes, because messages quote names of
+    files and cells of tables.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters, except for line breaks, and half surrogate pairs as escapes."""
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in text
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the hint ``"; did you mean 'x'?"`` for the closest known name, or a list of all names if none is close."""
+    """Return the hint ``"; did you mean 'x'?"`` for the closest known name, or a list of all names if none is close.
+
+    The hint is empty if no name is known.
+    """
     names = sorted(known)
+    if not names:
+        return ""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"

@@ -82,8 +82,13 @@ def read_yaml(text: str, place: str) -> Any:
         raise UserError(f"{place} is nested too deeply to be read") from None
     except UserError:
         raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        line = f" (line {mark.line + 1})" if mark else ""
+        raise UserError(f"{place} is not valid YAML: {reason}{line}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer of thousands of digits, an invalid date
-        raise UserError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{place} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
 
 
 def write_yaml(value: Any) -> str:
@@ -103,7 +108,7 @@ def _count(node: yaml.Node, place: str, counted: dict[int, int | None]) -> int:
     if isinstance(node, yaml.MappingNode):
         keys: set[tuple[str, str]] = set()
         for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in keys:
                     line = key.start_mark.line + 1
                     raise UserError(f"{place}, line {line}: the key {key.value!r} is given twice; remove one of them")

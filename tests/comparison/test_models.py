@@ -88,12 +88,20 @@ def nan_accuracy(run: Path) -> None:
     (run / "results.json").write_text(json.dumps(results))
 
 
+def empty_row(run: Path, row: str) -> None:
+    path = run / "predictions" / "toy-test.jsonl"
+    path.write_text("\n".join([row, *path.read_text().splitlines()[1:]]) + "\n")
+
+
 DAMAGE = {
     "truncated results": (truncate, r"b/results\.json is damaged"),
     "no results": (lose("results.json"), r"b is not a run folder"),
     "empty results": (lambda run: (run / "results.json").write_text("{}"), r"has no 'stage'"),
     "results of another kind": (lambda run: (run / "results.json").write_text("[]"), r"is not a mapping"),
     "bytes for results": (lambda run: (run / "results.json").write_bytes(b"\xff\xfe"), r"results\.json is damaged"),
+    "a note without text": (lambda run: change(run / "results.json", notes=[None]), r"notes is not a list of texts"),
+    "a row without keys": (lambda run: empty_row(run, "null"), r"line 1 is damaged \(it is not a mapping"),
+    "an empty row": (lambda run: empty_row(run, "{}"), r"line 1: id is None, not str"),
     "no scores": (lambda run: change(run / "results.json", protocols={}), r"has no scores"),
     "NaN in the results": (nan_accuracy, r"it contains NaN"),
     "no predictions": (lose("predictions/toy-test.jsonl"), r"toy-test\.jsonl is missing; `preceptor evaluate .*b`"),

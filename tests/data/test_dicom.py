@@ -281,6 +281,13 @@ def test_bits_above_bits_stored_are_not_part_of_the_value(tmp_path):
     assert row(dicom(tmp_path / "a.dcm", signed, BitsStored=12, HighBit=11, **window)) == [0, 128, 255]
 
 
+@pytest.mark.parametrize("size", [(1, 2), (2, 1), (1, 1)])
+def test_pixel_data_that_is_longer_than_the_image_is_refused(tmp_path, size):
+    pixels = np.array([[1, 2], [3, 4]], np.uint16)  # also as several frames, which pydicom makes of it
+    with pytest.raises(ImageError, match=r"contradictory PixelData and Rows x Columns \(the data is longer\)"):
+        load_image(dicom(tmp_path / "a.dcm", pixels, Rows=size[0], Columns=size[1]))
+
+
 def test_high_bit_says_where_the_value_is(tmp_path):
     pixels = np.array([[0x000F, 0x8000, 0xFFF0]], np.uint16)
     window = {"WindowCenter": 2048, "WindowWidth": 4096}

@@ -107,6 +107,16 @@ def test_exif_orientation_is_applied(tmp_path):
     np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), np.rot90(GRADIENT[:4], -1))
 
 
+def test_damaged_exif_has_no_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.jpg"
+    Image.fromarray(GRADIENT[:4]).save(path, exif=exif)
+    upright = load_image(path)
+    path.write_bytes(path.read_bytes().replace(b"MM\0*", b"MM\1*"))  # no version of TIFF; Pillow ignores it, too
+    np.testing.assert_array_equal(np.asarray(load_image(path)), np.rot90(np.asarray(upright)))
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_image_size_is_that_of_the_upright_image(tmp_path, suffix, orientation):
@@ -287,9 +297,9 @@ def test_names_inside_the_folder(tmp_path):
 def test_missing_images_are_reported_together(tmp_path):
     (tmp_path / "0.png").touch()
     with pytest.raises(UserError) as caught:
-        require_images({tmp_path / f"{i}.png": f"line {i}" for i in range(13)})
+        require_images({tmp_path / f"{i}.png": f"line {i}" for i in range(13)}, tmp_path / "t.csv")
     message = str(caught.value)
-    assert message.startswith("12 of 13 image files are missing")
+    assert message.startswith(f"{tmp_path / 't.csv'}: 12 of 13 image files are missing")
     assert message.count(".png") == 10
     assert "10.png (line 10)" in message
     assert "and 2 more" in message

@@ -68,6 +68,18 @@ def test_no_real_image_is_refused():
             np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(plain), err_msg=str(path))
 
 
+def test_wrong_checksum_of_the_pixels_of_a_png(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path)
+    data = path.read_bytes()
+    at = data.index(b"IDAT")
+    end = at + 4 + int.from_bytes(data[at - 4 : at], "big")
+    chunk = data[at : end - 1] + bytes([data[end - 1] ^ 1])  # Adler-32; the CRC of the chunk is right
+    path.write_bytes(data[:at] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + data[end + 4 :])
+    with pytest.raises(ImageError, match="wrong checksum of the pixels"):
+        load_image(path)
+
+
 def test_each_flipped_bit_of_a_png_is_found(tmp_path):
     data = png(tmp_path / "a.png", GRADIENT).read_bytes()
     path = tmp_path / "b.png"

@@ -151,6 +151,10 @@ def test_voxels_and_affine_are_those_of_simpleitk(tmp_path, change):
         ([("pixdim", 2, "f", float("nan"))], "pixdim 1 x nan x 1 are not voxel sizes"),
         ([("xyzt_units", 0, "B", 5)], "xyzt_units has the unknown code 5"),
         ([("xyzt_units", 0, "B", 1)], r"voxels of 1000 x 1000 x 1000 mm are too large; .* \(its code is 1: metre\)"),
+        (
+            [("sform_code", 0, "h", 0), ("qform_code", 0, "h", 1), ("pixdim", 1, "f", 1e-30)],
+            r"voxels of 1e-30 x 1 x 1 mm are too small; correct pixdim, or xyzt_units \(its code is 0: unknown",
+        ),
         ([("scl_slope", 0, "f", float("inf"))], "scl_slope inf and scl_inter"),
         ([("scl_slope", 0, "f", 2.0), ("scl_inter", 0, "f", float("nan"))], "scl_inter nan"),
         ([("bitpix", 0, "h", 8)], "datatype int16 has 16 bits, but bitpix is 8"),

@@ -19,6 +19,7 @@ from preceptor.data.nifti import VolumeError
 from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import (
+    intensities,
     load_case,
     resampled,
     resize,
@@ -221,6 +222,12 @@ def test_small_differences_of_affines_and_other_orders_of_voxels_pass(tmp_path):
     mirrored = save(tmp_path / "c.nii.gz", head(0)[::-1], other)
     loaded = load_case(case(tmp_path, t1=same, t2=near, ct=mirrored))
     assert np.array_equal(loaded.images["t1"], loaded.images["ct"])
+
+
+@pytest.mark.parametrize("values", [(0.0, 1e-300), (1e10, 1e10 + 4)])
+def test_values_that_are_equal_in_float32_are_refused(values):
+    with pytest.raises(VolumeError, match=r"voxels from .* do not fit float32; rescale the file"):
+        intensities(np.array(values), VolumeFile(Path("a.nii")))
 
 
 def test_scaled_integers_are_scaled(tmp_path):

@@ -52,8 +52,8 @@ def write_volumes(folder: Path) -> None:
 
 PLAIN: dict[str, st.SearchStrategy[Any]] = {
     "case": mostly(st.uuids().map(lambda name: str(name)[:8]), st.sampled_from(["p0", "p1", 0, 1, "p0_1"])),
-    "flair": mostly(st.sampled_from(IMAGES), st.sampled_from(["", None, "NA"])),
-    "t1": mostly(st.sampled_from(IMAGES), st.sampled_from(["", None])),
+    "flair": mostly(st.sampled_from(IMAGES), st.sampled_from(["", None, "NA"]), 30),
+    "t1": mostly(st.sampled_from(IMAGES), st.sampled_from(["", None]), 30),
     "mask": st.sampled_from(MASKS),
     "group": st.sampled_from(["a", "b", 0, "0", 1.0, "", None]),
     "patient_id": st.sampled_from(["a", "b", 0]),
@@ -118,9 +118,12 @@ def check_table(case: CasesInput, folder: Path) -> bool:
     path = folder / f"cases.{case.kind}"
     path.write_bytes(data)
     if case.by_command:
-        return command("doctor", "lckd-brats", f"data.root={path}", "data.modalities=[flair]").accepted
+        data = (f"data.root={path}", "data.modalities=[flair]", "data.regions={one: [1], two: [2]}")
+        return command("doctor", "lckd-brats", *data).accepted
     modalities = ["flair"] if case.given else None
-    outcome = attempt(lambda: read_volumes(path, modalities=modalities))
+    outcome = attempt(
+        lambda: read_volumes(path, modalities=modalities, regions={"one": [1], "two": [2]}), place=path.name
+    )
     if not outcome.accepted:
         return False
     text = data.decode("utf-8-sig")
@@ -141,7 +144,8 @@ def compare(data: SegmentationDataset, rows: list[dict[str, Any]], folder: Path)
     for row in rows:
         require(isinstance(row.get("case"), str | int | float), "a case that is no text was read", row.get("case"))
         require(not isinstance(row["case"], bool), "a case that is no text was read", row["case"])
-        by_name[str(row["case"]).strip()] = row
+        whole = isinstance(row["case"], float) and row["case"].is_integer()  # 1.0 is the number 1
+        by_name[str(int(row["case"]) if whole else row["case"]).strip()] = row
     labelled = {name for name, row in by_name.items() if not empty(row.get("mask"))}
     require({case.id for case in data.samples} == labelled, "other cases", sorted(labelled))
     parts: dict[str, set[str]] = {}
@@ -236,14 +240,14 @@ def check_split(case: SplitInput, folder: Path) -> bool:
     if case.kind == "folder":
         expected = {}
         for file in path.iterdir():
-            for line in file.read_text("utf-8-sig").split("\n"):
+            for line in file.read_bytes().decode("utf-8-sig").split("\n"):
                 if line.strip():
                     expected[line.split()[0]] = SPLITS[file.stem]
     elif case.kind == "json":
         content = json.loads(path.read_text("utf-8-sig"))
         expected = {name: SPLITS[split.lower()] for split, listed in content.items() for name in listed}
     else:
-        rows = csv.DictReader(io.StringIO(path.read_text("utf-8-sig"), newline=""))
+        rows = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
         expected = {row["case"].strip(): SPLITS[row["split"].strip().lower()] for row in rows}
     found = {name: split for name, (split, _) in outcome.value.items()}
     require(found == expected, "other splits", (found, expected))

@@ -188,13 +188,16 @@ def renderings(path: Path) -> list[np.ndarray] | None:
     There are several if pixels have the padding value, because it is then open whether they count for the range.
     """
     dataset = pydicom.dcmread(path)
-    stored = dataset.pixel_array
+    bits, signed = int(dataset.get("BitsStored", dataset.BitsAllocated)), int(dataset.PixelRepresentation)
+    allocated, high = int(dataset.BitsAllocated), int(dataset.get("HighBit", bits - 1))
+    if not 1 <= bits <= high + 1 <= allocated or is_too_long(dataset):
+        return None
+    # All bits, because pydicom does not know HighBit. Until 1996, the values could be above the lowest bit.
+    compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    stored = dataset.pixel_array if compressed else pydicom.pixels.pixel_array(dataset, bits_stored=allocated)
     if stored.ndim == 3:
         return [stored.astype(np.uint8)]
-    bits, signed = int(dataset.get("BitsStored", dataset.BitsAllocated)), int(dataset.PixelRepresentation)
-    if int(dataset.get("HighBit", bits - 1)) != bits - 1 or not 1 <= bits <= int(dataset.BitsAllocated):
-        return None
-    values = stored.astype(np.int64) & ((1 << bits) - 1)
+    values = stored.astype(np.int64) >> (high + 1 - bits) & ((1 << bits) - 1)
     if signed:
         values = np.where(values >= 1 << (bits - 1), values - (1 << bits), values)
     padding = np.zeros(values.shape, bool)
@@ -234,10 +237,19 @@ def renderings(path: Path) -> list[np.ndarray] | None:
     return [np.where(padding, np.nan, grey) for grey in found]
 
 
+def is_too_long(dataset: Dataset) -> bool:
+    """Return whether uncompressed pixel data is longer than the image, so that its shape may be another one."""
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return False
+    bits = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated
+    return len(dataset.PixelData) > -(-bits // 16) * 2
+
+
 def looked_up(values: np.ndarray, item: Dataset) -> tuple[np.ndarray, float]:
     """Return the entries of a look-up table and its largest possible entry (PS3.3 C.11.1.1)."""
     length, first, bits = (int(number) for number in item.LUTDescriptor)
-    entries = np.atleast_1d(np.asarray(item.LUTData))
+    data = item.LUTData  # bytes if its VR is OW
+    entries = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.atleast_1d(np.asarray(data))
     if len(entries) != (length or 65536):
         raise ValueError("the table has another length than its descriptor says")
     places = np.clip(values - first, 0, len(entries) - 1)

@@ -115,6 +115,11 @@ def check_questions(case: RowsInput, folder: Path) -> bool:
         if isinstance(a, str)
     ):
         require(all(isinstance(a, str) for a, _ in pairs), "an answer that is no text was scored", pairs)
+        require(
+            all(isinstance(x, str | int | float) for _, b in pairs for x in b), "a missing answer was scored", pairs
+        )
+        if any(not isinstance(x, str) for _, b in pairs for x in b):
+            return True
         hits = [ANSWERS[a] in [ANSWERS[x] for x in b] for a, b in pairs]
         close(outcome.value["accuracy"], sum(hits) / len(hits), "accuracy")
         for kind in ("open", "closed"):

@@ -23,7 +23,7 @@ from tests.fuzz.outcome import Wrong, attempt, command, require
 from tests.fuzz.target import Target
 
 IMAGES = tuple(f"{folder}{name}.png" for folder in ("", "p1/", "p2/") for name in "ab")
-GROUPS = ("group", "patient_id", "patient", "subject", "PatientID", "case_id")
+GROUPS = ("group", "patient_id", "patient", "subject", "PatientID", "MRN")
 """Columns that may say whose image it is."""
 
 WORDS = ("yes", "no", "Yes.", "left lung", "1", "1.0", "2.50", "é", "肺", "normal, mild", 'a "b"', "line\nbreak")
@@ -292,8 +292,10 @@ def check_parquet(case: ParquetInput, folder: Path) -> bool:
         )
     except (pyarrow.ArrowException, UnicodeEncodeError):
         return False
-    for shard in case.shards:
-        parquet.write_table(table, folder / f"{shard}.parquet")
+    for number, shard in enumerate(case.shards):
+        # Tables of equal content are refused.
+        told = table.append_column("shard", [[number] * len(table)])
+        parquet.write_table(told, folder / f"{shard}.parquet")
     damaged = folder / f"{case.shards[0]}.parquet"
     damaged.write_bytes(mutate(damaged.read_bytes(), case.mutations))
     scratch = folder / "scratch"

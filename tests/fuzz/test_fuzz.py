@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from preceptor.errors import UserError
-from tests.fuzz.outcome import PATIENT, Wrong, attempt, limits
+from tests.fuzz.outcome import PATIENT, Wrong, attempt, check_sentence, limits
 from tests.fuzz.targets import TARGETS
 
 
@@ -39,7 +39,6 @@ def fail(error: BaseException):
     [
         (fail(UserError("")), "empty"),
         (fail(UserError("x.nii: one\nTraceback")), "several lines"),
-        (fail(UserError("x.nii: \x00 is wrong")), "control characters"),
         (fail(UserError("x.nii: " + 2000 * "a")), "too long"),
         (fail(UserError("y.nii is wrong")), "does not name the place"),
         (fail(UserError(f"x.nii of {PATIENT} is wrong")), "patient's name"),
@@ -49,6 +48,12 @@ def fail(error: BaseException):
 def test_wrong_outcomes_are_found(reader, kind):
     with pytest.raises(Wrong, match=kind):
         attempt(reader, place="x.nii")
+
+
+def test_control_characters_are_found():
+    with pytest.raises(Wrong, match="control characters"):
+        check_sentence("x.nii: \x00 is wrong", "x.nii")
+    assert attempt(fail(UserError("x.nii: \x00 is wrong"))).sentence == r"x.nii: \x00 is wrong"
 
 
 def run_forever():

@@ -289,6 +289,24 @@ def test_a_value_that_became_nan_is_found(cache, samples):
 
 
 @pytest.mark.parametrize(
+    "arrays",
+    [{}, {"logits": []}, {"logits": {}}, {"logits": {"dtype": "float16"}}, {"logits": {"dtype": "f", "shape": None}}],
+)
+def test_a_manifest_whose_arrays_are_not_described_is_refused(cache, arrays):
+    manifest = json.loads((cache / "manifest.json").read_text())
+    (cache / "manifest.json").write_text(json.dumps({**manifest, "arrays": arrays}))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(.*preceptor cache"):
+        open_cache(cache)
+
+
+def test_a_manifest_of_other_bytes_is_not_quoted(cache):
+    (cache / "manifest.json").write_bytes(b"\xff" + bytes(100_000))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(UnicodeDecodeError: ") as error:
+        open_cache(cache)
+    assert len(str(error.value)) < 500 + len(str(cache))
+
+
+@pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "{}", '{"format": 3}', '{"format": 3, "kind": "signals", "cache_key": 3}'],
 )

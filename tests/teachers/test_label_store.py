@@ -116,6 +116,16 @@ def test_a_changed_byte_of_an_answer_is_found(tmp_path, number):
     assert sorted(read_labels(tmp_path / "store"), key=lambda one: one.key) == [label(i) for i in range(3)]
 
 
+def test_several_problems_of_the_file_are_one_sentence(tmp_path):
+    file = write(tmp_path / "store", [label(i) for i in range(400)])
+    data = bytearray(file.read_bytes())
+    data[4096 * 2 : 4096 * 3] = bytes(4096)
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"labels\.sqlite is damaged \(") as error:
+        read_labels(tmp_path / "store")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
 def test_a_file_that_is_cut_off_is_refused(tmp_path, share):
     file = write(tmp_path / "store", [label(i) for i in range(400)])

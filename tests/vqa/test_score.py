@@ -90,6 +90,10 @@ def test_unknown_protocols_and_missing_references(tmp_path):
         score_file(path, "mine/gven", root=table(tmp_path))
     with pytest.raises(UserError, match="no answers to score against"):
         score_file(path, "mine/given", references="file")
+    empty = predictions(tmp_path, [{"id": "1", "answer": "yes", "answers": ["yes", None]}])
+    with pytest.raises(UserError, match=r"said\.jsonl:1: answers contains an empty one"):
+        score_file(empty, "mine/given", references="file")
+    path = predictions(tmp_path, SAID)
     with pytest.raises(UserError, match="there is no protocol 'vqa-rad/clean/307'"):
         score_file(path, "vqa-rad/clean/307", references="file")
     path.write_bytes(b'{"id": "1", "answer": "\xff"}')

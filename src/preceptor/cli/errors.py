@@ -10,7 +10,7 @@ import sysconfig
 from pathlib import Path
 
 from preceptor.cli.terminal import wrap
-from preceptor.errors import UserError
+from preceptor.errors import UserError, printable
 
 DONE, CHECK_FAILED, USER_ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 """The exit codes of the command line."""
@@ -116,7 +116,7 @@ def describe_os_error(error: BaseException) -> str | None:
                 return sentence.format(where="")
     if number is None or not path or _is_installed(Path(path)):
         return None
-    return f"{path} {_SENTENCES.get(number) or f'cannot be used: {os.strerror(number)}'}"
+    return f"{printable(path)} {_SENTENCES.get(number) or f'cannot be used: {os.strerror(number)}'}"
 
 
 def _number_and_path(error: BaseException) -> tuple[int | None, str | None]:

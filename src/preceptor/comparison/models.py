@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import numpy as np
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError, nearest
 from preceptor.pipeline.run_dir import predictions_file, seed_folders
-from preceptor.report.contents import get_nested
+from preceptor.report.contents import check_results, get_nested, parse_strictly, read_prediction_rows
 from preceptor.scores import Metrics, UnitScore, align
 from preceptor.tasks import load_recipe, module
 
@@ -195,12 +194,12 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def _results(path: Path) -> dict[str, Any]:
     try:
-        results = _strict(path.read_text("utf-8"))
+        results = parse_strictly(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); train or evaluate the run again") from error
     if not isinstance(results, dict):
         raise UserError(f"{path} is not a mapping of keys to values; train the run again")
-    return results
+    return check_results(results, path)
 
 
 def _rows(path: Path, metrics: Metrics) -> list[dict[str, Any]]:
@@ -208,27 +207,14 @@ def _rows(path: Path, metrics: Metrics) -> list[dict[str, Any]]:
     again = "evaluate the run again"
     if not path.is_file():
         raise UserError(f"{path} is missing; `preceptor evaluate {path.parent.parent}` writes the predictions again")
-    rows: list[dict[str, Any]] = []
+    rows = read_prediction_rows(path, metrics.ROW_FIELDS)
     lines_by_key: dict[tuple[Any, ...], int] = {}
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8; {again}") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            row = _strict(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number} is damaged ({error}); {again}") from error
-        for name, kind in metrics.ROW_FIELDS.items():
-            value = get_nested(row, name)
-            if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
-                raise UserError(f"{path}, line {number}: {name} is {value!r}, not {kind.__name__}; {again}")
+    for number, row in enumerate(rows, 1):
         key = tuple(row.get(name, 1) for name in metrics.ROW_KEY)
         if key in lines_by_key:
             named = ", ".join(f"{name} {value!r}" for name, value in zip(metrics.ROW_KEY, key, strict=True))
             raise UserError(f"{path} contains {named} twice, in lines {lines_by_key[key]} and {number}; {again}")
         lines_by_key[key] = number
-        rows.append(row)
     return rows
 
 
@@ -252,15 +238,6 @@ def _scores(
                 "predictions; evaluate the run again on its own data"
             )
     return tuple(metrics.unit_scores(rows, protocol))
-
-
-def _strict(text: str) -> Any:
-    """Return parsed JSON. Unlike `json.loads`, refuse NaN and infinities, which JSON does not have."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"it contains {constant}")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 # --- what may be compared ---------------------------------------------------------------------------------------------

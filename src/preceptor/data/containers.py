@@ -399,7 +399,7 @@ def directory(data: bytes) -> Iterator[Entry]:
 
     Entries with broken offsets are left out. Values are bounded, because many entries may share the same bytes.
     """
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
     if order is None or len(data) < 8:
         return
     budget = len(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,11 +24,34 @@ def decode(container: Container, *, second_byte: bool = False) -> Image.Image:
     Raises:
         Refused: the pixels are incomplete, damaged, or of a kind that is not supported.
     """
+    if container.format == "PNG" and not second_byte:
+        _check_deflated(container)
     expected = None if container.padded is None else _digest(_open(container, container.padded))
     image = _open(container, container.pixels, second_byte=second_byte)
     if expected is not None and _digest(image) != expected:
         raise Refused("truncated JPEG (a scan is cut)")
     return image
+
+
+def _check_deflated(container: Container) -> None:
+    """Check the end and the Adler-32 checksum of the pixels of a PNG, which Pillow does not read."""
+    width, height = container.size
+    most = 2 * height * (width * container.channels * container.bits // 8 + 16)  # interlaced rows are padded
+    inflate, size, position = zlib.decompressobj(), 0, 8
+    while position < len(container.pixels):
+        end = position + 8 + int.from_bytes(container.pixels[position : position + 4], "big")
+        data = container.pixels[position + 8 : end] if container.pixels[position + 4 : position + 8] == b"IDAT" else b""
+        while data and not inflate.eof:
+            try:
+                size += len(inflate.decompress(data, 2**20))
+            except zlib.error:
+                raise Refused("damaged PNG (wrong checksum of the pixels)") from None
+            data = inflate.unconsumed_tail
+            if size > most:
+                raise Refused("damaged PNG (more pixels than its header says)")
+        position = end + 4
+    if not inflate.eof:
+        raise Refused("truncated PNG (the pixels do not end)")
 
 
 def bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:

@@ -156,7 +156,10 @@ def _named_errors() -> Iterator[None]:
             yield
         except (Refused, MemoryError):
             raise
-        except Exception as error:  # pydicom and its decoders raise many kinds of errors for broken files
+        except BaseException as error:  # pydicom and its decoders raise many kinds of errors for broken files
+            # A panic of a decoder in Rust is not an Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             # Drop the error text and the traceback: if a length field is broken, they may quote the patient's name.
             reason = f"broken or truncated DICOM ({type(error).__name__})"
             raise Refused(reason, f"{COPY_AGAIN}, or {_EXPORT}") from None
@@ -256,6 +259,13 @@ def _check(dataset: Dataset, max_pixels: int) -> None:
     except NotImplementedError:
         raise Refused(f"DICOM compression {kind} is not supported", _EXPORT) from None
     if not syntax.is_encapsulated:
+        size = int(dataset.Columns) * int(dataset.Rows) * samples
+        expected = -(-size * allocated // 8)
+        if colour == "YBR_FULL_422":  # two pixels share their colour
+            expected = size // 3 * 2
+        # Of a longer value, pydicom takes the beginning or makes several frames.
+        if len(dataset.PixelData) > expected + expected % 2:
+            raise _contradiction("PixelData", "Rows x Columns (the data is longer)")
         return
     if not decoder.is_available:
         missing = "; ".join(decoder.missing_dependencies)
@@ -298,6 +308,10 @@ def _check_codestream(dataset: Dataset) -> int:
         if found != int(dataset[name].value):
             expected = int(dataset[name].value)
             raise Refused(f"DICOM with {name} {expected}, but {found} in its compressed data", COPY_AGAIN)
+    if not jpeg2000 and int(dataset.BitsAllocated) > 16:  # GDCM ends the process
+        raise Refused(
+            f"DICOM with BitsAllocated {int(dataset.BitsAllocated)}, but JPEG has at most 16 bits", COPY_AGAIN
+        )
     if bits > int(dataset.BitsAllocated):
         reason = f"DICOM with BitsAllocated {int(dataset.BitsAllocated)}, but {bits} bits in its compressed data"
         raise Refused(reason, COPY_AGAIN)

@@ -103,6 +103,10 @@ def resolve_image(root: Path, name: str, place: str) -> Path:
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if not name or "\0" in name or posix == PurePosixPath("."):
         raise UserError(f"{place}: image {name!r} is not a file name; give the path relative to {root}")
+    if max(len(part.encode(errors="surrogatepass")) for part in posix.parts) > 255 or len(name) > 4000:
+        raise UserError(
+            f"{place}: image {name[:40]!r}... is too long for a file name; give the path relative to {root}"
+        )
     if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
         raise UserError(
             f"{place}: image {name!r} leaves the folder of the table; image paths are relative to {root} and must stay "
@@ -111,18 +115,18 @@ def resolve_image(root: Path, name: str, place: str) -> Path:
     return root / posix
 
 
-def require_images(places: Mapping[Path, str]) -> None:
-    """Check that all files exist. `places` gives the place where each file is named, such as ``line 4``.
+def require_images(places: Mapping[Path, str], source: Path) -> None:
+    """Check that all files exist. `places` gives the place in `source` where each file is named.
 
     Raises:
         UserError: some files are missing. The message gives their number and lists the first ten.
     """
     missing = [(path, place) for path, place in places.items() if not path.is_file()]
     if missing:
-        listed = "".join(f"\n  {path} ({place})" for path, place in missing[:10])
+        listed = "".join("\n  " + f"{path} ({place})".replace("\n", "\\n") for path, place in missing[:10])
         more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
         raise UserError(
-            f"{len(missing)} of {len(places)} image files are missing; copy them there or correct the "
+            f"{source}: {len(missing)} of {len(places)} image files are missing; copy them there or correct the "
             f"names:{listed}{more}"
         )
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 MAX_VOXELS = 512**3
 _MAX_OFFSET = 64 * 2**20  # bytes of header extensions
 _MAX_MM = 1e5  # limit for the elements of an affine
-_MAX_VOXEL_MM, _SMALL_VOXEL_MM = 100, 0.01
+_MAX_VOXEL_MM, _SMALL_VOXEL_MM, _MIN_VOXEL_MM = 100, 0.01, 1e-5
 _UNITS = {0: "unknown, taken for mm", 1: "metre", 2: "mm", 3: "micron"}
 _MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """Length in mm of each spatial unit of xyzt_units."""
@@ -212,7 +212,7 @@ def _read_header(path: Path, stream: IO[bytes]) -> Any:
         if size == 540 and block[4:7] in (b"n+2", b"ni2"):
             block += stream.read(540 - 348)
             magic = block[4:7]
-        elif size == 348 and block[344:347] in (b"n+1", b"ni1"):
+        elif size == 348 and block[344:348] in (b"n+1\0", b"ni1\0"):
             magic = block[344:347]
         elif size in (348, 540):
             raise VolumeError(
@@ -283,7 +283,7 @@ def geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> Geometry:
 
     Raises:
         VolumeError: the affine is not invertible, the units are not those of a length, or the voxel sizes of the sform
-            and of `pixdim` differ by more than 1 %.
+            and of `pixdim` differ by more than 1 %, or are not between 10 nm and 10 cm.
     """
     code = int(header["xyzt_units"]) & 7
     if code not in _MM:
@@ -305,15 +305,15 @@ def geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> Geometry:
             f"{path}: the sform has voxels of {_sizes(zooms)}, but pixdim says {_sizes(sizes)}; correct the wrong one "
             "in the header"
         )
-    if zooms.max() * _MM[code] > _MAX_VOXEL_MM:
+    size = zooms * _MM[code]
+    if size.max() > _MAX_VOXEL_MM or size.min() < _MIN_VOXEL_MM:
+        kind = "large" if size.max() > _MAX_VOXEL_MM else "small"
         raise VolumeError(
-            f"{path}: voxels of {_sizes(zooms * _MM[code])} mm are too large; correct pixdim, or xyzt_units (its code "
-            f"is {code}: {_UNITS[code]})"
+            f"{path}: voxels of {_sizes(size)} mm are too {kind}; correct pixdim, or xyzt_units (its code is {code}: "
+            f"{_UNITS[code]})"
         )
-    if zooms.min() * _MM[code] < _SMALL_VOXEL_MM:
-        remarks.append(
-            f"voxels of {_sizes(zooms * _MM[code])} mm are very small; check pixdim and xyzt_units ({_UNITS[code]})"
-        )
+    if size.min() < _SMALL_VOXEL_MM:
+        remarks.append(f"voxels of {_sizes(size)} mm are very small; check pixdim and xyzt_units ({_UNITS[code]})")
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     skew = float(np.abs(axes.T @ axes - np.eye(3)).max())
     if skew > 0.01:

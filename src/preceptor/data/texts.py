@@ -106,7 +106,7 @@ def _require_unicode(value: Any, place: str) -> None:
         try:
             json.dumps({name: part}, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            what = name if name.isascii() else "a key"
+            what = name if name.isascii() and name.isprintable() else "a key"
             reason = f"{what} contains half of a surrogate pair (\\ud800 to \\udfff)"
             raise UserError(f"{place}: {reason}; correct the encoding") from None
 

@@ -132,15 +132,15 @@ def content_hash(path: Path) -> str:
 
 
 def intensities(volume: np.ndarray, file: VolumeFile) -> np.ndarray:
-    """Return a volume as float32. Raises VolumeError if all voxels have the same value."""
+    """Return a volume as float32. Raises VolumeError if all voxels have the same value, also after rounding."""
     low, high = float(volume.min()), float(volume.max())
     if low == high:
         raise VolumeError(
             f"{file.path}: every voxel is {low:g}; if the modality was not acquired, leave the file out: a missing "
             "modality does not need a file"
         )
-    if max(abs(low), abs(high)) > np.finfo(np.float32).max:
-        raise VolumeError(f"{file.path}: voxels from {low:g} to {high:g} do not fit float32; rescale the file")
+    if max(abs(low), abs(high)) > np.finfo(np.float32).max or np.float32(low) == np.float32(high):
+        raise VolumeError(f"{file.path}: voxels from {low:.9g} to {high:.9g} do not fit float32; rescale the file")
     return np.ascontiguousarray(volume, np.float32)
 
 

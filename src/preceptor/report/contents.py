@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -97,10 +98,18 @@ class RunRecord:
         return told or bool(self.first("data", "leaking"))
 
 
-def read_run(folder: Path, titles: Mapping[str, str] = TITLES) -> RunRecord:
-    """Read a run folder of one stage or of several; `titles` names the stages.
+def read_run(
+    folder: Path, titles: Mapping[str, str] = TITLES, fields: Mapping[str, type] = MappingProxyType({})
+) -> RunRecord:
+    """Read a run folder of one stage or of several.
 
-    Raises UserError if there is no results.json, or one that is not JSON.
+    Args:
+        folder: folder of the run.
+        titles: titles of the stages.
+        fields: what every row of predictions must have, see `read_prediction_rows`.
+
+    Raises:
+        UserError: there is no results.json, or a file is damaged.
     """
     root = _results(folder / "results.json")
     listed = get_nested(root, "stages") or {}
@@ -109,9 +118,9 @@ def read_run(folder: Path, titles: Mapping[str, str] = TITLES) -> RunRecord:
         raise UserError(f"{folder} is not a run folder: it has no results.json; give the output folder of a training")
     if names:
         ordered = sorted(names, key=_rank)
-        stages = [_stage(name, folder / name, get_nested(listed, name) or {}, titles) for name in ordered]
+        stages = [_stage(name, folder / name, get_nested(listed, name) or {}, titles, fields) for name in ordered]
     else:
-        stages = [_stage(get_nested(root, "stage") or "model", folder, root, titles)]
+        stages = [_stage(get_nested(root, "stage") or "model", folder, root, titles, fields)]
     return RunRecord(folder, stages, root, _recipe(folder / "recipe.yaml"))
 
 
@@ -158,14 +167,16 @@ def _rank(name: str) -> tuple[int, int, str]:
     return ORDER.index(kind) if kind in ORDER else -1, int(number) if number.isdecimal() else 1, name
 
 
-def _stage(name: str, folder: Path, listed: dict[str, Any], titles: Mapping[str, str]) -> StageRecord:
+def _stage(
+    name: str, folder: Path, listed: dict[str, Any], titles: Mapping[str, str], fields: Mapping[str, type]
+) -> StageRecord:
     results = _results(folder / "results.json") or listed
     metrics = folder / "metrics.jsonl"
     rows = {}
     for protocol in get_nested(results, "protocols") or {}:
         path = folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl"
         if path.is_file():
-            rows[protocol] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            rows[protocol] = read_prediction_rows(path, fields)
     return StageRecord(name, folder, results, read_metrics(metrics) if metrics.is_file() else [], rows, titles)
 
 
@@ -176,7 +187,59 @@ def _results(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}); evaluate the run again, or delete the file") from error
-    return found if isinstance(found, dict) else {}
+    return check_results(found, path) if isinstance(found, dict) else {}
+
+
+def check_results(results: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the results. Raises UserError unless the stages are a mapping and the notes of all are sentences."""
+    stages = results.get("stages") or {}
+    if not isinstance(stages, dict):
+        raise UserError(f"{path} is damaged (stages is not a mapping of names to results); evaluate the run again")
+    for one in (results, *stages.values()):
+        notes = get_nested(one, "notes") or []
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise UserError(f"{path} is damaged (notes is not a list of texts); evaluate the run again")
+    return results
+
+
+def read_prediction_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, Any]]:
+    """Return the rows of a file of predictions.
+
+    Args:
+        path: JSON Lines.
+        fields: type of the fields that every row must have; a float may be an integer.
+
+    Raises:
+        UserError: a line is not an object with these fields. JSON has no NaN and no infinity.
+    """
+    again = "evaluate the run again"
+    rows = []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8; {again}") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse_strictly(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number} is damaged ({error}); {again}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number} is damaged (it is not a mapping of keys to values); {again}")
+        for name, kind in fields.items():
+            value = row.get(name)
+            if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+                raise UserError(f"{path}, line {number}: {name} is {value!r:.80}, not {kind.__name__}; {again}")
+        rows.append(row)
+    return rows
+
+
+def parse_strictly(text: str) -> Any:
+    """Return parsed JSON. Unlike `json.loads`, refuse NaN and infinities, which JSON does not have."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"it contains {constant}")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def _recipe(path: Path) -> dict[str, Any]:

@@ -56,8 +56,12 @@ class ArrayStore:
         self.rows = int(manifest["rows"])
         self.cache_key: dict[str, Any] = dict(manifest["cache_key"])
         self.settings: dict[str, Any] = dict(manifest["settings"])
-        self.arrays: dict[str, dict[str, Any]] = {name: dict(array) for name, array in manifest["arrays"].items()}
+        self.arrays: dict[str, dict[str, Any]] = {
+            name: {"dtype": array["dtype"], "shape": list(array["shape"])} for name, array in manifest["arrays"].items()
+        }
         self._files: dict[str, dict[str, Any]] = {name: dict(file) for name, file in manifest["files"].items()}
+        if not {name.removesuffix(".npy") for name in {*self._files} - {*INDEX}} <= {*self.arrays}:
+            raise ValueError("a file has no entry in arrays")
         # The index is hashed at every start: it is small, and a wrong row would silently give a wrong signal.
         self._check_files(INDEX)
         self._keys = np.load(folder / "keys.npy").reshape(-1).view("S32")
@@ -87,8 +91,11 @@ class ArrayStore:
             return cls(folder, manifest)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"There is no teacher cache in {folder}: write it first with `preceptor cache`.") from None
+        except UserError:
+            raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{folder / MANIFEST} is damaged ({error!r}): {REWRITE}.") from None
+            reason = f"{type(error).__name__}: {error}"[:200]
+            raise UserError(f"{folder / MANIFEST} is damaged ({reason}): {REWRITE}.") from None
 
     def __len__(self) -> int:
         return self.rows
@@ -102,7 +109,7 @@ class ArrayStore:
             # A plain array, because slicing the memmap class is slow.
             values = np.asarray(np.load(self.folder / file, mmap_mode="r", allow_pickle=False))
             if f"{values.dtype} {values.shape}" != expected:
-                raise ValueError(f"{values.dtype} {values.shape} instead of {expected}")
+                raise ValueError(f"{values.dtype} {values.shape} instead of {_short(expected)}")
         except ValueError as error:
             raise UserError(f"The teacher cache {self.folder} is damaged: {file}: {error}; {REWRITE}.") from None
         return values
@@ -273,7 +280,7 @@ def differences(cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     """Return a line for every value that differs between two settings; names of nested values are joined by dots."""
     cached, wanted = (_flatten(json.loads(json.dumps(values))) for values in (cached, wanted))
     return [
-        f"{name}: cached {_short(cached.get(name, 'nothing'))}, wanted {_short(wanted.get(name, 'nothing'))}"
+        f"{_short(name)}: cached {_short(cached.get(name, 'nothing'))}, wanted {_short(wanted.get(name, 'nothing'))}"
         for name in cached | wanted
         if name not in cached or name not in wanted or cached[name] != wanted[name]
     ]
@@ -290,8 +297,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """Return a value for a message; only the beginning of a hash."""
-    text = str(value)
+    """Return a value for a message, in one line; only the beginning of a hash."""
+    text = str(value).replace("\n", "\\n")
     return text[:12] + "..." if len(text) == 64 and " " not in text else text
 
 

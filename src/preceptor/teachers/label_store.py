@@ -285,8 +285,11 @@ def _explaining(folder: Path) -> Iterator[None]:
         # The lower byte is the primary code, such as SQLITE_IOERR of SQLITE_IOERR_WRITE.
         if problem := _UNWRITABLE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF):
             raise UserError(f"{file}: {problem}") from None
+        # quick_check writes a heading in stars and a line for each problem.
+        lines = [line for line in str(error).splitlines() if not line.startswith("***")]
+        reason = lines[0][:200] if lines else type(error).__name__
         raise UserError(
-            f"{file} is damaged ({error}): restore it from a copy, or run `preceptor teach` again with "
+            f"{file} is damaged ({reason}): restore it from a copy, or run `preceptor teach` again with "
             "another --output folder"
         ) from None
 

@@ -44,7 +44,7 @@ def write_report(run: Path) -> Path:
     Raises UserError if `run` is not a run folder.
     """
     path = run / "report.html"
-    write_text(path, render(read_run(run)))
+    write_text(path, render(read_run(run, fields=metrics.ROW_FIELDS)))
     return path
 
 

@@ -194,6 +194,8 @@ def _reference(row: dict[str, Any], path: Path, number: int) -> Sample:
     answers = as_answers(given, f"{place}: answers")
     if not answers or given is None:
         raise UserError(f"{place}: no answers to score against; add answers or target, or --references data")
+    if isinstance(given, list) and not all(answers):
+        raise UserError(f"{place}: answers contains an empty one; fill it in or remove it from the list")
     kind = as_choice(row.get("answer_type"), ANSWER_TYPES, f"{place}: answer_type") or inferred_type(answers[0])
     question_type = as_text(row.get("question_type"), f"{place}: question_type")
     group = as_identifier(row.get("group"), f"{place}: group")

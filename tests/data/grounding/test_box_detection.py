@@ -56,6 +56,8 @@ def test_syntax_and_values_decide(texts, format):
         (["[100, 200, 30, 40]"], SIZE, (), r"1 of 1 boxes have x1 < x0.*\[x, y, width, height\]"),
         (["[100, 200, 3000, 4000]"], SIZE, (), "outside the image in every format"),
         (['{"box_2d": [0.1, 0.2, 0.3, 0.4]}'], SIZE, (), "no format with box_2d"),
+        (["<box>(1,2),(300,400)</box>", "<box>(0.1,0.2),(0.3,0.4)</box>"], SIZE, (), "1 of 2 boxes are from 0 to 1"),
+        (["[0.1, 0.2, 0.3, 1.0]", "[1, 2, 930, 940]"], SIZE, (), "others are up to 940; write all boxes in one unit"),
         (["<box>(1,2),(3,4)</box>", "[1, 2, 930, 940]"], SIZE, ("qwen2-vl", "xyxy-thousandths"), "several formats"),
     ],
 )

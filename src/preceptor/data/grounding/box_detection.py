@@ -67,8 +67,8 @@ def decide_format(texts: Iterable[tuple[str, str, Sizes]]) -> FormatDecision:
     """Decide in which format a whole data set writes its boxes.
 
     A syntax of one family alone decides. Marked or bare corners ``(x,y),(x,y)`` are thousandths, unless all values are
-    at most 1, or some are above 1000. For other syntaxes the values decide: a format is possible if no box
-    leaves its image. Nothing is decided if several formats remain.
+    at most 1, or some are above 1000. For other syntaxes the values decide: a format is possible if no box leaves its
+    image. Nothing is decided if several formats remain, or if some boxes are in fractions of 1 and others are not.
 
     Args:
         texts: (text, place, sizes of its images) of all texts.
@@ -149,10 +149,10 @@ def _decide_group(kind: str, group: _Group) -> FormatDecision:
         if fractions:
             return FormatDecision("xyxy-unit", len(numbers))
         return FormatDecision(None, 0, ("xyxy-unit", "xyxy-thousandths"), f"all numbers are 0 or 1, such as at {place}")
-    units = [place for values, place, _ in numbers if max(values) <= 1 and any(value != int(value) for value in values)]
-    if units:
-        reason = f"{len(units)} of {len(numbers)} boxes have values in 0 to 1, such as at {units[0]}, and others do not"
-        return FormatDecision(None, 0, (), reason)
+    shares = [at for values, at, _ in numbers if max(values) <= 1 and any(value != int(value) for value in values)]
+    if shares:
+        reason = f"the numbers of {len(shares)} of {len(numbers)} boxes are from 0 to 1, such as at {shares[0]}, and "
+        return FormatDecision(None, 0, (), f"{reason}others are up to {highest:g}; write all boxes in one unit")
     thousandths = {"corners": CANONICAL, "bbox_2d": "qwen3-vl"}.get(kind, "xyxy-thousandths")
     if kind == "corners" and highest <= SIDE:
         return FormatDecision(CANONICAL, len(numbers))

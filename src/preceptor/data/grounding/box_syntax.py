@@ -220,7 +220,8 @@ def _find_tokens(text: str) -> Iterator[Passage]:
             tokens = [float(token) for token in re.findall(r"<loc_?(\d+)>", match[0])]
             groups = [tokens[i : i + 4] for i in range(0, len(tokens), 4)]
             end, label = match.end(), ""
-            if syntax == "loc1024" and (name := _LOC1024_LABEL.match(text, end)):
+            # A name ends before a box in another syntax.
+            if syntax == "loc1024" and (name := _LOC1024_LABEL.match(text, end)) and not CORNERS.search(name[0]):
                 end, label = name.end(), name[1].strip()
             items = tuple(Item(match[0], tuple(group) if len(group) == 4 else None, label) for group in groups)
             yield Passage(match.start(), end, syntax, items)  # type: ignore[arg-type]

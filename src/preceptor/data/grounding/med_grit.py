@@ -65,7 +65,7 @@ def read_med_grit(
                 )
             )
     if require:
-        require_images(places)
+        require_images(places, images)
     data = GroundingDataset("med-grit", "given", images, dialogues, faults=dict(faults), faulty=faulty)
     if other_boxes:
         reason = (

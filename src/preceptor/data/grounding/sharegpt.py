@@ -118,7 +118,7 @@ def read_sharegpt(
     root = images or file.parent
     records = [_read_record(place, cells, root, answered) for place, cells in _records(file)]
     places = {path: record.place for record in reversed(records) for path in record.images}
-    require_images(places)
+    require_images(places, file)
     data = GroundingDataset(file.stem, "by-group", root, [])
     data.findings += _unknown_keys(records, file)
     data.findings += _text_findings(records, file)

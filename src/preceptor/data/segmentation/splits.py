@@ -115,7 +115,7 @@ def _folder(folder: Path) -> list[tuple[str, Split, str]]:
     for word, split in SPLIT_NAMES.items():
         file = folder / f"{word}.txt"
         if file.is_file():
-            for line, text in enumerate(read_text(file).splitlines(), start=1):
+            for line, text in enumerate(read_text(file).split("\n"), start=1):
                 if text.strip():
                     entries.append((text.split()[0], split, f"{file}:{line}"))
     if not entries:

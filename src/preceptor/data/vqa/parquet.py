@@ -210,7 +210,9 @@ def _open(file: Path) -> Iterator[Any]:
     try:
         with parquet.ParquetFile(file, page_checksum_verification=True) as table:
             yield table
-    except (pyarrow.ArrowException, OSError) as error:
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: names or statistics that are no text
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{file} cannot be read as parquet ({reason}); {_COPY_AGAIN}") from error
 

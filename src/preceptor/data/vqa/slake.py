@@ -71,7 +71,7 @@ def read_slake(root: Path, *, language: Language = "en", variant: Variant | None
         raise UserError(f"{folder}: qid {repeated[0]!r} occurs twice; take the files as released")
     if not samples:
         raise UserError(f"{folder} contains no question in the language {language!r}")
-    require_images(places)
+    require_images(places, folder)
     notes = []
     if unanswered:
         notes.append(

@@ -78,7 +78,7 @@ def read_table(
         lines[sample.id] = line
         places.setdefault(sample.image, f"line {line}")
         samples.append(sample)
-    require_images(places)
+    require_images(places, file)
     data = Dataset(name or default_name, "given" if splits else "by-group-hash", root, samples)
     if not answered:
         return data

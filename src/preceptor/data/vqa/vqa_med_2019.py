@@ -91,7 +91,7 @@ def read_vqa_med_2019(
             f"{root}: {repeated[0]!r} occurs twice; an image has one question per category, so take the files as "
             "released"
         )
-    require_images(places)
+    require_images(places, root)
     samples = group_by_content(samples)
     notes = [
         "Categories of training and validation questions are inferred from their wording.",

@@ -105,7 +105,7 @@ def read_vqa_rad(
     repeated = [id for id, count in Counter(sample.id for sample in samples).items() if count > 1]
     if repeated:
         raise UserError(f"{folder / TABLE}: qid {repeated[0]!r} occurs twice; take the file as released")
-    require_images(places)
+    require_images(places, folder / TABLE)
 
     test = {sample.id for sample in samples if sample.split == "test"}
     frames_of_test = [frame for frame in frames if frame.id.removesuffix("-frame") in test]
