@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from preceptor.data.containers import Container, Refused
+from preceptor.data.containers import STOPS, Container, Refused, check_image_data
 
 _BAND_PIXELS = 2**21  # pixels that are converted at a time, to bound the memory for intermediate values
 
@@ -23,8 +23,12 @@ def decode(container: Container, *, second_byte: bool = False) -> Image.Image:
     Raises:
         Refused: the pixels are incomplete, damaged, or of a kind that is not supported.
     """
+    if container.format == "PNG":
+        check_image_data(container)
     expected = None if container.padded is None else _digest(_open(container, container.padded))
     image = _open(container, container.pixels, second_byte=second_byte)
+    if container.colours and image.getextrema()[1] >= container.colours:
+        raise Refused("damaged PNG (a pixel has a colour that its palette lacks)")
     if expected is not None and _digest(image) != expected:
         raise Refused("truncated JPEG (a scan is cut)")
     return image
@@ -58,9 +62,9 @@ def _open(container: Container, data: bytes, *, second_byte: bool = False) -> Im
     except Image.UnidentifiedImageError as error:
         fields = f" ({container.fields})" if container.fields else ""
         raise Refused(f"{container.format} of a kind that is not supported{fields}", "save it as PNG") from error
-    except MemoryError:
+    except (MemoryError, *STOPS):
         raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, ...
+    except BaseException as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, ...
         raise Refused(f"broken or truncated {container.format} ({error})") from error
 
 

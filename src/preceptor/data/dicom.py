@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preceptor.data.containers import COPY_AGAIN, Refused, check_size, jpeg_header, read_container
+from preceptor.data.containers import COPY_AGAIN, STOPS, Refused, check_size, jpeg_header, read_container
 from preceptor.data.decode import decode
 
 if TYPE_CHECKING:
@@ -154,9 +154,9 @@ def _named_errors() -> Iterator[None]:
     with silent_pydicom():
         try:
             yield
-        except (Refused, MemoryError):
+        except (Refused, MemoryError, *STOPS):
             raise
-        except Exception as error:  # pydicom and its decoders raise many kinds of errors for broken files
+        except BaseException as error:  # pydicom and its decoders raise many kinds of errors for broken files
             # Drop the error text and the traceback: if a length field is broken, they may quote the patient's name.
             reason = f"broken or truncated DICOM ({type(error).__name__})"
             raise Refused(reason, f"{COPY_AGAIN}, or {_EXPORT}") from None
