@@ -428,3 +428,14 @@ def test_palette_in_big_endian_order_gives_the_same_colours():
         pytest.skip("needs pydicom-data")
     little, big = (np.asarray(load_image(paths[name])) for name in ("OBXXXX1A.dcm", "OBXXXX1A_expb.dcm"))
     np.testing.assert_array_equal(little, big)
+
+
+def test_pixel_data_of_several_times_the_size_is_refused(tmp_path):
+    path = dicom(tmp_path / "a.dcm", np.zeros((16, 16), np.uint8), Rows=8)
+    with pytest.raises(ImageError, match="contradictory Rows and PixelData"):
+        load_image(path)
+
+
+def test_table_index_of_8_bit_values_is_exact(tmp_path):
+    table_ = table(-5000, [0] * 5100 + [1023] + [0] * 50, 10)
+    assert row(dicom(tmp_path / "a.dcm", np.array([[99, 100, 101]], np.int8), VOILUTSequence=table_)) == [0, 255, 0]

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from preceptor.data import images
-from preceptor.data.images import ImageError, load_image
+from preceptor.data.images import ImageError, load_image, require_images
+from preceptor.errors import UserError
 from tests.data.test_images import GRADIENT, huge_png, jpeg_bytes, png, png_chunk
 
 # --- Integrity ---
@@ -328,3 +329,94 @@ def test_tags_that_share_their_bytes_are_refused(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ImageError, match="its tags overlap"):
         load_image(path)
+
+
+# --- Palettes, transparency and incomplete image data of PNG ---
+
+
+def indexed_png(values: np.ndarray, bits: int, colour: int, extra: bytes = b"", *, cut: int = 0) -> bytes:
+    packed = np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :].reshape(len(values), -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(packed, axis=1))
+    header = struct.pack(">IIBBBBB", values.shape[1], len(values), bits, colour, 0, 0, 0)
+    body = png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", zlib.compress(rows[: len(rows) - cut]))
+    return b"\x89PNG\r\n\x1a\n" + body + png_chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_transparent_grey_is_compared_before_it_is_scaled_to_8_bits(tmp_path, bits):
+    values = np.random.default_rng(bits).integers(0, 2**bits, (9, 13))
+    values[0, :2] = 1, 0
+    path = tmp_path / "a.png"
+    path.write_bytes(indexed_png(values, bits, 0, png_chunk(b"tRNS", b"\0\1")))
+    expected = np.where(values == 1, 0, values * 255 // (2**bits - 1))
+    np.testing.assert_array_equal(np.asarray(load_image(path)), expected)
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (b"", "a palette of 0 bytes"),
+        (png_chunk(b"PLTE", bytes(11)), "a palette of 11 bytes"),
+        (png_chunk(b"PLTE", bytes(6)), "a pixel has a colour that its palette lacks"),
+        (png_chunk(b"PLTE", bytes(12)) * 2, "a chunk PLTE that is doubled"),
+        (
+            png_chunk(b"tRNS", b"\0") + png_chunk(b"PLTE", bytes(12)),
+            "a chunk PLTE that is doubled or at the wrong place",
+        ),
+    ],
+)
+def test_palette_that_does_not_give_all_colours_is_refused(tmp_path, extra, reason):
+    path = tmp_path / "a.png"
+    path.write_bytes(indexed_png(np.arange(4)[None], 2, 3, extra))
+    with pytest.raises(ImageError, match=reason):
+        load_image(path)
+
+
+@pytest.mark.parametrize("cut", [1, 14, 60])
+def test_png_with_valid_checksums_but_too_few_rows_is_refused(tmp_path, cut):
+    path = tmp_path / "a.png"
+    path.write_bytes(indexed_png(np.full((9, 13), 7), 8, 0, cut=cut))
+    with pytest.raises(ImageError, match="less image data than its header says"):
+        load_image(path)
+
+
+def test_restart_intervals_out_of_order_are_refused(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(path, restart_marker_blocks=1)
+    path.write_bytes(path.read_bytes().replace(b"\xff\xd3", b"\xff\xd6", 1))
+    with pytest.raises(ImageError, match="restart intervals are out of order"):
+        load_image(path)
+
+
+def test_panic_of_a_decoder_is_reported_as_a_broken_file(tmp_path, monkeypatch):
+    """A decoder written in Rust raises an exception that is no subclass of Exception."""
+    path = png(tmp_path / "a.png", GRADIENT)
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(*arguments, **options):
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(Image, "open", panic)
+    with pytest.raises(ImageError, match="broken or truncated PNG"):
+        load_image(path)
+
+
+def test_control_characters_of_a_file_name_are_escaped(tmp_path):
+    path = tmp_path / "a\n\x1b[31m\u202eb.png"
+    path.write_bytes(b"")
+    with pytest.raises(ImageError) as caught:
+        load_image(path)
+    assert r"a\n\x1b[31m\u202eb.png: the file is empty" in str(caught.value)
+    with pytest.raises(UserError, match=r"\\u202eb\.png \(t\.csv:2\)"):
+        require_images({tmp_path / "\u202eb.png": "t.csv:2"})
+
+
+@pytest.mark.parametrize("target", ["loop.png", "gone.png"])
+def test_link_that_leads_nowhere_is_reported_as_a_missing_image(tmp_path, target):
+    (tmp_path / "loop.png").symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match=r"1 of 1 image files are missing.*\n.*loop\.png \(t\.csv:2\)"):
+        require_images({tmp_path / "loop.png": "t.csv:2"})
+    with pytest.raises(ImageError, match=r"loop\.png: (too many levels of symbolic links|no such file or directory)"):
+        load_image(tmp_path / "loop.png")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from preceptor.auditing.burned_in import has_text
 from preceptor.auditing.headers import identifying_tags
-from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image
+from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image, printable
 from preceptor.data.phash import SIDE, thumbnail
 
 
@@ -46,7 +46,7 @@ def look(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
         return Look(content_hash(path), _pixel_hash(image), thumbnail(image), has_text(image), identifying_tags(path))
     except ImageError as error:
         blank = np.zeros((SIDE, SIDE), np.uint8)
-        return Look("", "", blank, False, (), broken=str(error).removeprefix(f"{path}: "))
+        return Look("", "", blank, False, (), broken=str(error).removeprefix(f"{printable(str(path))}: "))
 
 
 def look_at(

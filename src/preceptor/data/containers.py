@@ -24,6 +24,10 @@ MAX_SCAN_PIXELS = 400_000_000
 MAX_SIDE = 65_535
 """Largest number of rows or columns, as in JPEG and DICOM. Decoders need memory for each row."""
 
+STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""The exceptions that are no errors. A decoder written in Rust reports a failure as a BaseException that is not among
+them (`pyo3_runtime.PanicException`), so that `except Exception` around a decoder is not enough."""
+
 COPY_AGAIN = "copy the file again from its source"
 _SAVE_FRAMES = "save each frame as a separate file"
 _SAVE_AS_PNG = "save it as 8-bit or 16-bit PNG"
@@ -62,6 +66,8 @@ class Container:
         size: Width and height in pixels, as stored.
         pixels: The bytes that the decoder gets.
         orientation: EXIF orientation, 1 to 8.
+        inflated: PNG only: number of bytes of the inflated image data.
+        colours: PNG only: number of colours of the palette, or 0.
         padded: JPEG with several scans only: other bytes that give the same pixels if no scan is cut.
         bits: Bits per channel.
         channels: Stored channels: 1 grey or palette, 2 grey and alpha, 3 colour, 4 colour and alpha (or CMYK).
@@ -78,6 +84,8 @@ class Container:
     pixels: bytes
     orientation: int = 1
     padded: bytes | None = None
+    inflated: int = 0
+    colours: int = 0
     bits: int = 8
     channels: int = 1
     inverted: bool = False
@@ -126,6 +134,7 @@ def read_container(data: bytes) -> Container | None:
 # --- PNG --------------------------------------------------------------------------------------------------------------
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_SURPLUS = 2**16  # bytes after the last row that some writers add
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
@@ -134,7 +143,8 @@ def _png(data: bytes) -> Container:
     kept: list[bytes | memoryview] = [_PNG_SIGNATURE]
     comments: set[str] = set()
     exif: tuple[Entry, ...] = ()
-    header = palette = transparency = b""
+    header = b""
+    parts: dict[bytes, bytes] = {}  # palette and transparency
     view, position, pixel_chunks, ended = memoryview(data), len(_PNG_SIGNATURE), 0, False
     previous = b""
     for _ in range(MAX_PARTS):
@@ -156,10 +166,10 @@ def _png(data: bytes) -> Container:
                 raise Refused("damaged PNG (the image data is interrupted)")
             pixel_chunks += 1
             kept.append(view[position:end])
-        elif kind == b"PLTE":
-            palette = bytes(view[position:end])
-        elif kind == b"tRNS":
-            transparency = bytes(view[position:end])
+        elif kind in (b"PLTE", b"tRNS"):
+            if pixel_chunks or kind in parts or (kind == b"PLTE" and b"tRNS" in parts):
+                raise Refused(f"damaged PNG (a chunk {kind.decode()} that is doubled or at the wrong place)")
+            parts[kind] = bytes(body)
         elif kind == b"eXIf":
             exif = tuple(directory(bytes(body)))
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
@@ -181,27 +191,82 @@ def _png(data: bytes) -> Container:
     width, height, bits, colour, *rest = struct.unpack(">IIBBBBB", header)
     if colour not in _PNG_CHANNELS:
         raise Refused(f"damaged PNG (colour type {colour})")
+    channels = _PNG_CHANNELS[colour]
+    palette, transparency = parts.get(b"PLTE", b""), parts.get(b"tRNS", b"")
+    if (colour == 3 or palette) and (len(palette) % 3 or not 3 <= len(palette) <= 768):
+        raise Refused(f"damaged PNG (a palette of {len(palette)} bytes)")
     transparent: tuple[int, ...] = ()
-    if bits == 16:
-        if transparency and colour in (0, 2):
-            transparent = struct.unpack(f">{_PNG_CHANNELS[colour]}H", transparency[8:-4])
-        palette = transparency = b""
-        if colour == 4:  # the scanlines of 16-bit grey with alpha are those of 8-bit RGBA
-            header = struct.pack(">IIBBBBB", width, height, 8, 6, *rest)
-    chunk = b"IHDR" + header
-    kept[1:1] = [struct.pack(">I", len(header)), chunk, struct.pack(">I", zlib.crc32(chunk)), palette, transparency]
-    kept.append(b"\0\0\0\0IEND\xaeB`\x82")
+    if colour in (0, 2) and transparency:
+        if len(transparency) != 2 * channels:
+            raise Refused(f"damaged PNG (a chunk tRNS of {len(transparency)} bytes)")
+        transparent = struct.unpack(f">{channels}H", transparency)
+        if bits == 16 or max(transparent) >= 2**bits:
+            transparency = b""
+        elif 1 < bits < 8:  # the decoder scales grey values to 8 bits, but not the transparent one
+            transparency = struct.pack(">H", transparent[0] * 255 // (2**bits - 1))
+    elif colour != 3:
+        transparency = b""
+    if colour == 4 and bits == 16:  # the scanlines of 16-bit grey with alpha are those of 8-bit RGBA
+        header = struct.pack(">IIBBBBB", width, height, 8, 6, *rest)
+    kept[1:1] = [_png_chunk(b"IHDR", header)]
+    if colour == 3:
+        kept.insert(2, _png_chunk(b"PLTE", palette))
+    if transparency:
+        kept.insert(2 + (colour == 3), _png_chunk(b"tRNS", transparency))
+    kept.append(_png_chunk(b"IEND", b""))
     return Container(
         "PNG",
         (width, height),
         b"".join(kept),
         orientation=_orientation(exif),
         bits=bits,
-        channels=_PNG_CHANNELS[colour],
-        transparent=transparent,
+        channels=channels,
+        colours=len(palette) // 3 if colour == 3 else 0,
+        inflated=_png_bytes(width, height, bits * channels, interlaced=rest[2] == 1),
+        transparent=transparent if bits == 16 else (),
         exif=exif,
         comments=frozenset(comments),
     )
+
+
+def _png_bytes(width: int, height: int, pixel_bits: int, *, interlaced: bool) -> int:
+    """Return the number of bytes of all scanlines with their filter types (W3C PNG, sections 7.2 and 8.2)."""
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    total = 0
+    for left, top, across, down in passes if interlaced else [(0, 0, 1, 1)]:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        total += rows * (1 + -(-columns * pixel_bits // 8)) if columns > 0 and rows > 0 else 0
+    return total
+
+
+def check_image_data(container: Container) -> None:
+    """Inflate the image data of a PNG, because the decoder fills missing rows with black and says nothing.
+
+    Raises:
+        Refused: there is less or more data than the header says, or its checksum is wrong.
+    """
+    inflate, left = zlib.decompressobj(), container.inflated
+    view, position = memoryview(container.pixels), len(_PNG_SIGNATURE)
+    try:
+        while position < len(view) and not inflate.eof:
+            length = int.from_bytes(view[position : position + 4], "big")
+            body = view[position + 8 : position + 8 + length] if view[position + 4 : position + 8] == b"IDAT" else b""
+            while len(body) and not inflate.eof:
+                left -= len(inflate.decompress(body, 2**18))
+                body = inflate.unconsumed_tail
+                if left < -_PNG_SURPLUS:
+                    raise Refused("damaged PNG (more image data than its header says)")
+            position += 12 + length
+        if not inflate.eof:
+            left -= len(inflate.flush())
+    except zlib.error:
+        raise Refused("damaged PNG (wrong checksum or code in the image data)") from None
+    if left > 0 or not inflate.eof:
+        raise Refused("truncated PNG (less image data than its header says)")
+
+
+def _png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 # --- JPEG -------------------------------------------------------------------------------------------------------------
@@ -209,6 +274,7 @@ def _png(data: bytes) -> Container:
 # Fill bytes 0xFF may precede a marker. The patterns take linear time on any number of them.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _RESTART = re.compile(rb"(?<!\xff)\xff++[\xd0-\xd7]")
+_RESTART_ORDER = bytes(range(0xD0, 0xD8))
 # Bits that no Huffman code begins with. The decoder reads up to 64 bits ahead, and consumes more if a scan is cut.
 _ONES = b"\xff\x00" * 8
 # Bytes that the decoder skips at the end of a complete scan, and takes for coefficients if the scan is cut.
@@ -270,6 +336,8 @@ def _jpeg(data: bytes) -> Container:
             frame = _jpeg_frame(marker, body)
         elif marker == 0xDD and len(body) >= 2:
             interval = int.from_bytes(body[:2], "big")
+        elif marker == 0xDC and (frame is None or body != frame.size[1].to_bytes(2, "big")):
+            raise Refused("damaged JPEG (a number of lines that contradicts its header)")
         elif marker == 0xFE:
             comments.add("comment")
             continue
@@ -303,8 +371,12 @@ def _jpeg(data: bytes) -> Container:
         if following is None:
             raise Refused("truncated JPEG (no end marker)")
         coded, position = data[position : following.start()].rstrip(b"\xff"), following.start()
-        if interval and len(_RESTART.findall(coded)) < -(-frame.units(components) // interval) - 1:
-            raise Refused("truncated JPEG (restart intervals are missing)")
+        if interval:
+            restarts = bytes(found[-1] for found in _RESTART.findall(coded))
+            if len(restarts) < -(-frame.units(components) // interval) - 1:
+                raise Refused("truncated JPEG (restart intervals are missing)")
+            if restarts != (_RESTART_ORDER * (len(restarts) // 8 + 1))[: len(restarts)]:
+                raise Refused("damaged JPEG (restart intervals are out of order)")
         coded_at.append(len(kept))
         kept.append(coded)
     else:

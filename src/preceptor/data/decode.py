@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image
 
-from preceptor.data.containers import Container, Refused
+from preceptor.data.containers import STOPS, Container, Refused, check_image_data
 
 _BAND_PIXELS = 2**21  # pixels that are converted at a time, to bound the memory for intermediate values
 
@@ -24,34 +23,15 @@ def decode(container: Container, *, second_byte: bool = False) -> Image.Image:
     Raises:
         Refused: the pixels are incomplete, damaged, or of a kind that is not supported.
     """
-    if container.format == "PNG" and not second_byte:
-        _check_deflated(container)
+    if container.format == "PNG":
+        check_image_data(container)
     expected = None if container.padded is None else _digest(_open(container, container.padded))
     image = _open(container, container.pixels, second_byte=second_byte)
+    if container.colours and any(image.histogram()[container.colours :]):
+        raise Refused("damaged PNG (a pixel has a colour that its palette lacks)")
     if expected is not None and _digest(image) != expected:
         raise Refused("truncated JPEG (a scan is cut)")
     return image
-
-
-def _check_deflated(container: Container) -> None:
-    """Check the end and the Adler-32 checksum of the pixels of a PNG, which Pillow does not read."""
-    width, height = container.size
-    most = 2 * height * (width * container.channels * container.bits // 8 + 16)  # interlaced rows are padded
-    inflate, size, position = zlib.decompressobj(), 0, 8
-    while position < len(container.pixels):
-        end = position + 8 + int.from_bytes(container.pixels[position : position + 4], "big")
-        data = container.pixels[position + 8 : end] if container.pixels[position + 4 : position + 8] == b"IDAT" else b""
-        while data and not inflate.eof:
-            try:
-                size += len(inflate.decompress(data, 2**20))
-            except zlib.error:
-                raise Refused("damaged PNG (wrong checksum of the pixels)") from None
-            data = inflate.unconsumed_tail
-            if size > most:
-                raise Refused("damaged PNG (more pixels than its header says)")
-        position = end + 4
-    if not inflate.eof:
-        raise Refused("truncated PNG (the pixels do not end)")
 
 
 def bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
@@ -82,9 +62,9 @@ def _open(container: Container, data: bytes, *, second_byte: bool = False) -> Im
     except Image.UnidentifiedImageError as error:
         fields = f" ({container.fields})" if container.fields else ""
         raise Refused(f"{container.format} of a kind that is not supported{fields}", "save it as PNG") from error
-    except MemoryError:
+    except (MemoryError, *STOPS):
         raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, ...
+    except BaseException as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, ...
         raise Refused(f"broken or truncated {container.format} ({error})") from error
 
 

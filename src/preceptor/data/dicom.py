@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preceptor.data.containers import COPY_AGAIN, Refused, check_size, jpeg_header, read_container
+from preceptor.data.containers import COPY_AGAIN, STOPS, Refused, check_size, jpeg_header, read_container
 from preceptor.data.decode import decode
 
 if TYPE_CHECKING:
@@ -154,12 +154,9 @@ def _named_errors() -> Iterator[None]:
     with silent_pydicom():
         try:
             yield
-        except (Refused, MemoryError):
+        except (Refused, MemoryError, *STOPS):
             raise
         except BaseException as error:  # pydicom and its decoders raise many kinds of errors for broken files
-            # A panic of a decoder in Rust is not an Exception.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
             # Drop the error text and the traceback: if a length field is broken, they may quote the patient's name.
             reason = f"broken or truncated DICOM ({type(error).__name__})"
             raise Refused(reason, f"{COPY_AGAIN}, or {_EXPORT}") from None
@@ -361,11 +358,14 @@ def _decode_pixels(dataset: Dataset, bits: int) -> np.ndarray:
     from pydicom.pixels import pixel_array
 
     try:
-        return pixel_array(dataset, bits_stored=max(bits, int(dataset.BitsStored)))
+        stored = pixel_array(dataset, bits_stored=max(bits, int(dataset.BitsStored)))
     except RuntimeError:
         kind = dataset.file_meta.TransferSyntaxUID.name
         reason = f"no installed decoder can read this {kind} image of {int(dataset.BitsStored)} bits"
         raise Refused(f"{reason}, or it is damaged", _EXPORT) from None
+    if stored.shape[:2] != (dataset.Rows, dataset.Columns):  # pydicom takes surplus data for further frames
+        raise _contradiction("Rows", "PixelData")
+    return stored
 
 
 def _by_level(stored: np.ndarray, render_levels: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
@@ -519,7 +519,9 @@ def _entries(
         table = np.asarray(data if isinstance(data, Sequence) else [data], dtype=np.int64) % 2**16
     if len(table) != number or not 8 <= bits <= 16 or table.max() >= 2**bits:
         raise invalid
-    return table.astype(np.int32)[np.clip(np.rint(values) - first, 0, number - 1).astype(np.int64)], bits
+    return table.astype(np.int32)[
+        np.clip(np.rint(values, dtype=np.float64) - first, 0, number - 1).astype(np.int64)
+    ], bits
 
 
 def _palette(dataset: Dataset, levels: np.ndarray, present: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preceptor.data.containers import Refused
+from preceptor.data.containers import STOPS, Refused
 from preceptor.data.dicom import _check, _check_codestream, _decode_pixels, is_dicom, silent_pydicom
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
 
@@ -172,13 +172,13 @@ def _parse(path: Path, fields: list[str], *, pixels: bool) -> Dataset:
         if read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
             raise VolumeError(f"{path}: deflated DICOM is not supported; rewrite it uncompressed")
         return dcmread(path, specific_tags=list(fields), stop_before_pixels=not pixels)
-    except VolumeError:
+    except (VolumeError, MemoryError, *STOPS):
         raise
-    except Exception as error:  # pydicom raises many kinds of errors for broken files
+    except BaseException as error:  # pydicom raises many kinds of errors for broken files
         raise _broken(path, error) from None
 
 
-def _broken(path: Path, error: Exception) -> VolumeError:
+def _broken(path: Path, error: BaseException) -> VolumeError:
     return VolumeError(f"{path}: broken or truncated DICOM ({type(error).__name__}); {_COPY_AGAIN}")
 
 
@@ -204,7 +204,9 @@ def _read_header(path: Path) -> _Slice:
             f"{path}: PixelSpacing, ImagePositionPatient, ImageOrientationPatient or another geometry field is not a "
             "number (such as one with a decimal comma); correct the header"
         ) from None
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         raise _broken(path, error) from None
 
 
@@ -363,11 +365,11 @@ def _read_pixels(one: _Slice) -> tuple[np.ndarray, np.ndarray]:
                 raise VolumeError(f"{one.path}: RescaleSlope and RescaleIntercept are not a scale; {_COPY_AGAIN}")
             values = stored.astype(np.float64) * slope + intercept
         return values, padded
-    except VolumeError:
+    except (VolumeError, MemoryError, *STOPS):
         raise
     except Refused as error:
         raise VolumeError(f"{one.path}: {error.reason}; {error.fix}") from None
-    except Exception as error:  # pydicom and its decoders raise many kinds of errors for broken files
+    except BaseException as error:  # pydicom and its decoders raise many kinds of errors for broken files
         raise _broken(one.path, error) from None
 
 

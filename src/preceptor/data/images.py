@@ -123,7 +123,7 @@ def require_images(places: Mapping[Path, str], source: Path) -> None:
     """
     missing = [(path, place) for path, place in places.items() if not path.is_file()]
     if missing:
-        listed = "".join("\n  " + f"{path} ({place})".replace("\n", "\\n") for path, place in missing[:10])
+        listed = "".join(f"\n  {printable(str(path))} ({printable(place)})" for path, place in missing[:10])
         more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
         raise UserError(
             f"{source}: {len(missing)} of {len(places)} image files are missing; copy them there or correct the "
@@ -131,19 +131,27 @@ def require_images(places: Mapping[Path, str], source: Path) -> None:
         )
 
 
+def printable(text: str) -> str:
+    """Return the text with escapes for line breaks, control characters, marks of text direction and lone surrogates.
+
+    A file name may hold such characters, and would change the message or the terminal that shows it.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
 @contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        raise ImageError(f"{path}: {refused.reason}; {refused.fix}") from refused.__cause__
+        raise ImageError(f"{printable(str(path))}: {refused.reason}; {refused.fix}") from refused.__cause__
     except MemoryError:
-        raise ImageError(f"{path}: not enough memory to decode the image; shrink the image") from None
+        raise ImageError(f"{printable(str(path))}: not enough memory to decode the image; shrink the image") from None
 
 
 def _unreadable(path: Path, error: OSError) -> ImageError:
     reason = (error.strerror or str(error)).lower()
-    return ImageError(f"{path}: {reason}; check the path and its permissions")
+    return ImageError(f"{printable(str(path))}: {reason}; check the path and its permissions")
 
 
 def _read_bytes(path: Path, max_bytes: int) -> bytes:

@@ -402,7 +402,7 @@ def test_signs_of_other_keyboards_and_quotes_are_read(tmp_path, answer, box):
 @pytest.mark.parametrize("format", ["[{}, {}, {}, {}]", "<box>({},{}),({},{})</box>"])
 def test_fractions_among_thousandths_are_asked_for(tmp_path, format):
     boxes = [(100, 200, 300, 400), (0.1, 0.2, 0.3, 0.4)]
-    with pytest.raises(UserError, match=r"1 of 2 boxes have values in 0 to 1.*data.box_format"):
+    with pytest.raises(UserError, match=r"the numbers of 1 of 2 boxes are from 0 to 1.*write all boxes in one unit"):
         one(tmp_path, lambda number: format.format(*boxes[number]), count=2)
 
 

@@ -263,7 +263,7 @@ def test_missing_images_are_reported_together(folder):
         read_table(path)
     message = str(caught.value)
     assert "12 of 13 image files are missing" in message
-    assert "gone0.png (line 3)" in message
+    assert "gone0.png (t.csv:3)" in message
     assert message.count("gone") == 10
     assert "and 2 more" in message
 

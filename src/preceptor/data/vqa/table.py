@@ -76,7 +76,7 @@ def read_table(
         if sample.id in lines:
             raise UserError(f"{file}:{line}: id {sample.id!r} is also used in line {lines[sample.id]}; make ids unique")
         lines[sample.id] = line
-        places.setdefault(sample.image, f"line {line}")
+        places.setdefault(sample.image, f"{file.name}:{line}")
         samples.append(sample)
     require_images(places, file)
     data = Dataset(name or default_name, "given" if splits else "by-group-hash", root, samples)
