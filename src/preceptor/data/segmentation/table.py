@@ -112,7 +112,7 @@ def _add_findings(found: FoundCases, file: Path, rows: Sequence[Row], unused: Se
                     "warning",
                 )
             )
-            found.maybe_masks.append(f"those in the column {column}")
+            found.maybe_masks.append(f"those in the column {column!r}")
 
 
 def _name(cells: Mapping[str, Any], column: str, place: str) -> str:
