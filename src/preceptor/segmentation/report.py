@@ -80,7 +80,9 @@ def write_report(run: Path) -> Path:
     Raises UserError if `run` is not a run folder.
     """
     path = run / "report.html"
-    write_text(path, render(read_run(run, fields=metrics.ROW_FIELDS)))
+    # The distance is null if there is none.
+    fields = {name: kind for name, kind in metrics.ROW_FIELDS.items() if name != "hd95"}
+    write_text(path, render(read_run(run, fields=fields)))
     return path
 
 

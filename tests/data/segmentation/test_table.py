@@ -137,7 +137,7 @@ def test_a_column_is_an_image_only_by_its_name_or_the_user(root, name):
     assert f"the column {name!r} names 4 NIfTI files and is not used" in finding.reason
     assert read_volumes(root, regions={"lesion": [1, 2, 4]}, modalities=("t1",), mask="mask").modalities == ("t1",)
     csv(root, f"case,t1,{name}", *[f"p{i},images/{i}a.nii.gz,images/{i}m.nii.gz" for i in range(4)])
-    with pytest.raises(UserError, match=f"those in the column {name} may be label maps: if so, set data.mask"):
+    with pytest.raises(UserError, match=f"those in the column {name!r} may be label maps: if so, set data.mask"):
         read_volumes(root)
     assert read_volumes(root, regions={"lesion": [1, 2, 4]}, mask=name).samples[0].mask.path.name == "0m.nii.gz"
 

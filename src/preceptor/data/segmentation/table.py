@@ -111,7 +111,7 @@ def _add_findings(found: FoundCases, file: Path, rows: Sequence[Row], unused: Se
                     "warning",
                 )
             )
-            found.maybe_masks.append(f"those in the column {column}")
+            found.maybe_masks.append(f"those in the column {column!r}")
 
 
 def _rows(file: Path) -> list[Row]:
