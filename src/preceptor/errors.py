@@ -17,13 +17,17 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(message, keep="\n"))
 
 
-def printable(text: str) -> str:
-    """Return a text with its control characters, except for line breaks, and half surrogate pairs as escapes."""
+def printable(text: str, keep: str = "") -> str:
+    """Return a text with escapes for control characters, marks of text direction and half surrogate pairs.
+
+    A name of a file may hold such characters and would change the message or the terminal that shows it. Characters in
+    `keep` stay.
+    """
     return "".join(
-        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in text
+        sign if sign.isprintable() or sign in keep else sign.encode("unicode_escape").decode() for sign in text
     )
 
 

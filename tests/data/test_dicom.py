@@ -432,7 +432,7 @@ def test_palette_in_big_endian_order_gives_the_same_colours():
 
 def test_pixel_data_of_several_times_the_size_is_refused(tmp_path):
     path = dicom(tmp_path / "a.dcm", np.zeros((16, 16), np.uint8), Rows=8)
-    with pytest.raises(ImageError, match="contradictory Rows and PixelData"):
+    with pytest.raises(ImageError, match="contradictory PixelData and Rows"):
         load_image(path)
 
 

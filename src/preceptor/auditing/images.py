@@ -14,8 +14,9 @@ from PIL import Image
 
 from preceptor.auditing.burned_in import has_text
 from preceptor.auditing.headers import identifying_tags
-from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image, printable
+from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image
 from preceptor.data.phash import SIDE, thumbnail
+from preceptor.errors import printable
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from PIL import Image
 from preceptor.data import dicom
 from preceptor.data.containers import COPY_AGAIN, Container, Refused, check_size, read_container
 from preceptor.data.decode import bands, decode
-from preceptor.errors import UserError
+from preceptor.errors import UserError, printable
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 32_000_000
@@ -129,14 +129,6 @@ def require_images(places: Mapping[Path, str], source: Path) -> None:
             f"{source}: {len(missing)} of {len(places)} image files are missing; copy them there or correct the "
             f"names:{listed}{more}"
         )
-
-
-def printable(text: str) -> str:
-    """Return the text with escapes for line breaks, control characters, marks of text direction and lone surrogates.
-
-    A file name may hold such characters, and would change the message or the terminal that shows it.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 @contextmanager
