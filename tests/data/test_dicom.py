@@ -439,3 +439,27 @@ def test_pixel_data_of_several_times_the_size_is_refused(tmp_path):
 def test_table_index_of_8_bit_values_is_exact(tmp_path):
     table_ = table(-5000, [0] * 5100 + [1023] + [0] * 50, 10)
     assert row(dicom(tmp_path / "a.dcm", np.array([[99, 100, 101]], np.int8), VOILUTSequence=table_)) == [0, 255, 0]
+
+
+def test_first_value_of_a_voi_table_is_signed_if_the_rescaled_values_are(tmp_path):
+    pixels = np.array([[0, 1, 2]], np.uint16)  # -1024, -1023 and -1022; 64512 is -1024 as 16 bits without sign
+    path = dicom(
+        tmp_path / "a.dcm", pixels, RescaleSlope=1, RescaleIntercept=-1024, VOILUTSequence=table(64512, [0, 128, 255], 8)
+    )
+    assert row(path) == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([0, 1, 0, *[1, 60000, 65535] * 300], "invalid SegmentedRed"),
+        ([0, 1, 0, 2, 65535, 0, 0], "indirect segments in its SegmentedRed"),
+    ],
+)
+def test_segmented_palettes_do_not_expand_without_bound(tmp_path, words, message):
+    data = np.array(words, "<u2").tobytes()
+    fields = {f"Segmented{c}PaletteColorLookupTableData": data for c in ("Red", "Green", "Blue")}
+    fields |= {f"{c}PaletteColorLookupTableDescriptor": [256, 0, 16] for c in ("Red", "Green", "Blue")}
+    path = dicom(tmp_path / "a.dcm", np.zeros((8, 8), np.uint8), PhotometricInterpretation="PALETTE COLOR", **fields)
+    with pytest.raises(ImageError, match=message):
+        load_image(path)

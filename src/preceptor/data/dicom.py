@@ -494,7 +494,8 @@ def _look_up(dataset: Dataset, item: Dataset, values: np.ndarray, name: str) -> 
         _numbers(item, "LUTDescriptor"),
         _value(item, "LUTData"),
         f"LUTDescriptor or LUTData in its {name}",
-        signed=dataset.PixelRepresentation == 1,
+        # A rescaled value may be negative although the stored values are unsigned.
+        signed=dataset.PixelRepresentation == 1 or bool(values.min(initial=0) < 0),
         big_endian=not dataset.file_meta.TransferSyntaxUID.is_little_endian,
     )
 
@@ -524,6 +525,20 @@ def _entries(
     ], bits
 
 
+def _check_segments(data: Any, name: str, bits: int) -> None:
+    """Refuse a segmented table that would expand to more than 65,536 entries (PS3.3 C.7.9.2)."""
+    words = np.frombuffer(bytes(data or b""), np.uint8 if bits == 8 else "<u2").tolist()
+    position = total = 0
+    while position + 1 < len(words):
+        code, length = words[position], words[position + 1]
+        if code not in (0, 1):  # an indirect segment repeats others, in each other without end
+            raise Refused(f"DICOM with indirect segments in its {name} is not supported", _EXPORT)
+        position += 2 + (length if code == 0 else 1)
+        total += length
+    if total > 2**16:
+        raise Refused(f"DICOM with an invalid {name}", _EXPORT)
+
+
 def _palette(dataset: Dataset, levels: np.ndarray, present: np.ndarray) -> np.ndarray:
     """Return the colours (N, 3) uint8 of stored values (N) (PS3.3 C.7.6.3.1.5 and C.7.6.3.1.6)."""
     from pydicom.pixels import apply_color_lut
@@ -539,6 +554,8 @@ def _palette(dataset: Dataset, levels: np.ndarray, present: np.ndarray) -> np.nd
     if f"Segmented{names[0]}Data" in dataset and f"{names[0]}Data" not in dataset:
         if bits == 8 and not 0 < number <= 256:
             raise Refused("DICOM with a long SegmentedRedPaletteColorLookupTableData is not supported", _EXPORT)
+        for name in names:
+            _check_segments(_value(dataset, f"Segmented{name}Data"), f"Segmented{name}Data", int(bits))
         colours = apply_color_lut(stored.astype(np.int32), dataset)[..., :3]
         return stretch(colours, 0, 2**bits - 1)
     tables = [
