@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import call
-from tests.fault.tiny import RECIPE, wait, write_recipe
+from tests.fault.tiny import CLINKD, LCKD, RECIPE, wait, write_recipe
 
 
 def forked_call(arguments: list[object], prepare: Callable[[], None] = lambda: None) -> tuple[int, str]:
@@ -139,3 +139,15 @@ def test_files_have_the_permissions_of_the_umask(run, tmp_path, mask):
     modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert any(path.suffix == ".safetensors" for path in modes)
     assert {path: oct(mode) for path, mode in modes.items() if mode != 0o666 & ~mask} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [LCKD, CLINKD], ids=["lckd", "clinkd"])
+def test_files_of_every_task_have_the_permissions_of_the_umask(tmp_path, recipe):
+    path = write_recipe(tmp_path, recipe)
+    out = tmp_path / "out"
+    code, err = forked_call(["train", str(path), f"output={out}"], lambda: os.umask(0o002) and None)
+    assert code == 0, err
+    modes = {path: path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()}
+    assert any(path.suffix == ".safetensors" for path in modes)
+    assert {path: oct(mode) for path, mode in modes.items() if mode != 0o664} == {}

@@ -237,6 +237,7 @@ def _connect(folder: Path, create: bool = False) -> sqlite3.Connection:
             try:
                 for old in file.parent.glob(f"{temporary.name}*"):  # with its journal
                     old.unlink()
+                temporary.touch()  # SQLite would create it without the permission to write for the group
                 with contextlib.closing(sqlite3.connect(temporary)) as database:
                     database.executescript(SCHEMA)
                 os.replace(temporary, file)
