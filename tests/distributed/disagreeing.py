@@ -11,4 +11,5 @@ if __name__ == "__main__":
     scores = iter(range(100))
     sign = 1 if processes().is_main_process else -1
     job = Numbers().job(Path(sys.argv[1]), validate=lambda task: {"score": float(sign * next(scores))})
-    print("steps", fit(Mean(), job, config(patience=2, evaluate_every=0.5)).step)
+    step = fit(Mean(), job, config(patience=2, evaluate_every=0.5)).step
+    (Path(sys.argv[1]) / f"steps-{processes().process_index}.txt").write_text(str(step))
