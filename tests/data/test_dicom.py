@@ -444,7 +444,11 @@ def test_table_index_of_8_bit_values_is_exact(tmp_path):
 def test_first_value_of_a_voi_table_is_signed_if_the_rescaled_values_are(tmp_path):
     pixels = np.array([[0, 1, 2]], np.uint16)  # -1024, -1023 and -1022; 64512 is -1024 as 16 bits without sign
     path = dicom(
-        tmp_path / "a.dcm", pixels, RescaleSlope=1, RescaleIntercept=-1024, VOILUTSequence=table(64512, [0, 128, 255], 8)
+        tmp_path / "a.dcm",
+        pixels,
+        RescaleSlope=1,
+        RescaleIntercept=-1024,
+        VOILUTSequence=table(64512, [0, 128, 255], 8),
     )
     assert row(path) == [0, 128, 255]
 
