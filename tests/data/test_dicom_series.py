@@ -281,3 +281,11 @@ def test_a_new_uid_for_every_slice_is_not_one_series(tmp_path):
         data.SeriesInstanceUID = generate_uid()
     with pytest.raises(VolumeError, match="contains 5 DICOM series"):
         read_series(write_slices(tmp_path / "a", slices))
+
+
+def test_series_that_is_split_into_subfolders_is_not_read_in_part(tmp_path):
+    slices = slices_of(noise())
+    folder = write_slices(tmp_path / "t1", slices[:3])
+    write_slices(folder / "more", slices[3:])
+    with pytest.raises(VolumeError, match="t1 and its folder more both contain DICOM files"):
+        read_series(folder)

@@ -154,6 +154,12 @@ def _files(folder: Path) -> tuple[list[Path], list[str]]:
     files = [path for path in entries if path.suffix.lower() in SUFFIXES or not _is_other(path)]
     if not files:
         raise VolumeError(f"{folder} contains no DICOM file; give the folder of the slices")
+    inner = [path for path in folder.iterdir() if not path.name.startswith(".") and holds_series(path)]
+    if inner:
+        raise VolumeError(
+            f"{folder} and its folder {min(inner).name} both contain DICOM files; move all slices of one series, and "
+            "nothing else, into one folder"
+        )
     if len(files) > MAX_FILES:
         raise VolumeError(f"{folder}: {len(files)} files are more than the limit of {MAX_FILES}; {_ONE_VOLUME}")
     return files, [path.name for path in entries if path not in set(files)]
