@@ -420,3 +420,39 @@ def test_link_that_leads_nowhere_is_reported_as_a_missing_image(tmp_path, target
         require_images({tmp_path / "loop.png": "t.csv:2"}, tmp_path / "t.csv")
     with pytest.raises(ImageError, match=r"loop\.png: (too many levels of symbolic links|no such file or directory)"):
         load_image(tmp_path / "loop.png")
+
+
+def bmp_with_palette(tmp_path: Path) -> bytes:
+    """Return a BMP of 4 x 2 pixels with the colours 0 to 3 of a table of 4."""
+    image = Image.fromarray(np.array([[0, 1, 2, 3], [3, 2, 1, 0]], np.uint8), "P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+    image.save(tmp_path / "a.bmp")
+    return (tmp_path / "a.bmp").read_bytes()
+
+
+def test_bmp_with_a_colour_table_is_read(tmp_path):
+    bmp_with_palette(tmp_path)
+    assert np.asarray(load_image(tmp_path / "a.bmp"))[0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_bmp_of_every_mode_is_read(tmp_path, mode):
+    Image.linear_gradient("L").convert(mode).save(tmp_path / "a.bmp")
+    with Image.open(tmp_path / "a.bmp") as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(np.asarray(load_image(tmp_path / "a.bmp").convert("RGB")), expected)
+
+
+def test_bmp_whose_pixels_lie_elsewhere_is_refused(tmp_path):
+    data = bytearray(bmp_with_palette(tmp_path))
+    start = int.from_bytes(data[10:14], "little")
+    inside = data.copy()
+    inside[10:14] = (start - 8).to_bytes(4, "little")
+    (tmp_path / "inside.bmp").write_bytes(inside)
+    with pytest.raises(ImageError, match="begin inside its colour table"):
+        load_image(tmp_path / "inside.bmp")
+    data[start] = 200 if int.from_bytes(data[28:30], "little") == 8 else 0x7F
+    data[46:50] = (4).to_bytes(4, "little")
+    (tmp_path / "beyond.bmp").write_bytes(data)
+    with pytest.raises(ImageError, match="a pixel has a colour that its palette lacks"):
+        load_image(tmp_path / "beyond.bmp")

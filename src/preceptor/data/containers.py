@@ -67,7 +67,7 @@ class Container:
         pixels: The bytes that the decoder gets.
         orientation: EXIF orientation, 1 to 8.
         inflated: PNG only: number of bytes of the inflated image data.
-        colours: PNG only: number of colours of the palette, or 0.
+        colours: PNG and BMP only: number of colours of the palette, or 0.
         padded: JPEG with several scans only: other bytes that give the same pixels if no scan is cut.
         bits: Bits per channel.
         channels: Stored channels: 1 grey or palette, 2 grey and alpha, 3 colour, 4 colour and alpha (or CMYK).
@@ -643,21 +643,26 @@ def _check_tiff_pixels(
 
 
 def _bmp(data: bytes) -> Container:
-    """Check that a BMP file is as long as its header says."""
+    """Check that a BMP file is as long as its header says, and that its pixels follow its colour table."""
     start, header = struct.unpack_from("<II", data, 10)
     if header == 12:
         width, height, planes, bits = struct.unpack_from("<HHHH", data, 18)
-        compression = 0
+        compression, used, entry = 0, 0, 3
     else:
         width, height, planes, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+        (used,), entry = struct.unpack_from("<I", data, 46), 4
     if compression not in (0, 3, 6):
         raise Refused(f"BMP with compression {compression} is not supported", _SAVE_AS_PNG)
     if width <= 0 or height == 0 or planes != 1:
         raise Refused("damaged BMP header")
+    colours = (used or 2**bits) if bits <= 8 else 0
+    masks = {3: 12, 6: 16}.get(compression, 0) if header == 40 else 0
+    if colours > 2**bits or start < 14 + header + masks + colours * entry:
+        raise Refused("damaged BMP (its pixels begin inside its colour table)")
     needed = start + (width * bits + 31) // 32 * 4 * abs(height)
     if needed > len(data):
         raise Refused(f"truncated BMP ({len(data):,} of {needed:,} bytes)")
-    return Container("BMP", (width, abs(height)), data)
+    return Container("BMP", (width, abs(height)), data, colours=colours)
 
 
 # --- WebP -------------------------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ def decode(container: Container, *, second_byte: bool = False) -> Image.Image:
         check_image_data(container)
     expected = None if container.padded is None else _digest(_open(container, container.padded))
     image = _open(container, container.pixels, second_byte=second_byte)
-    if container.colours and any(image.histogram()[container.colours :]):
-        raise Refused("damaged PNG (a pixel has a colour that its palette lacks)")
+    if container.colours and image.mode == "P" and any(image.histogram()[container.colours :]):
+        raise Refused(f"damaged {container.format} (a pixel has a colour that its palette lacks)")
     if expected is not None and _digest(image) != expected:
         raise Refused("truncated JPEG (a scan is cut)")
     return image
