@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import struct
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,7 @@ def check_split(case: SplitInput, folder: Path) -> bool:
         rows = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
         expected = {row["case"].strip(): SPLITS[row["split"].strip().lower()] for row in rows}
     found = {name: split for name, (split, _) in outcome.value.items()}
+    expected = {unicodedata.normalize("NFC", name): split for name, split in expected.items()}
     require(found == expected, "other splits", (found, expected))
     return True
 

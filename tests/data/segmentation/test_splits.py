@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preceptor.data.segmentation.cases import read_volumes
-from preceptor.data.segmentation.splits import apply_split, cut_fold, cut_splits, require_whole_patients
+from preceptor.data.segmentation.splits import apply_split, cut_fold, cut_splits, read_split, require_whole_patients
 from preceptor.data.types import Case, VolumeFile
 from preceptor.errors import UserError
 from tests.data.volume_files import write_case
@@ -147,3 +147,18 @@ def test_a_patient_in_two_parts_is_an_error_and_validation_is_cut_where_there_is
     folded = read_volumes(tmp_path / "data", fold=2, folds=5, validation_fraction=0)
     assert folded.variant == "fold-2-of-5"
     assert len(folded.split("test")) == 2
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "folder"])
+def test_names_in_another_unicode_form_are_the_same_case(tmp_path, kind):
+    name = "caf\u0065\u0301"  # e and an accent
+    if kind == "json":
+        path = tmp_path / "splits.json"
+        path.write_text(json.dumps({"train": [name]}))
+    elif kind == "csv":
+        path = tmp_path / "splits.csv"
+        path.write_text(f"case,split\n{name},train\n", "utf-8")
+    else:
+        path = tmp_path
+        (path / "train.txt").write_text(f"{name}\n", "utf-8")
+    assert list(read_split(path)) == ["caf\u00e9"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -99,7 +100,8 @@ def read_split(path: Path) -> dict[str, tuple[Split, str]]:
     """
     lists = _folder(path) if path.is_dir() else _json(path) if path.suffix == ".json" else _csv(path)
     splits: dict[str, tuple[Split, str]] = {}
-    for name, split, place in lists:
+    for written, split, place in lists:
+        name = unicodedata.normalize("NFC", written)  # as the ids of cases
         if name in splits and splits[name][0] != split:
             raise UserError(
                 f"{place}: case {name!r} is also in {splits[name][0]} ({splits[name][1]}); a case has one split"
