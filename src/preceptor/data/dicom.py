@@ -27,12 +27,11 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _MARK, _MARK_OFFSET = b"DICM", 128
-_DEFLATED = "1.2.840.10008.1.2.1.99"
+DEFLATED = "1.2.840.10008.1.2.1.99"
 # The only fields that pydicom parses. Names, dates and identifiers are never read into memory as values.
-_FIELDS = [
+IMAGE_FIELDS = [
     "SamplesPerPixel",
     "PhotometricInterpretation",
-    "PlanarConfiguration",
     "NumberOfFrames",
     "Rows",
     "Columns",
@@ -40,11 +39,21 @@ _FIELDS = [
     "BitsStored",
     "HighBit",
     "PixelRepresentation",
+]
+"""Fields that describe the pixels."""
+VALUE_FIELDS = [
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
     "ModalityLUTSequence",
     "RescaleIntercept",
     "RescaleSlope",
+    "PixelData",
+]
+"""Fields that give the values of the pixels."""
+_FIELDS = [
+    *IMAGE_FIELDS,
+    *VALUE_FIELDS,
+    "PlanarConfiguration",
     "VOILUTSequence",
     "WindowCenter",
     "WindowWidth",
@@ -61,7 +70,6 @@ _FIELDS = [
     "SegmentedRedPaletteColorLookupTableData",
     "SegmentedGreenPaletteColorLookupTableData",
     "SegmentedBluePaletteColorLookupTableData",
-    "PixelData",
 ]
 _REQUIRED = (
     "PixelData",
@@ -107,6 +115,30 @@ def render(data: bytes, max_pixels: int) -> np.ndarray:
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
             return _by_level(stored, lambda levels, present: _palette(dataset, levels, present))
         return _by_level(stored, lambda levels, present: _grey(dataset, levels, present))
+
+
+def decode_grey(dataset: Dataset, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the stored values (rows, columns) of a parsed grey image, and where they are padding.
+
+    The values have no bits outside BitsStored and no modality transformation.
+
+    Raises:
+        Refused: as `render`. Other errors of pydicom and its decoders are not translated.
+    """
+    _check(dataset, max_pixels)
+    pixels = _decode_pixels(dataset, _check_codestream(dataset))
+    stored = _without_unused_bits(dataset, pixels, np.ones((), dtype=bool))
+    return stored, _padding(dataset, pixels, stored)
+
+
+def modality_table(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:
+    """Return the entries of the modality look-up table for stored values, or None if there is no table.
+
+    Raises:
+        Refused: the table is invalid.
+    """
+    items = _value(dataset, "ModalityLUTSequence")
+    return _look_up(dataset, items[0], stored, "ModalityLUTSequence")[0] if items else None
 
 
 def size(data: bytes, max_pixels: int) -> tuple[int, int]:
@@ -170,7 +202,7 @@ def _parse(data: bytes) -> Dataset:
     start.seek(_MARK_OFFSET + len(_MARK))
     meta = read_dataset(start, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
     # pydicom inflates the whole data set before any size in it can be checked.
-    if meta.get("TransferSyntaxUID") == _DEFLATED:
+    if meta.get("TransferSyntaxUID") == DEFLATED:
         raise Refused("deflated DICOM is not supported", f"rewrite it uncompressed, or {_EXPORT}")
     elements = 0
 
@@ -424,11 +456,10 @@ def _padding(dataset: Dataset, levels: np.ndarray, stored: np.ndarray) -> np.nda
 def _modality(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
     """Apply the modality look-up table, or the rescale slope and intercept (PS3.3 C.11.1)."""
     slopes, intercepts = _numbers(dataset, "RescaleSlope"), _numbers(dataset, "RescaleIntercept")
-    items = _value(dataset, "ModalityLUTSequence")
-    if items and (slopes or intercepts):
+    if (slopes or intercepts) and _value(dataset, "ModalityLUTSequence"):
         raise _contradiction("ModalityLUTSequence", "RescaleSlope or RescaleIntercept")
-    if items:
-        return _look_up(dataset, items[0], stored, "ModalityLUTSequence")[0]
+    if (entries := modality_table(dataset, stored)) is not None:
+        return entries
     if bool(slopes) != bool(intercepts):
         raise Refused(
             f"DICOM without Rescale{'Slope' if intercepts else 'Intercept'}", f"correct the header, or {_EXPORT}"

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from preceptor.data.containers import STOPS, Refused
-from preceptor.data.dicom import _check, _check_codestream, _decode_pixels, is_dicom, silent_pydicom
+from preceptor.data.dicom import (
+    DEFLATED,
+    IMAGE_FIELDS,
+    VALUE_FIELDS,
+    decode_grey,
+    is_dicom,
+    modality_table,
+    silent_pydicom,
+)
 from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
 
 if TYPE_CHECKING:
@@ -23,38 +31,21 @@ MAX_FILES = 4096
 MAX_FILE_BYTES = 64 * 2**20
 SUFFIXES = (".dcm", ".dicom", ".ima")
 _OTHER_SUFFIXES = (".txt", ".json", ".xml", ".csv", ".tsv", ".md", ".ini", ".db", ".html", ".pdf", ".png", ".jpg")
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _NO_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTIMAGE", "PR", "KO", "SR", "REG")
 _CONSTANT = ("Modality", "Units", "RescaleType", "EchoTime", "ComplexImageComponent")
 """Fields that say what the values mean, and are therefore equal in all slices of a volume."""
 _HEADER_FIELDS = [
     *_CONSTANT,
+    *IMAGE_FIELDS,
     "SOPClassUID",
     "SeriesInstanceUID",
     "ImageType",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
     "PixelSpacing",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "GantryDetectorTilt",
 ]
-_PIXEL_FIELDS = [
-    *_HEADER_FIELDS,
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "ModalityLUTSequence",
-    "PixelData",
-]
+_PIXEL_FIELDS = [*_HEADER_FIELDS, *VALUE_FIELDS]
 _COPY_AGAIN = "copy the series again from its source"
 _ONE_VOLUME = "move each volume to its own folder"
 
@@ -175,7 +166,7 @@ def _parse(path: Path, fields: list[str], *, pixels: bool) -> Dataset:
             raise VolumeError(f"{path}: {path.stat().st_size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
         if not _is_dicom(path):
             raise VolumeError(f"{path}: not a DICOM file (no mark DICM at byte 128); remove it, or copy it again")
-        if read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
+        if read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
             raise VolumeError(f"{path}: deflated DICOM is not supported; rewrite it uncompressed")
         return dcmread(path, specific_tags=list(fields), stop_before_pixels=not pixels)
     except (VolumeError, MemoryError, *STOPS):
@@ -349,23 +340,10 @@ def _affine(folder: Path, slices: list[_Slice]) -> np.ndarray:
 
 def _read_pixels(one: _Slice) -> tuple[np.ndarray, np.ndarray]:
     """Return the values (rows, columns) of a slice after the modality transformation, and where they are padding."""
-    from pydicom.pixels import apply_modality_lut
-
     try:
         data = _parse(one.path, _PIXEL_FIELDS, pixels=True)
-        _check(data, one.rows * one.columns)
-        stored = _stored_values(np.asarray(_decode_pixels(data, _check_codestream(data))), data)
-        if stored.shape != (one.rows, one.columns):
-            raise ValueError
-        padded = np.zeros(stored.shape, bool)
-        padding = data.get("PixelPaddingValue")
-        if padding is not None:
-            limit = data.get("PixelPaddingRangeLimit")
-            ends = sorted((int(padding), int(padding if limit is None else limit)))
-            padded = (stored >= ends[0]) & (stored <= ends[1])
-        if data.get("ModalityLUTSequence"):
-            values = apply_modality_lut(stored, data).astype(np.float64)
-        else:
+        stored, padded = decode_grey(data, one.rows * one.columns)
+        if (values := modality_table(data, stored)) is None:
             slope, intercept = (_number(one.path, data, name, default) for name, default in _RESCALE)
             if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
                 raise VolumeError(f"{one.path}: RescaleSlope and RescaleIntercept are not a scale; {_COPY_AGAIN}")
@@ -388,14 +366,3 @@ def _number(path: Path, data: Dataset, field: str, default: float) -> float:
         return default if value is None or value == "" else float(value)
     except (ValueError, TypeError):
         raise VolumeError(f"{path}: {field} is not a number; correct the header") from None
-
-
-def _stored_values(pixels: np.ndarray, data: Dataset) -> np.ndarray:
-    """Return the pixels as int64 without the bits above BitsStored, which may hold an overlay (PS3.5 8.1.1)."""
-    stored, values = int(data.BitsStored), pixels.astype(np.int64)
-    if stored >= int(data.BitsAllocated):
-        return values
-    values &= (1 << stored) - 1
-    if int(data.get("PixelRepresentation") or 0):
-        values -= (values >> (stored - 1)) << stored
-    return values
