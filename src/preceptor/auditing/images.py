@@ -14,7 +14,8 @@ from PIL import Image
 
 from preceptor.auditing.burned_in import has_text
 from preceptor.auditing.headers import identifying_tags
-from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image
+from preceptor.data.images import ImageError, content_hash, load_image
+from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.phash import SIDE, thumbnail
 from preceptor.errors import printable
 

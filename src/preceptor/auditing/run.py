@@ -15,7 +15,7 @@ from preceptor.auditing.overlap import KINDS, Atlas, Place
 from preceptor.auditing.page import render
 from preceptor.auditing.rows import RESTATED, Match, asked_in_both, frames_of, restated, shared_groups
 from preceptor.auditing.shortcuts import shortcuts
-from preceptor.data.images import MAX_BYTES, MAX_PIXELS
+from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.locations import FOLDERS
 from preceptor.data.phash import ALIKE_BITS, BITS
 from preceptor.data.types import Dataset, Sample

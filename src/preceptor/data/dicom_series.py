@@ -22,7 +22,8 @@ from preceptor.data.dicom import (
     modality_table,
     silent_pydicom,
 )
-from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
+from preceptor.data.limits import MAX_VOXELS
+from preceptor.data.nifti import Geometry, VolumeError
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -18,11 +18,8 @@ from PIL import Image
 from preceptor.data import dicom
 from preceptor.data.containers import COPY_AGAIN, Container, Refused, check_size, read_container
 from preceptor.data.decode import bands, decode
+from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.errors import UserError, printable
-
-MAX_BYTES = 64 * 2**20
-MAX_PIXELS = 32_000_000
-"""The largest detectors of radiology, for mammography, have 28 million pixels. bench/image_limits.py shows the cost."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _TURNS = {  # by EXIF orientation

@@ -18,11 +18,11 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
+from preceptor.data.limits import MAX_VOXELS
 from preceptor.errors import UserError
 from preceptor.files import write_bytes
 
 T = TypeVar("T")
-MAX_VOXELS = 512**3
 _MAX_OFFSET = 64 * 2**20  # bytes of header extensions
 _MAX_MM = 1e5  # limit for the elements of an affine
 _MAX_VOXEL_MM, _SMALL_VOXEL_MM, _MIN_VOXEL_MM = 100, 0.01, 1e-5

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from preceptor.data.findings import Finding
-from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, content_hash, load_image
+from preceptor.data.images import ImageError, content_hash, load_image
+from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.phash import COPY_BITS, as_text, from_text, hashes, near, thumbnail
 from preceptor.data.types import Dataset, Sample
 from preceptor.errors import UserError

@@ -16,7 +16,8 @@ import numpy as np
 
 from preceptor.data import nifti
 from preceptor.data.dicom_series import read_series
-from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
+from preceptor.data.limits import MAX_VOXELS
+from preceptor.data.nifti import Geometry, VolumeError
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.errors import UserError
 from preceptor.files import sha256

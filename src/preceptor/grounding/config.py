@@ -20,6 +20,7 @@ from preceptor.config import (
     choose_method,
 )
 from preceptor.data.grounding.box_formats import require_format
+from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.readers import GroundingName
 from preceptor.errors import UserError
 from preceptor.grounding.clinkd import ClinkdConfig
@@ -72,9 +73,9 @@ class DialogueDataConfig(Section):
     """Share of the training rows, by image, for testing if the file does not define it."""
     split_seed: Seed = 0
     """Seed of the groups and rows that are drawn; separate from `seed`."""
-    max_image_bytes: Positive = 64 * 2**20
+    max_image_bytes: Positive = MAX_BYTES
     """A larger image file is refused before it is decoded."""
-    max_image_pixels: Positive = 32_000_000
+    max_image_pixels: Positive = MAX_PIXELS
     """An image with more pixels is refused before it is decoded."""
     broken: Literal["raise", "skip"] = "raise"
     """raise: stop at an image that cannot be read. skip: replace its dialogue in training and count it; in tests its

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from preceptor.data.grounding.box_formats import BOX_FORMATS, CANONICAL, Size, find_boxes, from_canonical, to_canonical
 from preceptor.data.grounding.image_marks import MARK, split_at_images
-from preceptor.data.images import MAX_BYTES, MAX_PIXELS, image_size, load_image
+from preceptor.data.images import image_size, load_image
+from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 

@@ -18,6 +18,7 @@ from preceptor.config import (
     TrainConfig,
     choose_method,
 )
+from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.readers import SegmentationName
 from preceptor.extension import Reference
 from preceptor.segmentation.kd import KdConfig
@@ -97,7 +98,7 @@ class VolumeDataConfig(Section):
     """raise: a broken case ends the training with its name. skip: it is left out and counted."""
     skip_limit: Fraction = 0.01
     """With `broken: skip`, the largest share of the training cases that may be skipped."""
-    max_voxels: Positive = 512**3
+    max_voxels: Positive = MAX_VOXELS
     """A larger volume is refused before it is decoded."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Number of processes that read ahead."""

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from preceptor.data.nifti import MAX_VOXELS, VolumeError
+from preceptor.data.limits import MAX_VOXELS
+from preceptor.data.nifti import VolumeError
 from preceptor.data.types import Case, SegmentationDataset
 from preceptor.data.volumes import LoadedVolume, content_hash, load_case, resampled, resize, to_regions
 from preceptor.errors import UserError

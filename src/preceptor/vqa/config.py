@@ -18,6 +18,7 @@ from preceptor.config import (
     TrainConfig,
     choose_method,
 )
+from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.readers import VqaName
 from preceptor.errors import UserError
 from preceptor.extension import Reference
@@ -105,9 +106,9 @@ class DataConfig(Section):
     count as wrong."""
     skip_limit: Fraction = 0.01
     """With `broken: skip`, the largest share of the training rows that may be skipped."""
-    max_image_bytes: Positive = 64 * 2**20
+    max_image_bytes: Positive = MAX_BYTES
     """A larger image file is refused before it is decoded."""
-    max_image_pixels: Positive = 32_000_000
+    max_image_pixels: Positive = MAX_PIXELS
     """An image with more pixels is refused before it is decoded."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Loader processes per training process; 0: the process itself. The result is the same."""

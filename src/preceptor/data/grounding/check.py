@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from preceptor.data.findings import Finding
-from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, load_image
+from preceptor.data.images import ImageError, load_image
+from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.types import GroundingDataset
 
 MOST_LISTED = 20

@@ -12,7 +12,8 @@ import numpy as np
 
 from preceptor.data import nifti
 from preceptor.data.findings import Finding
-from preceptor.data.nifti import MAX_VOXELS, Geometry, VolumeError
+from preceptor.data.limits import MAX_VOXELS
+from preceptor.data.nifti import Geometry, VolumeError
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import Reader, content_hash, intensities, label_map, require_same_grid
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from preceptor.data.findings import Finding
-from preceptor.data.images import MAX_BYTES, MAX_PIXELS, ImageError, load_image
+from preceptor.data.images import ImageError, load_image
+from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.types import Dataset, Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError

@@ -26,7 +26,7 @@ from preceptor.data.identity import (
     patient_columns,
     unused_patients,
 )
-from preceptor.data.images import MAX_BYTES
+from preceptor.data.limits import MAX_BYTES
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut_validation
 from preceptor.data.texts import as_identifier, as_text, is_given
