@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 Fault = str | tuple[int, dict[str, str], str] | None
@@ -37,6 +38,11 @@ class Asked:
 def question_of(body: dict[str, Any]) -> str:
     content = body["messages"][-1]["content"]
     return content if isinstance(content, str) else next(part["text"] for part in content if part["type"] == "text")
+
+
+def server_options(asked: Asked, output: Path) -> tuple[object, ...]:
+    """Return the options of `preceptor teach` that name the server and the store."""
+    return ("--endpoint", asked.url, "--model", "m", "--output", output, "--yes")
 
 
 def reply(body: dict[str, Any], *, logprobs: bool = True) -> dict[str, Any]:

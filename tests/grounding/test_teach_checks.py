@@ -29,7 +29,7 @@ from preceptor.grounding.label_page import PAGE
 from preceptor.grounding.pseudo_labels import PseudoLabels
 from preceptor.grounding.sources import read_dialogues
 from preceptor.teachers.label_store import read_boxes, read_labels
-from tests.grounding.answering_server import question_of, serving
+from tests.grounding.answering_server import question_of, server_options, serving
 from tests.grounding.asked_data import image
 
 INJECTED = {
@@ -91,7 +91,7 @@ def test_every_injected_fault_is_counted_under_its_reason(tmp_path):
         return reply(text, ended=reason != "cut off")
 
     with serving(answer=answer) as asked:
-        server = (file, "--endpoint", asked.url, "--model", "m", "--output", tmp_path / "store", "--yes")
+        server = (file, *server_options(asked, tmp_path / "store"))
         done = teach(*server, "--box-format", "qwen2-vl", "--json")
         again = teach(*server, "--json")
         shown = teach(*server)
@@ -121,7 +121,7 @@ def test_every_injected_fault_is_counted_under_its_reason(tmp_path):
 def test_a_teacher_of_no_use_is_stopped_after_its_first_answers(tmp_path):
     file = write_file(tmp_path, [(f"Question {i}: what is shown?", "") for i in range(60)])
     with serving(answer=lambda body: reply("I'm sorry, I can't help with that.")) as asked:
-        server = (file, "--endpoint", asked.url, "--model", "m", "--output", tmp_path / "store", "--yes")
+        server = (file, *server_options(asked, tmp_path / "store"))
         done = teach(*server, "--concurrent", 1)
         assert len(asked.bodies) == 10
         assert isinstance(done.exception, UserError)
@@ -147,13 +147,7 @@ def test_answers_that_differ_from_a_second_one_are_not_used(tmp_path):
     with serving(answer=answer) as asked:
         done = teach(
             file,
-            "--endpoint",
-            asked.url,
-            "--model",
-            "m",
-            "--output",
-            tmp_path / "store",
-            "--yes",
+            *server_options(asked, tmp_path / "store"),
             "--agreement",
             1,
             "--json",
@@ -167,7 +161,7 @@ def test_answers_that_differ_from_a_second_one_are_not_used(tmp_path):
 def test_one_answer_to_all_questions_is_no_answer(tmp_path):
     file = write_file(tmp_path, [(f"Question {i}: what is shown?", "") for i in range(30)])
     with serving(answer=lambda body: reply("This is a CT of the abdomen.")) as asked:
-        done = teach(file, "--endpoint", asked.url, "--model", "m", "--output", tmp_path / "store", "--yes")
+        done = teach(file, *server_options(asked, tmp_path / "store"))
     assert "same answer to most questions" in str(done.exception)
     assert len(asked.bodies) < 30
 
@@ -216,7 +210,7 @@ def box_file(folder: Path, known: int, unknown: int) -> tuple[Path, dict[str, li
 def test_the_format_of_the_teacher_is_measured_and_translated(tmp_path, format):
     file, truths = box_file(tmp_path, 20, 12)
     with serving(answer=speaker(format, lambda body: ("structure", truths[question_of(body)]))) as asked:
-        server = (file, "--endpoint", asked.url, "--model", "m", "--output", tmp_path / "store", "--yes")
+        server = (file, *server_options(asked, tmp_path / "store"))
         done = teach(*server, "--split", "unlabelled", "--json")
         assert done.exit_code == 0, done.output
         document = json.loads(done.stdout)
@@ -253,7 +247,7 @@ def test_boxes_in_questions_are_translated(tmp_path):
         return speaker("xyxy-pixels", lambda body: ("", truths[question_of(body)]))(body)
 
     with serving(answer=answer) as asked:
-        server = (known, "--endpoint", asked.url, "--model", "m", "--output", tmp_path / "store", "--yes")
+        server = (known, *server_options(asked, tmp_path / "store"))
         assert teach(*server, "--split", "unlabelled", "--min-usable", 0).exit_code == 0
     # 200 x 200 pixels
     assert "What is in the region [20, 40, 100, 200]?" in asked.questions
@@ -262,7 +256,7 @@ def test_boxes_in_questions_are_translated(tmp_path):
 def test_a_teacher_without_a_sense_of_place_is_refused_before_the_run(tmp_path):
     file, _ = box_file(tmp_path, 20, 12)
     with serving(answer=lambda body: reply(write_box((0, 0, 20, 20)))) as asked:
-        server = (file, "--endpoint", asked.url, "--model", "m", "--output", tmp_path / "store", "--yes")
+        server = (file, *server_options(asked, tmp_path / "store"))
         done = teach(*server, "--split", "unlabelled")
     assert len(asked.bodies) == 16
     assert "the teacher's boxes agree with the known ones in no format" in str(done.exception)
@@ -273,7 +267,7 @@ def test_a_teacher_without_a_sense_of_place_is_refused_before_the_run(tmp_path):
 def test_without_known_boxes_the_format_must_be_named(tmp_path):
     file, truths = box_file(tmp_path, 2, 12)
     with serving(answer=speaker("gemma", lambda body: ("", truths[question_of(body)]))) as asked:
-        server = (file, "--endpoint", asked.url, "--model", "m", "--output", tmp_path / "store", "--yes")
+        server = (file, *server_options(asked, tmp_path / "store"))
         done = teach(*server, "--split", "unlabelled")
         assert isinstance(done.exception, UserError)
         assert "only 2 of the training questions have known boxes" in str(done.exception)
@@ -315,13 +309,7 @@ def test_boxes_of_slake_come_back_in_every_format(tmp_path, format, max_pixels):
             file,
             "--root",
             root,
-            "--endpoint",
-            asked.url,
-            "--model",
-            "m",
-            "--output",
-            tmp_path / "store",
-            "--yes",
+            *server_options(asked, tmp_path / "store"),
         )
         done = teach(*server, "--json", *(["--max-pixels", max_pixels] if max_pixels else []))
     assert done.exit_code == 0, done.output

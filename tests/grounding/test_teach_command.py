@@ -18,7 +18,7 @@ from preceptor.errors import UserError
 from preceptor.grounding.pseudo_labels import PseudoLabels
 from preceptor.grounding.sources import read_dialogues
 from preceptor.teachers.label_store import Label, read_labels
-from tests.grounding.answering_server import serving
+from tests.grounding.answering_server import server_options, serving
 from tests.grounding.asked_data import image
 
 
@@ -40,7 +40,7 @@ def teach(*arguments: object):
 def test_answers_are_written_and_summed_up(tmp_path):
     file = file_of(tmp_path, 7)
     with serving() as asked:
-        given = (file, "--endpoint", asked.url, "--model", "m", "--output", tmp_path / "store", "--yes", "--json")
+        given = (file, *server_options(asked, tmp_path / "store"), "--json")
         done = teach(*given)
         again = teach(*given)
     assert done.exit_code == 0, done.output
@@ -63,9 +63,7 @@ def test_answers_are_written_and_summed_up(tmp_path):
 def test_what_is_not_answered_gives_exit_code_1(tmp_path):
     file = file_of(tmp_path, 3)
     with serving(lambda number, body: (400, {}, "too long") if number == 1 else None) as asked:
-        done = teach(
-            file, "--endpoint", asked.url, "--model", "m", "--output", tmp_path / "store", "--yes", "--concurrent", 1
-        )
+        done = teach(file, *server_options(asked, tmp_path / "store"), "--concurrent", 1)
     assert done.exit_code == 1
     assert "not answered: 1: it answers with 400" in done.stdout
     assert len(list(read_labels(tmp_path / "store"))) == 2
