@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,6 @@ def test_a_released_folder_becomes_a_scored_report(tmp_path, recipe, protocol, s
 
 @pytest.mark.slow
 @pytest.mark.real_data
-@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 @pytest.mark.parametrize(
     ("recipe", "protocol"),
     [

@@ -125,7 +125,6 @@ def test_imageclef_bleu_is_the_evaluators(text, reference):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 def test_imageclef_bleu_is_the_evaluators_on_real_answers():
     answers = set()
     for part in ("train", "val"):

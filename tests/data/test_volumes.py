@@ -342,7 +342,6 @@ def test_resampling_keeps_place_and_returns_to_the_source(tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 def test_real_cases_load_and_results_go_back_to_their_grid(tmp_path):
     found = read_volumes(Path(os.environ["PRECEPTOR_DATA"]) / "mri")
     for one in found.samples:

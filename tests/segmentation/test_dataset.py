@@ -242,7 +242,6 @@ def test_importing_does_not_import_monai():
 
 @pytest.mark.real_data
 @pytest.mark.slow
-@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 def test_real_cases():
     data = read_volumes(Path(os.environ["PRECEPTOR_DATA"]) / "mri")
     settings = VolumeSettings(

@@ -103,7 +103,6 @@ def test_boxes():
 
 @pytest.mark.real_data
 @pytest.mark.slow
-@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 @pytest.mark.parametrize("kind", KINDS)
 def test_real_cases(kind):
     """Brains cut out, with ringing below 0: 13 to 18 % of the volume is brain."""

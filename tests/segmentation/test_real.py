@@ -16,7 +16,6 @@ from tests.segmentation.conftest import recipe
 pytestmark = [
     pytest.mark.real_data,
     pytest.mark.slow,
-    pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set"),
 ]
 
 

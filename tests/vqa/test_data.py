@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 
@@ -71,7 +70,6 @@ def test_a_wrong_folder_and_none_at_all_are_named(tmp_path, recipe, monkeypatch)
 
 @pytest.mark.real_data
 @pytest.mark.slow
-@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 @pytest.mark.parametrize(
     ("recipe", "rows", "images"),
     [

@@ -107,7 +107,6 @@ def test_a_measurement_without_a_margin_is_not_clear():
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 @pytest.mark.parametrize("name", BOX_FORMATS)
 def test_answers_about_slake_are_recognised_in_every_format(name):
     rows = slake_boxes(Path(os.environ["PRECEPTOR_DATA"]) / "slake")

@@ -269,7 +269,6 @@ def test_a_4d_file_of_the_decathlon_says_its_channels(tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 def test_real_cases():
     root = Path(os.environ["PRECEPTOR_DATA"]) / "mri"
     data = read_volumes(root)

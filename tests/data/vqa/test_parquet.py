@@ -193,7 +193,6 @@ def test_repeated_and_shared_rows_of_a_copy_of_vqa_rad_are_counted(tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 def test_the_release_written_as_the_hub_has_it(tmp_path):
     """The hub's card: the release less three training rows that repeat others and one that is a test row too."""
     release = Path(os.environ["PRECEPTOR_DATA"]) / "vqa_rad"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +134,6 @@ def test_broken_files_are_named(tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 def test_the_real_files(tmp_path):
     english = read_data(DataConfig(name="slake"), tmp_path)
     assert counts(english) == (4_918, 1_053, 1_061)  # one of 4,919 training rows has no answer

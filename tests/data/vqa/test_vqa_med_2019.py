@@ -163,7 +163,6 @@ def test_other_bytes_and_missing_files_are_named(tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 def test_the_real_files(tmp_path):
     data = read_data(DataConfig(name="vqa-med-2019"), tmp_path)
     assert len(data.split("train")) + len(data.split("validation")) == 12_792
@@ -193,7 +192,6 @@ def test_the_real_files(tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif("PRECEPTOR_DATA" not in os.environ, reason="PRECEPTOR_DATA is not set")
 def test_categories_by_wording_are_those_of_the_release():
     root = Path(os.environ["PRECEPTOR_DATA"]) / "vqa_med_2019"
     seen = 0
