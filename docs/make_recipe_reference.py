@@ -31,9 +31,10 @@ Every key of a recipe with `task: vqa`: type, default and meaning. Other tasks h
 [segmentation](recipe-lckd.md), [grounding](recipe-clinkd.md). `python docs/make_recipe_reference.py` generates this
 page; do not edit it by hand.
 
-A recipe is a YAML file with these keys. On the command line, a key is written with dots, `key.sub=value`, and its value
-is YAML: `true`, `3`, `null`, `[1, 2]`. Quote values with brackets, because shells interpret them. A later override
-wins. An unknown key is an error that names the nearest known one.
+A recipe is a YAML 1.2 file with these keys: `no`, `on`, `010` and `1:30` are texts, not false, true, 8 and 90 as in
+YAML 1.1. On the command line, a key is written with dots, `key.sub=value`, and its value is YAML: `true`, `3`, `null`,
+`[1, 2]`. Quote values with brackets, because shells interpret them. A later override wins. An unknown key is an error
+that names the nearest known one.
 
 The defaults apply if a recipe omits the key. The shipped recipes set many keys; `preceptor recipes show mhkd-vqa-rad`
 prints one. The `recipe.yaml` of a finished run contains every key with the value that was used.
