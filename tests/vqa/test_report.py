@@ -396,6 +396,17 @@ def test_headline_in_words():
     )
 
 
+@pytest.mark.parametrize(("groups", "grouped"), [(203, True), (451, False), (None, False)])
+def test_the_test_is_named_after_what_it_exchanges(made_run: MadeRun, groups: int | None, grouped: bool) -> None:
+    entry = {"difference": 0.01, "low": -0.003, "high": 0.031, "p": 0.2, "n": 451}
+    entry |= {"groups": groups} if groups else {}
+    run = read_run(made_run.folder)
+    results = run.results | {"comparison": {"toy/published": {"distilled - baseline": entry}}}
+    text = Page(render(replace(run, results=results))).text
+    assert "McNemar's exact test" in text
+    assert ("McNemar's exact test over groups of questions." in text) == grouped
+
+
 kinds = st.lists(st.tuples(st.sampled_from(["open", "closed"]), st.sampled_from(["", "POS", "PRES"])), max_size=30)
 
 

@@ -111,11 +111,10 @@ def _compared(results: Mapping[str, Any], protocol: str) -> list[str]:
     if entry is not None and (sentence := difference_sentence(entry)):
         p = get_nested(entry, "p_holm") if "p_holm" in entry else get_nested(entry, "p")
         tested = p is not None and bounds(entry)[0] is not None
-        test = (
-            f" p = {p_value(p)}, the larger of bootstrap and McNemar's exact test.".replace("= <", "<")
-            if tested
-            else ""
-        )
+        grouped = get_nested(entry, "groups") not in (None, get_nested(entry, "n"))
+        units = " over groups of questions" if grouped else ""
+        test = f" p = {p_value(p)}, the larger of bootstrap and McNemar's exact test{units}." if tested else ""
+        test = test.replace("= <", "<")
         notes.append(f"Distilled minus baseline, on the same questions. {sentence}{test}")
     kept = get_nested(results, "comparison", protocol, "distilled / teacher")
     if kept is not None:
