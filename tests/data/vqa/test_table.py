@@ -285,6 +285,27 @@ def test_a_column_of_split_names_that_is_not_read_is_an_error(folder, column):
     assert (finding.severity, f"column {column!r} contains names of splits" in finding.reason) == ("error", True)
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "reason"),
+    [
+        ("image_path", ["b.png", "sub/c.png"], "contains names of image files and is not read"),
+        ("prior", ["b.png", "a.JPG"], "contains names of image files and is not read"),
+        ("label", ["no", "left"], "may contain answers and is not read"),
+        ("ground_truth", ["yes", "no"], "may contain answers and is not read"),
+        ("label", ["yes", "yes"], None),  # nothing is lost
+        ("image_path", ["a.png", "a.png"], None),
+        ("image_organ", ["lung", "brain"], None),
+    ],
+)
+def test_a_column_that_competes_with_one_that_is_read_is_a_finding(folder, column, values, reason):
+    lines = [f"a.png,what {number}?,yes,{value}\n" for number, value in enumerate(values)]
+    found = [
+        one.reason for one in read_table(write(folder, f"image,question,answer,{column}\n{''.join(lines)}")).findings
+    ]
+    assert len(found) == (reason is not None)
+    assert all(f"column {column!r} {reason}" in one for one in found)
+
+
 @pytest.mark.parametrize("sign", ["\u200b", "\ufeff", "\u200e \u2060"])
 @pytest.mark.parametrize("column", ["question", "answer"])
 def test_a_text_of_invisible_signs_is_empty(folder, column, sign):

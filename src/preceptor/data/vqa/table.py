@@ -20,6 +20,7 @@ from preceptor.data.identity import (
     patient_columns,
     unused_patients,
 )
+from preceptor.data.image_folder import IMAGE_SUFFIXES
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import SPLIT_NAMES, cut_validation
 from preceptor.data.texts import Row, as_choice, as_identifier, as_text, is_given, read_rows
@@ -29,6 +30,8 @@ from preceptor.errors import UserError
 
 REQUIRED = ("image", "question", "answer")
 COLUMNS = (*REQUIRED, "id", "answer_type", "group", "split", "question_type")
+ANSWER_NAMES = ("label", "labels", "target", "targets", "gold", "gt", "ground_truth", "reference", "correct")
+"""Names under which other tables keep their answers."""
 FOLDER_NAMES = ("questions.jsonl", "questions.csv")
 SUFFIXES = (".csv", ".jsonl")
 
@@ -171,11 +174,22 @@ def _unread_columns(rows: list[Row], columns: list[str]) -> list[Finding]:
     split_names = {*SPLIT_NAMES, "training", "testing"}
     findings = []
     for column in (column for column in columns if column not in COLUMNS):
-        values = {str(cells[column]).strip().lower() for _, cells in rows if is_given(cells.get(column))}
+        given = [cells for _, cells in rows if is_given(cells.get(column))]
+        values = {str(cells[column]).strip().lower() for cells in given}
+        images = bool(values) and all(Path(value).suffix in IMAGE_SUFFIXES for value in values)
+        other = "image" if images else "answer" if column.lower() in ANSWER_NAMES else ""
         close = difflib.get_close_matches(column.lower(), COLUMNS, n=1, cutoff=0.8)
         if len(values) > 1 and values <= split_names:
             reason = f"column {column!r} contains names of splits and is not read; rename it to split"
             findings.append(Finding((), None, reason))
+        elif other and any(cells[column] != cells.get(other) for cells in given):
+            reason = (
+                f"column {column!r} contains names of image files and is not read: a question has one image, that of "
+                "the column 'image'"
+                if images
+                else f"column {column!r} may contain answers and is not read, only 'answer' is; put all answers there"
+            )
+            findings.append(Finding((), None, reason, "warning"))
         elif close and values and not names_examination(column):
             reason = f"column {column!r} is not read, only {close[0]!r} is; put all values there, or rename the column"
             findings.append(Finding((), None, reason, "warning"))
