@@ -178,3 +178,12 @@ def test_a_recipe_names_its_task(tmp_path, first_line, message):
     (tmp_path / "x.yaml").write_text(first_line)
     with pytest.raises(UserError, match=message):
         load_recipe(str(tmp_path / "x.yaml"))
+
+
+def test_of_many_mistakes_the_first_are_named_and_the_others_counted(tmp_path):
+    keys = "\n".join(f"  wrong_{number}: 1" for number in range(12))
+    (tmp_path / "x.yaml").write_text(f"task: vqa\nname: x\nteacher:\n{keys}\n")
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(tmp_path / "x.yaml"))
+    assert str(caught.value).count("unknown key") == 5
+    assert str(caught.value).endswith("; and 7 more mistakes")

@@ -19,6 +19,8 @@ log = logging.getLogger("preceptor")
 
 R = TypeVar("R", bound=BaseRecipe)
 
+MOST_MISTAKES = 5
+"""Number of mistakes in a recipe that a message names."""
 DATA_SET_KEYS = ("variant", "fold", "split_file")
 """Settings of the section `data` that mean something for one data set only."""
 
@@ -154,7 +156,9 @@ def validate(raw: Mapping[str, Any], place: str, kind: type[R]) -> R:
         return kind.model_validate(raw, context={"folder": folder})
     except ValidationError as error:
         details = [dict(detail) for detail in error.errors() if not _is_other_alternative(dict(detail))]
-        raise UserError("; ".join(_sentence(detail, place, kind) for detail in details)) from error
+        sentences = [_sentence(detail, place, kind) for detail in details[:MOST_MISTAKES]]
+        more = len(details) - len(sentences)
+        raise UserError("; ".join(sentences) + (f"; and {more} more mistakes" if more else "")) from error
 
 
 def _is_other_alternative(detail: dict[str, Any]) -> bool:
