@@ -197,7 +197,7 @@ def _decide_lists(kind: str, numbers: Sequence[_Numbers], highest: float, place:
     in_order = swapped <= SWAPPED * len(numbers)
     different = len({values for values, *_ in numbers})
     with_sizes = []
-    if kind in ("list", "bbox_2d"):
+    if kind == "list" or (kind == "bbox_2d" and not in_order):  # the key bbox_2d stands for corners
         with_sizes = _size_formats(numbers, ["unit"] if highest <= 1 else ["thousandths", "percent", "pixels"])
     if not in_order:
         reason = f"{swapped} of {len(numbers)} boxes have x1 < x0 or y1 < y0, such as at {place}"
