@@ -471,7 +471,9 @@ def test_sizes_centres_and_polygons_become_corners(tmp_path, answer, box_format,
 
 
 def test_every_object_of_a_list_keeps_its_box_and_its_name(tmp_path):
-    objects = [{"bbox": {"x": 0.1, "y": 0.2, "width": 0.3, "height": 0.4}, "label": name} for name in ("liver", "spleen")]
+    objects = [
+        {"bbox": {"x": 0.1, "y": 0.2, "width": 0.3, "height": 0.4}, "label": name} for name in ("liver", "spleen")
+    ]
     for document in (objects, {"objects": objects}):
         boxes = find_boxes(one(tmp_path, json.dumps(document)).samples[0].turns[0][1])
         assert [(found.label, found.box) for found in boxes] == [

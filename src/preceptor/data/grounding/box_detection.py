@@ -137,9 +137,7 @@ def _size_formats(numbers: Sequence[_Numbers], units: Sequence[str]) -> list[str
             limit = {"unit": 1, "percent": 100, "thousandths": SIDE}.get(unit)
             if (limit is None and _inside(boxes, lambda size: size, TOLERANCE)) or (
                 limit is not None
-                and all(
-                    min(box) >= -TOLERANCE * limit and max(box) <= (1 + TOLERANCE) * limit for box, *_ in boxes
-                )
+                and all(min(box) >= -TOLERANCE * limit and max(box) <= (1 + TOLERANCE) * limit for box, *_ in boxes)
             ):
                 fitting.append(f"{layout}-{unit}")
     return fitting

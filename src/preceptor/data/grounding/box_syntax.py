@@ -33,9 +33,7 @@ MARKED_OR_UNCLOSED = re.compile(f"{MARKED.pattern}|{_UNCLOSED.pattern}", re.DOTA
 REFERENCE = re.compile("|".join(f"{re.escape(m[0])}(.*?){re.escape(m[1])}" for m in MARKS), re.DOTALL)
 _STRING = r'"(?:[^"\\]|\\.)*+"'
 _BOX_KEY = r"[\"'](?:bbox|box|bounding_?box|boundingBox|rect|region|coordinates|coords)[\"']"
-_OBJECT = re.compile(
-    rf'\{{(?:{_BOX_KEY}\s*:\s*\{{[^{{}}]*\}}|[^{{}}"]|{_STRING})*+\}}|\{{[^{{}}]*\Z', re.DOTALL
-)
+_OBJECT = re.compile(rf'\{{(?:{_BOX_KEY}\s*:\s*\{{[^{{}}]*\}}|[^{{}}"]|{_STRING})*+\}}|\{{[^{{}}]*\Z', re.DOTALL)
 _KEY = re.compile(
     r"[\"'](bbox_2d|box_2d|bbox_3d|point_2d|bbox|box|bounding_box|boundingBox|bounding_poly)[\"']\s*:\s*[\"']?(.*)",
     re.DOTALL,
