@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 from bench.box_formats import measure, slake_boxes
 
-from preceptor.data.grounding.box_detection import decide_format, mean_overlap, measure_format, require_decision
+from preceptor.data.grounding.box_detection import (
+    decide_format,
+    mean_overlap,
+    measure_format,
+    measure_scale,
+    require_decision,
+)
 from preceptor.data.grounding.box_formats import BOX_FORMATS, parse, write
 from preceptor.errors import UserError
 
@@ -154,6 +160,19 @@ def test_a_measurement_without_a_margin_is_not_clear():
     assert found.mean_iou["xyxy-pixels"] == found.mean_iou["gemma"] == found.mean_iou["xyxy-thousandths"] == 1
     different = measure_format(["[1, 2, 3, 4]"], [[(500.0, 500.0, 900.0, 900.0)]])
     assert not different.clear
+
+
+def test_the_scale_of_boxes_by_hand():
+    truths = [[(100.0, 200.0, 300.0, 600.0)], [(500.0, 100.0, 900.0, 400.0)]] * 2
+    sizes = [(400, 200)] * 4
+    # Pixels of images of 100 x 50: x 10, 30 and 50, 90; y 10, 30 and 5, 20. A factor of 1/4 to the stored pixels.
+    answers = ["[10, 10, 30, 30]", "[50, 5, 90, 20]"] * 2
+    scale = measure_scale(answers, truths, sizes)
+    assert scale is not None
+    assert scale.mean_iou == pytest.approx(1)
+    assert (scale.factor, scale.unit) in [(pytest.approx(0.1), "thousandths of the longer side"), (0.25, "pixels")]
+    assert measure_scale(answers[:3], truths[:3], sizes[:3]) is None, "too few"
+    assert measure_scale(["nothing"] * 4, truths, sizes) is None
 
 
 @pytest.mark.real_data

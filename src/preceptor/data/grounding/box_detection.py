@@ -306,6 +306,53 @@ def measure_format(
     return FormatMeasurement(scores, dict(read), len(rows), best, scores[best] - max(others, default=0.0))
 
 
+@dataclass(frozen=True)
+class ScaleMeasurement:
+    """The factor by which boxes are too large, and their mean IoU with the known ones after division by it."""
+
+    factor: float
+    mean_iou: float
+    unit: str
+
+
+def measure_scale(
+    answers: Sequence[str], truths: Sequence[Sequence[Box]], sizes: Sequence[Size | None]
+) -> ScaleMeasurement | None:
+    """Return the scale of boxes in pixels of images whose size is not known, such as those that a server has resized.
+
+    One factor for all answers is fitted, as the median ratio of the coordinates: to thousandths of each side (images
+    that were made equally large), to the longer side, and to pixels. Only answers with one box as corners and one
+    known box are used. Returns the best fit, or None if there are too few such answers.
+    """
+    rows: list[tuple[tuple[float, ...], Box, Size]] = []
+    for text, truth, size in zip(answers, truths, sizes, strict=True):
+        boxes = [box.numbers for box in written_boxes(text)]
+        if len(boxes) == len(truth) == 1 and boxes[0] is not None and size is not None:
+            rows.append((boxes[0], truth[0], size))
+    if len(rows) < FEW:
+        return None
+    units: dict[str, Callable[[Size], tuple[float, float]]] = {
+        "thousandths": lambda size: (SIDE, SIDE),
+        "thousandths of the longer side": lambda size: (
+            SIDE * size[0] / max(size),
+            SIDE * size[1] / max(size),
+        ),
+        "pixels": lambda size: size,
+    }
+    found = []
+    for unit, sides in units.items():
+        written = np.array([numbers for numbers, *_ in rows])
+        sides_of = np.array([(*sides(size), *sides(size)) for *_, size in rows])
+        true = np.array([box for _, box, _ in rows]) / SIDE * sides_of
+        far = true > sides_of / 20  # ratios of small coordinates are noise
+        if not far.any() or not (factor := float(np.median(written[far] / true[far]))) > 0:
+            continue
+        scaled = written / factor / sides_of * SIDE
+        overlaps = [iou(tuple(box), truth) for box, (_, truth, _) in zip(scaled, rows, strict=True)]
+        found.append(ScaleMeasurement(factor, float(np.mean(overlaps)), unit))
+    return max(found, key=lambda fit: fit.mean_iou, default=None)
+
+
 def mean_overlap(boxes: Sequence[Box], truth: Sequence[Box]) -> float:
     """Return the mean IoU of two lists of boxes for the best pairing. Boxes without a partner count 0."""
     if not boxes or not truth:
