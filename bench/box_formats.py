@@ -95,10 +95,10 @@ def main() -> None:
     rows = slake_boxes(Path(os.environ["PRECEPTOR_DATA"]) / "slake")[::STEP]
     for noise in (0, NOISE):
         print(f"corners moved by up to {noise} thousandths")
-        print(f"{'format':<18}{'mean IoU':>9}{'n':>6}  {'found':<18}{'margin':>7}")
+        print(f"{'format':<20}{'mean IoU':>9}{'n':>6}  {'found':<20}{'margin':>7}")
         for name in BOX_FORMATS:
             found = measure(rows, name, noise)
-            print(f"{name:<18}{found.mean_iou[name]:9.3f}{found.answers:6}  {found.best:<18}{found.margin:7.3f}")
+            print(f"{name:<20}{found.mean_iou[name]:9.3f}{found.answers:6}  {found.best:<20}{found.margin:7.3f}")
     print(f"{'habit':<32}{'mean IoU':>9}  found")
     for habit in HABITS:
         name, overlap = convention(rows, habit)

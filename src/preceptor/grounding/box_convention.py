@@ -102,7 +102,7 @@ class BoxSettings:
             raise UserError(
                 f"the teacher's boxes are in no known format: the best one is {found.best} with a mean IoU of "
                 f"{found.mean_iou[found.best]:.2f} on {found.answers} questions, but {scale.mean_iou:.2f} if all "
-                f"numbers are divided by {scale.factor:.3g} and read as {scale.unit}, as if the server had "
+                f"numbers are divided by {scale.factor:.4g} and read as {scale.unit}, as if the server had "
                 "resized the images; resize them with --max-pixels, or ask for thousandths with --system-prompt"
             )
         if found.mean_iou[found.best] < self.min_iou:
