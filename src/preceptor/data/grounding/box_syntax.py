@@ -71,7 +71,10 @@ _LABEL = re.compile(rf"[\"'](?:label|name|class|category|object|text_content)[\"
 _LOC1024 = re.compile(r"(?:<loc\d{4}>)+(?:\s*(?:<seg\d{3}>)+)?")
 _LOC1024_LABEL = re.compile(r"[ \t]*([^;<>\n]*[^;<>\s])")
 _LOC1000 = re.compile(r"(?:<loc_\d+>)+")
-_OTHER = re.compile(r"(?:<patch_index_\d+>)+|\{(?:<\d+>){4}\}|<(?:quad|poly|obb)>.*?</(?:quad|poly|obb)>", re.DOTALL)
+_OTHER = re.compile(
+    r"(?:<patch_index_\d+>)+|\{(?:<\d+>){4}\}"
+    r"|<(?:quad|poly|obb)>(?:[^<]|<(?!/?(?:quad|poly|obb)>))*+</(?:quad|poly|obb)>"
+)
 _CUT_LIST = re.compile(rf"\[\s*{_N}\s*,(?:\s*{_N}\s*,?){{0,3}}\s*\Z")
 _BETWEEN = re.compile(r"[\s,;]*")
 _HINT = re.compile(r"[\[({]|<(?:loc|patch_index|box|\||quad|poly|obb)|bbox_2d|box_2d")
