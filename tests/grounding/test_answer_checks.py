@@ -14,6 +14,7 @@ import pytest
 from preceptor.data.grounding.box_formats import write_box
 from preceptor.data.grounding.slake import read_slake_grounding
 from preceptor.grounding.answer_checks import asks_for_box, first, same_answers, unusable
+from preceptor.grounding.answer_profile import AnswerProfile, closed_language
 
 BOX = write_box((100, 200, 300, 400))
 EN, ZH = "Which organ is abnormal in this image?", "图中哪个器官异常？"
@@ -213,10 +214,22 @@ def test_no_true_answer_of_real_data_is_refused():
             pairs += [(dialogue.task, question, answer, dialogue.task) for question, answer in dialogue.turns]
     pairs = [pair for pair in pairs if pair[2].strip()]  # one answer of SLAKE is empty
     assert Counter(name for name, *_ in pairs)["vqa-med-2019"] > 14_000
+    profile = AnswerProfile.of((question, answer) for _, question, answer, _ in pairs)
+    assert set(profile.closed) == {"en", "zh"}
     refused = [
         (name, question, answer, reasons)
         for name, question, answer, task in pairs
-        if (reasons := unusable(question, answer, wants_box=asks_for_box(question, answer, task)))
+        for known in (None, profile)
+        if (reasons := unusable(question, answer, wants_box=asks_for_box(question, answer, task), profile=known))
+    ]
+    assert refused == []
+    # Answers of SLAKE whose own kind is not among the examples pass, too.
+    seen, others = ([pair for i, pair in enumerate(pairs) if i % 2 == k and pair[0] != "vqa-rad"] for k in (0, 1))
+    half = AnswerProfile.of((question, answer) for _, question, answer, _ in seen)
+    refused = [
+        (question, answer)
+        for _, question, answer, task in others
+        if unusable(question, answer, wants_box=asks_for_box(question, answer, task), profile=half)
     ]
     assert refused == []
     keyed = [(str(i), question, answer) for i, (_, question, answer, _) in enumerate(pairs)]
@@ -272,3 +285,108 @@ def test_more_answers_that_are_none(answer, reason):
 )
 def test_more_answers_that_are_usable(answer):
     assert unusable("Is there a pneumothorax?", answer) == []
+
+
+CLOSED, CLOSED_ZH = "Is the liver normal?", "图中肝脏正常吗？"
+OWN = AnswerProfile.of(
+    [
+        *((f"Is there a {thing} in the image?", answer) for thing in ("mass", "cyst") for answer in ("Yes", "No")),
+        *((f"图中有没有{thing}？", answer) for thing in ("肿块", "囊肿") for answer in ("有", "没有")),
+        ("Which organ is abnormal?", "liver"),
+        ("哪个器官异常？", "肝脏"),
+    ]
+)
+"""Own answers of a data set in two languages."""
+UNLABELLED = AnswerProfile.of([("Is there a mass in the image?", ""), ("Which organ is abnormal?", "")])
+BY_PROFILE = [
+    *((CLOSED, text, "wrong language") for text in ("Oui.", "Ja", "Sí.", "Non, pas du tout", "Sì, è normale")),
+    *((CLOSED, text, "no answer to a closed question") for text in ("The liver is normal.", BOX, "normal liver", "CT")),
+    *((CLOSED_ZH, text, "no answer to a closed question") for text in ("这个肝脏是正常的", BOX)),
+    (CLOSED_ZH, "Yes", "no answer to a closed question"),
+    *((EN, text, "wrong language") for text in ("Le foie.", "Die Leber ist vergrößert.", "El hígado", "hígado")),
+    *((EN, text, "wrong language") for text in ("Il fegato è anormale", "O fígado está aumentado", "Het is de lever")),
+    *((EN, text, "choice letter") for text in ("B", "(B)", "c.", "Option C", "The answer is A.")),
+    *((EN, text, "undecided") for text in ("Unknown", "It cannot be determined from this image.", "Not sure.")),
+    *((EN, text, "undecided") for text in ("Unable to determine.", "It's impossible to tell.", "Insufficient data")),
+    *((ZH, text, "undecided") for text in ("无法从图像中判断", "不确定")),
+]
+
+
+@pytest.mark.parametrize("profile", [OWN, UNLABELLED], ids=["labelled", "unlabelled"])
+@pytest.mark.parametrize(("question", "answer", "reason"), BY_PROFILE)
+def test_answers_unlike_those_of_the_data_are_refused(question, answer, reason, profile):
+    assert first(unusable(question, answer, profile=profile)) == reason
+
+
+@pytest.mark.parametrize("profile", [OWN, UNLABELLED], ids=["labelled", "unlabelled"])
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        *((CLOSED, text) for text in ("Yes", "no.", "**Yes**", "Yes, it is normal.", "No: it is enlarged.")),
+        *((CLOSED_ZH, text) for text in ("正常", "是的", "不正常", "没有")),
+        *((EN, text) for text in ("Le Fort II fracture", "cri du chat", "LA enlarged", "de Quervain tenosynovitis")),
+        *(
+            (EN, text)
+            for text in ("3 cm", "2.5 x 3 mm, 12 HU", "<1 cm", "Hepatitis B", "Ménière disease", "pes planus")
+        ),
+        (EN, "diffuse glioma (H3K27M status unknown)"),
+        ("Is it a CT or an MRI?", "CT"),
+        ("Can you describe the image?", "A CT of the abdomen"),
+        ("Is there a mass? Where?", "In the liver"),
+        ("Y a-t-il une masse dans l'image ?", "Oui."),
+        ("Quel organe est anormal dans l'image ?", "Le foie est anormal."),
+    ],
+)
+def test_answers_in_the_language_of_the_question_pass(question, answer, profile):
+    assert unusable(question, answer, profile=profile) == []
+
+
+def test_what_the_data_answer_themselves_is_an_answer():
+    own = AnswerProfile.of([(EN, "unknown"), (EN, "not seen"), (EN, "B"), *((CLOSED, "not seen") for _ in range(2))])
+    for answer in ("unknown", "It cannot be determined.", "not seen", "B", "A"):
+        assert unusable(EN, answer, profile=own) == []
+    sentences = AnswerProfile.of([(CLOSED, f"The liver number {i} is normal.") for i in range(5)])
+    assert unusable(CLOSED, "The liver is normal.", profile=sentences) == []
+
+
+def test_more_boxes_than_the_data_ever_have():
+    one = AnswerProfile.of([(WHERE, write_box((i, 2, 300, 400))) for i in range(5)])
+    two = BOX + write_box((1, 2, 30, 40))
+    assert first(unusable(WHERE, two, wants_box=True, profile=one)) == "more boxes than asked for"
+    assert first(unusable(WHERE, two, wants_box=True, truth=BOX)) == "more boxes than asked for"
+    assert unusable(WHERE, two, wants_box=True, truth=two, profile=one) == []
+
+
+def test_which_questions_are_closed():
+    assert [closed_language(q) for q in (CLOSED, CLOSED_ZH, "The lungs: normal? Answer yes or no.")] == [
+        "en",
+        "zh",
+        "en",
+    ]
+    for question in (
+        EN,
+        ZH,
+        "Is it T1 or T2?",
+        "Could you find it?",
+        "Is it large, and how large?",
+        "这是CT还是MRI吗？",
+    ):
+        assert closed_language(question) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        *(("The liver. My apologies for the delay.", "refusal"), ("It is, sorry to say, the liver", "refusal")),
+        *(("不好意思，我看不到图片", "refusal"), ("我是一个AI助手", "refusal"), ("很遗憾，无法识别该图像", "refusal")),
+        *(("<Thought>a</Thought>liver", "reasoning"), ("**Reasoning:** it is big", "reasoning")),
+        *(("&lt;think&gt;it is big", "reasoning"), ("<think type='x'>big", "reasoning")),
+        *(("Let's break this down. liver", "reasoning"), ("Final answer: liver", "wrapped answer")),
+        *(("It is big.\n\n**Final Answer:** liver", "wrapped answer"), ("Sure:\n```\nliver\n```", "wrapped answer")),
+        *(('Here it is: {"answer": "liver"}', "wrapped answer"), ("The organ is [organ name].", "placeholder")),
+        *(("<your answer here>", "placeholder"), ("{{answer}}", "placeholder"), ("The answer is ____", "placeholder")),
+        ("which organ is abnormal in this image", "echo of the question"),
+    ],
+)
+def test_still_more_answers_that_are_none(answer, reason):
+    assert reason in unusable(EN, answer)

@@ -205,7 +205,11 @@ def box_file(folder: Path, known: int, unknown: int) -> tuple[Path, dict[str, li
 
 
 @pytest.mark.parametrize(
-    "format", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma", "xyxy-unit", "xyxy-pixels", "internvl"]
+    "format",
+    [
+        *("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma", "xyxy-unit", "xyxy-pixels", "internvl", "xyxy-percent"),
+        *("yxyx-unit", "yxyx-pixels", "xywh-pixels", "xywh-unit", "cxcywh-unit", "polygon-pixels"),
+    ],
 )
 def test_the_format_of_the_teacher_is_measured_and_translated(tmp_path, format):
     file, truths = box_file(tmp_path, 20, 12)
@@ -227,6 +231,94 @@ def test_the_format_of_the_teacher_is_measured_and_translated(tmp_path, format):
     assert len(overlaps) == 12
     assert min(overlaps) > 0.9
     assert labels.boxes == read_boxes(tmp_path / "store") == found
+
+
+def as_list(numbers) -> str:
+    return f"The box is [{', '.join(f'{number:g}' for number in numbers)}]."
+
+
+STAND_INS: dict[str, tuple[Callable[[tuple[float, ...]], str], str]] = {
+    "fractions with two decimals": (lambda b: as_list([round(v / 1000, 2) for v in b]), "xyxy-unit"),
+    "per cent without decimals": (lambda b: as_list([round(v / 10) for v in b]), "xyxy-percent"),
+    "per cent with a sign": (lambda b: f"[{', '.join(f'{v / 10:.0f}%' for v in b)}]", ""),
+    "y first, thousandths, no key": (lambda b: as_list([b[1], b[0], b[3], b[2]]), "gemma"),
+    "position and size": (lambda b: as_list([b[0], b[1], b[2] - b[0], b[3] - b[1]]), "xywh-thousandths"),
+    "named position and size": (
+        lambda b: json.dumps({"x": b[0] / 1000, "y": b[1] / 1000, "width": (b[2] - b[0]) / 1000,
+                              "height": (b[3] - b[1]) / 1000}),
+        "xyxy-unit",
+    ),
+    # The images have 200 x 200 pixels: a server has made them smaller, a little larger, or much larger.
+    "pixels of an image of 100": (lambda b: as_list([round(v / 10, 1) for v in b]), "xyxy-percent"),
+    "pixels of an image of 160": (lambda b: as_list([round(v * 0.16, 1) for v in b]), ""),
+    "pixels of an image of 224": (lambda b: as_list([round(v * 0.224) for v in b]), ""),
+    "pixels of an image of 448": (lambda b: as_list([round(v * 0.448) for v in b]), ""),
+    "pixels of an image of 1344": (lambda b: as_list([round(v * 1.344) for v in b]), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_a_teacher_with_another_way_to_write_is_measured_or_refused(tmp_path, name):
+    file, truths = box_file(tmp_path, 20, 12)
+    truths = {question: [tuple(map(int, box)) for box in boxes] for question, boxes in truths.items()}
+    write_one, format = STAND_INS[name]
+    with serving(answer=lambda body: reply(write_one(truths[question_of(body)][0]))) as asked:
+        done = teach(file, *server_options(asked, tmp_path / "store"), "--split", "unlabelled", "--json")
+    if not format:
+        assert len(asked.bodies) == 16, "nothing else is asked"
+        assert isinstance(done.exception, UserError)
+        assert "mean IoU of" in str(done.exception) or "agree with the known ones in no format" in str(done.exception)
+        return
+    assert done.exit_code == 0, done.output
+    boxes = json.loads(done.stdout)["boxes"]
+    assert boxes["mean_iou"][format] == boxes["mean_iou"][boxes["format"]] > 0.95
+    labels = PseudoLabels.open(tmp_path / "store", read_dialogues(str(file)), split="unlabelled")
+    assert min(iou(boxes_of(d)[0], truths[d.turns[0][0]][0]) for d in labels.dialogues) > 0.9
+
+
+def test_several_boxes_for_one_lower_the_measured_overlap_and_are_not_usable(tmp_path):
+    file, truths = box_file(tmp_path, 20, 12)
+
+    def two(body: dict[str, Any]) -> dict[str, Any]:
+        x0, y0, x1, y1 = truths[question_of(body)][0]
+        return reply(write_box((x0, y0, x1, y1)) + write_box((0, 0, x0 + 1, y0 + 1)))
+
+    with serving(answer=two) as asked:
+        options = ("--split", "unlabelled", "--json")
+        done = teach(file, *server_options(asked, tmp_path / "a"), *options, "--min-usable", 0)
+        strict = teach(file, *server_options(asked, tmp_path / "b"), *options, "--min-iou", 0.6)
+    assert "below --min-iou 0.6" in str(strict.exception)
+    document = json.loads(done.stdout)
+    assert document["boxes"]["mean_iou"]["qwen2-vl"] == pytest.approx(0.5, abs=0.01)
+    assert (document["usable"], document["unusable"]) == (0, {"more boxes than asked for": 12})
+
+
+def test_later_questions_are_asked_twice_with_their_earlier_turns(tmp_path):
+    """The second question is asked after the teacher's own answer or, if there is one, that of the data."""
+    rows = []
+    for i, known in enumerate(("", "a liver of the data")):
+        picture = image(tmp_path / "pictures", i, 20).name
+        turns = [{"from": "human", "value": f"First question {i}: what is shown?"}]
+        turns += [{"from": "gpt", "value": known}] if known else []
+        turns += [{"from": "human", "value": f"Second question {i}: is it of normal size?"}]
+        rows.append({"id": str(i), "image": f"pictures/{picture}", "group": str(i), "conversations": turns})
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps(rows))
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        if question_of(body).startswith("First"):
+            return reply("a liver of the teacher")
+        return reply("No, it is enlarged" if body["temperature"] else "Yes")
+
+    with serving(answer=answer) as asked:
+        done = teach(file, *server_options(asked, tmp_path / "store"), "--agreement", 1, "--min-usable", 0, "--json")
+    assert json.loads(done.stdout)["unusable"] == {"samples disagree": 2}
+    seen = {(question_of(body), body["messages"][1]["content"]) for body in asked.bodies if len(body["messages"]) > 1}
+    assert seen == {
+        ("Second question 0: is it of normal size?", "a liver of the teacher"),
+        ("Second question 1: is it of normal size?", "a liver of the data"),
+    }
+    assert len(asked.bodies) == 8, "each of four questions twice"
 
 
 def boxes_of(dialogue: Dialogue) -> list[tuple[float, ...]]:

@@ -97,7 +97,7 @@ def teach(
             min=0,
             max=1,
             metavar="SHARE",
-            help="Ask this share of the first questions twice, and discard answers that differ.",
+            help="Ask this share of the questions twice, and discard answers that differ.",
         ),
     ] = 0.0,
     max_pixels: Annotated[

@@ -1,9 +1,9 @@
 """Check the answer of a teacher before it becomes a label: why is it unusable?
 
 The rules are conservative: a true answer must never fail. They look for the marks of an answer that is not one
-(refusals, reasoning, loops, the text of an error page), never for an answer that may be wrong. Impersonal statements
-such as "cannot be determined from this image" and "no abnormality" are answers. The language is that of the script
-(Unicode), so that French is not distinguished from English.
+(refusals, reasoning, loops, the text of an error page), never for an answer that may be wrong. "No abnormality" is an
+answer. What the data's own answers look like is known from their `AnswerProfile`: whether "cannot be determined" and
+single letters are answers, how closed questions are answered, and in which language.
 """
 
 # ruff: noqa: RUF001 - punctuation of other languages
@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 from preceptor.data.grounding.box_formats import find_boxes, without_boxes
 from preceptor.data.grounding.boxes import validate_box
+from preceptor.grounding.answer_profile import UNDECIDED, AnswerProfile, normalized
 from preceptor.text_metrics import tokens
 
 Reason = Literal[
@@ -31,7 +32,10 @@ Reason = Literal[
     "placeholder",
     "repeated text",
     "echo of the question",
+    "choice letter",
+    "undecided",
     "wrong language",
+    "no answer to a closed question",
     "no box",
     "unreadable box",
     "box outside the image",
@@ -52,6 +56,9 @@ FIXES: dict[str, str] = {
     "placeholder": "use another --system-prompt",
     "repeated text": "use a stronger teacher, or a --temperature above 0",
     "echo of the question": "check the chat template of the server",
+    "choice letter": "ask for the text of the answer with --system-prompt",
+    "undecided": "use a stronger teacher, and check that the server passes the images on",
+    "no answer to a closed question": "ask for yes or no with --system-prompt",
     "wrong language": "ask for the language of the questions with --system-prompt",
     "no box": "ask for boxes with --system-prompt, or use a teacher that was trained on boxes",
     "unreadable box": "give the teacher's way to write boxes with --box-format",
@@ -79,7 +86,7 @@ _REFUSALS = re.compile(
         [
             # English
             rf"\b{_FIRST_PERSON} ?(?:am|'m|are|'re)? ?(?:so |very |truly )?(?:sorry|apologi[sz]e)\b",
-            r"^(?:sorry\b|my apologies\b|apologies\b)",
+            r"\bsorry\b|\bapolog(?:y|ies|i[sz]e|i[sz]ing)\b|\bregrettably\b|\bi regret\b",
             # "I do not see a fracture" and "type I cannot be excluded" are answers, "I do not see an image" is not.
             rf"\b{_FIRST_PERSON} ?{_CANNOT}\b(?! be )(?! (?:exclude|rule out|think|believe|identify|appreciate)\b)"
             r"(?! (?:see|detect|find|observe|notice)\b"
@@ -114,8 +121,11 @@ _REFUSALS = re.compile(
             r"\b(?:image|picture) (?:was|is|has) not (?:been )?(?:provided|attached|uploaded|loaded"
             r"|included)\b(?! with)",
             r"\bplease (?:upload|provide|share|attach) ",
+            r"\bspeaking as an ai\b|\b(?:an|your) ai (?:language )?(?:model|assistant)\b|\bai language model\b",
             # Chinese
-            r"抱歉|对不起|對不起|作为(?:一个|一名|一款)?(?:ai|人工智能|语言模型|大模型|助手)|作為(?:一個|一名)?(?:ai|人工智[能慧]|語言模型)",
+            r"抱歉|对不起|對不起|不好意思|很遗憾|我(?:只)?是(?:一个|一名|一款|一個)?(?:ai|人工智[能慧]|语言模型|語言模型|大模型|助手)"
+            r"|我(?:看不到|看不见|没有权限|不具备|无权|未能|難以|难以)|(?:暂不支持|無法查看|无法查看|无法分析|无法识别|無法識別)(?:图|圖|该|此|这|您)"
+            r"|作为(?:一个|一名|一款)?(?:ai|人工智能|语言模型|大模型|助手)|作為(?:一個|一名)?(?:ai|人工智[能慧]|語言模型)",
             r"我(?:暂时|目前|还)?(?:无法|無法|不能|没有办法|没法|不便|不可以|不是(?:医生|醫生))",
             r"(?:无法|無法|不能)(?:为您|为你)?(?:提供|回答|协助|協助|给出(?:医|诊))|(?:请|請|建议|建議)(?:您|你)?(?:咨询|諮詢|就医|就醫|上传|上傳)",
             r"(?:没有|未)(?:看到|收到|提供|上传)(?:任何)?(?:图|圖)",
@@ -139,8 +149,12 @@ _REFUSALS = re.compile(
     )
 )
 _REASONING = re.compile(
-    r"[<◁\[](?:/|\|)?\s*(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis|inner_?monologue"
-    r"|begin_of_thought|end_of_thought|seed:think)\s*(?:\||/)?[>▷\]]"
+    r"(?:[<◁\[]|&lt;)(?:/|\|)?\s*(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis|inner_?monologue"
+    r"|begin_of_thought|end_of_thought|seed:think|chain_?of_?thought|cot|plan|rationale|explanation)"
+    r"(?:\s[^<>]{0,40})?\s*(?:\||/)?(?:[>▷\]]|&gt;)"
+    r"|<(?:think|reason)\w*\Z|\A[\W_]*(?:thoughts?|reasoning|rationale|chain[ -]of[ -]thought|analysis|思考|推理|分析)"
+    r"(?: process|过程)?[\W_]*[::][\W_]"
+    r"|\A(?:let'?s|let me) (?:break|look|analy[sz]e|examine|go through|think|consider|start|first)\b"
     r"|<\|(?:channel|begin_of_thought|end_of_thought|START_THINKING|END_THINKING)\|>|<\|?(?:think|tool▁calls)"
     r"|\A(?:okay|ok|alright|hmm+|well|so)[,.]+ (?:so |now )?(?:let'?s|let me|i (?:need|should|have)|the user)"
     r"|\A(?:thought|reasoning|thinking|analysis|step 1)\s*:|\A(?:to answer (?:this|the) question, i)\b"
@@ -149,13 +163,24 @@ _REASONING = re.compile(
     re.IGNORECASE,
 )
 _WRAPPERS = re.compile(
-    r"\A(?:```|\{|\[\s*[\{\"'])|```\s*\Z|</?tool_call|<function=|\\boxed\{|\A\w+(?:\.\w+)*\([^)]*\)\Z"
+    r"\A(?:\{|\[\s*[\{\"'])|```|\{\s*[\"']\w+[\"']\s*:|\A(?:the )?final answer is\b|\bfinal answer(?: is)?\W*:"
+    r"|</?tool_call|<function=|\\boxed\{|\A\w+(?:\.\w+)*\([^)]*\)\Z"
     r"|\A(?:question|q)\s*:.*\s(?:answer|a)\s*:",
     re.IGNORECASE | re.DOTALL,
 )
+_SLOT = (
+    r"(?:your|insert|enter|fill|write|put|type|the|an?|correct|final|short|one|organs?|body part|modality|findings?|"
+    r"diagnosis|location|abnormality|disease|name|description|details?|label|answer|response|text|object|value|region|"
+    r"specify|blank)"
+)
 _PLACEHOLDERS = re.compile(
-    r"(?:n/a|null|nan|undefined|todo|tbd|yes (?:or|/) no|yes/no|(?:final )?(?:answer|a|response)\s*:|"
-    r"[\[<{(](?:your|insert|the|an?)\b[^\[\]<>{}()]*[\]>})])",
+    r"\A(?:n/a|null|nan|undefined|todo|tbd|yes (?:or|/) no|yes/no|(?:final )?(?:answer|a|response)\s*:|x{2,}|_{2,}|…)"
+    rf"\W*\Z|[\[<{{]{{1,2}}\s*{_SLOT}(?:[ _-][^\[\]<>{{}}()\d]*)?[\]>}}]{{1,2}}|\A\({_SLOT}\b[^()]*\)\Z|_{{3,}}"
+    r"|\A[【\[](?:答案|回答|请|在此)[^】\]]*[】\]]\Z|\$\{?\w+\}?|%s\b",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(
+    r"\W*(?:(?:the )?(?:correct |right |best )?(?:option|answer|choice)(?: is)?\s*:?\s*)?[(\[]?([A-H])[)\].:]?\W*",
     re.IGNORECASE,
 )
 _GARBLED = re.compile("\ufffd|[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f]")
@@ -203,7 +228,14 @@ def asks_for_box(question: str, truth: str = "", task: str = "", alone: bool = T
 
 
 def unusable(
-    question: str, answer: str, *, ended: bool = True, wants_box: bool = False, system_prompt: str = ""
+    question: str,
+    answer: str,
+    *,
+    ended: bool = True,
+    wants_box: bool = False,
+    system_prompt: str = "",
+    profile: AnswerProfile | None = None,
+    truth: str = "",
 ) -> list[Reason]:
     """Return the reasons why an answer is not usable as a label, most important first; empty for a usable one.
 
@@ -213,6 +245,8 @@ def unusable(
         ended: whether the answer ended before the maximum number of tokens.
         wants_box: whether the question is answered with boxes (`asks_for_box`).
         system_prompt: the system prompt, for echoes.
+        profile: the questions and answers of the data; without it, rules that need them are not applied.
+        truth: the true answer, if it is known.
     """
     text = unicodedata.normalize("NFKC", answer).strip()
     prose = without_boxes(text)
@@ -220,6 +254,8 @@ def unusable(
     boxes = find_boxes(text)
     valid = [found.box for found in boxes if found.box is not None]
     faults = {fault for box in valid for fault in validate_box(box)}
+    allowed = profile is None or normalized(answer) in profile.answers
+    most = _most_boxes(question, truth, profile)
     found: dict[Reason, bool] = {
         "error text": bool(_ERRORS.search(text)),
         "empty": not any(character.isalnum() for character in text),
@@ -228,16 +264,38 @@ def unusable(
         "refusal": bool(_REFUSALS.search(plain)),
         "special tokens": bool(_TOKENS.search(text) or _GARBLED.search(answer)),
         "wrapped answer": bool(_WRAPPERS.search(prose)),
-        "placeholder": bool(_PLACEHOLDERS.fullmatch(prose.strip())),
+        "placeholder": bool(_PLACEHOLDERS.search(prose)),
         "repeated text": _repeats(prose) or any(count >= MOST_REPEATS for count in Counter(valid).values()),
         "echo of the question": _echoes(prose, question) or _echoes(prose, system_prompt),
-        "wrong language": _other_language(without_boxes(question), prose),
+        "choice letter": profile is not None and not allowed and _is_letter(prose, profile),
+        "undecided": profile is not None
+        and not allowed
+        and bool(UNDECIDED.search(plain))
+        and not profile.holds_undecided,
+        "wrong language": _other_language(without_boxes(question), prose)
+        or (profile is not None and not allowed and profile.in_other_language(question, prose)),
+        "no answer to a closed question": profile is not None
+        and not wants_box
+        and not profile.allows_closed(question, answer),
         "no box": wants_box and not boxes,
         "unreadable box": len(valid) < len(boxes) or bool(faults & {"swapped corners", "empty"}),
         "box outside the image": "outside" in faults,
-        "more boxes than asked for": wants_box and len(valid) > 1 and bool(_ONE_BOX.search(question)),
+        "more boxes than asked for": wants_box and most is not None and len(valid) > most,
     }
     return [reason for reason, applies in found.items() if applies]
+
+
+def _most_boxes(question: str, truth: str, profile: AnswerProfile | None) -> int | None:
+    """Return the largest number of boxes that an answer may have: as asked for, as is true, or as in the data."""
+    if _ONE_BOX.search(question):
+        return 1
+    if known := len(find_boxes(truth)):
+        return 1 if known == 1 else None
+    return None if profile is None else profile.most_boxes
+
+
+def _is_letter(text: str, profile: AnswerProfile) -> bool:
+    return bool(_LETTER.fullmatch(text)) and not any(_LETTER.fullmatch(answer) for answer in profile.answers)
 
 
 def first(reasons: Sequence[str]) -> str | None:
@@ -294,8 +352,9 @@ def _repeats(text: str) -> bool:
 
 
 def _echoes(answer: str, question: str) -> bool:
-    asked = " ".join(without_boxes(question).split()).rstrip("?？.。:：")
-    return len(tokens(asked)) >= 4 and asked in " ".join(answer.split())
+    asked, said = (" ".join(without_boxes(text).split()).rstrip("?？.。:： ") for text in (question, answer))
+    same = said[:1].lower() + said[1:] == asked[:1].lower() + asked[1:] and len(tokens(asked)) >= 2
+    return same or (len(tokens(asked)) >= 4 and asked in said)
 
 
 def _other_language(question: str, answer: str) -> bool:

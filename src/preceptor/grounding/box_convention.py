@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from preceptor.data.grounding.box_detection import MARGIN, FormatMeasurement, measure_format
+from preceptor.data.grounding.box_detection import MARGIN, FormatMeasurement, measure_format, measure_scale
 from preceptor.data.grounding.box_formats import (
     BOX_FORMATS,
     CANONICAL,
@@ -28,6 +28,8 @@ from preceptor.data.types import Dialogue
 from preceptor.errors import UserError, nearest
 from preceptor.grounding.pseudo_labels import Prompt
 
+SCALE_GAIN = 0.1
+"""Gain in mean IoU from which a common factor of all boxes is an error of scale, not of precision."""
 FEWEST = 4
 """Smallest number of answers to questions with known boxes that a format is measured on."""
 
@@ -83,7 +85,8 @@ class BoxSettings:
     def measure(self, answers: Sequence[tuple[Dialogue, str, Sequence[Box]]]) -> BoxConvention:
         """Return the format that agrees best with known boxes, from (dialogue, answer, known boxes).
 
-        Raises UserError if no format agrees, or if several formats agree that read different boxes.
+        Raises UserError if no format agrees, if several formats agree that read different boxes, or if the boxes agree
+        much better after a change of scale.
         """
         if len(answers) < FEWEST:
             raise UserError(
@@ -94,6 +97,14 @@ class BoxSettings:
         found = measure_format(
             [text for _, text, _ in answers], [boxes for *_, boxes in answers], sizes, formats=self.candidates
         )
+        scale = measure_scale([text for _, text, _ in answers], [boxes for *_, boxes in answers], sizes)
+        if scale is not None and scale.mean_iou >= found.mean_iou[found.best] + SCALE_GAIN and scale.mean_iou >= 0.5:
+            raise UserError(
+                f"the teacher's boxes are in no known format: the best one is {found.best} with a mean IoU of "
+                f"{found.mean_iou[found.best]:.2f} on {found.answers} questions, but {scale.mean_iou:.2f} if all "
+                f"numbers are divided by {scale.factor:.4g} and read as {scale.unit}, as if the server had "
+                "resized the images; resize them with --max-pixels, or ask for thousandths with --system-prompt"
+            )
         if found.mean_iou[found.best] < self.min_iou:
             raise UserError(
                 f"the teacher's boxes agree with the known ones in no format: {_listed(found)}, measured on "

@@ -16,6 +16,7 @@ from typing import Any, cast
 from preceptor.data.types import Dialogue, GroundingDataset
 from preceptor.errors import UserError
 from preceptor.grounding.answer_checks import MIN_AGREEMENT, first, same_answers, unusable
+from preceptor.grounding.answer_profile import AnswerProfile
 from preceptor.grounding.box_convention import BoxConvention, BoxSettings, mentions_box, true_boxes
 from preceptor.grounding.label_page import LabelView, write_label_page
 from preceptor.grounding.pseudo_labels import (
@@ -43,8 +44,8 @@ class CheckSettings:
 
     Args:
         min_usable: smallest fraction of usable answers. The run stops as soon as it is out of reach.
-        agreement: fraction of the first questions of the dialogues, at random, that are asked a second time. An answer
-            that differs from the second one is not usable. Later questions, which follow on answers, are asked once.
+        agreement: fraction of the questions, at random, that are asked a second time after the same earlier turns. An
+            answer that differs from the second one is not usable.
         system_prompt: the teacher's system prompt, whose echo is no answer.
         page: write `labels.html`, with random answers, after the first answers and at the end.
     """
@@ -101,7 +102,9 @@ def teach(
     names = {data.fingerprint(): data.name}
     with LabelStore.open(folder, teacher.cache_key, names) as store:
         boxes, checks = boxes or BoxSettings(), checks or CheckSettings()
-        return _Labeling(store, dialogues, teacher, hashes or ContentHashes(), progress, boxes, checks).run()
+        training = [dialogue for dialogue in data.samples if dialogue.split not in ("validation", "test")]
+        profile = AnswerProfile.of(turn for dialogue in [*training, *dialogues] for turn in dialogue.turns)
+        return _Labeling(store, dialogues, teacher, hashes or ContentHashes(), progress, boxes, checks, profile).run()
 
 
 class _Labeling:
@@ -116,14 +119,16 @@ class _Labeling:
         progress: Callable[[int, int], None] | None,
         boxes: BoxSettings,
         checks: CheckSettings,
+        profile: AnswerProfile,
     ) -> None:
         self.store, self.dialogues, self.teacher, self.hashes = store, dialogues, teacher, hashes
-        self.progress, self.boxes, self.checks = progress, boxes, checks
+        self.progress, self.boxes, self.checks, self.profile = progress, boxes, checks, profile
         self.labels = {label.key: label for label in read_labels(store.folder)}
         self.prompts, self.truths = self._known_questions()
         self.keys = {key for dialogue in dialogues for key in hashes.keys(dialogue)}
         self.before = len(self.keys & store.keys)
         self.unanswered: dict[str, str] = {}
+        self.asked: dict[str, Prompt] = {}
         self.convention: BoxConvention | None = None
         self.next_check = FIRST
 
@@ -150,7 +155,9 @@ class _Labeling:
         for turn in range(max((len(dialogue.turns) for dialogue in self.dialogues), default=0)):
             # An unusable answer is no history for the next question.
             answers = {key: label.answer for key, label in self.labels.items() if not label.reasons} if turn else {}
-            self._ask(list(prompts_of_turn(self.dialogues, turn, self.hashes, answers)))
+            prompts = list(prompts_of_turn(self.dialogues, turn, self.hashes, answers))
+            self.asked |= {prompt.key: prompt for prompt in prompts}
+            self._ask(prompts)
         self._ask_again()
         self._compare()
         self._write_page()
@@ -221,12 +228,11 @@ class _Labeling:
         """Ask the random fraction of the questions a second time whose answers are usable so far."""
         chosen = [
             prompt
-            for key, prompt in self.prompts.items()
+            for key, prompt in self.asked.items()
             if int(key[:12], 16) < self.checks.agreement * 16**12
             and (label := self.labels.get(key)) is not None
             and not label.reasons
             and not label.candidates
-            and prompt.turn == 0
         ]
 
         def save(labels: Sequence[Label]) -> None:
@@ -250,8 +256,15 @@ class _Labeling:
         prompt, raw = self._translated(self.prompts[label.key]), label.written
         answer = prompt.read(raw)
         question = self.prompts[label.key].dialogue.turns[-1][0]
-        system = self.checks.system_prompt
-        reasons = unusable(question, answer, ended=label.ended, wants_box=prompt.wants_box, system_prompt=system)
+        reasons = unusable(
+            question,
+            answer,
+            ended=label.ended,
+            wants_box=prompt.wants_box,
+            system_prompt=self.checks.system_prompt,
+            profile=self.profile,
+            truth=self.truths.get(label.key, ""),
+        )
         if raw in label.candidates:
             texts = [prompt.read(text) for text in label.candidates]
             if agreement(texts, label.candidates.index(raw)) < MIN_AGREEMENT:

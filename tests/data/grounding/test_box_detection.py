@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 from bench.box_formats import measure, slake_boxes
 
-from preceptor.data.grounding.box_detection import decide_format, mean_overlap, measure_format, require_decision
-from preceptor.data.grounding.box_formats import BOX_FORMATS, write
+from preceptor.data.grounding.box_detection import (
+    decide_format,
+    mean_overlap,
+    measure_format,
+    measure_scale,
+    require_decision,
+)
+from preceptor.data.grounding.box_formats import BOX_FORMATS, parse, write
 from preceptor.errors import UserError
 
 SIZE = (640, 480)
@@ -43,7 +49,12 @@ def test_syntax_and_values_decide(texts, format):
 @pytest.mark.parametrize(
     ("texts", "size", "candidates", "reason"),
     [
-        (["[1, 2, 300, 400]"], SIZE, ("xyxy-thousandths", "xyxy-pixels"), "values up to 400 fit"),
+        (
+            ["[1, 2, 300, 400]"],
+            SIZE,
+            ("xyxy-thousandths", "xyxy-pixels", "xywh-thousandths", "xywh-pixels"),
+            "values up to 400 fit",
+        ),
         (
             ['{"bbox_2d": [1, 2, 300, 400]}'],
             (500, 500),
@@ -53,7 +64,22 @@ def test_syntax_and_values_decide(texts, format):
         (['{"bbox_2d": [1, 2, 1300, 900]}'], (1500, 1000), ("xyxy-pixels", "qwen2.5-vl"), "values up to 1300 fit"),
         (["<box>(1,2),(1300,900)</box>"], (1500, 1000), ("xyxy-pixels", "qwen2-vl"), "values up to 1300 fit"),
         (["[0, 0, 1, 1]"], SIZE, ("xyxy-unit", "xyxy-thousandths"), "all numbers are 0 or 1"),
-        (["[100, 200, 30, 40]"], SIZE, (), r"1 of 1 boxes have x1 < x0.*\[x, y, width, height\]"),
+        (
+            ["[100, 200, 30, 40]"],
+            SIZE,
+            ("xywh-thousandths", "xywh-pixels", "cxcywh-thousandths", "cxcywh-pixels"),
+            "1 of 1 boxes have x1 < x0.* all of them fit xywh-thousandths and",
+        ),
+        (["[0.6, 0.2, 0.3, 0.4]"], SIZE, ("xywh-unit", "cxcywh-unit"), "1 of 1 boxes have x1 < x0"),
+        (["[300, 10, 490, 639]"], (500, 640), ("xyxy-thousandths", "xyxy-pixels", "xywh-thousandths"), "up to 639 fit"),
+        (["[20, 900, 470, 1200]"], (1300, 500), ("yxyx-pixels",), "values up to 1200 fit yxyx-pixels"),
+        (
+            [f"[0.{i}, 0.{i}, 0.5, 0.5]" for i in range(1, 5)],
+            SIZE,
+            ("xyxy-unit", "xywh-unit"),
+            "values up to 0.5 fit xyxy-unit and xywh-unit",
+        ),
+        (["[[1, 2], [300, 5], [20, 400]]"], SIZE, ("polygon-thousandths", "polygon-pixels"), "values up to 400 fit"),
         (["[100, 200, 3000, 4000]"], SIZE, (), "outside the image in every format"),
         (['{"box_2d": [0.1, 0.2, 0.3, 0.4]}'], SIZE, (), "no format with box_2d"),
         (["<box>(1,2),(300,400)</box>", "<box>(0.1,0.2),(0.3,0.4)</box>"], SIZE, (), "1 of 2 boxes are from 0 to 1"),
@@ -67,6 +93,36 @@ def test_what_is_not_clear_is_asked_for(texts, size, candidates, reason):
     assert decision.candidates == candidates
     with pytest.raises(UserError, match=f"file: the format of the boxes is not clear: .*{reason}.*data.box_format"):
         require_decision(decision, "file", "data.box_format")
+
+
+CORNERS = [(10, 20, 110, 70), (400, 300, 640, 480), (0, 0, 60, 90), (500, 10, 620, 40), (300, 440, 330, 480)]
+"""Boxes in an image of 640 x 480 pixels, some of which touch its sides."""
+
+
+@pytest.mark.parametrize(
+    ("write_one", "format"),
+    [
+        (lambda x, y, w, h: [x / 640, y / 480, w / 640, h / 480], "xywh-unit"),
+        (lambda x, y, w, h: [(x + w / 2) / 640, (y + h / 2) / 480, w / 640, h / 480], "cxcywh-unit"),
+        (lambda x, y, w, h: [round(v, 2) for v in ((x + w / 2) / 640, (y + h / 2) / 480, w / 640, h / 480)],
+         "cxcywh-unit"),
+        (lambda x, y, w, h: [2 * x, 2 * y, 2 * w, 2 * h], "xywh-pixels"),
+    ],
+)  # fmt: skip
+def test_positions_with_sizes_are_found_if_the_values_prove_them(write_one, format):
+    texts = [str(write_one(x0, y0, x1 - x0, y1 - y0)) for x0, y0, x1, y1 in CORNERS]
+    texts = [f"liver {text}" for text in texts]
+    size = (1280, 960) if "pixels" in format else SIZE
+    assert decide(*texts, size=size).format == format
+    for text, (x0, y0, x1, y1) in zip(texts, CORNERS, strict=True):
+        (found,) = parse(text, format, size)
+        expected = (x0 / 0.64, y0 / 0.48, x1 / 0.64, y1 / 0.48)
+        assert found.box == pytest.approx(expected, abs=8 if "0." in text else 1e-6)
+
+
+def test_named_numbers_and_lists_of_the_same_unit_are_one_format():
+    lists = [str([x0 / 640, y0 / 480, (x1 - x0) / 640, (y1 - y0) / 480]) for x0, y0, x1, y1 in CORNERS]
+    assert decide(*lists, '{"x": 0.1, "y": 0.2, "width": 0.3, "height": 0.4}').format == "xywh-unit"
 
 
 def test_pixels_are_found_if_the_image_is_large():
@@ -106,12 +162,33 @@ def test_a_measurement_without_a_margin_is_not_clear():
     assert not different.clear
 
 
+def test_the_scale_of_boxes_by_hand():
+    truths = [[(100.0, 200.0, 300.0, 600.0)], [(500.0, 100.0, 900.0, 400.0)]] * 2
+    sizes = [(400, 200)] * 4
+    # Pixels of images of 100 x 50: x 10, 30 and 50, 90; y 10, 30 and 5, 20. A factor of 1/4 to the stored pixels.
+    answers = ["[10, 10, 30, 30]", "[50, 5, 90, 20]"] * 2
+    scale = measure_scale(answers, truths, sizes)
+    assert scale is not None
+    assert scale.mean_iou == pytest.approx(1)
+    assert (scale.factor, scale.unit) in [(pytest.approx(0.1), "thousandths of the longer side"), (0.25, "pixels")]
+    assert measure_scale(answers[:3], truths[:3], sizes[:3]) is None, "too few"
+    assert measure_scale(["nothing"] * 4, truths, sizes) is None
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", BOX_FORMATS)
 def test_answers_about_slake_are_recognised_in_every_format(name):
-    rows = slake_boxes(Path(os.environ["PRECEPTOR_DATA"]) / "slake")
+    rows = slake_boxes(Path(os.environ["PRECEPTOR_DATA"]) / "slake")[::20]
     found = measure(rows, name)
     assert found.best == name
     assert found.mean_iou[name] > 0.95
     assert found.clear
     assert measure(rows, name, noise=20).best == name
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", [name for name in BOX_FORMATS if name.endswith("-unit") and name != "yxyx-unit"])
+def test_the_boxes_of_slake_prove_their_layout(name):
+    rows = slake_boxes(Path(os.environ["PRECEPTOR_DATA"]) / "slake")[::5]
+    texts = [(write([box], label, name, size), "record", lambda: None) for label, box, size in rows]
+    assert decide_format(texts).format == name

@@ -195,8 +195,6 @@ UNREADABLE = [
     "<loc_1><loc_2><loc_3>",
     "<object><patch_index_0044><patch_index_0863></object>",
     '{"box_2d": [1, 2, 3, 4]}',
-    '{"x": 1, "y": 2, "width": 3, "height": 4}',
-    '{"bbox": {"left": 1, "top": 2, "w": 3, "h": 4}}',
     "{<25><30><60><70>} liver",
 ]
 

@@ -68,7 +68,7 @@ def test_boxes_in_any_format_are_stored_in_one(tmp_path, format):
 def test_values_of_the_whole_file_decide(tmp_path):
     low, high = talk(answer="[100, 200, 300, 400]", image="a.png"), talk(answer="[1, 2, 900, 950]", image="b.png")
     with pytest.raises(
-        UserError, match=r"values up to 400 fit xyxy-thousandths and xyxy-pixels; name it with data\.box_"
+        UserError, match=r"values up to 400 fit xyxy-thousandths and xyxy-pixels and xywh-thousandths; name it with"
     ):
         read(tmp_path, low)
     first, _ = read(tmp_path, low, high).samples
@@ -350,9 +350,9 @@ def one(tmp_path, answer, question="Where is it?", count=1, size=(400, 300), **s
             "0 0.5 0.5 0.2 0.3",
         ),
         *("x1=100, y1=200, x2=300, y2=400", '["100", "200", "300", "400"]', "<coords x='1' y='2'>liver</coords>"),
-        *("[10, 20, 300, 20, 300, 200, 10, 200]", "[[10, 20], [300, 20], [300, 200]]", "<100, 200, 300, 400>"),
+        *("[10, 20, 300, 20, 300, 200, 10, 200]", "[10, 20], [300, 20], [300, 200]", "<100, 200, 300, 400>"),
         *("center (200, 150), size 60 x 40", "from (100, 200) to (300, 400)", "The box is at 100, 200, 300, 400."),
-        *('{"polygon": [[10, 20], [300, 20], [5, 5]]}', "{'cx': 0.5, 'cy': 0.5}", "x: 10, y: 20, w: 30, h: 40"),
+        *('{"points": [[10, 20]]}', "{'cx': 0.5, 'cy': 0.5}", "x: 10, y: 20, w: 30, h: 40"),
     ],
 )
 def test_numbers_that_may_be_boxes_are_a_finding(tmp_path, answer):
@@ -430,13 +430,55 @@ def test_per_cent_is_a_format(tmp_path):
     ("answer", "count", "doubt"),
     [
         (lambda n: f"<box>({n},20),(90,95)</box>", 4, "upper left tenth"),
-        (lambda n: f"[0.{n + 1}, 0.2, 0.5, 0.6]", 4, r"as \[x, y, width, height\], too"),
         (lambda n: f"<box>({n},20),(390,290)</box>", 10, "inside the images in pixels, too"),
     ],
 )
 def test_a_format_that_may_be_another_one_is_a_warning(tmp_path, answer, count, doubt):
     (finding,) = one(tmp_path, answer, count=count).findings
     assert re.search(doubt + ".*data.box_format", finding.reason)
+
+
+def test_lists_that_may_be_corners_or_sizes_are_asked_for(tmp_path):
+    numbers = iter(range(1, 5))
+    with pytest.raises(UserError, match=r"fit xyxy-unit and xywh-unit; name it with data.box_format, one of"):
+        one(tmp_path, lambda n: f"[0.{next(numbers)}, 0.2, 0.5, 0.6]", count=4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "box_format", "expected"),
+    [
+        # An image of 400 x 300 pixels; corners by hand.
+        ("[100, 60, 200, 120]", "xywh-pixels", "(250,200),(750,600)"),
+        ('{"bbox": [100, 60, 200, 120], "label": "liver"}', "xywh-pixels", "(250,200),(750,600)"),
+        ("[100, 200, 300, 400]", "xywh-thousandths", "(100,200),(400,600)"),
+        ("[0.5, 0.5, 0.5, 0.4]", "cxcywh-unit", "(250,300),(750,700)"),
+        ("[0.2, 0.1, 0.6, 0.5]", "yxyx-unit", "(100,200),(500,600)"),
+        ('{"bbox": {"x": 100, "y": 60, "width": 200, "height": 120}}', "xyxy-pixels", "(250,200),(750,600)"),
+        ('{"bbox": {"x": 0.1, "y": 0.2, "width": 0.3, "height": 0.4}}', "auto", "(100,200),(400,600)"),
+        ('{"x_center": 0.5, "y_center": 0.5, "width": 0.5, "height": 0.4}', "auto", "(250,300),(750,700)"),
+        ('{"bbox_xywh": [0.1, 0.2, 0.3, 0.4]}', "auto", "(100,200),(400,600)"),
+        ('{"xyxy": [0.1, 0.2, 0.3, 0.4]}', "auto", "(100,200),(300,400)"),
+        ('{"bbox_cxcywh": [0.5, 0.5, 0.5, 0.4]}', "auto", "(250,300),(750,700)"),
+        ("[[0.1, 0.2], [0.5, 0.3], [0.4, 0.6]]", "auto", "(100,200),(500,600)"),
+        ('{"segmentation": [[40, 60, 200, 60, 100, 150]]}', "polygon-pixels", "(100,200),(500,500)"),
+        ("<poly>(100,200),(500,300),(400,600)</poly>", "polygon-thousandths", "(100,200),(500,600)"),
+    ],
+)
+def test_sizes_centres_and_polygons_become_corners(tmp_path, answer, box_format, expected):
+    text = one(tmp_path, answer, box_format=box_format).samples[0].turns[0][1]
+    label = "<|object_ref_start|>liver<|object_ref_end|>" if "label" in answer else ""
+    assert text == f"{label}<|box_start|>{expected}<|box_end|>"
+
+
+def test_every_object_of_a_list_keeps_its_box_and_its_name(tmp_path):
+    objects = [
+        {"bbox": {"x": 0.1, "y": 0.2, "width": 0.3, "height": 0.4}, "label": name} for name in ("liver", "spleen")
+    ]
+    for document in (objects, {"objects": objects}):
+        boxes = find_boxes(one(tmp_path, json.dumps(document)).samples[0].turns[0][1])
+        assert [(found.label, found.box) for found in boxes] == [
+            (name, (100, 200, 400, 600)) for name in ("liver", "spleen")
+        ]
 
 
 def test_dialogues_without_an_image_are_a_finding(tmp_path):

@@ -18,7 +18,7 @@ from preceptor.data.grounding.box_formats import (
     smart_resize,
     written_boxes,
 )
-from preceptor.data.grounding.box_syntax import Syntax
+from preceptor.data.grounding.box_syntax import Syntax, as_corners
 from preceptor.data.grounding.boxes import SIDE, Box, iou
 from preceptor.errors import UserError
 
@@ -29,6 +29,8 @@ MARGIN = 0.05
 """Difference of mean IoU between the best two formats from which the best one is clear."""
 SWAPPED = 0.1
 """If more boxes than this fraction have their corners in the wrong order, the numbers are no corners."""
+TOLERANCE = 0.01
+"""Fraction of a side by which sums of rounded positions and sizes may leave the image."""
 
 _UNIQUE: dict[Syntax, str] = {"box_2d": "gemma", "loc1024": "paligemma", "loc1000": "florence"}
 """Syntaxes that one family alone writes."""
@@ -68,7 +70,9 @@ def decide_format(texts: Iterable[tuple[str, str, Sizes]]) -> FormatDecision:
 
     A syntax of one family alone decides. Marked or bare corners ``(x,y),(x,y)`` are thousandths, unless all values are
     at most 1, or some are above 1000. For other syntaxes the values decide: a format is possible if no box leaves its
-    image. Nothing is decided if several formats remain, or if some boxes are in fractions of 1 and others are not.
+    image. Lists of four numbers are corners, x first, unless many of them are in the wrong order and all of them are
+    boxes as [x, y, width, height] or as [centre x, centre y, width, height]. Nothing is decided if several formats
+    remain, or if some boxes are in fractions of 1 and others are not.
 
     Args:
         texts: (text, place, sizes of its images) of all texts.
@@ -88,6 +92,12 @@ def decide_format(texts: Iterable[tuple[str, str, Sizes]]) -> FormatDecision:
         if decision.format is None:
             return FormatDecision(None, count, decision.candidates, decision.reason)
     formats = {decision.format for decision in decisions.values()}
+    named = decisions.get("named")
+    if named is not None and len(formats) == 2:
+        # Named numbers are read in every format with their unit.
+        others = formats - {named.format}
+        same = {name for name in others if BOX_FORMATS[str(name)].unit == BOX_FORMATS[str(named.format)].unit}
+        formats = same or formats
     if len(formats) > 1:
         listed = ", ".join(f"{d.format} at {groups[kind].boxes[0][1]}" for kind, d in sorted(decisions.items()))
         reason = f"the boxes are in several formats ({listed})"
@@ -109,8 +119,6 @@ def _doubt(kind: str, group: _Group, unit: str) -> str:
         return ""
     if unit == "thousandths" and max(map(max, different)) <= 100:
         return f"all {len(numbers)} boxes are in the upper left tenth of the images, as if their numbers were per cent"
-    if kind in ("list", "bbox_2d") and _as_sizes_inside(numbers, unit):
-        return f"all {len(numbers)} boxes are inside the images as [x, y, width, height], too"
     if kind == "corners" and unit == "thousandths" and len(different) >= MANY and _inside(numbers, lambda size: size):
         known = [size for *_, sizes in numbers for size in sizes() or ()]
         if known and all(min(size) < SIDE for size in known):
@@ -118,13 +126,21 @@ def _doubt(kind: str, group: _Group, unit: str) -> str:
     return ""
 
 
-def _as_sizes_inside(numbers: Sequence[_Numbers], unit: str) -> bool:
-    """Return whether all boxes are inside their images if they are read as [x, y, width, height]."""
-    as_corners = [((x, y, x + width, y + height), place, sizes) for (x, y, width, height), place, sizes in numbers]
-    if "pixels" in unit:
-        return _inside(as_corners, lambda size: size)
-    limit = {"unit": 1, "percent": 100}.get(unit, SIDE)
-    return all(max(values) <= limit for values, *_ in as_corners)
+def _size_formats(numbers: Sequence[_Numbers], units: Sequence[str]) -> list[str]:
+    """Return the formats with positions and sizes in which every box has an area and is inside its image."""
+    if any(min(values[2:]) <= 0 for values, *_ in numbers):
+        return []
+    fitting = []
+    for layout in ("xywh", "cxcywh"):
+        boxes = [(as_corners(values, layout), place, sizes) for values, place, sizes in numbers]
+        for unit in units:
+            limit = {"unit": 1, "percent": 100, "thousandths": SIDE}.get(unit)
+            if (limit is None and _inside(boxes, lambda size: size, TOLERANCE)) or (
+                limit is not None
+                and all(min(box) >= -TOLERANCE * limit and max(box) <= (1 + TOLERANCE) * limit for box, *_ in boxes)
+            ):
+                fitting.append(f"{layout}-{unit}")
+    return fitting
 
 
 def _decide_group(kind: str, group: _Group) -> FormatDecision:
@@ -136,59 +152,87 @@ def _decide_group(kind: str, group: _Group) -> FormatDecision:
     if not numbers:  # all are cut off: the policy for faulty boxes decides
         return FormatDecision(CANONICAL, len(group.boxes))
     place = numbers[0][1]
-    swapped = sum(a > c or b > d for (a, b, c, d), *_ in numbers)
-    if kind != "corners" and swapped > SWAPPED * len(numbers):
-        reason = (
-            f"{swapped} of {len(numbers)} boxes have x1 < x0 or y1 < y0, such as at {place}; if they are "
-            "[x, y, width, height], rewrite them as corners"
-        )
-        return FormatDecision(None, 0, (), reason)
     highest = max(max(values) for values, *_ in numbers)
     fractions = any(value != int(value) for values, *_ in numbers for value in values)
-    if highest <= 1:
-        if fractions:
-            return FormatDecision("xyxy-unit", len(numbers))
-        return FormatDecision(None, 0, ("xyxy-unit", "xyxy-thousandths"), f"all numbers are 0 or 1, such as at {place}")
+    layout = "polygon" if kind == "polygon" else "xyxy"
+    if highest <= 1 and not fractions:
+        candidates = [f"{layout}-unit", f"{layout}-thousandths"]
+        return FormatDecision(None, 0, tuple(candidates), f"all numbers are 0 or 1, such as at {place}")
     shares = [at for values, at, _ in numbers if max(values) <= 1 and any(value != int(value) for value in values)]
-    if shares:
+    if shares and highest > 1:
         reason = f"the numbers of {len(shares)} of {len(numbers)} boxes are from 0 to 1, such as at {shares[0]}, and "
         return FormatDecision(None, 0, (), f"{reason}others are up to {highest:g}; write all boxes in one unit")
-    thousandths = {"corners": CANONICAL, "bbox_2d": "qwen3-vl"}.get(kind, "xyxy-thousandths")
-    if kind == "corners" and highest <= SIDE:
-        return FormatDecision(CANONICAL, len(numbers))
-    candidates = [thousandths] if highest <= SIDE else []
-    if kind == "list" and highest <= 100:
-        candidates.append("xyxy-percent")
-    if _inside(numbers, lambda size: size):
-        candidates.append("xyxy-pixels")
-    if kind == "bbox_2d" and _inside(numbers, smart_resize):
-        resized = any(smart_resize(size) != size for *_, sizes in numbers for size in sizes() or ())
-        if resized or "xyxy-pixels" not in candidates:
-            candidates.append("qwen2.5-vl")
-    if len(candidates) == 1 and not (kind == "corners" and candidates[0] != CANONICAL):
-        return FormatDecision(candidates[0], len(numbers))
-    if not candidates:
-        if kind == "corners":  # faulty boxes, which the policy refuses or repairs
-            return FormatDecision(CANONICAL, len(numbers))
-        return FormatDecision(None, 0, (), f"a value of {highest:g} is outside the image in every format")
     if kind == "corners":
-        candidates.append(CANONICAL)
-    reason = f"values up to {highest:g} fit {' and '.join(candidates)}"
-    if kind != "corners" and _as_sizes_inside(numbers, "pixels"):
-        reason += "; if they are [x, y, width, height], rewrite them as corners"
-    return FormatDecision(None, 0, tuple(candidates), reason)
+        return _decide_corners(numbers, highest)
+    return _decide_lists(kind, numbers, highest, place)
 
 
-def _inside(numbers: Sequence[_Numbers], seen: Callable[[Size], Size]) -> bool:
-    """Return whether every box is inside one of the images of its text. Images of unknown size contain every box."""
+def _decide_corners(numbers: Sequence[_Numbers], highest: float) -> FormatDecision:
+    """Decide about ``(x,y),(x,y)``; faulty boxes are left to the policy, which refuses or repairs them."""
+    if highest <= 1:
+        return FormatDecision("xyxy-unit", len(numbers))
+    if highest <= SIDE or not _inside(numbers, lambda size: size):
+        return FormatDecision(CANONICAL, len(numbers))
+    return _ask(["xyxy-pixels", CANONICAL], highest)
+
+
+def _decide_lists(kind: str, numbers: Sequence[_Numbers], highest: float, place: str) -> FormatDecision:
+    """Decide about lists of numbers by the formats in which no box leaves its image."""
+    layout = "polygon" if kind == "polygon" else "xyxy"
+    units = ["unit"] if highest <= 1 else ["thousandths"] * (highest <= SIDE)
+    if kind != "bbox_2d" and 1 < highest <= 100:
+        units.append("percent")
+    if highest > 1 and _inside(numbers, lambda size: size):
+        units.append("pixels")
+    candidates = [f"{layout}-{unit}" for unit in units]
+    if kind == "bbox_2d" and highest > 1:
+        candidates = [name.replace("xyxy-thousandths", "qwen3-vl") for name in candidates]
+        if _inside(numbers, smart_resize):
+            resized = any(smart_resize(size) != size for *_, sizes in numbers for size in sizes() or ())
+            if resized or "pixels" not in units:
+                candidates.append("qwen2.5-vl")
+    swapped = sum(a > c or b > d for (a, b, c, d), *_ in numbers)
+    in_order = swapped <= SWAPPED * len(numbers)
+    different = len({values for values, *_ in numbers})
+    with_sizes = []
+    if kind == "list" or (kind == "bbox_2d" and not in_order):  # the key bbox_2d stands for corners
+        with_sizes = _size_formats(numbers, ["unit"] if highest <= 1 else ["thousandths", "percent", "pixels"])
+    if not in_order:
+        reason = f"{swapped} of {len(numbers)} boxes have x1 < x0 or y1 < y0, such as at {place}"
+        if len(with_sizes) == 1 and different >= FEW:
+            return FormatDecision(with_sizes[0], len(numbers))
+        listed = f", and all of them fit {' and '.join(with_sizes)}" if with_sizes else ""
+        return FormatDecision(None, 0, tuple(with_sizes), reason + listed)
+    if len(candidates) == 1 and not (with_sizes and different >= FEW):
+        return FormatDecision(candidates[0], len(numbers))
+    if not candidates and not with_sizes:
+        transposed = [((b, a, d, c), place, sizes) for (a, b, c, d), place, sizes in numbers]
+        if kind == "list" and _inside(transposed, lambda size: size):
+            return _ask(["yxyx-pixels"], highest)
+        return FormatDecision(None, 0, (), f"a value of {highest:g} is outside the image in every format")
+    return _ask(candidates + with_sizes, highest)
+
+
+def _ask(candidates: Sequence[str], highest: float) -> FormatDecision:
+    return FormatDecision(None, 0, tuple(candidates), f"values up to {highest:g} fit {' and '.join(candidates)}")
+
+
+def _inside(numbers: Sequence[_Numbers], seen: Callable[[Size], Size], tolerance: float = 0.0) -> bool:
+    """Return whether every box is inside one of the images of its text, up to a fraction `tolerance` of its sides.
+
+    Images of unknown size contain every box.
+    """
     for (x0, y0, x1, y1), _, sizes in numbers:
         known = sizes()
-        seen_sizes = [seen(size) for size in known or ()]
         if known is not None and not any(
-            max(x0, x1) <= width and max(y0, y1) <= height for width, height in seen_sizes
+            max(x0, x1) <= width * (1 + tolerance)
+            and max(y0, y1) <= height * (1 + tolerance)
+            and min(x0, x1) >= -width * tolerance
+            and min(y0, y1) >= -height * tolerance
+            for width, height in map(seen, known)
         ):
             return False
-    return all(min(values) >= 0 for values, *_ in numbers)
+    return True
 
 
 @dataclass(frozen=True)
@@ -260,6 +304,53 @@ def measure_format(
     best = max(names, key=lambda name: (scores[name], native[name]))
     others = [scores[name] for name in names if readings[name] != readings[best]]
     return FormatMeasurement(scores, dict(read), len(rows), best, scores[best] - max(others, default=0.0))
+
+
+@dataclass(frozen=True)
+class ScaleMeasurement:
+    """The factor by which boxes are too large, and their mean IoU with the known ones after division by it."""
+
+    factor: float
+    mean_iou: float
+    unit: str
+
+
+def measure_scale(
+    answers: Sequence[str], truths: Sequence[Sequence[Box]], sizes: Sequence[Size | None]
+) -> ScaleMeasurement | None:
+    """Return the scale of boxes in pixels of images whose size is not known, such as those that a server has resized.
+
+    One factor for all answers is fitted, as the median ratio of the coordinates: to thousandths of each side (images
+    that were made equally large), to the longer side, and to pixels. Only answers with one box as corners and one
+    known box are used. Returns the best fit, or None if there are too few such answers.
+    """
+    rows: list[tuple[tuple[float, ...], Box, Size]] = []
+    for text, truth, size in zip(answers, truths, sizes, strict=True):
+        boxes = [box.numbers for box in written_boxes(text)]
+        if len(boxes) == len(truth) == 1 and boxes[0] is not None and size is not None:
+            rows.append((boxes[0], truth[0], size))
+    if len(rows) < FEW:
+        return None
+    units: dict[str, Callable[[Size], tuple[float, float]]] = {
+        "thousandths": lambda size: (SIDE, SIDE),
+        "thousandths of the longer side": lambda size: (
+            SIDE * size[0] / max(size),
+            SIDE * size[1] / max(size),
+        ),
+        "pixels": lambda size: size,
+    }
+    found = []
+    for unit, sides in units.items():
+        written = np.array([numbers for numbers, *_ in rows])
+        sides_of = np.array([(*sides(size), *sides(size)) for *_, size in rows])
+        true = np.array([box for _, box, _ in rows]) / SIDE * sides_of
+        far = true > sides_of / 20  # ratios of small coordinates are noise
+        if not far.any() or not (factor := float(np.median(written[far] / true[far]))) > 0:
+            continue
+        scaled = written / factor / sides_of * SIDE
+        overlaps = [iou(tuple(box), truth) for box, (_, truth, _) in zip(scaled, rows, strict=True)]
+        found.append(ScaleMeasurement(factor, float(np.mean(overlaps)), unit))
+    return max(found, key=lambda fit: fit.mean_iou, default=None)
 
 
 def mean_overlap(boxes: Sequence[Box], truth: Sequence[Box]) -> float:

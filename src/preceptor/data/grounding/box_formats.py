@@ -29,6 +29,7 @@ from preceptor.data.grounding.box_syntax import (
     REFERENCE,
     Passage,
     Syntax,
+    as_corners,
     ascii_numbers,
     find_passages,
     read_marked,
@@ -68,7 +69,7 @@ class BoxFormat:
     Attributes:
         name: name of the format.
         unit: unit of the numbers.
-        y_first: whether the order is y0, x0, y1, x1.
+        layout: meaning of the four numbers, as in `as_corners`.
         syntax: the syntax that `write` uses.
         reads: all syntaxes that are read in this unit and order. Other boxes are unreadable.
         marks: for the syntaxes that have marks: before and after a name, before and after a box.
@@ -78,7 +79,7 @@ class BoxFormat:
     unit: Unit
     syntax: Syntax
     reads: frozenset[Syntax]
-    y_first: bool = False
+    layout: Literal["xyxy", "yxyx", "xywh", "cxcywh"] = "xyxy"
     marks: tuple[str, str, str, str] | None = None
 
     def size_seen(
@@ -94,6 +95,8 @@ class BoxFormat:
 
 
 _X_FIRST: frozenset[Syntax] = frozenset({"corners", "list", "bbox_2d", "named"})
+_BY_LAYOUT: frozenset[Syntax] = frozenset({"list", "bbox_2d", "named"})
+_UNITS: tuple[Unit, ...] = ("thousandths", "unit", "percent", "pixels")
 
 BOX_FORMATS: dict[str, BoxFormat] = {
     format.name: format
@@ -103,16 +106,18 @@ BOX_FORMATS: dict[str, BoxFormat] = {
         BoxFormat("qwen2.5-vl", "resized pixels", "bbox_2d", _X_FIRST),
         BoxFormat("qwen3-vl", "thousandths", "bbox_2d", _X_FIRST),
         BoxFormat("internvl", "thousandths", "list", _X_FIRST, marks=BIRD_MARKS),
-        BoxFormat("gemma", "thousandths", "box_2d", frozenset({"box_2d", "list", "named"}), y_first=True),
-        BoxFormat("paligemma", "1024 bins", "loc1024", frozenset({"loc1024"}), y_first=True),
+        BoxFormat("gemma", "thousandths", "box_2d", frozenset({"box_2d", "list", "named"}), "yxyx"),
+        BoxFormat("paligemma", "1024 bins", "loc1024", frozenset({"loc1024"}), "yxyx"),
         BoxFormat("florence", "1000 bins", "loc1000", frozenset({"loc1000"})),
-        BoxFormat("xyxy-thousandths", "thousandths", "list", _X_FIRST),
-        BoxFormat("xyxy-unit", "unit", "list", _X_FIRST),
-        BoxFormat("xyxy-percent", "percent", "list", _X_FIRST),
-        BoxFormat("xyxy-pixels", "pixels", "list", _X_FIRST),
+        *(BoxFormat(f"xyxy-{unit}", unit, "list", _X_FIRST) for unit in _UNITS),
+        *(BoxFormat(f"yxyx-{unit}", unit, "list", _BY_LAYOUT, "yxyx") for unit in _UNITS[1:]),
+        *(BoxFormat(f"xywh-{unit}", unit, "list", _BY_LAYOUT, "xywh") for unit in _UNITS),
+        *(BoxFormat(f"cxcywh-{unit}", unit, "list", _BY_LAYOUT, "cxcywh") for unit in _UNITS),
+        *(BoxFormat(f"polygon-{unit}", unit, "polygon", frozenset({"polygon", "named"})) for unit in _UNITS),
     )
 }
-"""bird: Qwen-VL and Med-GRIT-270k. gemma: Gemma and Gemini. xyxy-unit: LLaVA and Shikra."""
+"""bird: Qwen-VL and Med-GRIT-270k. gemma: Gemma and Gemini. xyxy-unit: LLaVA and Shikra. yxyx-unit: TensorFlow.
+xywh-pixels: COCO. cxcywh-unit: YOLO. polygon: points, of which the bounding box is read."""
 
 FAMILY_FORMATS = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
 """Format by `model_type` of a checkpoint's configuration."""
@@ -155,22 +160,29 @@ def _need(size: Size | None, format: BoxFormat) -> Size:
 
 def _to_box(numbers: Sequence[float], syntax: Syntax, format: BoxFormat, size: Size | None) -> Box:
     """Return numbers of a format as a box in thousandths."""
-    a, b, c, d = numbers
-    if format.y_first and syntax != "named":
-        a, b, c, d = b, a, d, c
+    named = syntax in ("named", "polygon")
+    a, b, c, d = as_corners(numbers, "xyxy" if named else format.layout)
     match format.unit:
         case "thousandths":
-            return (a, b, c, d)
+            box = (a, b, c, d)
         case "unit":
-            return (a * SIDE, b * SIDE, c * SIDE, d * SIDE)
+            box = (a * SIDE, b * SIDE, c * SIDE, d * SIDE)
         case "percent":
-            return (a * SIDE / 100, b * SIDE / 100, c * SIDE / 100, d * SIDE / 100)
+            box = (a * SIDE / 100, b * SIDE / 100, c * SIDE / 100, d * SIDE / 100)
         case "1024 bins":
-            return (a * SIDE / 1024, b * SIDE / 1024, c * SIDE / 1024, d * SIDE / 1024)
+            box = (a * SIDE / 1024, b * SIDE / 1024, c * SIDE / 1024, d * SIDE / 1024)
         case "1000 bins":
-            return (a + 0.5, b + 0.5, c + 0.5, d + 0.5)  # centre of the bin
-    width, height = _need(size, format)
-    return (a * SIDE / width, b * SIDE / height, c * SIDE / width, d * SIDE / height)
+            box = (a + 0.5, b + 0.5, c + 0.5, d + 0.5)  # centre of the bin
+        case _:
+            width, height = _need(size, format)
+            box = (a * SIDE / width, b * SIDE / height, c * SIDE / width, d * SIDE / height)
+    return _clip_rounding(box) if format.layout in ("xywh", "cxcywh") or syntax == "named" else box
+
+
+def _clip_rounding(box: Box) -> Box:
+    """Move corners back that leave the image by at most one thousandth: sums of rounded numbers may."""
+    x0, y0, x1, y1 = (min(max(value, 0.0), float(SIDE)) if -1 <= value <= SIDE + 1 else value for value in box)
+    return x0, y0, x1, y1
 
 
 def _to_numbers(box: Sequence[float], format: BoxFormat, size: Size | None) -> tuple[float, float, float, float]:
@@ -192,7 +204,14 @@ def _to_numbers(box: Sequence[float], format: BoxFormat, size: Size | None) -> t
             width, height = _need(size, format)
             numbers = _round_box((x0 * width / SIDE, y0 * height / SIDE, x1 * width / SIDE, y1 * height / SIDE))
     a, b, c, d = numbers
-    return (b, a, d, c) if format.y_first else (a, b, c, d)
+    match format.layout:
+        case "yxyx":
+            return (b, a, d, c)
+        case "xywh":
+            return (a, b, c - a, d - b)
+        case "cxcywh":
+            return ((a + c) / 2, (b + d) / 2, c - a, d - b)
+    return (a, b, c, d)
 
 
 def _round_box(box: Box) -> tuple[int, int, int, int]:
@@ -323,6 +342,12 @@ def _write_lists(numbers: Numbers, labels: Sequence[str], format: BoxFormat) -> 
     return ", ".join(texts)
 
 
+def _write_polygons(numbers: Numbers, labels: Sequence[str], format: BoxFormat) -> str:
+    points = [((a, b), (c, b), (c, d), (a, d)) for a, b, c, d in numbers]
+    texts = ["[" + ", ".join(f"[{x:g}, {y:g}]" for x, y in polygon) + "]" for polygon in points]
+    return ", ".join(f"{label} {text}" if label else text for label, text in zip(labels, texts, strict=True))
+
+
 def _write_tokens(numbers: Numbers, labels: Sequence[str], format: BoxFormat) -> str:
     if format.syntax == "loc1024":  # every box has a name of its own
         boxes = ["".join(f"<loc{int(value):04}>" for value in box) for box in numbers]
@@ -335,6 +360,7 @@ def _write_tokens(numbers: Numbers, labels: Sequence[str], format: BoxFormat) ->
 _WRITERS: Mapping[str, Callable[[Numbers, Sequence[str], BoxFormat], str]] = {
     "corners": _write_marked,
     "list": _write_lists,
+    "polygon": _write_polygons,
     "bbox_2d": _write_json,
     "box_2d": _write_json,
     "loc1024": _write_tokens,
@@ -386,7 +412,7 @@ def _convert(
     size: Size | None,
     target_size: Size | None,
 ) -> str:
-    same_unit = (speaker.unit, speaker.y_first) == (reader.unit, reader.y_first)
+    same_unit = (speaker.unit, speaker.layout) == (reader.unit, reader.layout)
     begin, end = reader.marks[2:] if reader.marks is not None else ("", "")
     pieces, done = [], 0
     for passage in passages:

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Syntax = Literal["corners", "list", "bbox_2d", "box_2d", "named", "loc1024", "loc1000", "unknown"]
-"""How a box is written: ``(x,y),(x,y)`` | ``[a, b, c, d]`` | JSON with one of two keys | JSON with named corners |
-location tokens of PaliGemma | of Florence-2 | boxes or points that no format reads."""
+Syntax = Literal["corners", "list", "bbox_2d", "box_2d", "named", "polygon", "loc1024", "loc1000", "unknown"]
+"""How a box is written: ``(x,y),(x,y)`` | ``[a, b, c, d]`` | JSON with one of two keys | JSON whose keys name the
+numbers, which are returned as corners | a chain of at least three points, whose bounding box is returned | location
+tokens of PaliGemma | of Florence-2 | boxes or points that no format reads."""
 
 BIRD_MARKS = ("<ref>", "</ref>", "<box>", "</box>")
 QWEN2_MARKS = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
@@ -31,11 +32,24 @@ _UNCLOSED = re.compile("(?:" + "|".join(re.escape(m[2]) for m in MARKS) + r")([^
 MARKED_OR_UNCLOSED = re.compile(f"{MARKED.pattern}|{_UNCLOSED.pattern}", re.DOTALL)
 REFERENCE = re.compile("|".join(f"{re.escape(m[0])}(.*?){re.escape(m[1])}" for m in MARKS), re.DOTALL)
 _STRING = r'"(?:[^"\\]|\\.)*+"'
-_OBJECT = re.compile(rf'\{{(?:[^{{}}"]|{_STRING})*+\}}|\{{[^{{}}]*\Z', re.DOTALL)
+_BOX_KEY = r"[\"'](?:bbox|box|bounding_?box|boundingBox|rect|region|coordinates|coords)[\"']"
+_OBJECT = re.compile(rf'\{{(?:{_BOX_KEY}\s*:\s*\{{[^{{}}]*\}}|[^{{}}"]|{_STRING})*+\}}|\{{[^{{}}]*\Z', re.DOTALL)
 _KEY = re.compile(
     r"[\"'](bbox_2d|box_2d|bbox_3d|point_2d|bbox|box|bounding_box|boundingBox|bounding_poly)[\"']\s*:\s*[\"']?(.*)",
     re.DOTALL,
 )
+_LAYOUT_KEY = re.compile(
+    rf"[\"'](?:(?:bbox|box|boxes|bounding_?box)_?)?(xyxy|xywh|cxcywh|yxyx|ltrb|ltwh|tlbr|tlwh)n?(?:_?(?:abs|rel|norm\w*|"
+    rf"pixels?))?[\"']\s*:\s*[\"']?\s*(\[\s*{_QUAD}\s*\])",
+    re.IGNORECASE,
+)
+_POINTS_KEY = re.compile(
+    r"[\"'](?:polygons?|segmentation|segments?|points|poly|quad|vertices|contour|outline|coordinates)[\"']\s*:\s*(\[[-+\d.,eE\s\[\]()]*\])"
+)
+_POINT = rf"(?:\[\s*{_N}\s*,\s*{_N}\s*\]|\(\s*{_N}\s*,\s*{_N}\s*\))"
+_CHAIN = rf"{_POINT}(?:[\s,;]*{_POINT}){{2,}}"
+_POINTS = re.compile(rf"\[\s*{_CHAIN}\s*,?\s*\]|{_CHAIN}")
+_POINT_TAGS = re.compile(r"<(?P<tag>quad|poly|polygon)>(?P<points>[-+\d.,\s()\[\]]*)</(?P=tag)>")
 _BARE_KEY = re.compile(rf"\b(bbox_2d|box_2d)[\"']?\s*[:=]\s*({_ITEM}|\[[-+\d.,\s]*(?:\]|\Z))")
 _NAMED = tuple(
     tuple(re.compile(rf"[\"']{name}[\"']\s*:\s*[\"']?({_N})") for name in names)
@@ -46,12 +60,21 @@ _NAMED = tuple(
         ("left", "top", "right", "bottom"),
     )
 )
-_SIDES = tuple(re.compile(rf"[\"'](?:{name})[\"']\s*:") for name in ("x|left", "y|top", "w|width", "h|height"))
+_SIDES = tuple(
+    (layout, tuple(re.compile(rf"[\"'](?:{name})[\"']\s*:\s*[\"']?({_N})", re.IGNORECASE) for name in names))
+    for layout, names in (
+        ("xywh", (*("x|left|x_?min|x_?1|x_?0", "y|top|y_?min|y_?1|y_?0"), *("w|width", "h|height"))),
+        ("cxcywh", (*(f"c_?{a}|{a}_?c|{a}_?cent(?:er|re)|cent(?:er|re)_?{a}" for a in "xy"), "w|width", "h|height")),
+    )
+)
 _LABEL = re.compile(rf"[\"'](?:label|name|class|category|object|text_content)[\"']\s*:\s*({_STRING}|'[^']*')")
 _LOC1024 = re.compile(r"(?:<loc\d{4}>)+(?:\s*(?:<seg\d{3}>)+)?")
 _LOC1024_LABEL = re.compile(r"[ \t]*([^;<>\n]*[^;<>\s])")
 _LOC1000 = re.compile(r"(?:<loc_\d+>)+")
-_OTHER = re.compile(r"(?:<patch_index_\d+>)+|\{(?:<\d+>){4}\}|<(?:quad|poly|obb)>.*?</(?:quad|poly|obb)>", re.DOTALL)
+_OTHER = re.compile(
+    r"(?:<patch_index_\d+>)+|\{(?:<\d+>){4}\}"
+    r"|<(?:quad|poly|obb)>(?:[^<]|<(?!/?(?:quad|poly|obb)>))*+</(?:quad|poly|obb)>"
+)
 _CUT_LIST = re.compile(rf"\[\s*{_N}\s*,(?:\s*{_N}\s*,?){{0,3}}\s*\Z")
 _BETWEEN = re.compile(r"[\s,;]*")
 _HINT = re.compile(r"[\[({]|<(?:loc|patch_index|box|\||quad|poly|obb)|bbox_2d|box_2d")
@@ -93,6 +116,34 @@ def ascii_numbers(text: str) -> str:
     return _NUMBERS.sub(translate, text)
 
 
+def as_corners(numbers: Sequence[float], layout: str) -> tuple[float, float, float, float]:
+    """Return four numbers as corners (x0, y0, x1, y1).
+
+    Args:
+        numbers: the numbers (4,) in any unit.
+        layout: ``xyxy`` or ``yxyx`` for corners, ``xywh`` for the upper left corner, width and height, ``cxcywh`` for
+            the centre, width and height.
+    """
+    a, b, c, d = numbers
+    match layout:
+        case "yxyx":
+            return b, a, d, c
+        case "xywh":
+            return a, b, a + c, b + d
+        case "cxcywh":
+            return a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    return a, b, c, d
+
+
+def bounding_box(numbers: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return the box around points x, y, x, y, ..."""
+    xs, ys = numbers[::2], numbers[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+_LAYOUTS = {"ltrb": "xyxy", "ltwh": "xywh", "tlbr": "yxyx", "tlwh": "tlwh"}
+
+
 @dataclass(frozen=True)
 class Item:
     text: str
@@ -124,7 +175,7 @@ def find_passages(text: str) -> list[Passage]:
         found.extend(p for p in passages if all(p.end <= start or end <= p.start for start, end in taken))
 
     # A box belongs to the first of these that finds it.
-    for find in (_find_marked, _find_objects, _find_keys, _find_tokens, _find_bare):
+    for find in (_find_marked, _find_objects, _find_keys, _find_points, _find_tokens, _find_bare):
         add(find(text))
     found.sort(key=lambda passage: passage.start)
     return _join(text, [_with_reference(text, passage) for passage in found])
@@ -168,7 +219,11 @@ def _find_objects(text: str) -> Iterator[Passage]:
     for match in _OBJECT.finditer(text):
         item = match[0]
         label = _read_label(item)
-        if key := _KEY.search(item):
+        if numbers := _named_numbers(item):
+            yield Passage(match.start(), match.end(), "named", (Item(item, numbers, label),), json=True)
+        elif (points := _POINTS_KEY.search(item)) and (box := _read_points(points[1], "rectangle" in item)):
+            yield Passage(match.start(), match.end(), "polygon", (Item(points[1], box, label),), json=True)
+        elif key := _KEY.search(item):
             name, value = key[1], key[2]
             list_ = _LISTS.match(value)
             quoted = list_ is not None and not value.startswith(("[", "("))
@@ -182,16 +237,29 @@ def _find_objects(text: str) -> Iterator[Passage]:
                     boxes = [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
                 items = tuple(Item(list_[0] if list_ else item, box, label) for box in boxes)
                 yield Passage(match.start(), match.end(), syntax, items, json=True)
-            continue
-        for names in _NAMED:
-            values = [name.search(item) for name in names]
-            if all(values):
-                numbers = tuple(float(value[1]) for value in values if value)
-                yield Passage(match.start(), match.end(), "named", (Item(item, numbers, label),), json=True)
-                break
-        else:
-            if all(name.search(item) for name in _SIDES):
-                yield Passage(match.start(), match.end(), "unknown", (Item(item, None, label),), json=True)
+
+
+def _named_numbers(item: str) -> tuple[float, ...] | None:
+    """Return the corners of a JSON object whose keys name its numbers or their layout, or None."""
+    if key := _LAYOUT_KEY.search(item):
+        layout = _LAYOUTS.get(key[1].lower(), key[1].lower())
+        a, b, c, d = (float(number) for number in _NUMBER.findall(key[2]))
+        return as_corners((b, a, d, c), "xywh") if layout == "tlwh" else as_corners((a, b, c, d), layout)
+    for layout, names in (*(("xyxy", names) for names in _NAMED), *_SIDES):
+        values = [name.search(item) for name in names]
+        if all(values):
+            return as_corners([float(value[1]) for value in values if value], layout)
+    return None
+
+
+def _read_points(text: str, rectangle: bool = False) -> tuple[float, ...] | None:
+    """Return the box around at least three points (two corners of a `rectangle`) in lists of any depth, or None.
+
+    The segmentation of an object in COCO may have several parts, which are one object.
+    """
+    numbers = [float(number) for number in _NUMBER.findall(text)]
+    fewest = 4 if rectangle else 6
+    return bounding_box(numbers) if len(numbers) >= fewest and len(numbers) % 2 == 0 else None
 
 
 def _read_label(item: str) -> str:
@@ -227,6 +295,17 @@ def _find_tokens(text: str) -> Iterator[Passage]:
             yield Passage(match.start(), end, syntax, items)  # type: ignore[arg-type]
     for match in _OTHER.finditer(text):
         yield Passage(match.start(), match.end(), "unknown", (Item(match[0], None),))
+
+
+def _find_points(text: str) -> Iterator[Passage]:
+    for match in _POINT_TAGS.finditer(text):
+        if box := _read_points(match["points"]):
+            yield Passage(match.start(), match.end(), "polygon", (Item(match["points"], box),))
+    for match in _POINTS.finditer(text):
+        # An even number of points in round brackets is a number of boxes, and separate lists are no polygon.
+        nested = re.match(r"\[\s*[\[(]", match[0]) is not None
+        if nested or (match[0].startswith("(") and len(re.findall(_POINT, match[0])) % 2):
+            yield Passage(match.start(), match.end(), "polygon", (Item(match[0], _read_points(match[0])),))
 
 
 def _find_bare(text: str) -> Iterator[Passage]:
