@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import threading
+import time
 from datetime import timedelta
 from typing import TypeVar
 
@@ -23,6 +24,9 @@ TIMEOUT = timedelta(days=2)
 
 LEAVE_SECONDS = 10
 """Longest wait, at exit, for a communication that another process does not take part in."""
+
+RELEASE_SECONDS = 0.5
+"""Time in which a thread of gloo, which has ended its communication, surely runs once more, even on a busy machine."""
 
 
 def processes() -> PartialState:
@@ -50,7 +54,8 @@ def _leave_at_exit() -> None:
 
     The threads of gloo release tensors that belong to Python; if one of them does so while the interpreter is shut
     down, the process aborts ("terminate called without an active exception"). Leaving waits for these threads, without
-    the other processes taking part. After an error a communication may be pending that never ends, so a thread leaves
+    the other processes taking part. Where DistributedDataParallel was used, the threads outlive the group (PyTorch 2.13
+    keeps a reference to it), so they get a moment for what the last communication left. After an error a communication may be pending that never ends, so a thread leaves
     and the wait is limited. The thread is started here because Python >= 3.12 starts none at exit.
     """
     ending = threading.Event()
@@ -60,6 +65,7 @@ def _leave_at_exit() -> None:
         gc.collect()  # models wrapped for several processes keep their group
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        time.sleep(RELEASE_SECONDS)
 
     thread = threading.Thread(target=leave, name="leave process group", daemon=True)
     thread.start()
