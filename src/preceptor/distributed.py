@@ -55,8 +55,9 @@ def _leave_at_exit() -> None:
     The threads of gloo release tensors that belong to Python; if one of them does so while the interpreter is shut
     down, the process aborts ("terminate called without an active exception"). Leaving waits for these threads, without
     the other processes taking part. Where DistributedDataParallel was used, the threads outlive the group (PyTorch 2.13
-    keeps a reference to it), so they get a moment for what the last communication left. After an error a communication may be pending that never ends, so a thread leaves
-    and the wait is limited. The thread is started here because Python >= 3.12 starts none at exit.
+    keeps a reference to it), so they get a moment for what the last communication left. After an error a communication
+    may be pending that never ends, so a thread leaves and the wait is limited. The thread is started here because
+    Python >= 3.12 starts none at exit.
     """
     ending = threading.Event()
 
