@@ -60,7 +60,10 @@ _MESSAGES = [
     (r"unable to open database file", "a database cannot be opened. Check that its folder exists and is writable"),
     (r"attempt to write a readonly database", "a database is read-only. Change its permissions or use another folder"),
     (r"database is locked", "a database is in use by another process. Wait for it, or stop it"),
-    (r"Connection (closed|reset) by peer \[", "another process of this run has stopped; its own message says why"),
+    (
+        r"gloo/transport/.*(Connection (closed|reset) by peer|Broken pipe)",
+        "another process of this run has stopped; its own message says why",
+    ),
     (r"embedded null (byte|character)", "a path contains a NUL character, which no file system allows. Correct it"),
 ]
 """Messages of libraries that report errors of the operating system in exceptions of their own."""
