@@ -68,7 +68,7 @@ class Container:
         orientation: EXIF orientation, 1 to 8.
         inflated: PNG only: number of bytes of the inflated image data.
         colours: PNG and BMP only: number of colours of the palette, or 0.
-        padded: JPEG with several scans only: other bytes that give the same pixels if no scan is cut.
+        shortened: Small JPEG only: the same bytes without the last byte of each scan.
         bits: Bits per channel.
         channels: Stored channels: 1 grey or palette, 2 grey and alpha, 3 colour, 4 colour and alpha (or CMYK).
         inverted: Whether the largest value is black, and the decoder does not invert it.
@@ -83,7 +83,7 @@ class Container:
     size: tuple[int, int]
     pixels: bytes
     orientation: int = 1
-    padded: bytes | None = None
+    shortened: bytes | None = None
     inflated: int = 0
     colours: int = 0
     bits: int = 8
@@ -271,14 +271,10 @@ def _png_chunk(kind: bytes, body: bytes) -> bytes:
 
 # --- JPEG -------------------------------------------------------------------------------------------------------------
 
-# Fill bytes 0xFF may precede a marker. The patterns take linear time on any number of them.
+_PICTURES, _PREVIEW = 0xB002, 1  # tag of the entries of a multi-picture index, and type of a large thumbnail in it
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_RESTART = re.compile(rb"(?<!\xff)\xff++[\xd0-\xd7]")
-_RESTART_ORDER = bytes(range(0xD0, 0xD8))
-# Bits that no Huffman code begins with. The decoder reads up to 64 bits ahead, and consumes more if a scan is cut.
-_ONES = b"\xff\x00" * 8
-# Bytes that the decoder skips at the end of a complete scan, and takes for coefficients if the scan is cut.
-_NOISE = bytes.fromhex("5bc1937e28d60fa4b9713ce84d9216ea67b85d03f14a8e39c2750bd69f24e35a")
+_SMALL_SIDE = 256
+"""Shorter side in pixels below which a row of blocks can be coded in the 8 bytes that the decoder reads ahead."""
 
 
 @dataclass
@@ -289,32 +285,18 @@ class _JpegFrame:
     # Coefficients by component: the number of low bits that are still missing, or None if nothing was coded.
     missing_bits: dict[int, list[int | None]] = field(default_factory=dict)
 
-    def units(self, components: tuple[int, ...]) -> int:
-        """Return the number of coded units of a scan (ITU-T T.81, A.2)."""
-        width, height = self.size
-        across, down = (max(s[i] for s in self.sampling.values()) for i in (0, 1))
-        if len(components) == 1:
-            h, v = self.sampling[components[0]]
-            width, height, across, down = -(-width * h // across), -(-height * v // down), 1, 1
-        return -(-width // (8 * across)) * -(-height // (8 * down))
-
 
 def _jpeg(data: bytes) -> Container:
     """Check the segments and scans of a JPEG file (ITU-T T.81, annex B).
 
-    The JPEG library fills a missing part with grey and says nothing. Three checks together find it: each scan must be
-    followed by a marker, the scans must code all bits of all coefficients, and the decoder must not need more bits than
-    there are. For the last check, the end marker of a file with a single scan is replaced with 64 bits that are no
-    code: the decoder then runs out of data if the scan is cut. A file with several scans is decoded a second time with
-    noise after each scan, which changes the pixels if the scan is cut.
+    The scans must code all bits of all coefficients. Whether each scan has exactly the data that the header implies,
+    the decoder says (`decode.decode`).
     """
-    kept: list[bytes] = [b"\xff\xd8"]  # segments, and the coded data of each scan
-    coded_at: list[int] = []  # the latter's positions in the list
+    kept, shortened = [b"\xff\xd8"], [b"\xff\xd8"]  # segments, and the coded data of each scan
     frame: _JpegFrame | None = None
     comments: set[str] = set()
     exif: tuple[Entry, ...] = ()
-    scans = interval = 0
-    position = 2
+    scans, position = 0, 2
     for _ in range(MAX_PARTS):
         match = _MARKER.search(data, position)
         if match is None:
@@ -334,8 +316,6 @@ def _jpeg(data: bytes) -> Container:
             if frame is not None:
                 raise Refused("damaged JPEG (two frame headers)")
             frame = _jpeg_frame(marker, body)
-        elif marker == 0xDD and len(body) >= 2:
-            interval = int.from_bytes(body[:2], "big")
         elif marker == 0xDC and (frame is None or body != frame.size[1].to_bytes(2, "big")):
             raise Refused("damaged JPEG (a number of lines that contradicts its header)")
         elif marker == 0xFE:
@@ -354,9 +334,13 @@ def _jpeg(data: bytes) -> Container:
             pass  # tells whether colours are YCbCr or RGB, CMYK or YCCK
         elif marker == 0xE0 and body.startswith(b"JFIF\0"):
             segment = b"\xff\xe0\x00\x10" + body[:12] + b"\0\0"  # without the thumbnail
-        elif marker not in (0xC4, 0xDA, 0xDB):
+        elif marker == 0xE2 and body.startswith(b"MPF\0"):
+            _check_pictures(body[4:])
+            continue
+        elif marker not in (0xC4, 0xDA, 0xDB, 0xDD):
             continue
         kept.append(segment)
+        shortened.append(segment)
         if marker != 0xDA:
             continue
         scans += 1
@@ -366,41 +350,47 @@ def _jpeg(data: bytes) -> Container:
             width, height = frame.size
             reason = f"JPEG of {width} x {height} pixels in {scans} or more scans, which takes too long to decode"
             raise Refused(reason, "save it as baseline JPEG or as PNG")
-        components = _note_scan(frame, body)
+        _note_scan(frame, body)
         following = _MARKER.search(data, position)
         if following is None:
             raise Refused("truncated JPEG (no end marker)")
         coded, position = data[position : following.start()].rstrip(b"\xff"), following.start()
-        if interval:
-            restarts = bytes(found[-1] for found in _RESTART.findall(coded))
-            if len(restarts) < -(-frame.units(components) // interval) - 1:
-                raise Refused("truncated JPEG (restart intervals are missing)")
-            if restarts != (_RESTART_ORDER * (len(restarts) // 8 + 1))[: len(restarts)]:
-                raise Refused("damaged JPEG (restart intervals are out of order)")
-        coded_at.append(len(kept))
         kept.append(coded)
+        shortened.append(_without_last_byte(coded))
     else:
         raise Refused(f"JPEG with more than {MAX_PARTS:,} segments", "save it again")
     if frame is None or not scans:
         raise Refused("truncated JPEG (no image data)")
     if any(left != 0 for component in frame.sampling for left in frame.missing_bits.get(component, [None])):
         raise Refused("truncated JPEG (the last scans are missing)")
-    pixels, padded = b"".join([*kept, _ONES]), None
-    if scans > 1 or frame.progressive:
-        pixels = b"".join([*kept, b"\xff\xd9"])
-        for i in coded_at:
-            kept[i] = _RESTART.sub(lambda found: _NOISE + found[0], kept[i]) + _NOISE
-        padded = b"".join([*kept, b"\xff\xd9"])
     return Container(
         "JPEG",
         frame.size,
-        pixels,
-        padded=padded,
+        b"".join([*kept, b"\xff\xd9"]),
+        shortened=b"".join([*shortened, b"\xff\xd9"]) if min(frame.size) < _SMALL_SIDE else None,
         orientation=_orientation(exif),
         channels=len(frame.sampling),
         exif=exif,
         comments=frozenset(comments),
     )
+
+
+def _without_last_byte(coded: bytes) -> bytes:
+    """Return the coded data of a scan without its last byte, and without a restart marker after it."""
+    if coded[-2:-1] == b"\xff" and coded[-1] != 0:
+        coded = coded[:-2].rstrip(b"\xff")
+    return coded[: -2 if coded.endswith(b"\xff\0") else -1]
+
+
+def _check_pictures(index: bytes) -> None:
+    """Refuse a multi-picture file unless its other pictures are previews of the first (CIPA DC-007, 5.2.3)."""
+    entries = {entry.tag: entry for entry in directory(index)}
+    if _PICTURES not in entries:
+        raise Refused("damaged JPEG (an index of several pictures that cannot be read)")
+    attributes = entries[_PICTURES]
+    kinds = [kind & 0xFFFFFF for kind, *_ in struct.iter_unpack(f"{attributes.order}IIIHH", attributes.value)]
+    if any(kind >> 16 != _PREVIEW for kind in kinds[1:]):
+        raise Refused(f"JPEG with {len(kinds)} pictures (MPO); only single images are read", _SAVE_FRAMES)
 
 
 def jpeg_header(data: bytes) -> tuple[int, int, int, int]:
@@ -432,8 +422,8 @@ def _jpeg_frame(marker: int, body: bytes) -> _JpegFrame:
     return _JpegFrame(marker == 0xC2, (width, height), sampling)
 
 
-def _note_scan(frame: _JpegFrame, body: bytes) -> tuple[int, ...]:
-    """Note the coefficient bits of a scan in `frame`, and return its components."""
+def _note_scan(frame: _JpegFrame, body: bytes) -> None:
+    """Note the coefficient bits of a scan in `frame`."""
     components = tuple(body[1 : 1 + 2 * body[0] : 2]) if body else ()
     if len(body) != 4 + 2 * len(components) or not components or not set(components) <= set(frame.sampling):
         raise Refused("damaged JPEG (scan header)")
@@ -442,7 +432,6 @@ def _note_scan(frame: _JpegFrame, body: bytes) -> tuple[int, ...]:
         raise Refused("damaged JPEG (scan header)")
     for component in components:
         frame.missing_bits.setdefault(component, [None] * 64)[first : last + 1] = [low] * (last + 1 - first)
-    return components
 
 
 # --- TIFF and EXIF ----------------------------------------------------------------------------------------------------
