@@ -107,7 +107,7 @@ def multi_picture(*kinds: int) -> bytes:
     picture = Image.linear_gradient("L")
     picture.save(buffer, "MPO", save_all=True, append_images=[picture.rotate(90)] * len(kinds))
     data = bytearray(buffer.getvalue())
-    entry = data.index(struct.pack("<I", 0x030000))
+    entry = data.index(b"MPF\0") + 4 + 50  # after the header and a directory of three entries
     for number, kind in enumerate(kinds, 1):
         data[entry + 16 * number : entry + 16 * number + 4] = struct.pack("<I", kind)
     return bytes(data)
