@@ -274,7 +274,8 @@ def _png_chunk(kind: bytes, body: bytes) -> bytes:
 _PICTURES, _PREVIEW = 0xB002, 1  # tag of the entries of a multi-picture index, and type of a large thumbnail in it
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _SMALL_SIDE = 256
-"""Shorter side in pixels below which a row of blocks can be coded in the 8 bytes that the decoder reads ahead."""
+"""Shorter side times channels, below which a row of blocks may take less than the 64 bits that the decoder reads ahead.
+A block of 8 x 8 pixels takes at least 2 bits."""
 
 
 @dataclass
@@ -367,7 +368,7 @@ def _jpeg(data: bytes) -> Container:
         "JPEG",
         frame.size,
         b"".join([*kept, b"\xff\xd9"]),
-        shortened=b"".join([*shortened, b"\xff\xd9"]) if min(frame.size) < _SMALL_SIDE else None,
+        shortened=b"".join([*shortened, b"\xff\xd9"]) if min(frame.size) * len(frame.sampling) < _SMALL_SIDE else None,
         orientation=_orientation(exif),
         channels=len(frame.sampling),
         exif=exif,

@@ -190,7 +190,8 @@ def _to_8_bit(container: Container) -> Image.Image:
     if image.has_transparency_data:
         image = _on_black(image, grey)
     elif image.mode in ("L", "RGB"):
-        image = image.copy()  # a plain image without the attributes of the format
+        if type(image) is not Image.Image:
+            image = image.copy()  # without the attributes of the format
     else:
         image = image.convert("L" if grey else "RGB")
     image.info.clear()
