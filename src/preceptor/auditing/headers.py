@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import ExifTags
 
 from preceptor.data import dicom
-from preceptor.data.containers import Entry, Refused, read_container
+from preceptor.data.containers import read_container
+from preceptor.data.structure import Entry, Refused
 
 # EXIF and TIFF tags with texts, names, times, places or serial numbers. The other tags are technical.
 EXIF_TAGS = {

@@ -12,7 +12,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from preceptor.data.containers import STOPS, Container, Refused, check_image_data
+from preceptor.data.containers import check_image_data
+from preceptor.data.structure import STOPS, Container, Refused
 
 _BAND_PIXELS = 2**21  # pixels that are converted at a time, to bound the memory for intermediate values
 

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preceptor.data.containers import COPY_AGAIN, STOPS, Refused, check_size, jpeg_header, read_container
+from preceptor.data.containers import read_container
 from preceptor.data.decode import decode
+from preceptor.data.jpeg import jpeg_header
+from preceptor.data.structure import COPY_AGAIN, STOPS, Refused, check_size
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preceptor.data.containers import STOPS, Refused
 from preceptor.data.dicom import (
     DEFLATED,
     IMAGE_FIELDS,
@@ -24,6 +23,7 @@ from preceptor.data.dicom import (
 )
 from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.nifti import Geometry, VolumeError
+from preceptor.data.structure import STOPS, Refused
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from preceptor.data import dicom
-from preceptor.data.containers import COPY_AGAIN, Container, Refused, check_size, read_container
+from preceptor.data.containers import read_container
 from preceptor.data.decode import bands, decode
 from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
+from preceptor.data.structure import COPY_AGAIN, Container, Refused, check_size
 from preceptor.errors import UserError, printable
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
