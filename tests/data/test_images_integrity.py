@@ -207,6 +207,89 @@ def test_flipped_bits_of_a_deflated_tiff_are_found(tmp_path):
             load_image(path)
 
 
+COMPRESSIONS = ["tiff_lzw", "packbits", "tiff_adobe_deflate", "raw"]
+
+
+def strips(data: bytes) -> list[tuple[int, int]]:
+    """Return offset and length of the strips of a TIFF, by Pillow."""
+    with Image.open(io.BytesIO(data)) as image:
+        return list(zip(image.tag_v2[273], image.tag_v2[279], strict=True))
+
+
+def tiff_of(values: np.ndarray, compression: str, rows: int, **options: Any) -> bytes:
+    """Return a TIFF with `rows` per strip, written by libtiff."""
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF", compression=compression, tiffinfo={278: rows}, **options)
+    return buffer.getvalue()
+
+
+def pictures() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    smooth = np.add.outer(np.arange(90), np.arange(70)).astype(np.uint8)
+    return [
+        smooth,
+        rng.integers(0, 255, (90, 70), np.uint8),
+        np.zeros((90, 70), np.uint8),
+        np.stack([smooth] * 3, axis=-1),
+        smooth.astype(np.uint16) * 100,
+        rng.integers(0, 3, (400, 300), np.uint8),
+    ]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("rows", [1, 7, 90, 400])
+def test_tiff_of_every_compression_is_read(tmp_path, compression, rows):
+    path = tmp_path / "a.tif"
+    for values in pictures():
+        path.write_bytes(tiff_of(values, compression, rows))
+        expected = values if values.dtype == np.uint8 else stretched(values)
+        np.testing.assert_array_equal(np.asarray(load_image(path)), expected)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_tiff_with_a_strip_that_is_cut_or_ends_in_zeros_is_refused(tmp_path, compression):
+    path = tmp_path / "a.tif"
+    for values in pictures():
+        data = tiff_of(values, compression, 30)
+        for offset, length in strips(data)[::2]:
+            entry = data.index(struct.pack("<I", length), 8) if data.count(struct.pack("<I", length)) == 1 else None
+            for count in (1, 2, 3, length // 2):
+                if entry is not None and not (compression == "tiff_adobe_deflate" and count > length - 2):
+                    path.write_bytes(data[:entry] + struct.pack("<I", length - count) + data[entry + 4 :])
+                    with pytest.raises(ImageError, match=r"TIFF \(.*(strip|pixels)"):
+                        load_image(path)
+                # The last bytes of PackBits may be pixels, which have no checksum.
+                shortest = {"raw": length, "packbits": length // 2}.get(compression, 3)
+                if count >= shortest and any(data[offset + length - count : offset + length]):
+                    end = offset + length
+                    path.write_bytes(data[: end - count] + bytes(count) + data[end:])
+                    with pytest.raises(ImageError, match="TIFF"):
+                        load_image(path)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("change", [(256, 60), (256, 71), (257, 60), (257, 91), (278, 29), (278, 31)])
+def test_tiff_whose_fields_imply_another_number_of_bytes_is_refused(tmp_path, compression, change):
+    path = tmp_path / "a.tif"
+    for values in pictures()[:3]:
+        data = bytearray(tiff_of(values, compression, 30))
+        (start,) = struct.unpack_from("<I", data, 4)
+        for entry in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+            tag, kind = struct.unpack_from("<HH", data, entry)
+            if tag == change[0]:
+                struct.pack_into("<H" if kind == 3 else "<I", data, entry + 8, change[1])
+        path.write_bytes(data)
+        with pytest.raises(ImageError, match="TIFF"):
+            load_image(path)
+
+
+def test_fax_coding_is_refused_because_it_cannot_be_checked(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.new("1", (40, 30)).save(path, compression="group4")
+    with pytest.raises(ImageError, match="TIFF with Compression 4 is not supported; save it as"):
+        load_image(path)
+
+
 # --- Fields that say how pixels are stored ---
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from preceptor.data.jpeg import read_jpeg
 from preceptor.data.structure import (
@@ -21,6 +21,7 @@ from preceptor.data.structure import (
     Entry,
     Refused,
     directory,
+    inflated_size,
     orientation_of,
 )
 from preceptor.data.tiff import read_tiff
@@ -152,24 +153,24 @@ def check_image_data(container: Container) -> None:
     Raises:
         Refused: there is less or more data than the header says, or its checksum is wrong.
     """
-    inflate, left = zlib.decompressobj(), container.inflated
-    view, position = memoryview(container.pixels), len(_PNG_SIGNATURE)
+    limit = container.inflated + _PNG_SURPLUS
     try:
-        while position < len(view) and not inflate.eof:
-            length = int.from_bytes(view[position : position + 4], "big")
-            body = view[position + 8 : position + 8 + length] if view[position + 4 : position + 8] == b"IDAT" else b""
-            while len(body) and not inflate.eof:
-                left -= len(inflate.decompress(body, 2**18))
-                body = inflate.unconsumed_tail
-                if left < -_PNG_SURPLUS:
-                    raise Refused("damaged PNG (more image data than its header says)")
-            position += 12 + length
-        if not inflate.eof:
-            left -= len(inflate.flush())
+        size = inflated_size(_image_data(memoryview(container.pixels)), limit)
     except zlib.error:
         raise Refused("damaged PNG (wrong checksum or code in the image data)") from None
-    if left > 0 or not inflate.eof:
+    if size is None or size < container.inflated:
         raise Refused("truncated PNG (less image data than its header says)")
+    if size > limit:
+        raise Refused("damaged PNG (more image data than its header says)")
+
+
+def _image_data(view: memoryview) -> Iterator[memoryview]:
+    position = len(_PNG_SIGNATURE)
+    while position < len(view):
+        end = position + 12 + int.from_bytes(view[position : position + 4], "big")
+        if view[position + 4 : position + 8] == b"IDAT":
+            yield view[position + 8 : end - 4]
+        position = end
 
 
 def _png_chunk(kind: bytes, body: bytes) -> bytes:

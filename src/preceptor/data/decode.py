@@ -14,6 +14,7 @@ from PIL import Image
 
 from preceptor.data.containers import check_image_data
 from preceptor.data.structure import STOPS, Container, Refused
+from preceptor.data.tiff import check_parts
 
 _BAND_PIXELS = 2**21  # pixels that are converted at a time, to bound the memory for intermediate values
 
@@ -28,6 +29,8 @@ def decode(container: Container, *, second_byte: bool = False) -> Image.Image:
     """
     if container.format == "PNG":
         check_image_data(container)
+    if container.format == "TIFF":
+        check_parts(container)
     if container.format == "JPEG":
         return _decode_jpeg(container)
     image = _open(container, container.pixels, second_byte=second_byte)

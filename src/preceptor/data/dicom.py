@@ -24,6 +24,7 @@ from preceptor.data.containers import read_container
 from preceptor.data.decode import decode
 from preceptor.data.jpeg import jpeg_header
 from preceptor.data.structure import COPY_AGAIN, STOPS, Refused, check_size
+from preceptor.data.tiff import packbits_size
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -87,7 +88,6 @@ _REQUIRED = (
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 _MAX_ITEMS = 100_000  # elements, or items of sequences and fragments
-_MAX_EXPANSION = 2**28  # bytes that a run-length encoded segment may expand to before its runs are counted
 # Compressed values (rows x columns x samples) that are decoded in less than 3 s and 600 MB.
 _MAX_JPEG2000_VALUES, _MAX_COMPRESSED_VALUES = 16_000_000, 48_000_000
 _EXPORT = "export the image as PNG or JPEG"
@@ -375,12 +375,7 @@ def _check_rle(frame: bytes, pixels: int, segments: int) -> None:
     for start, end in itertools.pairwise(bounds):
         if not 64 <= start <= end <= len(frame):
             raise Refused("truncated DICOM (run-length segments)")
-        size, position = pixels if (end - start) * 64 <= _MAX_EXPANSION else 0, start
-        while position < end and size < pixels + 256 and (end - start) * 64 > _MAX_EXPANSION:
-            code = frame[position]
-            size += code + 1 if code < 128 else 257 - code if code > 128 else 0
-            position += code + 2 if code < 128 else 2 if code > 128 else 1
-        if not pixels <= size < pixels + 256:
+        if packbits_size(frame[start:end], pixels) != pixels:
             raise Refused("damaged DICOM (run-length segments do not give the number of pixels)")
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 MAX_PARTS = 100_000
 """Largest number of chunks or segments of a file. A PNG of 64 MiB in the usual chunks of 8 KiB has 8,192."""
@@ -45,6 +46,9 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise Refused(f"{width} x {height} pixels, a side longer than {MAX_SIDE:,}", "shrink or crop the image")
 
 
+Part: TypeAlias = tuple[int, int, int]
+
+
 @dataclass(frozen=True)
 class Container:
     """The structure of an image file.
@@ -55,6 +59,8 @@ class Container:
         pixels: The bytes that the decoder gets.
         orientation: EXIF orientation, 1 to 8.
         inflated: PNG only: number of bytes of the inflated image data.
+        compression: TIFF only: name of the compression.
+        parts: TIFF only: offset, length and expanded length of each strip or tile, in bytes.
         colours: PNG and BMP only: number of colours of the palette, or 0.
         shortened: Small JPEG only: the same bytes without the last byte of each scan.
         bits: Bits per channel.
@@ -73,6 +79,8 @@ class Container:
     orientation: int = 1
     shortened: bytes | None = None
     inflated: int = 0
+    compression: str = ""
+    parts: tuple[Part, ...] = ()
     colours: int = 0
     bits: int = 8
     channels: int = 1
@@ -105,6 +113,27 @@ class Entry(NamedTuple):
             return ()
         number = len(self.value) // struct.calcsize(code)
         return struct.unpack_from(f"{self.order}{number}{code}", self.value)
+
+
+def inflated_size(parts: Iterable[memoryview], limit: int) -> int | None:
+    """Return the number of bytes that zlib data expands to, or None if it does not end.
+
+    A number above `limit` means that there are more.
+
+    Raises:
+        zlib.error: a code or the checksum is wrong.
+    """
+    inflate, size = zlib.decompressobj(), 0
+    for part in parts:
+        rest: bytes | memoryview = part
+        while len(rest) and not inflate.eof:
+            size += len(inflate.decompress(rest, 2**18))
+            rest = inflate.unconsumed_tail
+            if size > limit:
+                return size
+    if not inflate.eof:
+        size += len(inflate.flush())
+    return size if inflate.eof else None
 
 
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
