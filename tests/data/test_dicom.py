@@ -397,6 +397,39 @@ def test_half_a_jpeg_in_a_dicom_is_refused(tmp_path):
             load_image(path)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 100, 2000])
+def test_jpeg_2000_in_a_dicom_that_lacks_its_last_bytes_is_refused(tmp_path, count):
+    from pydicom.encaps import encapsulate
+
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG2000", no_jp2=True, irreversible=False)
+    whole = buffer.getvalue()
+    path, syntax = tmp_path / "a.dcm", "1.2.840.10008.1.2.4.90"
+    dicom(path, pixels, transfer_syntax=syntax, pixel_data=encapsulate([whole]))
+    load_image(path)
+    cut = whole[: -2 - count] + b"\xff\xd9"
+    dicom(path, pixels, transfer_syntax=syntax, pixel_data=encapsulate([cut]))
+    with pytest.raises(ImageError, match="another length than stated"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.5, 0.9])
+def test_lossless_jpeg_in_a_dicom_that_lacks_data_is_refused(tmp_path, capfd, share):
+    import pydicom
+    from pydicom.encaps import encapsulate, generate_frames
+
+    (path,) = (path for path in dicom_paths() if path.name == "JPEG-LL.dcm")
+    data = pydicom.dcmread(path)
+    frame = next(generate_frames(data.PixelData, number_of_frames=1)).rstrip(b"\0")
+    load_image(path)
+    data.PixelData = encapsulate([frame[: int(len(frame) * (1 - share))].rstrip(b"\xff") + b"\xff\xd9"])
+    data.save_as(tmp_path / "a.dcm")
+    with pytest.raises(ImageError, match="truncated or damaged DICOM"):
+        load_image(tmp_path / "a.dcm")
+    assert not capfd.readouterr().err
+
+
 def test_run_lengths_that_expand_without_end_are_refused(tmp_path):
     from pydicom.encaps import encapsulate
 

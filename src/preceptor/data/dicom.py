@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import struct
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -333,6 +335,7 @@ def _check_codestream(dataset: Dataset) -> int:
             decode(image)
     elif jpeg2000:
         bits, height, width, components = _jpeg2000_header(frame)
+        _check_tile_parts(frame)
     else:
         raise Refused(f"DICOM compression {syntax.name} is not supported", _EXPORT)
     for found, name in ((height, "Rows"), (width, "Columns"), (components, "SamplesPerPixel")):
@@ -366,6 +369,18 @@ def _jpeg2000_header(frame: bytes) -> tuple[int, int, int, int]:
     return (depths[0] & 0x7F) + 1, bottom - top, right - left, number
 
 
+def _check_tile_parts(frame: bytes) -> None:
+    """Check that the tile-parts of a JPEG 2000 codestream have the stated lengths (ITU-T T.800, A.4.2)."""
+    position = frame.find(b"\xff\x90\x00\x0a", frame.find(b"\xff\x4f\xff\x51"))
+    while frame[position : position + 4] == b"\xff\x90\x00\x0a" and position + 12 <= len(frame):
+        length = int.from_bytes(frame[position + 6 : position + 10], "big")
+        if length == 0:  # the last tile-part, up to the end marker
+            return
+        position += max(length, 12)
+    if frame[position : position + 2] != b"\xff\xd9":
+        raise Refused("truncated or damaged DICOM (a part of its JPEG 2000 data has another length than stated)")
+
+
 def _check_rle(frame: bytes, pixels: int, segments: int) -> None:
     """Check the segments of a run-length encoded frame, and what they expand to (PS3.5, annex G)."""
     number, *starts = struct.unpack_from("<16I", frame)
@@ -382,16 +397,47 @@ def _check_rle(frame: bytes, pixels: int, segments: int) -> None:
 # --- Rendering --------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _decoder_messages(messages: bytearray) -> Iterator[None]:
+    """Collect what is written to the standard error.
+
+    The JPEG decoder of GDCM fills missing data with zeros, and has no other way to say so. Only one thread at a time
+    can be inside (`silent_pydicom`). Messages of others are passed on.
+    """
+    try:
+        saved = os.dup(2)
+    except OSError:  # a process without standard error
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            lines = file.read().splitlines(keepends=True)
+            messages += b"".join(lines)
+            os.write(2, b"".join(line for line in lines if b"JPEG" not in line))
+
+
 def _decode_pixels(dataset: Dataset, bits: int) -> np.ndarray:
     """Return the stored values (rows, columns) with all `bits`, or the RGB values (rows, columns, 3)."""
     from pydicom.pixels import pixel_array
+    from pydicom.uid import JPEGTransferSyntaxes
 
+    messages = bytearray()
+    is_jpeg = dataset.file_meta.TransferSyntaxUID in JPEGTransferSyntaxes
     try:
-        stored = pixel_array(dataset, bits_stored=max(bits, int(dataset.BitsStored)))
+        with _decoder_messages(messages) if is_jpeg else nullcontext():
+            stored = pixel_array(dataset, bits_stored=max(bits, int(dataset.BitsStored)))
     except RuntimeError:
         kind = dataset.file_meta.TransferSyntaxUID.name
         reason = f"no installed decoder can read this {kind} image of {int(dataset.BitsStored)} bits"
         raise Refused(f"{reason}, or it is damaged", _EXPORT) from None
+    if b"Corrupt JPEG data" in messages:
+        raise Refused("truncated or damaged DICOM (the decoder of its JPEG data reports missing or wrong data)")
     if stored.shape[:2] != (dataset.Rows, dataset.Columns):  # pydicom takes surplus data for further frames
         raise _contradiction("Rows", "PixelData")
     return stored
