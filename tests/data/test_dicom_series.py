@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,6 +215,41 @@ def test_what_is_not_a_box_of_slices_is_refused(tmp_path, how, message):
     assert "DOE" not in text
     assert "4711" not in text
     assert str(tmp_path) in text
+
+
+def first_ten(count: int = 10, **fields: int) -> list[Any]:
+    """Return the slices at the first positions of ten, numbered from the first."""
+    slices = slices_of(np.random.default_rng(0).integers(0, 99, (10, 6, 5)).astype(np.int16))
+    for number, data in enumerate(slices, 1):
+        data.InstanceNumber = number
+        for name, value in fields.items():
+            setattr(data, name, value)
+    return slices[:count]
+
+
+@pytest.mark.parametrize(
+    ("slices", "remark"),
+    [
+        (first_ten()[2:], "the InstanceNumber of 8 slices runs from 3 to 10, so that slices may be missing"),
+        (first_ten()[::2], "the InstanceNumber of 5 slices runs from 1 to 9, so that slices may be missing"),
+        (first_ten(8, ImagesInAcquisition=10), "8 slices, but ImagesInAcquisition says 10; slices are missing, or"),
+        (first_ten(NumberOfTemporalPositions=3), "one volume of a series with 3 times"),
+    ],
+)
+def test_slices_that_may_be_missing_at_the_ends_are_a_remark(tmp_path, slices, remark):
+    _, geometry = read_series(write_slices(tmp_path / "series", slices))
+    assert [found for found in geometry.remarks if found.startswith(remark)] == list(geometry.remarks)
+    assert geometry.remarks
+
+
+def test_fewer_slices_than_stated_are_refused(tmp_path):
+    with pytest.raises(VolumeError, match="9 slices, but NumberOfSlices says 10, so that slices are missing"):
+        read_series(write_slices(tmp_path / "series", first_ten(9, NumberOfSlices=10)))
+
+
+def test_a_whole_series_has_no_remarks(tmp_path):
+    whole = first_ten(ImagesInAcquisition=10, NumberOfSlices=10, NumberOfTemporalPositions=1)
+    assert read_series(write_slices(tmp_path / "series", whole))[1].remarks == ()
 
 
 def test_other_files_and_limits(tmp_path, monkeypatch):

@@ -35,8 +35,10 @@ _OTHER_SUFFIXES = (".txt", ".json", ".xml", ".csv", ".tsv", ".md", ".ini", ".db"
 _NO_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTIMAGE", "PR", "KO", "SR", "REG")
 _CONSTANT = ("Modality", "Units", "RescaleType", "EchoTime", "ComplexImageComponent")
 """Fields that say what the values mean, and are therefore equal in all slices of a volume."""
+_COUNTS = ("InstanceNumber", "ImagesInAcquisition", "NumberOfSlices", "NumberOfTemporalPositions")
 _HEADER_FIELDS = [
     *_CONSTANT,
+    *_COUNTS,
     *IMAGE_FIELDS,
     "SOPClassUID",
     "SeriesInstanceUID",
@@ -62,6 +64,7 @@ class _Slice:
     along_row: np.ndarray
     along_column: np.ndarray
     constants: tuple[str, ...]  # of the fields _CONSTANT
+    counts: tuple[int | None, ...]  # of the fields _COUNTS
 
 
 def holds_series(folder: Path) -> bool:
@@ -120,6 +123,7 @@ def read_series(folder: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarr
     if min(shape) < 2:
         raise VolumeError(f"{folder}: {' x '.join(map(str, shape))} voxels are not a volume; give the whole series")
     affine = _affine(folder, slices)
+    remarks = _missing_slices(folder, slices)
     volume: np.ndarray = np.empty(shape, np.float64)
     padding = np.zeros(shape, bool)
     with silent_pydicom():
@@ -128,7 +132,6 @@ def read_series(folder: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarr
             volume[..., number], padding[..., number] = values.T, padded.T
     if padding.all():
         raise VolumeError(f"{folder}: every pixel is padding; give another series")
-    remarks = []
     if padding.any():
         volume[padding] = volume[~padding].min()
         remarks.append(f"{int(padding.sum())} padding pixels got the smallest value of the others")
@@ -194,6 +197,7 @@ def _read_header(path: Path) -> _Slice:
             np.array(data.ImageOrientationPatient[:3], np.float64),
             np.array(data.ImageOrientationPatient[3:], np.float64),
             tuple(str(data.get(field, "")) for field in _CONSTANT),
+            tuple(int(data[field].value) if data.get(field) not in (None, "") else None for field in _COUNTS),
         )
     except VolumeError:
         raise
@@ -337,6 +341,35 @@ def _affine(folder: Path, slices: list[_Slice]) -> np.ndarray:
     affine[:3, 2] = normal * (direction @ normal)
     affine[:3, 3] = first.position
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM is LPS, NIfTI is RAS
+
+
+def _missing_slices(folder: Path, slices: list[_Slice]) -> list[str]:
+    """Return remarks on slices that may be missing at the ends, where positions do not tell.
+
+    Raises:
+        VolumeError: there are fewer slices than NumberOfSlices says (PS3.3 C.8.9.1).
+    """
+    numbers, images, stated, times = zip(*(one.counts for one in slices), strict=True)
+    most = max((count for count in stated if count is not None), default=0)
+    if len(slices) < most:
+        raise VolumeError(
+            f"{folder}: {len(slices)} slices, but NumberOfSlices says {most}, so that slices are missing; {_COPY_AGAIN}"
+        )
+    remarks = []
+    known = sorted({number for number in numbers if number is not None})
+    if known and (known[0] > 1 or known[-1] - known[0] + 1 > len(known)):
+        remarks.append(
+            f"the InstanceNumber of {len(slices)} slices runs from {known[0]} to {known[-1]}, so that slices may be "
+            "missing; compare with the source"
+        )
+    if (most := max((count for count in images if count is not None), default=0)) > len(slices):
+        remarks.append(
+            f"{len(slices)} slices, but ImagesInAcquisition says {most}; slices are missing, or the acquisition has "
+            "several volumes; compare with the source"
+        )
+    if (most := max((count for count in times if count is not None), default=0)) > 1:
+        remarks.append(f"one volume of a series with {most} times (NumberOfTemporalPositions)")
+    return remarks
 
 
 def _read_pixels(one: _Slice) -> tuple[np.ndarray, np.ndarray]:
