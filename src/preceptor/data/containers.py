@@ -86,6 +86,8 @@ def _png(data: bytes) -> Container:
             raise Refused(
                 f"PNG with {int.from_bytes(body[:4], 'big')} frames; only single images are read", SAVE_FRAMES
             )
+        elif kind == b"fdAT":  # a frame besides the image data
+            raise Refused("PNG with several frames; only single images are read", SAVE_FRAMES)
         elif kind == b"IEND":
             ended = True
             break
