@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preceptor.data import dicom as dicom_reader
+from preceptor.data import dicom as dicom_renderer
+from preceptor.data import dicom_header
 from preceptor.data.images import ImageError, image_size, load_image
 from tests.data.dicom_files import dicom, dicom_paths, reference
 
@@ -160,7 +161,7 @@ def test_compression_without_a_decoder_says_what_is_missing(tmp_path, monkeypatc
 
 def test_dicom_identifiers_are_not_parsed(tmp_path):
     path = dicom(tmp_path / "a.dcm", GRADIENT, WindowWidth=10, WindowCenter=5)
-    dataset = dicom_reader._parse(path.read_bytes())
+    dataset = dicom_header.parse(path.read_bytes())
     assert "PatientName" not in dataset
     assert "PatientID" not in dataset
     assert load_image(path).info == {}
@@ -375,7 +376,7 @@ def test_compressed_data_that_disagrees_with_the_header_is_not_decoded(
     syntax = "1.2.840.10008.1.2.4.90" if kind == "JPEG2000" else "1.2.840.10008.1.2.4.50"
     path = tmp_path / "a.dcm"
     dicom(path, GRADIENT, transfer_syntax=syntax, pixel_data=encapsulate([buffer.getvalue()]))
-    monkeypatch.setattr(dicom_reader, "_decode_pixels", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(dicom_renderer, "decode_pixels", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ImageError, match=r"\d in its compressed data|\d pixels, more than"):
         load_image(path)
 

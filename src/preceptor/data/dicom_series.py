@@ -12,15 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preceptor.data.dicom import (
-    DEFLATED,
-    IMAGE_FIELDS,
-    VALUE_FIELDS,
-    decode_grey,
-    is_dicom,
-    modality_table,
-    silent_pydicom,
-)
+from preceptor.data.dicom import decode_grey, modality_table
+from preceptor.data.dicom_header import DEFLATED, IMAGE_FIELDS, VALUE_FIELDS, is_dicom, silent_pydicom
 from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.nifti import Geometry, VolumeError
 from preceptor.data.structure import STOPS, Refused

@@ -18,6 +18,7 @@ from PIL import Image
 from preceptor.data import dicom
 from preceptor.data.containers import read_container
 from preceptor.data.decode import bands, decode
+from preceptor.data.dicom_header import is_dicom
 from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.structure import COPY_AGAIN, Container, Refused, check_size
 from preceptor.errors import UserError, printable
@@ -161,7 +162,7 @@ def _read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def _is_dicom(path: Path, data: bytes) -> bool:
-    if dicom.is_dicom(data):
+    if is_dicom(data):
         return True
     if path.suffix.lower() in (".dcm", ".dicom"):
         raise Refused("named as DICOM, but has no DICM mark at byte 128", f"{COPY_AGAIN}, or {_EXPORT}")
