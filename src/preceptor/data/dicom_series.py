@@ -1,4 +1,4 @@
-"""Read a folder with one DICOM series as a volume.
+"""Read a folder with one DICOM series as a volume: a file for each slice, or enhanced images of several frames.
 
 Slices are placed by Image Position (Patient) and Image Orientation (Patient) as DICOM PS3.3 C.7.6.2 defines. Whatever
 does not form a regular grid is refused. Only geometry and pixels are parsed: names, dates and free texts are not.
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 MAX_FILES = 4096
-MAX_FILE_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 300 * 2**20
+"""Largest file. 512 x 512 x 512 voxels of 16 bits in a file of several frames have 256 MiB."""
 SUFFIXES = (".dcm", ".dicom", ".ima")
 _OTHER_SUFFIXES = (".txt", ".json", ".xml", ".csv", ".tsv", ".md", ".ini", ".db", ".html", ".pdf", ".png", ".jpg")
 _NO_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTIMAGE", "PR", "KO", "SR", "REG")
@@ -41,6 +42,15 @@ _HEADER_FIELDS = [
     "ImageOrientationPatient",
     "GantryDetectorTilt",
 ]
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_FRAME_FIELDS = {
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": ("PixelSpacing",),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+}
+"""Fields of a frame in an enhanced image, by functional group (PS3.3 C.7.6.16.2)."""
+_HEADER_FIELDS += _GROUPS
 _PIXEL_FIELDS = [*_HEADER_FIELDS, *VALUE_FIELDS]
 _COPY_AGAIN = "copy the series again from its source"
 _ONE_VOLUME = "move each volume to its own folder"
@@ -49,6 +59,7 @@ _ONE_VOLUME = "move each volume to its own folder"
 @dataclass(frozen=True)
 class _Slice:
     path: Path
+    frame: int  # number in the file, from 0
     series: str
     rows: int
     columns: int
@@ -102,7 +113,7 @@ def read_series(folder: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarr
     """
     files, ignored = _files(folder)
     with silent_pydicom():
-        slices = [_read_header(path) for path in files]
+        slices = [one for path in files for one in _read_headers(path)]
     slices = _sorted(folder, slices)
     first = slices[0]
     shape = (first.columns, first.rows, len(slices))
@@ -119,10 +130,15 @@ def read_series(folder: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarr
     remarks = _missing_slices(folder, slices)
     volume: np.ndarray = np.empty(shape, np.float64)
     padding = np.zeros(shape, bool)
+    numbers: dict[Path, list[int]] = {}  # of the slices in each file
+    for number, one in enumerate(slices):
+        numbers.setdefault(one.path, []).append(number)
     with silent_pydicom():
-        for number, one in enumerate(slices):
-            values, padded = _read_pixels(one)
-            volume[..., number], padding[..., number] = values.T, padded.T
+        for path in numbers:
+            frames = _frames(path, _PIXEL_FIELDS, pixels=True)
+            for number in numbers[path]:
+                values, padded = _read_pixels(slices[number], frames[slices[number].frame])
+                volume[..., number], padding[..., number] = values.T, padded.T
     if padding.all():
         raise VolumeError(f"{folder}: every pixel is padding; give another series")
     if padding.any():
@@ -176,12 +192,65 @@ def _broken(path: Path, error: BaseException) -> VolumeError:
     return VolumeError(f"{path}: broken or truncated DICOM ({type(error).__name__}); {_COPY_AGAIN}")
 
 
-def _read_header(path: Path) -> _Slice:
+def _frames(path: Path, fields: list[str], *, pixels: bool) -> list[Dataset]:
+    """Return one data set for each frame of a file, with the fields and pixels of the frame."""
+    data = _parse(path, fields, pixels=pixels)
     try:
-        data = _parse(path, _HEADER_FIELDS, pixels=False)
+        shared, groups = ([*(data.get(name) or ())] for name in _GROUPS)
+        return _split(path, data, shared, groups, pixels=pixels) if groups else [data]
+    except (VolumeError, MemoryError, *STOPS):
+        raise
+    except BaseException as error:  # pydicom raises many kinds of errors for broken files
+        raise _broken(path, error) from None
+
+
+def _split(path: Path, data: Dataset, shared: list[Dataset], groups: list[Dataset], *, pixels: bool) -> list[Dataset]:
+    from pydicom import Dataset
+    from pydicom.encaps import encapsulate, generate_frames
+
+    number = int(data.get("NumberOfFrames") or 1)
+    if number != len(groups) or number > MAX_FILES:
+        raise VolumeError(f"{path}: {number} frames, but functional groups for {len(groups)}; {_COPY_AGAIN}")
+    stacks = {str(group.FrameContentSequence[0].get("StackID")) for group in groups if "FrameContentSequence" in group}
+    if len(stacks) > 1:
+        raise VolumeError(f"{path}: {len(stacks)} stacks of frames in one file; save each stack as a file of its own")
+    contents: list[bytes] = []
+    if pixels and data.file_meta.TransferSyntaxUID.is_encapsulated:
+        contents = [encapsulate([frame]) for frame in generate_frames(data.PixelData, number_of_frames=number)]
+    elif pixels:
+        size = int(data.Rows) * int(data.Columns) * int(data.BitsAllocated) // 8
+        if not 0 <= len(data.PixelData) - size * number < 2:
+            raise VolumeError(f"{path}: PixelData has not the size of {number} frames; {_COPY_AGAIN}")
+        contents = [data.PixelData[i * size : (i + 1) * size] for i in range(number)]
+    frames = []
+    for i, group in enumerate(groups):
+        frame = Dataset()
+        frame.file_meta = data.file_meta
+        for element in data:
+            if element.keyword not in (*_GROUPS, "NumberOfFrames", "PixelData"):
+                frame.add(element)
+        for fields in (*shared[:1], group):
+            for sequence, names in _FRAME_FIELDS.items():
+                for name in names if sequence in fields else ():
+                    if name in fields[sequence][0]:
+                        frame[name] = fields[sequence][0][name]
+        if pixels:
+            frame.add_new("PixelData", "OB" if data.file_meta.TransferSyntaxUID.is_encapsulated else "OW", contents[i])
+        frames.append(frame)
+    return frames
+
+
+def _read_headers(path: Path) -> list[_Slice]:
+    frames = _frames(path, _HEADER_FIELDS, pixels=False)
+    return [_read_header(path, number, data) for number, data in enumerate(frames)]
+
+
+def _read_header(path: Path, number: int, data: Dataset) -> _Slice:
+    try:
         _check_kind(path, data)
         return _Slice(
             path,
+            number,
             str(data.get("SeriesInstanceUID", "")),
             int(data.Rows),
             int(data.Columns),
@@ -212,8 +281,10 @@ def _check_kind(path: Path, data: Dataset) -> None:
 
     sop_class = UID(str(data.get("SOPClassUID", "")))
     name = sop_class.name if sop_class.type == "SOP Class" else "multi-frame image"
-    if int(data.get("NumberOfFrames") or 1) > 1 or name.startswith("Enhanced"):
-        raise VolumeError(f"{path}: {name} (several frames in one file) is not read; convert it to .nii.gz")
+    if int(data.get("NumberOfFrames") or 1) > 1:
+        raise VolumeError(
+            f"{path}: {name} (several frames in one file without functional groups) is not read; convert it to .nii.gz"
+        )
     if data.get("Modality") in _NO_IMAGES or name.startswith(("RT ", "Segmentation", "Parametric Map")):
         kind = data.Modality if data.get("Modality") in _NO_IMAGES else name
         raise VolumeError(
@@ -365,10 +436,9 @@ def _missing_slices(folder: Path, slices: list[_Slice]) -> list[str]:
     return remarks
 
 
-def _read_pixels(one: _Slice) -> tuple[np.ndarray, np.ndarray]:
+def _read_pixels(one: _Slice, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return the values (rows, columns) of a slice after the modality transformation, and where they are padding."""
     try:
-        data = _parse(one.path, _PIXEL_FIELDS, pixels=True)
         stored, padded = decode_grey(data, one.rows * one.columns)
         if (values := modality_table(data, stored)) is None:
             slope, intercept = (_number(one.path, data, name, default) for name, default in _RESCALE)
