@@ -228,8 +228,7 @@ def enhanced(**options: Any) -> FileDataset:
 @pytest.mark.parametrize("orientation", [(1.0, 0, 0, 0, 1, 0), TURNED, FLIPPED, CORONAL])
 @pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless])
 def test_an_enhanced_image_is_the_volume_of_its_frames(tmp_path, orientation, syntax):
-    """Each frame has a rescale, as the fields of single slices say the same."""
-    values = np.random.default_rng(0).integers(0, 999, (5, 6, 7)).astype(np.uint16)
+    values = np.random.default_rng(0).integers(0, 999, (5, 40, 36)).astype(np.uint16)
     slices = slices_of(values, orientation=orientation, kind=MRImageStorage)
     data = enhanced_of(slices, ORDER)
     if syntax:
