@@ -109,7 +109,7 @@ def read_series(folder: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarr
 
     Raises:
         VolumeError: the folder contains no series or several, or slices that are broken, missing, doubled, unequally
-            spaced, tilted, of different sizes or orientations, in colour, compressed in an unknown way, or in several stacks.
+            spaced, tilted, of different sizes or orientations, in several stacks, in colour, or in an unknown coding.
     """
     files, ignored = _files(folder)
     with silent_pydicom():
