@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    generate_uid,
+)
 
 IDENTITY = (1.0, 0, 0, 0, 1, 0)
 
@@ -73,3 +81,34 @@ def changed(slices: list[FileDataset], number: int, fields: Mapping[str, Any]) -
         else:
             setattr(slices[number], name, value)
     return slices
+
+
+def enhanced_of(slices: list[FileDataset], order: list[int]) -> FileDataset:
+    """Return one Enhanced MR image with the slices as frames, in an order that is not that of the positions."""
+    data = copy.deepcopy(slices[0])
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    data.NumberOfFrames, data.InstanceNumber = len(slices), 1
+    data.PixelData = b"".join(slices[i].PixelData for i in order)
+    shared = Dataset()
+    shared.PlaneOrientationSequence = [Dataset()]
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = slices[0].ImageOrientationPatient
+    shared.PixelMeasuresSequence = [Dataset()]
+    shared.PixelMeasuresSequence[0].PixelSpacing = slices[0].PixelSpacing
+    shared.PixelMeasuresSequence[0].SliceThickness = 3.0
+    data.SharedFunctionalGroupsSequence = [shared]
+    groups = []
+    for i in order:
+        group = Dataset()
+        group.PlanePositionSequence, group.FrameContentSequence = [Dataset()], [Dataset()]
+        group.PlanePositionSequence[0].ImagePositionPatient = slices[i].ImagePositionPatient
+        group.FrameContentSequence[0].StackID = "1"
+        group.FrameContentSequence[0].InStackPositionNumber = i + 1
+        group.PixelValueTransformationSequence = [Dataset()]
+        group.PixelValueTransformationSequence[0].RescaleSlope = 2
+        group.PixelValueTransformationSequence[0].RescaleIntercept = -7
+        group.PixelValueTransformationSequence[0].RescaleType = "US"
+        groups.append(group)
+    data.PerFrameFunctionalGroupsSequence = groups
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(data, name)
+    return data

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preceptor.data import dicom as dicom_reader
+from preceptor.data import dicom as dicom_renderer
+from preceptor.data import dicom_header
 from preceptor.data.images import ImageError, image_size, load_image
 from tests.data.dicom_files import dicom, dicom_paths, reference
 
@@ -160,7 +161,7 @@ def test_compression_without_a_decoder_says_what_is_missing(tmp_path, monkeypatc
 
 def test_dicom_identifiers_are_not_parsed(tmp_path):
     path = dicom(tmp_path / "a.dcm", GRADIENT, WindowWidth=10, WindowCenter=5)
-    dataset = dicom_reader._parse(path.read_bytes())
+    dataset = dicom_header.parse(path.read_bytes())
     assert "PatientName" not in dataset
     assert "PatientID" not in dataset
     assert load_image(path).info == {}
@@ -375,7 +376,7 @@ def test_compressed_data_that_disagrees_with_the_header_is_not_decoded(
     syntax = "1.2.840.10008.1.2.4.90" if kind == "JPEG2000" else "1.2.840.10008.1.2.4.50"
     path = tmp_path / "a.dcm"
     dicom(path, GRADIENT, transfer_syntax=syntax, pixel_data=encapsulate([buffer.getvalue()]))
-    monkeypatch.setattr(dicom_reader, "_decode_pixels", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(dicom_renderer, "decode_pixels", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ImageError, match=r"\d in its compressed data|\d pixels, more than"):
         load_image(path)
 
@@ -395,6 +396,39 @@ def test_half_a_jpeg_in_a_dicom_is_refused(tmp_path):
                 load_image(path)
         else:
             load_image(path)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 100, 2000])
+def test_jpeg_2000_in_a_dicom_that_lacks_its_last_bytes_is_refused(tmp_path, count):
+    from pydicom.encaps import encapsulate
+
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG2000", no_jp2=True, irreversible=False)
+    whole = buffer.getvalue()
+    path, syntax = tmp_path / "a.dcm", "1.2.840.10008.1.2.4.90"
+    dicom(path, pixels, transfer_syntax=syntax, pixel_data=encapsulate([whole]))
+    load_image(path)
+    cut = whole[: -2 - count] + b"\xff\xd9"
+    dicom(path, pixels, transfer_syntax=syntax, pixel_data=encapsulate([cut]))
+    with pytest.raises(ImageError, match="another length than stated"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.5, 0.9])
+def test_lossless_jpeg_in_a_dicom_that_lacks_data_is_refused(tmp_path, capfd, share):
+    import pydicom
+    from pydicom.encaps import encapsulate, generate_frames
+
+    (path,) = (path for path in dicom_paths() if path.name == "JPEG-LL.dcm")
+    data = pydicom.dcmread(path)
+    frame = next(generate_frames(data.PixelData, number_of_frames=1)).rstrip(b"\0")
+    load_image(path)
+    data.PixelData = encapsulate([frame[: int(len(frame) * (1 - share))].rstrip(b"\xff") + b"\xff\xd9"])
+    data.save_as(tmp_path / "a.dcm")
+    with pytest.raises(ImageError, match="truncated or damaged DICOM"):
+        load_image(tmp_path / "a.dcm")
+    assert not capfd.readouterr().err
 
 
 def test_run_lengths_that_expand_without_end_are_refused(tmp_path):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, FileDataset, dcmread
 from pydicom.uid import EnhancedMRImageStorage, JPEG2000Lossless, MRImageStorage, RLELossless, generate_uid
 
 from preceptor.data import dicom_series
@@ -14,7 +15,7 @@ from preceptor.data.dicom_series import holds_series, read_series
 from preceptor.data.nifti import Geometry, VolumeError
 from preceptor.data.types import Case, VolumeFile
 from preceptor.data.volumes import load_case, save_mask
-from tests.data.dicom_series_files import changed, noise, slices_of, write_slices
+from tests.data.dicom_series_files import changed, enhanced_of, noise, slices_of, write_slices
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -214,6 +215,114 @@ def test_what_is_not_a_box_of_slices_is_refused(tmp_path, how, message):
     assert "DOE" not in text
     assert "4711" not in text
     assert str(tmp_path) in text
+
+
+ORDER = [2, 0, 3, 1, 4]
+
+
+def enhanced(**options: Any) -> FileDataset:
+    values = np.random.default_rng(0).integers(0, 999, (5, 6, 7)).astype(np.uint16)
+    return enhanced_of(slices_of(values, kind=MRImageStorage, **options), ORDER)
+
+
+@pytest.mark.parametrize("orientation", [(1.0, 0, 0, 0, 1, 0), TURNED, FLIPPED, CORONAL])
+@pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless])
+def test_an_enhanced_image_is_the_volume_of_its_frames(tmp_path, orientation, syntax):
+    values = np.random.default_rng(0).integers(0, 999, (5, 40, 36)).astype(np.uint16)
+    slices = slices_of(values, orientation=orientation, kind=MRImageStorage)
+    data = enhanced_of(slices, ORDER)
+    if syntax:
+        data.compress(syntax)
+    volume, geometry = read_series(write_slices(tmp_path / "enhanced", [data]))
+    expected, affine = of_sitk(write_slices(tmp_path / "slices", slices))
+    np.testing.assert_array_equal(volume, expected.astype(int) * 2 - 7)
+    np.testing.assert_allclose(geometry.affine, affine, atol=1e-5)
+
+
+def test_an_enhanced_image_agrees_with_simpleitk(tmp_path):
+    volume, _ = read_series(write_slices(tmp_path / "enhanced", [enhanced()]))
+    read = of_image(sitk.ReadImage(str(next((tmp_path / "enhanced").iterdir()))))[0]
+    # SimpleITK takes the frames in the order of the file.
+    np.testing.assert_array_equal(volume[..., ORDER], read)
+
+
+def without_a_frame(data: FileDataset) -> None:
+    del data.PerFrameFunctionalGroupsSequence[0]
+
+
+def cut(data: FileDataset) -> None:
+    data.PixelData = data.PixelData[:-84]
+
+
+def two_stacks(data: FileDataset) -> None:
+    data.PerFrameFunctionalGroupsSequence[0].FrameContentSequence[0].StackID = "2"
+
+
+def turned_frame(data: FileDataset) -> None:
+    data.PerFrameFunctionalGroupsSequence[0].PlaneOrientationSequence = [Dataset()]
+    data.PerFrameFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient = list(CORONAL)
+
+
+def moved_frame(data: FileDataset) -> None:
+    position = data.PerFrameFunctionalGroupsSequence[-1].PlanePositionSequence[0].ImagePositionPatient
+    position[2] += 3
+
+
+def no_place(data: FileDataset) -> None:
+    del data.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_a_frame, "5 frames, but functional groups for 4"),
+        (cut, "PixelData has not the size of 5 frames"),
+        (two_stacks, "2 stacks of frames in one file"),
+        (turned_frame, "different orientations"),
+        (moved_frame, "6 mm apart, other slices 3 mm"),
+        (no_place, "without ImagePositionPatient has no place in space"),
+    ],
+)
+def test_an_enhanced_image_that_is_no_box_is_refused(tmp_path, change, message):
+    data = enhanced()
+    change(data)
+    with pytest.raises(VolumeError, match=message):
+        read_series(write_slices(tmp_path / "enhanced", [data]))
+
+
+def first_ten(count: int = 10, **fields: int) -> list[Any]:
+    """Return the slices at the first positions of ten, numbered from the first."""
+    slices = slices_of(np.random.default_rng(0).integers(0, 99, (10, 6, 5)).astype(np.int16))
+    for number, data in enumerate(slices, 1):
+        data.InstanceNumber = number
+        for name, value in fields.items():
+            setattr(data, name, value)
+    return slices[:count]
+
+
+@pytest.mark.parametrize(
+    ("slices", "remark"),
+    [
+        (first_ten()[2:], "the InstanceNumber of 8 slices runs from 3 to 10, so that slices may be missing"),
+        (first_ten()[::2], "the InstanceNumber of 5 slices runs from 1 to 9, so that slices may be missing"),
+        (first_ten(8, ImagesInAcquisition=10), "8 slices, but ImagesInAcquisition says 10; slices are missing, or"),
+        (first_ten(NumberOfTemporalPositions=3), "one volume of a series with 3 times"),
+    ],
+)
+def test_slices_that_may_be_missing_at_the_ends_are_a_remark(tmp_path, slices, remark):
+    _, geometry = read_series(write_slices(tmp_path / "series", slices))
+    assert [found for found in geometry.remarks if found.startswith(remark)] == list(geometry.remarks)
+    assert geometry.remarks
+
+
+def test_fewer_slices_than_stated_are_refused(tmp_path):
+    with pytest.raises(VolumeError, match="9 slices, but NumberOfSlices says 10, so that slices are missing"):
+        read_series(write_slices(tmp_path / "series", first_ten(9, NumberOfSlices=10)))
+
+
+def test_a_whole_series_has_no_remarks(tmp_path):
+    whole = first_ten(ImagesInAcquisition=10, NumberOfSlices=10, NumberOfTemporalPositions=1)
+    assert read_series(write_slices(tmp_path / "series", whole))[1].remarks == ()
 
 
 def test_other_files_and_limits(tmp_path, monkeypatch):

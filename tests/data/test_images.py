@@ -264,6 +264,17 @@ def test_several_frames_are_refused(tmp_path):
             load_image(path)
 
 
+def test_a_frame_besides_the_image_of_a_png_is_refused(tmp_path):
+    """The animation control chunk may say one frame, which is not the image itself."""
+    data = png(tmp_path / "a.png", GRADIENT).read_bytes()
+    extra = png_chunk(b"acTL", struct.pack(">II", 1, 0))
+    frame = png_chunk(b"fcTL", bytes(26)) + png_chunk(b"fdAT", bytes(4) + zlib.compress(bytes(72)))
+    path = tmp_path / "b.png"
+    path.write_bytes(data[:33] + extra + data[33:-12] + frame + data[-12:])
+    with pytest.raises(ImageError, match="PNG with several frames"):
+        load_image(path)
+
+
 # --- hashes and names ---
 
 

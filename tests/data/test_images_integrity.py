@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,40 @@ from tests.data.test_images import GRADIENT, huge_png, jpeg_bytes, png, png_chun
 
 # --- Integrity ---
 
+JPEG_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"optimize": True},
+    {"progressive": True},
+    {"restart_marker_blocks": 5},
+    {"progressive": True, "restart_marker_blocks": 5},
+    {"subsampling": 0, "quality": 30},
+    {"subsampling": "4:2:2"},
+]
+
+
+def scans(data: bytes) -> list[tuple[int, int]]:
+    """Return where the coded data of each scan of a JPEG begins and ends."""
+    found, position = [], 2
+    while data[position + 1] != 0xD9:
+        is_scan = data[position + 1] == 0xDA
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if is_scan:
+            start = position
+            position = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]").search(data, start).start()
+            found.append((start, position))
+    return found
+
+
+def smooth_jpeg(size: tuple[int, int], **options: Any) -> bytes:
+    """Return a JPEG of a smooth picture, whose blocks take few bits."""
+    x, y = np.meshgrid(*(np.arange(side) for side in size))
+    grey = 127 + 60 * np.sin(x / 7) + 60 * np.cos(y / 5)
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([grey, grey / 2, 255 - grey], axis=-1).clip(0, 255).astype(np.uint8)).save(
+        buffer, "JPEG", **options
+    )
+    return buffer.getvalue()
+
 
 def half(data: bytes, share: float) -> bytes:
     """Return a JPEG whose coded data is cut, with an end marker."""
@@ -26,18 +62,74 @@ def half(data: bytes, share: float) -> bytes:
     return data[: start + int((len(data) - start) * share)].rstrip(b"\xff") + b"\xff\xd9"
 
 
+@pytest.mark.parametrize("options", JPEG_OPTIONS)
+@pytest.mark.parametrize("size", [(8, 8), (40, 24), (300, 200)])
+def test_jpeg_without_the_last_bytes_of_a_scan(tmp_path, options, size):
+    data = smooth_jpeg(size, **options)
+    path = tmp_path / "a.jpg"
+    for start, end in scans(data):
+        for count in (1, 2, 3, 4):
+            if count < end - start:
+                path.write_bytes(data[:start] + data[start : end - count].rstrip(b"\xff") + data[end:])
+                with pytest.raises(ImageError, match="truncated or damaged JPEG"):
+                    load_image(path)
+    path.write_bytes(data)
+    with Image.open(io.BytesIO(data)) as whole:
+        np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(whole))
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS)
+@pytest.mark.parametrize("size", [(24, 40), (120, 80), (320, 272)])
+def test_jpeg_with_another_number_of_blocks_in_its_header(tmp_path, options, size):
+    data = smooth_jpeg(size, **options)
+    path = tmp_path / "a.jpg"
+    frame = next(data.index(mark) for mark in (b"\xff\xc0", b"\xff\xc2") if mark in data)
+    width, height = size
+    sides = [
+        (width + 16, height),
+        (width - 16, height),
+        (width, height + 16),
+        (width, height - 16),
+        (width, 2 * height),
+    ]
+    headers = [(frame + 5, struct.pack(">HH", *reversed(side))) for side in sides]
+    # 4:2:0 and 4:1:1 may have the same number of blocks, so that nothing tells them apart.
+    headers += [(frame + 11, bytes([factors])) for factors in (0x11, 0x21, 0x22) if data[frame + 11] != factors]
+    for position, value in headers:
+        path.write_bytes(data[:position] + value + data[position + len(value) :])
+        with pytest.raises(ImageError, match=r"a\.jpg: .*JPEG"):
+            load_image(path)
+
+
+def multi_picture(*kinds: int) -> bytes:
+    """Return an MPO file of Pillow whose index gives other types to the pictures after the first (CIPA DC-007)."""
+    buffer = io.BytesIO()
+    picture = Image.linear_gradient("L")
+    picture.save(buffer, "MPO", save_all=True, append_images=[picture.rotate(90)] * len(kinds))
+    data = bytearray(buffer.getvalue())
+    entry = data.index(b"MPF\0") + 4 + 50  # after the header and a directory of three entries
+    for number, kind in enumerate(kinds, 1):
+        data[entry + 16 * number : entry + 16 * number + 4] = struct.pack("<I", kind)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kinds", [(0,), (0x020002,), (0x010001, 0x020003)])
+def test_several_pictures_in_a_jpeg_are_refused(tmp_path, kinds):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(multi_picture(*kinds))
+    with pytest.raises(ImageError, match=rf"JPEG with {len(kinds) + 1} pictures \(MPO\).*save each frame"):
+        load_image(path)
+
+
+def test_previews_in_a_jpeg_are_not_pictures(tmp_path):
+    path = tmp_path / "a.mpo"
+    path.write_bytes(multi_picture(0x010001, 0x010002))
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(image))
+
+
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9, 0.99])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"optimize": True},
-        {"progressive": True},
-        {"restart_marker_blocks": 5},
-        {"progressive": True, "restart_marker_blocks": 5},
-        {"subsampling": 0, "quality": 30},
-    ],
-)
+@pytest.mark.parametrize("options", JPEG_OPTIONS)
 def test_half_a_jpeg_with_an_end_marker(tmp_path, options, share):
     data = jpeg_bytes(**options)
     path = tmp_path / "a.jpg"
@@ -113,6 +205,89 @@ def test_flipped_bits_of_a_deflated_tiff_are_found(tmp_path):
         path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
         with pytest.raises(ImageError, match="damaged TIFF"):
             load_image(path)
+
+
+COMPRESSIONS = ["tiff_lzw", "packbits", "tiff_adobe_deflate", "raw"]
+
+
+def strips(data: bytes) -> list[tuple[int, int]]:
+    """Return offset and length of the strips of a TIFF, by Pillow."""
+    with Image.open(io.BytesIO(data)) as image:
+        return list(zip(image.tag_v2[273], image.tag_v2[279], strict=True))
+
+
+def tiff_of(values: np.ndarray, compression: str, rows: int, **options: Any) -> bytes:
+    """Return a TIFF with `rows` per strip, written by libtiff."""
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF", compression=compression, tiffinfo={278: rows}, **options)
+    return buffer.getvalue()
+
+
+def pictures() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    smooth = np.add.outer(np.arange(90), np.arange(70)).astype(np.uint8)
+    return [
+        smooth,
+        rng.integers(0, 255, (90, 70), np.uint8),
+        np.zeros((90, 70), np.uint8),
+        np.stack([smooth] * 3, axis=-1),
+        smooth.astype(np.uint16) * 100,
+        rng.integers(0, 3, (400, 300), np.uint8),
+    ]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("rows", [1, 7, 90, 400])
+def test_tiff_of_every_compression_is_read(tmp_path, compression, rows):
+    path = tmp_path / "a.tif"
+    for values in pictures():
+        path.write_bytes(tiff_of(values, compression, rows))
+        expected = values if values.dtype == np.uint8 else stretched(values)
+        np.testing.assert_array_equal(np.asarray(load_image(path)), expected)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_tiff_with_a_strip_that_is_cut_or_ends_in_zeros_is_refused(tmp_path, compression):
+    path = tmp_path / "a.tif"
+    for values in pictures():
+        data = tiff_of(values, compression, 30)
+        for offset, length in strips(data)[::2]:
+            entry = data.index(struct.pack("<I", length), 8) if data.count(struct.pack("<I", length)) == 1 else None
+            for count in (1, 2, 3, length // 2):
+                if entry is not None and not (compression == "tiff_adobe_deflate" and count > length - 2):
+                    path.write_bytes(data[:entry] + struct.pack("<I", length - count) + data[entry + 4 :])
+                    with pytest.raises(ImageError, match=r"TIFF \(.*(strip|pixels)"):
+                        load_image(path)
+                # The last bytes of PackBits may be pixels, which have no checksum.
+                shortest = {"raw": length, "packbits": length // 2}.get(compression, 3)
+                if count >= shortest and any(data[offset + length - count : offset + length]):
+                    end = offset + length
+                    path.write_bytes(data[: end - count] + bytes(count) + data[end:])
+                    with pytest.raises(ImageError, match="TIFF"):
+                        load_image(path)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("change", [(256, 60), (256, 71), (257, 60), (257, 91), (278, 29), (278, 31)])
+def test_tiff_whose_fields_imply_another_number_of_bytes_is_refused(tmp_path, compression, change):
+    path = tmp_path / "a.tif"
+    for values in pictures()[:3]:
+        data = bytearray(tiff_of(values, compression, 30))
+        (start,) = struct.unpack_from("<I", data, 4)
+        for entry in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+            tag, kind = struct.unpack_from("<HH", data, entry)
+            if tag == change[0]:
+                struct.pack_into("<H" if kind == 3 else "<I", data, entry + 8, change[1])
+        path.write_bytes(data)
+        with pytest.raises(ImageError, match="TIFF"):
+            load_image(path)
+
+
+def test_fax_coding_is_refused_because_it_cannot_be_checked(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.new("1", (40, 30)).save(path, compression="group4")
+    with pytest.raises(ImageError, match="TIFF with Compression 4 is not supported; save it as"):
+        load_image(path)
 
 
 # --- Fields that say how pixels are stored ---
@@ -384,7 +559,7 @@ def test_restart_intervals_out_of_order_are_refused(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(path, restart_marker_blocks=1)
     path.write_bytes(path.read_bytes().replace(b"\xff\xd3", b"\xff\xd6", 1))
-    with pytest.raises(ImageError, match="restart intervals are out of order"):
+    with pytest.raises(ImageError, match=r"found marker 0xd6 instead of RST3"):
         load_image(path)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import ExifTags
 
-from preceptor.data import dicom
-from preceptor.data.containers import Entry, Refused, read_container
+from preceptor.data.containers import read_container
+from preceptor.data.dicom_header import is_dicom, silent_pydicom
+from preceptor.data.structure import Entry, Refused
 
 # EXIF and TIFF tags with texts, names, times, places or serial numbers. The other tags are technical.
 EXIF_TAGS = {
@@ -100,7 +101,7 @@ def identifying_tags(path: Path) -> tuple[str, ...]:
     if path.exists() and not path.is_file():
         raise Refused("not a file", "give the path of an image file")
     data = path.read_bytes()
-    if dicom.is_dicom(data):
+    if is_dicom(data):
         return tuple(sorted(f"DICOM {name}" for name in _dicom_tags(data)))
     container = read_container(data)
     if container is None:
@@ -128,6 +129,6 @@ def _dicom_tags(data: bytes) -> set[str]:
             found.add(names[tag])
         return tag >= PIXELS
 
-    with dicom.silent_pydicom():
+    with silent_pydicom():
         read_partial(io.BytesIO(data), stop_when=visit, specific_tags=[ROWS])
     return found

@@ -11,112 +11,20 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
-MAX_PARTS = 100_000
-"""Largest number of chunks or segments of a file. A PNG of 64 MiB in the usual chunks of 8 KiB has 8,192."""
-MAX_SCANS = 100
-"""Largest number of scans of a JPEG file. Usual encoders write 1 to 12."""
-MAX_SCAN_PIXELS = 400_000_000
-"""Largest number of scans times pixels of a JPEG file, because each scan visits each block of the image."""
-
-MAX_SIDE = 65_535
-"""Largest number of rows or columns, as in JPEG and DICOM. Decoders need memory for each row."""
-
-STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""The exceptions that are no errors. A decoder written in Rust reports a failure as a BaseException that is not among
-them (`pyo3_runtime.PanicException`), so that `except Exception` around a decoder is not enough."""
-
-COPY_AGAIN = "copy the file again from its source"
-_SAVE_FRAMES = "save each frame as a separate file"
-_SAVE_AS_PNG = "save it as 8-bit or 16-bit PNG"
-
-
-class Refused(ValueError):
-    """A file that must not be decoded.
-
-    Attributes:
-        reason: What is wrong.
-        fix: What the user can do.
-    """
-
-    def __init__(self, reason: str, fix: str = COPY_AGAIN):
-        super().__init__(reason)
-        self.reason, self.fix = reason, fix
-
-
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise Refused if an image has no pixels, too many, or sides that are too long."""
-    if width < 1 or height < 1:
-        raise Refused(f"{width} x {height} pixels")
-    if width * height > max_pixels:
-        reason = f"{width} x {height} pixels, more than the limit of {max_pixels:,}"
-        raise Refused(reason, "shrink the image or raise data.max_image_pixels")
-    if max(width, height) > MAX_SIDE:
-        raise Refused(f"{width} x {height} pixels, a side longer than {MAX_SIDE:,}", "shrink or crop the image")
-
-
-@dataclass(frozen=True)
-class Container:
-    """The structure of an image file.
-
-    Attributes:
-        format: Name of the format in Pillow.
-        size: Width and height in pixels, as stored.
-        pixels: The bytes that the decoder gets.
-        orientation: EXIF orientation, 1 to 8.
-        inflated: PNG only: number of bytes of the inflated image data.
-        colours: PNG and BMP only: number of colours of the palette, or 0.
-        padded: JPEG with several scans only: other bytes that give the same pixels if no scan is cut.
-        bits: Bits per channel.
-        channels: Stored channels: 1 grey or palette, 2 grey and alpha, 3 colour, 4 colour and alpha (or CMYK).
-        inverted: Whether the largest value is black, and the decoder does not invert it.
-        unsigned: Whether integers of 32 bits are unsigned.
-        fields: Names and values of the fields that say how the pixels of a TIFF are stored.
-        transparent: Colour that a PNG of 16 bits declares as transparent, or ().
-        exif: Directory entries of the EXIF data or TIFF file.
-        comments: Names of texts in the file. The names of PNG texts are arbitrary.
-    """
-
-    format: str
-    size: tuple[int, int]
-    pixels: bytes
-    orientation: int = 1
-    padded: bytes | None = None
-    inflated: int = 0
-    colours: int = 0
-    bits: int = 8
-    channels: int = 1
-    inverted: bool = False
-    unsigned: bool = False
-    fields: str = ""
-    transparent: tuple[int, ...] = ()
-    exif: tuple[Entry, ...] = ()
-    comments: frozenset[str] = frozenset()
-
-    @property
-    def upright_size(self) -> tuple[int, int]:
-        """Width and height in pixels after the EXIF orientation is applied."""
-        width, height = self.size
-        return (height, width) if self.orientation > 4 else (width, height)
-
-
-class Entry(NamedTuple):
-    """A directory entry of TIFF or EXIF data. `value` holds at most the first 64 KiB."""
-
-    tag: int
-    kind: int
-    value: bytes
-    order: str
-
-    def integers(self) -> tuple[int, ...]:
-        """Return the values of an entry of type BYTE, SHORT or LONG. Other types have none."""
-        code = {1: "B", 3: "H", 4: "I"}.get(self.kind)
-        if code is None:
-            return ()
-        number = len(self.value) // struct.calcsize(code)
-        return struct.unpack_from(f"{self.order}{number}{code}", self.value)
+from preceptor.data.jpeg import read_jpeg
+from preceptor.data.structure import (
+    MAX_PARTS,
+    SAVE_AS_PNG,
+    SAVE_FRAMES,
+    Container,
+    Entry,
+    Refused,
+    directory,
+    inflated_size,
+    orientation_of,
+)
+from preceptor.data.tiff import read_tiff
 
 
 def read_container(data: bytes) -> Container | None:
@@ -176,13 +84,15 @@ def _png(data: bytes) -> Container:
             comments.add(bytes(body[:80]).split(b"\0")[0].decode("latin-1"))
         elif kind == b"acTL" and length >= 4 and int.from_bytes(body[:4], "big") > 1:
             raise Refused(
-                f"PNG with {int.from_bytes(body[:4], 'big')} frames; only single images are read", _SAVE_FRAMES
+                f"PNG with {int.from_bytes(body[:4], 'big')} frames; only single images are read", SAVE_FRAMES
             )
+        elif kind == b"fdAT":  # a frame besides the image data
+            raise Refused("PNG with several frames; only single images are read", SAVE_FRAMES)
         elif kind == b"IEND":
             ended = True
             break
         elif kind[:1].isupper():
-            raise Refused(f"PNG with the unknown critical chunk {kind!r}", _SAVE_AS_PNG)
+            raise Refused(f"PNG with the unknown critical chunk {kind!r}", SAVE_AS_PNG)
         previous, position = kind, end
     if not ended:
         raise Refused(f"PNG with more than {MAX_PARTS:,} chunks", "save it again")
@@ -218,7 +128,7 @@ def _png(data: bytes) -> Container:
         "PNG",
         (width, height),
         b"".join(kept),
-        orientation=_orientation(exif),
+        orientation=orientation_of(exif),
         bits=bits,
         channels=channels,
         colours=len(palette) // 3 if colour == 3 else 0,
@@ -245,398 +155,28 @@ def check_image_data(container: Container) -> None:
     Raises:
         Refused: there is less or more data than the header says, or its checksum is wrong.
     """
-    inflate, left = zlib.decompressobj(), container.inflated
-    view, position = memoryview(container.pixels), len(_PNG_SIGNATURE)
+    limit = container.inflated + _PNG_SURPLUS
     try:
-        while position < len(view) and not inflate.eof:
-            length = int.from_bytes(view[position : position + 4], "big")
-            body = view[position + 8 : position + 8 + length] if view[position + 4 : position + 8] == b"IDAT" else b""
-            while len(body) and not inflate.eof:
-                left -= len(inflate.decompress(body, 2**18))
-                body = inflate.unconsumed_tail
-                if left < -_PNG_SURPLUS:
-                    raise Refused("damaged PNG (more image data than its header says)")
-            position += 12 + length
-        if not inflate.eof:
-            left -= len(inflate.flush())
+        size = inflated_size(_image_data(memoryview(container.pixels)), limit)
     except zlib.error:
         raise Refused("damaged PNG (wrong checksum or code in the image data)") from None
-    if left > 0 or not inflate.eof:
+    if size is None or size < container.inflated:
         raise Refused("truncated PNG (less image data than its header says)")
+    if size > limit:
+        raise Refused("damaged PNG (more image data than its header says)")
+
+
+def _image_data(view: memoryview) -> Iterator[memoryview]:
+    position = len(_PNG_SIGNATURE)
+    while position < len(view):
+        end = position + 12 + int.from_bytes(view[position : position + 4], "big")
+        if view[position + 4 : position + 8] == b"IDAT":
+            yield view[position + 8 : end - 4]
+        position = end
 
 
 def _png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-# --- JPEG -------------------------------------------------------------------------------------------------------------
-
-# Fill bytes 0xFF may precede a marker. The patterns take linear time on any number of them.
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_RESTART = re.compile(rb"(?<!\xff)\xff++[\xd0-\xd7]")
-_RESTART_ORDER = bytes(range(0xD0, 0xD8))
-# Bits that no Huffman code begins with. The decoder reads up to 64 bits ahead, and consumes more if a scan is cut.
-_ONES = b"\xff\x00" * 8
-# Bytes that the decoder skips at the end of a complete scan, and takes for coefficients if the scan is cut.
-_NOISE = bytes.fromhex("5bc1937e28d60fa4b9713ce84d9216ea67b85d03f14a8e39c2750bd69f24e35a")
-
-
-@dataclass
-class _JpegFrame:
-    progressive: bool
-    size: tuple[int, int]
-    sampling: dict[int, tuple[int, int]]
-    # Coefficients by component: the number of low bits that are still missing, or None if nothing was coded.
-    missing_bits: dict[int, list[int | None]] = field(default_factory=dict)
-
-    def units(self, components: tuple[int, ...]) -> int:
-        """Return the number of coded units of a scan (ITU-T T.81, A.2)."""
-        width, height = self.size
-        across, down = (max(s[i] for s in self.sampling.values()) for i in (0, 1))
-        if len(components) == 1:
-            h, v = self.sampling[components[0]]
-            width, height, across, down = -(-width * h // across), -(-height * v // down), 1, 1
-        return -(-width // (8 * across)) * -(-height // (8 * down))
-
-
-def _jpeg(data: bytes) -> Container:
-    """Check the segments and scans of a JPEG file (ITU-T T.81, annex B).
-
-    The JPEG library fills a missing part with grey and says nothing. Three checks together find it: each scan must be
-    followed by a marker, the scans must code all bits of all coefficients, and the decoder must not need more bits than
-    there are. For the last check, the end marker of a file with a single scan is replaced with 64 bits that are no
-    code: the decoder then runs out of data if the scan is cut. A file with several scans is decoded a second time with
-    noise after each scan, which changes the pixels if the scan is cut.
-    """
-    kept: list[bytes] = [b"\xff\xd8"]  # segments, and the coded data of each scan
-    coded_at: list[int] = []  # the latter's positions in the list
-    frame: _JpegFrame | None = None
-    comments: set[str] = set()
-    exif: tuple[Entry, ...] = ()
-    scans = interval = 0
-    position = 2
-    for _ in range(MAX_PARTS):
-        match = _MARKER.search(data, position)
-        if match is None:
-            raise Refused("truncated JPEG (no end marker)")
-        marker, position = data[match.end() - 1], match.end()
-        if marker == 0xD9:
-            break
-        if marker in (0x01, 0xD8):
-            continue
-        end = position + int.from_bytes(data[position : position + 2], "big")
-        body = data[position + 2 : end]
-        if end > len(data) or end < position + 2:
-            raise Refused("truncated JPEG (a segment is cut)")
-        segment = b"\xff" + bytes([marker]) + data[position:end]
-        position = end
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if frame is not None:
-                raise Refused("damaged JPEG (two frame headers)")
-            frame = _jpeg_frame(marker, body)
-        elif marker == 0xDD and len(body) >= 2:
-            interval = int.from_bytes(body[:2], "big")
-        elif marker == 0xDC and (frame is None or body != frame.size[1].to_bytes(2, "big")):
-            raise Refused("damaged JPEG (a number of lines that contradicts its header)")
-        elif marker == 0xFE:
-            comments.add("comment")
-            continue
-        elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            exif = exif or tuple(directory(body[6:]))
-            continue
-        elif marker == 0xE1 and body.startswith(b"http://ns.adobe.com/xap"):
-            comments.add("xmp")
-            continue
-        elif marker == 0xED and body.startswith(b"Photoshop"):
-            comments.add("photoshop")
-            continue
-        elif marker == 0xEE and body.startswith(b"Adobe"):
-            pass  # tells whether colours are YCbCr or RGB, CMYK or YCCK
-        elif marker == 0xE0 and body.startswith(b"JFIF\0"):
-            segment = b"\xff\xe0\x00\x10" + body[:12] + b"\0\0"  # without the thumbnail
-        elif marker not in (0xC4, 0xDA, 0xDB):
-            continue
-        kept.append(segment)
-        if marker != 0xDA:
-            continue
-        scans += 1
-        if frame is None:
-            raise Refused("damaged JPEG (a scan before the frame header)")
-        if scans > MAX_SCANS or scans * frame.size[0] * frame.size[1] > MAX_SCAN_PIXELS:
-            width, height = frame.size
-            reason = f"JPEG of {width} x {height} pixels in {scans} or more scans, which takes too long to decode"
-            raise Refused(reason, "save it as baseline JPEG or as PNG")
-        components = _note_scan(frame, body)
-        following = _MARKER.search(data, position)
-        if following is None:
-            raise Refused("truncated JPEG (no end marker)")
-        coded, position = data[position : following.start()].rstrip(b"\xff"), following.start()
-        if interval:
-            restarts = bytes(found[-1] for found in _RESTART.findall(coded))
-            if len(restarts) < -(-frame.units(components) // interval) - 1:
-                raise Refused("truncated JPEG (restart intervals are missing)")
-            if restarts != (_RESTART_ORDER * (len(restarts) // 8 + 1))[: len(restarts)]:
-                raise Refused("damaged JPEG (restart intervals are out of order)")
-        coded_at.append(len(kept))
-        kept.append(coded)
-    else:
-        raise Refused(f"JPEG with more than {MAX_PARTS:,} segments", "save it again")
-    if frame is None or not scans:
-        raise Refused("truncated JPEG (no image data)")
-    if any(left != 0 for component in frame.sampling for left in frame.missing_bits.get(component, [None])):
-        raise Refused("truncated JPEG (the last scans are missing)")
-    pixels, padded = b"".join([*kept, _ONES]), None
-    if scans > 1 or frame.progressive:
-        pixels = b"".join([*kept, b"\xff\xd9"])
-        for i in coded_at:
-            kept[i] = _RESTART.sub(lambda found: _NOISE + found[0], kept[i]) + _NOISE
-        padded = b"".join([*kept, b"\xff\xd9"])
-    return Container(
-        "JPEG",
-        frame.size,
-        pixels,
-        padded=padded,
-        orientation=_orientation(exif),
-        channels=len(frame.sampling),
-        exif=exif,
-        comments=frozenset(comments),
-    )
-
-
-def jpeg_header(data: bytes) -> tuple[int, int, int, int]:
-    """Return bits, height, width and components of a JPEG or JPEG-LS stream. Raises Refused if there is no header."""
-    position = 2
-    for _ in range(1000):
-        match = _MARKER.search(data, position)
-        if match is None or match.end() + 8 > len(data):
-            break
-        marker, position = data[match.end() - 1], match.end()
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return struct.unpack_from(">BHHB", data, position + 2)
-        position += int.from_bytes(data[position : position + 2], "big")
-    raise Refused("damaged JPEG (no frame header)")
-
-
-def _jpeg_frame(marker: int, body: bytes) -> _JpegFrame:
-    bits, height, width, number = struct.unpack_from(">BHHB", body)
-    if marker not in (0xC0, 0xC1, 0xC2):
-        kind = {0xC3: "lossless", 0xC9: "arithmetic", 0xCA: "arithmetic"}.get(marker, "hierarchical or lossless")
-        raise Refused(f"JPEG with {kind} coding is not supported", _SAVE_AS_PNG)
-    if bits != 8:
-        raise Refused(f"JPEG with {bits} bits per channel is not supported", _SAVE_AS_PNG)
-    if height == 0 or width == 0 or len(body) < 6 + 3 * number:
-        raise Refused("damaged JPEG (frame header without size or components)")
-    sampling = {body[6 + 3 * i]: (body[7 + 3 * i] >> 4, body[7 + 3 * i] & 15) for i in range(number)}
-    if number not in (1, 3, 4) or len(sampling) != number or any(not 1 <= f <= 4 for s in sampling.values() for f in s):
-        raise Refused(f"damaged JPEG (frame header with {number} components)")
-    return _JpegFrame(marker == 0xC2, (width, height), sampling)
-
-
-def _note_scan(frame: _JpegFrame, body: bytes) -> tuple[int, ...]:
-    """Note the coefficient bits of a scan in `frame`, and return its components."""
-    components = tuple(body[1 : 1 + 2 * body[0] : 2]) if body else ()
-    if len(body) != 4 + 2 * len(components) or not components or not set(components) <= set(frame.sampling):
-        raise Refused("damaged JPEG (scan header)")
-    first, last, low = (*body[-3:-1], body[-1] & 15) if frame.progressive else (0, 63, 0)
-    if not first <= last <= 63:
-        raise Refused("damaged JPEG (scan header)")
-    for component in components:
-        frame.missing_bits.setdefault(component, [None] * 64)[first : last + 1] = [low] * (last + 1 - first)
-    return components
-
-
-# --- TIFF and EXIF ----------------------------------------------------------------------------------------------------
-
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-_ORIENTATION = 0x0112
-_DIRECTORY_TAGS = (0x8769, 0x8825)  # EXIF, GPS
-_VALUE_BYTES = 2**16
-# Tags of TIFF 6.0 that say how pixels are stored, with their defaults.
-_TIFF_DEFAULTS = {
-    "BitsPerSample": (258, (1,)),
-    "Compression": (259, (1,)),
-    "PhotometricInterpretation": (262, ()),
-    "SamplesPerPixel": (277, (1,)),
-    "PlanarConfiguration": (284, (1,)),
-    "ColorMap": (320, ()),
-    "SampleFormat": (339, (1,)),
-    "ExtraSamples": (338, ()),
-}
-_TIFF_COMPRESSIONS = {1: "none", 2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", 8: "Deflate", 32773: "PackBits"}
-_TIFF_COMPRESSIONS[32946] = "Deflate"
-
-
-def directory(data: bytes) -> Iterator[Entry]:
-    """Yield the entries of the first directory of TIFF or EXIF data, and of its EXIF and GPS directories.
-
-    Entries with broken offsets are left out. Values are bounded, because many entries may share the same bytes.
-    """
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
-    if order is None or len(data) < 8:
-        return
-    budget = len(data)
-    starts = list(struct.unpack_from(f"{order}I", data, 4))
-    for start in starts:
-        number = struct.unpack_from(f"{order}H", data, start)[0] if start + 2 <= len(data) else 0
-        for i in range(start + 2, min(start + 2 + 12 * number, len(data) - 11), 12):
-            tag, kind, count = struct.unpack_from(f"{order}HHI", data, i)
-            size = _TYPE_BYTES.get(kind, 0) * count
-            offset = i + 8 if size <= 4 else struct.unpack_from(f"{order}I", data, i + 8)[0]
-            if size and offset + size <= len(data):
-                value = data[offset : offset + min(size, _VALUE_BYTES, budget)]
-                budget -= len(value)
-                entry = Entry(tag, kind, value, order)
-                yield entry
-                if tag in _DIRECTORY_TAGS and start == starts[0]:
-                    starts += entry.integers()[:1]
-
-
-def _orientation(entries: tuple[Entry, ...]) -> int:
-    values = next((entry.integers() for entry in entries if entry.tag == _ORIENTATION), ())
-    return values[0] if values and 1 <= values[0] <= 8 else 1
-
-
-def _long_values(data: bytes, order: str, entries: dict[int, tuple[int, int, int]], tag: int) -> list[int]:
-    kind, count, offset = entries.get(tag, (4, 0, 0))
-    code = {3: "H", 4: "I"}.get(kind)
-    return list(struct.unpack_from(f"{order}{count}{code}", data, offset)) if code and count else []
-
-
-def _tiff(data: bytes) -> Container:
-    """Check the directory, the fields and the strips or tiles of a TIFF file (TIFF 6.0)."""
-    order = "<" if data[:2] == b"II" else ">"
-    (start,) = struct.unpack_from(f"{order}I", data, 4)
-    frames = _tiff_frames(data, order, start)
-    if frames > 1:
-        raise Refused(f"TIFF with {frames} frames; only single images are read", _SAVE_FRAMES)
-    (number,) = struct.unpack_from(f"{order}H", data, start)
-    entries: dict[int, tuple[int, int, int]] = {}
-    total = 0
-    for i in range(start + 2, start + 2 + 12 * number, 12):
-        tag, kind, count = struct.unpack_from(f"{order}HHI", data, i)
-        size = _TYPE_BYTES.get(kind, 1) * count
-        offset = i + 8 if size <= 4 else struct.unpack_from(f"{order}I", data, i + 8)[0]
-        if offset + size > len(data):
-            raise Refused(f"truncated or damaged TIFF (the value of tag {tag} lies outside the file)")
-        total += size
-        entries[tag] = kind, count, offset
-    if total > len(data):
-        raise Refused("damaged TIFF (its tags overlap)")
-    exif = tuple(directory(data))
-    by_tag = {entry.tag: entry.integers() for entry in reversed(exif)}  # those of the first directory win
-    if not by_tag.get(256) or not by_tag.get(257):
-        raise Refused("damaged TIFF (no ImageWidth or ImageLength)")
-    size = by_tag[256][0], by_tag[257][0]
-    fields = {name: by_tag.get(tag) or default for name, (tag, default) in _TIFF_DEFAULTS.items()}
-    _check_tiff_fields(fields)
-    bits, samples = fields["BitsPerSample"][0], fields["SamplesPerPixel"][0]
-    _check_tiff_pixels(
-        data,
-        size,
-        bits * samples,
-        {tag: _long_values(data, order, entries, tag) for tag in (273, 278, 279, 322, 323, 324, 325)},
-        planes=samples if fields["PlanarConfiguration"][0] == 2 else 1,
-        compression=fields["Compression"][0],
-    )
-    return Container(
-        "TIFF",
-        size,
-        data,
-        orientation=_orientation(exif),
-        bits=bits,
-        channels=samples,
-        # Pillow inverts up to 8 bits.
-        inverted=fields["PhotometricInterpretation"][0] == 0 and bits > 8,
-        unsigned=fields["SampleFormat"][0] == 1,
-        fields=_listed(fields, "PhotometricInterpretation", "BitsPerSample", "SampleFormat", "SamplesPerPixel"),
-        exif=exif,
-    )
-
-
-def _tiff_frames(data: bytes, order: str, position: int) -> int:
-    visited: set[int] = set()
-    while position and position not in visited and len(visited) < 1000:
-        if position + 2 > len(data):
-            raise Refused("truncated or damaged TIFF (a directory lies outside the file)")
-        visited.add(position)
-        end = position + 2 + 12 * struct.unpack_from(f"{order}H", data, position)[0]
-        if end > len(data):
-            raise Refused("truncated or damaged TIFF (a directory lies outside the file)")
-        # Some writers end the file without the offset of the next directory.
-        position = struct.unpack_from(f"{order}I", data, end)[0] if end + 4 <= len(data) else 0
-    return len(visited)
-
-
-def _listed(fields: dict[str, tuple[int, ...]], *names: str) -> str:
-    return ", ".join(f"{name} {' '.join(map(str, fields[name][:8])) or 'missing'}" for name in names)
-
-
-def _check_tiff_fields(fields: dict[str, tuple[int, ...]]) -> None:
-    """Refuse fields that the decoder reads wrong or not at all."""
-
-    def refuse(*names: str) -> None:
-        raise Refused(f"TIFF with {_listed(fields, *names)} is not supported", _SAVE_AS_PNG)
-
-    bits, formats, samples = fields["BitsPerSample"], fields["SampleFormat"], fields["SamplesPerPixel"][0]
-    colour = fields["PhotometricInterpretation"]
-    if fields["Compression"][0] not in _TIFF_COMPRESSIONS:
-        refuse("Compression")
-    if len(set(bits)) > 1 or len(bits) not in (1, samples):
-        refuse("BitsPerSample", "SamplesPerPixel")
-    if len(set(formats)) > 1 or formats[0] not in (1, 2, 3) or (formats[0] != 1 and (samples > 1 or bits[0] < 16)):
-        refuse("BitsPerSample", "SampleFormat")
-    if colour not in ((0,), (1,), (2,), (3,), (5,)):
-        refuse("PhotometricInterpretation")
-    if samples > 1 and bits[0] > 8 and (colour != (2,) or bits[0] != 16 or fields["PlanarConfiguration"][0] != 1):
-        refuse("PhotometricInterpretation", "BitsPerSample", "PlanarConfiguration")
-    if bits[0] > 8 and samples not in (1, 3, 4):
-        refuse("SamplesPerPixel", "BitsPerSample")
-    extra = fields["ExtraSamples"]
-    if samples > {2: 3, 5: 4}.get(colour[0], 1) and (not extra or extra[0] > 2 or (bits[0] == 16 and extra[0] == 1)):
-        refuse("SamplesPerPixel", "BitsPerSample", "ExtraSamples")
-    # A palette of 8-bit values, as old writers stored it, would be black.
-    if colour == (3,) and max(fields["ColorMap"], default=0) < 256:
-        refuse("ColorMap")
-
-
-def _check_tiff_pixels(
-    data: bytes, size: tuple[int, int], pixel_bits: int, layout: dict[int, list[int]], *, planes: int, compression: int
-) -> None:
-    """Check that all strips or tiles are there and inside the file, and the checksums of deflated ones."""
-    width, height = size
-    if layout[324]:
-        across, down = layout[322][0] if layout[322] else 0, layout[323][0] if layout[323] else 0
-        if not across or not down or across > width + 4096 or down > height + 4096:
-            raise Refused("damaged TIFF (TileWidth or TileLength)")
-        offsets, lengths = layout[324], layout[325]
-        expected = -(-width // across) * -(-height // down)
-    else:
-        across, down = width, min(layout[278][0] if layout[278] else height, height)
-        if not down:
-            raise Refused("damaged TIFF (RowsPerStrip)")
-        offsets, lengths = layout[273], layout[279]
-        expected = -(-height // down)
-        if not lengths and len(offsets) == 1 and compression == 1:
-            lengths = [height * -(-width * pixel_bits // 8)]  # an optional field of old writers
-    if len(offsets) < expected * planes or len(lengths) != len(offsets):
-        raise Refused(f"truncated or damaged TIFF ({len(offsets)} of {expected * planes} strips or tiles)")
-    if any(offset + length > len(data) for offset, length in zip(offsets, lengths, strict=True)):
-        raise Refused("truncated TIFF (a strip or tile lies outside the file)")
-    strip_bytes = down * -(-across * (pixel_bits // planes) // 8)
-    if compression == 1 and not layout[324]:
-        needed = planes * height * -(-width * (pixel_bits // planes) // 8)
-        if sum(lengths) < needed:
-            raise Refused(f"truncated TIFF ({sum(lengths):,} of {needed:,} bytes of pixels)")
-    if compression in (8, 32946):
-        for offset, length in zip(offsets, lengths, strict=True):
-            inflate = zlib.decompressobj()
-            try:
-                inflate.decompress(data[offset : offset + length], strip_bytes + 1)
-                inflate.decompress(inflate.unconsumed_tail, 1)
-            except zlib.error:
-                raise Refused("damaged TIFF (wrong checksum of a strip or tile)") from None
-            if not inflate.eof:
-                raise Refused("truncated or damaged TIFF (a strip or tile does not end)")
 
 
 # --- BMP --------------------------------------------------------------------------------------------------------------
@@ -652,7 +192,7 @@ def _bmp(data: bytes) -> Container:
         width, height, planes, bits, compression = struct.unpack_from("<iiHHI", data, 18)
         (used,), entry = struct.unpack_from("<I", data, 46), 4
     if compression not in (0, 3, 6):
-        raise Refused(f"BMP with compression {compression} is not supported", _SAVE_AS_PNG)
+        raise Refused(f"BMP with compression {compression} is not supported", SAVE_AS_PNG)
     if width <= 0 or height == 0 or planes != 1:
         raise Refused("damaged BMP header")
     colours = (used or 2**bits) if bits <= 8 else 0
@@ -699,14 +239,14 @@ def _webp(data: bytes) -> Container:
     else:
         raise Refused(f"WebP with more than {MAX_PARTS:,} chunks", "save it again")
     if frames > 1:
-        raise Refused(f"WEBP with {frames} frames; only single images are read", _SAVE_FRAMES)
-    return Container("WEBP", size, data, orientation=_orientation(exif), exif=exif, comments=frozenset(comments))
+        raise Refused(f"WEBP with {frames} frames; only single images are read", SAVE_FRAMES)
+    return Container("WEBP", size, data, orientation=orientation_of(exif), exif=exif, comments=frozenset(comments))
 
 
 _READERS: dict[bytes, Callable[[bytes], Container]] = {
     re.escape(_PNG_SIGNATURE): _png,
-    rb"\xff\xd8\xff": _jpeg,
-    rb"II\*\0|MM\0\*": _tiff,
+    rb"\xff\xd8\xff": read_jpeg,
+    rb"II\*\0|MM\0\*": read_tiff,
     rb"BM": _bmp,
     rb"RIFF....WEBP": _webp,
 }

@@ -8,92 +8,25 @@ Overlays, curves and colour profiles are not drawn.
 
 from __future__ import annotations
 
-import itertools
-import logging
-import struct
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from io import BytesIO
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preceptor.data.containers import COPY_AGAIN, STOPS, Refused, check_size, jpeg_header, read_container
-from preceptor.data.decode import decode
+from preceptor.data.dicom_header import (
+    EXPORT,
+    check_header,
+    contradiction,
+    named_errors,
+    numbers_of,
+    parse,
+    value_of,
+)
+from preceptor.data.dicom_pixels import check_codestream, decode_pixels
+from preceptor.data.structure import Refused
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-
-_MARK, _MARK_OFFSET = b"DICM", 128
-DEFLATED = "1.2.840.10008.1.2.1.99"
-# The only fields that pydicom parses. Names, dates and identifiers are never read into memory as values.
-IMAGE_FIELDS = [
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-]
-"""Fields that describe the pixels."""
-VALUE_FIELDS = [
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "ModalityLUTSequence",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "PixelData",
-]
-"""Fields that give the values of the pixels."""
-_FIELDS = [
-    *IMAGE_FIELDS,
-    *VALUE_FIELDS,
-    "PlanarConfiguration",
-    "VOILUTSequence",
-    "WindowCenter",
-    "WindowWidth",
-    "VOILUTFunction",
-    "PresentationLUTSequence",
-    "PresentationLUTShape",
-    "PixelPresentation",
-    "RedPaletteColorLookupTableDescriptor",
-    "GreenPaletteColorLookupTableDescriptor",
-    "BluePaletteColorLookupTableDescriptor",
-    "RedPaletteColorLookupTableData",
-    "GreenPaletteColorLookupTableData",
-    "BluePaletteColorLookupTableData",
-    "SegmentedRedPaletteColorLookupTableData",
-    "SegmentedGreenPaletteColorLookupTableData",
-    "SegmentedBluePaletteColorLookupTableData",
-]
-_REQUIRED = (
-    "PixelData",
-    "Rows",
-    "Columns",
-    "PhotometricInterpretation",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-)
-_GREY = ("MONOCHROME1", "MONOCHROME2")
-_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
-_MAX_ITEMS = 100_000  # elements, or items of sequences and fragments
-_MAX_EXPANSION = 2**28  # bytes that a run-length encoded segment may expand to before its runs are counted
-# Compressed values (rows x columns x samples) that are decoded in less than 3 s and 600 MB.
-_MAX_JPEG2000_VALUES, _MAX_COMPRESSED_VALUES = 16_000_000, 48_000_000
-_EXPORT = "export the image as PNG or JPEG"
-
-
-def is_dicom(data: bytes) -> bool:
-    """Return whether a file has the mark of DICOM (PS3.10, 7.1)."""
-    return data[_MARK_OFFSET : _MARK_OFFSET + len(_MARK)] == _MARK
 
 
 def render(data: bytes, max_pixels: int) -> np.ndarray:
@@ -106,10 +39,10 @@ def render(data: bytes, max_pixels: int) -> np.ndarray:
         Refused: the file is broken, too large, has several frames, contradicts itself, or is of a kind that is not
             supported. No value of the header is quoted.
     """
-    with _named_errors():
-        dataset = _parse(data)
-        _check(dataset, max_pixels)
-        stored = _decode_pixels(dataset, _check_codestream(dataset))
+    with named_errors():
+        dataset = parse(data)
+        check_header(dataset, max_pixels)
+        stored = decode_pixels(dataset, check_codestream(dataset))
         if dataset.SamplesPerPixel == 3:
             return stored.astype(np.uint8, copy=False)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
@@ -125,8 +58,8 @@ def decode_grey(dataset: Dataset, max_pixels: int) -> tuple[np.ndarray, np.ndarr
     Raises:
         Refused: as `render`. Other errors of pydicom and its decoders are not translated.
     """
-    _check(dataset, max_pixels)
-    pixels = _decode_pixels(dataset, _check_codestream(dataset))
+    check_header(dataset, max_pixels)
+    pixels = decode_pixels(dataset, check_codestream(dataset))
     stored = _without_unused_bits(dataset, pixels, np.ones((), dtype=bool))
     return stored, _padding(dataset, pixels, stored)
 
@@ -137,15 +70,15 @@ def modality_table(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:
     Raises:
         Refused: the table is invalid.
     """
-    items = _value(dataset, "ModalityLUTSequence")
+    items = value_of(dataset, "ModalityLUTSequence")
     return _look_up(dataset, items[0], stored, "ModalityLUTSequence")[0] if items else None
 
 
 def size(data: bytes, max_pixels: int) -> tuple[int, int]:
     """Return the columns and rows of a DICOM image without decoding it. Raises Refused as `render`."""
-    with _named_errors():
-        dataset = _parse(data)
-        _check(dataset, max_pixels)
+    with named_errors():
+        dataset = parse(data)
+        check_header(dataset, max_pixels)
         return int(dataset.Columns), int(dataset.Rows)
 
 
@@ -160,244 +93,6 @@ def stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
     scaled /= high - low
     scaled *= 255
     return np.round(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)
-
-
-_silence = threading.Lock()
-
-
-@contextmanager
-def silent_pydicom() -> Iterator[None]:
-    """Suppress the warnings and log messages of pydicom, because they quote header values.
-
-    Warning filters and loggers are global, so only one thread at a time can be inside.
-    """
-    logger = logging.getLogger("pydicom")
-    with _silence, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        was_disabled, logger.disabled = logger.disabled, True
-        try:
-            yield
-        finally:
-            logger.disabled = was_disabled
-
-
-@contextmanager
-def _named_errors() -> Iterator[None]:
-    with silent_pydicom():
-        try:
-            yield
-        except (Refused, MemoryError, *STOPS):
-            raise
-        except BaseException as error:  # pydicom and its decoders raise many kinds of errors for broken files
-            # Drop the error text and the traceback: if a length field is broken, they may quote the patient's name.
-            reason = f"broken or truncated DICOM ({type(error).__name__})"
-            raise Refused(reason, f"{COPY_AGAIN}, or {_EXPORT}") from None
-
-
-def _parse(data: bytes) -> Dataset:
-    from pydicom.filereader import read_dataset, read_partial
-    from pydicom.tag import Tag
-
-    start = BytesIO(data)
-    start.seek(_MARK_OFFSET + len(_MARK))
-    meta = read_dataset(start, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-    # pydicom inflates the whole data set before any size in it can be checked.
-    if meta.get("TransferSyntaxUID") == DEFLATED:
-        raise Refused("deflated DICOM is not supported", f"rewrite it uncompressed, or {_EXPORT}")
-    elements = 0
-
-    def visit(tag: int, vr: str | None, length: int) -> bool:
-        nonlocal elements
-        elements += 1
-        return elements > _MAX_ITEMS
-
-    if data.count(b"\xfe\xff\x00\xe0") > _MAX_ITEMS:
-        raise Refused(f"DICOM with more than {_MAX_ITEMS:,} items or fragments", _EXPORT)
-    dataset = read_partial(BytesIO(data), stop_when=visit, specific_tags=[Tag(name) for name in _FIELDS])
-    if elements > _MAX_ITEMS:
-        raise Refused(f"DICOM with more than {_MAX_ITEMS:,} elements", _EXPORT)
-    return dataset
-
-
-# --- Checks before decoding -------------------------------------------------------------------------------------------
-
-
-def _contradiction(*names: str) -> Refused:
-    return Refused(f"DICOM with contradictory {' and '.join(names)}", f"correct the header, or {_EXPORT}")
-
-
-def _value(dataset: Dataset, name: str) -> Any:
-    """Return the value of a field, or None if it is absent or empty. The value is never quoted in an error."""
-    try:
-        value = dataset.get(name)
-    except Exception:  # such as a decimal comma, or a length that is not a multiple of the item size
-        raise Refused(f"DICOM with an invalid {name}", f"correct the header, or {_EXPORT}") from None
-    return None if value is None or (isinstance(value, (str, bytes, Sequence)) and not len(value)) else value
-
-
-def _numbers(dataset: Dataset, name: str) -> list[float]:
-    value = _value(dataset, name)
-    values = [] if value is None else list(value) if isinstance(value, Sequence) else [value]
-    try:
-        numbers = [float(v) for v in values]
-    except (TypeError, ValueError):
-        numbers = [np.nan]
-    if not np.isfinite(numbers).all():
-        raise Refused(f"DICOM with an invalid {name}", f"correct the header, or {_EXPORT}")
-    return numbers
-
-
-def _integer(dataset: Dataset, name: str, default: int) -> int:
-    return int((_numbers(dataset, name) or [default])[0])
-
-
-def _check(dataset: Dataset, max_pixels: int) -> None:
-    """Refuse a header that is incomplete or contradictory, and kinds of images that are not supported."""
-    from pydicom.pixels import get_decoder
-
-    if absent := [name for name in _REQUIRED if name not in dataset or _value(dataset, name) is None]:
-        raise Refused(f"DICOM without {' and '.join(absent)}: not an image, or truncated")
-    frames = _integer(dataset, "NumberOfFrames", 1)
-    if frames != 1:
-        reason = f"multi-frame DICOM ({frames} frames); only single images are read"
-        raise Refused(reason, "save each frame as a separate file")
-    check_size(_integer(dataset, "Columns", 0), _integer(dataset, "Rows", 0), max_pixels)
-    colour, samples = str(dataset.PhotometricInterpretation), _integer(dataset, "SamplesPerPixel", 0)
-    allocated, bits, high = (_integer(dataset, name, 0) for name in ("BitsAllocated", "BitsStored", "HighBit"))
-    single = colour in (*_GREY, "PALETTE COLOR") and samples == 1
-    if not (single or (colour in _COLOURS and samples == 3)):
-        kind = colour if colour in (*_GREY, *_COLOURS, "PALETTE COLOR", "YBR_PARTIAL_420") else "of an unknown kind"
-        reason = f"DICOM with PhotometricInterpretation {kind} and SamplesPerPixel {samples} is not supported"
-        raise Refused(reason, _EXPORT)
-    if (allocated, bits) != (8, 8) if samples == 3 else allocated not in (1, 8, 16, 32):
-        raise Refused(f"{colour} DICOM with BitsAllocated {allocated} and BitsStored {bits} is not supported", _EXPORT)
-    if not 0 < bits <= high + 1 <= allocated:
-        raise _contradiction("BitsAllocated", "BitsStored", "HighBit")
-    if dataset.PixelRepresentation not in (0, 1):
-        raise Refused("DICOM with an invalid PixelRepresentation", _EXPORT)
-    if samples == 3 and "PlanarConfiguration" not in dataset:
-        raise Refused("colour DICOM without PlanarConfiguration", _EXPORT)
-    if "PresentationLUTSequence" in dataset:
-        raise Refused("DICOM with a PresentationLUTSequence is not supported", _EXPORT)
-    if _value(dataset, "PixelPresentation") in ("COLOR", "MIXED"):
-        raise Refused("DICOM with PixelPresentation COLOR or MIXED is not supported", _EXPORT)
-    syntax = dataset.file_meta.TransferSyntaxUID
-    kind = syntax.name if syntax.type == "Transfer Syntax" else "of an unknown kind"
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise Refused(f"DICOM compression {kind} is not supported", _EXPORT) from None
-    if not syntax.is_encapsulated:
-        size = int(dataset.Columns) * int(dataset.Rows) * samples
-        expected = -(-size * allocated // 8)
-        if colour == "YBR_FULL_422":  # two pixels share their colour
-            expected = size // 3 * 2
-        # Of a longer value, pydicom takes the beginning or makes several frames.
-        if len(dataset.PixelData) > expected + expected % 2:
-            raise _contradiction("PixelData", "Rows x Columns (the data is longer)")
-        return
-    if not decoder.is_available:
-        missing = "; ".join(decoder.missing_dependencies)
-        raise Refused(f"no decoder for {kind} is installed ({missing})", f"install one, or {_EXPORT}")
-    if high != bits - 1:
-        raise _contradiction("BitsStored", "HighBit")
-
-
-def _check_codestream(dataset: Dataset) -> int:
-    """Compare the compressed data with the header, because a decoder believes the former. Return its bits per value."""
-    from pydicom.encaps import generate_frames
-    from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes, RLELossless
-
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
-        return int(dataset.BitsAllocated)
-    frame = bytes(next(generate_frames(dataset.PixelData, number_of_frames=1)))
-    pixels = int(dataset.Rows) * int(dataset.Columns)
-    jpeg2000 = syntax in JPEG2000TransferSyntaxes or syntax.startswith(_HTJ2K)
-    if pixels * int(dataset.SamplesPerPixel) > (_MAX_JPEG2000_VALUES if jpeg2000 else _MAX_COMPRESSED_VALUES):
-        raise Refused(f"{syntax.name} DICOM of a size that takes too long to decode", "decompress the file")
-    if syntax == RLELossless:
-        _check_rle(frame, pixels, int(dataset.SamplesPerPixel) * -(-int(dataset.BitsAllocated) // 8))
-        return int(dataset.BitsAllocated)
-    if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
-        raise Refused("truncated DICOM (the compressed data has no end marker)")
-    if syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
-        bits, height, width, components = jpeg_header(frame)
-        if syntax in (_JPEG_BASELINE, _JPEG_EXTENDED) and bits == 8:
-            image = read_container(frame)
-            if image is None:
-                raise Refused("damaged DICOM (the compressed data is not JPEG)")
-            check_size(*image.size, pixels)
-            decode(image)
-    elif jpeg2000:
-        bits, height, width, components = _jpeg2000_header(frame)
-    else:
-        raise Refused(f"DICOM compression {syntax.name} is not supported", _EXPORT)
-    for found, name in ((height, "Rows"), (width, "Columns"), (components, "SamplesPerPixel")):
-        if found != int(dataset[name].value):
-            expected = int(dataset[name].value)
-            raise Refused(f"DICOM with {name} {expected}, but {found} in its compressed data", COPY_AGAIN)
-    if not jpeg2000 and int(dataset.BitsAllocated) > 16:  # GDCM ends the process
-        raise Refused(
-            f"DICOM with BitsAllocated {int(dataset.BitsAllocated)}, but JPEG has at most 16 bits", COPY_AGAIN
-        )
-    if bits > int(dataset.BitsAllocated):
-        reason = f"DICOM with BitsAllocated {int(dataset.BitsAllocated)}, but {bits} bits in its compressed data"
-        raise Refused(reason, COPY_AGAIN)
-    return bits
-
-
-_JPEG_BASELINE, _JPEG_EXTENDED, _HTJ2K = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.20"
-
-
-def _jpeg2000_header(frame: bytes) -> tuple[int, int, int, int]:
-    """Return bits, height, width and components of a JPEG 2000 codestream (ITU-T T.800, A.5.1)."""
-    start = frame.find(b"\xff\x4f\xff\x51")
-    if start < 0 or start + 42 > len(frame):
-        raise Refused("damaged DICOM (no JPEG 2000 header in its compressed data)")
-    right, bottom, left, top, across, down, x0, y0, number = struct.unpack_from(">8IH", frame, start + 8)
-    if not across or not down or -(-(right - x0) // across) * -(-(bottom - y0) // down) > 65_535:
-        raise Refused("damaged DICOM (tiles in its JPEG 2000 data)")
-    depths, steps = frame[start + 42 :: 3][:number], frame[start + 43 : start + 42 + 3 * number]
-    if len(set(depths)) != 1 or set(steps[0::3] + steps[1::3]) != {1}:
-        raise Refused("DICOM with subsampled or unequal components in its JPEG 2000 data is not supported", _EXPORT)
-    return (depths[0] & 0x7F) + 1, bottom - top, right - left, number
-
-
-def _check_rle(frame: bytes, pixels: int, segments: int) -> None:
-    """Check the segments of a run-length encoded frame, and what they expand to (PS3.5, annex G)."""
-    number, *starts = struct.unpack_from("<16I", frame)
-    if number != segments:
-        raise Refused(f"DICOM with {number} run-length segments in its compressed data, expected {segments}")
-    bounds = [*starts[:number], len(frame)]
-    for start, end in itertools.pairwise(bounds):
-        if not 64 <= start <= end <= len(frame):
-            raise Refused("truncated DICOM (run-length segments)")
-        size, position = pixels if (end - start) * 64 <= _MAX_EXPANSION else 0, start
-        while position < end and size < pixels + 256 and (end - start) * 64 > _MAX_EXPANSION:
-            code = frame[position]
-            size += code + 1 if code < 128 else 257 - code if code > 128 else 0
-            position += code + 2 if code < 128 else 2 if code > 128 else 1
-        if not pixels <= size < pixels + 256:
-            raise Refused("damaged DICOM (run-length segments do not give the number of pixels)")
-
-
-# --- Rendering --------------------------------------------------------------------------------------------------------
-
-
-def _decode_pixels(dataset: Dataset, bits: int) -> np.ndarray:
-    """Return the stored values (rows, columns) with all `bits`, or the RGB values (rows, columns, 3)."""
-    from pydicom.pixels import pixel_array
-
-    try:
-        stored = pixel_array(dataset, bits_stored=max(bits, int(dataset.BitsStored)))
-    except RuntimeError:
-        kind = dataset.file_meta.TransferSyntaxUID.name
-        reason = f"no installed decoder can read this {kind} image of {int(dataset.BitsStored)} bits"
-        raise Refused(f"{reason}, or it is damaged", _EXPORT) from None
-    if stored.shape[:2] != (dataset.Rows, dataset.Columns):  # pydicom takes surplus data for further frames
-        raise _contradiction("Rows", "PixelData")
-    return stored
 
 
 def _by_level(stored: np.ndarray, render_levels: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
@@ -422,7 +117,7 @@ def _without_unused_bits(dataset: Dataset, levels: np.ndarray, present: np.ndarr
         return levels
     values = (levels << (allocated - 1 - high)) >> (allocated - bits)
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated and ((values != levels) & present).any():
-        raise Refused(f"DICOM with BitsStored {bits}, but larger values in its compressed data", _EXPORT)
+        raise Refused(f"DICOM with BitsStored {bits}, but larger values in its compressed data", EXPORT)
     return values
 
 
@@ -439,11 +134,11 @@ def _grey(dataset: Dataset, levels: np.ndarray, present: np.ndarray) -> np.ndarr
 
 def _padding(dataset: Dataset, levels: np.ndarray, stored: np.ndarray) -> np.ndarray:
     """Return which stored values are padding (PS3.3 C.7.5.1.1.2)."""
-    values = _numbers(dataset, "PixelPaddingValue")
-    limits = _numbers(dataset, "PixelPaddingRangeLimit")
+    values = numbers_of(dataset, "PixelPaddingValue")
+    limits = numbers_of(dataset, "PixelPaddingRangeLimit")
     if not values:
         if limits:
-            raise Refused("DICOM with PixelPaddingRangeLimit, but without PixelPaddingValue", _EXPORT)
+            raise Refused("DICOM with PixelPaddingRangeLimit, but without PixelPaddingValue", EXPORT)
         return np.zeros(stored.shape, dtype=bool)
     # Some writers store a negative value as unsigned, or the reverse.
     modulus, lowest = 2 ** max(16, int(dataset.BitsAllocated)), 0
@@ -455,19 +150,19 @@ def _padding(dataset: Dataset, levels: np.ndarray, stored: np.ndarray) -> np.nda
 
 def _modality(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
     """Apply the modality look-up table, or the rescale slope and intercept (PS3.3 C.11.1)."""
-    slopes, intercepts = _numbers(dataset, "RescaleSlope"), _numbers(dataset, "RescaleIntercept")
-    if (slopes or intercepts) and _value(dataset, "ModalityLUTSequence"):
-        raise _contradiction("ModalityLUTSequence", "RescaleSlope or RescaleIntercept")
+    slopes, intercepts = numbers_of(dataset, "RescaleSlope"), numbers_of(dataset, "RescaleIntercept")
+    if (slopes or intercepts) and value_of(dataset, "ModalityLUTSequence"):
+        raise contradiction("ModalityLUTSequence", "RescaleSlope or RescaleIntercept")
     if (entries := modality_table(dataset, stored)) is not None:
         return entries
     if bool(slopes) != bool(intercepts):
         raise Refused(
-            f"DICOM without Rescale{'Slope' if intercepts else 'Intercept'}", f"correct the header, or {_EXPORT}"
+            f"DICOM without Rescale{'Slope' if intercepts else 'Intercept'}", f"correct the header, or {EXPORT}"
         )
     if not slopes:
         return stored
     if slopes[0] == 0:
-        raise Refused("DICOM with RescaleSlope 0", f"correct the header, or {_EXPORT}")
+        raise Refused("DICOM with RescaleSlope 0", f"correct the header, or {EXPORT}")
     values = stored * slopes[0]
     values += intercepts[0]
     return values
@@ -475,25 +170,25 @@ def _modality(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
 
 def _voi(dataset: Dataset, values: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """Apply the VOI look-up table or the first window, else the range of the visible values (PS3.3 C.11.2)."""
-    if items := _value(dataset, "VOILUTSequence"):
+    if items := value_of(dataset, "VOILUTSequence"):
         entries, bits = _look_up(dataset, items[0], values, "VOILUTSequence")
         return stretch(entries, 0, 2**bits - 1)
-    centres, widths = _numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth")
+    centres, widths = numbers_of(dataset, "WindowCenter"), numbers_of(dataset, "WindowWidth")
     if len(centres) != len(widths):
-        raise _contradiction("WindowCenter", "WindowWidth")
+        raise contradiction("WindowCenter", "WindowWidth")
     # Some writers store zeros if they have no window.
     if not centres or (centres[0], widths[0]) == (0, 0):
         range_ = values[np.broadcast_to(visible, values.shape)]
         return (
             stretch(values, float(range_.min()), float(range_.max())) if range_.size else np.zeros(values.shape, "u1")
         )
-    function = str(_value(dataset, "VOILUTFunction") or "LINEAR").upper()
+    function = str(value_of(dataset, "VOILUTFunction") or "LINEAR").upper()
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise Refused("DICOM with an unknown VOILUTFunction", _EXPORT)
+        raise Refused("DICOM with an unknown VOILUTFunction", EXPORT)
     if widths[0] <= 0 or (function == "LINEAR" and widths[0] < 1):
         least = "at least 1" if function == "LINEAR" else "more than 0"
         reason = f"DICOM with WindowWidth {widths[0]:g}; with VOILUTFunction {function}, it must be {least}"
-        raise Refused(reason, f"correct the header, or {_EXPORT}")
+        raise Refused(reason, f"correct the header, or {EXPORT}")
     return np.round(_window(values, centres[0], widths[0], function) * 255).astype(np.uint8)
 
 
@@ -510,11 +205,11 @@ def _window(values: np.ndarray, centre: float, width: float, function: str) -> n
 
 def _inverted(dataset: Dataset) -> bool:
     """Return whether the smallest value is white (PS3.3 C.7.6.3.1.2 and C.11.6.1.2)."""
-    colour, shape = dataset.PhotometricInterpretation, _value(dataset, "PresentationLUTShape")
+    colour, shape = dataset.PhotometricInterpretation, value_of(dataset, "PresentationLUTShape")
     if shape not in (None, "IDENTITY", "INVERSE"):
-        raise Refused("DICOM with an unknown PresentationLUTShape", _EXPORT)
+        raise Refused("DICOM with an unknown PresentationLUTShape", EXPORT)
     if colour == "MONOCHROME1" and shape == "IDENTITY":
-        raise _contradiction("PhotometricInterpretation MONOCHROME1", "PresentationLUTShape IDENTITY")
+        raise contradiction("PhotometricInterpretation MONOCHROME1", "PresentationLUTShape IDENTITY")
     return colour == "MONOCHROME1" or shape == "INVERSE"
 
 
@@ -522,8 +217,8 @@ def _look_up(dataset: Dataset, item: Dataset, values: np.ndarray, name: str) -> 
     """Return the entries of a look-up table for values, and the bits of an entry (PS3.3 C.11.1.1.1, C.11.2.1.1)."""
     return _entries(
         values,
-        _numbers(item, "LUTDescriptor"),
-        _value(item, "LUTData"),
+        numbers_of(item, "LUTDescriptor"),
+        value_of(item, "LUTData"),
         f"LUTDescriptor or LUTData in its {name}",
         # A rescaled value may be negative although the stored values are unsigned.
         signed=dataset.PixelRepresentation == 1 or bool(values.min(initial=0) < 0),
@@ -534,7 +229,7 @@ def _look_up(dataset: Dataset, item: Dataset, values: np.ndarray, name: str) -> 
 def _entries(
     values: np.ndarray, descriptor: list[float], data: Any, name: str, *, signed: bool, big_endian: bool
 ) -> tuple[np.ndarray, int]:
-    invalid = Refused(f"DICOM with an invalid {name}", _EXPORT)
+    invalid = Refused(f"DICOM with an invalid {name}", EXPORT)
     if len(descriptor) != 3 or data is None:
         raise invalid
     number, first, bits = int(descriptor[0]) % 2**16 or 2**16, int(descriptor[1]), int(descriptor[2])
@@ -563,11 +258,11 @@ def _check_segments(data: Any, name: str, bits: int) -> None:
     while position + 1 < len(words):
         code, length = words[position], words[position + 1]
         if code not in (0, 1):  # an indirect segment repeats others, in each other without end
-            raise Refused(f"DICOM with indirect segments in its {name} is not supported", _EXPORT)
+            raise Refused(f"DICOM with indirect segments in its {name} is not supported", EXPORT)
         position += 2 + (length if code == 0 else 1)
         total += length
     if total > 2**16:
-        raise Refused(f"DICOM with an invalid {name}", _EXPORT)
+        raise Refused(f"DICOM with an invalid {name}", EXPORT)
 
 
 def _palette(dataset: Dataset, levels: np.ndarray, present: np.ndarray) -> np.ndarray:
@@ -576,24 +271,24 @@ def _palette(dataset: Dataset, levels: np.ndarray, present: np.ndarray) -> np.nd
 
     stored = _without_unused_bits(dataset, levels, present)
     names = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
-    descriptors = [_numbers(dataset, f"{name}Descriptor") for name in names]
+    descriptors = [numbers_of(dataset, f"{name}Descriptor") for name in names]
     if any(len(descriptor) != 3 for descriptor in descriptors) or len({tuple(d) for d in descriptors}) != 1:
-        raise Refused("DICOM with missing or unequal PaletteColorLookupTableDescriptors", _EXPORT)
+        raise Refused("DICOM with missing or unequal PaletteColorLookupTableDescriptors", EXPORT)
     number, _, bits = descriptors[0]
     if bits not in (8, 16):
-        raise Refused(f"DICOM with {bits:g} bits in its RedPaletteColorLookupTableDescriptor", _EXPORT)
+        raise Refused(f"DICOM with {bits:g} bits in its RedPaletteColorLookupTableDescriptor", EXPORT)
     if f"Segmented{names[0]}Data" in dataset and f"{names[0]}Data" not in dataset:
         if bits == 8 and not 0 < number <= 256:
-            raise Refused("DICOM with a long SegmentedRedPaletteColorLookupTableData is not supported", _EXPORT)
+            raise Refused("DICOM with a long SegmentedRedPaletteColorLookupTableData is not supported", EXPORT)
         for name in names:
-            _check_segments(_value(dataset, f"Segmented{name}Data"), f"Segmented{name}Data", int(bits))
+            _check_segments(value_of(dataset, f"Segmented{name}Data"), f"Segmented{name}Data", int(bits))
         colours = apply_color_lut(stored.astype(np.int32), dataset)[..., :3]
         return stretch(colours, 0, 2**bits - 1)
     tables = [
         _entries(
             stored,
             descriptor,
-            _value(dataset, f"{name}Data"),
+            value_of(dataset, f"{name}Data"),
             f"{name}Descriptor or {name}Data",
             signed=dataset.PixelRepresentation == 1,
             big_endian=not dataset.file_meta.TransferSyntaxUID.is_little_endian,

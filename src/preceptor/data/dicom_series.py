@@ -1,4 +1,4 @@
-"""Read a folder with one DICOM series as a volume.
+"""Read a folder with one DICOM series as a volume: a file for each slice, or enhanced images of several frames.
 
 Slices are placed by Image Position (Patient) and Image Orientation (Patient) as DICOM PS3.3 C.7.6.2 defines. Whatever
 does not form a regular grid is refused. Only geometry and pixels are parsed: names, dates and free texts are not.
@@ -12,31 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preceptor.data.containers import STOPS, Refused
-from preceptor.data.dicom import (
-    DEFLATED,
-    IMAGE_FIELDS,
-    VALUE_FIELDS,
-    decode_grey,
-    is_dicom,
-    modality_table,
-    silent_pydicom,
-)
+from preceptor.data.dicom import decode_grey, modality_table
+from preceptor.data.dicom_header import DEFLATED, IMAGE_FIELDS, VALUE_FIELDS, is_dicom, silent_pydicom
 from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.nifti import Geometry, VolumeError
+from preceptor.data.structure import STOPS, Refused
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 MAX_FILES = 4096
-MAX_FILE_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 300 * 2**20
+"""Largest file. 512 x 512 x 512 voxels of 16 bits in a file of several frames have 256 MiB."""
 SUFFIXES = (".dcm", ".dicom", ".ima")
 _OTHER_SUFFIXES = (".txt", ".json", ".xml", ".csv", ".tsv", ".md", ".ini", ".db", ".html", ".pdf", ".png", ".jpg")
 _NO_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTIMAGE", "PR", "KO", "SR", "REG")
 _CONSTANT = ("Modality", "Units", "RescaleType", "EchoTime", "ComplexImageComponent")
 """Fields that say what the values mean, and are therefore equal in all slices of a volume."""
+_COUNTS = ("InstanceNumber", "ImagesInAcquisition", "NumberOfSlices", "NumberOfTemporalPositions")
 _HEADER_FIELDS = [
     *_CONSTANT,
+    *_COUNTS,
     *IMAGE_FIELDS,
     "SOPClassUID",
     "SeriesInstanceUID",
@@ -46,6 +42,15 @@ _HEADER_FIELDS = [
     "ImageOrientationPatient",
     "GantryDetectorTilt",
 ]
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_FRAME_FIELDS = {
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": ("PixelSpacing",),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+}
+"""Fields of a frame in an enhanced image, by functional group (PS3.3 C.7.6.16.2)."""
+_HEADER_FIELDS += _GROUPS
 _PIXEL_FIELDS = [*_HEADER_FIELDS, *VALUE_FIELDS]
 _COPY_AGAIN = "copy the series again from its source"
 _ONE_VOLUME = "move each volume to its own folder"
@@ -54,6 +59,7 @@ _ONE_VOLUME = "move each volume to its own folder"
 @dataclass(frozen=True)
 class _Slice:
     path: Path
+    frame: int  # number in the file, from 0
     series: str
     rows: int
     columns: int
@@ -62,6 +68,7 @@ class _Slice:
     along_row: np.ndarray
     along_column: np.ndarray
     constants: tuple[str, ...]  # of the fields _CONSTANT
+    counts: tuple[int | None, ...]  # of the fields _COUNTS
 
 
 def holds_series(folder: Path) -> bool:
@@ -102,11 +109,11 @@ def read_series(folder: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarr
 
     Raises:
         VolumeError: the folder contains no series or several, or slices that are broken, missing, doubled, unequally
-            spaced, tilted, of different sizes or orientations, in colour, compressed in an unknown way, or multi-frame.
+            spaced, tilted, of different sizes or orientations, in several stacks, in colour, or in an unknown coding.
     """
     files, ignored = _files(folder)
     with silent_pydicom():
-        slices = [_read_header(path) for path in files]
+        slices = [one for path in files for one in _read_headers(path)]
     slices = _sorted(folder, slices)
     first = slices[0]
     shape = (first.columns, first.rows, len(slices))
@@ -120,15 +127,20 @@ def read_series(folder: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarr
     if min(shape) < 2:
         raise VolumeError(f"{folder}: {' x '.join(map(str, shape))} voxels are not a volume; give the whole series")
     affine = _affine(folder, slices)
+    remarks = _missing_slices(folder, slices)
     volume: np.ndarray = np.empty(shape, np.float64)
     padding = np.zeros(shape, bool)
+    numbers: dict[Path, list[int]] = {}  # of the slices in each file
+    for number, one in enumerate(slices):
+        numbers.setdefault(one.path, []).append(number)
     with silent_pydicom():
-        for number, one in enumerate(slices):
-            values, padded = _read_pixels(one)
-            volume[..., number], padding[..., number] = values.T, padded.T
+        for path in numbers:
+            frames = _frames(path, _PIXEL_FIELDS, pixels=True)
+            for number in numbers[path]:
+                values, padded = _read_pixels(slices[number], frames[slices[number].frame])
+                volume[..., number], padding[..., number] = values.T, padded.T
     if padding.all():
         raise VolumeError(f"{folder}: every pixel is padding; give another series")
-    remarks = []
     if padding.any():
         volume[padding] = volume[~padding].min()
         remarks.append(f"{int(padding.sum())} padding pixels got the smallest value of the others")
@@ -180,12 +192,65 @@ def _broken(path: Path, error: BaseException) -> VolumeError:
     return VolumeError(f"{path}: broken or truncated DICOM ({type(error).__name__}); {_COPY_AGAIN}")
 
 
-def _read_header(path: Path) -> _Slice:
+def _frames(path: Path, fields: list[str], *, pixels: bool) -> list[Dataset]:
+    """Return one data set for each frame of a file, with the fields and pixels of the frame."""
+    data = _parse(path, fields, pixels=pixels)
     try:
-        data = _parse(path, _HEADER_FIELDS, pixels=False)
+        shared, groups = ([*(data.get(name) or ())] for name in _GROUPS)
+        return _split(path, data, shared, groups, pixels=pixels) if groups else [data]
+    except (VolumeError, MemoryError, *STOPS):
+        raise
+    except BaseException as error:  # pydicom raises many kinds of errors for broken files
+        raise _broken(path, error) from None
+
+
+def _split(path: Path, data: Dataset, shared: list[Dataset], groups: list[Dataset], *, pixels: bool) -> list[Dataset]:
+    from pydicom import Dataset
+    from pydicom.encaps import encapsulate, generate_frames
+
+    number = int(data.get("NumberOfFrames") or 1)
+    if number != len(groups) or number > MAX_FILES:
+        raise VolumeError(f"{path}: {number} frames, but functional groups for {len(groups)}; {_COPY_AGAIN}")
+    stacks = {str(group.FrameContentSequence[0].get("StackID")) for group in groups if "FrameContentSequence" in group}
+    if len(stacks) > 1:
+        raise VolumeError(f"{path}: {len(stacks)} stacks of frames in one file; save each stack as a file of its own")
+    contents: list[bytes] = []
+    if pixels and data.file_meta.TransferSyntaxUID.is_encapsulated:
+        contents = [encapsulate([frame]) for frame in generate_frames(data.PixelData, number_of_frames=number)]
+    elif pixels:
+        size = int(data.Rows) * int(data.Columns) * int(data.BitsAllocated) // 8
+        if not 0 <= len(data.PixelData) - size * number < 2:
+            raise VolumeError(f"{path}: PixelData has not the size of {number} frames; {_COPY_AGAIN}")
+        contents = [data.PixelData[i * size : (i + 1) * size] for i in range(number)]
+    frames = []
+    for i, group in enumerate(groups):
+        frame = Dataset()
+        frame.file_meta = data.file_meta
+        for element in data:
+            if element.keyword not in (*_GROUPS, "NumberOfFrames", "PixelData"):
+                frame.add(element)
+        for fields in (*shared[:1], group):
+            for sequence, names in _FRAME_FIELDS.items():
+                for name in names if sequence in fields else ():
+                    if name in fields[sequence][0]:
+                        frame[name] = fields[sequence][0][name]
+        if pixels:
+            frame.add_new("PixelData", "OB" if data.file_meta.TransferSyntaxUID.is_encapsulated else "OW", contents[i])
+        frames.append(frame)
+    return frames
+
+
+def _read_headers(path: Path) -> list[_Slice]:
+    frames = _frames(path, _HEADER_FIELDS, pixels=False)
+    return [_read_header(path, number, data) for number, data in enumerate(frames)]
+
+
+def _read_header(path: Path, number: int, data: Dataset) -> _Slice:
+    try:
         _check_kind(path, data)
         return _Slice(
             path,
+            number,
             str(data.get("SeriesInstanceUID", "")),
             int(data.Rows),
             int(data.Columns),
@@ -194,6 +259,7 @@ def _read_header(path: Path) -> _Slice:
             np.array(data.ImageOrientationPatient[:3], np.float64),
             np.array(data.ImageOrientationPatient[3:], np.float64),
             tuple(str(data.get(field, "")) for field in _CONSTANT),
+            tuple(int(data[field].value) if data.get(field) not in (None, "") else None for field in _COUNTS),
         )
     except VolumeError:
         raise
@@ -215,8 +281,10 @@ def _check_kind(path: Path, data: Dataset) -> None:
 
     sop_class = UID(str(data.get("SOPClassUID", "")))
     name = sop_class.name if sop_class.type == "SOP Class" else "multi-frame image"
-    if int(data.get("NumberOfFrames") or 1) > 1 or name.startswith("Enhanced"):
-        raise VolumeError(f"{path}: {name} (several frames in one file) is not read; convert it to .nii.gz")
+    if int(data.get("NumberOfFrames") or 1) > 1:
+        raise VolumeError(
+            f"{path}: {name} (several frames in one file without functional groups) is not read; convert it to .nii.gz"
+        )
     if data.get("Modality") in _NO_IMAGES or name.startswith(("RT ", "Segmentation", "Parametric Map")):
         kind = data.Modality if data.get("Modality") in _NO_IMAGES else name
         raise VolumeError(
@@ -339,10 +407,38 @@ def _affine(folder: Path, slices: list[_Slice]) -> np.ndarray:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM is LPS, NIfTI is RAS
 
 
-def _read_pixels(one: _Slice) -> tuple[np.ndarray, np.ndarray]:
+def _missing_slices(folder: Path, slices: list[_Slice]) -> list[str]:
+    """Return remarks on slices that may be missing at the ends, where positions do not tell.
+
+    Raises:
+        VolumeError: there are fewer slices than NumberOfSlices says (PS3.3 C.8.9.1).
+    """
+    numbers, images, stated, times = zip(*(one.counts for one in slices), strict=True)
+    most = max((count for count in stated if count is not None), default=0)
+    if len(slices) < most:
+        raise VolumeError(
+            f"{folder}: {len(slices)} slices, but NumberOfSlices says {most}, so that slices are missing; {_COPY_AGAIN}"
+        )
+    remarks = []
+    known = sorted({number for number in numbers if number is not None})
+    if known and (known[0] > 1 or known[-1] - known[0] + 1 > len(known)):
+        remarks.append(
+            f"the InstanceNumber of {len(slices)} slices runs from {known[0]} to {known[-1]}, so that slices may be "
+            "missing; compare with the source"
+        )
+    if (most := max((count for count in images if count is not None), default=0)) > len(slices):
+        remarks.append(
+            f"{len(slices)} slices, but ImagesInAcquisition says {most}; slices are missing, or the acquisition has "
+            "several volumes; compare with the source"
+        )
+    if (most := max((count for count in times if count is not None), default=0)) > 1:
+        remarks.append(f"one volume of a series with {most} times (NumberOfTemporalPositions)")
+    return remarks
+
+
+def _read_pixels(one: _Slice, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return the values (rows, columns) of a slice after the modality transformation, and where they are padding."""
     try:
-        data = _parse(one.path, _PIXEL_FIELDS, pixels=True)
         stored, padded = decode_grey(data, one.rows * one.columns)
         if (values := modality_table(data, stored)) is None:
             slope, intercept = (_number(one.path, data, name, default) for name, default in _RESCALE)

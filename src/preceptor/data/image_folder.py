@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from preceptor.data.dicom import is_dicom
+from preceptor.data.dicom_header import is_dicom
 from preceptor.data.findings import Finding
 from preceptor.errors import UserError
 

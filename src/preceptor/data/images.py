@@ -16,9 +16,11 @@ import numpy as np
 from PIL import Image
 
 from preceptor.data import dicom
-from preceptor.data.containers import COPY_AGAIN, Container, Refused, check_size, read_container
+from preceptor.data.containers import read_container
 from preceptor.data.decode import bands, decode
+from preceptor.data.dicom_header import is_dicom
 from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
+from preceptor.data.structure import COPY_AGAIN, Container, Refused, check_size
 from preceptor.errors import UserError, printable
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -160,7 +162,7 @@ def _read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def _is_dicom(path: Path, data: bytes) -> bool:
-    if dicom.is_dicom(data):
+    if is_dicom(data):
         return True
     if path.suffix.lower() in (".dcm", ".dicom"):
         raise Refused("named as DICOM, but has no DICM mark at byte 128", f"{COPY_AGAIN}, or {_EXPORT}")
@@ -190,7 +192,8 @@ def _to_8_bit(container: Container) -> Image.Image:
     if image.has_transparency_data:
         image = _on_black(image, grey)
     elif image.mode in ("L", "RGB"):
-        image = image.copy()  # a plain image without the attributes of the format
+        if type(image) is not Image.Image:
+            image = image.copy()  # without the attributes of the format
     else:
         image = image.convert("L" if grey else "RGB")
     image.info.clear()
