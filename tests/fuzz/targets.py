@@ -6,6 +6,7 @@ from tests.fuzz import (
     case_tables,
     dialogues,
     dicom_files,
+    model_folders,
     nifti_files,
     predictions,
     question_tables,
@@ -34,4 +35,7 @@ TARGETS: dict[str, Target] = {
     "teacher-cache": stores.CACHE,
     "pseudo-labels": stores.STORE,
     "run-folders": run_folders.TARGET,
+    "vqa-models": model_folders.VQA,
+    "segmentation-models": model_folders.SEGMENTATION,
+    "grounding-models": model_folders.GROUNDING,
 }

@@ -283,7 +283,7 @@ def test_wrong_inputs():
 
 
 def test_a_broken_folder(tmp_path: Path):
-    with pytest.raises(UserError, match=r"config.json cannot be read"):
+    with pytest.raises(UserError, match=r"config.json does not exist"):
         MultimodalUNet.load(tmp_path)
     model = net(**SMALL)
     model.save(tmp_path)
