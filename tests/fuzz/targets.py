@@ -6,6 +6,7 @@ from tests.fuzz import (
     case_tables,
     dialogues,
     dicom_files,
+    dicom_series,
     model_folders,
     nifti_files,
     predictions,
@@ -16,6 +17,7 @@ from tests.fuzz import (
     recipes,
     run_folders,
     stores,
+    teacher_answers,
 )
 from tests.fuzz.target import Target
 
@@ -42,6 +44,8 @@ TARGETS: dict[str, Target] = {
     "vqa-med-2019": public_questions.MED,
     "brats": public_volumes.BRATS_TARGET,
     "decathlon": public_volumes.DECATHLON_TARGET,
+    "dicom-series": dicom_series.TARGET,
+    "teacher-answers": teacher_answers.TARGET,
     "vqa-models": model_folders.VQA,
     "segmentation-models": model_folders.SEGMENTATION,
     "grounding-models": model_folders.GROUNDING,
