@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.fuzz import (
     case_tables,
+    checkpoints,
     dialogues,
     dicom_files,
     dicom_series,
@@ -46,6 +47,7 @@ TARGETS: dict[str, Target] = {
     "decathlon": public_volumes.DECATHLON_TARGET,
     "dicom-series": dicom_series.TARGET,
     "teacher-answers": teacher_answers.TARGET,
+    "checkpoints": checkpoints.TARGET,
     "vqa-models": model_folders.VQA,
     "segmentation-models": model_folders.SEGMENTATION,
     "grounding-models": model_folders.GROUNDING,
