@@ -146,7 +146,8 @@ def compare(data: SegmentationDataset, rows: list[dict[str, Any]], folder: Path)
         require(isinstance(row.get("case"), str | int | float), "a case that is no text was read", row.get("case"))
         require(not isinstance(row["case"], bool), "a case that is no text was read", row["case"])
         whole = isinstance(row["case"], float) and row["case"].is_integer()  # 1.0 is the number 1
-        by_name[str(int(row["case"]) if whole else row["case"]).strip()] = row
+        name = str(int(row["case"]) if whole else row["case"]).strip()
+        by_name[unicodedata.normalize("NFC", name)] = row
     labelled = {name for name, row in by_name.items() if not empty(row.get("mask"))}
     require({case.id for case in data.samples} == labelled, "other cases", sorted(labelled))
     parts: dict[str, set[str]] = {}

@@ -83,7 +83,7 @@ def check(case: CheckpointInput, folder: Path) -> bool:
     place = places[case.place[0] % len(places)]
     files = sorted(place.iterdir())
     path = files[case.place[1] % len(files)]
-    if case.replaced is not None and path.suffix == ".json":
+    if case.replaced is not None and path.suffix == ".json" and not case.sealed:
         content = replace_nested(json.loads(path.read_text()), *case.replaced)
         path.write_text(json.dumps(content), errors="surrogatepass")
     if case.dropped is not None and path.suffix == ".safetensors":

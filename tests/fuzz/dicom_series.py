@@ -14,7 +14,7 @@ from pydicom.uid import UID, CTImageStorage, MRImageStorage
 
 from preceptor.data.dicom_series import read_series
 from tests.data.dicom_series_files import slices_of, write_slices
-from tests.fuzz.mutate import DAMAGE, Mutation, mostly, mutate, rarely
+from tests.fuzz.mutate import DAMAGE, Mutation, mostly, mutate
 from tests.fuzz.outcome import PATIENT, attempt, recorded, require
 from tests.fuzz.target import Target
 
@@ -29,8 +29,12 @@ ORIENTATIONS = st.sampled_from(
     ]
 )
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
-    "ImagePositionPatient": st.sampled_from([[0, 0, 0], [-20, -30, 41.5], [-20, -30, 40.01], [1, 2], [1e9, 0, 0], None]),
-    "ImageOrientationPatient": st.sampled_from([[1, 0, 0, 0, -1, 0], [0, 0, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0], [1], None]),
+    "ImagePositionPatient": st.sampled_from(
+        [[0, 0, 0], [-20, -30, 41.5], [-20, -30, 40.01], [1, 2], [1e9, 0, 0], None]
+    ),
+    "ImageOrientationPatient": st.sampled_from(
+        [[1, 0, 0, 0, -1, 0], [0, 0, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0], [1], None]
+    ),
     "PixelSpacing": st.sampled_from([[1, 1], [0, 1], [-1, 1], [1.5, 0.6], [1], None]),
     "SeriesInstanceUID": st.sampled_from([UID("1.2.3"), None]),
     "Rows": st.sampled_from([3, 7, 0, None]),
@@ -79,7 +83,9 @@ INPUTS = st.builds(
     changes=mostly(st.just(()), st.lists(CHANGE, min_size=1, max_size=2).map(tuple), 2),
     files=mostly(
         st.just("all"),
-        st.sampled_from(["missing", "first missing", "copied", "hidden", "text", "subfolder", "empty", "link", "renamed"]),
+        st.sampled_from(
+            ["missing", "first missing", "copied", "hidden", "text", "subfolder", "empty", "link", "renamed"]
+        ),
         3,
     ),
     mutations=DAMAGE,
@@ -127,7 +133,9 @@ def check(case: SeriesInput, folder: Path) -> bool:
     outcome = attempt(lambda: read_series(root), place=root)
     if not outcome.accepted:
         sound = not case.changes and not case.mutations and case.count > 1
-        require(not sound or case.files in ("missing", "copied", "empty", "subfolder", "link"), "refused", outcome.sentence)
+        require(
+            not sound or case.files in ("missing", "copied", "empty", "subfolder", "link"), "refused", outcome.sentence
+        )
         return False
     require(case.files not in ("missing", "copied", "empty", "subfolder", "link") or case.count < 4, case.files)
     if case.mutations or case.changes or case.files == "missing":

@@ -215,7 +215,9 @@ def check_decathlon(case: DecathlonInput, folder: Path) -> bool:
     data = json.dumps(content).encode(errors="surrogatepass")
     (root / "dataset.json").write_bytes(mutate(data, case.mutations))
     if case.by_command:
-        return command("doctor", "lckd-brats", f"data.root={root}", "data.name=volumes", "data.modalities=[t1]").accepted
+        return command(
+            "doctor", "lckd-brats", f"data.root={root}", "data.name=volumes", "data.modalities=[t1]"
+        ).accepted
     outcome = attempt(lambda: read_volumes(root), place=folder.name)
     if not outcome.accepted:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.fuzz import (
+    audits,
     case_tables,
     checkpoints,
     dialogues,
@@ -47,6 +48,7 @@ TARGETS: dict[str, Target] = {
     "decathlon": public_volumes.DECATHLON_TARGET,
     "dicom-series": dicom_series.TARGET,
     "teacher-answers": teacher_answers.TARGET,
+    "audits": audits.TARGET,
     "checkpoints": checkpoints.TARGET,
     "vqa-models": model_folders.VQA,
     "segmentation-models": model_folders.SEGMENTATION,

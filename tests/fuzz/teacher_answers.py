@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from preceptor.data.grounding.box_formats import BOX_FORMATS, find_boxes, to_canonical, without_boxes
 from preceptor.data.grounding.boxes import validate_box
 from preceptor.grounding.answer_checks import asks_for_box, first, same_answers, unusable
-from tests.fuzz.dialogues import BOX, BOX_FORMATS as WRITTEN, WORD_TEXTS, written
+from tests.fuzz.dialogues import BOX, WORD_TEXTS, written
+from tests.fuzz.dialogues import BOX_FORMATS as WRITTEN
 from tests.fuzz.mutate import MUTATIONS, Mutation, mostly, mutate, texts
 from tests.fuzz.outcome import attempt, require
 from tests.fuzz.target import Target
@@ -75,7 +76,7 @@ def check(case: AnswerInput, folder: Path) -> bool:
         require(reasons or good, "a label has a box that is unreadable or outside its image", one)
     require(reasons or found or not wants_box, "a label has no box", text)
     require(reasons or any(sign.isalnum() for sign in text), "a label without a word", text)
-    require(reasons or "\ufffd" not in answer and "\x00" not in answer, "a label with control characters", text)
+    require(reasons or ("\ufffd" not in answer and "\x00" not in answer), "a label with control characters", text)
     require(first(reasons) in (reasons or [None]), "another first reason", reasons)
     require(not find_boxes(without_boxes(answer)), "a box remains in a text without boxes", answer)
     same = same_answers([(str(number), case.question, answer) for number in range(25)])
@@ -88,7 +89,12 @@ def check(case: AnswerInput, folder: Path) -> bool:
 def compare_box(case: AnswerInput, found: list) -> None:
     """Raise Wrong unless an answer in the format of its speaker has the box that was written, and no other."""
     assert case.box is not None
-    formats = {"bird": ("bird", "qwen2-vl"), "qwen": ("qwen2-vl", "bird"), "gemma": ("gemma",), "paligemma": ("paligemma",)}
+    formats = {
+        "bird": ("bird", "qwen2-vl"),
+        "qwen": ("qwen2-vl", "bird"),
+        "gemma": ("gemma",),
+        "paligemma": ("paligemma",),
+    }
     if case.format not in formats.get(case.box[0], ()) or case.after not in ("", "."):
         return
     require(len(found) == 1, "another number of boxes", found)
