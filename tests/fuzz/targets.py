@@ -48,6 +48,7 @@ TARGETS: dict[str, Target] = {
     "decathlon": public_volumes.DECATHLON_TARGET,
     "dicom-series": dicom_series.TARGET,
     "teacher-answers": teacher_answers.TARGET,
+    "several-runs": run_folders.SEVERAL_TARGET,
     "audits": audits.TARGET,
     "checkpoints": checkpoints.TARGET,
     "vqa-models": model_folders.VQA,
