@@ -54,6 +54,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 CHANGE = st.sampled_from(sorted(FIELDS)).flatmap(
     lambda name: st.tuples(st.integers(-1, 9), st.just(name), FIELDS[name])  # -1: all slices
 )
+INCOMPLETE = ("missing", "copied", "empty", "subfolder", "link")
+"""What may happen to the files of a series so that it must be refused."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,9 @@ def check(case: SeriesInput, folder: Path) -> bool:
     outcome = attempt(lambda: read_series(root), place=root)
     if not outcome.accepted:
         sound = not case.changes and not case.mutations and case.count > 1
-        require(
-            not sound or case.files in ("missing", "copied", "empty", "subfolder", "link"), "refused", outcome.sentence
-        )
+        require(not sound or case.files in INCOMPLETE, "refused", outcome.sentence)
         return False
-    require(case.files not in ("missing", "copied", "empty", "subfolder", "link") or case.count < 4, case.files)
+    require(case.files not in INCOMPLETE or case.count < 4, case.files)
     if case.mutations or case.changes or case.files == "missing":
         return True
     voxels, geometry = outcome.value

@@ -22,7 +22,7 @@ from tests.fuzz.mutate import DAMAGE, Mutation, json_values, mostly, mutate, rar
 from tests.fuzz.outcome import attempt, command, require
 from tests.fuzz.target import Target
 
-QUESTION = st.sampled_from(["Is it large?", "What plane is shown?", "which organ is abnormal?", "肺在哪里？"])
+QUESTION = st.sampled_from(["Is it large?", "What plane is shown?", "which organ is abnormal?", "肺在哪里？"])  # noqa: RUF001
 ANSWER = st.sampled_from(["Yes", "no", "4", "left lung", "axial", "a#b", "肺"])
 ODD = st.one_of(texts(), json_values(2))
 WIDTH, HEIGHT = 20, 10
@@ -195,7 +195,7 @@ BOX_ROWS = st.lists(
 
 
 def check_slake(case: ReleaseInput, folder: Path) -> bool:
-    """Read the questions of SLAKE, and its boxes, and compare both with the rows; the last table is a detection.json."""
+    """Read the questions and the boxes of SLAKE, and compare both with the rows; the last table is the boxes."""
     for number in range(6):
         place = folder / "imgs" / f"xmlab{number}"
         place.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Folders of BraTS and of the Decathlon and nnU-Net, built small in their released layout, against the files written."""
+"""Folders of BraTS, the Decathlon and nnU-Net, built small in their released layout, against the files written."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ PIECES = st.sampled_from(
     ]
 )  # fmt: skip
 ODD = st.one_of(PIECES, texts(), st.integers(-(10**6), 10**6).map(str))
-QUESTIONS = ("Where is the liver? Answer with boxes.", "What organ is this?", "这是什么器官？", "Give one box.", "")
+QUESTIONS = ("Where is the liver? Answer with boxes.", "What organ is this?", "这是什么器官？", "Give one box.", "")  # noqa: RUF001
 
 
 @dataclass(frozen=True)
