@@ -108,4 +108,4 @@ def check(case: AuditInput, folder: Path) -> bool:
     return True
 
 
-TARGET = Target(INPUTS, check, 60)
+TARGET = Target(INPUTS, check, 25)

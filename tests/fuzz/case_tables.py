@@ -188,7 +188,7 @@ def empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-TABLE = Target(tables(), check_table, 400)
+TABLE = Target(tables(), check_table, 200)
 
 NAMES = mostly(st.sampled_from(["p0", "p1", "p2", "p3", " p0", "a b", "0"]), texts(), 4)
 
@@ -257,4 +257,4 @@ def check_split(case: SplitInput, folder: Path) -> bool:
     return True
 
 
-SPLIT = Target(SPLIT_INPUTS, check_split, 400)
+SPLIT = Target(SPLIT_INPUTS, check_split, 250)

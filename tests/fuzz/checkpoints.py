@@ -126,4 +126,4 @@ def seal(place: Path) -> None:
     path.write_text(json.dumps(state))
 
 
-TARGET = Target(INPUTS, check, 60)
+TARGET = Target(INPUTS, check, 30)

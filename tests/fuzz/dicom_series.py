@@ -202,4 +202,4 @@ def position(path: Path) -> float:
     return float(np.array(data.ImagePositionPatient, float) @ np.cross(row, column))
 
 
-TARGET = Target(INPUTS, check, 150)
+TARGET = Target(INPUTS, check, 60)

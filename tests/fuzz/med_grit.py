@@ -126,4 +126,4 @@ def compare(case: MedGritInput, data: Any, folder: Path) -> None:
     require(told, "dialogues were left out without a word")
 
 
-TARGET = Target(INPUTS, check, 120)
+TARGET = Target(INPUTS, check, 80)

@@ -224,6 +224,6 @@ def target(task: str, files: int, examples: int) -> Target:
     return Target(inputs(files), functools.partial(check, task), examples)
 
 
-VQA = target("vqa", 5, 100)
-SEGMENTATION = target("segmentation", 3, 80)
-GROUNDING = target("grounding", 6, 30)
+VQA = target("vqa", 5, 50)
+SEGMENTATION = target("segmentation", 3, 40)
+GROUNDING = target("grounding", 6, 25)

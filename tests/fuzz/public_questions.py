@@ -305,6 +305,6 @@ def check_med(case: ReleaseInput, folder: Path) -> bool:
     return True
 
 
-RAD = Target(releases(rad_rows()), check_rad, 100)
-SLAKE = Target(releases(*SLAKE_TABLES), check_slake, 100)
-MED = Target(releases(*map(med_lines, ("train", "val", "test"))), check_med, 100)
+RAD = Target(releases(rad_rows()), check_rad, 40)
+SLAKE = Target(releases(*SLAKE_TABLES), check_slake, 30)
+MED = Target(releases(*map(med_lines, ("train", "val", "test"))), check_med, 40)

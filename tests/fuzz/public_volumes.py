@@ -253,5 +253,5 @@ def canonical(name: str) -> str:
     return {"t1w": "t1", "t2w": "t2", "t1gd": "t1ce"}.get(name.lower(), name.lower())
 
 
-BRATS_TARGET = Target(BRATS, check_brats, 60)
-DECATHLON_TARGET = Target(DECATHLON, check_decathlon, 80)
+BRATS_TARGET = Target(BRATS, check_brats, 30)
+DECATHLON_TARGET = Target(DECATHLON, check_decathlon, 40)

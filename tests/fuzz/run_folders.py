@@ -97,7 +97,7 @@ def check(case: RunInput, folder: Path) -> bool:
     return True
 
 
-TARGET = Target(RUNS, check, 150)
+TARGET = Target(RUNS, check, 60)
 
 
 # --- several runs ---------------------------------------------------------------------------------------------------
@@ -163,4 +163,4 @@ def check_several(case: RunsInput, folder: Path) -> bool:
     return True
 
 
-SEVERAL_TARGET = Target(SEVERAL, check_several, 80)
+SEVERAL_TARGET = Target(SEVERAL, check_several, 25)

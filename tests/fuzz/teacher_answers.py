@@ -102,4 +102,4 @@ def compare_box(case: AnswerInput, found: list) -> None:
     require(gap <= 1.5, "another box", (found[0], case.box))
 
 
-TARGET = Target(INPUTS, check, 500)
+TARGET = Target(INPUTS, check, 200)

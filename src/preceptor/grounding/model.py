@@ -142,7 +142,7 @@ class GroundedVlm(nn.Module):
             shrink_images(processor, max_pixels)
         attention_options = {} if attention is None else {"attn_implementation": attention}
         with reading(source, "the weights"):
-            model, loaded = AutoModelForImageTextToText.from_pretrained(
+            found: Any = AutoModelForImageTextToText.from_pretrained(
                 location,
                 dtype=dtype or "auto",
                 output_loading_info=True,
@@ -151,6 +151,7 @@ class GroundedVlm(nn.Module):
                 **attention_options,
                 **options,
             )
+            model, loaded = found
             check_loaded(source, loaded)
             check_weights(location, model)
         if guidance is None:
