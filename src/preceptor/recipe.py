@@ -18,6 +18,8 @@ from preceptor.strict_yaml import read_yaml, write_yaml
 log = logging.getLogger("preceptor")
 
 R = TypeVar("R", bound=BaseRecipe)
+_MOST_MISTAKES = 4
+"""Mistakes of a recipe that an error lists: a wrong indentation makes one of every key."""
 
 DATA_SET_KEYS = ("variant", "fold", "split_file")
 """Settings of the section `data` that mean something for one data set only."""
@@ -154,7 +156,10 @@ def validate(raw: Mapping[str, Any], place: str, kind: type[R]) -> R:
         return kind.model_validate(raw, context={"folder": folder})
     except ValidationError as error:
         details = [dict(detail) for detail in error.errors() if not _is_other_alternative(dict(detail))]
-        raise UserError("; ".join(_sentence(detail, place, kind) for detail in details)) from error
+        clauses = [_sentence(detail, place, kind) for detail in details[:_MOST_MISTAKES]]
+        if len(details) > len(clauses):
+            clauses.append(f"and {len(details) - len(clauses)} more mistakes")
+        raise UserError("; ".join(clauses)) from error
 
 
 def _is_other_alternative(detail: dict[str, Any]) -> bool:
