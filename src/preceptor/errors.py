@@ -36,10 +36,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     The hint is empty if no name is known.
     """
-    names = sorted(known)
+    names = sorted(one for one in known if one.strip())
     if not names:
         return ""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(names)}"
+    return f"; known: {', '.join(printable(one) for one in names)}"  # a column of a table may have any name

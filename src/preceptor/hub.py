@@ -46,14 +46,19 @@ def is_local(name: str) -> bool:
 
 @contextlib.contextmanager
 def hide_progress_bars() -> Iterator[None]:
-    """Turn off the progress bars of transformers, which would garble those of Preceptor."""
+    """Turn off the progress bars of transformers, which would garble those of Preceptor, and its reports of loading.
+
+    Tensors that are missing or do not fit are reported by `pipeline.model_files.check_loaded`.
+    """
     from transformers.utils import logging
 
-    enabled = logging.is_progress_bar_enabled()
+    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()
 

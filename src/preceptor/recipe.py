@@ -18,9 +18,9 @@ from preceptor.strict_yaml import read_yaml, write_yaml
 log = logging.getLogger("preceptor")
 
 R = TypeVar("R", bound=BaseRecipe)
+MOST_MISTAKES = 4
+"""Mistakes of a recipe that an error names; a wrong indentation makes one of every key."""
 
-MOST_MISTAKES = 5
-"""Number of mistakes in a recipe that a message names."""
 DATA_SET_KEYS = ("variant", "fold", "split_file")
 """Settings of the section `data` that mean something for one data set only."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, get_args
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError, nearest
 from preceptor.grounding.config import Family, GroundingRecipe
+from preceptor.pipeline.model_files import read_settings
 from preceptor.recipe import read_recipe, validate
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.vqa.config import VqaRecipe
@@ -62,10 +62,7 @@ def module(task: str, name: str) -> ModuleType:
 def task_of_model(folder: Path) -> str:
     """Return the task of a model folder. Raises UserError if its config.json is missing, damaged or of another kind."""
     path = folder / "config.json"
-    try:
-        kind = json.loads(path.read_text("utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); copy the model's folder again") from error
-    if kind not in MODEL_TYPES:
+    kind = read_settings(path).get("model_type")
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
         raise UserError(f"{path}: model_type {kind!r} is not known; Preceptor reads {', '.join(MODEL_TYPES)}")
     return MODEL_TYPES[kind]

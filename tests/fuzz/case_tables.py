@@ -146,7 +146,8 @@ def compare(data: SegmentationDataset, rows: list[dict[str, Any]], folder: Path)
         require(isinstance(row.get("case"), str | int | float), "a case that is no text was read", row.get("case"))
         require(not isinstance(row["case"], bool), "a case that is no text was read", row["case"])
         whole = isinstance(row["case"], float) and row["case"].is_integer()  # 1.0 is the number 1
-        by_name[str(int(row["case"]) if whole else row["case"]).strip()] = row
+        name = str(int(row["case"]) if whole else row["case"]).strip()
+        by_name[unicodedata.normalize("NFC", name)] = row
     labelled = {name for name, row in by_name.items() if not empty(row.get("mask"))}
     require({case.id for case in data.samples} == labelled, "other cases", sorted(labelled))
     parts: dict[str, set[str]] = {}
@@ -187,7 +188,7 @@ def empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-TABLE = Target(tables(), check_table, 400)
+TABLE = Target(tables(), check_table, 200)
 
 NAMES = mostly(st.sampled_from(["p0", "p1", "p2", "p3", " p0", "a b", "0"]), texts(), 4)
 
@@ -256,4 +257,4 @@ def check_split(case: SplitInput, folder: Path) -> bool:
     return True
 
 
-SPLIT = Target(SPLIT_INPUTS, check_split, 400)
+SPLIT = Target(SPLIT_INPUTS, check_split, 250)

@@ -252,4 +252,4 @@ def compare(case: DialoguesInput, outcome: Outcome, folder: Path) -> None:
     require(not shared or told or parts, "an image is in several splits", shared)
 
 
-TARGET = Target(INPUTS, check, 500)
+TARGET = Target(INPUTS, check, 250)

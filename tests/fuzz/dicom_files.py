@@ -301,4 +301,4 @@ def used(path: Path) -> str:
     return f", {present[0]}" if present else ""
 
 
-TARGET = Target(INPUTS, check, 800)
+TARGET = Target(INPUTS, check, 400)

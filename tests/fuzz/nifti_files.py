@@ -345,4 +345,4 @@ def contradiction(header: dict[str, Any]) -> str:
     return ", sform against qform" if header["sform_code"] > 0 and header["qform_code"] > 0 else ""
 
 
-TARGET = Target(INPUTS, check, 800)
+TARGET = Target(INPUTS, check, 400)

@@ -136,7 +136,7 @@ def close(found: float | None, expected: float | None, name: str) -> None:
     require(same, f"another {name}", (found, expected))
 
 
-QUESTIONS_TARGET = Target(QUESTIONS, check_questions, 400)
+QUESTIONS_TARGET = Target(QUESTIONS, check_questions, 200)
 
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ def check_boxes(case: RowsInput, folder: Path) -> bool:
     return True
 
 
-BOXES_TARGET = Target(BOXES, check_boxes, 300)
+BOXES_TARGET = Target(BOXES, check_boxes, 150)
 
 # --- label maps -------------------------------------------------------------------------------------------------------
 
@@ -292,7 +292,7 @@ def check_masks(case: MasksInput, folder: Path) -> bool:
     return True
 
 
-MASKS_TARGET = Target(MASKS, check_masks, 150)
+MASKS_TARGET = Target(MASKS, check_masks, 60)
 
 # --- predictions.csv --------------------------------------------------------------------------------------------------
 
@@ -335,4 +335,4 @@ def check_stream(case: StreamInput, folder: Path) -> bool:
     return outcome.accepted
 
 
-STREAM_TARGET = Target(STREAMS, check_stream, 300)
+STREAM_TARGET = Target(STREAMS, check_stream, 200)

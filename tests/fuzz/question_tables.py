@@ -319,4 +319,4 @@ def check_parquet(case: ParquetInput, folder: Path) -> bool:
     return True
 
 
-PARQUET = Target(parquets(), check_parquet, 300)
+PARQUET = Target(parquets(), check_parquet, 150)

@@ -227,4 +227,4 @@ def write(folder: Path, data: bytes, suffix: str) -> Path:
     return path
 
 
-TARGET = Target(INPUTS, check, 800)
+TARGET = Target(INPUTS, check, 400)

@@ -185,7 +185,7 @@ def same_again(recipe: BaseRecipe) -> None:
     require(again.value == recipe, "a dumped recipe is read as another one")
 
 
-OVERRIDES = Target(overrides(), check_overrides, 500)
+OVERRIDES = Target(overrides(), check_overrides, 250)
 
 
 @dataclass(frozen=True)

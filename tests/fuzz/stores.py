@@ -106,7 +106,7 @@ def check_cache(case: CacheInput, folder: Path) -> bool:
     return True
 
 
-CACHE = Target(CACHES, check_cache, 300)
+CACHE = Target(CACHES, check_cache, 100)
 
 
 @dataclass(frozen=True)
@@ -135,4 +135,4 @@ def check_store(case: StoreInput, folder: Path) -> bool:
     return found.accepted
 
 
-STORE = Target(st.builds(StoreInput, MUTATIONS.map(tuple)), check_store, 300)
+STORE = Target(st.builds(StoreInput, MUTATIONS.map(tuple)), check_store, 150)

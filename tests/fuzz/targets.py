@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from tests.fuzz import (
+    audits,
     case_tables,
+    checkpoints,
     dialogues,
     dicom_files,
+    dicom_series,
+    med_grit,
+    model_folders,
     nifti_files,
     predictions,
+    public_questions,
+    public_volumes,
     question_tables,
     raster_files,
     recipes,
     run_folders,
     stores,
+    teacher_answers,
 )
 from tests.fuzz.target import Target
 
@@ -34,4 +42,18 @@ TARGETS: dict[str, Target] = {
     "teacher-cache": stores.CACHE,
     "pseudo-labels": stores.STORE,
     "run-folders": run_folders.TARGET,
+    "vqa-rad": public_questions.RAD,
+    "slake": public_questions.SLAKE,
+    "vqa-med-2019": public_questions.MED,
+    "brats": public_volumes.BRATS_TARGET,
+    "decathlon": public_volumes.DECATHLON_TARGET,
+    "dicom-series": dicom_series.TARGET,
+    "med-grit": med_grit.TARGET,
+    "teacher-answers": teacher_answers.TARGET,
+    "several-runs": run_folders.SEVERAL_TARGET,
+    "audits": audits.TARGET,
+    "checkpoints": checkpoints.TARGET,
+    "vqa-models": model_folders.VQA,
+    "segmentation-models": model_folders.SEGMENTATION,
+    "grounding-models": model_folders.GROUNDING,
 }

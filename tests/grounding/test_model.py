@@ -409,7 +409,7 @@ def _no_tokenizer(folder: Path) -> None:
         (_no_tokenizer, "token"),
         (_edit("config.json", image_token_id=1), "has another id for it than config.json"),
         (_edit("preprocessor_config.json", patch_size=16), "has patch_size=16, but its config.json has 14"),
-        (_drop_weight, r"do not match its config.json: model.language_model.norm.weight"),
+        (_drop_weight, r"do not match config.json: model.language_model.norm.weight"),
         (_without("model.safetensors"), "the weights cannot be read"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), "the weights cannot be read"),
     ],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from preceptor.errors import UserError
 from preceptor.grounding.dialogue_encoder import MARKS
 from preceptor.grounding.new_vlm import CHAT_TEMPLATE
+from preceptor.pipeline.model_files import read_settings, reading
 
 
 def load_tokenizer(source: str | Path, place: str, config: Any, options: dict[str, Any]) -> Any:
@@ -27,7 +28,8 @@ def load_tokenizer(source: str | Path, place: str, config: Any, options: dict[st
     """
     from transformers import AutoTokenizer
 
-    tokenizer = read_part(source, "a tokenizer", lambda: AutoTokenizer.from_pretrained(place, **options))
+    with reading(source, "a tokenizer"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(place, **options)
     missing = [token for token in MARKS if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
     if tokenizer.convert_tokens_to_ids("<|image_pad|>") != config.image_token_id or missing:
         raise UserError(
@@ -38,7 +40,8 @@ def load_tokenizer(source: str | Path, place: str, config: Any, options: dict[st
     file = checkpoint_file(place, "chat_template.jinja", options)
     json_file = checkpoint_file(place, "chat_template.json", options)
     if file is None and json_file is not None:
-        tokenizer.chat_template = json.loads(json_file.read_text("utf-8"))["chat_template"]
+        with reading(source, json_file.name):
+            tokenizer.chat_template = read_settings(json_file)["chat_template"]
     tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
     return tokenizer
 
@@ -47,11 +50,8 @@ def load_image_processor(source: str | Path, place: str, config: Any, options: d
     """Load the PIL image processor. Raises UserError if it does not exist or does not match `config`."""
     from transformers import AutoImageProcessor
 
-    processor = read_part(
-        source,
-        "an image processor (preprocessor_config.json)",
-        lambda: AutoImageProcessor.from_pretrained(place, backend="pil", **options),
-    )
+    with reading(source, "an image processor (preprocessor_config.json)"):
+        processor: Any = AutoImageProcessor.from_pretrained(place, backend="pil", **options)
     vision = config.vision_config
     expected = {
         "patch_size": vision.patch_size,
@@ -65,6 +65,10 @@ def load_image_processor(source: str | Path, place: str, config: Any, options: d
                 "config.json "
                 f"has {value}; copy both files from the checkpoint again"
             )
+    with reading(source, "an image processor (preprocessor_config.json)"):
+        values = processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
+        if not bool(values.isfinite().all()):
+            raise UserError("preprocessor_config.json turns images into numbers that are not finite")
     return processor
 
 
@@ -75,20 +79,6 @@ def shrink_images(processor: Any, max_pixels: int) -> None:
         raise UserError(f"max_pixels={max_pixels} is less than one image token; it must be at least {minimum}")
     shortest = min(processor.size["shortest_edge"], max_pixels)
     processor.size = type(processor.size)(shortest_edge=shortest, longest_edge=max_pixels)
-
-
-def read_part(source: str | Path, part: str, read: Callable[[], Any]) -> Any:
-    """Return the result of `read`. Errors of damaged or missing files become a UserError."""
-    from safetensors import SafetensorError
-
-    try:
-        return read()
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(
-            f"{source}: {part} cannot be read ({reason[0] if reason else type(error).__name__}); give a complete "
-            "checkpoint"
-        ) from error
 
 
 def checkpoint_file(place: str, name: str, options: dict[str, Any]) -> Path | None:

@@ -13,12 +13,13 @@ import torch
 from preceptor.data.types import Dialogue
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.grounding.checkpoint_files import load_image_processor, load_tokenizer, read_part, shrink_images
+from preceptor.grounding.checkpoint_files import load_image_processor, load_tokenizer, shrink_images
 from preceptor.grounding.config import GroundingRecipe, VlmConfig, VlmRunConfig
 from preceptor.grounding.dialogue_encoder import DialogueEncoder
 from preceptor.grounding.memory_model import memory_estimate
 from preceptor.grounding.model import LoraSettings, stored_box_format
 from preceptor.hub import find_pretrained
+from preceptor.pipeline.model_files import reading
 from preceptor.training.fsdp import shard_settings
 from preceptor.training.setup import native_bf16
 
@@ -76,7 +77,8 @@ def load_model_config(config: VlmConfig, source: str, allow_downloads: bool) -> 
     if location is None:
         raise UserError(f"{source} is not available; its configuration is needed to estimate the memory")
     options = {"local_files_only": not allow_downloads, "trust_remote_code": False}
-    model = read_part(source, "config.json", lambda: AutoConfig.from_pretrained(location, **options))
+    with reading(source, "config.json"):
+        model = AutoConfig.from_pretrained(location, **options)
     processor = load_image_processor(source, location, model, options)
     shrink_images(processor, config.max_pixels)
     tokenizer = load_tokenizer(source, location, model, options)

@@ -21,12 +21,12 @@ from preceptor.grounding.checkpoint_files import (
     checkpoint_file,
     load_image_processor,
     load_tokenizer,
-    read_part,
     shrink_images,
 )
 from preceptor.grounding.dialogue_encoder import IGNORED, DialogueEncoder, ModalityRows
 from preceptor.grounding.guided_rope import FAMILIES, Guidance, attach, positions
 from preceptor.hub import find_pretrained, hide_progress_bars
+from preceptor.pipeline.model_files import check_loaded, check_weights, read_settings, reading
 
 Training = Literal["full", "lora", "frozen_vision"]
 GUIDANCE_FILE = "guidance.json"
@@ -132,7 +132,8 @@ class GroundedVlm(nn.Module):
                 "Qwen-VL checkpoint, or set allow_downloads=true to fetch it from the hub"
             )
         options = {"local_files_only": not allow_downloads, "trust_remote_code": False}
-        config = read_part(source, "config.json", lambda: AutoConfig.from_pretrained(location, **options))
+        with reading(source, "config.json"):
+            config = AutoConfig.from_pretrained(location, **options)
         if config.model_type not in FAMILIES:
             raise UserError(f"{source} is a model of type {config.model_type!r}; give one of {', '.join(FAMILIES)}")
         parts = (source, location, config, options)
@@ -140,27 +141,23 @@ class GroundedVlm(nn.Module):
         if max_pixels is not None:
             shrink_images(processor, max_pixels)
         attention_options = {} if attention is None else {"attn_implementation": attention}
-        model, loaded = read_part(
-            source,
-            "the weights",
-            lambda: AutoModelForImageTextToText.from_pretrained(
+        with reading(source, "the weights"):
+            found: Any = AutoModelForImageTextToText.from_pretrained(
                 location,
                 dtype=dtype or "auto",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 use_safetensors=True,
                 **attention_options,
                 **options,
-            ),
-        )
-        mismatches = sorted([*loaded["missing_keys"], *loaded["unexpected_keys"], *map(str, loaded["mismatched_keys"])])
-        if mismatches:
-            raise UserError(
-                f"the weights of {source} do not match its config.json: {', '.join(mismatches[:5])}"
-                f"{', ...' if len(mismatches) > 5 else ''}; copy the checkpoint again"
             )
+            model, loaded = found
+            check_loaded(source, loaded)
+            check_weights(location, model)
         if guidance is None:
             file = checkpoint_file(location, GUIDANCE_FILE, options)
-            guidance = Guidance(**json.loads(file.read_text("utf-8"))) if file else Guidance("none")
+            with reading(source, GUIDANCE_FILE):
+                guidance = Guidance(**read_settings(file)) if file else Guidance("none")
         if guidance.kind == "clip" and modality_rows is None:
             from preceptor.grounding.modality_clip import of_dialogue
 
@@ -391,7 +388,8 @@ def stored_box_format(place: str, config: Any, options: dict[str, Any]) -> str:
         UserError: the stored format is not known.
     """
     if file := checkpoint_file(place, BOX_FORMAT_FILE, options):
-        return require_format(json.loads(file.read_text("utf-8"))["format"]).name
+        with reading(place, BOX_FORMAT_FILE):
+            return require_format(read_settings(file)["format"]).name
     if checkpoint_file(place, GUIDANCE_FILE, options):
         return CANONICAL
     if config.model_type not in FAMILY_FORMATS:
@@ -410,7 +408,8 @@ def checkpoint_box_format(source: str, *, allow_downloads: bool = False) -> str:
     if location is None:
         raise UserError(f"{source} is neither a folder with a config.json nor in the local hub cache")
     options = {"local_files_only": not allow_downloads, "trust_remote_code": False}
-    config = read_part(source, "config.json", lambda: AutoConfig.from_pretrained(location, **options))
+    with reading(source, "config.json"):
+        config = AutoConfig.from_pretrained(location, **options)
     return stored_box_format(location, config, options)
 
 

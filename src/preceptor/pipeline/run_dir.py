@@ -100,7 +100,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     """Return results.json of a folder, or None if it does not exist. Raises UserError if it is damaged."""
     path = folder / "results.json"
     return (
-        _read_object(path, path.read_bytes(), "evaluate the run again, or delete the file") if path.is_file() else None
+        read_object(path, path.read_bytes(), "evaluate the run again, or delete the file") if path.is_file() else None
     )
 
 
@@ -126,10 +126,10 @@ def read_predictions(folder: Path, protocol: str) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; {again}")
     lines = path.read_bytes().splitlines()
-    return [_read_object(f"{path}, line {number}", line, again) for number, line in enumerate(lines, 1)]
+    return [read_object(f"{path}, line {number}", line, again) for number, line in enumerate(lines, 1)]
 
 
-def _read_object(place: Path | str, data: bytes, fix: str) -> dict[str, Any]:
+def read_object(place: Path | str, data: bytes, fix: str) -> dict[str, Any]:
     """Return a JSON object. Raises UserError, which ends in `fix`, if the data are anything else."""
     try:
         found = json.loads(data.decode("utf-8"))

@@ -142,6 +142,33 @@ class EvaluationConfig(Section):
     """Post-processing: an enhancing tumour with fewer voxels is removed."""
 
 
+class Preparation(Section):
+    """How cases are prepared for a network; the keys are those of `VolumeDataConfig`."""
+
+    spacing: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None
+    intensity: Literal["zscore", "histogram", "percentile"]
+    patch_size: Sides
+
+
+class InferenceData(Section):
+    """The data that a network was trained with."""
+
+    name: str = ""
+    variant: str = ""
+    validation: Annotated[int, Field(ge=0)]
+
+
+class InferenceConfig(Section):
+    """What prediction needs beside the weights, as `segmentation.json` of a model folder stores it."""
+
+    regions: dict[str, Annotated[tuple[Annotated[int, Field(ge=1, le=255)], ...], Field(min_length=1)]]
+    preparation: Preparation
+    inference: EvaluationConfig
+    data: InferenceData
+    validation: dict[str, dict[str, Fraction]]
+    """Mean Dice on the validation cases by modalities and region."""
+
+
 class SegmentationReport(Section):
     cases: Annotated[int, Field(ge=0, le=20)] = 3
     """Number of worst cases shown in the report."""

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from preceptor.errors import UserError, nearest
 from preceptor.extension import construct, load_trusted
 from preceptor.files import apply_umask, write_text
+from preceptor.pipeline.model_files import check_loaded, check_weights, read_settings, reading
 from preceptor.segmentation import reference_unet
 from preceptor.segmentation.compact_unet import CompactDecoder, CompactEncoder
 from preceptor.segmentation.layers import Join, initialise
@@ -311,25 +311,28 @@ class MultimodalUNet(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> MultimodalUNet:
         """Load the network that `save` wrote. Raises UserError if the folder contains no valid network."""
-        try:
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} contains no network: config.json cannot be read ({error})") from None
-        if not isinstance(config, dict) or config.pop("model_type", None) != MODEL_TYPE:
+        config = read_settings(folder / "config.json")
+        if config.pop("model_type", None) != MODEL_TYPE:
             raise UserError(
                 f"{folder / 'config.json'} does not describe a {MODEL_TYPE}; give a model folder of Preceptor"
             )
-        settings = MultimodalUNetConfig.from_dict(config)
-        # The meta device avoids initialising weights that are replaced. A network of the user may not support it.
-        with contextlib.nullcontext() if settings.is_own else torch.device("meta"):
-            model = cls(settings)
+        with reading(folder / "config.json", "the network"):
+            settings = MultimodalUNetConfig.from_dict(config)
+            # The meta device avoids initialising weights that are replaced. A network of the user may not support it.
+            with contextlib.nullcontext() if settings.is_own else torch.device("meta"):
+                model = cls(settings)
         file = folder / "model.safetensors"
-        try:
-            state = load_file(file)
-            model.load_state_dict(state, assign=True)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            first = str(error).strip().splitlines()
-            raise UserError(f"the weights in {file} do not match config.json: {' '.join(first[:2])}") from None
+        with reading(file, "the weights"):
+            state, own = load_file(file), model.state_dict()
+            other = {name for name in state.keys() & own.keys() if state[name].shape != own[name].shape}
+            names = {
+                "missing_keys": own.keys() - state,
+                "unexpected_keys": state.keys() - own,
+                "mismatched_keys": other,
+            }
+            check_loaded(file, names)
+            model.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()}, assign=True)
+            check_weights(folder, model)
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         return model

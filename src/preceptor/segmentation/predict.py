@@ -18,8 +18,9 @@ from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import LoadedVolume, on_source_grid, save_mask, save_probabilities, to_regions
 from preceptor.errors import UserError
 from preceptor.files import write_text
+from preceptor.pipeline.model_files import COPY_AGAIN, read_settings, reading
 from preceptor.pipeline.run_dir import model_folder
-from preceptor.segmentation.config import EvaluationConfig
+from preceptor.segmentation.config import EvaluationConfig, InferenceConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
 from preceptor.segmentation.evaluate import label_map, predict_case
 from preceptor.segmentation.model import MultimodalUNet
@@ -96,8 +97,15 @@ class SegmentationModel:
     def load(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
         """Load a run, a stage or a model folder. Raises UserError if a file is missing or damaged."""
         place = model_folder(Path(folder))
-        network = MultimodalUNet.load(place)
-        return cls(network.to(device) if device is not None else network, read_inference_config(place))
+        network, config = MultimodalUNet.load(place), read_inference_config(place)
+        with reading(place / INFERENCE_CONFIG, "the settings"):
+            network.check_size(config["preparation"]["patch_size"], "a window")
+            if tuple(config["regions"]) != tuple(network.config.regions):
+                raise UserError(
+                    f"the regions are {', '.join(config['regions'])}, but those of the network "
+                    f"{', '.join(network.config.regions)}; {COPY_AGAIN}"
+                )
+        return cls(network.to(device) if device is not None else network, config)
 
     @property
     def device(self) -> torch.device:
@@ -252,13 +260,10 @@ def _id_of(path: Path) -> str:
 def read_inference_config(folder: Path) -> dict[str, Any]:
     """Return `segmentation.json` of a model folder. Raises UserError if it is missing or damaged."""
     path = folder / INFERENCE_CONFIG
-    try:
-        config = json.loads(path.read_text("utf-8"))
-        for key in ("regions", "preparation", "inference", "validation", "data"):
-            config[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); copy the model's folder again") from error
-    return dict(config)
+    config = read_settings(path)
+    with reading(path, "the settings"):
+        InferenceConfig.model_validate(config)
+    return config
 
 
 MODEL = SegmentationModel

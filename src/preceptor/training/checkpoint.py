@@ -40,6 +40,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: Iterable[str], tenso
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")
         state.setdefault(index_of[name], {})[key] = value
+    if len({frozenset(values) for values in state.values()}) > 1:
+        raise ValueError("the state of the optimiser is incomplete")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

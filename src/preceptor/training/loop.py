@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
 from preceptor.config import TrainConfig
@@ -318,6 +319,19 @@ def _resume(task, optimizer, names, average, root: Path, job: FitArguments, acce
     folder = broadcast_from_main(folder)
     if folder is None:
         return TrainState()
+    try:
+        return _restore(folder, task, optimizer, names, average, job)
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, UserError | torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{folder} is not a checkpoint of this model ({type(error).__name__}: {reason}); delete it to resume from "
+            "an earlier one, or start again with resume=never"
+        ) from error
+
+
+def _restore(folder: Path, task, optimizer, names, average, job: FitArguments) -> TrainState:
     tensors, body = checkpoint.load(folder)
     changed = job.differences(body["resume_config"], job.resume_config)
     if changed:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from preceptor.data.types import Sample
@@ -17,10 +18,11 @@ from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError, nearest
 from preceptor.files import apply_umask, write_text
 from preceptor.hub import find_pretrained, hide_progress_bars, public_name
+from preceptor.pipeline.model_files import COPY_AGAIN, check_loaded, check_weights, read_settings, reading
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.vqa import efficientnet_lite
 from preceptor.vqa.config import DataConfig, ModelConfig
-from preceptor.vqa.dataset import Preprocessing, VqaExamples
+from preceptor.vqa.dataset import Preprocessing, VqaExamples, pixels
 from preceptor.vqa.model import VqaTransformer, VqaTransformerConfig
 
 LITE = f"package:{efficientnet_lite.PACKAGE}"
@@ -57,22 +59,41 @@ class VqaBundle:
         from transformers import AutoTokenizer
 
         folder = model_folder(folder)
-        found: Any = VqaTransformer.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-        model, loaded = found
-        mismatches = sorted([*loaded["missing_keys"], *loaded["unexpected_keys"], *map(str, loaded["mismatched_keys"])])
-        if mismatches:
-            raise UserError(
-                f"{folder}/model.safetensors does not fit its config.json: {', '.join(mismatches[:5])}"
-                f"{', ...' if len(mismatches) > 5 else ''}; copy the folder again, or train the model again"
+        processor = read_settings(folder / "preprocessor_config.json")
+        with reading(folder):
+            found: Any = VqaTransformer.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
             )
-        config = model.config
-        processor = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
-        preprocessing = Preprocessing(
-            config.image_size, tuple(processor["image_mean"]), tuple(processor["image_std"]), config.max_question_tokens
-        )
-        vocabulary = AnswerVocabulary(config.answers, config.normaliser)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return cls(model.eval(), tokenizer, preprocessing, vocabulary, dict(config.preceptor.get("provenance", {})))
+            model, loaded = found
+            check_loaded(folder, loaded)
+            check_weights(folder, model)
+            config = model.config
+            preprocessing = Preprocessing(
+                config.image_size,
+                tuple(processor["image_mean"]),
+                tuple(processor["image_std"]),
+                config.max_question_tokens,
+            )
+            vocabulary = AnswerVocabulary.from_dict({"answers": config.answers, "normaliser": config.normaliser})
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            provenance = dict(config.preceptor.get("provenance", {}))
+            bundle = cls(model.eval(), tokenizer, preprocessing, vocabulary, provenance)
+            bundle._try_out()
+        return bundle
+
+    def _try_out(self) -> None:
+        """Raise UserError unless the parts fit together: every token has an embedding, and answers are numbers."""
+        rows = self.model.text.get_input_embeddings().num_embeddings
+        if (last := max(self.tokenizer.get_vocab().values(), default=0)) >= rows:
+            raise UserError(f"the tokenizer has the id {last}, but the model embeds {rows} tokens; {COPY_AGAIN}")
+        tokens = self.tokenizer(["?"], truncation=True, max_length=self.preprocessing.max_question_tokens)
+        ids = torch.tensor(tokens["input_ids"])
+        side = self.preprocessing.image_size
+        images = pixels(np.zeros((1, side, side, 3), np.uint8), self.preprocessing)
+        with torch.inference_mode():
+            logits = self.model(images, ids, torch.ones_like(ids)).logits
+        if not bool(logits.isfinite().all()):
+            raise UserError(f"the model answers with numbers that are not finite; {COPY_AGAIN}")
 
     def examples(self, samples: Sequence[Sample], config: DataConfig) -> VqaExamples:
         """Convert samples to inputs of this model, without augmentation."""
