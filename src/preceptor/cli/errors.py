@@ -36,7 +36,10 @@ _MEMORY = (
 )
 _FILES = "too many files are open. Raise the limit with `ulimit -n`, or lower data.workers"
 _SHARED = "the shared memory (/dev/shm) is full. Set data.workers=0, or give the container more of it"
-_PROCESSES = "no further process or thread can be started. Raise the limit with `ulimit -u`, or lower data.workers"
+_PROCESSES = (
+    "no further process or thread can be started. Raise the limit with `ulimit -u`, lower data.workers, or use a "
+    "machine with more memory"
+)
 _RESOURCES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -55,6 +58,7 @@ _MESSAGES = [
     (r"PytorchStreamWriter failed writing|inline_container.*unexpected pos", _FULL),
     (r"File too large|disk I/O error", _RESOURCES[errno.EFBIG]),
     (r"can't allocate memory|[Oo]ut of memory|Cannot allocate memory|bad_alloc|Unable to allocate", _MEMORY),
+    (r"could not create a (primitive|memory object)|failed to map segment", _MEMORY),  # oneDNN; the loader of libraries
     (r"DataLoader worker .*(exited unexpectedly|killed by signal)", f"a data.workers process was killed: {_MEMORY}"),
     (r"can't start new thread|Resource temporarily unavailable", _PROCESSES),
     (r"unable to open database file", "a database cannot be opened. Check that its folder exists and is writable"),
@@ -110,7 +114,7 @@ def describe_os_error(error: BaseException) -> str | None:
         return _RESOURCES[number].format(where=f" for {path}" if path else "")
     if isinstance(error, MemoryError):
         return _MEMORY
-    if isinstance(error, OSError | RuntimeError | ValueError) or _is_of_library(error):
+    if isinstance(error, OSError | RuntimeError | ValueError | ImportError) or _is_of_library(error):
         for pattern, sentence in _MESSAGES:
             if re.search(pattern, str(error)):
                 return sentence.format(where="")

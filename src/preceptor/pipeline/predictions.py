@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.errors import UserError
-from preceptor.files import LockedError, json_lines, lock
+from preceptor.files import LockedError, json_lines, lock, naming
 
 
 def stream_predictions(
@@ -47,8 +47,9 @@ def stream_predictions(
         file = stack.enter_context(path.open("a", encoding="utf-8", errors="backslashreplace", newline=""))
         for count, row in enumerate(predict(remaining), done_before + 1):
             header = path.suffix == ".csv" and file.tell() == 0
-            file.write(_csv_line(row, header) if path.suffix == ".csv" else json_lines([row]))
-            file.flush()
+            with naming(path):
+                file.write(_csv_line(row, header) if path.suffix == ".csv" else json_lines([row]))
+                file.flush()
             report(count, len(items))
             yield row
 
