@@ -58,7 +58,7 @@ def test_the_second_is_refused_and_a_killed_first_one_blocks_nobody(
     for name in set(whole) - set(before):
         (place / name).unlink()
     written = place / "cached" if "grounding" in pair else output
-    with stopped(first, place, counter.count // 2, tmp_path / "log") as pid:
+    with stopped(first, place, counter.count // 2 + 1, tmp_path / "log") as pid:
         code, err = forked_call(second)
         assert code == 2, err
         assert "Traceback" not in err
