@@ -45,7 +45,7 @@ def test_the_second_is_refused_and_a_killed_first_one_blocks_nobody(
     inputs: Inputs, output: Path, tmp_path: Path, pair: str
 ):
     def command(verb: str) -> list[object]:
-        name, _, seeds = verb.partition(" seeds")
+        name = verb.removesuffix(" seeds")
         arguments = inputs.arguments(verb if name == verb else "train", output)
         return arguments if name == verb else [*arguments, "--seeds", 2]
 

@@ -98,7 +98,9 @@ def limit_of_open_files(more: int) -> Prepare:
     """Allow `more` files to be opened."""
 
     def prepare() -> None:
-        number = max(map(int, os.listdir("/proc/self/fd"))) + more
+        free = os.dup(0)
+        os.close(free)
+        number = free + more
         resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 
     return prepare

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import sysconfig
+import traceback
 from pathlib import Path
 
 from preceptor.cli.terminal import wrap
@@ -110,6 +111,8 @@ def describe_os_error(error: BaseException) -> str | None:
     None for any other error. Errors on files of this installation are defects, so they return None too.
     """
     number, path = _number_and_path(error)
+    if number == errno.ENOSPC and _is_raised_in(error, "multiprocessing"):  # by a semaphore, which is no file
+        return _SHARED
     if number in _RESOURCES:
         return _RESOURCES[number].format(where=f" for {path}" if path else "")
     if isinstance(error, MemoryError):
@@ -139,6 +142,11 @@ def _number_and_path(error: BaseException) -> tuple[int | None, str | None]:
     path = re.search(r"\[Errno \d+\] [^:\n]*: '(.*)'|at path \"(.*)\"|No such file or directory: (\S+)$", text)
     missing = errno.ENOENT if isinstance(error, FileNotFoundError) else None
     return int(next(filter(None, found.groups()))) if found else missing, path and next(filter(None, path.groups()))
+
+
+def _is_raised_in(error: BaseException, package: str) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).parent.name == package
 
 
 def _is_of_library(error: BaseException) -> bool:
