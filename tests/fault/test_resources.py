@@ -73,7 +73,7 @@ def test_a_limit_of_file_sizes_is_one_sentence_and_leaves_no_temporary_file(inpu
         if code:
             assert re.search("larger than|File too large|ulimit -f", sentence_of(err))
             if verb in ("score", "predict", "audit", "compare", "doctor"):
-                assert str(output) in sentence_of(err)
+                assert str(output.parent) in sentence_of(err)
         assert not hidden(output.parent)
     code, err = forked_call(inputs.arguments(verb, output))
     assert code == 0, err

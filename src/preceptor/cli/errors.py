@@ -31,6 +31,10 @@ _SENTENCES = {
 }
 
 _FULL = "the disk is full{where}. Free some space and run the same command again, or choose another output folder"
+_NOT_WHOLE = (
+    "a file cannot be written to its end: the disk is full, or `ulimit -f` is lower than the size of the file. Free "
+    "some space and run the same command again, or choose another output folder"
+)
 _MEMORY = (
     "there is not enough memory. Lower batch_size (and raise accumulation), the size of images or patches, or "
     "data.workers, or use a machine with more memory"
@@ -55,8 +59,8 @@ _RESOURCES = {
 _MESSAGES = [
     (r"shared memory.*No space left|insufficient shared memory|killed by signal: Bus error", _SHARED),
     (r"Too many open files|received 0 items of ancdata", _FILES),
-    (r"No space left on device|database or disk is full|\d+ requested and \d+ written", _FULL),
-    (r"PytorchStreamWriter failed writing|inline_container.*unexpected pos", _FULL),
+    (r"No space left on device|database or disk is full", _FULL),
+    (r"\d+ requested and \d+ written|PytorchStreamWriter failed writing|inline_container.*unexpected pos", _NOT_WHOLE),
     (r"File too large|disk I/O error", _RESOURCES[errno.EFBIG]),
     (r"can't allocate memory|[Oo]ut of memory|Cannot allocate memory|bad_alloc|Unable to allocate", _MEMORY),
     (r"could not create a (primitive|memory object)|failed to map segment", _MEMORY),  # oneDNN; the loader of libraries

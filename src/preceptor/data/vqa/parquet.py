@@ -211,7 +211,7 @@ def _open(file: Path) -> Iterator[Any]:
     try:
         with parquet.ParquetFile(file, page_checksum_verification=True) as table:
             yield table
-    except UserError:
+    except (UserError, MemoryError):  # pyarrow's own error for a lack of memory is both kinds
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: names or statistics that are no text
         reason = next(iter(str(error).splitlines()), type(error).__name__)
