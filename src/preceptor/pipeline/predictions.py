@@ -44,12 +44,12 @@ def stream_predictions(
         remaining = [item for item in items if item.id not in done]
         done_before, report = len(items) - len(remaining), progress or (lambda done, total: None)
         report(done_before, len(items))
+        stack.enter_context(naming(path))  # around the file, because closing it writes once more what failed
         file = stack.enter_context(path.open("a", encoding="utf-8", errors="backslashreplace", newline=""))
         for count, row in enumerate(predict(remaining), done_before + 1):
             header = path.suffix == ".csv" and file.tell() == 0
-            with naming(path):
-                file.write(_csv_line(row, header) if path.suffix == ".csv" else json_lines([row]))
-                file.flush()
+            file.write(_csv_line(row, header) if path.suffix == ".csv" else json_lines([row]))
+            file.flush()
             report(count, len(items))
             yield row
 
