@@ -29,6 +29,7 @@ def test_a_killed_verb_that_runs_again_leaves_what_an_undisturbed_one_leaves(inp
         code, err = forked_call(command, fault)
         assert code in (-signal.SIGKILL, -signal.SIGXFSZ) or not isinstance(fault, Signal), err
         code, err = forked_call(command)
-        assert code == 0, err
+        # The last change comes after the model is in its place, where new-vlm overwrites none.
+        assert code == 0 or (verb == "new-vlm" and "already contains a model" in err), err
         assert contents(place) == whole
         assert hidden(place) == []
