@@ -218,7 +218,13 @@ def cache(recipe: str | Path | BaseRecipe, overrides: Overrides = (), *, verify:
     resolved.require_teacher_cache()
     check_paths(resolved)
     keep_offline(resolved.allow_downloads)
-    return tasks.module(resolved.task, "experiment").EXPERIMENT.cache(resolved, verify)
+    experiment_class = tasks.module(resolved.task, "experiment").EXPERIMENT
+    if verify > 0:
+        return experiment_class.cache(resolved, verify)
+    from preceptor.pipeline.run import exclusive
+
+    with exclusive(resolved.output_folder):  # a training would write the same cache
+        return experiment_class.cache(resolved, verify)
 
 
 def report(run: str | Path) -> Path:

@@ -72,11 +72,25 @@ def write_bytes(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(data)
-        flush(temporary)
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            temporary.write_bytes(data)
+            flush(temporary)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an error of the operating system name `path` if it names no file (writing does not), or a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename2 is None:
+            named = error.filename
+            if named is None or (temporary and isinstance(named, str | Path) and Path(named).is_relative_to(temporary)):
+                error.filename = str(path)
         raise
 
 
@@ -86,8 +100,9 @@ def new_folder(folder: Path, temporary: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        replace_folder(temporary, folder)
+        with naming(folder, temporary):
+            yield temporary
+            replace_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -176,8 +191,9 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
             raise LockedError(path, "another process")
     try:
         if not is_folder:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            with naming(path.parent):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         if not is_folder and descriptor in _locks:

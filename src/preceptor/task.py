@@ -60,6 +60,10 @@ class Batch:
         return replace(self, tensors=tensors, ids=self.ids[rows], keys=self.keys[rows], skipped=[])
 
 
+# Without it, an iterator whose workers cannot start prints a traceback of its own when it is freed.
+torch.utils.data.dataloader._MultiProcessingDataLoaderIter._shutdown = True  # type: ignore[attr-defined]
+
+
 class BatchLoader(DataLoader):
     """Raises a mistake that a worker finds as its one sentence, in front of which PyTorch puts the traceback."""
 

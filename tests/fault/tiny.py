@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 RECIPE = """
@@ -82,8 +83,11 @@ def write_recipe(folder: Path, text: str = RECIPE) -> Path:
     return path
 
 
-def fork_cli(arguments: list[str], log: Path) -> int:
-    """Run the command line in a fork of this process, which has imported everything already; return its process id."""
+def fork_cli(arguments: list[str], log: Path, prepare: Callable[[], object] = lambda: None) -> int:
+    """Run the command line in a fork of this process, which has imported everything already; return its process id.
+
+    `prepare` is called in the fork before.
+    """
     import preceptor.cli.app
 
     pid = os.fork()
@@ -95,6 +99,7 @@ def fork_cli(arguments: list[str], log: Path) -> int:
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.argv = ["preceptor", *arguments]
+        prepare()
         preceptor.cli.app.main()
         code = 0
     except SystemExit as error:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import sysconfig
+import traceback
 from pathlib import Path
 
 from preceptor.cli.terminal import wrap
@@ -30,13 +31,20 @@ _SENTENCES = {
 }
 
 _FULL = "the disk is full{where}. Free some space and run the same command again, or choose another output folder"
+_NOT_WHOLE = (
+    "a file cannot be written to its end: the disk is full, or `ulimit -f` is lower than the size of the file. Free "
+    "some space and run the same command again, or choose another output folder"
+)
 _MEMORY = (
     "there is not enough memory. Lower batch_size (and raise accumulation), the size of images or patches, or "
     "data.workers, or use a machine with more memory"
 )
 _FILES = "too many files are open. Raise the limit with `ulimit -n`, or lower data.workers"
 _SHARED = "the shared memory (/dev/shm) is full. Set data.workers=0, or give the container more of it"
-_PROCESSES = "no further process or thread can be started. Raise the limit with `ulimit -u`, or lower data.workers"
+_PROCESSES = (
+    "no further process or thread can be started. Raise the limit with `ulimit -u`, lower data.workers, or use a "
+    "machine with more memory"
+)
 _RESOURCES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -51,10 +59,11 @@ _RESOURCES = {
 _MESSAGES = [
     (r"shared memory.*No space left|insufficient shared memory|killed by signal: Bus error", _SHARED),
     (r"Too many open files|received 0 items of ancdata", _FILES),
-    (r"No space left on device|database or disk is full|\d+ requested and \d+ written", _FULL),
-    (r"PytorchStreamWriter failed writing|inline_container.*unexpected pos", _FULL),
+    (r"No space left on device|database or disk is full", _FULL),
+    (r"\d+ requested and \d+ written|PytorchStreamWriter failed writing|inline_container.*unexpected pos", _NOT_WHOLE),
     (r"File too large|disk I/O error", _RESOURCES[errno.EFBIG]),
     (r"can't allocate memory|[Oo]ut of memory|Cannot allocate memory|bad_alloc|Unable to allocate", _MEMORY),
+    (r"could not create a (primitive|memory object)|failed to map segment", _MEMORY),  # oneDNN; the loader of libraries
     (r"DataLoader worker .*(exited unexpectedly|killed by signal)", f"a data.workers process was killed: {_MEMORY}"),
     (r"can't start new thread|Resource temporarily unavailable", _PROCESSES),
     (r"unable to open database file", "a database cannot be opened. Check that its folder exists and is writable"),
@@ -109,11 +118,13 @@ def describe_os_error(error: BaseException) -> str | None:
     None for any other error. Errors on files of this installation are defects, so they return None too.
     """
     number, path = _number_and_path(error)
+    if number == errno.ENOSPC and _is_raised_in(error, "multiprocessing"):  # by a semaphore, which is no file
+        return _SHARED
     if number in _RESOURCES:
         return _RESOURCES[number].format(where=f" for {path}" if path else "")
     if isinstance(error, MemoryError):
         return _MEMORY
-    if isinstance(error, OSError | RuntimeError | ValueError) or _is_of_library(error):
+    if isinstance(error, OSError | RuntimeError | ValueError | ImportError) or _is_of_library(error):
         for pattern, sentence in _MESSAGES:
             if re.search(pattern, str(error)):
                 return sentence.format(where="")
@@ -138,6 +149,11 @@ def _number_and_path(error: BaseException) -> tuple[int | None, str | None]:
     path = re.search(r"\[Errno \d+\] [^:\n]*: '(.*)'|at path \"(.*)\"|No such file or directory: (\S+)$", text)
     missing = errno.ENOENT if isinstance(error, FileNotFoundError) else None
     return int(next(filter(None, found.groups()))) if found else missing, path and next(filter(None, path.groups()))
+
+
+def _is_raised_in(error: BaseException, package: str) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).parent.name == package
 
 
 def _is_of_library(error: BaseException) -> bool:

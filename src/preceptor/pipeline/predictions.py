@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.errors import UserError
-from preceptor.files import LockedError, json_lines, lock
+from preceptor.files import LockedError, json_lines, lock, naming
 
 
 def stream_predictions(
@@ -44,6 +44,7 @@ def stream_predictions(
         remaining = [item for item in items if item.id not in done]
         done_before, report = len(items) - len(remaining), progress or (lambda done, total: None)
         report(done_before, len(items))
+        stack.enter_context(naming(path))  # around the file, because closing it writes once more what failed
         file = stack.enter_context(path.open("a", encoding="utf-8", errors="backslashreplace", newline=""))
         for count, row in enumerate(predict(remaining), done_before + 1):
             header = path.suffix == ".csv" and file.tell() == 0

@@ -189,7 +189,11 @@ class ArrayStoreWriter:
         for path in list(self._partial.iterdir()):
             if not resumed or not path.name.startswith("block-"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        write_text(file, text)
+        try:
+            write_text(file, text)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -268,7 +268,7 @@ _UNWRITABLE = {
     sqlite3.SQLITE_FULL: "the disk is full; free some space and run the same command again",
     sqlite3.SQLITE_READONLY: "it cannot be written; change its permissions, or choose another folder",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check the path and its permissions",
-    sqlite3.SQLITE_IOERR: "the disk reports an error; choose a folder on another disk",
+    sqlite3.SQLITE_IOERR: "the disk reports an error, or `ulimit -f` is lower than its size; choose another folder",
     sqlite3.SQLITE_BUSY: "another process has locked it; wait for it, or stop it",
     sqlite3.SQLITE_PERM: "it cannot be opened; check the path and its permissions",
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from preceptor.errors import UserError
-from preceptor.files import lock, new_folder
+from preceptor.files import LockedError, lock, new_folder
 
 MANIFEST = "manifest.json"
 
@@ -23,10 +24,14 @@ def write_once(
     Raises:
         UserError: the folder contains something else, or its data set was changed.
     """
+    lock_file = folder.with_name(f".{folder.name}.lock")
     if _is_complete(folder, arguments, digest):
+        if lock_file.exists():  # of a process that was killed after it had written the folder
+            with contextlib.suppress(LockedError, OSError), lock(lock_file):
+                pass
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock(folder.with_name(f".{folder.name}.lock"), wait=True):
+    with lock(lock_file, wait=True):
         if _is_complete(folder, arguments, digest):  # written by another process meanwhile
             return
         with new_folder(folder, folder.with_name(f".{folder.name}.tmp")) as temporary:

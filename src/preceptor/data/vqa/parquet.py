@@ -6,6 +6,7 @@ an image of several rows or splits is one file and one group. An index file make
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -210,7 +211,7 @@ def _open(file: Path) -> Iterator[Any]:
     try:
         with parquet.ParquetFile(file, page_checksum_verification=True) as table:
             yield table
-    except UserError:
+    except (UserError, MemoryError):  # pyarrow's own error for a lack of memory is both kinds
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: names or statistics that are no text
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -345,6 +346,8 @@ def _write(content: bytes, folder: Path) -> str:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the place
+            raise
         raise UserError(
             f"{path} cannot be written ({error.strerror}); free some disk space, or set output=FOLDER"
         ) from error
