@@ -147,7 +147,7 @@ def _padding(dataset: Dataset, levels: np.ndarray, stored: np.ndarray) -> np.nda
     ends = (values[0], (limits or values)[0])
     wrapped = [(int(value) - lowest) % modulus + lowest for value in ends]
     if (ends[0] - ends[1]) * (wrapped[0] - wrapped[1]) < 0:  # one end has the wrong sign, which turns the range over
-        raise _contradiction("PixelPaddingRangeLimit", "PixelPaddingValue")
+        raise contradiction("PixelPaddingRangeLimit", "PixelPaddingValue")
     first, last = sorted(wrapped)
     return ((stored >= first) & (stored <= last)) | ((levels >= first) & (levels <= last))
 
