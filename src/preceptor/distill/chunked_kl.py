@@ -229,8 +229,8 @@ def _divergence(
         kl_C = torch.where(p_CK > 0, p_CK * (log_p_CK - log_q_CK), zero).sum(dim=1)
         kl_C += torch.where(rest_C > 0, rest_C * (log_rest_C - log_left_C), zero)
         # The gradient of the remainder is distributed in proportion to the student's probabilities within it:
-        # q_j / q_rest (q_rest - p_rest). The ratio is computed from logarithms, because q_rest underflows if the student
-        # is sure. With K = V there is no remainder, and scatter replaces every entry.
+        # q_j / q_rest (q_rest - p_rest). The ratio is computed from logarithms, because q_rest underflows if the
+        # student is sure. With K = V there is no remainder, and scatter replaces every entry.
         student_CV -= log_left_C.unsqueeze(1)
         student_CV.exp_().mul_((log_left_C.exp() - rest_C).unsqueeze(1))
         slope_CV = student_CV.scatter_(1, ids_CK, log_q_CK.exp() - p_CK)
