@@ -52,7 +52,7 @@ class AugmentConfig(Section):
     """Largest change of brightness, as a fraction of the grey-value range."""
     views: Annotated[int, Field(ge=0)] = 0
     """Number of different views of an image over the whole training; 0: a new one every epoch. A cached teacher needs
-    a finite number of views, so at least 1."""
+    a finite number of views, so at least 1. They are kept in memory, up to 1 GiB per process."""
 
     @property
     def repeats(self) -> bool:
