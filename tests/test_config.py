@@ -178,3 +178,14 @@ def test_a_recipe_names_its_task(tmp_path, first_line, message):
     (tmp_path / "x.yaml").write_text(first_line)
     with pytest.raises(UserError, match=message):
         load_recipe(str(tmp_path / "x.yaml"))
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "kd-" in name and load_recipe(name).task == "vqa"])
+def test_recipes_teach_from_a_cache_if_their_views_are_finite(name):
+    recipe = load_recipe(name)
+    assert recipe.method.teaching.kind == ("cached" if recipe.data.augment.repeats else "online")
+
+
+def test_endless_views_are_refused_only_if_a_stage_needs_the_cache():
+    recipe = load_recipe("mhkd-demo", ["stages=[teacher,baseline]", "data.augment.views=0"])
+    assert recipe.method.teaching.kind == "cached"

@@ -253,12 +253,13 @@ class VqaRecipe(BaseRecipe):
     @model_validator(mode="after")
     def _agree(self) -> VqaRecipe:
         teaching = self.method.teaching
-        if teaching.kind == "cached" and self.data.augment.enabled and self.data.augment.views < 1:
+        needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
+        endless = self.data.augment.enabled and self.data.augment.views < 1
+        if needs_teacher and teaching.kind == "cached" and endless:
             raise ValueError(
                 "method.teaching.kind=cached needs data.augment.views of 1 or more (or data.augment.enabled=false): "
-                "a cache cannot hold endless views"
+                "a cache cannot hold endless views; or choose method.teaching.kind=online"
             )
-        needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
         if needs_teacher and "teacher" not in self.stages and not teaching.runs:
             raise ValueError("stages without 'teacher' need method.teaching.runs=[RUN, ...] to learn from")
         for name in sorted({"teacher" if stage == "teacher" else "student" for stage in self.stages}):
