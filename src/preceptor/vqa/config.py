@@ -258,7 +258,7 @@ class VqaRecipe(BaseRecipe):
         if needs_teacher and teaching.kind == "cached" and endless:
             raise ValueError(
                 "method.teaching.kind=cached needs data.augment.views of 1 or more (or data.augment.enabled=false): "
-                "a cache cannot hold endless views; or choose method.teaching.kind=online"
+                "a cache cannot hold endless augmentation views; or choose method.teaching.kind=online"
             )
         if needs_teacher and "teacher" not in self.stages and not teaching.runs:
             raise ValueError("stages without 'teacher' need method.teaching.runs=[RUN, ...] to learn from")
