@@ -29,6 +29,17 @@ def test_judgements(answer, reason):
     assert judge(answer, TRUTH, alike).reason == reason
 
 
+def test_a_box_that_overlaps_enough_is_right_although_its_numbers_differ():
+    """As words, the boxes have nothing in common."""
+    boxes = [f"<|box_start|>({x},100),(300,300)<|box_end|>" for x in (100, 103, 290)]
+    assert judge(boxes[1], boxes[0], alike).reason is None
+    assert judge(f"it is here: {boxes[1]}", boxes[0], alike).reason is None
+    assert judge(boxes[2], boxes[0], alike).reason == "wrong box"
+    named = [f"<|object_ref_start|>liver<|object_ref_end|>{box}" for box in boxes]
+    assert judge(named[1], named[0], alike).reason is None
+    assert judge(named[1].replace("liver", "spleen"), named[0], alike).reason == "unlike"
+
+
 def test_texts_without_boxes():
     found = judge("left lung", "the left lung", alike)
     assert (found.reason, found.boxes) == (None, 1.0)

@@ -56,8 +56,10 @@ def distillation_loss(
 ) -> DistillationLoss:
     """Return ``(alpha KL(teacher || student) + CE) / (1 + alpha)``, both sums over tokens, in one pass.
 
-    The defaults are those of the code published with ClinKD (Ge et al. 2025): forward KL at temperature 0.5 without the
-    factor T^2 of Hinton et al. 2015 (`t_squared`), cross-entropy to the labels at temperature 1.
+    Formula and defaults are those of the code published with ClinKD (README; Ge et al. 2025): forward KL at temperature
+    0.5 without the factor T^2 of Hinton et al. 2015 (`t_squared`), cross-entropy to the labels at temperature 1. That
+    code hands labels that are not shifted by one token to a function whose body is not published. Here both terms are
+    sums over the tokens that predict an answer token.
 
     Args:
         hidden_TD, weight_VD: the student's last hidden states and output weights; logits are hidden @ weight.T.

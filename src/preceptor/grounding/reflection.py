@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from preceptor.data.grounding.box_formats import find_boxes
+from preceptor.data.grounding.box_formats import find_boxes, without_boxes
 from preceptor.grounding.selection import box_agreement
 from preceptor.text_metrics import tokens
 
@@ -43,12 +43,14 @@ class Judgement:
 def judge(answer: str, truth: str, alike: Alike, *, tau: float = 0.5, overlap: float = 0.5) -> Judgement:
     """Judge an answer.
 
-    It fails if it has no box although the truth has one, if the mean IoU of its boxes is below `overlap`, or if its
-    similarity is below `tau`.
+    It fails if it has no box although the truth has one, if the mean IoU of its boxes is below `overlap`, or if the
+    similarity of the texts without their boxes is below `tau`. As words, two boxes would differ unless they are the
+    same. A truth that consists of boxes has no text to compare.
     """
     true_boxes, boxes = ([f.box for f in find_boxes(text) if f.box is not None] for text in (truth, answer))
     agreement = box_agreement(true_boxes, boxes)
-    similarity = alike(answer, truth)
+    text = without_boxes(truth)
+    similarity = alike(without_boxes(answer), text) if text or not true_boxes else 1.0
     reason: Reason | None = None
     if true_boxes and not boxes:
         reason = "no box"
