@@ -56,7 +56,7 @@ def main() -> None:
         print(f"\n{length:g} times the recipe's schedule:")
         same = {name: folders for name, folders in runs.items() if name.endswith(f"-x{length:g}")}
         every = [folder for folders in same.values() for folder in folders]
-        compare(every, args.output / "compare" / f"x{length:g}", baseline=f"baseline-x{length:g}")
+        compare(every, args.output / "compare" / f"x{length:g}", baseline="baseline")
     chosen = {}
     for arm in ("baseline", "distilled"):
         mine = {name: folders for name, folders in runs.items() if name.startswith(f"{arm}-x")}
@@ -64,7 +64,7 @@ def main() -> None:
         seconds = [results(folder)["training"]["seconds"] for folder in mine[chosen[arm]]]
         print(f"{arm}: validation chooses {chosen[arm]}, {sum(seconds) / len(seconds):.0f} s a seed")
     every = [folder for name in chosen.values() for folder in runs[name]]
-    compare(every, args.output / "compare" / "chosen", baseline=chosen["baseline"])
+    compare(every, args.output / "compare" / "chosen", baseline="baseline")
 
 
 if __name__ == "__main__":
