@@ -1,5 +1,8 @@
 """What does a training step cost without a teacher, with a cached teacher and with an online teacher?
 
+It also measures the writing of the cache, once for each view, and prints what the distilled stage of the recipe costs
+in all with either teacher, in epochs without a teacher.
+
     python bench/cached_step.py            # the models of mhkd-vqa-rad on generated data, batch 32
     python bench/cached_step.py --recipe mhkd-demo
 
@@ -24,6 +27,7 @@ from preceptor.training.sampler import StepBatches
 from preceptor.training.setup import make_optimizer, native_bf16
 from preceptor.vqa.experiment import VqaExperiment
 from preceptor.vqa.teachers import cached_teacher
+from preceptor.vqa.vision import remember_images
 
 PHANTOM = [
     "data.name=phantom",
@@ -42,13 +46,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
+        shipped = load_recipe(args.recipe)
         recipe = load_recipe(args.recipe, [f"output={scratch}", *PHANTOM])
         context = VqaExperiment.read(recipe).context
         teacher = context.new_bundle(recipe.teacher, 1)
+        remember_images(teacher.model)  # as in training: images come again
         layers = recipe.student.model.layers, teacher.model.config.layers
         paths = recipe.method.teacher_features(*layers)
         online = OnlineTeacher(teacher.model, recipe.method.teacher_forward(*layers))
+        start = time.perf_counter()
         cached = cached_teacher(Path(scratch) / "cache", context, online, paths)
+        writing = time.perf_counter() - start
+        size = sum(file.stat().st_size for file in (Path(scratch) / "cache").rglob("*"))
         train = context.training_examples(0)
         config = recipe.student.train
         steps = {}
@@ -72,9 +81,20 @@ def main() -> None:
                 if number >= 5:
                     times[name].append(time.perf_counter() - start)
     plain = statistics.median(times["baseline"])
-    for name, values in times.items():
-        median = statistics.median(values)
-        print(f"{name:11s} {1000 * median:7.1f} ms a step   ratio {median / plain:.3f}")
+    ratios = {name: statistics.median(values) / plain for name, values in times.items()}
+    for name, ratio in ratios.items():
+        print(f"{name:11s} {1000 * ratio * plain:7.1f} ms a step   ratio {ratio:.3f}")
+    per_row = writing / len(train)
+    written = per_row * config.batch_size / plain
+    print(
+        f"writing     {1000 * per_row * config.batch_size:7.1f} ms for the rows of a step   ratio {written:.3f}   "
+        f"{size / len(train) / 1000:.0f} kB a row"
+    )
+    epochs, views = shipped.student.train.epochs, shipped.data.augment.views
+    print(
+        f"{args.recipe}, {epochs:g} epochs, {views} views: online {epochs * ratios['online']:.1f}, "
+        f"cached {epochs * ratios['cached']:.1f} + writing {views * written:.1f} epochs without a teacher"
+    )
     setting = {"recipe": args.recipe, "batch": config.batch_size, "bf16": native_bf16()}
     print(json.dumps(setting | machine() | versions(*VqaExperiment.packages)))
 

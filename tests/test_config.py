@@ -187,3 +187,14 @@ def test_of_many_mistakes_the_first_are_named_and_the_others_counted(tmp_path):
         load_recipe(str(tmp_path / "x.yaml"))
     assert str(caught.value).count("unknown key") == 4
     assert str(caught.value).endswith("; and 8 more mistakes")
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "kd-" in name and load_recipe(name).task == "vqa"])
+def test_recipes_teach_from_a_cache_if_their_views_are_finite(name):
+    recipe = load_recipe(name)
+    assert recipe.method.teaching.kind == ("cached" if recipe.data.augment.repeats else "online")
+
+
+def test_endless_views_are_refused_only_if_a_stage_needs_the_cache():
+    recipe = load_recipe("mhkd-demo", ["stages=[teacher,baseline]", "data.augment.views=0"])
+    assert recipe.method.teaching.kind == "cached"

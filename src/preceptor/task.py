@@ -195,6 +195,8 @@ class Task(nn.Module):
     teacher: Teacher | None = None
     pretrained_parameters: frozenset[str] = frozenset()
     """Names of parameters that did not start from scratch; they train with `train.pretrained_scale`."""
+    learning_rates: Mapping[str, float] = {}
+    """Learning rates of single parameters by name, instead of `train.learning_rate`. The schedule is the same."""
 
     def forward(self, batch: Batch) -> LossTerms:
         """Return the loss terms of a micro-batch, each summed over its units."""

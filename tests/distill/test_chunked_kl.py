@@ -206,6 +206,32 @@ def test_far_logits_stay_finite():
         assert all(one.isfinite().all() for one in torch.autograd.grad(found.loss, (hidden, weight)))
 
 
+@pytest.mark.parametrize("gap", [20.0, 60.0, 300.0, 3000.0])
+@pytest.mark.parametrize("sure", [0, 9])
+def test_a_cached_teacher_and_a_sure_student_give_the_gradients_of_float64_autograd(gap: float, sure: int):
+    """The logit of one entry is `gap` above all others, inside and outside of the teacher's top k, at T 0.5."""
+    g = torch.Generator().manual_seed(0)
+    logits_TV = torch.randn(4, 12, generator=g)
+    logits_TV[:, sure] += gap
+    teacher_TV = torch.randn(4, 12, generator=g, dtype=torch.float64)
+    teacher_TV[:, :5] += 6
+    cached = topk(teacher_TV, 5, 0.5)
+    assert (cached.ids_TK.sort(dim=1).values == torch.arange(5)).all()
+
+    exact = logits_TV.double().requires_grad_()
+    log_q = (exact / 0.5).log_softmax(-1)
+    rest_T = log_q[:, 5:].logsumexp(-1)
+    kl_T = (cached.log_probabilities_TK.exp() * (cached.log_probabilities_TK - log_q.gather(1, cached.ids_TK))).sum(1)
+    want = (kl_T + cached.log_tail_T.exp() * (cached.log_tail_T - rest_T)).sum()
+    (slope_TV,) = torch.autograd.grad(want, exact)
+
+    hidden = logits_TV.clone().requires_grad_()  # the output weights are the identity, so that logits = hidden
+    got = topk_kl(hidden, torch.eye(12), cached.log_probabilities_TK.float(), cached.ids_TK, cached.log_tail_T.float())
+    (found_TV,) = torch.autograd.grad(got, hidden)
+    assert got.item() == pytest.approx(want.item(), rel=1e-5)
+    assert torch.allclose(found_TV.double(), slope_TV, atol=1e-5)
+
+
 def test_backward_twice_and_scaled():
     x = case(5)
     loss = chunked_cross_entropy(x["hidden"], x["weight"], x["targets"])

@@ -22,17 +22,49 @@ from preceptor.grounding.box_metrics import (
 ONE, TWO = "<box>(0,0),(100,100)</box>", "<box>(500,500),(600,600)</box>"
 
 
+# Outputs of `extract_information` in the published test_metric/regularization.py.
 @pytest.mark.parametrize(
-    ("said", "read"),
+    ("response", "cleaned"),
     [
-        ("liver.<|im_end|>\nmore", "liver"),
+        ("liver.<|im_end|>\nmore", "liver."),
         ("liver<|endoftext|>", "liver"),
         ("assistant\n liver \nuser", "liver"),
+        ("a\nb\nc\nd", "b"),
         ("  liver ", "liver"),
+        ("Liver\nwhich is normal", "Liver\nwhich is normal"),
+        ("x <|im_end|>\n<box>(1,2),(3,4)</box>", "x <box>(1,2),(3,4)</box>"),
+        ("Lesion<|im_end|>", "Lesion<|im_end|>"),
+        ("<box>(12, 30),(40, 50)</box>", "<box>(12, 30),(40, 50)</box>"),
+        ("\n\n", ""),
+        ("a<|im_end|>\nb\nc", "ab\nc"),
     ],
 )
-def test_responses_are_cleaned_as_published(said, read):
-    assert clean_response(said) == read
+def test_responses_are_cleaned_as_published(response, cleaned):
+    assert clean_response(response) == cleaned
+
+
+# Results of the published test_metric/eval_VG.py for the reference <box>(12,30),(40,50)</box>.
+@pytest.mark.parametrize(
+    ("response", "matched", "predicted"),
+    [
+        ("<box>(12,30),(40,50)</box>\nthat is it", 1, 1),
+        ("<box>(12, 30),(40, 50)</box>", 1, 1),
+        ("<box>(12.0,30.5),(40.0,50.5)</box>", 1, 1),
+        ("<box>12,30,40,50</box>", 1, 1),
+        ("x <|im_end|>\n<box>(12,30),(40,50)</box>", 1, 1),
+        ("(12,30),(40,50)", 1, 1),
+        ("(12, 30),(40, 50)", 0, 0),  # without marks, only whole numbers without spaces
+        ("(12.0,30.0),(40.0,50.0)", 0, 0),
+        ("<box>the liver</box> (12,30),(40,50)", 0, 0),  # with a mark, bare numbers are not read
+        ("<box>(12,30),(40,50),(60,70)</box>", 0, 0),
+        ("<box>[12,30,40,50]</box>", 0, 0),
+        ("<box>(12,30),\n(40,50)</box>", 0, 0),
+        ("<box>(nan,30),(40,50)</box>", 0, 0),
+        ("<box>(40,50),(12,30)</box>", 0, 1),  # corners are not sorted
+    ],
+)
+def test_boxes_are_read_as_published(response, matched, predicted):
+    assert bird_boxes("<box>(12,30),(40,50)</box>", response) == Boxes(1, matched, predicted)
 
 
 def test_boxes_as_published():
@@ -71,6 +103,8 @@ def test_names():
     assert strict_named("Left Lung", "<ref>left lung</ref>.<|im_end|>")
     assert strict_named("left lung", "Left lung.")
     assert not strict_named("lung", "left lung")
+    assert strict_named("Lesion", "Lesion<|im_end|>")
+    assert not strict_named("which is normal", "Liver\nwhich is normal")
 
 
 def test_scores_over_boxes():

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from preceptor.config import TrainConfig
 from preceptor.data.types import Dialogue
 from preceptor.grounding.clinkd import ClinkdConfig
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample, last_answer
+from preceptor.grounding.guided_rope import Guidance
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.new_vlm import new_vlm
 from preceptor.grounding.reflection import Correction
@@ -18,6 +20,7 @@ from preceptor.grounding.task import ClinkdTask
 from preceptor.grounding.teachers import OnlineTokenTeacher
 from preceptor.task import Batch
 from preceptor.training.guards import offenders
+from preceptor.training.setup import make_optimizer
 
 TEXTS = ["Where is the liver?", "It is at <|box_start|>(120,345),(567,890)<|box_end|>", "What is it?", "An MR.", "No."]
 
@@ -172,7 +175,7 @@ def reflecting(vlm: GroundedVlm, asked: list[int], **settings) -> ClinkdTask:
         taught = [Dialogue(c.id, (), ((c.question, c.corrected),), "mia", "ct", "g", "train") for c in corrections]
         return batch(vlm, taught, last=True)
 
-    c = config(reflection={"rounds": 3, "ratio": 0.5, **settings})
+    c = config(reflection={"rounds": 3, "ratio": 0.5} | settings)
     return c.build_task(vlm, reflect=reflect, collate=collate, seed=5)
 
 
@@ -187,12 +190,88 @@ def test_corrections_take_the_place_of_the_last_rows(folder, rows):
     fresh = batch(vlm, rows)
     units, loss = task.units(fresh), task(fresh)
     assert set(loss.sums) == {"answers", "corrections"}
-    assert torch.allclose(loss.sums["answers"], plain(vlm, fresh.narrow(0, 2)), rtol=1e-5)
+    # Half of four rows are two, but there is only one correction, and no batch holds it twice.
+    assert torch.allclose(loss.sums["answers"], plain(vlm, fresh.narrow(0, 3)), rtol=1e-5)
     taught = Dialogue("c0", (), (("q", TEXTS[3]),), "mia", "ct", "g", "train")
-    correction = batch(vlm, [taught, taught])
+    correction = batch(vlm, [taught])
     assert torch.allclose(loss.sums["corrections"], plain(vlm, correction), rtol=1e-5)
-    tokens = (fresh.narrow(0, 2)["labels"][:, 1:] >= 0).sum() + (correction["labels"][:, 1:] >= 0).sum()
+    tokens = (fresh.narrow(0, 3)["labels"][:, 1:] >= 0).sum() + (correction["labels"][:, 1:] >= 0).sum()
     assert units == {"samples": 4, "tokens": int(tokens)}
+
+
+def test_a_small_ratio_is_kept_over_the_steps_and_every_correction_is_used_equally_often(folder, rows):
+    """A twentieth of 4 rows is no row: it is carried over, to one correction in five steps."""
+    vlm = GroundedVlm.load(folder)
+    task = reflecting(vlm, [], ratio=0.05, uses=2)
+    task.buffer.rounds = [{}] * 3  # no further rounds
+    for number in range(4):
+        task.buffer.add(Correction(f"c{number}", "q", "wrong", TEXTS[3], "unlike", 0))
+    used: list[str] = []
+    per_step = []
+    for step in range(60):
+        if step == 27:  # a resumed run goes on with the same corrections
+            resumed = reflecting(vlm, [], ratio=0.05, uses=2)
+            resumed.load_task_state(task.task_state())
+            task = resumed
+        task.on_interval(step / 60)
+        given = batch(vlm, rows)
+        task.units(given)
+        names = dict(task._split(given))
+        per_step.append(len(names["corrections"]) if "corrections" in names else 0)
+        used += names["corrections"].ids if "corrections" in names else []
+        task.after_step(step + 1)
+    assert sum(per_step[:40]) == 8
+    assert sum(per_step[40:]) == 0, "each was used twice and is forgotten"
+    assert sorted(used[:4]) == sorted(used[4:]) == ["c0", "c1", "c2", "c3"]
+    assert len(task.buffer) == 0
+
+
+def test_micro_batches_of_a_step_have_different_corrections(folder, rows):
+    vlm = GroundedVlm.load(folder)
+    task = reflecting(vlm, [], ratio=0.5)
+    for number in range(5):
+        task.buffer.add(Correction(f"c{number}", "q", "wrong", TEXTS[3], "unlike", 0))
+    task.on_interval(0.0)
+    group = [batch(vlm, rows), batch(vlm, rows[::-1]), batch(vlm, [rows[1], rows[0], *rows[2:]])]
+    for given in group:
+        task.units(given)
+    drawn = [[part.ids for name, part in task._split(given) if name == "corrections"] for given in group]
+    ids = [id for parts in drawn for part in parts for id in part]
+    assert [len(parts) for parts in drawn] == [1, 1, 1]
+    assert sorted(ids) == ["c0", "c1", "c2", "c3", "c4"]
+
+
+def test_pseudo_labels_that_have_not_entered_are_not_computed(folder, rows):
+    """Neither the student nor the teacher sees them, and the losses are those of all rows with their weights."""
+    vlm, teacher = GroundedVlm.load(folder).eval(), GroundedVlm.load(folder).eval()
+    sizes: dict[str, list[int]] = {"student": [], "teacher": []}
+
+    class Counted(OnlineTokenTeacher):
+        def signal(self, batch):
+            sizes["teacher"].append(len(batch))
+            return super().signal(batch)
+
+    vlm.register_forward_pre_hook(lambda _, arguments: sizes["student"].append(len(arguments[0]["labels"])))
+    c = config(pseudo_labels={"curriculum": {"begin": 0.8, "end": 0.2, "over": 1.0}})
+    task = c.build_task(vlm, pseudo_labels=True, teacher=Counted(teacher, vlm))
+    given = batch(vlm, rows)
+    given.tensors["confidence"] = given.tensors["margin"] = torch.tensor([0.1, 0.9, 0.7, 0.9])
+    task.on_interval(0.0)
+    assert task.units(given)["samples"] == 4
+    loss = task(given)
+    assert sizes == {"student": [2], "teacher": [2]}
+    weights = torch.tensor([0.0, 0.9, 0.0, 0.9])[vlm(given.tensors).rows]
+    states = vlm(given.tensors)
+    entropy = F.cross_entropy(states.hidden @ vlm.lm_head_weight.T, states.targets, reduction="none")
+    assert torch.allclose(loss.sums["answers"], (weights * entropy).sum(), rtol=1e-5)
+
+    nothing = batch(vlm, rows)
+    nothing.tensors["confidence"] = nothing.tensors["margin"] = torch.zeros(4)
+    nothing.keys[:] = "efgh"
+    empty = task(nothing)
+    assert sizes["student"][-1] == 1, "every process runs the model"
+    assert empty.sums["distilled"].item() == 0
+    assert task.units(nothing)["tokens"] == 0
 
 
 def test_rounds_are_even_and_not_repeated_after_a_stop(folder, rows):
@@ -210,3 +289,27 @@ def test_rounds_are_even_and_not_repeated_after_a_stop(folder, rows):
     task.on_interval(0.9)
     drawn = [t._split(given)[1][1].ids for t in (task, again)]
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("guidance", "message"),
+    [
+        ({"kind": "clip"}, "kind=clip has the same three intervals for all modalities, which is kind=fixed"),
+        ({"kind": "clip", "gap": 3, "table": {"ct": [3, 1, 1]}}, "which is kind=fixed"),
+        ({"kind": "clip", "table": {"CT": [3, 1, 1]}}, "CT"),
+    ],
+)
+def test_guidance_by_modality_that_is_the_same_for_all_is_refused(guidance, message):
+    with pytest.raises(ValueError, match=message):
+        config(guidance=guidance)
+    assert config(guidance={"kind": "clip", "table": {"ct": [3, 1, 1]}}).guidance.rows[:2] == [(3, 1, 1), (2, 1, 1)]
+
+
+def test_the_table_has_a_learning_rate_of_its_own(folder):
+    c = config(guidance={"kind": "clip", "learnable": True, "learning_rate": 0.02})
+    task = c.build_task(GroundedVlm.load(folder, guidance=Guidance("clip", learnable=True)))
+    optimizer, names = make_optimizer(task, TrainConfig(learning_rate=5e-5))
+    rates = [group["lr"] for group in optimizer.param_groups for _ in group["params"]]
+    by_name = dict(zip(names, rates, strict=True))
+    assert by_name.pop("student.guidance.log_table") == pytest.approx(0.02)
+    assert set(by_name.values()) == {5e-5}

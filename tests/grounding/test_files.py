@@ -26,7 +26,7 @@ QUICK = [
     "data.train_share=1",
     "data.unlabelled=none",
     "data.tasks=[vg,roc,mia]",
-    "method.guidance.learnable=false",
+    "method.guidance.kind=fixed",
 ]
 
 

@@ -87,6 +87,26 @@ def test_one_call_scores_all_texts_of_both_protocols(monkeypatch):
     assert found[0]["modalities"]["mr"]["mia"]["mbmr"] == 1
 
 
+def test_texts_are_cleaned_before_they_are_scored(monkeypatch):
+    """As in the published eval_GC.py and eval_MII.py, which clean captions too."""
+    seen = []
+
+    def recorded(groups):
+        seen.extend(groups)
+        return [dict.fromkeys((*METRICS, "mbmr"), 0.0) for _ in groups]
+
+    monkeypatch.setattr(dialogues, "require_captions", lambda: None)
+    monkeypatch.setattr(dialogues, "caption_scores_by_group", recorded)
+    rows = [row("1", "rc", "a liver.", "assistant\na liver.<|im_end|>\nuser")]
+    dialogues._scored_texts.cache_clear()
+    try:
+        score_rows(rows, "birdeval")
+    finally:
+        dialogues._scored_texts.cache_clear()
+    assert [responses for _, responses in seen] == [{"0": "assistant\na liver."}]
+    assert row_score(row("1", "mia", "yes", "assistant\nyes\nuser"), "birdeval") == 1
+
+
 def test_without_java_nothing_is_put_in_its_place(without_java):
     found = score_rows(ROWS, "birdeval")
     assert found["notes"] == ["caption scores need Java"]

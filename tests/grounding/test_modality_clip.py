@@ -103,7 +103,7 @@ def test_probabilities_are_the_softmax_of_the_models_own_logits(kind: str, folde
     want = torch.tensor(rows).reshape(5, 8).softmax(-1)
     assert torch.allclose(got, want, atol=1e-5)
     assert want.std(dim=0).max() > 1e-3  # images differ, or nothing was tested
-    assert Guidance("clip").intervals(5, got).shape == (5, 3)
+    assert Guidance("clip", learnable=True).intervals(5, got).shape == (5, 3)
 
 
 def test_what_is_in_the_file_is_not_computed_again(folders: dict, images: list[Path], tmp_path: Path, monkeypatch: Any):

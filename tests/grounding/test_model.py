@@ -225,8 +225,8 @@ def test_activations_computed_again_give_the_same_gradients(vlm_folder: Callable
         torch.nn.functional.cross_entropy(found.hidden @ vlm.lm_head_weight.T, found.targets).backward()
         slopes.append({name: p.grad for name, p in vlm.named_parameters()})
     assert slopes[0].keys() == slopes[1].keys()
-    assert "guidance.table" in slopes[0]
-    assert slopes[0]["guidance.table"].abs().sum() > 0
+    assert "guidance.log_table" in slopes[0]
+    assert slopes[0]["guidance.log_table"].abs().sum() > 0
     for name, slope in slopes[0].items():
         assert torch.allclose(slope, slopes[1][name], atol=1e-6), name
 
@@ -367,7 +367,7 @@ def test_a_copy_is_a_model_of_its_own(vlm_folder: Callable, dialogues: list[Dial
     batch = vlm.encoder.collate([vlm.encoder.encode(d) for d in dialogues])
     with torch.no_grad():
         before, said = twin(batch).hidden, twin.generate(dialogues, max_new_tokens=5)
-        vlm.guidance.table += 3
+        vlm.guidance.log_table += 1
         for p in vlm.base.parameters():
             p += 0.01
         assert torch.equal(twin(batch).hidden, before)

@@ -29,6 +29,17 @@ def test_judgements(answer, reason):
     assert judge(answer, TRUTH, alike).reason == reason
 
 
+def test_a_box_that_overlaps_enough_is_right_although_its_numbers_differ():
+    """As words, the boxes have nothing in common."""
+    boxes = [f"<|box_start|>({x},100),(300,300)<|box_end|>" for x in (100, 103, 290)]
+    assert judge(boxes[1], boxes[0], alike).reason is None
+    assert judge(f"it is here: {boxes[1]}", boxes[0], alike).reason is None
+    assert judge(boxes[2], boxes[0], alike).reason == "wrong box"
+    named = [f"<|object_ref_start|>liver<|object_ref_end|>{box}" for box in boxes]
+    assert judge(named[1], named[0], alike).reason is None
+    assert judge(named[1].replace("liver", "spleen"), named[0], alike).reason == "unlike"
+
+
 def test_texts_without_boxes():
     found = judge("left lung", "the left lung", alike)
     assert (found.reason, found.boxes) == (None, 1.0)
@@ -36,14 +47,18 @@ def test_texts_without_boxes():
     assert judge("spleen", "the left lung", alike).reason == "unlike"
 
 
-def test_the_best_correction():
-    said = ["the nodule <box>(0,0),(100,60)</box>", "the nodule <box>(0,0),(100,90)</box>", "nothing"]
-    text, found = best_correction(said, TRUTH, alike)
-    assert text == said[1]
-    assert found.boxes == pytest.approx(0.9)
-    assert best_correction(said, TRUTH, alike, overlap=0.95) is None, "what would fail in a round is no correction"
-    assert best_correction(["nothing", "no"], TRUTH, alike) is None
-    assert best_correction([], TRUTH, alike) is None
+def test_the_best_correction_contains_the_truth():
+    said = ["a mass in the lung", "the left lung", "it is the left lung of a child", "it is The Left Lung."]
+    text, found = best_correction(said[2:], "the left lung", alike)
+    assert text == said[3]
+    assert found.reason is None
+    assert best_correction(said, "the left lung", alike)[0] == said[1]
+    assert best_correction(said[:1], "the left lung", alike) is None
+    assert best_correction(["left, the lung"], "the left lung", alike) is None, "the words are not in their order"
+    assert best_correction(["the left lung is at (1,2),(30,40)"], "the left lung", alike, tau=0) is None
+    assert best_correction(["the left lung " + "and more " * 9], "the left lung", alike) is None, "not similar enough"
+    assert best_correction(["anything"], "", alike) is None
+    assert best_correction([], "the left lung", alike) is None
 
 
 entries = st.lists(st.tuples(st.integers(0, 6), st.text(max_size=5)), max_size=30)
@@ -89,3 +104,19 @@ def test_what_is_right_now_is_forgotten():
     assert len(buffer) == 0
     with pytest.raises(ValueError, match="must be at least 1"):
         CorrectionBuffer(0)
+
+
+def test_corrections_are_used_in_turn_and_then_forgotten():
+    buffer = CorrectionBuffer(5)
+    for id in "abc":
+        buffer.add(Correction(id, "where?", "x", "y", "no box", 0))
+    first = buffer.order(1)
+    buffer.use(first[:2], 2)
+    assert {c.id for c in buffer.order(1)[1:]} == {c.id for c in first[:2]}
+    assert buffer.order(1)[0].id == first[2].id
+    assert CorrectionBuffer.restore(buffer.state()).order(1) == buffer.order(1)
+    buffer.use([c for c in buffer.corrections if c.uses], 2)
+    assert [c.id for c in buffer.corrections] == [first[2].id]
+    buffer.add(Correction(first[0].id, "where?", "x", "y", "no box", 1))  # failed again in a later round
+    assert buffer.corrections[-1].uses == 0
+    assert len({tuple(c.id for c in buffer.order(seed)) for seed in range(20)}) == 2

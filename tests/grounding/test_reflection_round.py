@@ -22,7 +22,7 @@ def row(number: int, truth: str) -> Dialogue:
 ROWS = [row(0, RIGHT), row(1, RIGHT), row(2, "the liver"), row(3, "no lesion is seen")]
 
 
-def reflector(answers: dict[str, str], samples: list[str], asked: list | None = None, **settings) -> Reflector:
+def reflector(answers: dict[str, str], sampled: list[str], asked: list | None = None, **settings) -> Reflector:
     def student(rows, candidates, temperature, seed):
         assert (candidates, temperature) == (1, 0.0)
         return [[answers[r.id]] for r in rows]
@@ -30,34 +30,55 @@ def reflector(answers: dict[str, str], samples: list[str], asked: list | None = 
     def corrector(rows, candidates, temperature, seed):
         if asked is not None:
             asked.append((rows, candidates, temperature, seed))
-        return [samples for _ in rows]
+        return [sampled for _ in rows]
 
     config = ReflectionConfig(rows=4, candidates=2, **settings)
     return Reflector(student, corrector, ROWS, config, word_overlap, seed=3)
 
 
-def test_a_round_finds_what_is_wrong_and_why():
+ANSWERS = {"d0": RIGHT, "d1": WRONG, "d2": "the spleen of a dog", "d3": "no lesion is seen"}
+NEAR = write_box((100, 100, 300, 250))  # IoU 0.75 with the truth
+
+
+def test_a_known_truth_is_never_replaced_by_a_worse_sample():
+    """Neither a box that is near enough nor a text that is similar enough; no sample is drawn by default."""
     asked: list = []
-    answers = {"d0": RIGHT, "d1": WRONG, "d2": "the spleen of a dog", "d3": "no lesion is seen"}
+    for settings in ({}, {"samples": "free_text"}):
+        buffer = CorrectionBuffer(10)
+        reflector(ANSWERS, [NEAR, "the liver's", "a liver", "spleen"], asked, **settings).round(0, buffer)
+        assert {c.id: (c.reason, c.corrected) for c in buffer.corrections} == {
+            "d1": ("wrong box", RIGHT),
+            "d2": ("unlike", "the liver"),
+        }
+        entry = buffer.rounds[0]
+        assert (entry["asked"], entry["failed"], entry["corrected"]) == (4, 2, 2)
+        assert (entry["by_sample"], entry["unusable_samples"], entry["size"]) == (0, 0, 2)
+    assert len(asked) == 1
+
+
+def test_samples_are_for_free_texts_and_contain_the_truth():
+    asked: list = []
     buffer = CorrectionBuffer(10)
-    reflector(answers, ["it is the liver", RIGHT], asked).round(0, buffer)
-    found = {c.id: c for c in buffer.corrections}
-    assert {id: c.reason for id, c in found.items()} == {"d1": "wrong box", "d2": "unlike"}
-    assert found["d1"].corrected == RIGHT
-    assert found["d2"].corrected == "it is the liver"  # the sample that is most like the truth
-    entry = buffer.rounds[0]
-    assert (entry["asked"], entry["failed"], entry["corrected"], entry["by_sample"], entry["size"]) == (4, 2, 2, 2, 2)
-    ((rows, candidates, temperature, _),) = asked
+    named = replace(ROWS[2], id="d4", task="roc")
+    rows = reflector(ANSWERS | {"d4": "?"}, ["it is the liver", RIGHT], asked, samples="free_text")
+    rows.rows = [*ROWS, named]
+    rows.config = rows.config.model_copy(update={"rows": 5})
+    rows.round(0, buffer)
+    found = {c.id: c.corrected for c in buffer.corrections}
+    assert found == {"d1": RIGHT, "d2": "it is the liver", "d4": "the liver"}
+    assert buffer.rounds[0]["by_sample"] == 1
+    ((prompts, candidates, temperature, _),) = asked
     assert (candidates, temperature) == (2, 0.7)
-    shown = next(r for r in rows if r.id == "d1").turns[-1]
-    assert WRONG in shown[0]
-    assert RIGHT in shown[0]
-    assert shown[1] == ""
+    (prompt,) = prompts
+    assert prompt.id == "d2"
+    assert ANSWERS["d2"] in prompt.turns[-1][0]
+    assert "the liver" in prompt.turns[-1][0]
+    assert prompt.turns[-1][1] == ""
 
 
-def test_where_no_sample_is_right_the_truth_is_learnt():
+def test_if_no_sample_contains_the_truth_the_truth_is_learnt():
     buffer = CorrectionBuffer(10)
-    reflector({r.id: "" for r in ROWS}, ["nonsense", ""]).round(0, buffer)
+    reflector({r.id: "" for r in ROWS}, ["nonsense", ""], samples="free_text").round(0, buffer)
     assert {c.id: c.corrected for c in buffer.corrections} == {r.id: r.turns[0][1] for r in ROWS}
     assert buffer.rounds[0]["by_sample"] == 0
     assert buffer.rounds[0]["reasons"] == {"no box": 2, "unlike": 2}
@@ -65,10 +86,10 @@ def test_where_no_sample_is_right_the_truth_is_learnt():
 
 def test_samples_that_are_no_answers_are_no_corrections():
     buffer = CorrectionBuffer(10)
-    samples = [f"I'm sorry, but I can't assist. It is {RIGHT}", f"<think>the liver</think> {RIGHT}"]
-    reflector({r.id: "" if r.id == "d0" else r.turns[0][1] for r in ROWS}, samples).round(0, buffer)
+    samples = ["I'm sorry, but I can't assist. It is the liver", "<think>the liver</think> the liver"]
+    reflector(ANSWERS | {"d1": RIGHT}, samples, samples="free_text").round(0, buffer)
     (correction,) = buffer.corrections
-    assert correction.corrected == RIGHT
+    assert correction.corrected == "the liver"
     assert (buffer.rounds[0]["by_sample"], buffer.rounds[0]["unusable_samples"]) == (0, 2)
 
 

@@ -38,6 +38,23 @@ def test_boxes_vote_by_overlap():
     assert (box_agreement([], []), box_agreement([a], [])) == (1, 0)
 
 
+def test_texts_are_compared_without_their_boxes():
+    """As words, boxes differ unless they are the same, and would count more than `box_weight` says."""
+    said = [
+        f"{name} {write_box(box)}"
+        for name, box in (("lung", (0, 0, 9, 9)), ("lung", (5, 5, 9, 9)), ("liver", (0, 0, 9, 9)))
+    ]
+    seen = []
+
+    def similarity(texts):
+        seen.extend(texts)
+        return word_overlap(texts)
+
+    assert choose(said, similarity, box_weight=0.0) in (0, 1)
+    assert choose(said, similarity, box_weight=1.0) in (0, 2)
+    assert set(seen) == {"lung", "liver"}
+
+
 def test_wrong_calls():
     with pytest.raises(ValueError, match="no candidates"):
         choose([], word_overlap)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 from preceptor.data.images import ImageError
 from preceptor.data.types import Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
+from preceptor.vqa import dataset
 from preceptor.vqa.bundle import make_tokenizer
 from preceptor.vqa.config import AugmentConfig, DataConfig
 from preceptor.vqa.dataset import Preprocessing, VqaExamples, augment, resize
@@ -49,6 +52,38 @@ def test_views_repeat_with_their_period_and_differ_within_it(samples):
     assert not np.array_equal(pictures[0], pictures[1])
     endless = examples(samples, augment={"views": 0})
     assert len({endless[(0, epoch)]["key"] for epoch in range(6)}) == 6
+
+
+def test_batches_of_cached_views_are_those_of_views_computed_anew(samples, monkeypatch):
+    """Byte for byte, over several epochs, whether all, some or none of the views fit into memory."""
+    samples = [*samples, *(replace(sample, id=f"again-{sample.id}") for sample in samples)]
+    order = [(index, epoch) for epoch in range(5) for index in range(len(samples))]
+    lists = [order[start : start + 8] for start in range(0, len(order), 8)]
+    found = {}
+    one = 24 * 24 * 3
+    for views, limit in itertools.product((3, 0), (0, 5 * one, 2**30)):
+        monkeypatch.setattr(dataset, "VIEW_BYTES", limit)
+        data = examples(samples, augment={"views": views})
+        found[views, limit] = [data.collate([data[item] for item in items]) for items in lists]
+        held = list(data._views.values())
+        assert len(held) == (0 if views == 0 else min(3 * 6, limit // one)), "each view of an image is held once"
+        assert all(view.dtype == np.uint8 for view in held)
+    for views in (3, 0):
+        want = found[views, 0]
+        for limit in (5 * one, 2**30):
+            for a, b in zip(want, found[views, limit], strict=True):
+                assert (a.ids, a.keys) == (b.ids, b.keys)
+                assert all(torch.equal(a[name], b[name]) for name in a.tensors)
+
+
+def test_a_view_is_warped_once(samples, monkeypatch):
+    calls = []
+    monkeypatch.setattr(dataset, "augment", lambda image, *_: calls.append(1) or image)
+    data = examples(samples, augment={"views": 2})
+    for epoch in range(6):
+        for index in range(len(samples)):
+            data[(index, epoch)]
+    assert len(calls) == 2 * len(samples)
 
 
 def test_cached_views_are_the_same_for_every_seed_and_endless_ones_are_not(samples):

@@ -15,7 +15,7 @@ from preceptor.errors import UserError
 from preceptor.report.format import NONE, percent
 
 CACHE_EXAMPLES = """\
-preceptor cache mhkd-vqa-rad data.root=VQA_RAD method.teaching.kind=cached
+preceptor cache mhkd-vqa-rad data.root=VQA_RAD
 preceptor cache runs/mhkd-vqa-rad --verify 0.05"""
 
 NEW_VLM_EXAMPLES = """\

@@ -56,8 +56,10 @@ def distillation_loss(
 ) -> DistillationLoss:
     """Return ``(alpha KL(teacher || student) + CE) / (1 + alpha)``, both sums over tokens, in one pass.
 
-    The defaults are those of the code published with ClinKD (Ge et al. 2025): forward KL at temperature 0.5 without the
-    factor T^2 of Hinton et al. 2015 (`t_squared`), cross-entropy to the labels at temperature 1.
+    Formula and defaults are those of the code published with ClinKD (README; Ge et al. 2025): forward KL at temperature
+    0.5 without the factor T^2 of Hinton et al. 2015 (`t_squared`), cross-entropy to the labels at temperature 1. That
+    code hands labels that are not shifted by one token to a function whose body is not published. Here both terms are
+    sums over the tokens that predict an answer token.
 
     Args:
         hidden_TD, weight_VD: the student's last hidden states and output weights; logits are hidden @ weight.T.
@@ -228,9 +230,12 @@ def _divergence(
         zero = rest_C.new_zeros(())
         kl_C = torch.where(p_CK > 0, p_CK * (log_p_CK - log_q_CK), zero).sum(dim=1)
         kl_C += torch.where(rest_C > 0, rest_C * (log_rest_C - log_left_C), zero)
-        # The remainder is distributed in proportion to the student's probabilities: q_j (1 - p_rest / q_rest).
-        scale_C = 1 - torch.where(rest_C > 0, (log_rest_C - log_left_C).exp(), zero)
-        slope_CV = student_CV.exp_().mul_(scale_C.unsqueeze(1)).scatter_(1, ids_CK, log_q_CK.exp() - p_CK)
+        # The gradient of the remainder is distributed in proportion to the student's probabilities within it:
+        # q_j / q_rest (q_rest - p_rest). The ratio is computed from logarithms, because q_rest underflows if the
+        # student is sure. With K = V there is no remainder, and scatter replaces every entry.
+        student_CV -= log_left_C.unsqueeze(1)
+        student_CV.exp_().mul_((log_left_C.exp() - rest_C).unsqueeze(1))
+        slope_CV = student_CV.scatter_(1, ids_CK, log_q_CK.exp() - p_CK)
         return kl_C, slope_CV.div_(temperature)
 
     return cached

@@ -6,6 +6,7 @@ that results are comparable. `strict` matches boxes one to one and compares comp
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,21 +18,21 @@ from preceptor.data.grounding.boxes import Box, iou, repair_box
 from preceptor.normalizers import NORMALISERS
 
 THRESHOLD = 0.5
-_REFERENCE_BOX = re.compile(r"<box>(.*?)</box>")
-_PAIR = re.compile(r"\((\d+),(\d+)\),\((\d+),(\d+)\)")
-_END = ("<|im_end|>", "<|endoftext|>")
+_MARKED_BOX = re.compile(r"<box>(.*?)</box>")
+_BARE_BOX = re.compile(r"\(\d+,\d+\),\(\d+,\d+\)")
+_END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
 def clean_response(text: str) -> str:
-    """Return a response as `birdeval` reads it.
+    """Return a response as `birdeval` reads it (test_metric/regularization.py of the published code).
 
-    It is cut at ``.<|im_end|>``, end tokens are removed, and if there are line breaks, only the second line is used.
+    It is cut after the full stop of ``.<|im_end|>``. ``<|im_end|>`` is removed in front of a line break only, and
+    ``<|endoftext|>`` anywhere. If at least two line breaks remain, only the text between the first two is used.
     """
-    text = text.split(".<|im_end|>")[0]
-    for token in _END:
-        text = text.replace(token, "")
-    lines = text.split("\n")
-    return (lines[1] if len(lines) > 1 else text).strip()
+    before, end, _ = text.partition(".<|im_end|>")
+    text = (before + "." if end else text).replace("<|im_end|>\n", "")
+    pieces = text.split("\n")
+    return (pieces[1] if len(pieces) > 2 else text).replace("<|endoftext|>", "").strip()
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,13 @@ class Boxes:
 def bird_boxes(reference: str, response: str) -> Boxes:
     """Count boxes like `birdeval`: a reference box is found if any box of the response has an IoU > 0.5 with it.
 
-    Reference boxes are marked by ``<box>``. Boxes of the response are marked too, or are texts ``(x1,y1),(x2,y2)``
-    anywhere. Only integers are read, and a predicted box may match several references.
+    Marked boxes, ``<box>...</box>``, may contain any four numbers, with spaces and decimals. Only if the response has
+    no mark at all, its texts ``(x1,y1),(x2,y2)`` of whole numbers without spaces are boxes. Boxes that cannot be read
+    match nothing and are not counted. A predicted box may match several references.
     """
-    references = _bird(reference)
     answer = clean_response(response)
-    predictions = _bird(answer) or [_whole(match) for match in _PAIR.finditer(answer)]
+    references = _read_numbers(_MARKED_BOX.findall(reference))
+    predictions = _read_numbers(_MARKED_BOX.findall(answer) or _BARE_BOX.findall(answer))
     matched = sum(any(iou(box, other) > THRESHOLD for other in predictions) for box in references)
     return Boxes(len(references), matched, len(predictions))
 
@@ -84,13 +86,14 @@ def bird_named(reference: str, response: str) -> bool:
 def strict_named(reference: str, response: str) -> bool:
     """Return whether both are the same name in lower case, without punctuation and marks.
 
-    If the response contains several references, the first one counts.
+    If the response contains several references, the first one counts. It ends at its end token.
     """
     normalise = NORMALISERS["lower"]
+    for token in _END_TOKENS:
+        response = response.partition(token)[0]
     names = find_references(response)
-    return _normalise_name(normalise(names[0] if names else clean_response(response))) == _normalise_name(
-        normalise(reference)
-    )
+    name = names[0] if names else response
+    return _normalise_name(normalise(name)) == _normalise_name(normalise(reference))
 
 
 def grounding_scores(counts: Sequence[Boxes]) -> dict[str, float | int | None]:
@@ -109,19 +112,26 @@ def grounding_scores(counts: Sequence[Boxes]) -> dict[str, float | int | None]:
 
 
 def mean_over(scores: Mapping[str, float | None]) -> float | None:
-    """Return the mean over the modalities that have a score, as in the published tables."""
+    """Return the mean over the modalities that have a score.
+
+    The published scripts divide by all eight modalities of Med-GRIT-270k, so that one without samples counts as 0. The
+    test set of Med-GRIT-270k has samples of all eight, so its means are equal.
+    """
     known = [value for value in scores.values() if value is not None]
     return float(np.mean(known)) if known else None
 
 
-def _bird(text: str) -> list[Box]:
-    inner = (_PAIR.search(found) for found in _REFERENCE_BOX.findall(text))
-    return [_whole(match) for match in inner if match]
-
-
-def _whole(match: re.Match[str]) -> Box:
-    x0, y0, x1, y1 = (float(number) for number in match.groups())
-    return (x0, y0, x1, y1)
+def _read_numbers(texts: Sequence[str]) -> list[Box]:
+    """Return the boxes of texts that are four finite numbers separated by commas, apart from parentheses."""
+    boxes = []
+    for text in texts:
+        try:
+            x0, y0, x1, y1 = map(float, text.replace("(", "").replace(")", "").split(","))
+        except ValueError:
+            continue
+        if all(map(math.isfinite, (x0, y0, x1, y1))):
+            boxes.append((x0, y0, x1, y1))
+    return boxes
 
 
 def _valid_boxes(text: str) -> list[Box]:

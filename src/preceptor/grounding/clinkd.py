@@ -2,7 +2,7 @@
 
     answers      cross-entropy of the answers' tokens
     teacher      KL(teacher || student) of each token, at a temperature; both: (alpha KL + CE) / (1 + alpha)
-    corrections  cross-entropy of corrected answers, which replace a fraction of each batch
+    corrections  cross-entropy of the true answers to questions that the student failed, in place of a few others
 
 The training has two phases. In the first one the answers are the teacher's (pseudo-labels), easy ones first; in the
 second one they are the data set's, and rounds of reflection correct the student's mistakes. Where the paper and the
@@ -44,7 +44,7 @@ class ClinkdConfig(Section):
         method = self.for_stage(stage)
         labels = method.pseudo_labels
         answers = labels.share > 0 and (labels.store is None or labels.logits != "none")
-        return answers or (method.reflection.rounds > 0 and method.reflection.corrector == "teacher")
+        return answers or method.reflection.needs_teacher
 
     def for_stage(self, stage: str) -> Self:
         """Return the settings of a stage. Each stage adds one part of the method to the one before."""
@@ -78,7 +78,7 @@ class ClinkdConfig(Section):
         """
         from preceptor.grounding.task import ClinkdTask
 
-        return ClinkdTask(
+        task = ClinkdTask(
             student,
             self.pseudo_labels,
             self.reflection,
@@ -88,3 +88,6 @@ class ClinkdConfig(Section):
             collate=collate,
             seed=seed,
         )
+        if student.guidance.learnable:
+            task.learning_rates = {"student.guidance.log_table": self.guidance.learning_rate}
+        return task

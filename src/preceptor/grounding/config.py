@@ -186,7 +186,7 @@ class GroundingRecipe(BaseRecipe):
         if needs_teacher and "teacher" not in self.stages and not self.method.teaching_run:
             raise ValueError(
                 "the stages 'distilled' and 'clinkd' need a teacher: the stage 'teacher' before them, "
-                "method.teaching_run=RUN, or method.pseudo_labels.store=FOLDER with logits=none and corrector=student"
+                "method.teaching_run=RUN, or method.pseudo_labels.store=FOLDER with method.pseudo_labels.logits=none"
             )
         train, apart = self.data.train_share, self.data.teacher_share
         if train + apart > 1:

@@ -15,7 +15,7 @@ from preceptor.distributed import processes
 from preceptor.grounding.clinkd import ClinkdConfig
 from preceptor.grounding.config import GroundingRecipe, VlmConfig
 from preceptor.grounding.dialogue_encoder import ModalityRows
-from preceptor.grounding.guided_rope import MODALITIES, Guidance
+from preceptor.grounding.guided_rope import Guidance
 from preceptor.grounding.modality_clip import ModalityClip, modality_probabilities
 from preceptor.grounding.model import GroundedVlm, LoraSettings, checkpoint_box_format
 from preceptor.grounding.new_vlm import new_vlm
@@ -138,7 +138,6 @@ def guidance_of(config: ClinkdConfig) -> Guidance:
     g = config.guidance
     if g.kind == "none":
         return Guidance("none")
-    plain = (g.gap, g.row_step, g.column_step)
     if g.kind == "fixed":
         return Guidance("fixed", gap=g.gap, row_step=g.row_step, column_step=g.column_step)
-    return Guidance("clip", table=[g.table.get(name, plain) for name in MODALITIES], learnable=g.learnable)
+    return Guidance("clip", table=g.rows, learnable=g.learnable)

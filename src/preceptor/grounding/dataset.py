@@ -34,23 +34,24 @@ class DialogueBatch(Batch):
     """
 
     def narrow(self, start: int, length: int) -> Self:
-        counts = self["images"]
-        first = int(counts[:start].sum())
-        images = slice(first, first + int(counts[start : start + length].sum()))
+        rows = torch.arange(len(self), device=self["images"].device)
+        return self.select((rows >= start) & (rows < start + length))
+
+    def select(self, kept_B: torch.Tensor) -> Self:
+        """Return the batch of the dialogues for which `kept_B` (B,) is true. Padding stays."""
+        images = kept_B.repeat_interleave(self["images"])
         tensors = {}
         for name, tensor in self.tensors.items():
             if name == "pixel_values":
-                patches = self["image_grid_thw"].prod(dim=1)
-                begin = int(patches[: images.start].sum())
-                tensors[name] = tensor[begin : begin + int(patches[images].sum())]
-            elif name in ("image_grid_thw", "modalities"):
-                tensors[name] = tensor[images]
+                tensors[name] = tensor[images.repeat_interleave(self["image_grid_thw"].prod(dim=1))]
             else:
-                tensors[name] = tensor[start : start + length]
-        if images.start == images.stop:
+                tensors[name] = tensor[images if name in ("image_grid_thw", "modalities") else kept_B]
+        if not images.any():
             tensors = {k: v for k, v in tensors.items() if k not in ("pixel_values", "image_grid_thw")}
-        rows = slice(start, start + length)
-        return replace(self, tensors=tensors, ids=self.ids[rows], keys=self.keys[rows], skipped=[])
+        rows = kept_B.nonzero().flatten().tolist()
+        return replace(
+            self, tensors=tensors, ids=[self.ids[i] for i in rows], keys=[self.keys[i] for i in rows], skipped=[]
+        )
 
 
 Item = tuple[TrainingExample, str, EncodedDialogue, tuple[str, ...]]

@@ -202,7 +202,9 @@ class GroundingExperiment(Experiment):
         pseudo_labels: dict[str, Any] | None = None,
     ) -> Training:
         recipe, context, data = self.recipe, self.context, self.data
-        vlm = context.load(phase.source, config.model, guidance_of(method), recipe.seed)
+        # A table that the phase on pseudo-labels has trained is trained further.
+        learned = method.guidance.learnable and Path(phase.source).parent == recipe.output_folder / PRIOR
+        vlm = context.load(phase.source, config.model, None if learned else guidance_of(method), recipe.seed)
         examples = DialogueExamples(phase.examples, vlm.encoder, skip_broken=recipe.data.broken == "skip")
         by_id = {row.id: row for row in data.samples}
 
@@ -214,7 +216,7 @@ class GroundingExperiment(Experiment):
             return examples.collate([examples.read(row) for row in rows])
 
         reflector = None
-        if phase.corrector is not None and method.reflection.rounds > 0:
+        if method.reflection.rounds > 0:
             student = asker(vlm, method.reflection.max_new_tokens, recipe.answers.batch_size)
             corrects = student if method.reflection.corrector == "student" else phase.corrector
             reflector = Reflector(
@@ -330,9 +332,8 @@ class GroundingExperiment(Experiment):
         return found
 
     def has_teacher(self, kind: str) -> bool:
-        method = self.recipe.method
-        reflects = kind == "clinkd" and method.reflection.rounds > 0 and method.reflection.corrector == "teacher"
-        return reflects or (kind in ("distilled", "clinkd") and method.pseudo_labels.share > 0)
+        method = self.recipe.method.for_stage(kind)
+        return method.reflection.needs_teacher or method.pseudo_labels.share > 0
 
     # Provenance
 

@@ -11,10 +11,14 @@ A token has three coordinates (t, h, w). They are computed for each sequence wit
 - Adjacent images without text between them are 1 apart; there is a gap only between text and vision.
 
 With gap 1 and steps 1 the positions equal those of `get_rope_index` of transformers. With gap 2 and steps 1 they equal
-those of the published ClinKD code (model/modeling_qwen2_vl.py: ``max() + 2`` at every change between text and vision).
-That code fails for an image at the very beginning, for adjacent images, and for the second row of a batch, where it
-takes the maximum of an empty list; this implementation follows the rules above. The deltas follow the current
-transformers, which counts tokens without padding, as cached decoding requires; the published code counts padding too.
+those of the published ClinKD code (model/modeling_qwen2_vl.py: ``max() + 2`` at every change between text and vision)
+for images, and for videos with at most as many frames as rows or columns. After a longer video, the published code (and
+the transformers of its time) starts the text after the largest of t, h and w: at 14 after four text tokens and 8 frames
+of 2 x 2 tokens. Current transformers and this implementation start it after the largest of h and w: with gap 2 at 8.
+The published code also fails for an image at the very beginning, for adjacent images, and for the second row of a
+batch, where it takes the maximum of an empty list; this implementation follows the rules above. The deltas follow the
+current transformers, which counts tokens without padding, as cached decoding requires; the published code counts
+padding too.
 """
 
 from __future__ import annotations
@@ -28,12 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from preceptor.errors import UserError
+from preceptor.grounding.settings import MODALITIES
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-MODALITIES = ("ct", "mr", "x", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound")
-"""Modalities of Med-GRIT-270k (image names up to ``_``), in the order of the rows of the table."""
 
 Kind = Literal["none", "fixed", "clip"]
+_LOG_LIMIT = 20.0
 _INPUTS = ("image_grid_thw", "attention_mask", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts")
 
 
@@ -45,15 +49,16 @@ class Guidance(nn.Module):
 
     Args:
         kind: `none`, `fixed` or `clip`.
-        gap: Interval between text and vision (lambda; 2 in the paper). With `clip` the initial value of every row.
+        gap: Interval between text and vision (lambda; 2 in the paper). With `learnable` the initial value of each row.
         row_step: Interval between rows of an image (alpha_1; 1 in the published code).
         column_step: Interval between columns of an image (alpha_2; 1 in the published code).
         table: With `clip`, the whole table with 8 rows of (gap, row_step, column_step).
-        learnable: With `clip`, whether the table is a trainable parameter. Transformers computes the rotation without
-            gradients; `attach` enables them.
+        learnable: With `clip`, whether the table is trained. The parameters are its logarithms, so that it stays above
+            0. Transformers computes the rotation without gradients; `attach` enables them.
 
     Raises:
-        UserError: `kind` is unknown, the table has another shape, or a value is not finite and positive.
+        UserError: `kind` is unknown, `clip` has neither a table nor `learnable`, the table has another shape, or a
+            value is not finite and positive.
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class Guidance(nn.Module):
             raise UserError(f"guidance {kind!r} is not known; choose none, fixed or clip")
         if kind != "clip" and (table is not None or learnable):
             raise UserError(f"guidance {kind!r} has no table; remove table and learnable, or choose clip")
+        if kind == "clip" and table is None and not learnable:
+            raise UserError("guidance 'clip' without a table is 'fixed'; give a table, set learnable, or choose fixed")
         row = (1.0, 1.0, 1.0) if kind == "none" else (gap, row_step, column_step)
         values = torch.as_tensor([row] * len(MODALITIES) if table is None else table, dtype=torch.float32).clone()
         if values.shape != (len(MODALITIES), 3):
@@ -79,17 +86,24 @@ class Guidance(nn.Module):
                 f"{', '.join(MODALITIES)}, of 3 numbers: gap, row_step, column_step"
             )
         if not (values.isfinite().all() and (values > 0).all()):
-            raise UserError(f"guidance intervals must be numbers above 0, not {values.tolist()}")
+            raise UserError(
+                f"guidance intervals must be numbers above 0, not {values.tolist()}; a table that an earlier version "
+                "of Preceptor trained can hold others, and its model must be trained again"
+            )
         self.kind: Kind = kind
-        self.table: Tensor
-        if learnable:
-            self.table = nn.Parameter(values)
-        else:
-            self.register_buffer("table", values)
+        self.log_table = nn.Parameter(values.log()) if learnable else None
+        self.register_buffer("_constant", None if learnable else values)
 
     @property
     def learnable(self) -> bool:
-        return isinstance(self.table, nn.Parameter)
+        return self.log_table is not None
+
+    @property
+    def table(self) -> Tensor:
+        """The intervals (8, 3): gap, row step and column step of each modality."""
+        if self.log_table is not None:
+            return self.log_table.clamp(-_LOG_LIMIT, _LOG_LIMIT).exp()
+        return self._constant  # type: ignore[return-value]
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that recreate this guidance, for JSON."""
@@ -108,13 +122,14 @@ class Guidance(nn.Module):
         Raises:
             UserError: the probabilities are missing, have another shape, or do not sum to 1.
         """
+        table_83 = self.table
         if self.kind != "clip":
-            return self.table[:1].expand(images, 3)
+            return table_83[:1].expand(images, 3)
         if probabilities_N8 is None and images == 0:
-            return self.table[:0]
+            return table_83[:0]
         if probabilities_N8 is None:
             raise UserError("guidance clip needs the modality probabilities of every image")
-        probabilities = torch.as_tensor(probabilities_N8).detach().to(self.table)
+        probabilities = torch.as_tensor(probabilities_N8).detach().to(table_83)
         if probabilities.shape != (images, len(MODALITIES)):
             raise UserError(
                 f"probabilities have shape {tuple(probabilities.shape)} for {images} images; give one row of "
@@ -125,7 +140,7 @@ class Guidance(nn.Module):
             raise UserError(
                 f"modality probabilities must not be negative and must sum to 1, but the sums are {row_sums.tolist()}"
             )
-        return probabilities @ self.table
+        return probabilities @ table_83
 
 
 def per_image(probabilities_B8: Tensor, images: Sequence[int]) -> Tensor:

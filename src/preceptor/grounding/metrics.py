@@ -17,6 +17,7 @@ from preceptor.errors import UserError, nearest
 from preceptor.grounding.box_metrics import (
     bird_boxes,
     bird_named,
+    clean_response,
     grounding_scores,
     mean_over,
     strict_boxes,
@@ -118,11 +119,12 @@ def _named(row: Row, protocol: str) -> bool:
 
 
 def _f1(row: Row) -> float:
-    return token_f1(row["prediction"], (row["target"],))
+    return token_f1(clean_response(row["prediction"]), (row["target"],))
 
 
 def _pairs(rows: Sequence[Row]) -> Pairs:
-    return tuple((row["target"], row["prediction"]) for row in rows)
+    # The published scripts clean captions too.
+    return tuple((row["target"], clean_response(row["prediction"])) for row in rows)
 
 
 def _text_scores(groups: Sequence[Sequence[Row]]) -> dict[Pairs, dict[str, float]]:

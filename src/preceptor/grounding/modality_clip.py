@@ -19,7 +19,7 @@ from preceptor.data.images import content_hash, load_image
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError, nearest
 from preceptor.files import write_text
-from preceptor.grounding.guided_rope import MODALITIES
+from preceptor.grounding.settings import MODALITIES
 from preceptor.hub import find_pretrained, hide_progress_bars
 
 PROMPTS: dict[str, str] = {

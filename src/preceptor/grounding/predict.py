@@ -17,8 +17,8 @@ from preceptor.data.images import load_image
 from preceptor.data.types import Dialogue
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
-from preceptor.grounding.guided_rope import MODALITIES
 from preceptor.grounding.model import GroundedVlm
+from preceptor.grounding.settings import MODALITIES
 from preceptor.grounding.sources import read_images
 from preceptor.pipeline.run_dir import model_folder
 

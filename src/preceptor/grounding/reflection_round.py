@@ -1,4 +1,4 @@
-"""One round of reflection: the student answers, wrong answers are corrected, and the best corrections are stored."""
+"""One round of reflection: the student answers, and the corrections of wrong answers are stored."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from preceptor.data.grounding.box_formats import find_boxes
 from preceptor.data.splits import ordered
 from preceptor.data.types import Dialogue
 from preceptor.grounding.answer_checks import asks_for_box, unusable
@@ -27,11 +28,12 @@ EXPLAIN = (
 class Reflector:
     """Collects corrections of the student in a `CorrectionBuffer`.
 
-    `student` and `corrector` answer dialogues. `rows` are training dialogues with their answers.
+    `student` and `corrector` answer dialogues; the corrector is needed for samples only. `rows` are training dialogues
+    with their answers.
     """
 
     student: Ask
-    corrector: Ask
+    corrector: Ask | None
     rows: Sequence[Dialogue]
     config: ReflectionConfig
     similarity: Similarity
@@ -40,9 +42,9 @@ class Reflector:
     def round(self, number: int, buffer: CorrectionBuffer) -> None:
         """Run round `number`. The same number always uses the same dialogues and seeds.
 
-        A question that is answered correctly leaves the buffer. Samples that are no answers (`answer_checks`), such
-        as a refusal, are no corrections. If no sampled correction is acceptable, the true answer is used; the entry
-        of the round counts how often a sample was, and the samples that are no answers.
+        A question that is answered correctly leaves the buffer. A correction is the true answer, or, with
+        `config.samples`, a sample for a free text that contains it (`best_correction`). The entry of the round counts
+        how often a sample was used, and the samples that are no answers (`answer_checks`), such as a refusal.
         """
         text_similarity = pairwise(self.similarity)
         by_id = {row.id: row for row in self.rows}
@@ -58,22 +60,36 @@ class Reflector:
             else:
                 failures[judgement.reason] += 1
                 wrong.append((row, answer, judgement.reason))
-        explained = [replace(row, turns=(*row.turns[:-1], (explain(row, answer), ""))) for row, answer, _ in wrong]
-        seed = self.seed * 1000 + number + 1
-        sampled = self.corrector(explained, self.config.candidates, self.config.temperature, seed) if explained else []
-        by_sample, unusable_samples = 0, 0
-        for (row, answer, reason), candidates in zip(wrong, sampled, strict=True):
+        samples, unusable_samples = self._sample([(row, answer) for row, answer, _ in wrong], number)
+        by_sample = 0
+        for row, answer, reason in wrong:
             question, truth = row.turns[-1]
-            wants_box = asks_for_box(question, truth)
-            usable = [text for text in candidates if not unusable(question, text, wants_box=wants_box)]
-            unusable_samples += len(candidates) - len(usable)
-            best = best_correction(usable, truth, text_similarity, tau=self.config.tau, overlap=self.config.overlap)
+            best = best_correction(
+                samples.get(row.id, []), truth, text_similarity, tau=self.config.tau, overlap=self.config.overlap
+            )
             by_sample += best is not None
-            corrected = best[0] if best is not None else truth
-            buffer.add(Correction(row.id, question, answer, corrected, reason, number))
+            buffer.add(Correction(row.id, question, answer, best[0] if best else truth, reason, number))
         entry = buffer.close_round(len(chosen), dict(failures), len(wrong))
         entry["by_sample"] = by_sample
         entry["unusable_samples"] = unusable_samples
+
+    def _sample(self, wrong: Sequence[tuple[Dialogue, str]], number: int) -> tuple[dict[str, list[str]], int]:
+        """Return the sampled answers to the questions with a free text, by id, and the number of unusable ones."""
+        if self.config.samples == "none":
+            return {}, 0
+        free = [(row, answer) for row, answer in wrong if row.task != "roc" and not find_boxes(row.turns[-1][1])]
+        if not free:
+            return {}, 0
+        assert self.corrector is not None
+        explained = [replace(row, turns=(*row.turns[:-1], (explain(row, answer), ""))) for row, answer in free]
+        seed = self.seed * 1000 + number + 1
+        sampled = self.corrector(explained, self.config.candidates, self.config.temperature, seed)
+        usable: dict[str, list[str]] = {}
+        for (row, _), candidates in zip(free, sampled, strict=True):
+            question, truth = row.turns[-1]
+            wants_box = asks_for_box(question, truth)
+            usable[row.id] = [text for text in candidates if not unusable(question, text, wants_box=wants_box)]
+        return usable, sum(map(len, sampled)) - sum(map(len, usable.values()))
 
 
 def explain(row: Dialogue, wrong: str) -> str:

@@ -22,8 +22,8 @@ Similarity = Callable[[Sequence[str]], np.ndarray]
 def choose(candidates: Sequence[str], similarity: Similarity, box_weight: float = 0.5) -> int:
     """Return the index of the candidate with the highest mean similarity to the others, the first one if equal.
 
-    If a candidate contains boxes, the similarity is (1 - `box_weight`) times that of the texts plus `box_weight` times
-    `box_agreement`.
+    If a candidate contains boxes, the similarity is (1 - `box_weight`) times that of the texts without their boxes plus
+    `box_weight` times `box_agreement`.
 
     Raises:
         ValueError: there are no candidates, or the similarities have another shape.
@@ -33,7 +33,7 @@ def choose(candidates: Sequence[str], similarity: Similarity, box_weight: float 
         raise ValueError("there are no candidates")
     if count == 1:
         return 0
-    similarities = np.asarray(similarity(candidates), dtype=np.float64)
+    similarities = np.asarray(similarity([without_boxes(text) for text in candidates]), dtype=np.float64)
     if similarities.shape != (count, count):
         raise ValueError(f"similarity of shape {similarities.shape} for {count} candidates")
     boxes = [[found.box for found in find_boxes(text) if found.box is not None] for text in candidates]

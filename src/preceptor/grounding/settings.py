@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from preceptor.config import Folder, Fraction, Positive, PositiveNumber, Section
+
+Modality = Literal["ct", "mr", "x", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+"""Modalities of Med-GRIT-270k (image names up to ``_``), in the order of the rows of a guidance table."""
 
 
 class GuidanceConfig(Section):
@@ -14,21 +18,37 @@ class GuidanceConfig(Section):
 
     kind: Literal["none", "fixed", "clip"] = "fixed"
     """none: the positions of the base model. fixed: the same for all images (the published code). clip: depends on each
-    image's modality."""
+    image's modality; needs a `table` or `learnable`."""
     gap: PositiveNumber = 2.0
     """Lambda: distance from the last text token to the first image token, and back."""
     row_step: PositiveNumber = 1.0
     """Alpha: distance between neighbouring rows of an image."""
     column_step: PositiveNumber = 1.0
     """Alpha: distance between neighbouring columns of an image."""
-    table: dict[str, tuple[PositiveNumber, PositiveNumber, PositiveNumber]] = Field(default_factory=dict)
+    table: dict[Modality, tuple[PositiveNumber, PositiveNumber, PositiveNumber]] = Field(default_factory=dict)
     """For `clip`: (gap, row_step, column_step) by modality (ct, mr, x, pet, endoscopy, dermoscopy, fundus,
     ultrasound); other modalities use the three values above."""
     learnable: bool = False
-    """For `clip`: whether the table is trained."""
+    """For `clip`: whether the table is trained. Its logarithms are the parameters, so that it stays above 0."""
+    learning_rate: PositiveNumber = 0.01
+    """For `learnable`: learning rate of the table, with the schedule of `student.train`."""
     scorer: str | None = None
     """For `clip`: a CLIP-like model (folder or hub name) that predicts the modality of an image. Default: the modality
     field of the data set."""
+
+    @property
+    def rows(self) -> list[tuple[float, float, float]]:
+        """The eight rows of the table."""
+        return [self.table.get(name, (self.gap, self.row_step, self.column_step)) for name in MODALITIES]
+
+    @model_validator(mode="after")
+    def _differs_from_fixed(self) -> GuidanceConfig:
+        if self.kind == "clip" and not self.learnable and len(set(self.rows)) == 1:
+            raise ValueError(
+                "kind=clip has the same three intervals for all modalities, which is kind=fixed: give other ones for "
+                "some modalities, such as table={ct: [3, 1, 1]}, set learnable=true, or choose fixed"
+            )
+        return self
 
 
 class CurriculumConfig(Section):
@@ -77,24 +97,35 @@ class ReflectionConfig(Section):
     """Number of rounds, evenly spaced over the training on the data set's answers; 0: none."""
     rows: Positive = 64
     """Training dialogues that the student answers in a round."""
-    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Fraction of each batch that is replaced by corrections, once there are any."""
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Fraction of the training that is replaced by corrections, once there are any. A batch repeats none of them."""
     buffer: Positive = 512
     """Largest number of corrections that are kept."""
+    uses: Positive = 3
+    """Number of times that a correction is trained on before it is forgotten. All others come first."""
+    samples: Literal["none", "free_text"] = "none"
+    """none: a correction is the true answer. free_text: where the true answer is a text without boxes, the best sample
+    of the `corrector` that contains all of it. Boxes and names are always the true ones."""
     corrector: Literal["teacher", "student"] = "teacher"
-    """Model that writes corrections, given the wrong and the true answer."""
+    """For `samples`: the model that writes corrections, given the wrong and the true answer."""
     candidates: Positive = 4
-    """Corrections that are sampled; the best one is kept."""
+    """For `samples`: number of corrections that are sampled; the best one is kept."""
     temperature: PositiveNumber = 0.7
-    """Temperature of the sampled corrections."""
+    """For `samples`: their temperature."""
     tau: Fraction = 0.5
     """An answer fails if its similarity to the truth is below this value."""
     overlap: Fraction = 0.5
     """An answer fails if the mean IoU of its boxes is below this value."""
-    form: Literal["two_turns", "plain"] = "two_turns"
-    """two_turns: the correction follows the wrong answer and a request to look again. plain: it is the answer."""
+    form: Literal["two_turns", "plain"] = "plain"
+    """plain: the correction is the answer. two_turns: it follows the wrong answer and a request to look again, a
+    context that does not occur in tests."""
     max_new_tokens: Positive = 64
     """Largest length of an answer and of a correction."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher writes corrections."""
+        return self.rounds > 0 and self.samples != "none" and self.corrector == "teacher"
 
 
 class SelectionConfig(Section):

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from preceptor.distill.chunked_kl import chunked_cross_entropy, distillation_loss
-from preceptor.distributed import broadcast_from_main
+from preceptor.distributed import broadcast_from_main, processes
 from preceptor.grounding.curriculum import Curriculum
+from preceptor.grounding.dataset import DialogueBatch
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.reflection import Correction, CorrectionBuffer
 from preceptor.grounding.settings import PseudoLabelConfig, ReflectionConfig
 from preceptor.task import Batch, LossTerms, Task, Teacher
 from preceptor.training.fsdp import summon_full_params
-from preceptor.training.sampler import mix_seed
 
 Collate = Callable[[list[Correction]], Batch]
 Reflect = Callable[[int, CorrectionBuffer], None]
@@ -34,7 +34,7 @@ class ClinkdTask(Task):
         reflect: ``reflect(round, buffer)`` adds corrections to the buffer. It is called `reflection.rounds` times,
             evenly spaced over the training, not at its beginning.
         collate: makes a batch of corrections.
-        seed: seed of the choice of corrections.
+        seed: seed of the order of corrections.
     """
 
     student: GroundedVlm
@@ -60,7 +60,14 @@ class ClinkdTask(Task):
         self.buffer = CorrectionBuffer(reflection.buffer)
         c = pseudo_labels.curriculum
         self.curriculum = Curriculum(c.begin, c.end, c.over, c.margin_weight, c.weigh)
-        self._cached_split: tuple[Batch, list[tuple[str, Batch]]] | None = None
+        self._parts: dict[tuple[str, ...], list[tuple[str, Batch]]] = {}
+        """The parts of the micro-batches of this step."""
+        self._rows = 0
+        """Rows of this process so far."""
+        self._order: list[Correction] | None = None
+        """The corrections in the order in which this step uses them."""
+        self._taken = 0
+        """Number of corrections that all processes have taken in this step."""
 
     def forward(self, batch: Batch) -> LossTerms:
         loss = LossTerms()
@@ -89,6 +96,9 @@ class ClinkdTask(Task):
             else:
                 total = chunked_cross_entropy(states.hidden, lm_head, states.targets, weights_T=weights)
                 loss.add(name, total, 1.0, "tokens")
+        if self._collate is not None and len(self.buffer) and "corrections" not in loss.sums:
+            # All processes log the same terms.
+            loss.add("corrections", torch.zeros((), device=batch["labels"].device), 1.0, "tokens")
         return loss
 
     def units(self, batch: Batch) -> dict[str, int]:
@@ -96,7 +106,7 @@ class ClinkdTask(Task):
         tokens = sum(
             int(((part["labels"][:, 1:] >= 0) & (self._weights(part) > 0)[:, None]).sum()) for _, part in parts
         )
-        return {"samples": sum(len(part) for _, part in parts), "tokens": tokens}
+        return {"samples": len(batch), "tokens": tokens}
 
     def _weights(self, batch: Batch) -> Tensor:
         """Return (B,): the current weight of each dialogue."""
@@ -105,24 +115,47 @@ class ClinkdTask(Task):
         return self.curriculum.weights(batch["confidence"], batch["margin"], self.progress)
 
     def _split(self, batch: Batch) -> list[tuple[str, Batch]]:
-        """Return the batch, its last rows replaced by corrections if there are any. The same batch gives the same."""
-        if self._cached_split is not None and self._cached_split[0] is batch:
-            return self._cached_split[1]
-        count = min(round(self.reflection.ratio * len(batch)), len(batch) - 1)
-        parts = [("answers", batch)]
-        if self._collate is not None and len(self.buffer) and count > 0:
-            # Seeded by the rows, so that each process and micro-batch draws its own and a resumed run the same.
-            rows = int.from_bytes(batch.keys[0].encode()[:7], "big")
-            generator = torch.Generator().manual_seed(mix_seed(self.seed, round(self.progress * 1e9), rows))
-            corrections = self.buffer.corrections
-            chosen = [corrections[int(i)] for i in torch.randint(len(corrections), (count,), generator=generator)]
-            corrected = self._collate(chosen).to(batch["labels"].device)
-            parts = [("answers", batch.narrow(0, len(batch) - count)), ("corrections", corrected)]
-        self._cached_split = (batch, parts)
-        return parts
+        """Return the parts of a micro-batch that are computed, by name of their loss.
+
+        Pseudo-labels that have not entered are left out; if there are no others, the first one stays, with its weight
+        0, because every process must run the model. Otherwise corrections replace the last rows. The same batch gives
+        the same parts until the next step.
+        """
+        key = tuple(batch.keys)
+        if key not in self._parts:
+            self._parts[key] = self._entered(batch) if self.on_pseudo_labels else self._with_corrections(batch)
+        return self._parts[key]
+
+    def _entered(self, batch: Batch) -> list[tuple[str, Batch]]:
+        kept = self._weights(batch) > 0
+        if not kept.any():
+            kept[0] = True
+        assert isinstance(batch, DialogueBatch)
+        return [("answers", batch if kept.all() else batch.select(kept))]
+
+    def _with_corrections(self, batch: Batch) -> list[tuple[str, Batch]]:
+        if self._collate is None:
+            return [("answers", batch)]
+        # The fraction that does not fill a row is carried over to the next micro-batch.
+        before = self._rows
+        self._rows += len(batch)
+        count = int(self.reflection.ratio * self._rows + 1e-9) - int(self.reflection.ratio * before + 1e-9)
+        # Each process has its own of the next corrections, and all have equally many, because sharded processes must
+        # run the model equally often.
+        state = processes()
+        count = min(count, len(batch) - 1, (len(self.buffer) - self._taken) // state.num_processes)
+        if count == 0:
+            return [("answers", batch)]
+        if self._order is None:
+            self._order = self.buffer.order(self.seed)
+        chosen = self._order[self._taken + state.process_index * count :][:count]
+        self._taken += state.num_processes * count
+        corrected = self._collate(chosen).to(batch["labels"].device)
+        return [("answers", batch.narrow(0, len(batch) - count)), ("corrections", corrected)]
 
     def on_interval(self, progress: float) -> None:
         self.progress = progress
+        self._parts = {}
         rounds = self.reflection.rounds if self._reflect is not None else 0
         while len(self.buffer.rounds) < rounds and progress >= (len(self.buffer.rounds) + 1) / (rounds + 1):
             assert self._reflect is not None
@@ -132,11 +165,18 @@ class ClinkdTask(Task):
             self.buffer = CorrectionBuffer.restore(broadcast_from_main(self.buffer.state()))
             self.student.train(training)
 
+    def after_step(self, step: int) -> None:
+        if self._order is not None:
+            self.buffer.use(self._order[: self._taken], self.reflection.uses)
+        self._order, self._taken = None, 0
+
     def task_state(self) -> dict[str, Tensor]:
         if self._reflect is None:
             return {}
-        return {"buffer": torch.tensor(list(self.buffer.state().encode()), dtype=torch.uint8)}
+        buffer = torch.tensor(list(self.buffer.state().encode()), dtype=torch.uint8)
+        return {"buffer": buffer, "rows": torch.tensor(self._rows)}
 
     def load_task_state(self, state: dict[str, Tensor]) -> None:
         if "buffer" in state:
+            self._rows = int(state["rows"])
             self.buffer = CorrectionBuffer.restore(bytes(state["buffer"].tolist()).decode())

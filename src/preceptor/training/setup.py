@@ -45,8 +45,9 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
 def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimizer, list[str]]:
     """Return the optimiser of all trained parameters, and their names in its order.
 
-    Pretrained weights have `pretrained_scale` times the learning rate. Weight decay applies to the weights of linear
-    layers, convolutions and embeddings, not to biases, norms, positions and other parameters.
+    Pretrained weights have `pretrained_scale` times the learning rate, parameters in `task.learning_rates` their own.
+    Weight decay applies to the weights of linear layers, convolutions and embeddings, not to biases, norms, positions
+    and other parameters.
     """
     kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     decaying = {id(module.weight) for module in task.modules() if isinstance(module, kinds)}
@@ -54,6 +55,8 @@ def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimiz
     groups: dict[tuple[float, float], list[tuple[str, torch.nn.Parameter]]] = {}
     for name, parameter in task.named_parameters():
         scale = config.pretrained_scale if name in pretrained else 1.0
+        if name in task.learning_rates:
+            scale = task.learning_rates[name] / config.learning_rate
         if scale == 0:
             parameter.requires_grad_(False)
         if parameter.requires_grad:

@@ -52,7 +52,7 @@ class AugmentConfig(Section):
     """Largest change of brightness, as a fraction of the grey-value range."""
     views: Annotated[int, Field(ge=0)] = 0
     """Number of different views of an image over the whole training; 0: a new one every epoch. A cached teacher needs
-    a finite number of views, so at least 1."""
+    a finite number of views, so at least 1. They are kept in memory, up to 1 GiB per process."""
 
     @property
     def repeats(self) -> bool:
@@ -253,12 +253,13 @@ class VqaRecipe(BaseRecipe):
     @model_validator(mode="after")
     def _agree(self) -> VqaRecipe:
         teaching = self.method.teaching
-        if teaching.kind == "cached" and self.data.augment.enabled and self.data.augment.views < 1:
+        needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
+        endless = self.data.augment.enabled and self.data.augment.views < 1
+        if needs_teacher and teaching.kind == "cached" and endless:
             raise ValueError(
                 "method.teaching.kind=cached needs data.augment.views of 1 or more (or data.augment.enabled=false): "
-                "a cache cannot hold endless views"
+                "a cache cannot hold endless augmentation views; or choose method.teaching.kind=online"
             )
-        needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
         if needs_teacher and "teacher" not in self.stages and not teaching.runs:
             raise ValueError("stages without 'teacher' need method.teaching.runs=[RUN, ...] to learn from")
         for name in sorted({"teacher" if stage == "teacher" else "student" for stage in self.stages}):

@@ -18,7 +18,10 @@ from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.task import Batch, Examples
 from preceptor.vqa.config import AugmentConfig, DataConfig
 
-CACHE_BYTES = 2 * 2**30  # limit for decoded, resized images in memory, per process
+CACHE_BYTES = 2 * 2**30
+"""Limit for decoded, resized images in memory, per process."""
+VIEW_BYTES = 2**30
+"""Limit for augmented views of images in memory, per process. Views beyond it are computed anew in every epoch."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,9 @@ class VqaExamples(Examples):
         )
         self.pad = tokenizer.pad_token_id or 0
         self._images: dict[str, np.ndarray] = {}
+        self._views: dict[tuple[str, int], np.ndarray] = {}
         self._hashes: dict[str, str] = {}
-        self._bytes = 0
+        self._bytes = self._view_bytes = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -122,6 +126,26 @@ class VqaExamples(Examples):
         if self._bytes + image.nbytes <= CACHE_BYTES:
             self._images[str(path)] = image
             self._bytes += image.nbytes
+        return image
+
+    def augmented(self, index: int, view: int) -> np.ndarray:
+        """Return a view of the image of a sample, (size, size, 3) uint8, or the image itself without augmentation.
+
+        If the number of views is finite, all questions about an image share its views, so that each of them, and the
+        features of a frozen backbone, are computed only once.
+        """
+        finite = self.augment is not None and self.augment.views > 0
+        place = str(self.samples[index].image), view
+        if finite and place in self._views:
+            return self._views[place]
+        image = self.image(index)
+        if self.augment is None:
+            return image
+        key = hashlib.sha256(f"{self._hash(index)}|{view}".encode()).hexdigest() if finite else self.key(index, view)
+        image = augment(image, self.augment, np.random.default_rng([self.view_seed, int(key[:15], 16)]))
+        if finite and self._view_bytes + image.nbytes <= VIEW_BYTES:
+            self._views[place] = image
+            self._view_bytes += image.nbytes
         return image
 
     def view(self, epoch: int) -> int:
@@ -141,25 +165,16 @@ class VqaExamples(Examples):
             self._hashes[path] = content_hash(self.samples[index].image)
         return self._hashes[path]
 
-    def _view_key(self, index: int, view: int) -> str:
-        return hashlib.sha256(f"{self._hash(index)}|{view}".encode()).hexdigest()
-
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any] | str:
         index, epoch = item if isinstance(item, tuple) else (item, 0)
+        view = self.view(epoch)
         try:
-            image = self.image(index)
-            view = self.view(epoch)
+            image = self.augmented(index, view)
             key = self.key(index, view)
         except ImageError:
             if self.config.broken == "raise":
                 raise
             return self.samples[index].id
-        if self.augment is not None:
-            # If the number of views is finite, all questions about an image share its views, so that a frozen backbone
-            # computes each of them only once.
-            view_key = self._view_key(index, view) if self.augment.views else key
-            rng = np.random.default_rng([self.view_seed, int(view_key[:15], 16)])
-            image = augment(image, self.augment, rng)
         return {
             "id": self.samples[index].id,
             "key": key,
