@@ -19,7 +19,7 @@ log = logging.getLogger("preceptor")
 
 R = TypeVar("R", bound=BaseRecipe)
 
-DATA_SET_KEYS = ("variant", "fold", "split_file")
+DATA_SET_KEYS = ("variant", "fold", "split", "split_file")
 """Settings of the section `data` that mean something for one data set only."""
 
 RENAMED_KEYS = {
