@@ -33,8 +33,8 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...
     for split in needed:
         if not data.split(split) and config.split:
             raise UserError(
-                f"{data.root} has no {split} case of data.split={config.split}; give the folder of its cases as data.root, "
-                "or set data.split=null, which cuts splits by patient"
+                f"{data.root} has no {split} case of data.split={config.split}; give the folder of its cases as "
+                "data.root, or set data.split=null, which cuts splits by patient"
             )
         if not data.split(split):
             raise UserError(

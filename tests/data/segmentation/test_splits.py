@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.data.segmentation.cases import read_volumes
-from preceptor.data.segmentation.split_files import apply_split, named_splits, read_split
-from preceptor.data.segmentation.splits import cut_fold, cut_splits, require_whole_patients
 from preceptor.data.findings import Finding
+from preceptor.data.segmentation.cases import read_volumes
+from preceptor.data.segmentation.split_files import apply_split, read_split
+from preceptor.data.segmentation.splits import cut_fold, cut_splits, require_whole_patients
 from preceptor.data.types import Case, VolumeFile
 from preceptor.errors import UserError
 from tests.data.volume_files import write_case

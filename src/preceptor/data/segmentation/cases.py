@@ -65,8 +65,8 @@ def read_volumes(
     tables, too. Otherwise a folder with a dataset.json is read as it says, and every other folder by file names.
 
     The splits come from the first of these that is given: `split` or `split_file`, the split column of a table, `fold`,
-    or a cut by patient. If there is no validation split, it is cut from training. Cases without a label map are dropped; with
-    `unlabelled`, those of the training split become the split `unlabelled`.
+    or a cut by patient. If there is no validation split, it is cut from training. Cases without a label map are
+    dropped; with `unlabelled`, those of the training split become the split `unlabelled`.
 
     Args:
         root: Folder of the cases, or a table of them.

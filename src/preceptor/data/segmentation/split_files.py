@@ -47,7 +47,9 @@ def check_split_name(name: str) -> str:
     if name in NOT_SHIPPED:
         raise ValueError(f"its list has no licence and is not shipped; {NOT_SHIPPED[name]}")
     if name not in named_splits():
-        raise ValueError(f"it must be the name of a shipped split (for a file: data.split_file){nearest(name, named_splits())}")
+        raise ValueError(
+            f"it must be the name of a shipped split (for a file: data.split_file){nearest(name, named_splits())}"
+        )
     return name
 
 
@@ -116,7 +118,9 @@ def _restricted(case: Case, modalities: frozenset[str] | None) -> Case:
     """Return the case with those of its images whose contrast is listed."""
     if modalities is None:
         return case
-    return replace(case, images={name: file for name, file in case.images.items() if canonical_name(name) in modalities})
+    return replace(
+        case, images={name: file for name, file in case.images.items() if canonical_name(name) in modalities}
+    )
 
 
 def _left_out(source: str, cases: Mapping[str, Case], assigned: Mapping[str, Case]) -> list[Finding]:
