@@ -28,9 +28,9 @@ from lckd_seeds import VARIANTS
 from preceptor.data.segmentation.split_files import NAMED_SPLITS, read_split
 from preceptor.data.splits import ordered
 from preceptor.pipeline.run_dir import read_predictions
-from preceptor.tasks import load_recipe
 from preceptor.report.format import interval, p_value, percent, points
 from preceptor.statistics import Difference, compare_scores
+from preceptor.tasks import load_recipe
 from seeds import compare, finished, make_parser, results, show_validation, train_arms
 
 RECIPE = "lckd-brats-cubes"
