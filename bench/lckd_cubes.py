@@ -174,7 +174,7 @@ def subset_table(dice: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> 
 def headroom_table(
     dice: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], runs: Mapping[str, Sequence[Path]]
 ) -> str:
-    """Return, for each contrast alone, the lead of the dedicated network, and the share of it that each arm recovers."""
+    """Return, for each contrast alone, the lead of the dedicated network and the share of it that an arm recovers."""
     rows = []
     for contrast in CONTRASTS:
         if f"{DEDICATED}{contrast}" not in dice or "baseline" not in dice:

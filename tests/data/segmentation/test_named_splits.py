@@ -18,7 +18,7 @@ CUBES = "brats20-cubes-210-45-45"
 RATES = {"1379": (200, 156, 68, 23), "2258": (179, 180, 111, 44), "2285": (179, 180, 43, 113)}
 RATES |= {"2468": (184, 135, 90, 43), "5528": (113, 111, 185, 42), "5582": (113, 111, 42, 186)}
 RATES |= {"8825": (46, 44, 189, 118), "8852": (46, 44, 116, 190)}
-"""Training cases of BraTS 2020 that have t1, t1ce, flair and t2, as the comment of PASSION's generate_imb_mr.py says."""
+"""Training cases of BraTS 2020 that have t1, t1ce, flair and t2, as PASSION's generate_imb_mr.py says."""
 
 
 def cases(names, modalities=CONTRASTS) -> list[Case]:
@@ -114,7 +114,7 @@ def test_a_folder_of_other_cases_is_a_test_set_and_cannot_be_trained_on(tmp_path
 def test_one_split_is_given(tmp_path):
     write_case(tmp_path / "a", "a", 0)
     (tmp_path / "s.json").write_text('{"train": ["a"]}')
-    with pytest.raises(UserError, match="data.split=x cannot be combined with data.split_file"):
+    with pytest.raises(UserError, match=r"data\.split=x cannot be combined with data\.split_file"):
         read_volumes(tmp_path, split="x", split_file=tmp_path / "s.json")
     with pytest.raises(UserError, match=f"fold=0 cannot be combined with the split of {CUBES}"):
         read_volumes(tmp_path, split=CUBES, fold=0)
