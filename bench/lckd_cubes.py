@@ -85,24 +85,20 @@ def write_study_split(split: Path, file: Path) -> None:
         csv.writer(opened, lineterminator="\n").writerows([("case", "split"), *rows])
 
 
-def chosen_arms(names: Sequence[str], share: float, overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Return the changes of the named arms; `dedicated` names four. Fewer labelled patients take as many steps."""
-    names = [
-        arm for name in names for arm in ([f"{DEDICATED}{c}" for c in CONTRASTS] if name == "dedicated" else [name])
-    ]
+def lengths(factor: float, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides for `factor` times the epochs, with as many validations and elections."""
     recipe = load_recipe(RECIPE, list(overrides))
-    arms = {}
-    for name in names:
-        factor = LENGTHS.get(name, 1) / share
-        lengths = {
-            "train.epochs": recipe.train.epochs,
-            "train.evaluate_every": recipe.train.evaluate_every,
-            "train.checkpoint_every": recipe.train.checkpoint_every,
-        }
-        every = ["method.election.every=" + str(recipe.method.election.every / share)]
-        changes = [f"{key}={value * factor:g}" for key, value in lengths.items()] if factor != 1 else []
-        arms[name] = [*changes, *(every if share != 1 else []), *ARMS[name]]
-    return arms
+    epochs = {f"train.{key}": getattr(recipe.train, key) for key in ("epochs", "evaluate_every", "checkpoint_every")}
+    epochs["method.election.every"] = recipe.method.election.every
+    return [f"{key}={value * factor:.12g}" for key, value in epochs.items()] if factor != 1 else []
+
+
+def chosen_arms(names: Sequence[str], share: float, overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Return the changes of the named arms; `dedicated` stands for four of them."""
+    every = [f"{DEDICATED}{contrast}" for contrast in CONTRASTS]
+    arms = [arm for name in names for arm in (every if name == "dedicated" else [name])]
+    longer = {name: lengths(LENGTHS[name] / share, overrides) if name in LENGTHS else [] for name in arms}
+    return {name: [*longer[name], *ARMS[name]] for name in arms}
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -229,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.data is None:
             parser.error("--data is needed to train")
         settings = [*COMMON, f"data.root={args.data}", "data.split=null", f"data.split_file={split}"]
-        settings += [f"data.train_share={args.share}", *args.overrides]
+        # As many steps where fewer patients have masks.
+        settings += [f"data.train_share={args.share}", *args.overrides, *lengths(1 / args.share, args.overrides)]
         arms = chosen_arms(args.arms, args.share, args.overrides)
         train_arms(RECIPE, arms, settings, args.seeds, args.output)
     write_tables(args.output)

@@ -19,7 +19,7 @@ from preceptor.segmentation.data import read_cases
 from preceptor.tasks import load_recipe
 
 BENCH = Path(__file__).parents[2] / "bench" / "lckd_cubes.py"
-TINY = ["model.channels=[4,8]", "train.epochs=1", "train.batch_size=2", "report.cases=0"]
+TINY = ["model.channels=[4,8,16]", "train.epochs=1", "train.batch_size=2", "report.cases=0"]
 TINY += ["train.evaluate_every=1", "train.checkpoint_every=1", "method.election.every=1"]
 
 
