@@ -12,10 +12,7 @@ Dice. Variants with `method.full` learn from the teacher of their seed. Settings
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import preceptor
-from seeds import compare, finished, make_parser, show_validation
+from seeds import compare, finished, make_parser, show_validation, train_arms
 
 COMMON = [
     "data.phantom.train=60",
@@ -35,7 +32,7 @@ SCARCE = ["data.train_share=0.2", "train.epochs=200", "train.evaluate_every=100"
 ALL_LABELLED = ["baseline", "single", "multi", "per_task", "full"]
 FEW_LABELLED = ["baseline", "full", "full_unlabelled", "multi_and_full_unlabelled"]
 VARIANTS: dict[str, list[str]] = {
-    "baseline": [],
+    "baseline": ["stages=[baseline]"],
     "single": ["method.teachers=single"],
     "multi": ["method.teachers=multi"],
     "per_task": ["method.teachers=per_task"],
@@ -70,30 +67,15 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
-def train(args) -> None:
-    """Train the variants, one seed after the other. What is finished is read back."""
-    settings = [*COMMON, *(SCARCE if args.scarce else []), *args.overrides, f"data.root={args.output / 'cases'}"]
-
-    def run(name: str, stage: str, seed: int, *changes: str) -> Path:
-        folder = args.output / name / f"seed-{seed}"
-        preceptor.train("lckd-demo", [*settings, *changes, f"stages=[{stage}]", f"seed={seed}", f"output={folder}"])
-        return folder
-
-    for seed in args.seeds:
-        for name in args.variants or (FEW_LABELLED if args.scarce else ALL_LABELLED):
-            changes = VARIANTS[name]
-            if any(change.startswith("method.full.weight") for change in changes):
-                changes = [*changes, f"method.teaching_run={run('teacher', 'teacher', seed)}"]
-            run(name, "baseline" if name == "baseline" else "distilled", seed, *changes)
-
-
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--variants", nargs="+", choices=sorted(VARIANTS))
     parser.add_argument("--scarce", action="store_true", help="masks for 12 of the 60 training cases")
     args = parser.parse_args()
     if not args.table:
-        train(args)
+        settings = [*COMMON, *(SCARCE if args.scarce else []), *args.overrides, f"data.root={args.output / 'cases'}"]
+        names = args.variants or (FEW_LABELLED if args.scarce else ALL_LABELLED)
+        train_arms("lckd-demo", {name: VARIANTS[name] for name in names}, settings, args.seeds, args.output)
     runs = finished(args.output)
     show_validation(runs)
     compare([run for folders in runs.values() for run in folders], args.output / "compare", baseline="baseline")

@@ -21,7 +21,7 @@ R = TypeVar("R", bound=BaseRecipe)
 MOST_MISTAKES = 4
 """Mistakes of a recipe that an error names; a wrong indentation makes one of every key."""
 
-DATA_SET_KEYS = ("variant", "fold", "split_file")
+DATA_SET_KEYS = ("variant", "fold", "split", "split_file")
 """Settings of the section `data` that mean something for one data set only."""
 
 RENAMED_KEYS = {

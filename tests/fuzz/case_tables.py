@@ -15,7 +15,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from preceptor.data.segmentation.cases import read_volumes
-from preceptor.data.segmentation.splits import read_split
+from preceptor.data.segmentation.split_files import read_split
 from preceptor.data.types import SegmentationDataset
 from tests.fuzz.mutate import DAMAGE, Mutation, json_values, mostly, mutate, rarely, texts
 from tests.fuzz.outcome import attempt, command, require
@@ -251,7 +251,7 @@ def check_split(case: SplitInput, folder: Path) -> bool:
     else:
         rows = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
         expected = {row["case"].strip(): SPLITS[row["split"].strip().lower()] for row in rows}
-    found = {name: split for name, (split, _) in outcome.value.items()}
+    found = {name: split for name, (split, *_) in outcome.value.items()}
     expected = {unicodedata.normalize("NFC", name): split for name, split in expected.items()}
     require(found == expected, "other splits", (found, expected))
     return True

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import comb
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from preceptor.segmentation.settings import DroppingConfig
 rows = st.lists(st.lists(st.booleans(), min_size=4, max_size=4).filter(any), min_size=1, max_size=6).map(torch.tensor)
 
 
-@given(rows, st.sampled_from(["subsets", "published", "none"]), st.floats(0, 1), st.integers(0, 99))
+@given(rows, st.sampled_from(["subsets", "sizes", "published", "none"]), st.floats(0, 1), st.integers(0, 99))
 def test_shows_some_of_what_is_there(has, kind, progress, seed):
     torch.manual_seed(seed)
     shown = drop_modalities(has, DroppingConfig(kind=kind, start=0.3, ramp=0.2), progress)
@@ -32,6 +33,17 @@ def test_subsets_are_equally_likely():
     assert len(counts) == 15
     # chi-squared with 14 degrees of freedom: 36.1 is its 99.9th percentile
     assert sum((n - 2000) ** 2 / 2000 for n in counts.values()) < 36.1
+
+
+def test_sizes_are_equally_likely_and_so_are_the_subsets_of_a_size():
+    torch.manual_seed(0)
+    present = torch.tensor([True, True, False, True])
+    shown = drop_modalities(present.expand(30_000, 4), DroppingConfig(kind="sizes"), 1.0)
+    counts = Counter(tuple(row) for row in shown.tolist())
+    expected = {subset: 10_000 / comb(3, sum(subset)) for subset in counts}
+    assert len(counts) == 7
+    # chi-squared with 6 degrees of freedom: 22.5 is its 99.9th percentile
+    assert sum((n - expected[subset]) ** 2 / expected[subset] for subset, n in counts.items()) < 22.5
 
 
 def test_published_draws_one_subset_per_batch_and_never_all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, WrapValidator, model_validator
 
 from preceptor.config import (
     BaseRecipe,
@@ -20,6 +20,7 @@ from preceptor.config import (
 )
 from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.readers import SegmentationName
+from preceptor.data.segmentation.split_files import check_split_name
 from preceptor.extension import Reference
 from preceptor.segmentation.kd import KdConfig
 from preceptor.segmentation.lckd import LckdConfig
@@ -63,9 +64,11 @@ class VolumeDataConfig(Section):
     mask: str | None = None
     """Label maps: the end of their file names, such as `lesion_mask` for `CASE_lesion_mask.nii.gz`, or a column of the
     table. Default: `seg` in file names, and the column `mask`."""
+    split: Annotated[str, AfterValidator(check_split_name)] | None = None
+    """Name of a shipped split, such as `brats2020-219-50-100` (see how-to/volumes)."""
     split_file: Folder | None = None
-    """JSON with train, validation and test; CSV with case and split; or a folder with train.txt, val.txt and
-    test.txt."""
+    """JSON with train, validation and test; CSV with case, split and perhaps modalities; or a folder with train.txt,
+    val.txt and test.txt."""
     fold: Annotated[int, Field(ge=0)] | None = None
     """Fold of `folds` that is the test split."""
     folds: Annotated[int, Field(ge=2)] = 5

@@ -31,6 +31,11 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...
     note_leaks(data)  # of what is used
     data.findings += cheap_findings(data)
     for split in needed:
+        if not data.split(split) and config.split:
+            raise UserError(
+                f"{data.root} has no {split} case of data.split={config.split}; give the folder of its cases as "
+                "data.root, or set data.split=null, which cuts splits by patient"
+            )
         if not data.split(split):
             raise UserError(
                 f"{data.name} has no {split} case; check data.split_file, data.fold, data.validation_fraction and "

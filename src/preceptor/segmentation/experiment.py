@@ -167,7 +167,7 @@ class SegmentationExperiment(Experiment):
 
     def _resume_config(self, stage: Stage, task: SegmentationTask) -> dict[str, Any]:
         recipe = self.recipe
-        data = recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_voxels", "split_file"})
+        data = recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_voxels", "split", "split_file"})
         config = {
             "data": {**data, "rows": self.data.fingerprint()},
             "seed": stage.seed,

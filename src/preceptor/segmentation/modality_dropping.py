@@ -18,9 +18,10 @@ def drop_modalities(available: Tensor, config: DroppingConfig, progress: float) 
     present = available.cpu()
     if not bool(present.any(dim=1).all()):
         raise ValueError("a sample has no modality at all")
-    subset = _published(present) if config.kind == "published" else _subsets(present)
+    draw = {"published": _published, "sizes": _sizes}.get(config.kind, _subsets)
+    subset = draw(present)
     probability = 1.0 if config.ramp == 0 else min(1.0, (progress - config.start) / config.ramp)
-    dropping = torch.rand(len(present) if config.kind == "subsets" else 1) < probability
+    dropping = torch.rand(len(present) if config.kind in ("subsets", "sizes") else 1) < probability
     if config.kind == "none" or progress < config.start:
         return available
     return torch.where(dropping[:, None], subset, present).to(available.device)
@@ -33,6 +34,13 @@ def _subsets(present: Tensor) -> Tensor:
     while not bool((filled := subset.any(dim=1)).all()):
         subset[~filled] = present[~filled] & (torch.rand(int((~filled).sum()), present.shape[1]) < 0.5)
     return subset
+
+
+def _sizes(present: Tensor) -> Tensor:
+    """Return a subset of each row. Its size is drawn first, uniformly from 1 to the number of its modalities."""
+    sizes = 1 + (torch.rand(len(present)) * present.sum(dim=1)).long()
+    order = (present * (1 + torch.rand(present.shape))).argsort(dim=1, descending=True)
+    return torch.zeros_like(present).scatter(1, order, torch.arange(present.shape[1]) < sizes[:, None])
 
 
 def _published(present: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ class SegmentationLoss(Section):
 class DroppingConfig(Section):
     """How modalities are dropped from training samples."""
 
-    kind: Literal["subsets", "published", "none"] = "subsets"
-    """subsets: each sample keeps a random subset, all subsets equally likely. published: one subset of one to three
+    kind: Literal["subsets", "sizes", "published", "none"] = "subsets"
+    """subsets: each sample keeps a random subset, all subsets equally likely. sizes: the number of modalities is drawn
+    first, so that a sample keeps one or all of them more often. published: one subset of one to three
     modalities per batch, so that no sample keeps all four. none: nothing is dropped."""
     start: Fraction = 0.0
     """Fraction of the training before which nothing is dropped."""

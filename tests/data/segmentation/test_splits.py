@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from preceptor.data.findings import Finding
 from preceptor.data.segmentation.cases import read_volumes
-from preceptor.data.segmentation.splits import apply_split, cut_fold, cut_splits, read_split, require_whole_patients
+from preceptor.data.segmentation.split_files import apply_split, read_split
+from preceptor.data.segmentation.splits import cut_fold, cut_splits, require_whole_patients
 from preceptor.data.types import Case, VolumeFile
 from preceptor.errors import UserError
 from tests.data.volume_files import write_case
@@ -85,15 +87,16 @@ def split_files(root: Path) -> list[Path]:
 
 def test_all_forms_of_split_files_say_the_same(tmp_path):
     for file in split_files(tmp_path):
-        notes: list[str] = []
-        made = apply_split(cases(range(5)), file, notes)
+        findings: list[Finding] = []
+        made = apply_split(cases(range(5)), file, findings)
         assert [(case.id, case.split) for case in made] == [
             ("c000", "train"),
             ("c001", "train"),
             ("c002", "validation"),
             ("c003", "test"),
         ]
-        assert notes == [f"1 of 5 cases are not named in {file.name} and were left out."]
+        assert [finding.sample_ids for finding in findings] == [("c004",)]
+        assert findings[0].reason == f"1 of 5 cases are not in {file.name} and were left out: c004"
 
 
 @pytest.mark.parametrize(

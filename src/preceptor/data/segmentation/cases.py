@@ -32,7 +32,8 @@ from preceptor.data.segmentation.modalities import (
     infer_regions,
     stem,
 )
-from preceptor.data.segmentation.splits import apply_split, cut_fold, cut_splits, require_whole_patients
+from preceptor.data.segmentation.split_files import NAMED_SPLITS, apply_split
+from preceptor.data.segmentation.splits import cut_fold, cut_splits, require_whole_patients
 from preceptor.data.segmentation.table import FOLDER_NAMES, find_table, table_in
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import Reader, label_map
@@ -47,6 +48,7 @@ def read_volumes(
     *,
     modalities: Sequence[str] | None = None,
     regions: Mapping[str, Sequence[int]] | None = None,
+    split: str | None = None,
     split_file: Path | None = None,
     fold: int | None = None,
     folds: int = 5,
@@ -62,16 +64,17 @@ def read_volumes(
     A table is read if `root` is one. With the name `volumes`, the files cases.csv and cases.jsonl in the folder are
     tables, too. Otherwise a folder with a dataset.json is read as it says, and every other folder by file names.
 
-    The splits come from the first of these that is given: `split_file`, the split column of a table, `fold`, or a cut
-    by patient. If there is no validation split, it is cut from training. Cases without a label map are dropped; with
-    `unlabelled`, those of the training split become the split `unlabelled`.
+    The splits come from the first of these that is given: `split` or `split_file`, the split column of a table, `fold`,
+    or a cut by patient. If there is no validation split, it is cut from training. Cases without a label map are
+    dropped; with `unlabelled`, those of the training split become the split `unlabelled`.
 
     Args:
         root: Folder of the cases, or a table of them.
         modalities: Inputs of the network, in order. Default: those that are found, with flair, t1, t1ce, t2 first. A
             case may lack some of them.
         regions: Label values of each region. Default: those of dataset.json or of BraTS (see `infer_regions`).
-        split_file: File with the split of each case (see `read_split`).
+        split: Name of a shipped split (see `split_files.named_splits`).
+        split_file: File with the split of each case (see `split_files.read_split`).
         fold: Index of the fold that is the test split.
         folds: Number of folds.
         validation_fraction: Fraction of all cases in the validation split.
@@ -101,11 +104,15 @@ def read_volumes(
     cases = grouped
     if found.layout != "table" and (finding := maybe_one_patient(cases, root)):
         found.findings.append(finding)
-    given = split_file or (root if found.split_given else None)
+    if split is not None and split_file is not None:
+        raise UserError(f"data.split={split} cannot be combined with data.split_file={split_file}; set one to null")
+    given = NAMED_SPLITS / f"{split}.csv" if split else split_file or (root if found.split_given else None)
     if given is not None and fold is not None:
-        raise UserError(f"fold={fold} cannot be combined with the split of {given}; remove one of them")
-    if split_file is not None:
-        cases, split_by = apply_split(cases, split_file, found.notes), split_file.stem
+        raise UserError(f"fold={fold} cannot be combined with the split of {split or given}; remove one of them")
+    if split is not None or split_file is not None:
+        assert given is not None
+        key = "data.split" if split else "data.split_file"
+        cases, split_by = apply_split(cases, given, found.findings, key=key), given.stem
     elif found.split_given:
         split_by = "given"
     elif fold is not None:
@@ -114,7 +121,8 @@ def read_volumes(
         cases = cut_splits(cases, validation_fraction, test_fraction, seed)
     if given is not None:
         require_whole_patients(cases, str(given))
-        if validation_fraction and not any(case.split == "validation" for case in cases):
+        parts = {case.split for case in cases}
+        if validation_fraction and "train" in parts and "validation" not in parts:
             cases = cut_splits(cases, validation_fraction, 0, seed)
             found.notes.append(
                 f"{given.name} has no validation split: {validation_fraction:.0%} of the training cases form it."
@@ -369,6 +377,7 @@ def read(config: Any, scratch: Path) -> SegmentationDataset:
         Path(config.root),
         modalities=config.modalities,
         regions=config.regions,
+        split=config.split,
         split_file=Path(config.split_file) if config.split_file else None,
         fold=config.fold,
         folds=config.folds,
