@@ -159,6 +159,7 @@ def evaluate(
     *,
     protocol: str | None = None,
     output: str | Path | None = None,
+    images: Sequence[str] = (),
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Score a trained model on the test split of its own or of other data.
@@ -168,6 +169,8 @@ def evaluate(
         overrides: settings that choose other data, such as ``{"data.root": "OTHER"}``.
         protocol: only this protocol.
         output: folder for predictions and results.json; without it, the predictions replace those of the stage.
+        images: ask the questions again about other images, to see whether the model uses them: ``blank``, ``shuffled``
+            between patients, ``mirrored`` (visual question answering only). The results have `image_reliance`.
         trust_remote_code: as in `load`.
 
     Returns:
@@ -183,7 +186,7 @@ def evaluate(
     from preceptor.pipeline.evaluation import evaluate_model
 
     experiment_class = tasks.module(recipe.task, "experiment").EXPERIMENT
-    return evaluate_model(experiment_class, recipe, model, protocol, Path(output) if output else None)
+    return evaluate_model(experiment_class, recipe, model, protocol, Path(output) if output else None, images)
 
 
 def check(data: str | Path, overrides: Overrides = ()) -> dict[str, Any]:

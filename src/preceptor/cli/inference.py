@@ -16,6 +16,7 @@ from preceptor.errors import UserError
 EVALUATE_EXAMPLES = """\
 preceptor evaluate runs/mhkd-demo
 preceptor evaluate runs/mhkd-vqa-rad data.root=OTHER_RAD --output runs/other
+preceptor evaluate runs/mhkd-vqa-rad --images real,blank,shuffled,mirrored
 preceptor evaluate runs/lckd-brats/baseline --json"""
 
 PREDICT_EXAMPLES = """\
@@ -35,6 +36,14 @@ def evaluate(
         Path | None,
         options.output_folder("Write predictions and results here instead of into the folder of the stage."),
     ] = None,
+    images: Annotated[
+        str,
+        typer.Option(
+            metavar="KINDS",
+            help="VQA: ask again about other images to see whether the model uses them: a comma-separated list of "
+            "blank, shuffled and mirrored.",
+        ),
+    ] = "",
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
@@ -43,7 +52,10 @@ def evaluate(
     Settings such as data.root=DIR choose other data.
     """
     log_to_stderr()
-    results = api.evaluate(run, overrides or [], protocol=protocol, output=output, trust_remote_code=trust_remote_code)
+    kinds = [kind.strip() for kind in images.split(",") if kind.strip()]
+    results = api.evaluate(
+        run, overrides or [], protocol=protocol, output=output, images=kinds, trust_remote_code=trust_remote_code
+    )
     say(results, as_json, show_results)
 
 

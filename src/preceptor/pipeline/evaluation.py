@@ -2,45 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from preceptor.config import BaseRecipe
 from preceptor.data import provenance
 from preceptor.distributed import processes
+from preceptor.errors import UserError
+from preceptor.files import write_text
 from preceptor.pipeline import run_dir
 from preceptor.pipeline.experiment import Experiment
 from preceptor.pipeline.run import contaminated, exclusive
 
 
 def evaluate_model(
-    experiment_class: type[Experiment], recipe: BaseRecipe, model: Path, protocol: str | None, output: Path | None
+    experiment_class: type[Experiment],
+    recipe: BaseRecipe,
+    model: Path,
+    protocol: str | None,
+    output: Path | None,
+    images: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score the model of a folder on the test split of a recipe's data; return its results.
 
     The predictions go to `output` together with results.json. Without `output` they replace those of the model's stage,
-    and so do the scores in its results.json.
+    and so do the scores in its results.json. With `images`, the questions are asked again about other images, and the
+    model card and the report are written again.
+
+    Raises:
+        UserError: the task does not know one of the `images`.
     """
+    known = ("real", *experiment_class.other_images)
+    for kind in images:
+        if kind not in known:
+            raise UserError(f"--images: {experiment_class.task} has no images {kind!r}; known: {', '.join(known)}")
+    others = [kind for kind in dict.fromkeys(images) if kind != "real"]
     # A stage of several lies in the folder of its run, which has the log; a training locks that folder.
     stage = run_dir.stage_folder(model)
     run = stage.parent if (stage.parent / "log.txt").is_file() else stage
     with exclusive(output or run):
-        return _evaluate(experiment_class, recipe, model, protocol, output)
+        return _evaluate(experiment_class, recipe, model, protocol, output, others)
 
 
 def _evaluate(
-    experiment_class: type[Experiment], recipe: BaseRecipe, model: Path, protocol: str | None, output: Path | None
+    experiment_class: type[Experiment],
+    recipe: BaseRecipe,
+    model: Path,
+    protocol: str | None,
+    output: Path | None,
+    images: Sequence[str],
 ) -> dict[str, Any]:
     experiment = experiment_class.read(recipe, needed=("test",))
-    ids, images = contaminated(experiment, provenance.read_provenance(model) or [])
+    ids, seen = contaminated(experiment, provenance.read_provenance(model) or [])
     if ids:
         experiment.data.notes.append(
-            f"The model was trained on {images} of the test images, as part of another data set: these scores are "
+            f"The model was trained on {seen} of the test images, as part of another data set: these scores are "
             "too high."
         )
     loaded = experiment.load(model)
     evaluation = experiment.evaluate(loaded, protocol=protocol)
+    if images:
+        evaluation.extras["image_reliance"] = experiment.image_reliance(loaded, images, evaluation)
     stage = run_dir.stage_folder(model)
     results = {
         "task": experiment.task,
@@ -53,18 +76,27 @@ def _evaluate(
         **evaluation.extras,
     }
     if processes().is_main_process:
-        _write(results, evaluation.rows, stage, output)
+        written = _write(results, evaluation.rows, stage, output)
+        if images and written:
+            write_text(model / "README.md", experiment.model_card(written))
+            run = stage if (stage / "log.txt").is_file() else stage.parent
+            if (run / "report.html").is_file():
+                experiment.write_report(run)
     processes().wait_for_everyone()
     return results
 
 
-def _write(results: dict[str, Any], rows: Mapping[str, Any], stage: Path, output: Path | None) -> None:
+def _write(results: dict[str, Any], rows: Mapping[str, Any], stage: Path, output: Path | None) -> dict[str, Any] | None:
+    """Write predictions and scores; return the results of the stage if the scores became part of them."""
     run_dir.write_predictions(output or stage, rows)
     if output is not None:
         run_dir.write_results(output, results)
-        return
+        return None
     written = run_dir.read_results(stage)
-    if written is not None and written["data"]["test_sha256"] == results["data"]["test_sha256"]:
-        for key in ("protocols", "describes"):
-            written[key] |= results[key]
-        run_dir.write_results(stage, written)
+    if written is None or written["data"]["test_sha256"] != results["data"]["test_sha256"]:
+        return None
+    for key in ("protocols", "describes", "image_reliance"):
+        if key in results:
+            written[key] = written.get(key, {}) | results[key]
+    run_dir.write_results(stage, written)
+    return written

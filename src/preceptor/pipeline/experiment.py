@@ -91,6 +91,8 @@ class Experiment(ABC):
     """Name of the score on validation data."""
     packages: ClassVar[tuple[str, ...]]
     """Packages whose versions results.json records, beside those that every run needs."""
+    other_images: ClassVar[tuple[str, ...]] = ()
+    """Kinds of images that `image_reliance` can show to a model instead of the real ones."""
     shared_folders: ClassVar[tuple[str, ...]] = ()
     """Folders of the run that several stages use; `resume=never` deletes them."""
 
@@ -210,6 +212,13 @@ class Experiment(ABC):
             "leaking": data.leaking,
             **{split: len(data.split(split)) for split in splits},
         }
+
+    def image_reliance(self, model: Any, images: Sequence[str], evaluation: Evaluation) -> dict[str, Any]:
+        """Return, by protocol id, what changes if the test questions are asked about other `images`.
+
+        Only a task whose `other_images` are not empty has this.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def parameter_count(self, model: Any) -> int:

@@ -28,6 +28,7 @@ from preceptor.vqa.context import RunContext
 from preceptor.vqa.data import read_data
 from preceptor.vqa.evaluate import accuracy, predict, predict_examples
 from preceptor.vqa.figures import write_figures
+from preceptor.vqa.image_reliance import IMAGES, examples_with, image_reliance
 from preceptor.vqa.metrics import score
 from preceptor.vqa.model_card import model_card
 from preceptor.vqa.protocols import protocol_named, protocols_for
@@ -44,6 +45,7 @@ class VqaExperiment(Experiment):
     metrics: ClassVar[Metrics] = metrics
     validation_metric = "accuracy"
     packages = ("transformers", "tokenizers", "pillow")
+    other_images = IMAGES[1:]
     shared_folders = ("teacher-cache",)
     recipe: VqaRecipe
     data: Dataset[Sample]
@@ -232,6 +234,17 @@ class VqaExperiment(Experiment):
             found.extras["baselines"][one.id] = {
                 name: {"accuracy": s.accuracy, "open": s.open, "closed": s.closed} for name, s in without_image.items()
             }
+        return found
+
+    def image_reliance(self, model: VqaBundle, images: Sequence[str], evaluation: Evaluation) -> dict[str, Any]:
+        samples = self.data.split("test")
+        examples = {kind: examples_with(kind, model, samples, self.recipe.data) for kind in images}
+        predictions = {kind: predict_examples(model.model, one) for kind, one in examples.items()}
+        found = {}
+        for id, real in evaluation.rows.items():
+            protocol = protocol_named(self.data, id)
+            scored = {kind: score(samples, answers, protocol).rows() for kind, answers in predictions.items()}
+            found[id] = image_reliance({"real": real, **scored})
         return found
 
     def parameter_count(self, model: VqaBundle) -> int:
