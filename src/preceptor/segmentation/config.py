@@ -135,11 +135,15 @@ class EvaluationConfig(Section):
     validation_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Overlap of windows in validation and elections."""
     minimum_component: Fraction = 0.1
-    """Post-processing: remove components smaller than this fraction of the largest one ..."""
+    """Post-processing: remove components of the whole lesion (all regions together, 18 neighbours) that are smaller
+    than this fraction of the largest one ..."""
     minimum_component_voxels: Annotated[int, Field(ge=0)] = 2000
     """... unless they have at least this many voxels."""
+    lowest_slices: Annotated[int, Field(ge=0)] = 0
+    """Post-processing: remove components that lie within this many slices from the feet. The published code: 26, for
+    BraTS volumes of 155 slices."""
     et_minimum: Annotated[int, Field(ge=0)] = 500
-    """Post-processing: an enhancing tumour with fewer voxels is removed."""
+    """Post-processing: an enhancing tumour with fewer voxels becomes tumour core."""
 
 
 class SegmentationReport(Section):

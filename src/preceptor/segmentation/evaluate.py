@@ -17,7 +17,7 @@ from preceptor.segmentation.dataset import VolumeExamples, WholeCase
 from preceptor.segmentation.election import mean_scores
 from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.losses import soft_dice
-from preceptor.segmentation.metrics import dice, remove_small_components, score_masks
+from preceptor.segmentation.metrics import dice, post_process, score_masks
 from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.sliding_window import predict_subsets
 from preceptor.segmentation.subsets import Subset, subsets
@@ -133,10 +133,14 @@ def score_cases(
         target = reference_masks(cases, index, case)
         spacing = case.loaded.geometry.spacing
         for subset, probabilities in whole_probabilities(network, case, recipe):
-            for key, post in (("A", None), ("A-post", recipe.evaluation)):
-                label = on_source_grid(label_map(probabilities, cases.regions, post), case.loaded)
-                masks = to_regions(label, cases.regions)
-                name = subset_name(subset, cases.modalities)
+            name = subset_name(subset, cases.modalities)
+            plain = label_map(probabilities, cases.regions)
+            post = label_map(probabilities, cases.regions, recipe.evaluation)
+            for key, label in (("A", plain), ("A-post", post)):
+                if key == "A-post" and np.array_equal(plain, post):  # HD95 is expensive
+                    rows[key] += [dict(row) for row in rows["A"][-len(regions) :]]
+                    continue
+                masks = to_regions(on_source_grid(label, case.loaded), cases.regions)
                 rows[key] += score_masks(case.id, name, masks, target, regions, spacing, group=groups[case.id])
     return rows
 
@@ -168,19 +172,20 @@ def label_map(
 ) -> np.ndarray:
     """Return the label map (D, H, W) uint8 of region probabilities (R, D, H, W).
 
-    Probabilities are cut at `THRESHOLD`. `post` removes small components, and an enhancing tumour that is too small.
+    Probabilities are cut at `THRESHOLD`, then post-processed by the settings `post` (`metrics.post_process`), if given.
     Scores, volumes and files are all made from this label map, in which the regions are nested.
     """
-    masks = probabilities >= THRESHOLD
-    if post is not None:
-        masks = remove_small_components(
-            masks,
-            list(regions),
-            share=post.minimum_component,
-            voxels=post.minimum_component_voxels,
-            et_minimum=post.et_minimum,
-        )
-    return to_labels(masks, regions)
+    label = to_labels(probabilities >= THRESHOLD, regions)
+    if post is None:
+        return label
+    return post_process(
+        label,
+        regions,
+        share=post.minimum_component,
+        voxels=post.minimum_component_voxels,
+        lowest_slices=post.lowest_slices,
+        et_minimum=post.et_minimum,
+    )
 
 
 def write_worst(
