@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, kl_divergence
 
+from preceptor.config import TrainConfig
 from preceptor.distill.loss_term import LossTerm
 from preceptor.distill.projectors import projector
 from preceptor.segmentation.cross_modal import cross_modal
@@ -17,6 +18,7 @@ from preceptor.segmentation.settings import DroppingConfig
 from preceptor.segmentation.task import SegmentationTask
 from preceptor.task import Batch
 from preceptor.training.guards import offenders
+from preceptor.training.setup import make_optimizer
 
 MODALITIES, REGIONS = ("flair", "t1", "t1ce", "t2"), ("et", "tc", "wt")
 ALL = {"kind": "none"}
@@ -248,3 +250,17 @@ def test_the_case_with_a_broken_voxel_is_named():
     counts = {"samples": 1.0}
     assert not torch.isfinite(t(b).total(counts))
     assert offenders([b], lambda one: t(one).total(counts)) == ["case1"]
+
+
+@pytest.mark.parametrize("net", ["compact", "reference"])
+def test_every_convolution_decays_and_no_norm_or_bias_does(net):
+    with torch.device("meta"):
+        student = MultimodalUNet(MultimodalUNetConfig(MODALITIES, REGIONS, net=net))
+    task = LckdConfig().build_task(student, stage="baseline")
+    optimizer, names = make_optimizer(task, TrainConfig(weight_decay=0.3, optimizer="sgd"))
+    shapes = {name: parameter.dim() for name, parameter in task.named_parameters()}
+    decays = [group["weight_decay"] for group in optimizer.param_groups for _ in group["params"]]
+    assert {name: decay for name, decay in zip(names, decays, strict=True)} == {
+        name: 0.3 if dims > 1 else 0.0 for name, dims in shapes.items()
+    }
+    assert "student.decoder.joins.0.weight" in names

@@ -45,11 +45,12 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
 def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimizer, list[str]]:
     """Return the optimiser of all trained parameters, and their names in its order.
 
-    Pretrained weights have `pretrained_scale` times the learning rate. Weight decay applies to the weights of linear
-    layers, convolutions and embeddings, not to biases, norms, positions and other parameters.
+    Pretrained weights have `pretrained_scale` times the learning rate. Weight decay applies to the parameters `weight`
+    with two or more axes: those of linear layers, convolutions of any kind and embeddings. It does not apply to biases,
+    norms, positions and other parameters.
     """
-    kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-    decaying = {id(module.weight) for module in task.modules() if isinstance(module, kinds)}
+    weights = [getattr(module, "weight", None) for module in task.modules()]
+    decaying = {id(weight) for weight in weights if isinstance(weight, torch.nn.Parameter) and weight.dim() > 1}
     pretrained = task.pretrained_parameters
     groups: dict[tuple[float, float], list[tuple[str, torch.nn.Parameter]]] = {}
     for name, parameter in task.named_parameters():
