@@ -260,7 +260,5 @@ def test_every_convolution_decays_and_no_norm_or_bias_does(net):
     optimizer, names = make_optimizer(task, TrainConfig(weight_decay=0.3, optimizer="sgd"))
     shapes = {name: parameter.dim() for name, parameter in task.named_parameters()}
     decays = [group["weight_decay"] for group in optimizer.param_groups for _ in group["params"]]
-    assert {name: decay for name, decay in zip(names, decays, strict=True)} == {
-        name: 0.3 if dims > 1 else 0.0 for name, dims in shapes.items()
-    }
+    assert dict(zip(names, decays, strict=True)) == {name: 0.3 if dims > 1 else 0.0 for name, dims in shapes.items()}
     assert "student.decoder.joins.0.weight" in names

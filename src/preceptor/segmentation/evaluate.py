@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.losses import soft_dice
 from preceptor.segmentation.metrics import dice, post_process, score_masks
 from preceptor.segmentation.model import MultimodalUNet
+from preceptor.segmentation.settings import ElectionConfig
 from preceptor.segmentation.sliding_window import predict_subsets
 from preceptor.segmentation.subsets import Subset, subsets
 from preceptor.segmentation.subsets import name as subset_name
@@ -34,6 +35,7 @@ def predict_case(
     *,
     overlap: float | None = None,
     only: list[Subset] | None = None,
+    blend: Literal["probabilities", "logits"] = "probabilities",
 ) -> dict[Subset, Tensor]:
     """Return the probabilities (R, d, h, w) inside the case's box from every subset of its modalities, or from `only`.
 
@@ -50,6 +52,7 @@ def predict_case(
             overlap=config.overlap if overlap is None else overlap,
             mode=config.mode,
             subsets=only,
+            blend=blend,
         )
 
 
@@ -61,8 +64,9 @@ def alone(count: int) -> list[Subset]:
 def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe) -> Tensor:
     """Return the soft Dice (N, R) of every single modality, averaged over the cases that have it; NaN if none has."""
     count, regions = len(cases.modalities), len(cases.regions)
+    election = recipe.method.election if isinstance(recipe.method, LckdConfig) else ElectionConfig()
     found = []
-    for index in range(min(len(cases), _voters(recipe) or len(cases))):
+    for index in range(min(len(cases), election.cases or len(cases))):
         case = cases.whole(index)
         assert case.masks is not None
         masks = case.masks[(slice(None), *case.box)]
@@ -74,6 +78,7 @@ def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRe
             recipe.data.patch_size,
             overlap=recipe.evaluation.validation_overlap,
             only=only,
+            blend=election.blend,
         )
         scores = torch.full((count, regions), torch.nan, dtype=torch.float64)
         for single, probabilities in predictions.items():
@@ -81,10 +86,6 @@ def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRe
             scores[single.index(True)] = soft_dice(probabilities[None], target[None])[0].double().cpu()
         found.append(scores)
     return mean_scores(found)
-
-
-def _voters(recipe: SegmentationRecipe) -> int | None:
-    return recipe.method.election.cases if isinstance(recipe.method, LckdConfig) else None
 
 
 def validation_scores(

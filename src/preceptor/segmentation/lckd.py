@@ -56,10 +56,16 @@ class LckdConfig(SegmentationMethod):
                 )
             if votes is None:
                 raise ValueError("LCKD needs the votes of validation cases")
-            every = max(1, round(self.election.every * steps_per_epoch))
-            initial = self.election.initial
             terms.append(
-                CrossModalLoss(student, self.cross_modal, self.teachers, votes=votes, every=every, initial=initial)
+                CrossModalLoss(
+                    student,
+                    self.cross_modal,
+                    self.teachers,
+                    votes=votes,
+                    every=max(1, round(self.election.every * steps_per_epoch)),
+                    initial=self.election.initial,
+                    first=self.election.first,
+                )
             )
         if self.full.weight > 0:
             terms.append(OutputLoss("full/output", self.full, self.full.temperature))
