@@ -80,8 +80,9 @@ class VolumeDataConfig(Section):
     """Share of the training cases, by patient, whose masks are used."""
     unlabelled: Literal["none", "rest"] = "none"
     """rest: also use the cases that `train_share` leaves out, without their masks, and training cases that have no
-    mask. The teacher of `method.full` segments them from all modalities, as masks for the student that sees a
-    subset."""
+    mask. The teacher of `method.full` segments them from all modalities, as masks for the student that sees a subset.
+    Without it, `method.cross_modal` with `levels: all` learns from them: the elected modalities teach the other ones
+    that these cases have."""
     spacing: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
     """Voxel size in mm (from feet to head, front to back, side to side) to which cases are resampled; default: their
     own. Predictions are written on the source's grid."""
@@ -183,9 +184,10 @@ class SegmentationRecipe(BaseRecipe):
             raise ValueError(
                 "the full-modality teacher needs the stage 'teacher' before 'distilled', or method.teaching_run=RUN"
             )
-        if self.data.unlabelled == "rest" and "distilled" in self.stages and not needs_teacher:
+        if self.data.unlabelled == "rest" and "distilled" in self.stages and not self.method.learns_without_masks:
             raise ValueError(
-                "data.unlabelled=rest needs a full-modality teacher, which segments these cases: set "
-                "method.full.weight above 0"
+                "data.unlabelled=rest needs something that teaches without masks: a full-modality teacher, which "
+                "segments these cases (method.full.weight above 0), or elected modalities at every level "
+                "(method.cross_modal.levels=all, and method.teachers single or multi)"
             )
         return self

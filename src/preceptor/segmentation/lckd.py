@@ -77,5 +77,12 @@ class LckdConfig(SegmentationMethod):
         return stage == "distilled" and self.full.weight > 0
 
     @property
+    def learns_without_masks(self) -> bool:
+        # The distance of features needs no mask, but `per_task` compares them inside the masks only. The bottleneck
+        # alone is not enough: nothing would teach the skip connections of a modality that never has a mask.
+        alone = self.cross_modal.weight > 0 and self.cross_modal.levels == "all" and self.teachers != "per_task"
+        return alone or self.needs_teacher("distilled")
+
+    @property
     def compares_features(self) -> bool:
         return self.full.features > 0
