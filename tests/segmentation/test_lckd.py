@@ -252,7 +252,7 @@ def test_the_case_with_a_broken_voxel_is_named():
     assert offenders([b], lambda one: t(one).total(counts)) == ["case1"]
 
 
-@pytest.mark.parametrize("net", ["compact", "reference"])
+@pytest.mark.parametrize("net", ["compact", "reference", "early"])
 def test_every_convolution_decays_and_no_norm_or_bias_does(net):
     with torch.device("meta"):
         student = MultimodalUNet(MultimodalUNetConfig(MODALITIES, REGIONS, net=net))
@@ -261,7 +261,7 @@ def test_every_convolution_decays_and_no_norm_or_bias_does(net):
     shapes = {name: parameter.dim() for name, parameter in task.named_parameters()}
     decays = [group["weight_decay"] for group in optimizer.param_groups for _ in group["params"]]
     assert dict(zip(names, decays, strict=True)) == {name: 0.3 if dims > 1 else 0.0 for name, dims in shapes.items()}
-    assert "student.decoder.joins.0.weight" in names
+    assert any("joins.0.weight" in name for name in names)
 
 
 def test_samples_without_masks_have_no_part_in_the_losses_of_the_masks():

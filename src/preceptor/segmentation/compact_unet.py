@@ -34,11 +34,11 @@ class _Unit(nn.Module):
 
 
 class CompactEncoder(nn.Module):
-    """Encoder (M, 1, D, H, W) -> one map per level, (M, channels[l], D / 2^l, H / 2^l, W / 2^l)."""
+    """Encoder (M, inside, D, H, W) -> one map per level, (M, channels[l], D / 2^l, H / 2^l, W / 2^l)."""
 
-    def __init__(self, channels: tuple[int, ...]) -> None:
+    def __init__(self, channels: tuple[int, ...], inside: int = 1) -> None:
         super().__init__()
-        before = (1, *channels[:-1])
+        before = (inside, *channels[:-1])
         self.levels = nn.ModuleList(
             [_Unit(c, d, 2 if level else 1) for level, (c, d) in enumerate(zip(before, channels, strict=True))]
         )

@@ -107,15 +107,17 @@ class VolumeDataConfig(Section):
 
 
 class UNetConfig(Section):
-    net: Literal["compact", "reference"] | Reference = "compact"
-    """compact: residual U-Net levels. reference: the published network (3-D ResNet-50 with ASPP, 43.66 M).
+    net: Literal["compact", "reference", "early"] | Reference = "compact"
+    """compact: residual U-Net levels. reference: the published network (3-D ResNet-50 with ASPP, 43.66 M). early: one
+    residual U-Net of the levels of `compact` with the modalities and their availability as channels; a baseline, to
+    which `encoder`, `fill` and `method.cross_modal` do not apply.
     `module:Class`: your own network (see `preceptor.segmentation.model.MultimodalUNet`)."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of your own network."""
     encoder: Literal["shared", "separate"] = "shared"
     """One encoder for all modalities (published code), or a separate one for each (published figure)."""
     channels: tuple[Positive, ...] = (16, 32, 64, 128)
-    """For `compact`: channels of each level, three to five."""
+    """For `compact` and `early`: channels of each level, three to five."""
     fill: Literal["all_levels", "bottleneck"] = "all_levels"
     """Features of a missing modality that are replaced by the mean of the others. bottleneck: only the deepest; the
     skip connections are those of a zero image (published code)."""
