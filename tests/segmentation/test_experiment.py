@@ -193,3 +193,29 @@ def test_contrasts_that_occur_without_masks_alone_are_taught_by_the_elected_ones
             levels = network.encode_available(images, torch.ones(1, 4, dtype=torch.bool))
         distances[stage] = sum(float((f[:, 0] - f[:, 3]).abs().mean()) for f in levels)
     assert distances["distilled"] < 0.95 * distances["baseline"]
+
+
+def test_masks_that_post_processing_leaves_as_they_are_are_scored_once(trained: Path, monkeypatch) -> None:
+    from preceptor.segmentation import evaluate
+
+    scored: list[str] = []
+    score_masks = evaluate.score_masks
+
+    def counting(id: str, *arguments: Any, **options: Any) -> list[dict[str, Any]]:
+        scored.append(id)
+        return score_masks(id, *arguments, **options)
+
+    monkeypatch.setattr(evaluate, "score_masks", counting)
+    network = MultimodalUNet.load(trained / "run" / "distilled" / "model").eval()
+    rows = {}
+    for share, least in ((0.0, 0), (1.0, 10**9)):
+        settings = recipe(
+            trained, f"evaluation.minimum_component={share}", f"evaluation.et_minimum={least}", "data.phantom.test=1"
+        )
+        data = read_cases(settings.data, trained / "run" / "data")
+        scored.clear()
+        rows[least] = evaluate.score_cases(network, examples(settings, data, "test", 0), settings)
+        count = len({row["subset"] for row in rows[least]["A"]})
+        assert len(scored) == count if least == 0 else count <= len(scored) <= 2 * count
+    assert rows[0]["A-post"] == rows[0]["A"] == rows[10**9]["A"]
+    assert rows[0]["A-post"][0] is not rows[0]["A"][0]
