@@ -123,6 +123,9 @@ class TrainConfig(Section):
     """Fraction of the steps over which the learning rate rises."""
     poly_power: Annotated[float, Field(gt=0)] = 0.9
     """Exponent of `schedule: poly`."""
+    poly_restart: Fraction = 0.0
+    """With `schedule: poly`, fraction of the training after which the rate has decayed to 0 a first time. It continues
+    with the value that it has without a restart, as in the two phases of the published LCKD code."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Maximum norm of the gradient over all trained parameters; null: no clipping."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -20,6 +20,7 @@ CONFIGS = [
     SMALL,
     MultimodalUNetConfig(("ct",), ("lesion",), channels=(4, 4, 8), encoder="separate"),
     MultimodalUNetConfig(("flair", "t1"), ("et",), channels=(4, 4, 4, 8), encoder="separate", fill="bottleneck"),
+    MultimodalUNetConfig(("flair", "t1"), ("et",), net="early", channels=(4, 4, 8)),
     pytest.param(MultimodalUNetConfig(("flair", "t1"), ("et",), net="reference"), marks=pytest.mark.slow),
 ]
 

@@ -60,9 +60,28 @@ def test_cases_that_never_had_masks_are_taken_in_or_refused(tmp_path):
     assert len(data.split("train")) == 4
 
 
-def test_unlabelled_needs_a_teacher_and_cases(tmp_path):
-    with pytest.raises(UserError, match=r"method\.full\.weight above 0"):
-        recipe("data.train_share=0.4", "data.unlabelled=rest", "method.full.weight=0")
+@pytest.mark.parametrize(
+    ("settings", "accepted"),
+    [
+        (["method.full.weight=1"], True),
+        (["method.cross_modal.levels=all"], True),
+        (["method.cross_modal.levels=all", "method.teachers=single"], True),
+        (["method.cross_modal.levels=all", "method.teachers=per_task"], False),  # needs masks
+        (["method.cross_modal.levels=all", "method.cross_modal.weight=0"], False),
+        (["method.cross_modal.levels=bottleneck"], False),
+        (["method.cross_modal.levels=bottleneck", "stages=[baseline]"], True),
+    ],
+)
+def test_unlabelled_needs_something_that_teaches_without_masks(settings, accepted):
+    choices = ["data.train_share=0.4", "data.unlabelled=rest", "method.full.weight=0", *settings]
+    if accepted:
+        recipe(*choices)
+    else:
+        with pytest.raises(UserError, match=r"method\.full\.weight above 0.*method\.cross_modal\.levels=all"):
+            recipe(*choices)
+
+
+def test_unlabelled_needs_cases_without_masks(tmp_path):
     rest = recipe("data.unlabelled=rest")
     with pytest.raises(UserError, match=r"set it below 1"):
         read_cases(rest.data, tmp_path)

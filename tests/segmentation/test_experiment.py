@@ -146,3 +146,76 @@ def test_doctor_names_a_damaged_label_map(trained: Path, tmp_path: Path) -> None
     broken.write_bytes(broken.read_bytes()[:200])
     found = preceptor.check(recipe(tmp_path, "data.name=brats", f"data.root={copy}"))["findings"]
     assert [finding["file"] for finding in found if finding["severity"] == "error"] == [broken.name]
+
+
+def test_contrasts_that_occur_without_masks_alone_are_taught_by_the_elected_ones(tmp_path: Path) -> None:
+    made = recipe(tmp_path, "data.phantom.missing=0")
+    root = tmp_path / "cases"
+    for number, case in enumerate(read_cases(made.data, root).split("train")):
+        if number < 3:
+            for modality in ("t1", "t2"):
+                case.images[modality].path.unlink()
+        else:
+            assert case.mask is not None
+            case.mask.path.unlink()
+    settings = recipe(
+        tmp_path,
+        "data.name=brats",
+        f"data.root={root}",
+        f"data.split_file={root / 'splits.json'}",
+        "data.unlabelled=rest",
+        "model.encoder=separate",
+        "train.weight_decay=0",
+        "train.select=last",
+        "train.average=0",
+        "train.learning_rate=1.0e-2",
+        "train.epochs=20",
+        "train.evaluate_every=10",
+        "method.teachers=multi",
+        "method.election={initial: flair, every: 1000, cases: 2}",
+        "method.cross_modal.weight=10",
+        "method.cross_modal.levels=all",
+    )
+    run_recipe(settings)
+    data = read_cases(settings.data, root)
+    case = examples(settings, data, "validation", 0).whole(0)
+    images = case.images[None, :, :16, :16, :16]
+    initial = MultimodalUNet(MultimodalUNet.load(tmp_path / "run" / "baseline" / "model").config, seed=settings.seed)
+    distances = {}
+    for stage in ("baseline", "distilled"):
+        network = MultimodalUNet.load(tmp_path / "run" / stage / "model")
+        moved = [
+            any(not torch.equal(a, b) for a, b in zip(new.parameters(), old.parameters(), strict=True))
+            for new, old in zip(network.encoders, initial.encoders, strict=True)
+        ]
+        assert moved == ([True, False, True, False] if stage == "baseline" else [True] * 4)  # flair, t1, t1ce, t2
+        with torch.no_grad():
+            levels = network.encode_available(images, torch.ones(1, 4, dtype=torch.bool))
+        distances[stage] = sum(float((f[:, 0] - f[:, 3]).abs().mean()) for f in levels)
+    assert distances["distilled"] < 0.95 * distances["baseline"]
+
+
+def test_masks_that_post_processing_leaves_as_they_are_are_scored_once(trained: Path, monkeypatch) -> None:
+    from preceptor.segmentation import evaluate
+
+    scored: list[str] = []
+    score_masks = evaluate.score_masks
+
+    def counting(id: str, *arguments: Any, **options: Any) -> list[dict[str, Any]]:
+        scored.append(id)
+        return score_masks(id, *arguments, **options)
+
+    monkeypatch.setattr(evaluate, "score_masks", counting)
+    network = MultimodalUNet.load(trained / "run" / "distilled" / "model").eval()
+    rows = {}
+    for share, least in ((0.0, 0), (1.0, 10**9)):
+        settings = recipe(
+            trained, f"evaluation.minimum_component={share}", f"evaluation.et_minimum={least}", "data.phantom.test=1"
+        )
+        data = read_cases(settings.data, trained / "run" / "data")
+        scored.clear()
+        rows[least] = evaluate.score_cases(network, examples(settings, data, "test", 0), settings)
+        count = len({row["subset"] for row in rows[least]["A"]})
+        assert len(scored) == count if least == 0 else count <= len(scored) <= 2 * count
+    assert rows[0]["A-post"] == rows[0]["A"] == rows[10**9]["A"]
+    assert rows[0]["A-post"][0] is not rows[0]["A"][0]

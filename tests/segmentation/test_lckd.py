@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, kl_divergence
 
+from preceptor.config import TrainConfig
 from preceptor.distill.loss_term import LossTerm
 from preceptor.distill.projectors import projector
 from preceptor.segmentation.cross_modal import cross_modal
@@ -17,6 +18,7 @@ from preceptor.segmentation.settings import DroppingConfig
 from preceptor.segmentation.task import SegmentationTask
 from preceptor.task import Batch
 from preceptor.training.guards import offenders
+from preceptor.training.setup import make_optimizer
 
 MODALITIES, REGIONS = ("flair", "t1", "t1ce", "t2"), ("et", "tc", "wt")
 ALL = {"kind": "none"}
@@ -154,7 +156,7 @@ def test_a_full_teacher_is_not_trained_and_teaches_nothing_to_its_equal():
     assert float(loss.sums["full/features"].detach()) == pytest.approx(0, abs=1e-6)
     assert (loss.weights["full/output"], loss.weights["full/features"]) == (2.0, 1.0)
     assert all(name.startswith("student.") for name in t.state_dict())
-    loss.total({"samples": 2.0}).backward()
+    loss.total({"samples": 2.0, "labelled": 2.0}).backward()
     assert all(p.grad is None for p in full.parameters())
     t.train()
     assert not any(module.training for module in full.modules())
@@ -208,7 +210,7 @@ def test_plain_distillation_adds_the_kl_of_every_voxel_to_the_loss_of_the_masks(
         s, f = (net(b["images"], b["available"]).logits for net in (student, full))
     want = 9 * kl_divergence(Bernoulli(logits=f / 3), Bernoulli(logits=s / 3)).mean(dim=(1, 2, 3, 4)).mean()
     total = (dice_loss(s, b["masks"]) + bce_loss(s, b["masks"])) / 2 + 0.7 * want
-    torch.testing.assert_close(loss.total({"samples": 2.0}), total, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss.total({"samples": 2.0, "labelled": 2.0}), total, rtol=1e-4, atol=1e-5)
     assert set(method.build_task(student, stage="baseline")(b).sums) == {"dice", "bce"}
     assert method.needs_teacher("distilled")
     assert not method.needs_teacher("baseline")
@@ -245,6 +247,38 @@ def test_the_case_with_a_broken_voxel_is_named():
     t, b = task(network()), batch(rows=3)
     t.on_interval(0.0)
     b["images"][1, 2, 3, 4, 5] = torch.nan
-    counts = {"samples": 1.0}
+    counts = {"samples": 1.0, "labelled": 1.0}
     assert not torch.isfinite(t(b).total(counts))
     assert offenders([b], lambda one: t(one).total(counts)) == ["case1"]
+
+
+@pytest.mark.parametrize("net", ["compact", "reference", "early"])
+def test_every_convolution_decays_and_no_norm_or_bias_does(net):
+    with torch.device("meta"):
+        student = MultimodalUNet(MultimodalUNetConfig(MODALITIES, REGIONS, net=net))
+    task = LckdConfig().build_task(student, stage="baseline")
+    optimizer, names = make_optimizer(task, TrainConfig(weight_decay=0.3, optimizer="sgd"))
+    shapes = {name: parameter.dim() for name, parameter in task.named_parameters()}
+    decays = [group["weight_decay"] for group in optimizer.param_groups for _ in group["params"]]
+    assert dict(zip(names, decays, strict=True)) == {name: 0.3 if dims > 1 else 0.0 for name, dims in shapes.items()}
+    assert any("joins.0.weight" in name for name in names)
+
+
+def test_samples_without_masks_have_no_part_in_the_losses_of_the_masks():
+    student = network().eval()
+    t = task(student, cross_modal={"levels": "all"})
+    t.on_interval(0.0)
+    b = batch(rows=3)
+    whole = t(b)
+    b.tensors["labelled"] = torch.tensor([True, False, True])
+    loss = t(b)
+    assert t.units(b) == {"samples": 3, "labelled": 2}
+    logits = student(b["images"], b["available"]).logits
+    rows = [0, 2]
+    torch.testing.assert_close(loss.sums["dice"], dice_loss(logits[rows], b["masks"][rows]))
+    torch.testing.assert_close(loss.sums["bce"], bce_loss(logits[rows], b["masks"][rows]))
+    torch.testing.assert_close(loss.sums["cross_modal"], whole.sums["cross_modal"])
+    b.tensors["labelled"] = torch.zeros(3, dtype=torch.bool)
+    nothing = t(b)
+    assert float(nothing.sums["dice"].detach()) == float(nothing.sums["bce"].detach()) == 0
+    nothing.total({"samples": 3.0, "labelled": 1.0}).backward()

@@ -16,11 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from preceptor.segmentation.layers import Decoder, InstanceNorm, Join, Pointwise, activate, add
-
-
-def _conv(inside: int, outside: int, stride: int = 1) -> nn.Conv3d:
-    return nn.Conv3d(inside, outside, 3, stride, 1, bias=False)
+from preceptor.segmentation.layers import Conv, Decoder, InstanceNorm, Join, Pointwise, activate, add
 
 
 class _Unit(nn.Module):
@@ -28,8 +24,8 @@ class _Unit(nn.Module):
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
-        self.first, self.norm1 = _conv(inside, outside, stride=stride), InstanceNorm(outside)
-        self.second, self.norm2 = _conv(outside, outside), InstanceNorm(outside)
+        self.first, self.norm1 = Conv(inside, outside, 3, stride), InstanceNorm(outside)
+        self.second, self.norm2 = Conv(outside, outside, 3), InstanceNorm(outside)
         self.shortcut = Pointwise(inside, outside, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,11 +34,11 @@ class _Unit(nn.Module):
 
 
 class CompactEncoder(nn.Module):
-    """Encoder (M, 1, D, H, W) -> one map per level, (M, channels[l], D / 2^l, H / 2^l, W / 2^l)."""
+    """Encoder (M, inside, D, H, W) -> one map per level, (M, channels[l], D / 2^l, H / 2^l, W / 2^l)."""
 
-    def __init__(self, channels: tuple[int, ...]) -> None:
+    def __init__(self, channels: tuple[int, ...], inside: int = 1) -> None:
         super().__init__()
-        before = (1, *channels[:-1])
+        before = (inside, *channels[:-1])
         self.levels = nn.ModuleList(
             [_Unit(c, d, 2 if level else 1) for level, (c, d) in enumerate(zip(before, channels, strict=True))]
         )
@@ -56,8 +52,7 @@ class CompactEncoder(nn.Module):
 
     def zero_skips(self, size: tuple[int, int, int]) -> list[Tensor]:
         """Return the skips (1, C, d, h, w) of a zero image with `size` voxels. Its bottleneck is not needed."""
-        # Use two equal images: for a single small map torch chooses a slow convolution that also rounds differently.
-        return [x[:1] for x in self._skips(next(self.parameters()).new_zeros(2, 1, *size))]
+        return self._skips(next(self.parameters()).new_zeros(1, 1, *size))
 
     def _skips(self, x: Tensor) -> list[Tensor]:
         skips = []
@@ -76,7 +71,7 @@ class CompactDecoder(Decoder):
         self.norms = nn.ModuleList([InstanceNorm(c) for c in channels])
         pairs = list(pairwise(channels))
         self.ups = nn.ModuleList([nn.ConvTranspose3d(deep, shallow, 2, 2, bias=False) for shallow, deep in pairs])
-        self.convs = nn.ModuleList([_conv(c, c) for c in channels[:-1]])
+        self.convs = nn.ModuleList([Conv(c, c, 3) for c in channels[:-1]])
         self.conv_norms = nn.ModuleList([InstanceNorm(c) for c in channels[:-1]])
         self.head = Pointwise(channels[0], regions, bias=True)
 

@@ -83,8 +83,9 @@ class VolumeDataConfig(Section):
     """Share of the training cases, by patient, whose masks are used."""
     unlabelled: Literal["none", "rest"] = "none"
     """rest: also use the cases that `train_share` leaves out, without their masks, and training cases that have no
-    mask. The teacher of `method.full` segments them from all modalities, as masks for the student that sees a
-    subset."""
+    mask. The teacher of `method.full` segments them from all modalities, as masks for the student that sees a subset.
+    Without it, `method.cross_modal` with `levels: all` learns from them: the elected modalities teach the other ones
+    that these cases have."""
     spacing: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
     """Voxel size in mm (from feet to head, front to back, side to side) to which cases are resampled; default: their
     own. Predictions are written on the source's grid."""
@@ -109,15 +110,17 @@ class VolumeDataConfig(Section):
 
 
 class UNetConfig(Section):
-    net: Literal["compact", "reference"] | Reference = "compact"
-    """compact: residual U-Net levels. reference: the published network (3-D ResNet-50 with ASPP, 43.66 M).
+    net: Literal["compact", "reference", "early"] | Reference = "compact"
+    """compact: residual U-Net levels. reference: the published network (3-D ResNet-50 with ASPP, 43.66 M). early: one
+    residual U-Net of the levels of `compact` with the modalities and their availability as channels; a baseline, to
+    which `encoder`, `fill` and `method.cross_modal` do not apply.
     `module:Class`: your own network (see `preceptor.segmentation.model.MultimodalUNet`)."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of your own network."""
     encoder: Literal["shared", "separate"] = "shared"
     """One encoder for all modalities (published code), or a separate one for each (published figure)."""
     channels: tuple[Positive, ...] = (16, 32, 64, 128)
-    """For `compact`: channels of each level, three to five."""
+    """For `compact` and `early`: channels of each level, three to five."""
     fill: Literal["all_levels", "bottleneck"] = "all_levels"
     """Features of a missing modality that are replaced by the mean of the others. bottleneck: only the deepest; the
     skip connections are those of a zero image (published code)."""
@@ -138,11 +141,15 @@ class EvaluationConfig(Section):
     validation_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Overlap of windows in validation and elections."""
     minimum_component: Fraction = 0.1
-    """Post-processing: remove components smaller than this fraction of the largest one ..."""
+    """Post-processing: remove components of the whole lesion (all regions together, 18 neighbours) that are smaller
+    than this fraction of the largest one ..."""
     minimum_component_voxels: Annotated[int, Field(ge=0)] = 2000
     """... unless they have at least this many voxels."""
+    lowest_slices: Annotated[int, Field(ge=0)] = 0
+    """Post-processing: remove components that lie within this many slices from the feet. The published code: 26, for
+    BraTS volumes of 155 slices."""
     et_minimum: Annotated[int, Field(ge=0)] = 500
-    """Post-processing: an enhancing tumour with fewer voxels is removed."""
+    """Post-processing: an enhancing tumour with fewer voxels becomes tumour core."""
 
 
 class Preparation(Section):
@@ -209,9 +216,10 @@ class SegmentationRecipe(BaseRecipe):
             raise ValueError(
                 "the full-modality teacher needs the stage 'teacher' before 'distilled', or method.teaching_run=RUN"
             )
-        if self.data.unlabelled == "rest" and "distilled" in self.stages and not needs_teacher:
+        if self.data.unlabelled == "rest" and "distilled" in self.stages and not self.method.learns_without_masks:
             raise ValueError(
-                "data.unlabelled=rest needs a full-modality teacher, which segments these cases: set "
-                "method.full.weight above 0"
+                "data.unlabelled=rest needs something that teaches without masks: a full-modality teacher, which "
+                "segments these cases (method.full.weight above 0), or elected modalities at every level "
+                "(method.cross_modal.levels=all, and method.teachers single or multi)"
             )
         return self

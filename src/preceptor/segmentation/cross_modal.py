@@ -105,8 +105,9 @@ def _mean(values_BNV: Tensor, weight_BV: Tensor | None) -> Tensor:
 class CrossModalLoss(LossTerm):
     """The `cross_modal` distance of one or all levels, between the elected modalities and the others.
 
-    ``votes(student)`` returns the soft Dice (N, R) of each modality alone on validation cases. It is called before the
-    first step, unless `initial` names the first teacher modality, and after every `every` steps.
+    ``votes(student)`` returns the soft Dice (N, R) of each modality alone on validation cases. It is called after
+    `first` steps and then every `every` steps. By default `first` is 0, before the first step, or `every` if `initial`
+    names the first teacher modality.
     """
 
     name = "cross_modal"
@@ -120,9 +121,11 @@ class CrossModalLoss(LossTerm):
         votes: Callable[[MultimodalUNet], Tensor],
         every: int,
         initial: str | None = None,
+        first: int | None = None,
     ) -> None:
         super().__init__()
         self.schedule, self.config, self.teachers, self.every = config, config, teachers, every
+        self.first = first if first is not None else 0 if initial is None else every
         self.modalities, widths = student.config.modalities, student.config.widths
         self.levels = list(range(len(widths))) if self.config.levels == "all" else [len(widths) - 1]
         self.election = Election(student.config.modalities, student.config.regions)
@@ -177,7 +180,7 @@ class CrossModalLoss(LossTerm):
             self._vote(0)
 
     def after_step(self, step: int) -> None:
-        if step % self.every == 0:
+        if step >= self.first and (step - self.first) % self.every == 0:
             self._vote(step)
 
     def extra_tensors(self) -> dict[str, Tensor]:

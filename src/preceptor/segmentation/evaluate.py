@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from preceptor.segmentation.dataset import VolumeExamples, WholeCase
 from preceptor.segmentation.election import mean_scores
 from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.losses import soft_dice
-from preceptor.segmentation.metrics import dice, remove_small_components, score_masks
+from preceptor.segmentation.metrics import dice, post_process, score_masks
 from preceptor.segmentation.model import MultimodalUNet
+from preceptor.segmentation.settings import ElectionConfig
 from preceptor.segmentation.sliding_window import predict_subsets
 from preceptor.segmentation.subsets import Subset, subsets
 from preceptor.segmentation.subsets import name as subset_name
@@ -34,6 +35,7 @@ def predict_case(
     *,
     overlap: float | None = None,
     only: list[Subset] | None = None,
+    blend: Literal["probabilities", "logits"] = "probabilities",
 ) -> dict[Subset, Tensor]:
     """Return the probabilities (R, d, h, w) inside the case's box from every subset of its modalities, or from `only`.
 
@@ -50,6 +52,7 @@ def predict_case(
             overlap=config.overlap if overlap is None else overlap,
             mode=config.mode,
             subsets=only,
+            blend=blend,
         )
 
 
@@ -61,8 +64,9 @@ def alone(count: int) -> list[Subset]:
 def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe) -> Tensor:
     """Return the soft Dice (N, R) of every single modality, averaged over the cases that have it; NaN if none has."""
     count, regions = len(cases.modalities), len(cases.regions)
+    election = recipe.method.election if isinstance(recipe.method, LckdConfig) else ElectionConfig()
     found = []
-    for index in range(min(len(cases), _voters(recipe) or len(cases))):
+    for index in range(min(len(cases), election.cases or len(cases))):
         case = cases.whole(index)
         assert case.masks is not None
         masks = case.masks[(slice(None), *case.box)]
@@ -74,6 +78,7 @@ def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRe
             recipe.data.patch_size,
             overlap=recipe.evaluation.validation_overlap,
             only=only,
+            blend=election.blend,
         )
         scores = torch.full((count, regions), torch.nan, dtype=torch.float64)
         for single, probabilities in predictions.items():
@@ -81,10 +86,6 @@ def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRe
             scores[single.index(True)] = soft_dice(probabilities[None], target[None])[0].double().cpu()
         found.append(scores)
     return mean_scores(found)
-
-
-def _voters(recipe: SegmentationRecipe) -> int | None:
-    return recipe.method.election.cases if isinstance(recipe.method, LckdConfig) else None
 
 
 def validation_scores(
@@ -133,10 +134,14 @@ def score_cases(
         target = reference_masks(cases, index, case)
         spacing = case.loaded.geometry.spacing
         for subset, probabilities in whole_probabilities(network, case, recipe):
-            for key, post in (("A", None), ("A-post", recipe.evaluation)):
-                label = on_source_grid(label_map(probabilities, cases.regions, post), case.loaded)
-                masks = to_regions(label, cases.regions)
-                name = subset_name(subset, cases.modalities)
+            name = subset_name(subset, cases.modalities)
+            plain = label_map(probabilities, cases.regions)
+            post = label_map(probabilities, cases.regions, recipe.evaluation)
+            for key, label in (("A", plain), ("A-post", post)):
+                if key == "A-post" and np.array_equal(plain, post):  # HD95 is expensive
+                    rows[key] += [dict(row) for row in rows["A"][-len(regions) :]]
+                    continue
+                masks = to_regions(on_source_grid(label, case.loaded), cases.regions)
                 rows[key] += score_masks(case.id, name, masks, target, regions, spacing, group=groups[case.id])
     return rows
 
@@ -168,19 +173,20 @@ def label_map(
 ) -> np.ndarray:
     """Return the label map (D, H, W) uint8 of region probabilities (R, D, H, W).
 
-    Probabilities are cut at `THRESHOLD`. `post` removes small components, and an enhancing tumour that is too small.
+    Probabilities are cut at `THRESHOLD`, then post-processed by the settings `post` (`metrics.post_process`), if given.
     Scores, volumes and files are all made from this label map, in which the regions are nested.
     """
-    masks = probabilities >= THRESHOLD
-    if post is not None:
-        masks = remove_small_components(
-            masks,
-            list(regions),
-            share=post.minimum_component,
-            voxels=post.minimum_component_voxels,
-            et_minimum=post.et_minimum,
-        )
-    return to_labels(masks, regions)
+    label = to_labels(probabilities >= THRESHOLD, regions)
+    if post is None:
+        return label
+    return post_process(
+        label,
+        regions,
+        share=post.minimum_component,
+        voxels=post.minimum_component_voxels,
+        lowest_slices=post.lowest_slices,
+        et_minimum=post.et_minimum,
+    )
 
 
 def write_worst(

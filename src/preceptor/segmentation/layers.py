@@ -78,13 +78,42 @@ class Pointwise(nn.Module):
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1, 1)
 
 
-class StandardisedConv(nn.Conv3d):
-    """A convolution without bias whose weights are standardised in every forward pass."""
+_NATIVE_ELEMENTS = 20480
+"""For a single float32 map with at most this many elements in C x D x H, torch (`use_mkldnn` in its Convolution.cpp)
+does not choose oneDNN on a CPU but its own convolution, which is two to seven times as slow."""
+
+
+class Conv(nn.Conv3d):
+    """A convolution without bias that keeps the size of a map, divided by the stride.
+
+    On a CPU a single small map is convolved as a batch of two equal ones, of which the first is returned.
+    """
 
     def __init__(
         self, inside: int, outside: int, kernel: int, stride: int | tuple[int, int, int] = 1, dilation: int = 1
     ) -> None:
         super().__init__(inside, outside, kernel, stride, dilation * (kernel - 1) // 2, dilation, bias=False)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self._is_slow_alone(input):
+            return super()._conv_forward(input, weight, bias)
+        return super()._conv_forward(input.expand(2, -1, -1, -1, -1), weight, bias)[:1]
+
+    def _is_slow_alone(self, x_MCDHW: Tensor) -> bool:
+        maps, channels, depth, height, _ = x_MCDHW.shape
+        return (
+            maps == 1
+            and channels > 1  # otherwise torch's own convolution is as fast
+            and channels * depth * height <= _NATIVE_ELEMENTS
+            and self.kernel_size[0] <= 3
+            and x_MCDHW.device.type == "cpu"
+            and x_MCDHW.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+
+class StandardisedConv(Conv):
+    """A convolution without bias whose weights are standardised in every forward pass."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, standardised(self.weight), None)

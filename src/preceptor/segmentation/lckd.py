@@ -56,10 +56,16 @@ class LckdConfig(SegmentationMethod):
                 )
             if votes is None:
                 raise ValueError("LCKD needs the votes of validation cases")
-            every = max(1, round(self.election.every * steps_per_epoch))
-            initial = self.election.initial
             terms.append(
-                CrossModalLoss(student, self.cross_modal, self.teachers, votes=votes, every=every, initial=initial)
+                CrossModalLoss(
+                    student,
+                    self.cross_modal,
+                    self.teachers,
+                    votes=votes,
+                    every=max(1, round(self.election.every * steps_per_epoch)),
+                    initial=self.election.initial,
+                    first=self.election.first,
+                )
             )
         if self.full.weight > 0:
             terms.append(OutputLoss("full/output", self.full, self.full.temperature))
@@ -69,6 +75,13 @@ class LckdConfig(SegmentationMethod):
 
     def needs_teacher(self, stage: str) -> bool:
         return stage == "distilled" and self.full.weight > 0
+
+    @property
+    def learns_without_masks(self) -> bool:
+        # The distance of features needs no mask, but `per_task` compares them inside the masks only. The bottleneck
+        # alone is not enough: nothing would teach the skip connections of a modality that never has a mask.
+        alone = self.cross_modal.weight > 0 and self.cross_modal.levels == "all" and self.teachers != "per_task"
+        return alone or self.needs_teacher("distilled")
 
     @property
     def compares_features(self) -> bool:

@@ -71,8 +71,9 @@ def mean_available(features: Tensor, available: Tensor) -> Tensor:
 class SegmentationLoss(LossTerm):
     """A term with the name and the schedule that a method gives it.
 
-    A batch holds `masks`, `available`, and `visible` (B, N), the modalities that the student saw. A signal holds the
-    logits (B, R, D, H, W) and the features ``level.0``, ... and ``bottleneck``, each (B, N, C, d, h, w).
+    A batch holds `masks`, `labelled` (B,), whether a sample has masks, `available`, and `visible` (B, N), the
+    modalities that the student saw. A signal holds the logits (B, R, D, H, W) and the features ``level.0``, ... and
+    ``bottleneck``, each (B, N, C, d, h, w).
     """
 
     def __init__(self, name: str, schedule: TermConfig) -> None:
@@ -81,18 +82,22 @@ class SegmentationLoss(LossTerm):
 
 
 class DiceLoss(SegmentationLoss):
-    """Soft Dice loss of the masks."""
+    """Soft Dice loss of the samples that have masks."""
+
+    unit = "labelled"
 
     def __init__(self, schedule: TermConfig) -> None:
         super().__init__("dice", schedule)
 
     def forward(self, student: TeacherSignal, teacher: TeacherSignal | None, batch: Batch) -> Tensor:
         assert student.logits is not None
-        return dice_loss(student.logits, batch["masks"])
+        return dice_loss(*_labelled(student.logits, batch))
 
 
 class BceLoss(SegmentationLoss):
-    """Binary cross-entropy of the masks."""
+    """Binary cross-entropy of the samples that have masks."""
+
+    unit = "labelled"
 
     def __init__(self, schedule: TermConfig, reduction: Literal["mean", "sum"] = "mean") -> None:
         super().__init__("bce", schedule)
@@ -100,7 +105,13 @@ class BceLoss(SegmentationLoss):
 
     def forward(self, student: TeacherSignal, teacher: TeacherSignal | None, batch: Batch) -> Tensor:
         assert student.logits is not None
-        return bce_loss(student.logits, batch["masks"], self.reduction)
+        return bce_loss(*_labelled(student.logits, batch), self.reduction)
+
+
+def _labelled(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return logits and masks of the samples that have masks."""
+    rows = batch["labelled"]
+    return logits[rows], batch["masks"][rows]
 
 
 class OutputLoss(SegmentationLoss):

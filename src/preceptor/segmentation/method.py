@@ -46,6 +46,11 @@ class SegmentationMethod(MethodConfig):
         return stage == "distilled"
 
     @property
+    def learns_without_masks(self) -> bool:
+        """Whether the stage `distilled` can learn from cases without masks (`data.unlabelled`)."""
+        return self.needs_teacher("distilled")
+
+    @property
     def compares_features(self) -> bool:
         """Whether the features of the teacher are compared, so that both networks need the same layers."""
         return False

@@ -27,11 +27,13 @@ from preceptor.files import apply_umask, write_text
 from preceptor.pipeline.model_files import check_loaded, check_weights, read_settings, reading
 from preceptor.segmentation import reference_unet
 from preceptor.segmentation.compact_unet import CompactDecoder, CompactEncoder
+from preceptor.segmentation.early_fusion import EarlyFusionUNet
 from preceptor.segmentation.layers import Join, initialise
 from preceptor.segmentation.reference_unet import ReferenceDecoder, ReferenceEncoder
 
 MODEL_TYPE = "preceptor-multimodal-unet"
 _COMPACT = (16, 32, 64, 128)
+_NETS = ("compact", "reference", "early")
 _CHOICES = {"encoder": ("shared", "separate"), "fill": ("all_levels", "bottleneck")}
 
 Size = tuple[int, int, int]
@@ -44,9 +46,10 @@ class MultimodalUNetConfig:
     Attributes:
         modalities: Input channels, in order.
         regions: Output channels, in order.
-        net: ``reference`` is the published network (`reference_unet`), ``compact`` a small one (`compact_unet`).
+        net: ``reference`` is the published network (`reference_unet`), ``compact`` a small one (`compact_unet`), and
+            ``early`` has the modalities as channels (`early_fusion`); `encoder` and `fill` do not apply to it.
         encoder: One encoder ``shared`` by all modalities (published code), or ``separate`` ones (published figure).
-        channels: Channels of the 3 to 5 levels of the compact network.
+        channels: Channels of the 3 to 5 levels of ``compact`` and ``early``.
         fill: Features of a missing modality. ``all_levels``: the mean of the available features at every level.
             ``bottleneck`` (published code): the mean at the deepest level only; its skips are those of a zero image.
 
@@ -67,8 +70,8 @@ class MultimodalUNetConfig:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values) or not all(isinstance(v, str) and v for v in values):
                 raise UserError(f"{name} of the network must be a non-empty list of distinct names, not {list(values)}")
-        if not self.is_own and self.net not in ("compact", "reference"):
-            raise UserError(f"net of the network is {self.net!r}{nearest(self.net, ('compact', 'reference'))}")
+        if not self.is_own and self.net not in _NETS:
+            raise UserError(f"net of the network is {self.net!r}{nearest(self.net, _NETS)}")
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
@@ -78,7 +81,7 @@ class MultimodalUNetConfig:
             raise UserError(f"channels of the network must be 3 to 5 numbers from 1 to 4096, not {list(self.channels)}")
         if self.net == "reference" and self.channels != _COMPACT:
             raise UserError(
-                f"channels={list(self.channels)} applies to net=compact only; remove it, or set net=compact"
+                f"channels={list(self.channels)} applies to net=compact and net=early only; remove it, or set net"
             )
 
     @property
@@ -88,8 +91,8 @@ class MultimodalUNetConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of the features of each level, from shallow to deep; empty for a network of the user."""
-        if self.is_own:
+        """Channels of the features of each level, from shallow to deep; empty if modalities have none of their own."""
+        if self.is_own or self.net == "early":
             return ()
         return self.channels if self.net == "compact" else (*reference_unet.SKIPS, reference_unet.BOTTLENECK)
 
@@ -160,6 +163,10 @@ class MultimodalUNet(nn.Module):
                 kind = load_trusted(config.net, "model.net", nn.Module)
                 self.own = construct(kind, {"modalities": n, "regions": r, **config.arguments}, "model.arguments")
                 return
+            if config.net == "early":
+                self.own = EarlyFusionUNet(n, r, config.channels)
+                initialise(self)
+                return
             if config.net == "reference":
                 self.encoders = nn.ModuleList([ReferenceEncoder() for _ in range(encoders)])
                 self.decoder: ReferenceDecoder | CompactDecoder = ReferenceDecoder(n, r)
@@ -171,7 +178,7 @@ class MultimodalUNet(nn.Module):
     @property
     def stride(self) -> Size:
         """The sides of an input must be multiples of these numbers of voxels."""
-        if self.own is not None:
+        if self.config.is_own:
             return cast(Size, tuple(getattr(self.own, "stride", (1, 1, 1))))
         if self.config.net == "reference":
             return reference_unet.STRIDES
@@ -189,7 +196,7 @@ class MultimodalUNet(nn.Module):
                 f"{what} of {_format_size(size)} voxels does not fit the {self.config.net} network, whose sides must "
                 f"be multiples of {_format_size(self.stride)}; use {_format_size(self.fitting(size))}"
             )
-        if self.own is None and all(side == step for side, step in zip(size, self.stride, strict=True)):
+        if not self.config.is_own and all(side == step for side, step in zip(size, self.stride, strict=True)):
             raise UserError(
                 f"{what} of {_format_size(size)} voxels leaves a single voxel at the bottleneck; use a larger one"
             )
@@ -197,7 +204,7 @@ class MultimodalUNet(nn.Module):
     def fitting(self, size: Sequence[int]) -> Size:
         """Return the smallest valid size that contains `size`."""
         sides = [-(-side // step) * step for side, step in zip(size, self.stride, strict=True)]
-        if self.own is None and sides == list(self.stride):
+        if not self.config.is_own and sides == list(self.stride):
             sides[-1] *= 2
         return cast(Size, tuple(sides))
 

@@ -46,7 +46,7 @@ class Segmentation:
         expected_dice: mean Dice of these modalities on the validation cases by region; None if no case had them.
         expected_dice_of_all: the same with all modalities.
         validation_cases: number of validation cases.
-        post_processed: whether small components were removed.
+        post_processed: whether the mask was post-processed.
         warnings: sentences for the reader of the result.
     """
 
@@ -123,7 +123,7 @@ class SegmentationModel:
         Args:
             case: files by modality, such as ``{"flair": "a.nii.gz", "t1": "b.nii.gz"}``; a folder; a list of files; or
                 one 4-D file. An image is a NIfTI file or the folder of a DICOM series. Label maps are ignored.
-            post: remove small components, as `evaluation` of the recipe says.
+            post: post-process the mask by the settings `evaluation` of the recipe (`metrics.post_process`).
 
         Raises:
             UserError: the case has none of the modalities of the network, or a file cannot be used.

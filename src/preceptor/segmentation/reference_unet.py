@@ -120,9 +120,7 @@ class ReferenceEncoder(nn.Module):
     def zero_skips(self, size: tuple[int, int, int]) -> list[Tensor]:
         """Return the skips (1, C, d, h, w) of a zero image with `size` voxels. Its bottleneck is not needed."""
         depth, height, width = size
-        stem = self._zero_stem((depth, (height + 1) // 2, (width + 1) // 2))
-        # Use two equal images: for a single small map torch chooses a slow convolution that also rounds differently.
-        return [x[:1] for x in self._skips(stem.expand(2, -1, -1, -1, -1))]
+        return self._skips(self._zero_stem((depth, (height + 1) // 2, (width + 1) // 2)))
 
     def _zero_stem(self, size: Sequence[int]) -> Tensor:
         """Return the stem of a zero image. Without a bias it is the shift of the normalisation."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from preceptor.config import Fraction, Positive, Section, TermConfig
 
@@ -33,12 +33,22 @@ class DroppingConfig(Section):
 
 class ElectionConfig(Section):
     every: Annotated[float, Field(gt=0)] = 5.0
-    """Epochs between elections. The first one is before the first step."""
+    """Epochs between elections. The first one is before the first step, unless `initial` or `first` is set."""
     cases: Positive | None = None
     """Largest number of validation cases that vote; default: all."""
     initial: str | None = None
-    """Modality that is the teacher until the first election, which then takes place after `every` epochs (the published
-    code: flair)."""
+    """Modality that is the teacher until the first election, which then takes place after `first` steps or else after
+    `every` epochs (the published code: flair)."""
+    first: Positive | None = None
+    """Number of steps after which the first election takes place (the published code: 1). `initial` teaches before."""
+    blend: Literal["probabilities", "logits"] = "probabilities"
+    """Whether probabilities or logits (the published code) are averaged where windows overlap."""
+
+    @model_validator(mode="after")
+    def _somebody_teaches(self) -> ElectionConfig:
+        if self.first is not None and self.initial is None:
+            raise ValueError("method.election.first needs method.election.initial, the teacher before that step")
+        return self
 
 
 class CrossModalTerm(TermConfig):

@@ -20,8 +20,8 @@ from preceptor.segmentation.model import MultimodalUNet, Size, mean_mixes
 from preceptor.segmentation.subsets import Subset
 
 _ELEMENTS_AT_ONCE = 2**22
-"""Limit for the elements of a map of subsets that are decoded together. For a small map of a single subset torch
-chooses slow convolutions; large maps of several subsets do not fit into the cache."""
+"""Limit for the elements of a map of subsets that are decoded together. Small maps are faster together; large maps of
+several subsets do not fit into the cache."""
 
 _PRODUCTS_PER_PART = 33
 """Number of multiplications that take as long on a CPU as reading one number of a part from memory."""

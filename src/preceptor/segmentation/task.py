@@ -43,7 +43,7 @@ class SegmentationTask(DistillationTask):
     """A network for any subset of modalities and its loss terms.
 
     `teacher`, if there is one, is a network that sees all available modalities. Its masks replace those of cases that
-    have none.
+    have none. Without a teacher, such cases have no part in the losses of the masks.
     """
 
     def __init__(
@@ -64,10 +64,15 @@ class SegmentationTask(DistillationTask):
         self.dropping = dropping
 
     def prepare(self, batch: Batch, teacher: TeacherSignal | None) -> Batch:
-        visible = drop_modalities(batch["available"], self.dropping, self.progress)
-        masks = batch["masks"]
+        tensors = {**batch.tensors, "visible": drop_modalities(batch["available"], self.dropping, self.progress)}
         if teacher is not None:
             assert teacher.logits is not None
-            labelled = batch["labelled"][:, None, None, None, None]
-            masks = torch.where(labelled, masks, (teacher.logits > 0).to(masks.dtype))
-        return replace(batch, tensors={**batch.tensors, "visible": visible, "masks": masks})
+            masks, labelled = batch["masks"], batch["labelled"]
+            from_teacher = (teacher.logits > 0).to(masks.dtype)
+            tensors["masks"] = torch.where(labelled[:, None, None, None, None], masks, from_teacher)
+            tensors["labelled"] = torch.ones_like(labelled)
+        return replace(batch, tensors=tensors)
+
+    def units(self, batch: Batch) -> dict[str, int]:
+        labelled = len(batch) if self.teacher is not None else int(batch["labelled"].sum())
+        return {"samples": len(batch), "labelled": labelled}

@@ -190,7 +190,14 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
         while state.step < steps:
             group = [batch.to(accelerator.device) for batch in next(groups)]
             skips.add([name for batch in group for name in batch.skipped])
-            rate = factor(state.step, steps, kind=config.schedule, warmup=config.warmup, power=config.poly_power)
+            rate = factor(
+                state.step,
+                steps,
+                kind=config.schedule,
+                warmup=config.warmup,
+                power=config.poly_power,
+                restart=config.poly_restart,
+            )
             for settings in optimizer.param_groups:
                 settings["lr"] = config.learning_rate * settings["scale"] * rate
             task.on_interval(state.step / steps)

@@ -7,12 +7,20 @@ from typing import Literal
 
 
 def factor(
-    step: int, steps: int, *, kind: Literal["cosine", "poly", "constant"], warmup: float, power: float = 0.9
+    step: int,
+    steps: int,
+    *,
+    kind: Literal["cosine", "poly", "constant"],
+    warmup: float,
+    power: float = 0.9,
+    restart: float = 0.0,
 ) -> float:
     """Return the factor on the learning rate of step `step` (from 0) of `steps`.
 
     It rises linearly over ``warmup * steps`` steps. Afterwards it follows half a cosine period to 0 (Loshchilov and
-    Hutter 2017), the polynomial ``(1 - t)**power`` (DeepLab, nnU-Net), or stays constant.
+    Hutter 2017), the polynomial ``(1 - t)**power`` (DeepLab, nnU-Net), or stays constant. The polynomial reaches 0 a
+    first time at ``t = restart``, and continues from there with the value that it has without a restart (published LCKD
+    code).
     """
     warmup_steps = round(warmup * steps)
     if step < warmup_steps:
@@ -20,4 +28,6 @@ def factor(
     t = (step - warmup_steps) / max(1, steps - warmup_steps)
     if kind == "cosine":
         return 0.5 * (1 + math.cos(math.pi * t))
-    return (1 - t) ** power if kind == "poly" else 1.0
+    if kind == "constant":
+        return 1.0
+    return (1 - (t / restart if t < restart else t)) ** power

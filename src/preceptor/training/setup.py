@@ -46,11 +46,11 @@ def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimiz
     """Return the optimiser of all trained parameters, and their names in its order.
 
     Pretrained weights have `pretrained_scale` times the learning rate, parameters in `task.learning_rates` their own.
-    Weight decay applies to the weights of linear layers, convolutions and embeddings, not to biases, norms, positions
-    and other parameters.
+    Weight decay applies to the parameters `weight` with two or more axes: those of linear layers, convolutions of any
+    kind and embeddings. It does not apply to biases, norms, positions and other parameters.
     """
-    kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-    decaying = {id(module.weight) for module in task.modules() if isinstance(module, kinds)}
+    weights = [getattr(module, "weight", None) for module in task.modules()]
+    decaying = {id(weight) for weight in weights if isinstance(weight, torch.nn.Parameter) and weight.dim() > 1}
     pretrained = task.pretrained_parameters
     groups: dict[tuple[float, float], list[tuple[str, torch.nn.Parameter]]] = {}
     for name, parameter in task.named_parameters():
