@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from lckd_seeds import VARIANTS
-from preceptor.data.segmentation.split_files import NAMED_SPLITS, read_split
+from preceptor.data.segmentation.named_splits import named_splits
+from preceptor.data.segmentation.split_files import read_split
 from preceptor.data.splits import ordered
 from preceptor.pipeline.run_dir import read_predictions
 from preceptor.report.format import interval, p_value, percent, points
@@ -212,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, "dedicated"], default=["baseline", "multi"], metavar="ARM")
     parser.add_argument("--data", type=Path, help="folder of the cubes")
-    parser.add_argument("--split", type=Path, default=NAMED_SPLITS / "brats20-cubes-210-45-45.csv", help="split file")
+    parser.add_argument("--split", type=Path, default=named_splits()["brats20-cubes-210-45-45"], help="split file")
     parser.add_argument("--share", type=float, default=1.0, help="share of the training patients that have masks")
     parser.add_argument(
         "--final", action="store_true", help="score the test patients of the split, not those to validate"

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import preceptor
-from preceptor.data.segmentation.split_files import NAMED_SPLITS, read_split
+from preceptor.data.segmentation.named_splits import named_splits
+from preceptor.data.segmentation.split_files import read_split
 from preceptor.data.synthetic.cases import SPLIT, write_phantom_cases
 from preceptor.segmentation.data import read_cases
 from preceptor.tasks import load_recipe
@@ -42,7 +43,7 @@ def test_recipe_applies_its_split_to_the_cubes(cubes, tmp_path):
 @pytest.mark.real_data
 def test_a_model_of_the_recipe_is_evaluated_on_other_cubes(cubes, tmp_path):
     split = {part: [] for part in ("train", "validation", "test")}
-    for name, entry in read_split(NAMED_SPLITS / "brats20-cubes-210-45-45.csv").items():
+    for name, entry in read_split(named_splits()["brats20-cubes-210-45-45"]).items():
         if len(split[entry.split]) < 4:
             split[entry.split].append(name)
     (tmp_path / "split.json").write_text(json.dumps(split))

@@ -254,7 +254,7 @@ def test_the_seed_alone_decides():
     ("change", "words"),
     [
         ({"nett": "compact"}, "did you mean 'net'"),
-        ({"net": "big"}, "known: compact, reference"),
+        ({"net": "big"}, "known: compact, early, reference"),
         ({"encoder": "share"}, "did you mean 'shared'"),
         ({"channels": [8, 16]}, "3 to 5 numbers"),
         ({"channels": [8, 16, 10**9]}, "1 to 4096"),

@@ -20,7 +20,7 @@ from preceptor.config import (
 )
 from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.readers import SegmentationName
-from preceptor.data.segmentation.split_files import check_split_name
+from preceptor.data.segmentation.named_splits import check_split_name
 from preceptor.extension import Reference
 from preceptor.segmentation.kd import KdConfig
 from preceptor.segmentation.lckd import LckdConfig

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from preceptor.data.findings import Finding
 from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.segmentation.layouts import patient_of
-from preceptor.data.segmentation.split_files import NAMED_SPLITS, apply_split, named_splits, read_split
+from preceptor.data.segmentation.named_splits import named_splits
+from preceptor.data.segmentation.split_files import apply_split, read_split
 from preceptor.data.types import Case, VolumeFile
 from preceptor.errors import UserError
 from preceptor.tasks import load_recipe
@@ -21,38 +23,39 @@ RATES |= {"8825": (46, 44, 189, 118), "8852": (46, 44, 116, 190)}
 """Training cases of BraTS 2020 that have t1, t1ce, flair and t2, as PASSION's generate_imb_mr.py says."""
 
 
+README = Path(named_splits.__code__.co_filename).with_name("README.md")
+
+
 def cases(names, modalities=CONTRASTS) -> list[Case]:
-    images = {name: VolumeFile(NAMED_SPLITS / f"{name}.nii") for name in modalities}
+    images = {name: VolumeFile(Path(f"{name}.nii")) for name in modalities}
     return [Case(name, images, None, patient_of(name), "train") for name in names]
 
 
 def listed(name: str, *parts: str) -> list[str]:
-    return [case for case, entry in read_split(NAMED_SPLITS / f"{name}.csv").items() if entry.split in parts]
+    return [case for case, entry in read_split(named_splits()[name]).items() if entry.split in parts]
 
 
 def applied(name: str, given: list[Case]) -> tuple[list[Case], list[Finding]]:
     findings: list[Finding] = []
-    return apply_split(given, NAMED_SPLITS / f"{name}.csv", findings, key="data.split"), findings
+    return apply_split(given, named_splits()[name], findings, key="data.split"), findings
 
 
 @pytest.mark.parametrize("name", named_splits())
 def test_shipped_splits_have_the_sizes_in_their_names_and_divide_no_patient(name):
-    entries = read_split(NAMED_SPLITS / f"{name}.csv")
+    entries = read_split(named_splits()[name])
     sizes = Counter(entry.split for entry in entries.values())
     train, validation, test = map(int, name.split("-")[-3:] if name == CUBES else name.split("-")[1:4])
     assert sizes == {"train": train, "validation": validation, "test": test}
     patients: dict[str, str] = {}
     for case, entry in entries.items():
         assert patients.setdefault(patient_of(case), entry.split) == entry.split
-    assert name in (NAMED_SPLITS / "README.md").read_text("utf-8") or f"`-{name.split('-')[-1]}`" in (
-        NAMED_SPLITS / "README.md"
-    ).read_text("utf-8")
+    assert name in README.read_text("utf-8") or f"`-{name.split('-')[-1]}`" in README.read_text("utf-8")
 
 
 def test_published_splits_hold_all_cases_of_their_release():
     whole = {f"BraTS20_Training_{number:03d}" for number in range(1, 370)}
-    assert set(read_split(NAMED_SPLITS / "brats2020-219-50-100.csv")) == whole
-    first, *others = (set(read_split(NAMED_SPLITS / f"brats2018-199-29-57-split{k}.csv")) for k in (1, 2, 3))
+    assert set(read_split(named_splits()["brats2020-219-50-100"])) == whole
+    first, *others = (set(read_split(named_splits()[f"brats2018-199-29-57-split{k}"])) for k in (1, 2, 3))
     assert len(first) == 285
     assert all(other == first for other in others)
 

@@ -32,7 +32,8 @@ from preceptor.data.segmentation.modalities import (
     infer_regions,
     stem,
 )
-from preceptor.data.segmentation.split_files import NAMED_SPLITS, apply_split
+from preceptor.data.segmentation.named_splits import named_splits
+from preceptor.data.segmentation.split_files import apply_split
 from preceptor.data.segmentation.splits import cut_fold, cut_splits, require_whole_patients
 from preceptor.data.segmentation.table import FOLDER_NAMES, find_table, table_in
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
@@ -73,7 +74,7 @@ def read_volumes(
         modalities: Inputs of the network, in order. Default: those that are found, with flair, t1, t1ce, t2 first. A
             case may lack some of them.
         regions: Label values of each region. Default: those of dataset.json or of BraTS (see `infer_regions`).
-        split: Name of a shipped split (see `split_files.named_splits`).
+        split: Name of a shipped split (see `named_splits`).
         split_file: File with the split of each case (see `split_files.read_split`).
         fold: Index of the fold that is the test split.
         folds: Number of folds.
@@ -106,7 +107,7 @@ def read_volumes(
         found.findings.append(finding)
     if split is not None and split_file is not None:
         raise UserError(f"data.split={split} cannot be combined with data.split_file={split_file}; set one to null")
-    given = NAMED_SPLITS / f"{split}.csv" if split else split_file or (root if found.split_given else None)
+    given = named_splits()[split] if split else split_file or (root if found.split_given else None)
     if given is not None and fold is not None:
         raise UserError(f"fold={fold} cannot be combined with the split of {split or given}; remove one of them")
     if split is not None or split_file is not None:

@@ -19,12 +19,6 @@ from preceptor.data.texts import as_choice, as_identifier, as_text, read_json, r
 from preceptor.data.types import Case, Split
 from preceptor.errors import UserError, nearest
 
-NAMED_SPLITS = Path(__file__).with_name("named_splits")
-"""Folder of the shipped splits: NAME.csv, as a user's split file. README.md has the sources and licences."""
-NOT_SHIPPED = {
-    "brats2023-875-125-251": "clone github.com/AImageLab-zip/IM-Fuse and set data.split_file=IM-Fuse/IMFuse/datalist"
-}
-"""Published splits whose lists have no licence, and where to get them."""
 PUBLISHED_MASK = ("flair", "t1ce", "t1", "t2")
 """Order of the contrasts in the column mask of the lists of IM-Fuse."""
 
@@ -35,22 +29,6 @@ class Entry(NamedTuple):
     split: Split
     place: str
     modalities: frozenset[str] | None = None
-
-
-def named_splits() -> list[str]:
-    """Return the names of the shipped splits."""
-    return sorted(path.stem for path in NAMED_SPLITS.glob("*.csv"))
-
-
-def check_split_name(name: str) -> str:
-    """Return the name of a shipped split. Raises ValueError if it is none."""
-    if name in NOT_SHIPPED:
-        raise ValueError(f"its list has no licence and is not shipped; {NOT_SHIPPED[name]}")
-    if name not in named_splits():
-        raise ValueError(
-            f"it must be the name of a shipped split (for a file: data.split_file){nearest(name, named_splits())}"
-        )
-    return name
 
 
 def apply_split(
