@@ -189,17 +189,39 @@ def evaluate(
     return evaluate_model(experiment_class, recipe, model, protocol, Path(output) if output else None, images)
 
 
-def check(data: str | Path, overrides: Overrides = ()) -> dict[str, Any]:
+def check(
+    data: str | Path,
+    overrides: Overrides = (),
+    *,
+    teacher: str | Path | None = None,
+    students: Sequence[str | Path] = (),
+    seeds: int = 1,
+    budget: float = 0.1,
+) -> dict[str, Any]:
     """Check data before training: unreadable files, empty texts, repeated ids. Nothing is raised for what is found.
+
+    With a `teacher`, also estimate on validation data what it can give to a student (visual question answering only).
 
     Args:
         data: a recipe, a run folder, or a CSV or JSONL table of questions.
         overrides: settings of the recipe to change.
+        teacher: a run, a stage or a model folder.
+        students: finished runs of the baseline, each of another seed. Without any, two are trained for a short time.
+        seeds: number of seeds that are planned.
+        budget: share of the baseline's epochs for which the short students are trained.
 
     Returns:
-        `name`, `variant`, `notes`, the size of each split as `rows`, and `findings` with their severity.
+        `name`, `variant`, `notes`, the size of each split as `rows`, and `findings` with their severity. With a
+        `teacher`, also `headroom` (`preceptor.pipeline.headroom`) with its `verdict`.
+
+    Raises:
+        UserError: the recipe cannot be used, or the estimate is not possible.
     """
     keep_offline()
+    if teacher is None and students:
+        raise UserError("students are compared with a teacher; give --teacher RUN, too")
+    if seeds < 1 or not 0 < budget <= 1:
+        raise UserError(f"seeds must be 1 or more and the budget a share up to 1, not {seeds} and {budget:g}")
     if str(data).endswith((".csv", ".jsonl")):
         raw = {"task": "vqa", "name": Path(data).stem, "data": {"name": "table", "root": str(data)}}
         for override in overrides:
@@ -208,7 +230,14 @@ def check(data: str | Path, overrides: Overrides = ()) -> dict[str, Any]:
     else:
         recipe = _resolve(data, overrides)
     check_data_paths(recipe.data)
-    return tasks.module(recipe.task, "experiment").EXPERIMENT.check(recipe)
+    experiment_class = tasks.module(recipe.task, "experiment").EXPERIMENT
+    found = experiment_class.check(recipe)
+    if teacher is not None:
+        from preceptor.pipeline.headroom import estimate_headroom
+
+        runs = [Path(run) for run in students]
+        found["headroom"] = estimate_headroom(experiment_class, recipe, Path(teacher), runs, seeds=seeds, budget=budget)
+    return found
 
 
 def cache(recipe: str | Path | BaseRecipe, overrides: Overrides = (), *, verify: float = 0.0) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from preceptor.cli import options
 from preceptor.cli.errors import CHECK_FAILED
 from preceptor.cli.terminal import log_to_stderr, notes, say, sentence, table
 from preceptor.errors import UserError, nearest
-from preceptor.report.format import percent
+from preceptor.report.format import interval, percent, points
 
 DOCTOR_EXAMPLES = """\
 preceptor doctor questions.csv
 preceptor doctor mhkd-vqa-rad data.root=VQA_RAD
-preceptor doctor lckd-brats data.root=BRATS --json"""
+preceptor doctor lckd-brats data.root=BRATS --json
+preceptor doctor mhkd-vqa-rad --teacher runs/teacher --seeds 5"""
 
 AUDIT_EXAMPLES = """\
 preceptor audit questions.csv
@@ -30,15 +31,31 @@ def doctor(
         str, typer.Argument(metavar="DATA", help="Recipe, run folder, or a CSV or JSONL table of questions.")
     ],
     overrides: options.Overrides = None,
+    teacher: Annotated[
+        Path | None,
+        options.existing(
+            "RUN", "VQA: estimate on validation data what this teacher can give to a student.", file=False
+        ),
+    ] = None,
+    student: Annotated[
+        list[Path] | None,
+        options.existing(
+            "RUN", "Finished baseline. Repeat it for several seeds. Default: two are trained briefly.", file=False
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="With --teacher: number of seeds planned.")] = 1,
+    budget: Annotated[
+        float, typer.Option(metavar="SHARE", help="With --teacher: share of the epochs to train the brief students.")
+    ] = 0.1,
     as_json: options.Json = False,
 ) -> None:
     """Check data before training.
 
     It looks for unreadable files, empty texts, repeated ids and leaks between splits. The exit code is 1 if a finding
-    is an error.
+    is an error. With --teacher, it also estimates whether distillation can pay.
     """
     log_to_stderr()
-    document = api.check(data, overrides or [])
+    document = api.check(data, overrides or [], teacher=teacher, students=student or [], seeds=seeds, budget=budget)
     say(document, as_json, show_findings)
     if any(finding["severity"] == "error" for finding in document["findings"]):
         raise typer.Exit(CHECK_FAILED)
@@ -52,12 +69,38 @@ def show_findings(document: dict[str, Any]) -> None:
     notes(document["notes"])
     if not document["findings"]:
         sentence("no findings")
-        return
-    rows = [
-        [f["severity"], f["file"] or ", ".join(f["ids"][:5]), f["reason"], str(len(f["ids"]))]
-        for f in document["findings"]
-    ]
+    else:
+        show_table_of_findings(document["findings"])
+    if "headroom" in document:
+        show_headroom(document["headroom"])
+
+
+def show_table_of_findings(findings: list[dict[str, Any]]) -> None:
+    """Print one row for each finding."""
+    rows = [[f["severity"], f["file"] or ", ".join(f["ids"][:5]), f["reason"], str(len(f["ids"]))] for f in findings]
     table("findings", ["severity", "place", "finding", "rows"], rows)
+
+
+def show_headroom(found: dict[str, Any]) -> None:
+    """Print what a teacher can give to a student, with the verdict as the last sentence."""
+    scores, lead, validation = found["scores"], found["lead"], found["validation"]
+    sentence(
+        f"validation: teacher {percent(scores['teacher'])} %, student {percent(scores['student'])} % of "
+        f"{validation['n']:,} questions; lead {points(lead['difference'])} points "
+        f"({interval(lead['low'], lead['high'], points)})"
+    )
+    sentence(
+        f"only the teacher is right: {percent(found['teacher_alone_right'])} %, only the student: "
+        f"{percent(found['student_alone_right'])} %; a student that learned the former and lost none of the latter "
+        f"would gain {percent(found['teacher_alone_right'])} points"
+    )
+    if (short := found["short"]) is not None:
+        sentence(
+            f"the {short['students']} students were trained for {short['epochs']:g} of {short['of']:g} epochs, "
+            f"{short['seconds']:.0f} s in all; the lead over a fully trained one is smaller"
+        )
+    notes(found["notes"])
+    sentence(found["verdict"])
 
 
 def audit(

@@ -15,7 +15,7 @@ from preceptor.data.findings import Finding
 from preceptor.data.provenance import Source
 from preceptor.data.types import Split
 from preceptor.pipeline.speed import SpeedTest
-from preceptor.scores import Metrics
+from preceptor.scores import Metrics, UnitScore
 from preceptor.task import Task
 from preceptor.training.sampler import StepBatches
 
@@ -93,6 +93,8 @@ class Experiment(ABC):
     """Packages whose versions results.json records, beside those that every run needs."""
     other_images: ClassVar[tuple[str, ...]] = ()
     """Kinds of images that `image_reliance` can show to a model instead of the real ones."""
+    estimates_headroom: ClassVar[bool] = False
+    """Whether `validation_answers` and `test_groups` exist, so that `doctor --teacher` is possible."""
     shared_folders: ClassVar[tuple[str, ...]] = ()
     """Folders of the run that several stages use; `resume=never` deletes them."""
 
@@ -218,6 +220,14 @@ class Experiment(ABC):
 
         Only a task whose `other_images` are not empty has this.
         """
+        raise NotImplementedError
+
+    def validation_answers(self, model: Any) -> list[UnitScore]:
+        """Return for every validation sample whether a model is right (1) or wrong (0)."""
+        raise NotImplementedError
+
+    def test_groups(self) -> list[str]:
+        """Return the group of each unit of the main protocol; of the test split, only its size is used."""
         raise NotImplementedError
 
     @abstractmethod

@@ -17,7 +17,7 @@ from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.speed import SpeedTest
-from preceptor.scores import Metrics
+from preceptor.scores import Metrics, UnitScore, number_groups
 from preceptor.task import Task, Teacher
 from preceptor.teachers.cache import verify as verify_cache
 from preceptor.vqa import metrics
@@ -29,9 +29,9 @@ from preceptor.vqa.data import read_data
 from preceptor.vqa.evaluate import accuracy, predict, predict_examples
 from preceptor.vqa.figures import write_figures
 from preceptor.vqa.image_reliance import IMAGES, examples_with, image_reliance
-from preceptor.vqa.metrics import score
+from preceptor.vqa.metrics import score, unit_scores
 from preceptor.vqa.model_card import model_card
-from preceptor.vqa.protocols import protocol_named, protocols_for
+from preceptor.vqa.protocols import Protocol, protocol_named, protocols_for
 from preceptor.vqa.report import write_report
 from preceptor.vqa.teachers import cached_teacher, ema_teacher, every_view, online_teacher
 from preceptor.vqa.token_embeddings import inherit_token_embeddings
@@ -46,6 +46,7 @@ class VqaExperiment(Experiment):
     validation_metric = "accuracy"
     packages = ("transformers", "tokenizers", "pillow")
     other_images = IMAGES[1:]
+    estimates_headroom = True
     shared_folders = ("teacher-cache",)
     recipe: VqaRecipe
     data: Dataset[Sample]
@@ -246,6 +247,17 @@ class VqaExperiment(Experiment):
             scored = {kind: score(samples, answers, protocol).rows() for kind, answers in predictions.items()}
             found[id] = image_reliance({"real": real, **scored})
         return found
+
+    def validation_answers(self, model: VqaBundle) -> list[UnitScore]:
+        samples = self.data.split("validation")
+        everything = Protocol("validation/right", self.recipe.data.normaliser, lambda sample: True, "")
+        rows = score(samples, predict_examples(model.model, model.examples(samples, self.recipe.data)), everything)
+        return unit_scores(rows.rows(), everything.id)
+
+    def test_groups(self) -> list[str]:
+        main, samples = protocols_for(self.data)[0], self.data.split("test")
+        groups = number_groups(samples)
+        return [groups[sample.id] for sample in samples if main.select(sample)]
 
     def parameter_count(self, model: VqaBundle) -> int:
         return model.model.parameter_count()
