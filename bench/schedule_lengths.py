@@ -2,18 +2,22 @@
 
     python bench/schedule_lengths.py --output runs/lengths                            # mhkd-demo, three seeds
     python bench/schedule_lengths.py --output runs/lengths --recipe mhkd-slake-en --data SLAKE
+    python bench/schedule_lengths.py --output runs/lengths --lengths 1 --matched      # the same seconds of compute
     python bench/schedule_lengths.py --output runs/lengths --lengths 1 3 --table      # compare what is there
 
 One teacher is trained for all. For each length, the baseline and the distilled student are trained with the recipe's
 number of epochs times the length. The first tables compare them at equal length. The last one compares each at the
 length with the highest mean validation score, and gives the training seconds, in which the teacher and its cache are
-not contained. The variant `inherited` is the baseline with the teacher's token embeddings as initial weights (a
+not contained. With `--matched`, the arm `matched` is the baseline with more epochs: as many as take the seconds of
+teacher, cache and distilled student together, from the measured seconds of an epoch. The variant `inherited` is the baseline with the teacher's token embeddings as initial weights (a
 distilled student whose other terms have weight 0), if the recipe lets students inherit them.
 """
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
 
 import preceptor
 from preceptor.tasks import load_recipe
@@ -35,19 +39,50 @@ def train(args) -> None:
     }
     if recipe.method.inherit_token_embeddings:
         arms["inherited"] = [*teaching, "method.teaching.kind=online", *(f"method.{term}.weight=0" for term in TERMS)]
+
+    def students(arm: str, changes: Sequence[str], length: float, epochs: float) -> None:
+        output = f"output={args.output / f'{arm}-x{length:g}'}"
+        preceptor.train(
+            args.recipe, [*settings, *changes, f"student.train.epochs={epochs:g}", output], seeds=args.seeds
+        )
+
+    write_cache(args, [*settings, *arms["distilled"]])
     for length in args.lengths:
-        epochs = f"student.train.epochs={recipe.student.train.epochs * length}"
+        epochs = recipe.student.train.epochs * length
         for arm, changes in arms.items():
-            output = f"output={args.output / f'{arm}-x{length:g}'}"
-            preceptor.train(args.recipe, [*settings, *changes, epochs, output], seeds=args.seeds)
+            students(arm, changes, length, epochs)
+        if args.matched:
+            students("matched", arms["baseline"], length, round(epochs * matched_factor(args, length), 2))
 
 
-def main() -> None:
+def write_cache(args, settings: Sequence[str]) -> None:
+    """Write the teacher's cache, and the seconds that it took into OUTPUT/cache-seconds.json."""
+    record = args.output / "cache-seconds.json"
+    if not record.exists():
+        begun = time.monotonic()
+        preceptor.cache(args.recipe, settings)
+        record.write_text(json.dumps(time.monotonic() - begun))
+
+
+def matched_factor(args, length: float) -> float:
+    """Return the epochs that the baseline gets for the compute of teacher, cache and distillation, over its own."""
+
+    def seconds(name: str) -> float:
+        folders = [args.output / name / f"seed-{seed}" for seed in args.seeds]
+        return sum(results(folder)["training"]["seconds"] for folder in folders) / len(folders)
+
+    teacher = results(args.output / "teacher-0")["training"]["seconds"]
+    cache = json.loads((args.output / "cache-seconds.json").read_text("utf-8"))
+    return (teacher + cache + seconds(f"distilled-x{length:g}")) / seconds(f"baseline-x{length:g}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, seeds=(0, 1, 2))
     parser.add_argument("--data", help="folder of the data set")
     parser.add_argument("--recipe", default="mhkd-demo")
     parser.add_argument("--lengths", type=float, nargs="+", default=[1, 2, 4])
-    args = parser.parse_args()
+    parser.add_argument("--matched", action="store_true", help="also train the baseline for the same seconds")
+    args = parser.parse_args(arguments)
     if not args.table:
         train(args)
     runs = finished(args.output)
@@ -56,7 +91,8 @@ def main() -> None:
         print(f"\n{length:g} times the recipe's schedule:")
         same = {name: folders for name, folders in runs.items() if name.endswith(f"-x{length:g}")}
         every = [folder for folders in same.values() for folder in folders]
-        compare(every, args.output / "compare" / f"x{length:g}", baseline="baseline")
+        # Its folder, because `matched` is the stage `baseline`, too.
+        compare(every, args.output / "compare" / f"x{length:g}", baseline=str(same[f"baseline-x{length:g}"][0]))
     chosen = {}
     for arm in ("baseline", "distilled"):
         mine = {name: folders for name, folders in runs.items() if name.startswith(f"{arm}-x")}

@@ -220,8 +220,10 @@ def check(
     keep_offline()
     if teacher is None and students:
         raise UserError("students are compared with a teacher; give --teacher RUN, too")
-    if seeds < 1 or not 0 < budget <= 1:
-        raise UserError(f"seeds must be 1 or more and the budget a share up to 1, not {seeds} and {budget:g}")
+    if seeds < 1:
+        raise UserError(f"seeds must be 1 or more, not {seeds}")
+    if not 0 < budget <= 1:
+        raise UserError(f"budget must be above 0 and at most 1, not {budget:g}")
     if str(data).endswith((".csv", ".jsonl")):
         raw = {"task": "vqa", "name": Path(data).stem, "data": {"name": "table", "root": str(data)}}
         for override in overrides:
