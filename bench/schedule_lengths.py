@@ -8,9 +8,13 @@
 One teacher is trained for all. For each length, the baseline and the distilled student are trained with the recipe's
 number of epochs times the length. The first tables compare them at equal length. The last one compares each at the
 length with the highest mean validation score, and gives the training seconds, in which the teacher and its cache are
-not contained. With `--matched`, the arm `matched` is the baseline with more epochs: as many as take the seconds of
-teacher, cache and distilled student together, from the measured seconds of an epoch. The variant `inherited` is the baseline with the teacher's token embeddings as initial weights (a
-distilled student whose other terms have weight 0), if the recipe lets students inherit them.
+not contained.
+
+With `--matched`, the arm `matched` is the baseline with more epochs: as many as fit into the seconds of teacher, cache
+and one distilled student, from the measured seconds of an epoch. Measure on a machine with nothing else to do.
+
+The variant `inherited` is the baseline with the teacher's token embeddings as initial weights (a distilled student
+whose other terms have weight 0), if the recipe lets students inherit them.
 """
 
 from __future__ import annotations

@@ -17,9 +17,10 @@ from scipy.stats import binomtest
 import preceptor
 from preceptor.data.types import Prediction, Sample
 from preceptor.errors import UserError
+from preceptor.pipeline.image_reliance import IMAGES, image_reliance
 from preceptor.vqa.config import DataConfig
 from preceptor.vqa.dataset import VqaExamples
-from preceptor.vqa.image_reliance import IMAGES, examples_with, image_reliance, shuffled_samples
+from preceptor.vqa.image_reliance import examples_with, shuffled_samples
 from preceptor.vqa.metrics import Row, score
 from preceptor.vqa.protocols import Protocol
 from preceptor.vqa.report import score_tables

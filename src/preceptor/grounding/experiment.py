@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -33,6 +33,7 @@ from preceptor.grounding.evaluate import (
     with_groups,
 )
 from preceptor.grounding.figures import write_figures
+from preceptor.grounding.image_reliance import OtherImages, reliance_by_task
 from preceptor.grounding.memory import announce, available, estimate_memory, load_model_config, sentence, warning
 from preceptor.grounding.metrics import DESCRIBES, score_rows
 from preceptor.grounding.model import GUIDANCE_FILE, GroundedVlm
@@ -55,6 +56,7 @@ from preceptor.grounding.teachers import (
 )
 from preceptor.hub import find_pretrained
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
+from preceptor.pipeline.image_reliance import IMAGES
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics
@@ -93,6 +95,7 @@ class GroundingExperiment(Experiment):
     metrics: ClassVar[Metrics] = metrics
     validation_metric = "likelihood per answer token"
     packages = ("transformers", "tokenizers", "pillow")
+    other_images = IMAGES[1:]
     shared_folders = (STORE, CACHE, PRIOR, "new-teacher", "new-student")
     recipe: GroundingRecipe
     data: GroundingDataset
@@ -393,6 +396,28 @@ class GroundingExperiment(Experiment):
             }
             found.rows |= {f"{id}/selected": chosen for id in ids}
         return found
+
+    def image_reliance(self, model: GroundedVlm, images: Sequence[str], evaluation: Evaluation) -> dict[str, Any]:
+        test, encoder = self.context.readable("test"), model.encoder
+        rows = {"real": next(iter(evaluation.rows.values()))}
+        known = encoder.modality_rows
+        with scratch_folder() as scratch:
+            other = OtherImages(scratch, encoder.image_processor.image_mean, self.recipe.data)
+
+            def modalities(dialogue: Dialogue) -> Any:
+                """Return those of the files that the images were made from."""
+                assert known is not None
+                return known(replace(dialogue, images=tuple(other.sources[image] for image in dialogue.images)))
+
+            try:
+                encoder.modality_rows = modalities if known is not None else None
+                for kind in images:
+                    answered, _ = answer_greedily(model, other.dialogues(kind, test), self.recipe.answers)
+                    unreadable = [row for row in rows["real"] if row["id"] in self.context.broken_ids]
+                    rows[kind] = with_groups([*answered, *unreadable], self.data.split("test"))
+            finally:
+                encoder.modality_rows = known
+        return {id: reliance_by_task(rows, id.rpartition("/")[2]) for id in evaluation.rows}
 
     def describe_data(self, stage: Stage | None = None) -> dict[str, Any]:
         return describe_dialogues(self.data)

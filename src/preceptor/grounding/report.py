@@ -14,7 +14,7 @@ from preceptor.data.grounding.boxes import SIDE
 from preceptor.files import write_text
 from preceptor.grounding import metrics
 from preceptor.grounding.config import STAGE_ADDS
-from preceptor.grounding.metrics import MAIN
+from preceptor.grounding.metrics import MAIN, UNIT_METRICS
 from preceptor.report.contents import (
     RunRecord,
     StageRecord,
@@ -27,6 +27,7 @@ from preceptor.report.contents import (
     stages_of,
 )
 from preceptor.report.format import NONE, SPACE, bounds, enumerate_words, interval, milliseconds, percent, points
+from preceptor.report.image_reliance import image_reliance_table
 from preceptor.report.page import Charts, Fragment, Page, Section, Text
 from preceptor.report.pictures import data_uri, read_figures
 from preceptor.report.plots import Dot, Line, interval_plot, line_chart
@@ -90,8 +91,24 @@ def summary(results: Mapping[str, Any]) -> list[Table]:
 
 
 def score_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Return a table for each protocol: the main metric of each task for every stage, and the paired differences."""
-    return [_scores(results, protocol) for protocol in protocols_of(results)]
+    """Return a table for each protocol: the main metric of each task for every stage, and the paired differences.
+
+    Further tables have the scores of each task with other images, if these were measured.
+    """
+    tables = [[_scores(results, one), *_other_images(results, one)] for one in protocols_of(results)]
+    return [table for group in tables for table in group if table]
+
+
+def _other_images(results: Mapping[str, Any], protocol: str) -> list[Table]:
+    tables = []
+    for task, title in TASKS.items():
+        found = {
+            name: (stage_title(name, TITLES), get_nested(stage, "image_reliance", protocol, task) or {})
+            for name, stage in stages_of(results).items()
+        }
+        metric = UNIT_METRICS[task].capitalize()
+        tables.append(image_reliance_table(f"{protocol}, {title.lower()}", metric, found))
+    return tables
 
 
 def _scores(results: Mapping[str, Any], protocol: str) -> Table:

@@ -16,6 +16,7 @@ from preceptor.data.vqa.check import check_images
 from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
+from preceptor.pipeline.image_reliance import IMAGES, image_reliance
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics, UnitScore, number_groups
 from preceptor.task import Task, Teacher
@@ -28,7 +29,7 @@ from preceptor.vqa.context import RunContext
 from preceptor.vqa.data import read_data
 from preceptor.vqa.evaluate import accuracy, predict, predict_examples
 from preceptor.vqa.figures import write_figures
-from preceptor.vqa.image_reliance import IMAGES, examples_with, image_reliance
+from preceptor.vqa.image_reliance import examples_with
 from preceptor.vqa.metrics import score, unit_scores
 from preceptor.vqa.model_card import model_card
 from preceptor.vqa.protocols import Protocol, protocol_named, protocols_for

@@ -1,34 +1,26 @@
-"""Whether a model uses the image: its answers to the test questions with blank, exchanged and mirrored images."""
+"""The questions of the test split about other images, as the inputs of a VQA model."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from preceptor.data.types import Sample
-from preceptor.errors import UserError
-from preceptor.scores import group_of
-from preceptor.statistics import Difference, adjust_holm, compare_scores, score_interval
+from preceptor.pipeline.image_reliance import exchange_images
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import DataConfig
 from preceptor.vqa.dataset import VqaExamples
-from preceptor.vqa.metrics import Row
-
-IMAGES = ("real", "blank", "shuffled", "mirrored")
-"""What a question is asked about: its own image, a plain one in the mean colour of the preprocessing, the image of
-another group, or its own image with left and right exchanged."""
-_SIDES = {"left": "right", "right": "left"}
 
 
 def examples_with(images: str, model: VqaBundle, samples: Sequence[Sample], config: DataConfig) -> VqaExamples:
-    """Return the inputs of a model for `samples` with one of the `IMAGES`.
+    """Return the inputs of a model for `samples` with one kind of `pipeline.image_reliance.IMAGES`.
+
+    A blank image has the mean colour of the preprocessing.
 
     Raises:
-        UserError: the images cannot be exchanged between groups (`shuffled_samples`).
+        UserError: the images cannot be exchanged between groups (`exchange_images`).
     """
     if images == "shuffled":
         samples = shuffled_samples(samples)
@@ -37,31 +29,9 @@ def examples_with(images: str, model: VqaBundle, samples: Sequence[Sample], conf
 
 
 def shuffled_samples(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
-    """Return the samples, in their order, with the image of another group (image or patient).
-
-    Each image takes the place of exactly one other, so that all questions about an image get the same one. The images
-    are put in a random order by group, and each is replaced by the one that lies as far ahead as the largest group is
-    long. This distance never ends within the same group.
-
-    Raises:
-        UserError: one group has more than half of the images.
-    """
-    groups: dict[str, list[str]] = {}
-    for sample in samples:
-        images = groups.setdefault(sample.group or str(sample.image), [])
-        if str(sample.image) not in images:
-            images.append(str(sample.image))
-    names = sorted(groups)
-    np.random.default_rng(seed).shuffle(names)
-    order = [image for name in names for image in groups[name]]
-    step = max(map(len, groups.values()), default=0)
-    if len(order) < 2 * step or len(set(order)) != len(order):
-        raise UserError(
-            f"the images cannot be shuffled: one group has {step} of the {len(order)} test images, but each must be "
-            "exchanged for one of another group; leave `shuffled` out of --images"
-        )
-    others = dict(zip(order, order[step:] + order[:step], strict=True))
-    return [replace(sample, image=type(sample.image)(others[str(sample.image)])) for sample in samples]
+    """Return the samples, in their order, with the image of another group. Raises as `exchange_images`."""
+    others = exchange_images([(sample.group or str(sample.image), sample.image) for sample in samples], seed)
+    return [replace(sample, image=others[sample.image]) for sample in samples]
 
 
 class _Blank(VqaExamples):
@@ -73,70 +43,3 @@ class _Blank(VqaExamples):
 class _Mirrored(VqaExamples):
     def image(self, index: int) -> np.ndarray:
         return super().image(index)[:, ::-1]
-
-
-def image_reliance(rows: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Any]]:
-    """Return what the other images change, by kind of image.
-
-    Args:
-        rows: the scored questions by kind of image, with ``real`` first; all in the same order.
-
-    Returns:
-        For each kind: `score`, the mean of the protocol's metric, and `n`. For each kind but ``real`` also `difference`
-        (score minus that of the real images) with `low`, `high`, `p_holm` (over the kinds) and `verdict`, `kept` (the
-        score as a share of that of the real images), and `changed`, the share of other answers, with its interval. For
-        ``mirrored`` also `sides`: of the `n` real answers that name one side, left or right, the shares that
-        `switched` to the other side, with its interval, and that `stayed`.
-    """
-    real = rows["real"]
-    groups = [group_of(row) for row in real]
-    scores = {kind: [row["score"] for row in one] for kind, one in rows.items()}
-    found: dict[str, dict[str, Any]] = {kind: {"score": _mean(scores[kind]), "n": len(real)} for kind in rows}
-    others = [kind for kind in rows if kind != "real"]
-    differences = adjust_holm(
-        [compare_scores([scores[kind]], [scores["real"]], paired=True, groups=groups) for kind in others]
-    )
-    for kind, difference in zip(others, differences, strict=True):
-        changed = [float(a["prediction"] != b["prediction"]) for a, b in zip(rows[kind], real, strict=True)]
-        found[kind] |= _difference(difference)
-        found[kind]["kept"] = found[kind]["score"] / found["real"]["score"] if found["real"]["score"] else None
-        found[kind]["changed"] = _share(changed, groups)
-        if kind == "mirrored":
-            found[kind]["sides"] = _sides(real, rows[kind], groups)
-    return found
-
-
-def _sides(real: Sequence[Row], mirrored: Sequence[Row], groups: Sequence[str]) -> dict[str, Any]:
-    switched, stayed, of = [], 0, []
-    for one, other, group in zip(real, mirrored, groups, strict=True):
-        if (side := _side(one["prediction"])) is not None:
-            now = _side(other["prediction"])
-            switched.append(float(now == _SIDES[side]))
-            stayed += now == side
-            of.append(group)
-    share = _share(switched, of)
-    return {"n": len(of), "switched": share, "stayed": stayed / len(of) if of else None}
-
-
-def _side(answer: str) -> str | None:
-    """Return the side that an answer names, or None if it names none or both."""
-    named = {word for word in re.findall(r"\w+", answer.lower()) if word in _SIDES}
-    return named.pop() if len(named) == 1 else None
-
-
-def _share(values: Sequence[float], groups: Sequence[str]) -> dict[str, float | None]:
-    spread = score_interval([values], groups=groups) if values else None
-    return {
-        "share": _mean(values),
-        "low": None if spread is None else spread.low,
-        "high": None if spread is None else spread.high,
-    }
-
-
-def _difference(one: Difference) -> dict[str, Any]:
-    keys = ("difference", "low", "high", "p_holm", "verdict", "groups")
-    return {key: getattr(one, key) for key in keys}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

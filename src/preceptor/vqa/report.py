@@ -17,7 +17,8 @@ from preceptor.report.contents import (
     stage_title,
     stages_of,
 )
-from preceptor.report.format import SPACE, bounds, count, difference_sentence, interval, p_value, percent, points
+from preceptor.report.format import SPACE, bounds, count, difference_sentence, interval, p_value, percent
+from preceptor.report.image_reliance import image_reliance_table
 from preceptor.report.page import Bar, Bars, Details, Fragment, Page, Section, Text
 from preceptor.report.pictures import data_uri, read_figures
 from preceptor.report.sections import cost_table, heading, record_section, skipped_note, training_section
@@ -84,45 +85,11 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
 
 def _other_images(results: Mapping[str, Any], protocol: str) -> Table:
     metric = METRICS.get(first_value(results, "protocols", protocol, "metric"), "Score")
-    columns = ["Model", "Images", metric, "Minus real", f"95{SPACE}% interval", "Other answers", f"95{SPACE}% interval"]
-    rows, keys, notes = [], [], []
-    for name, stage in stages_of(results).items():
-        found = get_nested(stage, "image_reliance", protocol) or {}
-        for kind, entry in found.items():
-            changed = get_nested(entry, "changed")
-            rows.append(
-                [
-                    stage_title(name),
-                    kind,
-                    percent(get_nested(entry, "score")),
-                    points(get_nested(entry, "difference")),
-                    interval(*bounds(entry), points),
-                    percent(get_nested(changed, "share")),
-                    interval(*bounds(changed)),
-                ]
-            )
-            keys.append(stage_kind(name))
-        notes += _reliance(stage_title(name), found)
-    return Table(f"{protocol}: asked about other images. In{SPACE}%.", columns, rows, notes, keys)
-
-
-def _reliance(title: str, found: Mapping[str, Any]) -> list[str]:
-    """Return sentences about a model that does not show that it uses the image, and about left and right."""
-    notes = []
-    for kind, said in (("blank", "plain images"), ("shuffled", "the images of others")):
-        entry = found.get(kind)
-        if entry is not None and not str(get_nested(entry, "verdict")).startswith("worse"):
-            notes.append(f"{title}: with {said}, the score is not shown to be lower than with the real ones.")
-    sides = get_nested(found, "mirrored", "sides") or {}
-    if n := get_nested(sides, "n"):
-        low, high = bounds(get_nested(sides, "switched"))
-        within = f" ({interval(low, high)}{SPACE}%)" if low is not None else ""
-        notes.append(
-            f"{title}: {n} answers name one side, left or right. In mirrored images, "
-            f"{percent(get_nested(sides, 'switched', 'share'), unit=True)}{within} switch to the other side and "
-            f"{percent(get_nested(sides, 'stayed'), unit=True)} stay."
-        )
-    return notes
+    found = {
+        name: (stage_title(name), get_nested(stage, "image_reliance", protocol) or {})
+        for name, stage in stages_of(results).items()
+    }
+    return image_reliance_table(protocol, metric, found)
 
 
 def _scores(results: Mapping[str, Any], protocol: str) -> Table:
