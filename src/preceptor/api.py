@@ -170,7 +170,7 @@ def evaluate(
         protocol: only this protocol.
         output: folder for predictions and results.json; without it, the predictions replace those of the stage.
         images: ask the questions again about other images, to see whether the model uses them: ``blank``, ``shuffled``
-            between patients, ``mirrored`` (visual question answering only). The results have `image_reliance`.
+            between patients, ``mirrored`` (not for volumes). The results have `image_reliance`.
         trust_remote_code: as in `load`.
 
     Returns:

@@ -40,7 +40,7 @@ def evaluate(
         str,
         typer.Option(
             metavar="KINDS",
-            help="VQA: ask again about other images to see whether the model uses them: a comma-separated list of "
+            help="Ask again about other images to see whether the model uses them: a comma-separated list of "
             "blank, shuffled and mirrored.",
         ),
     ] = "",

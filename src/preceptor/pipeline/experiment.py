@@ -216,7 +216,7 @@ class Experiment(ABC):
         }
 
     def image_reliance(self, model: Any, images: Sequence[str], evaluation: Evaluation) -> dict[str, Any]:
-        """Return, by protocol id, what changes if the test questions are asked about other `images`.
+        """Return, by protocol id (and task), what changes if the test questions are asked about other `images`.
 
         Only a task whose `other_images` are not empty has this.
         """
