@@ -97,7 +97,7 @@ def show_headroom(found: dict[str, Any]) -> None:
     if (short := found["short"]) is not None:
         sentence(
             f"the {short['students']} students were trained for {short['epochs']:g} of {short['of']:g} epochs, "
-            f"{short['seconds']:.0f} s in all; the lead over a fully trained one is smaller"
+            f"{short['seconds']:.0f} s in all; fully trained, they are closer to the teacher and to each other"
         )
     notes(found["notes"])
     sentence(found["verdict"])
