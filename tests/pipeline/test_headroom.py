@@ -21,6 +21,8 @@ from preceptor.pipeline.headroom import (
     verdict,
 )
 from preceptor.statistics import compare_scores
+from preceptor.vqa import experiment
+from preceptor.vqa.evaluate import predict_examples
 from tests.command_line import call
 from tests.fault.tiny import write_recipe
 
@@ -144,8 +146,8 @@ def test_the_verdict_is_one_sentence_with_the_numbers() -> None:
 def test_other_tasks_are_refused(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from preceptor import api, tasks
 
-    experiment = tasks.module(tasks.load_recipe(recipe).task, "experiment").EXPERIMENT
-    monkeypatch.setattr(experiment, "check", classmethod(lambda *_: {}))
+    kind = tasks.module(tasks.load_recipe(recipe).task, "experiment").EXPERIMENT
+    monkeypatch.setattr(kind, "check", classmethod(lambda *_: {}))
     with pytest.raises(UserError, match="for visual question answering only, and this recipe is for"):
         api.check(recipe, [f"output={tmp_path}"], teacher=tmp_path)
 
@@ -158,12 +160,21 @@ def test_students_without_a_teacher_and_impossible_budgets_are_refused(tmp_path:
 
 
 @pytest.mark.slow
-def test_doctor_estimates_from_short_and_from_finished_students(tmp_path: Path) -> None:
-    """The test split is never answered: its answers do not change the estimate."""
+def test_doctor_estimates_from_short_and_from_finished_students(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only validation questions are answered."""
     recipe = write_recipe(tmp_path)
     settings = [f"data.root={tmp_path / 'data'}", "data.phantom.cases=90"]
     run = preceptor.train(str(recipe), [*settings, "stages=[teacher,baseline]", f"output={tmp_path / 'run'}"])
     command = ["doctor", recipe, *settings, f"output={tmp_path / 'planned'}", "--teacher", run.folder, "--seeds", "3"]
+    answered = set()
+
+    def predict(model: Any, examples: Any) -> Any:
+        answered.update(sample.split for sample in examples.samples)
+        return predict_examples(model, examples)
+
+    monkeypatch.setattr(experiment, "predict_examples", predict)
     code, out, err = call(*command, "--json", "--budget", "0.5")
     assert code == 0, err
     found = json.loads(out)["headroom"]
@@ -178,5 +189,6 @@ def test_doctor_estimates_from_short_and_from_finished_students(tmp_path: Path) 
 
     code, out, _ = call(*command, "--student", run.folder)
     assert code == 0
+    assert answered == {"validation"}
     assert out.splitlines()[-1].startswith("The teacher ")
     assert "students were trained" not in out
