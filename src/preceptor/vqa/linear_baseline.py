@@ -26,15 +26,17 @@ from preceptor.vqa.config import ModelConfig, VqaRecipe
 from preceptor.vqa.dataset import pixels, resize
 from preceptor.vqa.vision import TransformersVision
 
-PENALTIES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
+SCALES = (0.1, 0.3, 1.0)
+"""Candidate norms of the image features, relative to the words."""
+PENALTIES = (3e-4, 1e-4, 3e-5, 1e-5)
 """Candidate weights of half the squared norm in the mean loss, strongest first."""
-DEFAULT_PENALTY = 3e-5
-"""The weight without validation samples."""
+DEFAULTS = (0.3, 3e-5)
+"""The scale and the penalty without validation samples."""
 WORDS, CLASSES = 1000, 1000
 """Most frequent words and answers of the training split that are used. They bound the time on large data sets."""
-COMPONENTS = 256
+COMPONENTS = 64
 """Principal components of the image features that are used, at most."""
-ITERATIONS = 60
+ITERATIONS = 50
 
 
 def linear_baseline(recipe: VqaRecipe, data: Dataset[Sample], normaliser: str) -> tuple[str, list[Prediction]] | None:
@@ -99,18 +101,23 @@ def linear(data: Dataset[Sample], features: Mapping[Path, Tensor | None], normal
     every = AnswerVocabulary.build(train, normaliser)
     vocabulary = AnswerVocabulary(every.answers[:CLASSES], normaliser)
     labels = torch.tensor([vocabulary.encode(sample.answers) for sample in train])
-    x_NW, encode = _inputs(train, features)
-    x_NW, labels = x_NW[labels >= 0], labels[labels >= 0]
+    encode = _encoder(train, features)
+    x_NW, labels = encode(train)[labels >= 0], labels[labels >= 0]
     x_validation = encode(validation)
     accepted = [{vocabulary.normalise(answer) for answer in sample.answers} for sample in validation]
-    weight = torch.zeros(x_NW.shape[1], len(vocabulary.answers))
-    best, chosen = -1, weight
-    for penalty in PENALTIES if validation else [DEFAULT_PENALTY]:
-        weight = _fit(x_NW, labels, weight, penalty)
-        classes = (x_validation @ weight).argmax(1).tolist()
-        correct = sum(vocabulary.answers[c] in texts for c, texts in zip(classes, accepted, strict=True))
-        if correct > best:
-            best, chosen = correct, weight
+    scales, penalties = (SCALES, PENALTIES) if validation else (DEFAULTS[:1], DEFAULTS[1:])
+    best, chosen = -1, torch.empty(0)
+    for scale in scales:
+        factors = torch.ones(x_NW.shape[1])
+        factors[:COMPONENTS] = scale
+        weight = torch.zeros(x_NW.shape[1], len(vocabulary.answers))
+        for penalty in penalties:
+            weight = _fit(x_NW * factors, labels, weight, penalty)
+            scaled = factors[:, None] * weight
+            classes = (x_validation @ scaled).argmax(1).tolist()
+            correct = sum(vocabulary.answers[c] in texts for c, texts in zip(classes, accepted, strict=True))
+            if correct > best:
+                best, chosen = correct, scaled
     probabilities, best_class = (encode(test) @ chosen).softmax(1).max(1)
     found = {
         sample.id: Prediction(sample.id, vocabulary.answers[c], p)
@@ -119,13 +126,11 @@ def linear(data: Dataset[Sample], features: Mapping[Path, Tensor | None], normal
     return [found.get(sample.id, Prediction(sample.id, "", 0.0)) for sample in data.split("test")]
 
 
-def _inputs(
-    train: Sequence[Sample], features: Mapping[Path, Tensor | None]
-) -> tuple[Tensor, Callable[[Sequence[Sample]], Tensor]]:
-    """Return the inputs (N, W) of the training rows, and the function that gives those of other rows.
+def _encoder(train: Sequence[Sample], features: Mapping[Path, Tensor | None]) -> Callable[[Sequence[Sample]], Tensor]:
+    """Return the function that gives the inputs (N, W) of samples, fitted to the training rows.
 
-    Both parts have norm 1: the bag of words in every row, the principal components of the standardised image features
-    in the root mean square over training images. The last column is constant.
+    The first COMPONENTS columns are principal components of the standardised image features, with a root mean square
+    norm of 1 over the training images, padded with zeros. Then comes the bag of words, with norm 1, and a constant.
     """
 
     def stacked(paths: Sequence[Path]) -> Tensor:
@@ -146,9 +151,10 @@ def _inputs(
                 bags[row, columns[word]] = 1
         seen = stacked([sample.image for sample in samples]) if samples else images[:0]
         reduced = (seen - center) / spread @ directions.T / scale
-        return torch.cat([F.normalize(bags), reduced, torch.ones(len(samples), 1)], dim=1)
+        padded = F.pad(reduced, (0, COMPONENTS - reduced.shape[1]))
+        return torch.cat([padded, F.normalize(bags), torch.ones(len(samples), 1)], dim=1)
 
-    return encode(train), encode
+    return encode
 
 
 def _fit(x_NW: Tensor, labels_N: Tensor, start_WC: Tensor, penalty: float) -> Tensor:
