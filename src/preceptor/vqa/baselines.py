@@ -44,10 +44,10 @@ def question_only(train: Sequence[Sample], test: Sequence[Sample], normaliser: s
     answers = _answers(train, normaliser)
     by_question: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for sample, answer in zip(train, answers, strict=True):
-        by_question[_words(sample.question)].append(answer)
+        by_question[question_words(sample.question)].append(answer)
     fallback = _most_frequent(answers)
     answer_of = {question: _most_frequent(group) for question, group in by_question.items()}
-    return [Prediction(sample.id, *answer_of.get(_words(sample.question), fallback)) for sample in test]
+    return [Prediction(sample.id, *answer_of.get(question_words(sample.question), fallback)) for sample in test]
 
 
 def look_up(
@@ -66,7 +66,7 @@ def look_up(
         rows_with_image[sample.image].append(row)
     predictions = []
     for sample in test:
-        similarity = _jaccard(set(_words(sample.question)), sizes, rows_with_word)
+        similarity = _jaccard(set(question_words(sample.question)), sizes, rows_with_word)
         rows = rows_with_image.get(sample.image, []) if same_image else []
         best = rows[int(similarity[rows].argmax())] if rows else int(similarity.argmax())
         predictions.append(Prediction(sample.id, answers[best], float(similarity[best])))
@@ -84,13 +84,14 @@ def _most_frequent(answers: Sequence[str]) -> tuple[str, float]:
     return answer, counts[answer] / len(answers)
 
 
-def _words(question: str) -> tuple[str, ...]:
+def question_words(question: str) -> tuple[str, ...]:
+    """Return the words of a question in lower case, without punctuation."""
     return tuple(_WORD.findall(question.lower()))
 
 
 def _index(train: Sequence[Sample]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the number of distinct words of each training question, and the rows that contain each word."""
-    bags = [set(_words(sample.question)) for sample in train]
+    bags = [set(question_words(sample.question)) for sample in train]
     rows: dict[str, list[int]] = defaultdict(list)
     for row, bag in enumerate(bags):
         for word in bag:

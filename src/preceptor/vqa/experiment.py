@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from preceptor.data import provenance
 from preceptor.data.findings import Finding
-from preceptor.data.types import Dataset, Sample, Split
+from preceptor.data.types import Dataset, Prediction, Sample, Split
 from preceptor.data.vqa.check import check_images
 from preceptor.distributed import processes
 from preceptor.errors import UserError
@@ -30,7 +30,8 @@ from preceptor.vqa.data import read_data
 from preceptor.vqa.evaluate import accuracy, predict, predict_examples
 from preceptor.vqa.figures import write_figures
 from preceptor.vqa.image_reliance import examples_with
-from preceptor.vqa.metrics import score, unit_scores
+from preceptor.vqa.linear_baseline import linear_baseline
+from preceptor.vqa.metrics import Scores, score, unit_scores
 from preceptor.vqa.model_card import model_card
 from preceptor.vqa.protocols import Protocol, protocol_named, protocols_for
 from preceptor.vqa.report import write_report
@@ -221,10 +222,21 @@ class VqaExperiment(Experiment):
         bundle.model.to(processes().device)
         return bundle
 
+    @cached_property
+    def _baselines(self) -> dict[str, tuple[list[Prediction], dict[str, str]]]:
+        """The (test predictions, description) of the baselines by name; those of all stages are the same."""
+        normaliser = self.recipe.data.normaliser
+        found: dict[str, tuple[list[Prediction], dict[str, str]]] = {
+            name: (predictions, {}) for name, predictions in baselines(self.data, normaliser).items()
+        }
+        if linear := linear_baseline(self.recipe, self.data, normaliser):
+            backbone, predictions = linear
+            found["linear"] = predictions, {"features": backbone}
+        return found
+
     def evaluate(self, model: VqaBundle, *, protocol: str | None = None, stage: Stage | None = None) -> Evaluation:
         samples = self.data.split("test")
         predictions = predict_examples(model.model, model.examples(samples, self.recipe.data))
-        blind = baselines(self.data, model.vocabulary.normaliser)
         found = Evaluation({}, {}, {}, {"baselines": {}})
         for one in [protocol_named(self.data, protocol)] if protocol else protocols_for(self.data):
             chosen = [sample for sample in samples if one.select(sample)]
@@ -232,9 +244,9 @@ class VqaExperiment(Experiment):
             found.rows[one.id] = scores.rows()
             found.scores[one.id] = scores.as_dict() | {"interval": scores.interval()}
             found.describes[one.id] = one.describes
-            without_image = {name: score(samples, answers, one) for name, answers in blind.items()}
             found.extras["baselines"][one.id] = {
-                name: {"accuracy": s.accuracy, "open": s.open, "closed": s.closed} for name, s in without_image.items()
+                name: _summary(score(samples, answers, one)) | described
+                for name, (answers, described) in self._baselines.items()
             }
         return found
 
@@ -318,6 +330,11 @@ class VqaExperiment(Experiment):
             checked = verify_cache(cached, source, batches, fraction=verify, seed=recipe.seed)
             report |= {"checked": checked.checked, "worst": checked.worst, "mismatches": checked.mismatched}
         return report
+
+
+def _summary(scores: Scores) -> dict[str, Any]:
+    found = scores.as_dict()
+    return {key: found[key] for key in ("accuracy", "open", "closed", "n")} | {"interval": scores.interval()}
 
 
 EXPERIMENT = VqaExperiment

@@ -34,6 +34,7 @@ BASELINES = {
     "question_only": "Question only, without the image",
     "look_up": "Nearest training question",
     "look_up_same_image": "Nearest question on the same image",
+    "linear": "Linear model of question words and frozen image features",
 }
 METRICS = {"accuracy": "Accuracy", "bleu": "BLEU", "vqa_soft": "VQA accuracy"}
 LEAK = "Leaking split: these scores are too high. Answers of test questions occur in training."
@@ -75,7 +76,7 @@ def summary(results: Mapping[str, Any]) -> list[Table]:
 
 
 def score_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Return, for each protocol, the score of every stage and of the baselines without the image.
+    """Return, for each protocol, the score of every stage and of the baselines.
 
     A second table has the scores with other images, if these were measured.
     """
@@ -102,7 +103,7 @@ def _scores(results: Mapping[str, Any], protocol: str) -> Table:
         keys.append(stage_kind(name))
     for name, scores in (first_value(results, "baselines", protocol) or {}).items():
         cells = [percent(get_nested(scores, key)) for key in ("accuracy", "open", "closed")]
-        rows.append([BASELINES.get(name, name), cells[0], "", *cells[1:]])
+        rows.append([BASELINES.get(name, name), cells[0], interval(*_interval(scores)), *cells[1:]])
         keys.append("blind")
     ceiling = first_value(results, "protocols", protocol, "ceiling")
     if ceiling is not None:
@@ -213,7 +214,7 @@ def _finding(run: RunRecord) -> list[Any]:
     if protocol is None:
         return blocks
     bars = [
-        Bar(BASELINES.get(name, name), "blind", get_nested(scores, "accuracy"))
+        Bar(BASELINES.get(name, name), "blind", get_nested(scores, "accuracy"), *_interval(scores))
         for name, scores in (run.first("baselines", protocol) or {}).items()
     ]
     for stage in sorted(run.stages, key=lambda stage: stage.kind == "teacher"):
@@ -247,7 +248,7 @@ def _accuracy(run: RunRecord) -> list[Any]:
 
 
 def _warnings(run: RunRecord) -> list[str]:
-    """Warn of a model that is no better than a baseline without the image."""
+    """Warn of a model that is no better than a baseline without the image, or than the linear model."""
     protocol = run.protocol or ""
     accuracy = run.focus.score(protocol, "accuracy")
     known = {
@@ -255,12 +256,18 @@ def _warnings(run: RunRecord) -> list[str]:
         for name, scores in (run.first("baselines", protocol) or {}).items()
         if (value := get_nested(scores, "accuracy")) is not None
     }
+    linear = known.pop("linear", None)
     best = max(known, key=lambda name: known[name], default=None)
-    if best is None or accuracy is None or known[best] < accuracy:
-        return []
+    rivals = []
+    if best is not None:
+        rivals.append((f"Without the image, the baseline \u201c{BASELINES.get(best, best).lower()}\u201d", known[best]))
+    if linear is not None:
+        rivals.append(("The linear model of question words and frozen image features", linear))
     return [
-        f"Without the image, the baseline \u201c{BASELINES.get(best, best).lower()}\u201d answers "
-        f"{percent(known[best], unit=True)}, which is not less than the model's {percent(accuracy, unit=True)}."
+        f"{name} answers {percent(value, unit=True)}, which is not less than the model's "
+        f"{percent(accuracy, unit=True)}."
+        for name, value in rivals
+        if accuracy is not None and value >= accuracy
     ]
 
 
