@@ -16,8 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from preceptor.errors import UserError
-from preceptor.segmentation.method import SegmentationMethod
+from preceptor.segmentation.method import SegmentationMethod, require_features
 from preceptor.segmentation.settings import CrossModalTerm, ElectionConfig, FullTeacherTerm
 
 if TYPE_CHECKING:
@@ -49,11 +48,7 @@ class LckdConfig(SegmentationMethod):
 
         terms: list[LossTerm] = []
         if self.cross_modal.weight > 0:
-            if not student.config.widths:
-                raise UserError(
-                    f"method.cross_modal compares features, and the network {student.config.net} returns none: set "
-                    "method.cross_modal.weight=0 or method.name=kd"
-                )
+            require_features(student)
             if votes is None:
                 raise ValueError("LCKD needs the votes of validation cases")
             terms.append(
