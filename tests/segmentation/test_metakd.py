@@ -57,13 +57,13 @@ def task(student, held_out, **settings):
 @pytest.mark.parametrize("levels", ["bottleneck", "all"])
 def test_the_loss_has_the_features_of_one_or_all_levels(levels):
     student, b = network(), batch()
-    t = task(student, lambda n: batch(), cross_modal={"levels": levels})
+    t = task(student, lambda n: batch(), pairs={"levels": levels})
     loss = t(b)
     found = student(b["images"], b["available"]).features
     chosen = found if levels == "all" else found[-1:]
     want = sum(weighted_pairs(f, b["available"], torch.full((4,), 0.25)).sum() for f in chosen) / len(chosen)
-    torch.testing.assert_close(loss.sums["cross_modal"], want)
-    assert loss.weights["cross_modal"] == 0.1
+    torch.testing.assert_close(loss.sums["pairs"], want)
+    assert loss.weights["pairs"] == 0.1
 
 
 @pytest.mark.parametrize("fill", ["all_levels", "bottleneck"])
@@ -129,7 +129,7 @@ def test_a_resumed_importance_goes_on_as_if_it_had_not_stopped():
 
 def test_a_network_without_features_is_refused():
     config = MultimodalUNetConfig(MODALITIES, REGIONS, net="early", channels=(4, 4, 8))
-    with pytest.raises(UserError, match=r"method\.cross_modal compares features, and the network early"):
+    with pytest.raises(UserError, match=r"method\.pairs compares features, and the network early"):
         task(MultimodalUNet(config), lambda n: batch())
 
 

@@ -50,7 +50,7 @@ def test_a_method_trains_resumes_exactly_and_is_reported(kind, teachers, tmp_pat
     results = run_recipe(recipe(tmp_path, *settings, f"output={tmp_path / 'whole'}"))
     assert len(results["protocols"]["phantom/made/A"]["subsets"]) == 15
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    term = "cross_modal" if kind == "metakd" else "output"
+    term = "pairs" if kind == "metakd" else "output"
     assert any(line.get(term, 0) > 0 for line in lines)
     page = (tmp_path / "whole" / "report.html").read_text("utf-8")
     assert ("Importance of the modalities" in page) == (kind == "metakd")

@@ -227,6 +227,7 @@ class SegmentationRecipe(BaseRecipe):
             raise ValueError(
                 "data.unlabelled=rest needs something that teaches without masks: a full-modality teacher, which "
                 "segments these cases (method.full.weight above 0, or method.name=kd), or other modalities at every "
-                "level (method.cross_modal.levels=all, and in lckd method.teachers single or multi)"
+                "level (method.cross_modal.levels=all and method.teachers single or multi, or in metakd "
+                "method.pairs.levels=all)"
             )
         return self

@@ -47,7 +47,7 @@ class WeightedPairsLoss(LossTerm):
     ``held_out(n)`` returns batch number n of the held-out cases. The importance is recorded every `record_every` steps.
     """
 
-    name = "cross_modal"
+    name = "pairs"
 
     def __init__(
         self,

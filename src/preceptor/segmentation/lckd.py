@@ -48,7 +48,7 @@ class LckdConfig(SegmentationMethod):
 
         terms: list[LossTerm] = []
         if self.cross_modal.weight > 0:
-            require_features(student)
+            require_features(student, "method.cross_modal")
             if votes is None:
                 raise ValueError("LCKD needs the votes of validation cases")
             terms.append(

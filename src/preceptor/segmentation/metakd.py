@@ -33,7 +33,7 @@ class MetaKdConfig(SegmentationMethod):
     """MetaKD: all modalities teach one another, weighted by an importance that is learned on held-out cases."""
 
     name: Literal["metakd"] = "metakd"
-    cross_modal: WeightedPairsTerm = WeightedPairsTerm()
+    pairs: WeightedPairsTerm = WeightedPairsTerm()
     importance: ImportanceConfig = ImportanceConfig()
 
     def loss_terms(
@@ -49,13 +49,15 @@ class MetaKdConfig(SegmentationMethod):
     ) -> list[LossTerm]:
         from preceptor.segmentation.importance import WeightedPairsLoss
 
-        require_features(student)
+        if self.pairs.weight == 0:
+            return []
+        require_features(student, "method.pairs")
         record_every = max(1, round(steps_per_epoch))
-        return [WeightedPairsLoss(student, self.cross_modal, self.importance, held_out, record_every)]
+        return [WeightedPairsLoss(student, self.pairs, self.importance, held_out, record_every)]
 
     @property
     def held_out_share(self) -> float:
-        return self.importance.held_out
+        return self.importance.held_out if self.pairs.weight > 0 else 0.0
 
     def needs_teacher(self, stage: str) -> bool:
         return False
@@ -63,4 +65,4 @@ class MetaKdConfig(SegmentationMethod):
     @property
     def learns_without_masks(self) -> bool:
         # As in LCKD: the bottleneck alone would leave the skip connections of an unlabelled modality untrained.
-        return self.cross_modal.weight > 0 and self.cross_modal.levels == "all"
+        return self.pairs.weight > 0 and self.pairs.levels == "all"

@@ -154,10 +154,10 @@ class SegmentationMethod(MethodConfig):
         )
 
 
-def require_features(student: MultimodalUNet) -> None:
-    """Raise UserError if modalities have no features of their own in the student: `method.cross_modal` needs them."""
+def require_features(student: MultimodalUNet, key: str) -> None:
+    """Raise UserError if the modalities have no features of their own in the student, which the term `key` compares."""
     if not student.config.widths:
         raise UserError(
-            f"method.cross_modal compares features, and the network {student.config.net} returns none: set "
-            "method.cross_modal.weight=0 or method.name=kd"
+            f"{key} compares features, and the network {student.config.net} returns none: set {key}.weight=0 or "
+            "method.name=kd"
         )
