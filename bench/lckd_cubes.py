@@ -263,12 +263,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # As many steps where fewer patients have masks.
         settings += [f"data.train_share={args.share}", *args.overrides, *lengths(1 / args.share, args.overrides)]
         arms = chosen_arms(args.arms, args.share, args.overrides)
-        # Settings of the recipe's method do not apply to another one.
+        # Of the settings of a method, other methods have the loss of the masks and the dropping of modalities.
         general = [setting for setting in settings if not setting.startswith("method.")]
+        shared = [setting for setting in settings if setting.startswith(("method.loss.", "method.dropping."))]
         others = [name for name in args.arms if name in METHODS]
         for seed in args.seeds:
             train_arms(RECIPE, arms, settings, [seed], args.output)
-            train_arms(RECIPE, method_arms(others, args.output, seed), general, [seed], args.output)
+            changes = method_arms(others, args.output, seed)
+            train_arms(RECIPE, {n: [*c, *shared] for n, c in changes.items()}, general, [seed], args.output)
     write_tables(args.output)
 
 
