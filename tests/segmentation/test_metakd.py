@@ -127,6 +127,13 @@ def test_a_resumed_importance_goes_on_as_if_it_had_not_stopped():
         assert torch.equal(second.task_state()[name], value), name
 
 
+def test_a_held_out_case_with_a_broken_voxel_is_named():
+    b = batch()
+    b["images"][1, 0, 3, 4, 5] = torch.nan
+    with pytest.raises(UserError, match="held-out cases case0, case1 is not finite at step 4"):
+        task(network(), lambda n: b).after_step(4)
+
+
 def test_a_network_without_features_is_refused():
     config = MultimodalUNetConfig(MODALITIES, REGIONS, net="early", channels=(4, 4, 8))
     with pytest.raises(UserError, match=r"method\.pairs compares features, and the network early"):

@@ -97,11 +97,13 @@ def test_a_held_out_case_is_not_trained_on(teachers, tmp_path, monkeypatch):
 
 
 def test_specialists_of_other_data_are_refused(teachers, tmp_path):
+    """Before any stage is trained."""
     base = overrides("specialists", teachers)
     with pytest.raises(UserError, match=r"was trained with data\.spacing=None, and the recipe has data\.spacing=\(2"):
         run_recipe(recipe(tmp_path, *base, "data.spacing=[2, 2, 2]"))
     with pytest.raises(UserError, match=r"was trained with data\.intensity=zscore, and the recipe has"):
-        run_recipe(recipe(tmp_path, *base, "data.intensity=percentile"))
+        run_recipe(recipe(tmp_path, *base, "data.intensity=percentile", "stages=[baseline, distilled]"))
+    assert not (tmp_path / "run" / "baseline").exists()
     other = [f"data.root={teachers['cases']}", "data.name=brats", "data.test_fraction=0.3", "data.split_file=null"]
     runs = {"full": str(teachers["full"])}
     method = f"method={json.dumps({'name': 'specialists', 'runs': runs})}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from preceptor.data.findings import Finding
 from preceptor.data.segmentation.check import check_cases
-from preceptor.data.types import SegmentationDataset, Split
+from preceptor.data.types import Case, SegmentationDataset, Split
 from preceptor.data.volumes import content_hash
 from preceptor.distributed import broadcast_from_main, processes
 from preceptor.errors import UserError, nearest
@@ -55,8 +56,7 @@ class SegmentationExperiment(Experiment):
         recipe, data, state = self.recipe, self.data, processes()
         distils = stage.kind == "distilled"
         teacher = self._teacher_network() if recipe.method.needs_teacher(stage.kind) else None
-        share, split_seed = recipe.method.held_out_share if distils else 0.0, recipe.data.split_seed
-        held_out = hold_out(data, share, split_seed) if share else []
+        held_out = self._held_out if distils else []
         # A stage that holds out cases takes as many steps as the others.
         labelled, validating = len(data.split("train")), examples(recipe, data, "validation", stage.seed)
         train = examples(recipe, data, "train", stage.seed, unlabelled=distils, without=held_out)
@@ -125,6 +125,19 @@ class SegmentationExperiment(Experiment):
         network = MultimodalUNet(config, seed=seed)
         network.check_size(self.recipe.data.patch_size, "data.patch_size")
         return network
+
+    def require_checkpoints(self) -> None:
+        method = self.recipe.method
+        if "distilled" in self.recipe.stages:
+            if method.needs_teacher("distilled") and method.teacher_runs():
+                self._teacher_network()
+            assert self._held_out is not None  # refuses an overlap
+
+    @cached_property
+    def _held_out(self) -> list[Case]:
+        """The training cases that the stage `distilled` does not train on. Raises UserError for an overlap."""
+        share = self.recipe.method.held_out_share
+        return hold_out(self.data, share, self.recipe.data.split_seed) if share else []
 
     def _teacher_network(self) -> nn.Module:
         """Return the network of the runs that teach. Raises UserError if one does not fit the recipe."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from preceptor.distill.loss_term import LossTerm
 from preceptor.distributed import broadcast_from_main
+from preceptor.errors import UserError
 from preceptor.segmentation.losses import bce_loss, dice_loss
 from preceptor.segmentation.settings import ImportanceConfig, WeightedPairsTerm
 from preceptor.task import Batch, TeacherSignal
@@ -86,7 +87,13 @@ class WeightedPairsLoss(LossTerm):
             if len(batch):
                 self.optimizer.zero_grad()
                 # The gradient of the network's weights is not needed, and must not be added to that of the next step.
-                (self.scores_N.grad,) = torch.autograd.grad(self._loss(batch), [self.scores_N])
+                (gradient_N,) = torch.autograd.grad(self._loss(batch), [self.scores_N])
+                if not bool(torch.isfinite(gradient_N).all()):
+                    raise UserError(
+                        f"the loss of the held-out cases {', '.join(batch.ids)} is not finite at step {step}; check "
+                        "their images, or lower train.learning_rate"
+                    )
+                self.scores_N.grad = gradient_N
                 self.optimizer.step()
                 with torch.no_grad():
                     self.scores_N.copy_(broadcast_from_main(self.scores_N.detach()))

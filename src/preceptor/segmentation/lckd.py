@@ -5,7 +5,7 @@ each region best on its own; the features of the elected modalities are targets 
 
     dice, bce     Dice + BCE of the masks from the visible modalities                      section 2.3, eq. 4
     cross_modal   |stop(f_t) - f_s| of the bottlenecks, t elected and visible, s visible   section 2.2, eq. 2
-    full/output   T^2 KL of each voxel's probability, from a network that sees everything   (as in mmFormer; not LCKD)
+    full/output   T^2 KL of each voxel's probability, from a network that sees everything  (Hinton 2015; not LCKD)
     full/features |stop(mean f of the teacher) - mean f of the student|                     (likewise)
 
 Where the paper and the published code leave something open or differ, there is a setting (docs/paper_index.md).
