@@ -2,6 +2,7 @@
 
     python bench/lckd_cubes.py --data CUBES --output runs/cubes --arms baseline multi --seeds 5
     python bench/lckd_cubes.py --data CUBES --output runs/cubes --arms baseline baseline_3x baseline_9x dedicated
+    python bench/lckd_cubes.py --data CUBES --output runs/cubes --arms baseline self ema metakd specialists
     python bench/lckd_cubes.py --data CUBES --output runs/cubes-30 --share 0.3 --arms baseline full_unlabelled
     python bench/lckd_cubes.py --output runs/cubes --table                        # compare what is there
 
@@ -41,6 +42,8 @@ BASELINE = "stages=[baseline]"
 COMMON = ["report.cases=0"]
 SELECTING = 7
 """One of so many training patients selects the weights."""
+TEACHER = "teacher"
+SPECIALISTS = "specialists"
 
 LENGTHS = {"baseline_3x": 3, "baseline_9x": 9, "multi_3x": 3, "multi_9x": 9}
 """Arms with more steps than the recipe."""
@@ -56,6 +59,8 @@ ARMS: dict[str, list[str]] = {
     "baseline_rate_4e-3": [BASELINE, "train.learning_rate=4.0e-3"],
     "baseline_shared": [BASELINE, "model.encoder=shared"],
     "early": [BASELINE, "model.net=early"],
+    "baseline_shared_norms": [BASELINE, "model.encoder=shared", "model.norm_per_modality=true"],
+    TEACHER: ["stages=[teacher]"],
     **{f"{DEDICATED}{contrast}": [BASELINE, f"data.modalities=[{contrast}]"] for contrast in CONTRASTS},
     "multi_weight_0.01": ["method.teachers=multi", "method.cross_modal.weight=0.01"],
     "multi_weight_1": ["method.teachers=multi", "method.cross_modal.weight=1"],
@@ -68,6 +73,30 @@ ARMS: dict[str, list[str]] = {
         "data.unlabelled=rest",
     ],
 }
+
+METHODS: dict[str, str] = {
+    "self": "{name: kd, teacher: self, output: {ramp: 0.3}}",
+    "self_unlabelled": "{name: kd, teacher: self, output: {ramp: 0.3}}",
+    "ema": "{name: kd, teacher: ema, output: {ramp: 0.3}}",
+    "ema_unlabelled": "{name: kd, teacher: ema, output: {ramp: 0.3}}",
+    "metakd": "{name: metakd}",
+    "metakd_weight_1": "{name: metakd, pairs: {weight: 1}}",
+    "metakd_all": "{name: metakd, pairs: {weight: 1, levels: all}}",
+    SPECIALISTS: "{name: specialists, runs: {RUNS}}",
+    "specialists_mean": "{name: specialists, runs: {SINGLE}}",
+}
+"""Arms with another method than the recipe. RUNS are the runs of the dedicated networks and of the full one."""
+
+
+def method_arms(names: Sequence[str], output: Path, seed: int) -> dict[str, list[str]]:
+    """Return the changes of those arms that have another method. Specialists are the networks of the same seed."""
+    single = [f"{contrast}: '{output / (DEDICATED + contrast) / f'seed-{seed}'}'" for contrast in CONTRASTS]
+    full = f"full: '{output / TEACHER / f'seed-{seed}'}'"
+    arms = {}
+    for name in names:
+        method = METHODS[name].replace("RUNS", ", ".join([*single, full])).replace("SINGLE", ", ".join(single))
+        arms[name] = [f"method={method}", *(["data.unlabelled=rest"] if name.endswith("_unlabelled") else [])]
+    return arms
 
 
 def write_study_split(split: Path, file: Path) -> None:
@@ -95,9 +124,13 @@ def lengths(factor: float, overrides: Sequence[str]) -> list[str]:
 
 
 def chosen_arms(names: Sequence[str], share: float, overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Return the changes of the named arms; `dedicated` stands for four of them."""
+    """Return the changes of the named arms that have the recipe's method.
+
+    `dedicated` stands for four of them. Specialists need them and the full teacher.
+    """
     every = [f"{DEDICATED}{contrast}" for contrast in CONTRASTS]
-    arms = [arm for name in names for arm in (every if name == "dedicated" else [name])]
+    needed = {"dedicated": every, SPECIALISTS: [*every, TEACHER], "specialists_mean": every}
+    arms = [arm for name in names for arm in needed.get(name, [name] if name in ARMS else [])]
     longer = {name: lengths(LENGTHS[name] / share, overrides) if name in LENGTHS else [] for name in arms}
     return {name: [*longer[name], *ARMS[name]] for name in arms}
 
@@ -198,12 +231,12 @@ def write_tables(output: Path) -> None:
     """Print the comparison of what is finished, and write study.md."""
     runs = finished(output)
     show_validation(runs)
-    joint = [run for arm, folders in runs.items() if not arm.startswith((DEDICATED, "teacher")) for run in folders]
+    joint = [run for arm, folders in runs.items() if not arm.startswith((DEDICATED, TEACHER)) for run in folders]
     sections = [f"Arms: {', '.join(runs)}.\n"]
     if "baseline" in runs and joint != runs["baseline"]:
         comparison = compare(joint, output / "compare", baseline=str(runs["baseline"][0]))
         sections += [score_table(comparison), part_table(comparison)]
-    dice = dice_by_subset({arm: folders for arm, folders in runs.items() if arm != "teacher"})
+    dice = dice_by_subset({arm: folders for arm, folders in runs.items() if arm != TEACHER})
     sections += [subset_table(dice), headroom_table(dice, runs)]
     (output / "study.md").write_text("\n".join(sections), "utf-8")
     print(output / "study.md")
@@ -211,7 +244,8 @@ def write_tables(output: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--arms", nargs="+", choices=[*ARMS, "dedicated"], default=["baseline", "multi"], metavar="ARM")
+    choices = [*ARMS, *METHODS, "dedicated"]
+    parser.add_argument("--arms", nargs="+", choices=choices, default=["baseline", "multi"], metavar="ARM")
     parser.add_argument("--data", type=Path, help="folder of the cubes")
     parser.add_argument("--split", type=Path, default=named_splits()["brats20-cubes-210-45-45"], help="split file")
     parser.add_argument("--share", type=float, default=1.0, help="share of the training patients that have masks")
@@ -229,7 +263,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # As many steps where fewer patients have masks.
         settings += [f"data.train_share={args.share}", *args.overrides, *lengths(1 / args.share, args.overrides)]
         arms = chosen_arms(args.arms, args.share, args.overrides)
-        train_arms(RECIPE, arms, settings, args.seeds, args.output)
+        # Of the settings of a method, other methods have the loss of the masks and the dropping of modalities.
+        general = [setting for setting in settings if not setting.startswith("method.")]
+        shared = [setting for setting in settings if setting.startswith(("method.loss.", "method.dropping."))]
+        others = [name for name in args.arms if name in METHODS]
+        for seed in args.seeds:
+            train_arms(RECIPE, arms, settings, [seed], args.output)
+            changes = method_arms(others, args.output, seed)
+            train_arms(RECIPE, {n: [*c, *shared] for n, c in changes.items()}, general, [seed], args.output)
     write_tables(args.output)
 
 

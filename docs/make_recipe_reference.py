@@ -87,6 +87,8 @@ TITLES = {
     "method.losses": "Your own loss terms",
     "method.cross_modal": "Distillation between modalities",
     "method.full": "Full-modality teacher",
+    "method.pairs": "Weighted pairs of modalities",
+    "method.importance": "Importance of the modalities",
     "method.dropping": "Dropped modalities",
     "method.election": "Election",
     "method.loss": "Segmentation loss",

@@ -16,6 +16,7 @@ from preceptor.segmentation.losses import bce_loss, binary_kl, dice_loss, mean_a
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.settings import DroppingConfig
 from preceptor.segmentation.task import SegmentationTask
+from preceptor.segmentation.teachers import full_modality_teacher
 from preceptor.task import Batch
 from preceptor.training.guards import offenders
 from preceptor.training.setup import make_optimizer
@@ -236,7 +237,9 @@ def test_an_own_term_taps_modules_of_both_networks():
             return (s - teacher.features["decoder.head"].flatten(2).mean(dim=2)).square().sum()
 
     student, full = network(), network(seed=1)
-    task = SegmentationTask(student, [Stems()], dropping=DroppingConfig(kind="none"), teacher=full)
+    teacher = full_modality_teacher(full, ["decoder.head"])
+    dropping = DroppingConfig(kind="none")
+    task = SegmentationTask(student, [Stems()], dropping=dropping, teacher=teacher, teacher_config=full.config)
     task(batch()).sums["stems"].backward()
     assert task.terms[0].projector.weight.grad.abs().sum() > 0
     assert next(student.parameters()).grad.abs().sum() > 0

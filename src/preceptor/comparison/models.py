@@ -177,14 +177,14 @@ def _settings(recipe: BaseRecipe, prefixes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings by dotted key. Of the runs that teach only their number counts."""
+    """Yield the settings by dotted key. Only the number of the runs that teach counts, or their keys."""
     for key, value in tree.items():
         if key in (IGNORED_KEYS if prefix else IGNORED_SECTIONS):
             continue
-        if isinstance(value, dict):
+        if key == "runs":
+            yield prefix + key, sorted(value) if isinstance(value, dict) else max(1, len(value))
+        elif isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
-        elif key == "runs":
-            yield prefix + key, max(1, len(value))
         else:
             yield prefix + key, value
 

@@ -136,7 +136,7 @@ def skipped_note(run: RunRecord, unit: str) -> list[str]:
 def without_paths(value: Any, key: str = "") -> Any:
     """Return a recipe without local paths: a page is passed on, and paths may name people."""
     if isinstance(value, Mapping):
-        return {name: without_paths(inner, name) for name, inner in value.items()}
+        return {name: without_paths(inner, key if key in PATH_KEYS else name) for name, inner in value.items()}
     if isinstance(value, list):
         return [without_paths(inner, key) for inner in value]
     if isinstance(value, str) and (

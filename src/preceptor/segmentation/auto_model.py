@@ -31,11 +31,12 @@ class PretrainedUNetConfig(PretrainedConfig):
         channels: Sequence[int] = (16, 32, 64, 128),
         fill: str = "all_levels",
         arguments: dict[str, Any] | None = None,
+        norm_per_modality: bool = False,
         **kwargs: Any,
     ) -> None:
         self.modalities, self.regions = list(modalities), list(regions)
         self.net, self.encoder, self.channels, self.fill = net, encoder, list(channels), fill
-        self.arguments = arguments or {}
+        self.arguments, self.norm_per_modality = arguments or {}, norm_per_modality
         super().__init__(**kwargs)
 
     def network_config(self) -> MultimodalUNetConfig:

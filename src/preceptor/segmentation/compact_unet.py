@@ -16,48 +16,66 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from preceptor.segmentation.layers import Conv, Decoder, InstanceNorm, Join, Pointwise, activate, add
+from preceptor.segmentation.layers import Conv, Decoder, InstanceNorm, Join, ModalityNorm, Pointwise, activate, add
 
 
 class _Unit(nn.Module):
     """Residual unit: conv, norm, activation, conv, norm, addition of the shortcut, activation (He et al. 2016)."""
 
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
+    def __init__(self, inside: int, outside: int, stride: int, norms_for: int = 0) -> None:
         super().__init__()
-        self.first, self.norm1 = Conv(inside, outside, 3, stride), InstanceNorm(outside)
-        self.second, self.norm2 = Conv(outside, outside, 3), InstanceNorm(outside)
+
+        def norm() -> nn.Module:
+            return ModalityNorm(outside, norms_for) if norms_for else InstanceNorm(outside)
+
+        self.first, self.norm1 = Conv(inside, outside, 3, stride), norm()
+        self.second, self.norm2 = Conv(outside, outside, 3), norm()
         self.shortcut = Pointwise(inside, outside, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = activate(self.norm1(self.first(x)))
-        return activate(add(self.norm2(self.second(y)), self.shortcut(x)))
+    def forward(self, x: Tensor, modality_M: Tensor | None = None) -> Tensor:
+        of = () if modality_M is None else (modality_M,)
+        y = activate(self.norm1(self.first(x), *of))
+        return activate(add(self.norm2(self.second(y), *of), self.shortcut(x)))
 
 
 class CompactEncoder(nn.Module):
-    """Encoder (M, inside, D, H, W) -> one map per level, (M, channels[l], D / 2^l, H / 2^l, W / 2^l)."""
+    """Encoder (M, inside, D, H, W) -> one map per level, (M, channels[l], D / 2^l, H / 2^l, W / 2^l).
 
-    def __init__(self, channels: tuple[int, ...], inside: int = 1) -> None:
+    With `norms_for` above 0, each of so many modalities has its own scales and shifts of the normalisation. The encoder
+    then needs the modality of every image.
+    """
+
+    def __init__(self, channels: tuple[int, ...], inside: int = 1, norms_for: int = 0) -> None:
         super().__init__()
         before = (inside, *channels[:-1])
+        self.norms_for = norms_for
         self.levels = nn.ModuleList(
-            [_Unit(c, d, 2 if level else 1) for level, (c, d) in enumerate(zip(before, channels, strict=True))]
+            [
+                _Unit(c, d, 2 if level else 1, norms_for)
+                for level, (c, d) in enumerate(zip(before, channels, strict=True))
+            ]
         )
 
-    def forward(self, images_M1DHW: Tensor, with_zero: bool = False) -> list[Tensor]:
+    def forward(self, images_M1DHW: Tensor, with_zero: bool = False, modality_M: Tensor | None = None) -> list[Tensor]:
         """Return the features of each image. With `with_zero` the skips have one more map at the end, that of a zero
-        image; the bottleneck has not."""
+        image; the bottleneck has not. `modality_M` has the modality of each image, if it matters (`norms_for`)."""
         x = images_M1DHW
-        skips = self._skips(torch.cat([x, x.new_zeros(1, *x.shape[1:])]) if with_zero else x)
-        return [*skips, self.levels[-1](skips[-1][: len(images_M1DHW)])]
+        skips = self._skips(torch.cat([x, x.new_zeros(1, *x.shape[1:])]) if with_zero else x, modality_M)
+        return [*skips, self.levels[-1](skips[-1][: len(images_M1DHW)], modality_M)]
 
     def zero_skips(self, size: tuple[int, int, int]) -> list[Tensor]:
-        """Return the skips (1, C, d, h, w) of a zero image with `size` voxels. Its bottleneck is not needed."""
-        return self._skips(next(self.parameters()).new_zeros(1, 1, *size))
+        """Return the skips (1, C, d, h, w) of a zero image with `size` voxels. Its bottleneck is not needed.
 
-    def _skips(self, x: Tensor) -> list[Tensor]:
+        With `norms_for` there is one map for each of these modalities.
+        """
+        weight = next(self.parameters())
+        every = torch.arange(self.norms_for, device=weight.device) if self.norms_for else None
+        return self._skips(weight.new_zeros(max(1, self.norms_for), 1, *size), every)
+
+    def _skips(self, x: Tensor, modality_M: Tensor | None) -> list[Tensor]:
         skips = []
         for level in list(self.levels)[:-1]:
-            x = level(x)
+            x = level(x, modality_M)
             skips.append(x)
         return skips
 

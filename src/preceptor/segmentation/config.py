@@ -24,7 +24,9 @@ from preceptor.data.segmentation.named_splits import check_split_name
 from preceptor.extension import Reference
 from preceptor.segmentation.kd import KdConfig
 from preceptor.segmentation.lckd import LckdConfig
+from preceptor.segmentation.metakd import MetaKdConfig
 from preceptor.segmentation.method import SegmentationMethod
+from preceptor.segmentation.specialists import SpecialistsConfig
 
 Sides = tuple[Positive, Positive, Positive]
 
@@ -83,9 +85,9 @@ class VolumeDataConfig(Section):
     """Share of the training cases, by patient, whose masks are used."""
     unlabelled: Literal["none", "rest"] = "none"
     """rest: also use the cases that `train_share` leaves out, without their masks, and training cases that have no
-    mask. The teacher of `method.full` segments them from all modalities, as masks for the student that sees a subset.
-    Without it, `method.cross_modal` with `levels: all` learns from them: the elected modalities teach the other ones
-    that these cases have."""
+    mask. A trained teacher, such as that of `method.full`, segments them from all modalities, as masks for the student
+    that sees a subset. Without it, `method.cross_modal` with `levels: all` learns from them: the elected modalities
+    teach the other ones that these cases have. So does `kd` with the teacher `self` or `ema`, from its logits."""
     spacing: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
     """Voxel size in mm (from feet to head, front to back, side to side) to which cases are resampled; default: their
     own. Predictions are written on the source's grid."""
@@ -119,6 +121,9 @@ class UNetConfig(Section):
     """Keyword arguments of your own network."""
     encoder: Literal["shared", "separate"] = "shared"
     """One encoder for all modalities (published code), or a separate one for each (published figure)."""
+    norm_per_modality: bool = False
+    """With `net: compact` and `encoder: shared`: each modality has its own scales and shifts of the encoder's instance
+    normalisations, and shares all convolutions."""
     channels: tuple[Positive, ...] = (16, 32, 64, 128)
     """For `compact` and `early`: channels of each level, three to five."""
     fill: Literal["all_levels", "bottleneck"] = "all_levels"
@@ -127,7 +132,7 @@ class UNetConfig(Section):
 
 
 Method = Annotated[
-    LckdConfig | KdConfig,
+    LckdConfig | KdConfig | SpecialistsConfig | MetaKdConfig,
     Field(discriminator="name"),
     WrapValidator(partial(choose_method, default="lckd", base=SegmentationMethod)),
 ]
@@ -212,14 +217,17 @@ class SegmentationRecipe(BaseRecipe):
         if initial is not None and initial not in self.data.modalities:
             raise ValueError(f"method.election.initial {initial!r} is not among data.modalities {self.data.modalities}")
         needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
-        if needs_teacher and "teacher" not in self.stages and not self.method.teaching_run:
+        if isinstance(self.method, SpecialistsConfig):
+            self.method.check_names(self.data.modalities)
+        if needs_teacher and "teacher" not in self.stages and not self.method.teacher_runs():
             raise ValueError(
                 "the full-modality teacher needs the stage 'teacher' before 'distilled', or method.teaching_run=RUN"
             )
         if self.data.unlabelled == "rest" and "distilled" in self.stages and not self.method.learns_without_masks:
             raise ValueError(
                 "data.unlabelled=rest needs something that teaches without masks: a full-modality teacher, which "
-                "segments these cases (method.full.weight above 0), or elected modalities at every level "
-                "(method.cross_modal.levels=all, and method.teachers single or multi)"
+                "segments these cases (method.full.weight above 0, or method.name=kd), or other modalities at every "
+                "level (method.cross_modal.levels=all and method.teachers single or multi, or in metakd "
+                "method.pairs.levels=all)"
             )
         return self

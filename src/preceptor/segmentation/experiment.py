@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import nn
+
 from preceptor.data.findings import Finding
 from preceptor.data.segmentation.check import check_cases
-from preceptor.data.types import SegmentationDataset, Split
+from preceptor.data.types import Case, SegmentationDataset, Split
 from preceptor.data.volumes import content_hash
 from preceptor.distributed import broadcast_from_main, processes
 from preceptor.errors import UserError, nearest
@@ -21,13 +24,13 @@ from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics
 from preceptor.segmentation import metrics
 from preceptor.segmentation.config import SegmentationRecipe
-from preceptor.segmentation.data import examples, read_cases
+from preceptor.segmentation.data import examples, held_out_batches, hold_out, read_cases
 from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
 from preceptor.segmentation.figures import write_figures
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.model_card import model_card
-from preceptor.segmentation.predict import INFERENCE_CONFIG
+from preceptor.segmentation.predict import INFERENCE_CONFIG, read_inference_config
 from preceptor.segmentation.report import write_report
 from preceptor.segmentation.task import SegmentationTask
 from preceptor.task import Task
@@ -52,23 +55,31 @@ class SegmentationExperiment(Experiment):
     def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
         recipe, data, state = self.recipe, self.data, processes()
         distils = stage.kind == "distilled"
-        full = self._full_teacher() if recipe.method.needs_teacher(stage.kind) else None
-        labelled, held_out = len(data.split("train")), examples(recipe, data, "validation", stage.seed)
-        train = examples(recipe, data, "train", stage.seed, unlabelled=distils)
+        teacher = self._teacher_network() if recipe.method.needs_teacher(stage.kind) else None
+        held_out = self._held_out if distils else []
+        # A stage that holds out cases takes as many steps as the others.
+        labelled, validating = len(data.split("train")), examples(recipe, data, "validation", stage.seed)
+        train = examples(recipe, data, "train", stage.seed, unlabelled=distils, without=held_out)
         network = self.new_network(stage.seed)
         task = recipe.method.build_task(
             network,
             stage=stage.kind,
-            teacher=full.to(state.device) if full is not None else None,
-            votes=lambda student: broadcast_from_main(votes(student, held_out, recipe)),
+            teacher=teacher,
+            votes=lambda student: broadcast_from_main(votes(student, validating, recipe)),
+            held_out=held_out_batches(recipe, data, held_out, stage.seed) if held_out else None,
             steps_per_epoch=labelled / recipe.train.batch_size,
         )
+        if task.teacher is not None:
+            task.teacher.to(state.device)
+        if held_out:
+            note = f"{len(held_out)} training cases were held out of the stage distilled (method.importance.held_out)."
+            data.notes += [note] if note not in data.notes else []
         validation_dice: dict[str, dict[str, float]] = {}
 
         def validate(_: Task) -> dict[str, float]:
             network.eval()
             validation_dice.clear()
-            validation_dice.update(validation_scores(network, held_out, recipe))
+            validation_dice.update(validation_scores(network, validating, recipe))
             network.train()
             by_region = {
                 region: float(statistics.fmean(scores[region] for scores in validation_dice.values()))
@@ -108,18 +119,43 @@ class SegmentationExperiment(Experiment):
             encoder=model.encoder,
             channels=model.channels,
             fill=model.fill,
+            norm_per_modality=model.norm_per_modality,
             arguments=model.arguments,
         )
         network = MultimodalUNet(config, seed=seed)
         network.check_size(self.recipe.data.patch_size, "data.patch_size")
         return network
 
-    def _full_teacher(self) -> MultimodalUNet:
-        """Return the network that teaches from all modalities. Raises UserError if it does not fit the recipe."""
+    def require_checkpoints(self) -> None:
+        method = self.recipe.method
+        if "distilled" in self.recipe.stages:
+            if method.needs_teacher("distilled") and method.teacher_runs():
+                self._teacher_network()
+            assert self._held_out is not None  # refuses an overlap
+
+    @cached_property
+    def _held_out(self) -> list[Case]:
+        """The training cases that the stage `distilled` does not train on. Raises UserError for an overlap."""
+        share = self.recipe.method.held_out_share
+        return hold_out(self.data, share, self.recipe.data.split_seed) if share else []
+
+    def _teacher_network(self) -> nn.Module:
+        """Return the network of the runs that teach. Raises UserError if one does not fit the recipe."""
+        networks = {key: self._load_teacher(run) for key, run in self._teacher_runs().items()}
+        return self.recipe.method.combine_teachers(networks, self.data.modalities)
+
+    def _load_teacher(self, run: Path) -> MultimodalUNet:
         recipe = self.recipe
-        folder = model_folder(self._teacher_run())
-        teacher = MultimodalUNet.load(folder)
-        self._require_same(teacher, f"the teacher {folder}")
+        folder = model_folder(run)
+        teacher, preparation = MultimodalUNet.load(folder), read_inference_config(folder)["preparation"]
+        self._require_same(teacher, f"the teacher {folder}", ("regions",))
+        for key in ("spacing", "intensity"):
+            own, its = getattr(recipe.data, key), preparation[key]
+            if (list(own) if isinstance(own, tuple) else own) != its:
+                raise UserError(
+                    f"the teacher {folder} was trained with data.{key}={its}, and the recipe has data.{key}={own}; it "
+                    "would see other images than it knows"
+                )
         model = recipe.model
         same = (teacher.config.net, tuple(teacher.config.channels)) == (model.net, tuple(model.channels))
         if recipe.method.compares_features and not same:
@@ -129,11 +165,13 @@ class SegmentationExperiment(Experiment):
             )
         return teacher
 
-    def _teacher_run(self) -> Path:
-        return Path(self.recipe.method.teaching_run or self.recipe.output_folder / "teacher")
+    def _teacher_runs(self) -> dict[str, Path]:
+        """Return the runs that teach, or else the stage `teacher`, by key."""
+        runs = self.recipe.method.teacher_runs()
+        return {key: Path(run) for key, run in runs.items()} or {"teacher": self.recipe.output_folder / "teacher"}
 
     def teaching_folders(self, kind: str) -> list[Path]:
-        return [self._teacher_run()] if self.has_teacher(kind) else []
+        return list(self._teacher_runs().values()) if self.has_teacher(kind) else []
 
     def validation(self, folder: Path, training: dict[str, Any]) -> dict[str, Any]:
         """The teacher sees all modalities, so only the score from all of them tells what it can teach."""
@@ -143,11 +181,11 @@ class SegmentationExperiment(Experiment):
             found |= {"score": statistics.fmean(by_region.values()), "metric": f"{self.validation_metric}{spacing}"}
         return found
 
-    def _require_same(self, network: MultimodalUNet, what: str) -> None:
-        for name, network_has, data_have in (
-            ("modalities", network.config.modalities, self.data.modalities),
-            ("regions", network.config.regions, self.data.regions),
-        ):
+    def _require_same(
+        self, network: MultimodalUNet, what: str, names: Sequence[str] = ("modalities", "regions")
+    ) -> None:
+        for name in names:
+            network_has, data_have = getattr(network.config, name), getattr(self.data, name)
             if tuple(network_has) != tuple(data_have):
                 raise UserError(f"{what} has the {name} {list(network_has)}, and the data have {list(data_have)}")
 
@@ -181,16 +219,16 @@ class SegmentationExperiment(Experiment):
     def stage_recipe(self, stage: Stage, folder: Path) -> SegmentationRecipe:
         recipe = self.recipe.model_copy(deep=True)
         recipe.stages, recipe.output, recipe.seed = (stage.kind,), str(folder), stage.seed  # type: ignore[assignment]
-        if recipe.method.needs_teacher(stage.kind):
-            recipe.method.teaching_run = str(self._teacher_run())
+        if recipe.method.needs_teacher(stage.kind) and not recipe.method.teacher_runs():
+            recipe.method.teaching_run = str(self._teacher_runs()["teacher"])
         if recipe.data.name == "phantom" and recipe.data.root is None:
             recipe.data.root = str(self.recipe.output_folder / "data")
         return recipe
 
     def starting_points(self, kinds: Collection[str]) -> dict[str, Path]:
         method = self.recipe.method
-        if any(method.needs_teacher(kind) for kind in kinds) and method.teaching_run:
-            return {"method.teaching_run": Path(method.teaching_run)}
+        if any(method.needs_teacher(kind) for kind in kinds):
+            return {key: Path(run) for key, run in method.teacher_runs().items()}
         return {}
 
     def has_teacher(self, kind: str) -> bool:

@@ -43,6 +43,26 @@ class InstanceNorm(nn.Module):
         return F.group_norm(x_MCDHW, len(self.weight), self.weight.to(x_MCDHW.dtype), self.bias.to(x_MCDHW.dtype))
 
 
+class ModalityNorm(nn.Module):
+    """Instance normalisation with a separate scale and shift for each of N modalities.
+
+    The scales and shifts are vectors, so that the weight decay of matrices does not apply to them.
+    """
+
+    def __init__(self, channels: int, modalities: int) -> None:
+        super().__init__()
+        self.weight = nn.ParameterList([torch.ones(channels) for _ in range(modalities)])
+        self.bias = nn.ParameterList([torch.zeros(channels) for _ in range(modalities)])
+
+    def forward(self, x_MCDHW: Tensor, modality_M: Tensor) -> Tensor:
+        """Normalise M maps. `modality_M` has the index of the modality of each map."""
+        # The two branches are the same function, as in `InstanceNorm`.
+        grad = torch.is_grad_enabled()
+        x = F.instance_norm(x_MCDHW) if grad else F.group_norm(x_MCDHW, x_MCDHW.shape[1])
+        scale, shift = (torch.stack(list(p))[modality_M, :, None, None, None] for p in (self.weight, self.bias))
+        return torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
+
+
 def standardised(weight: Tensor) -> Tensor:
     """Standardise weights to mean 0 and variance 1 per output filter (Weight Standardization, Qiao et al. 2019).
 

@@ -5,7 +5,7 @@ each region best on its own; the features of the elected modalities are targets 
 
     dice, bce     Dice + BCE of the masks from the visible modalities                      section 2.3, eq. 4
     cross_modal   |stop(f_t) - f_s| of the bottlenecks, t elected and visible, s visible   section 2.2, eq. 2
-    full/output   T^2 KL of each voxel's probability, from a network that sees everything   (as in mmFormer; not LCKD)
+    full/output   T^2 KL of each voxel's probability, from a network that sees everything  (Hinton 2015; not LCKD)
     full/features |stop(mean f of the teacher) - mean f of the student|                     (likewise)
 
 Where the paper and the published code leave something open or differ, there is a setting (docs/paper_index.md).
@@ -16,8 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from preceptor.errors import UserError
-from preceptor.segmentation.method import SegmentationMethod
+from preceptor.segmentation.method import SegmentationMethod, require_features
 from preceptor.segmentation.settings import CrossModalTerm, ElectionConfig, FullTeacherTerm
 
 if TYPE_CHECKING:
@@ -49,11 +48,7 @@ class LckdConfig(SegmentationMethod):
 
         terms: list[LossTerm] = []
         if self.cross_modal.weight > 0:
-            if not student.config.widths:
-                raise UserError(
-                    f"method.cross_modal compares features, and the network {student.config.net} returns none: set "
-                    "method.cross_modal.weight=0 or method.name=kd"
-                )
+            require_features(student, "method.cross_modal")
             if votes is None:
                 raise ValueError("LCKD needs the votes of validation cases")
             terms.append(

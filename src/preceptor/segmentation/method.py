@@ -7,18 +7,23 @@ imported in functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from preceptor.config import Folder, MethodConfig, TermConfig
+from preceptor.errors import UserError
 from preceptor.segmentation.settings import DroppingConfig, SegmentationLoss
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from preceptor.distill.loss_term import LossTerm
     from preceptor.segmentation.model import MultimodalUNet
     from preceptor.segmentation.task import SegmentationTask
+    from preceptor.task import Batch, Teacher
+
+    Votes = Callable[[MultimodalUNet], Tensor]
+    HeldOutBatch = Callable[[int], Batch]
 
 
 class SegmentationMethod(MethodConfig):
@@ -32,7 +37,7 @@ class SegmentationMethod(MethodConfig):
     def loss_terms(
         self,
         student: MultimodalUNet,
-        votes: Callable[[MultimodalUNet], Tensor] | None = None,
+        votes: Votes | None = None,
         steps_per_epoch: float = 1.0,
     ) -> list[LossTerm]:
         """Return the terms that the stage `distilled` adds to the loss of the masks, in the order of their sum.
@@ -41,9 +46,48 @@ class SegmentationMethod(MethodConfig):
         """
         raise NotImplementedError
 
+    def held_out_terms(
+        self, student: MultimodalUNet, held_out: HeldOutBatch, steps_per_epoch: float = 1.0
+    ) -> list[LossTerm]:
+        """Return the terms that also need cases which the student does not train on, if `held_out_share` is above 0.
+
+        ``held_out(n)`` returns batch number n of these cases.
+        """
+        return []
+
+    @property
+    def held_out_share(self) -> float:
+        """Share of the training cases, by patient, that the stage `distilled` does not train the network on."""
+        return 0.0
+
     def needs_teacher(self, stage: str) -> bool:
-        """Return whether a stage needs the full-modality teacher."""
+        """Return whether a stage needs a trained teacher: the stage `teacher` or earlier runs (`teacher_runs`)."""
         return stage == "distilled"
+
+    def teacher_runs(self) -> dict[str, str]:
+        """Return the earlier runs that teach, by the key that names them; without any, the stage `teacher` does."""
+        return {"method.teaching_run": self.teaching_run} if self.teaching_run else {}
+
+    def combine_teachers(self, networks: Mapping[str, MultimodalUNet], modalities: Sequence[str]) -> nn.Module:
+        """Return the network that teaches, given those of `teacher_runs` by key and the modalities of the data.
+
+        Raises UserError if they do not fit the data.
+        """
+        from preceptor.segmentation.teachers import require_same_modalities
+
+        ((key, network),) = networks.items()
+        require_same_modalities(network, modalities, key)
+        return network
+
+    def make_teacher(self, student: nn.Module, network: nn.Module | None, paths: Sequence[str]) -> Teacher | None:
+        """Return the teacher of the stage `distilled`.
+
+        `network` is the result of `combine_teachers`, or None. The teacher's signal also holds the outputs of its
+        modules at `paths`.
+        """
+        from preceptor.segmentation.teachers import full_modality_teacher
+
+        return full_modality_teacher(network, paths) if network is not None else None
 
     @property
     def learns_without_masks(self) -> bool:
@@ -67,8 +111,9 @@ class SegmentationMethod(MethodConfig):
         student: MultimodalUNet,
         *,
         stage: str,
-        teacher: MultimodalUNet | None = None,
-        votes: Callable[[MultimodalUNet], Tensor] | None = None,
+        teacher: nn.Module | None = None,
+        votes: Votes | None = None,
+        held_out: HeldOutBatch | None = None,
         steps_per_epoch: float = 1.0,
     ) -> SegmentationTask:
         """Return the training task of a stage.
@@ -77,11 +122,13 @@ class SegmentationMethod(MethodConfig):
 
         Args:
             student: the network to train.
-            teacher: the network that sees all modalities, if `needs_teacher(stage)`, on the device of the training.
+            teacher: the network that teaches, if `needs_teacher(stage)`.
             votes: returns the soft Dice (N, R) of each modality alone on validation cases; LCKD's election needs it.
+            held_out: returns batches of the cases that are held out of the training, if `held_out_share` is above 0.
             steps_per_epoch: optimiser steps per epoch.
         """
         from preceptor.distill.loss_term import own_losses
+        from preceptor.distill.task import features_of
         from preceptor.segmentation.losses import BceLoss, DiceLoss
         from preceptor.segmentation.task import SegmentationTask
 
@@ -89,7 +136,28 @@ class SegmentationMethod(MethodConfig):
             DiceLoss(TermConfig(weight=self.loss.dice)),
             BceLoss(TermConfig(weight=self.loss.bce), self.loss.bce_reduction),
         ]
-        if stage == "distilled":
-            terms += [*self.loss_terms(student, votes, steps_per_epoch), *own_losses(self.losses)]
-        dropping = DroppingConfig(kind="none") if stage == "teacher" else self.dropping
-        return SegmentationTask(student, terms, dropping=dropping, teacher=teacher if stage == "distilled" else None)
+        if stage != "distilled":
+            dropping = DroppingConfig(kind="none") if stage == "teacher" else self.dropping
+            return SegmentationTask(student, terms, dropping=dropping)
+        terms += self.loss_terms(student, votes, steps_per_epoch)
+        if held_out is not None:
+            terms += self.held_out_terms(student, held_out, steps_per_epoch)
+        terms += own_losses(self.losses)
+        return SegmentationTask(
+            student,
+            terms,
+            dropping=self.dropping,
+            teacher=self.make_teacher(student, teacher, features_of(terms, "teacher")),
+            # A moving average of the student, for example, has the student's configuration.
+            teacher_config=getattr(teacher, "config", student.config),
+            teacher_masks=teacher is not None,
+        )
+
+
+def require_features(student: MultimodalUNet, key: str) -> None:
+    """Raise UserError if the modalities have no features of their own in the student, which the term `key` compares."""
+    if not student.config.widths:
+        raise UserError(
+            f"{key} compares features, and the network {student.config.net} returns none: set {key}.weight=0 or "
+            "method.name=kd"
+        )

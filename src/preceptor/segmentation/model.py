@@ -52,6 +52,8 @@ class MultimodalUNetConfig:
         channels: Channels of the 3 to 5 levels of ``compact`` and ``early``.
         fill: Features of a missing modality. ``all_levels``: the mean of the available features at every level.
             ``bottleneck`` (published code): the mean at the deepest level only; its skips are those of a zero image.
+        norm_per_modality: With ``compact`` and a ``shared`` encoder: each modality has its own scales and shifts of the
+            encoder's instance normalisations.
 
     Raises:
         UserError: a value is invalid.
@@ -64,6 +66,7 @@ class MultimodalUNetConfig:
     channels: tuple[int, ...] = _COMPACT
     fill: Literal["all_levels", "bottleneck"] = "all_levels"
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    norm_per_modality: bool = False
 
     def __post_init__(self) -> None:
         for name in ("modalities", "regions"):
@@ -82,6 +85,12 @@ class MultimodalUNetConfig:
         if self.net == "reference" and self.channels != _COMPACT:
             raise UserError(
                 f"channels={list(self.channels)} applies to net=compact and net=early only; remove it, or set net"
+            )
+
+        if self.norm_per_modality and (self.net, self.encoder) != ("compact", "shared"):
+            raise UserError(
+                f"norm_per_modality=true needs net=compact with encoder=shared, and the network is net={self.net} with "
+                f"encoder={self.encoder}; set norm_per_modality=false"
             )
 
     @property
@@ -171,7 +180,10 @@ class MultimodalUNet(nn.Module):
                 self.encoders = nn.ModuleList([ReferenceEncoder() for _ in range(encoders)])
                 self.decoder: ReferenceDecoder | CompactDecoder = ReferenceDecoder(n, r)
             else:
-                self.encoders = nn.ModuleList([CompactEncoder(config.channels) for _ in range(encoders)])
+                norms_for = n if config.norm_per_modality else 0
+                self.encoders = nn.ModuleList(
+                    [CompactEncoder(config.channels, norms_for=norms_for) for _ in range(encoders)]
+                )
                 self.decoder = CompactDecoder(n, r, config.channels)
             initialise(self)
 
@@ -210,7 +222,13 @@ class MultimodalUNet(nn.Module):
 
     def encode(self, images_B1DHW: Tensor, modality: int) -> list[Tensor]:
         """Return the features (B, C, d, h, w) of images of a modality, shallow to deep. The last is the bottleneck."""
-        return self._encoder(modality)(images_B1DHW)
+        return self.encode_shared(images_B1DHW, [modality] * len(images_B1DHW), modality)
+
+    def encode_shared(self, images_M1DHW: Tensor, modalities_M: Sequence[int], encoder: int = 0) -> list[Tensor]:
+        """Return the features (M, C, d, h, w) of images of several modalities, all by the encoder of one of them."""
+        if not self.config.norm_per_modality:
+            return self._encoder(encoder)(images_M1DHW)
+        return self._encoder(encoder)(images_M1DHW, modality_M=torch.tensor(modalities_M, device=images_M1DHW.device))
 
     def forward(self, images_BNDHW: Tensor, available_BN: Tensor) -> Segmentation:
         """Segment a batch. Only available modalities are read.
@@ -266,7 +284,7 @@ class MultimodalUNet(nn.Module):
         return self.decoder.finish([*skips, *joined], size)
 
     def zero_skips(self, size: Size, needed_N: Tensor) -> list[Tensor]:
-        """Return the skips of a zero image, (N, C, d, h, w) or, for a shared encoder, (1, C, d, h, w) per level.
+        """Return the skips of a zero image, (N, C, d, h, w) or, if modalities share all weights, (1, C, d, h, w).
 
         One image is enough for the batch, because instance normalisation treats images separately. Rows of separate
         encoders that are not `needed_N` are zeros.
@@ -284,6 +302,8 @@ class MultimodalUNet(nn.Module):
         their gradients a second time.
         """
         b, n = available_BN.shape
+        own_norms = self.config.norm_per_modality
+        with_zero = with_zero and not own_norms  # otherwise there is a zero image per modality: `decode` computes them
         flat = images_BNDHW.flatten(0, 1)[:, None]
         if len(self.encoders) == 1:
             rows = [available_BN.flatten().nonzero()[:, 0]]
@@ -296,7 +316,9 @@ class MultimodalUNet(nn.Module):
             if not len(row):
                 zeros.append(self._encoder(m).zero_skips(cast(Size, tuple(images_BNDHW.shape[2:]))) if zero else None)
                 continue
-            maps = self._encoder(m)(flat if len(row) == b * n else flat[row], with_zero=zero)
+            images = flat if len(row) == b * n else flat[row]
+            of = {"modality_M": row % n} if own_norms else {}
+            maps = self._encoder(m)(images, with_zero=zero, **of)
             zeros.append([x[-1:] for x in maps[:-1]] if zero else None)
             encoded.append([x[: len(row)] for x in maps])
         index = torch.cat(rows)

@@ -15,7 +15,8 @@ def model_card(results: Mapping[str, Any], recipe: SegmentationRecipe) -> str:
     """Return the card as Markdown with YAML front matter. `results` are those of one stage; any may be missing."""
     modalities = results.get("modalities") or []
     method = recipe.method
-    described = f"{method.name}, teachers {getattr(method, 'teachers', '')}".removesuffix(", teachers ")
+    who = [f"{key} {getattr(method, key)}" for key in ("teachers", "teacher") if hasattr(method, key)]
+    described = ", ".join([method.name, *who])
     return render_card(
         "segmentation/templates/card.md.j2",
         results,

@@ -95,6 +95,7 @@ def render(run: RunRecord) -> str:
         Section("combinations", "Every combination of modalities", _combinations(run, subject)),
         Section("missing", "Missing modalities", _missing(run, subject)),
         Section("elections", "Elections", _elections(run, subject)),
+        Section("importance", "Importance of the modalities", _importance(run, subject)),
         Section("cases", "Worst cases", _cases(run, subject)),
         Section("spread", "Over cases", _distribution(run, subject)),
         training_section(run, score="Dice", unit="Cases"),
@@ -571,6 +572,27 @@ def _winners(votes: Sequence[Mapping[str, Any]], subject: Subject) -> Table:
         rows.append([span, str(len(steps)), *by_region, teachers or NONE, overall])
     columns = ["Step", "Elections", *map(name_of, subject.regions), "Teachers", "Best over all"]
     return Table("Winners of the elections", columns, rows)
+
+
+def _importance(run: RunRecord, subject: Subject) -> list[Any]:
+    """Return the importance of each modality over the steps, for the stages that learned it (MetaKD)."""
+    charts, legend = [], [(_color(place), name_of(modality)) for place, modality in enumerate(subject.modalities)]
+    for stage in run.stages:
+        history = get_nested(stage.results, "importance")
+        lines = []
+        for place, modality in enumerate(subject.modalities):
+            values = [
+                (step, value)
+                for entry in (history if isinstance(history, list) else [])
+                if (step := finite(get_nested(entry, "step"))) is not None
+                and (value := finite(get_nested(entry, modality))) is not None
+            ]
+            lines.append(Line(name_of(modality), _color(place), values))
+        title = f"Importance of each modality in \u201c{stage.title}\u201d, by step"
+        if chart := line_chart(title, lines, x_title="step", as_percent=True):
+            charts.append((stage.title, chart))
+    about = "Learned on training cases that were held out of the training of the network; the sum over modalities is 1."
+    return [Text(about, "small"), Charts(charts, legend)] if charts else []
 
 
 # --- cases ------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from preceptor.config import Fraction, Positive, Section, TermConfig
+from preceptor.config import Fraction, Positive, PositiveNumber, Section, TermConfig
+
+FULL = "full"
+"""Key of the full-modality network among `method.runs` of the method `specialists`."""
 
 
 class SegmentationLoss(Section):
@@ -79,3 +82,22 @@ class FullTeacherTerm(TermConfig):
     """Temperature T of both probabilities; the term is scaled by T squared."""
     features: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the distance between the two networks' fused bottleneck features, relative to that of the output."""
+
+
+class WeightedPairsTerm(TermConfig):
+    """L1 distances between the features of all pairs of visible modalities, weighted by their importance."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.1
+    levels: Literal["bottleneck", "all"] = "bottleneck"
+    """Which features are compared: the deepest, or those of every level (their mean)."""
+
+
+class ImportanceConfig(Section):
+    """How the importance of the modalities is learned."""
+
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training cases, by patient, that train the importance alone, and not the network."""
+    every: Positive = 4
+    """Optimiser steps of the network between two steps of the importance."""
+    learning_rate: PositiveNumber = 0.01
+    """Learning rate of Adam for the numbers whose softmax is the importance."""

@@ -95,7 +95,7 @@ class SubsetDecoder:
         if published and absent:
             # The features of the zero image are the same for every crop, and with a shared encoder for all modalities.
             zeros = model.zero_skips(size, torch.tensor([m in absent for m in range(len(available_N))]))
-            shared = model.config.encoder == "shared"
+            shared = model.config.encoder == "shared" and not model.config.norm_per_modality
             mixes = ~torch.tensor(subsets)[:, None] if shared else single_mixes(absent, subsets, there=False)
             self.of_zeros = [
                 JoinedOnce(join, mixes.float()).see(x if shared else x[absent])
@@ -127,6 +127,6 @@ class SubsetDecoder:
 
     def _encode(self, crop_nDHW: Tensor) -> list[Tensor]:
         if self.model.config.encoder == "shared":
-            return self.model.encode(crop_nDHW[:, None], 0)
+            return self.model.encode_shared(crop_nDHW[:, None], self.sources)
         each = [self.model.encode(x[None, None], m) for m, x in zip(self.sources, crop_nDHW, strict=True)]
         return [torch.cat(maps) for maps in zip(*each, strict=True)]

@@ -1,0 +1,79 @@
+"""Teachers of segmentation. They see all modalities that a case has, while the student sees some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Self
+
+import torch
+from torch import nn
+
+from preceptor.distill.task import Forward, HookedForward
+from preceptor.errors import UserError
+from preceptor.segmentation.model import MultimodalUNet, Segmentation
+from preceptor.task import Batch, TeacherSignal
+from preceptor.teachers.online import OnlineTeacher
+
+
+def segmentation_forward(model: nn.Module, batch: Batch) -> TeacherSignal:
+    """Run a network on the `visible` modalities of a batch, or on all `available` ones if none were dropped.
+
+    The signal holds the logits (B, R, D, H, W) and the features ``level.0``, ..., shallow to deep, each
+    (B, N, C, d, h, w) and zero where a modality is missing. ``bottleneck`` is the deepest one.
+    """
+    visible = batch.tensors.get("visible", batch["available"])
+    output: Segmentation = model(batch["images"], visible)
+    levels = {f"level.{number}": features for number, features in enumerate(output.features)}
+    if output.features:
+        levels["bottleneck"] = output.features[-1]
+    return TeacherSignal(output.logits, levels)
+
+
+def full_forward(model: nn.Module, batch: Batch) -> TeacherSignal:
+    """Run a network on all available modalities of a batch, whichever the student sees."""
+    return segmentation_forward(model, replace(batch, tensors={**batch.tensors, "visible": batch["available"]}))
+
+
+def hooked_full_forward(paths: Sequence[str] = ()) -> Forward:
+    """Return `full_forward`, whose signal also holds the outputs of the modules at `paths`."""
+    return HookedForward(full_forward, paths)
+
+
+def full_modality_teacher(network: nn.Module, paths: Sequence[str] = ()) -> OnlineTeacher:
+    """Return a frozen teacher that sees all available modalities of a batch.
+
+    Its signal also holds the outputs of the modules at `paths`.
+    """
+    return OnlineTeacher(network, hooked_full_forward(paths))
+
+
+class SelfTeacher:
+    """The student itself, with its current weights, in eval mode and without gradients."""
+
+    fingerprint = "student"
+    """There are no other weights than those that are trained."""
+
+    def __init__(self, student: nn.Module, forward: Forward) -> None:
+        self.student, self.forward = student, forward
+
+    def signal(self, batch: Batch) -> TeacherSignal:
+        training = self.student.training
+        self.student.eval()
+        try:
+            with torch.no_grad():
+                return self.forward(self.student, batch)
+        finally:
+            self.student.train(training)
+
+    def to(self, device: torch.device | str) -> Self:
+        return self
+
+
+def require_same_modalities(network: MultimodalUNet, modalities: Sequence[str], key: str) -> None:
+    """Raise UserError if the network of the run that `key` names has other modalities, or another order of them."""
+    if tuple(network.config.modalities) != tuple(modalities):
+        raise UserError(
+            f"the network of {key} has the modalities {list(network.config.modalities)}, and the data have "
+            f"{list(modalities)}"
+        )
