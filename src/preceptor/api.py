@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +151,8 @@ def predict(
     options = inputs | {"output": Path(output) if output is not None else Path()}
     if path is None:
         return list(model.predict_rows(items, **options))
-    return list(stream_predictions(path, items, lambda remaining: model.predict_rows(remaining, **options), progress))
+    predict_rows = partial(model.predict_rows, **options)
+    return list(stream_predictions(path, items, predict_rows, progress, batch_size=model.batch_size))
 
 
 def evaluate(

@@ -63,6 +63,24 @@ def test_rows_that_are_written_are_not_predicted_again(tmp_path: Path) -> None:
     assert asked == ["0", "1", "2", "3"]
 
 
+@pytest.mark.parametrize("written", range(8))
+def test_after_an_interruption_the_same_items_are_computed_together(tmp_path: Path, written: int) -> None:
+    """The rows depend on their batch here, as numbers of a network do by rounding."""
+    items, path = [Item(str(number), "x") for number in range(7)], tmp_path / "out.jsonl"
+
+    def in_batches(remaining: Sequence[Item]) -> Iterable[dict[str, Any]]:
+        for start in range(0, len(remaining), 3):
+            batch = remaining[start : start + 3]
+            yield from ({"id": one.id, "batch": "+".join(other.id for other in batch)} for one in batch)
+
+    expected = list(stream_predictions(tmp_path / "whole.jsonl", items, in_batches, batch_size=3))
+    stream = stream_predictions(path, items, in_batches, batch_size=3)
+    assert [next(stream) for _ in range(written)] == expected[:written]
+    stream.close()
+    assert list(stream_predictions(path, items, in_batches, batch_size=3)) == expected
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("written", [0, 2, 4])
 def test_progress_counts_the_rows_in_the_file(tmp_path: Path, written: int) -> None:
     items, path = [Item(str(number), "x") for number in range(4)], tmp_path / "out.jsonl"

@@ -49,7 +49,7 @@ def read_text(file: Path, fix: str = AS_RELEASED) -> str:
         raise UserError(f"{file} is not a file; give the path of a file")  # a pipe would be waited for
     try:
         data = file.read_bytes()
-    except OSError as error:
+    except PermissionError as error:  # other errors, such as too many open files, are not about this file
         raise UserError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
     for mark, kind in _BINARY.items():
         if data.startswith(mark):

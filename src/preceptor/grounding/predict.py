@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -21,6 +21,9 @@ from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.settings import MODALITIES
 from preceptor.grounding.sources import read_images
 from preceptor.pipeline.run_dir import model_folder
+
+BATCH_SIZE = 8
+"""Questions that are answered together, if the caller does not say how many."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ class GroundedAnswer:
 
 class GroundingModel:
     """A trained grounded vision-language model. Load it with `preceptor.load`."""
+
+    batch_size: ClassVar[int] = BATCH_SIZE
+    """Number of items that `predict_rows` computes together."""
 
     def __init__(self, vlm: GroundedVlm) -> None:
         self.vlm = vlm.eval()
@@ -103,7 +109,7 @@ class GroundingModel:
         questions: Iterable[tuple[str | Path, str]],
         *,
         modality: str = "",
-        batch_size: int = 8,
+        batch_size: int = BATCH_SIZE,
         max_new_tokens: int = 128,
     ) -> Iterator[GroundedAnswer]:
         """Yield the answers to (image, question) pairs in order. One batch is in memory at a time."""
@@ -111,7 +117,7 @@ class GroundingModel:
         return self.ask_dialogues(dialogues, batch_size=batch_size, max_new_tokens=max_new_tokens)
 
     def ask_dialogues(
-        self, dialogues: Iterable[Dialogue], *, batch_size: int = 8, max_new_tokens: int = 128
+        self, dialogues: Iterable[Dialogue], *, batch_size: int = BATCH_SIZE, max_new_tokens: int = 128
     ) -> Iterator[GroundedAnswer]:
         """Yield the answer to the last question of each dialogue in order."""
         remaining = iter(dialogues)

@@ -20,12 +20,16 @@ def stream_predictions(
     items: Sequence[Any],
     predict: Callable[[Sequence[Any]], Iterable[dict[str, Any]]],
     progress: Callable[[int, int], None] | None = None,
+    batch_size: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Yield one row per item and append each to `path` at once, as JSON lines or, for a `.csv`, as CSV.
 
     Items whose id the file already holds are not predicted again; their rows come first. A line that an interrupted
     call wrote only in part is removed. ``progress(done, total)`` is called before the first item is predicted and after
     each row is written.
+
+    `batch_size` is the number of items that `predict` computes together. A batch of which rows are missing is computed
+    whole again, because the same items in other batches give numbers that differ by rounding.
 
     Raises:
         UserError: the file cannot be written, or holds something else than predictions.
@@ -41,12 +45,16 @@ def stream_predictions(
         rows = read_rows(path) if path.is_file() else []
         yield from rows
         done = {row["id"] for row in rows}
-        remaining = [item for item in items if item.id not in done]
-        done_before, report = len(items) - len(remaining), progress or (lambda done, total: None)
-        report(done_before, len(items))
+        batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+        remaining = [item for batch in batches if any(one.id not in done for one in batch) for item in batch]
+        count, report = sum(item.id in done for item in items), progress or (lambda done, total: None)
+        report(count, len(items))
         stack.enter_context(naming(path))  # around the file, because closing it writes once more what failed
         file = stack.enter_context(path.open("a", encoding="utf-8", errors="backslashreplace", newline=""))
-        for count, row in enumerate(predict(remaining), done_before + 1):
+        for row in predict(remaining):
+            if row["id"] in done:
+                continue
+            count += 1
             header = path.suffix == ".csv" and file.tell() == 0
             file.write(_csv_line(row, header) if path.suffix == ".csv" else json_lines([row]))
             file.flush()

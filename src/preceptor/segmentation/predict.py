@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -86,6 +86,9 @@ class Segmentation:
 
 class SegmentationModel:
     """A trained segmentation network with its preparation of cases. Load it with `preceptor.load`."""
+
+    batch_size: ClassVar[int] = 1
+    """Number of items that `predict_rows` computes together."""
 
     def __init__(self, network: MultimodalUNet, config: dict[str, Any]) -> None:
         self.network, self.config = network.eval(), config

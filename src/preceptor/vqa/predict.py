@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from preceptor.errors import UserError
 from preceptor.vqa.activation_map import activation_map
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import DataConfig
+
+BATCH_SIZE = 64
+"""Questions that are answered together, if the caller does not say how many."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ class Answer:
 class VqaModel:
     """A trained VQA model with its tokenizer, preprocessing and answer classes. Load it with `preceptor.load`."""
 
+    batch_size: ClassVar[int] = BATCH_SIZE
+    """Number of items that `predict_rows` computes together."""
+
     def __init__(self, bundle: VqaBundle) -> None:
         self.bundle = bundle
         self.bundle.model.eval()
@@ -86,13 +92,15 @@ class VqaModel:
         return next(iter(self.answer_many([(image, question)], top=top)))
 
     def answer_many(
-        self, questions: Iterable[tuple[str | Path, str]], *, top: int = 3, batch_size: int = 64
+        self, questions: Iterable[tuple[str | Path, str]], *, top: int = 3, batch_size: int = BATCH_SIZE
     ) -> Iterator[Answer]:
         """Yield the answers to (image, question) pairs in order. One batch is in memory at a time."""
         samples = (as_sample(Path(image), question) for image, question in questions)
         return self.answer_samples(samples, top=top, batch_size=batch_size)
 
-    def answer_samples(self, samples: Iterable[Sample], *, top: int = 3, batch_size: int = 64) -> Iterator[Answer]:
+    def answer_samples(
+        self, samples: Iterable[Sample], *, top: int = 3, batch_size: int = BATCH_SIZE
+    ) -> Iterator[Answer]:
         """Yield the answers to samples in order."""
         remaining = iter(samples)
         classes = self.bundle.vocabulary.answers

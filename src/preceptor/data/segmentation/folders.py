@@ -68,7 +68,7 @@ def list_volumes(root: Path, used: Collection[str] = ()) -> Listing:
         seen[real] = folder
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
-        except OSError as error:
+        except PermissionError as error:  # other errors, such as too many open files, are not about this folder
             raise UserError(f"{folder} cannot be read ({error.strerror}); check its permissions") from error
         folders: list[Path] = []
         for entry in entries:
