@@ -7,18 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from preceptor.distill.loss_term import LossTerm
-from preceptor.distill.task import DistillationTask
 from preceptor.segmentation.modality_dropping import drop_modalities
 from preceptor.segmentation.settings import DroppingConfig
 from preceptor.segmentation.teachers import segmentation_forward
 from preceptor.task import Batch, LossTerms, Teacher, TeacherSignal
-from preceptor.teachers.online import EmaTeacher
+from preceptor.teachers.online import TaughtTask
 
 
-class SegmentationTask(DistillationTask):
+class SegmentationTask(TaughtTask):
     """A network for any subset of modalities and its loss terms.
 
     The teacher, if there is one, gets the batch with the tensor `visible` (B, N) of the modalities that the student
@@ -55,20 +54,3 @@ class SegmentationTask(DistillationTask):
     def units(self, batch: Batch) -> dict[str, int]:
         labelled = len(batch) if self.teacher_masks else int(batch["labelled"].sum())
         return {"samples": len(batch), "labelled": labelled}
-
-    def after_step(self, step: int) -> None:
-        super().after_step(step)
-        if isinstance(self.teacher, EmaTeacher):
-            self.teacher.update(self.student)
-
-    def task_state(self) -> dict[str, Tensor]:
-        state = super().task_state()
-        if isinstance(self.teacher, EmaTeacher):
-            state |= {f"teacher.{key}": value for key, value in self.teacher.state_dict().items()}
-        return state
-
-    def load_task_state(self, state: dict[str, Tensor]) -> None:
-        super().load_task_state(state)
-        if isinstance(self.teacher, EmaTeacher):
-            prefix = "teacher."
-            self.teacher.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from preceptor.distill.task import DistillationTask
 from preceptor.errors import UserError
 from preceptor.task import Batch, Teacher, TeacherSignal
 from preceptor.training.average import WeightAverage
@@ -123,6 +124,30 @@ class EmaTeacher(OnlineTeacher):
             current[name].copy_(state[name])
         self.step = int(state["step"])
         self._fingerprint = None
+
+
+class TaughtTask(DistillationTask):
+    """A distillation task whose teacher may be a moving average of the student.
+
+    Such a teacher is updated after every step, and its state is part of the checkpoints.
+    """
+
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        if isinstance(self.teacher, EmaTeacher):
+            self.teacher.update(self.student)
+
+    def task_state(self) -> dict[str, Tensor]:
+        state = super().task_state()
+        if isinstance(self.teacher, EmaTeacher):
+            state |= {f"teacher.{key}": value for key, value in self.teacher.state_dict().items()}
+        return state
+
+    def load_task_state(self, state: dict[str, Tensor]) -> None:
+        super().load_task_state(state)
+        if isinstance(self.teacher, EmaTeacher):
+            prefix = "teacher."
+            self.teacher.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 
 class EnsembleTeacher:

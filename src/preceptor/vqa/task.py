@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from preceptor.distill.loss_term import LossTerm
-from preceptor.distill.task import DistillationTask
 from preceptor.errors import UserError
 from preceptor.task import Batch, Teacher, TeacherSignal
-from preceptor.teachers.online import EmaTeacher
+from preceptor.teachers.online import TaughtTask
 
 TOKEN_AXES = {"embed_question": (1,), "fusion": (1,), "probabilities": (2, 3)}
 """Axes of features along which the length of the question counts."""
@@ -29,7 +28,7 @@ def vqa_forward(model: nn.Module, batch: Batch) -> TeacherSignal:
     return TeacherSignal(output.logits, {}, output.mask)
 
 
-class VqaTask(DistillationTask):
+class VqaTask(TaughtTask):
     """A `VqaTransformer` and its loss terms.
 
     `teacher_config` is the `VqaTransformerConfig` of the teacher; of the first member of an ensemble. `seed` draws the
@@ -64,21 +63,3 @@ class VqaTask(DistillationTask):
 
     def units(self, batch: Batch) -> dict[str, int]:
         return {"samples": len(batch), "labelled": int((batch.tensors["labels"] >= 0).sum())}
-
-    def after_step(self, step: int) -> None:
-        super().after_step(step)
-        if isinstance(self.teacher, EmaTeacher):
-            self.teacher.update(self.student)
-
-    def task_state(self) -> dict[str, Tensor]:
-        state = super().task_state()
-        if isinstance(self.teacher, EmaTeacher):
-            state |= {f"teacher.{key}": value for key, value in self.teacher.state_dict().items()}
-        return state
-
-    def load_task_state(self, state: dict[str, Tensor]) -> None:
-        super().load_task_state(state)
-        if isinstance(self.teacher, EmaTeacher):
-            prefix = "teacher."
-            own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            self.teacher.load_state_dict(own)
