@@ -91,7 +91,8 @@ def test_which_protocols_are_of_dialogues():
     ("text", "words"),
     [
         ("", r"said\.jsonl contains no answers; every line is \{\"id\""),
-        ("\n{broken\n", r"said\.jsonl:2: broken JSON"),
+        ("\n{broken\n", r"said\.jsonl:2: invalid JSON"),
+        ('\n{"id": 1, "id": 2}\n', r"said\.jsonl:2: invalid JSON .*every line is"),
         ("[1]\n", r":1: no id, task, modality, target, prediction"),
         (json.dumps({"id": 1, "task": "vg", "target": "", "prediction": ""}), ":1: no modality; every line"),
         (json.dumps(row("1", "vgg", "", "")), r":1: task 'vgg' is not known \(did you mean 'vg'|:1: task 'vgg'"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from preceptor.data.grounding.box_formats import (
     to_canonical,
     written_boxes,
 )
+from preceptor.data.texts import parse_json
 from preceptor.data.types import GroundingTask
 from preceptor.errors import UserError, nearest
 from preceptor.grounding.metrics import DESCRIBES, row_score, score_rows
@@ -154,10 +154,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         place = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: broken JSON ({error}); every line is {_FORM}") from error
+        row = parse_json(line, place, f"every line is {_FORM}")
         absent = [key for key in NEEDED if key not in row] if isinstance(row, dict) else list(NEEDED)
         if absent:
             raise UserError(f"{place}: no {', '.join(absent)}; every line is {_FORM}")
