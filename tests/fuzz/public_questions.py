@@ -209,7 +209,8 @@ def check_slake(case: ReleaseInput, folder: Path) -> bool:
         return command("doctor", "clinkd-slake", f"data.root={folder}").accepted
     questions = attempt(lambda: read_slake(folder, language="both", variant="published"), place=folder.name)
     boxes = attempt(lambda: read_slake_grounding(folder), place=folder.name)
-    require(questions.accepted or not boxes.accepted, "boxes of questions that are refused", questions.sentence)
+    english = attempt(lambda: read_slake(folder, language="en"), place=folder.name)  # the boxes have no other language
+    require(english.accepted or not boxes.accepted, "boxes of questions that are refused", english.sentence)
     if not (questions.accepted and is_sound(case)):
         return questions.accepted and boxes.accepted
     samples = {sample.id: sample for sample in questions.value.samples}
