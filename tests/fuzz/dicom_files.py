@@ -203,6 +203,9 @@ def renderings(path: Path) -> list[np.ndarray] | None:
     padding = np.zeros(values.shape, bool)
     if "PixelPaddingValue" in dataset:
         ends = [int(dataset.PixelPaddingValue), int(dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue))]
+        # Both are US or SS as PixelRepresentation says: 65535 in signed pixels is -1.
+        modulus = 2 ** max(16, int(dataset.BitsAllocated))
+        ends = [(end + modulus // 2) % modulus - modulus // 2 if signed else end % modulus for end in ends]
         padding = (values >= min(ends)) & (values <= max(ends))
     if dataset.get("ModalityLUTSequence"):
         output, _ = looked_up(values, dataset.ModalityLUTSequence[0])

@@ -103,11 +103,11 @@ def compare(case: MedGritInput, data: Any, folder: Path) -> None:
     kept = []
     for split, records in zip(FILES, case.splits, strict=True):
         for name, turns in records:
-            require(not case.missing_image or name != NAMES[0], "a missing image", name)
             boxes = [piece[1] for turn in turns for piece in turn if piece[1] is not None]
             faulty = [box for box in boxes if not is_valid(box)]
             require(not faulty or case.policy != "refuse", "a faulty box was read", faulty)
             if not faulty or (case.policy == "repair" and all(map(clipped, faulty))):
+                require(not case.missing_image or name != NAMES[0], "a missing image", name)
                 kept.append((split, name, turns))
     require(len(data.samples) == len(kept), "another number of dialogues", (len(data.samples), len(kept)))
     for dialogue, (split, name, turns) in zip(data.samples, kept, strict=True):
