@@ -172,6 +172,7 @@ def test_wrong_segmentation_recipes(override, said):
         ("name: x", "lacks the key 'task': one of vqa, segmentation, grounding"),
         ("task: segmentaton", r"key task: 'segmentaton' is not known; did you mean 'segmentation'\?"),
         ("task: segmentation\nteacher: {}", "unknown key 'teacher'"),
+        ("task: {a: 1}", "key task: {'a': 1} is not known"),
     ],
 )
 def test_a_recipe_names_its_task(tmp_path, first_line, message):

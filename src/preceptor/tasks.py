@@ -49,7 +49,7 @@ def recipe_from(raw: Mapping[str, Any], place: str) -> BaseRecipe:
     task = raw.get("task")
     if task is None:
         raise UserError(f"{place} lacks the key 'task': one of {', '.join(TASKS)}")
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise UserError(f"{place}, key task: {task!r} is not known{nearest(str(task), TASKS)}")
     return validate(raw, place, TASKS[task])
 
