@@ -44,7 +44,8 @@ def read_jpeg(data: bytes) -> Container:
     The scans must code all bits of all coefficients. Whether each scan has exactly the data that the header implies,
     the decoder says (`decode.decode`).
     """
-    kept, shortened = [b"\xff\xd8"], [b"\xff\xd8"]  # segments, and the coded data of each scan
+    kept = [b"\xff\xd8"]  # segments, and the coded data of each scan
+    coded_places: set[int] = set()  # of the coded data among them
     frame: _JpegFrame | None = None
     comments: set[str] = set()
     exif: tuple[Entry, ...] = ()
@@ -92,7 +93,6 @@ def read_jpeg(data: bytes) -> Container:
         elif marker not in (0xC4, 0xDA, 0xDB, 0xDD):
             continue
         kept.append(segment)
-        shortened.append(segment)
         if marker != 0xDA:
             continue
         scans += 1
@@ -107,19 +107,24 @@ def read_jpeg(data: bytes) -> Container:
         if following is None:
             raise Refused("truncated JPEG (no end marker)")
         coded, position = data[position : following.start()].rstrip(b"\xff"), following.start()
+        coded_places.add(len(kept))
         kept.append(coded)
-        shortened.append(_without_last_byte(coded))
     else:
         raise Refused(f"JPEG with more than {MAX_PARTS:,} segments", "save it again")
     if frame is None or not scans:
         raise Refused("truncated JPEG (no image data)")
     if any(left != 0 for component in frame.sampling for left in frame.missing_bits.get(component, [None])):
         raise Refused("truncated JPEG (the last scans are missing)")
+    kept.append(b"\xff\xd9")
+    shortened = None
+    if min(frame.size) * len(frame.sampling) < _SMALL_SIDE:
+        cut = [_without_last_byte(part) if place in coded_places else part for place, part in enumerate(kept)]
+        shortened = b"".join(cut)
     return Container(
         "JPEG",
         frame.size,
-        b"".join([*kept, b"\xff\xd9"]),
-        shortened=b"".join([*shortened, b"\xff\xd9"]) if min(frame.size) * len(frame.sampling) < _SMALL_SIDE else None,
+        b"".join(kept),
+        shortened=shortened,
         orientation=orientation_of(exif),
         channels=len(frame.sampling),
         exif=exif,
