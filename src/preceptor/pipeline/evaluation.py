@@ -42,18 +42,22 @@ def evaluate_model(
     stage = run_dir.stage_folder(model)
     run = stage.parent if (stage.parent / "log.txt").is_file() else stage
     with exclusive(output or run):
-        return _evaluate(experiment_class, recipe, model, protocol, output, others)
+        experiment = experiment_class.read(recipe, needed=("test",))
+        results, rows = _evaluate(experiment, model, stage.name, protocol, others)
+        if processes().is_main_process:
+            written = _write(results, rows, stage, output)
+            if others and written:
+                write_text(model / "README.md", experiment.model_card(written))
+                if (run / "report.html").is_file():
+                    experiment.write_report(run)
+        processes().wait_for_everyone()
+        return results
 
 
 def _evaluate(
-    experiment_class: type[Experiment],
-    recipe: BaseRecipe,
-    model: Path,
-    protocol: str | None,
-    output: Path | None,
-    images: Sequence[str],
-) -> dict[str, Any]:
-    experiment = experiment_class.read(recipe, needed=("test",))
+    experiment: Experiment, model: Path, stage: str, protocol: str | None, images: Sequence[str]
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Return the results of a model and its rows by protocol."""
     ids, seen = contaminated(experiment, provenance.read_provenance(model) or [])
     if ids:
         experiment.data.notes.append(
@@ -64,10 +68,9 @@ def _evaluate(
     evaluation = experiment.evaluate(loaded, protocol=protocol)
     if images:
         evaluation.extras["image_reliance"] = experiment.image_reliance(loaded, images, evaluation)
-    stage = run_dir.stage_folder(model)
     results = {
         "task": experiment.task,
-        "stage": stage.name,
+        "stage": stage,
         "protocols": evaluation.scores,
         "describes": evaluation.describes,
         "data": experiment.describe_data(),
@@ -75,15 +78,7 @@ def _evaluate(
         "parameters": experiment.parameter_count(loaded),
         **evaluation.extras,
     }
-    if processes().is_main_process:
-        written = _write(results, evaluation.rows, stage, output)
-        if images and written:
-            write_text(model / "README.md", experiment.model_card(written))
-            run = stage if (stage / "log.txt").is_file() else stage.parent
-            if (run / "report.html").is_file():
-                experiment.write_report(run)
-    processes().wait_for_everyone()
-    return results
+    return results, evaluation.rows
 
 
 def _write(results: dict[str, Any], rows: Mapping[str, Any], stage: Path, output: Path | None) -> dict[str, Any] | None:
