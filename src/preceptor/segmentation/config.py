@@ -213,12 +213,8 @@ class SegmentationRecipe(BaseRecipe):
     def _agree(self) -> SegmentationRecipe:
         if len(set(self.data.modalities)) != len(self.data.modalities) or not self.data.modalities:
             raise ValueError(f"data.modalities {self.data.modalities} must name at least one modality, each once")
-        initial = self.method.election.initial if isinstance(self.method, LckdConfig) else None
-        if initial is not None and initial not in self.data.modalities:
-            raise ValueError(f"method.election.initial {initial!r} is not among data.modalities {self.data.modalities}")
+        self.method.check_modalities(self.data.modalities)
         needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
-        if isinstance(self.method, SpecialistsConfig):
-            self.method.check_names(self.data.modalities)
         if needs_teacher and "teacher" not in self.stages and not self.method.teacher_runs():
             raise ValueError(
                 "the full-modality teacher needs the stage 'teacher' before 'distilled', or method.teaching_run=RUN"

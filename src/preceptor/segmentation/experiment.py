@@ -33,6 +33,7 @@ from preceptor.segmentation.model_card import model_card
 from preceptor.segmentation.predict import INFERENCE_CONFIG, read_inference_config
 from preceptor.segmentation.report import write_report
 from preceptor.segmentation.task import SegmentationTask
+from preceptor.segmentation.teachers import require_same
 from preceptor.task import Task
 
 
@@ -148,7 +149,7 @@ class SegmentationExperiment(Experiment):
         recipe = self.recipe
         folder = model_folder(run)
         teacher, preparation = MultimodalUNet.load(folder), read_inference_config(folder)["preparation"]
-        self._require_same(teacher, f"the teacher {folder}", ("regions",))
+        require_same(f"the teacher {folder}", "regions", teacher.config.regions, self.data.regions)
         for key in ("spacing", "intensity"):
             own, its = getattr(recipe.data, key), preparation[key]
             if (list(own) if isinstance(own, tuple) else own) != its:
@@ -180,14 +181,6 @@ class SegmentationExperiment(Experiment):
             spacing = f", spacing {self.recipe.data.spacing}" if self.recipe.data.spacing else ""
             found |= {"score": statistics.fmean(by_region.values()), "metric": f"{self.validation_metric}{spacing}"}
         return found
-
-    def _require_same(
-        self, network: MultimodalUNet, what: str, names: Sequence[str] = ("modalities", "regions")
-    ) -> None:
-        for name in names:
-            network_has, data_have = getattr(network.config, name), getattr(self.data, name)
-            if tuple(network_has) != tuple(data_have):
-                raise UserError(f"{what} has the {name} {list(network_has)}, and the data have {list(data_have)}")
 
     def _inference_config(self, validation_dice: Mapping[str, dict[str, float]]) -> dict[str, Any]:
         recipe, data = self.recipe, self.data
@@ -246,7 +239,8 @@ class SegmentationExperiment(Experiment):
 
     def load(self, folder: Path) -> MultimodalUNet:
         network = MultimodalUNet.load(folder).to(processes().device).eval()
-        self._require_same(network, f"the network of {folder}")
+        for name in ("modalities", "regions"):
+            require_same(f"the network of {folder}", name, getattr(network.config, name), getattr(self.data, name))
         return network
 
     def evaluate(self, model: MultimodalUNet, *, protocol: str | None = None, stage: Stage | None = None) -> Evaluation:

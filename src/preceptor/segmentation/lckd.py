@@ -13,7 +13,7 @@ Where the paper and the published code leave something open or differ, there is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from preceptor.segmentation.method import SegmentationMethod, require_features
@@ -67,6 +67,11 @@ class LckdConfig(SegmentationMethod):
             if self.full.features > 0:
                 terms.append(FusedFeatureLoss("full/features", self.full, self.full.features))
         return terms
+
+    def check_modalities(self, modalities: Sequence[str]) -> None:
+        initial = self.election.initial
+        if initial is not None and initial not in modalities:
+            raise ValueError(f"method.election.initial {initial!r} is not among data.modalities {modalities}")
 
     def needs_teacher(self, stage: str) -> bool:
         return stage == "distilled" and self.full.weight > 0

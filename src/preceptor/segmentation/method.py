@@ -60,6 +60,9 @@ class SegmentationMethod(MethodConfig):
         """Share of the training cases, by patient, that the stage `distilled` does not train the network on."""
         return 0.0
 
+    def check_modalities(self, modalities: Sequence[str]) -> None:
+        """Raise ValueError if the settings name a modality that is not among those of the data, or lack one."""
+
     def needs_teacher(self, stage: str) -> bool:
         """Return whether a stage needs a trained teacher: the stage `teacher` or earlier runs (`teacher_runs`)."""
         return stage == "distilled"
@@ -73,10 +76,10 @@ class SegmentationMethod(MethodConfig):
 
         Raises UserError if they do not fit the data.
         """
-        from preceptor.segmentation.teachers import require_same_modalities
+        from preceptor.segmentation.teachers import require_same
 
         ((key, network),) = networks.items()
-        require_same_modalities(network, modalities, key)
+        require_same(f"the network of {key}", "modalities", network.config.modalities, modalities)
         return network
 
     def make_teacher(self, student: nn.Module, network: nn.Module | None, paths: Sequence[str]) -> Teacher | None:

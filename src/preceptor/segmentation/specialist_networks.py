@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from preceptor.errors import UserError
 from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.settings import FULL
-from preceptor.segmentation.teachers import require_same_modalities
+from preceptor.segmentation.teachers import require_same
 from preceptor.task import Batch, TeacherSignal
 
 
@@ -32,7 +32,7 @@ class SpecialistNetworks(nn.Module):
         for name in names:
             key, own = f"method.runs.{name}", networks[name].config.modalities
             if name == FULL:
-                require_same_modalities(networks[name], modalities, key)
+                require_same(f"the network of {key}", "modalities", own, modalities)
             elif name not in own or not set(own) <= set(modalities):
                 raise UserError(
                     f"the network of {key} has the modalities {list(own)}; it needs {name}, and others only if the "

@@ -56,8 +56,7 @@ class SpecialistsConfig(SegmentationMethod):
 
         return [OutputLoss("output", self.output, self.output.temperature)]
 
-    def check_names(self, modalities: Sequence[str]) -> None:
-        """Raise ValueError if `runs` names none of the modalities, or lacks a teacher of one."""
+    def check_modalities(self, modalities: Sequence[str]) -> None:
         if unknown := sorted(self.runs.keys() - {*modalities, FULL}):
             raise ValueError(f"method.runs.{unknown[0]} is neither full nor among data.modalities {list(modalities)}")
         lacking = [m for m in modalities if m not in self.runs]

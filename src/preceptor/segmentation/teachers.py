@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from preceptor.distill.task import Forward, HookedForward
 from preceptor.errors import UserError
-from preceptor.segmentation.model import MultimodalUNet, Segmentation
+from preceptor.segmentation.model import Segmentation
 from preceptor.task import Batch, TeacherSignal
 from preceptor.teachers.online import OnlineTeacher
 
@@ -70,10 +70,11 @@ class SelfTeacher:
         return self
 
 
-def require_same_modalities(network: MultimodalUNet, modalities: Sequence[str], key: str) -> None:
-    """Raise UserError if the network of the run that `key` names has other modalities, or another order of them."""
-    if tuple(network.config.modalities) != tuple(modalities):
-        raise UserError(
-            f"the network of {key} has the modalities {list(network.config.modalities)}, and the data have "
-            f"{list(modalities)}"
-        )
+def require_same(what: str, name: str, of_network: Iterable[str], of_data: Iterable[str]) -> None:
+    """Raise UserError if the modalities or regions (`name`) of a network and of the data differ, also in their order.
+
+    `what` names the network in the message.
+    """
+    its, own = list(of_network), list(of_data)
+    if its != own:
+        raise UserError(f"{what} has the {name} {its}, and the data have {own}")
