@@ -30,6 +30,7 @@ from preceptor.pipeline import run_dir
 from preceptor.pipeline.experiment import Experiment, Stage
 from preceptor.pipeline.stage import run_training
 from preceptor.report.contents import get_nested
+from preceptor.report.format import percent
 from preceptor.scores import UnitScore, align
 from preceptor.statistics import MINIMUM_UNITS, compare_scores
 
@@ -37,8 +38,6 @@ HALF_WAY = 0.5
 """The share of the teacher's lead that a successful student takes over, for the interval to expect."""
 SHORT_STUDENTS = 2
 """Number of students that are trained for a short time: two of them show how much of a disagreement is noise."""
-BUDGET = 0.1
-"""The share of the baseline's epochs for which they are trained."""
 _REPEATS, _RESAMPLES = 40, 500
 
 
@@ -130,10 +129,10 @@ def estimate_headroom(
     experiment_class: type[Experiment],
     recipe: Any,
     teacher: Path,
-    students: Sequence[Path] = (),
+    students: Sequence[Path],
     *,
-    seeds: int = 1,
-    budget: float = BUDGET,
+    seeds: int,
+    budget: float,
 ) -> dict[str, Any]:
     """Return what `doctor` says about a teacher: its lead, the headroom, and the difference that a test can show.
 
@@ -200,21 +199,17 @@ def verdict(found: dict[str, Any]) -> str:
     n, seeds = found["test"]["n"], found["seeds"]
     if round(100 * lead, 1) <= 0:
         return (
-            f"The teacher does not lead the student ({_points(lead)} points on {found['validation']['n']} validation "
+            f"The teacher does not lead the student ({percent(lead)} points on {found['validation']['n']} validation "
             "questions), so there is nothing to gain from imitating it."
         )
-    leads = f"The teacher leads by {_points(lead)} points"
+    leads = f"The teacher leads by {percent(lead)} points"
     if least is None:
         return f"{leads}; the test questions are about fewer than {MINIMUM_UNITS} images or patients, so no gain shows."
     among = f"with {n:,} questions and {seeds} {'seed' if seeds == 1 else 'seeds'}"
-    text = f"{leads}; {among} a difference below {_points(least)} points cannot be told from 0, so "
+    text = f"{leads}; {among} a difference below {percent(least)} points cannot be told from 0, so "
     if least >= lead:
         return f"{text}not even a student that equals its teacher could be told from the baseline."
     return f"{text}a student must take over more than {100 * least / lead:.0f} % of this lead to show a gain."
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _answers(experiment: Experiment, run: Path, stage: str, notes: list[str]) -> list[UnitScore]:
