@@ -411,9 +411,9 @@ class GroundingExperiment(Experiment):
 
             try:
                 encoder.modality_rows = modalities if known is not None else None
+                unreadable = [row for row in rows["real"] if row["id"] in self.context.broken_ids]
                 for kind in images:
                     answered, _ = answer_greedily(model, other.dialogues(kind, test), self.recipe.answers)
-                    unreadable = [row for row in rows["real"] if row["id"] in self.context.broken_ids]
                     rows[kind] = with_groups([*answered, *unreadable], self.data.split("test"))
             finally:
                 encoder.modality_rows = known

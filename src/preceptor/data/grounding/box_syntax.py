@@ -63,7 +63,7 @@ _NAMED = tuple(
 _SIDES = tuple(
     (layout, tuple(re.compile(rf"[\"'](?:{name})[\"']\s*:\s*[\"']?({_N})", re.IGNORECASE) for name in names))
     for layout, names in (
-        ("xywh", (*("x|left|x_?min|x_?1|x_?0", "y|top|y_?min|y_?1|y_?0"), *("w|width", "h|height"))),
+        ("xywh", ("x|left|x_?min|x_?1|x_?0", "y|top|y_?min|y_?1|y_?0", "w|width", "h|height")),
         ("cxcywh", (*(f"c_?{a}|{a}_?c|{a}_?cent(?:er|re)|cent(?:er|re)_?{a}" for a in "xy"), "w|width", "h|height")),
     )
 )
