@@ -13,18 +13,14 @@ import pytest
 from preceptor.errors import UserError
 from preceptor.teachers.array_store import ArrayStore, ArrayStoreWriter
 from preceptor.teachers.label_store import Label, LabelStore, LabelStoreKey, read_labels
+from tests.fault.tiny import mounted
 
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("NOT TESTED: a full disk. Mounting a file system needs the rights of root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with mounted(tmp_path / "disk", "1m") as folder:
+        yield folder
 
 
 def write(folder: Path) -> None:

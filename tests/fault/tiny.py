@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 RECIPE = """
 task: vqa
@@ -106,6 +110,17 @@ def fork_cli(arguments: list[str], log: Path, prepare: Callable[[], object] = la
         code = error.code if isinstance(error.code, int) else 1
     finally:
         os._exit(code)
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, size: str) -> Iterator[Path]:
+    """Mount a file system of a size such as ``1m`` in a new folder; skip the test without the rights to do so."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    if done.returncode:
+        pytest.skip("NOT TESTED: a full disk. Mounting a file system needs the rights of root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
 def wait(pid: int) -> int:
