@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from preceptor.environment import machine, versions
+from preceptor.task import Batch, Task
 from preceptor.tasks import load_recipe
 from preceptor.teachers.online import OnlineTeacher
 from preceptor.training.sampler import StepBatches
@@ -38,6 +39,16 @@ PHANTOM = [
     "data.phantom.images_per_case=3",
     "data.phantom.questions_per_image=5",
 ]
+
+
+def train_step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
+    """Take one step of the training on a batch."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bf16()):
+        terms = task(batch)
+    terms.total({unit: float(count) for unit, count in task.units(batch).items()}).backward()
+    torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def main() -> None:
@@ -71,13 +82,7 @@ def main() -> None:
         for number in range(args.steps + 5):
             for name, (task, optimizer, loader) in steps.items():
                 start = time.perf_counter()
-                batch = next(loader)
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bf16()):
-                    terms = task(batch)
-                terms.total({unit: float(count) for unit, count in task.units(batch).items()}).backward()
-                torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                train_step(task, optimizer, next(loader))
                 if number >= 5:
                     times[name].append(time.perf_counter() - start)
     plain = statistics.median(times["baseline"])

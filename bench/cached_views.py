@@ -15,8 +15,7 @@ import statistics
 import tempfile
 import time
 
-import torch
-
+from cached_step import train_step
 from preceptor.environment import machine, versions
 from preceptor.tasks import load_recipe
 from preceptor.training.sampler import StepBatches
@@ -55,12 +54,7 @@ def main() -> None:
                 start = time.perf_counter()
                 batch = next(loader)
                 loaded = time.perf_counter()
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bf16()):
-                    terms = task(batch)
-                terms.total({unit: float(count) for unit, count in task.units(batch).items()}).backward()
-                torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                train_step(task, optimizer, batch)
                 if number >= 5:
                     loading[name].append(loaded - start)
                     whole[name].append(time.perf_counter() - start)
