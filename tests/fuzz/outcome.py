@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import resource
 import signal
 import tempfile
@@ -103,9 +104,10 @@ def command(*arguments: object, place: str | Path = "") -> Outcome:
     require(code in (0, 1, 2), "exit code", code)
     if code != 2:
         return Outcome((code, out), None)
-    begin = err.lower().rfind("error: ")
-    require(begin >= 0, "exit code 2 without a sentence", err)
-    sentence = err[begin + len("error: ") :].rstrip("\n")
+    # "TypeError: " inside a sentence is the word of a library.
+    begins = [found.end() for found in re.finditer(r"^(?:[\w -]+: )?error: ", err, re.MULTILINE)]
+    require(bool(begins), "exit code 2 without a sentence", err)
+    sentence = err[begins[-1] :].rstrip("\n")
     check_sentence(sentence, place)
     return Outcome(None, sentence)
 

@@ -84,6 +84,17 @@ def test_a_weight_that_is_not_finite_or_of_another_kind_is_refused_by_name(tmp_p
         ("grounding", "config.json", {"text_config": {"hidden_size": None}}, "cannot be read"),
         ("grounding", "preprocessor_config.json", {"image_std": [0, 0, 0]}, "not finite"),
         ("grounding", "tokenizer.json", {"model": None}, "a tokenizer cannot be read"),
+        ("grounding", "tokenizer_config.json", {"model_max_length": []}, "model cannot be read"),
+        ("grounding", "config.json", {"text_config__rope_parameters__mrope_section": None}, "model cannot be read"),
+        ("grounding", "config.json", {"text_config__rope_parameters__mrope_section": [16, 24, 24]}, "cannot be read"),
+        ("grounding", "generation_config.json", {"eos_token_id": {}}, "model cannot be read"),
+        ("grounding", "generation_config.json", {"eos_token_id": "end"}, "model cannot be read"),
+        ("grounding", "preprocessor_config.json", {"min_pixels": 2**30, "size": None}, "enlarges|cannot be read"),
+        # Sizes that would cost all memory before anything is compared with the weights
+        ("vqa", "config.json", {"text__vocab_size": 10**8}, "much larger than its weights"),
+        ("vqa", "config.json", {"text__num_hidden_layers": 10**6}, "much larger than its weights"),
+        ("grounding", "config.json", {"text_config__vocab_size": 10**8}, "much larger than its weights"),
+        ("grounding", "config.json", {"vision_config__depth": 10**6}, "much larger than its weights"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, task, file, values, says):
@@ -104,6 +115,20 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="the tokenizer has the id 10000"):
         api.load(tmp_path / "model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_weights_that_are_finite_and_too_large_give_no_answer(tmp_path, task):
+    from tests.fuzz.model_folders import ANSWERS
+
+    shutil.copytree(templates() / task, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = {n: np.full_like(a, 1e38) if a.ndim > 1 else a for n, a in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UserError, match="numbers that are not finite") as caught:
+        ANSWERS[task](tmp_path / "model")
+    assert str(tmp_path / "model") in str(caught.value)
 
 
 @pytest.mark.slow

@@ -12,6 +12,9 @@ from preceptor.grounding.dialogue_encoder import MARKS
 from preceptor.grounding.new_vlm import CHAT_TEMPLATE
 from preceptor.pipeline.model_files import read_settings, reading
 
+MOST_PIXELS = 2**22
+"""Largest number of pixels to which a checkpoint may enlarge small images; those of Qwen-VL have less than 2^18."""
+
 
 def load_tokenizer(source: str | Path, place: str, config: Any, options: dict[str, Any]) -> Any:
     """Load the tokenizer with the chat template of the checkpoint, or a default template if it has none.
@@ -66,6 +69,8 @@ def load_image_processor(source: str | Path, place: str, config: Any, options: d
                 f"has {value}; copy both files from the checkpoint again"
             )
     with reading(source, "an image processor (preprocessor_config.json)"):
+        if not 0 < (smallest := processor.size["shortest_edge"]) <= MOST_PIXELS:
+            raise UserError(f"preprocessor_config.json enlarges images to {smallest} pixels")
         values = processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
         if not bool(values.isfinite().all()):
             raise UserError("preprocessor_config.json turns images into numbers that are not finite")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -26,7 +28,14 @@ from preceptor.grounding.checkpoint_files import (
 from preceptor.grounding.dialogue_encoder import IGNORED, DialogueEncoder, ModalityRows
 from preceptor.grounding.guided_rope import FAMILIES, Guidance, attach, positions
 from preceptor.hub import find_pretrained, hide_progress_bars
-from preceptor.pipeline.model_files import check_loaded, check_weights, read_settings, reading
+from preceptor.pipeline.model_files import (
+    bounded_by_weights,
+    check_loaded,
+    check_weights,
+    read_settings,
+    reading,
+    require_finite,
+)
 
 Training = Literal["full", "lora", "frozen_vision"]
 GUIDANCE_FILE = "guidance.json"
@@ -142,15 +151,18 @@ class GroundedVlm(nn.Module):
             shrink_images(processor, max_pixels)
         attention_options = {} if attention is None else {"attn_implementation": attention}
         with reading(source, "the weights"):
-            found: Any = AutoModelForImageTextToText.from_pretrained(
-                location,
-                dtype=dtype or "auto",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                **attention_options,
-                **options,
-            )
+            # The weights of a hub model lie beside its config.json.
+            file = checkpoint_file(location, "config.json", options)
+            with bounded_by_weights(file.parent) if file else contextlib.nullcontext():
+                found: Any = AutoModelForImageTextToText.from_pretrained(
+                    location,
+                    dtype=dtype or "auto",
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    use_safetensors=True,
+                    **attention_options,
+                    **options,
+                )
             model, loaded = found
             check_loaded(source, loaded)
             check_weights(location, model)
@@ -163,16 +175,30 @@ class GroundedVlm(nn.Module):
 
             modality_rows = of_dialogue
         rows = modality_rows if guidance.kind == "clip" else None
+        box_format = box_format or stored_box_format(location, config, options)
+        if not (attention or "").startswith("flash"):  # which computes on GPUs only
+            trial = _GreyImage(tokenizer, processor, config.image_token_id, box_format=box_format)
+            with reading(source):
+                cls(model, trial, Guidance("none"))._try_out()
         encoder = DialogueEncoder(
             tokenizer,
             processor,
             config.image_token_id,
             cut_off=cut_off,
             modality_rows=rows,
-            box_format=box_format or stored_box_format(location, config, options),
+            box_format=box_format,
         )
         copied = [file for name in _COPIED_FILES if (file := checkpoint_file(location, name, options))]
         return cls(_set_trainable(model, training, lora), encoder, guidance, copied)
+
+    def _try_out(self) -> None:
+        """Answer a question about a grey image: an unusable setting is an error before training or the first question.
+
+        Raises UserError if the answer has probabilities that are not finite, and errors of any kind from libraries.
+        """
+        dialogue = Dialogue("trial", (Path("grey"),), (("Where?", ""),), "vg", "", "", "test")
+        answer = self.generate([dialogue], max_new_tokens=2, with_confidence=True)[0][0]
+        require_finite(torch.tensor(answer.confidence), None)
 
     @property
     def base(self) -> Any:
@@ -411,6 +437,17 @@ def checkpoint_box_format(source: str, *, allow_downloads: bool = False) -> str:
     with reading(source, "config.json"):
         config = AutoConfig.from_pretrained(location, **options)
     return stored_box_format(location, config, options)
+
+
+class _GreyImage(DialogueEncoder):
+    """An encoder that needs no file: each dialogue has one grey image."""
+
+    def _images(self, dialogue: Dialogue) -> tuple[Tensor, Tensor]:
+        processed = self.image_processor(images=[Image.new("RGB", (64, 64), (128, 128, 128))], return_tensors="pt")
+        return processed["image_grid_thw"], processed["pixel_values"]
+
+    def box_sizes(self, dialogue: Dialogue, grids: Tensor | None) -> list[tuple[int, int]]:
+        return [(64, 64)]
 
 
 class _TopTwo:

@@ -20,6 +20,7 @@ from preceptor.errors import UserError
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.settings import MODALITIES
 from preceptor.grounding.sources import read_images
+from preceptor.pipeline.model_files import require_finite
 from preceptor.pipeline.run_dir import model_folder
 
 BATCH_SIZE = 8
@@ -60,14 +61,15 @@ class GroundingModel:
     batch_size: ClassVar[int] = BATCH_SIZE
     """Number of items that `predict_rows` computes together."""
 
-    def __init__(self, vlm: GroundedVlm) -> None:
-        self.vlm = vlm.eval()
+    def __init__(self, vlm: GroundedVlm, folder: Path | None = None) -> None:
+        self.vlm, self.folder = vlm.eval(), folder
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
         """Load a run, a stage or a model folder. Raises UserError if a file is missing or damaged."""
-        vlm = GroundedVlm.load(model_folder(Path(folder)))
-        return cls(vlm.to(device) if device is not None else vlm)
+        place = model_folder(Path(folder))
+        vlm = GroundedVlm.load(place)
+        return cls(vlm.to(device) if device is not None else vlm, place)
 
     @property
     def device(self) -> torch.device:
@@ -130,6 +132,7 @@ class GroundingModel:
                 found = find_boxes(answer.text)
                 boxes = tuple(box.box for box in found if box.box is not None)
                 assert answer.confidence is not None
+                require_finite(torch.tensor(answer.confidence), self.folder)
                 yield GroundedAnswer(dialogue.id, answer.text, answer.confidence, boxes, len(found) - len(boxes))
 
     def _require_modalities(self, dialogues: Sequence[Dialogue]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,15 @@ from preceptor.errors import UserError
 from preceptor.pipeline.run_dir import read_object
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 COPY_AGAIN = "copy the folder of the model again from its source"
 _MOST_LISTED = 5
 _LONGEST_REASON = 300
+
+# Tied weights are stored once and built twice. A layer has about one module for each tensor.
+_MOST_NUMBERS_PER_STORED, _MOST_MODULES_PER_TENSOR = 2, 10
+_SPARE_NUMBERS, _SPARE_MODULES = 10**7, 10**3
 
 
 @contextlib.contextmanager
@@ -54,6 +59,62 @@ def read_settings(path: Path) -> dict[str, Any]:
     return read_object(path, path.read_bytes(), COPY_AGAIN)
 
 
+def count_stored(folder: Path) -> tuple[int, int]:
+    """Return how many tensors and how many numbers the safetensors files of a folder have, by their headers."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    shapes = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as stored:
+            shapes += [stored.get_slice(name).get_shape() for name in stored.keys()]  # noqa: SIM118
+    return len(shapes), sum(prod(shape) for shape in shapes)
+
+
+@contextlib.contextmanager
+def bounded_by_weights(folder: Path) -> Iterator[None]:
+    """Raise UserError as soon as a model that is built in the block is much larger than the stored weights.
+
+    Libraries build the model of config.json before they compare it with the weights, and allocate what does not match.
+    A single changed number would cost all memory. Without safetensors files nothing is bounded.
+    """
+    from torch.nn.modules import module as hooks
+
+    tensors, numbers = count_stored(folder)
+    most_numbers = _MOST_NUMBERS_PER_STORED * numbers + _SPARE_NUMBERS
+    most_modules = _MOST_MODULES_PER_TENSOR * tensors + _SPARE_MODULES
+    built, modules, thread = 0, 0, threading.get_ident()
+
+    def count(numel: int, layers: int) -> None:
+        nonlocal built, modules
+        if threading.get_ident() != thread or not tensors:
+            return
+        built, modules = built + numel, modules + layers
+        if built > most_numbers or modules > most_modules:
+            raise UserError(
+                f"{folder / 'config.json'} describes a model that is much larger than its weights ({tensors:,} "
+                f"tensors, {numbers:,} numbers); {COPY_AGAIN}"
+            )
+
+    def of_tensor(module: nn.Module, name: str, value: Tensor | None) -> None:
+        count(0 if value is None else value.numel(), 0)
+
+    def of_module(module: nn.Module, name: str, value: nn.Module | None) -> None:
+        count(0, 1)
+
+    handles = (
+        hooks.register_module_parameter_registration_hook(of_tensor),
+        hooks.register_module_buffer_registration_hook(of_tensor),
+        hooks.register_module_module_registration_hook(of_module),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def check_loaded(place: str | Path, found: Mapping[str, Any]) -> None:
     """Raise UserError if `from_pretrained` found tensors that are missing, unknown or of another size."""
     mismatched = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
@@ -61,6 +122,16 @@ def check_loaded(place: str | Path, found: Mapping[str, Any]) -> None:
     if names:
         listed = ", ".join(names[:_MOST_LISTED]) + (", ..." if len(names) > _MOST_LISTED else "")
         raise UserError(f"{place}: the weights do not match config.json: {listed}; {COPY_AGAIN}")
+
+
+def require_finite(values: Tensor, place: str | Path | None) -> None:
+    """Raise UserError if a model of a folder answers with NaN or infinite numbers.
+
+    The weights can be finite and too large at once.
+    """
+    if not bool(values.isfinite().all()):
+        prefix = "" if place is None else f"{place}: "
+        raise UserError(f"{prefix}the model answers with numbers that are not finite; {COPY_AGAIN}")
 
 
 def check_weights(place: str | Path, model: nn.Module) -> None:

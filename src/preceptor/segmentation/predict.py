@@ -18,7 +18,7 @@ from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import LoadedVolume, on_source_grid, save_mask, save_probabilities, to_regions
 from preceptor.errors import UserError
 from preceptor.files import write_text
-from preceptor.pipeline.model_files import COPY_AGAIN, read_settings, reading
+from preceptor.pipeline.model_files import COPY_AGAIN, read_settings, reading, require_finite
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.segmentation.config import EvaluationConfig, InferenceConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
@@ -90,8 +90,8 @@ class SegmentationModel:
     batch_size: ClassVar[int] = 1
     """Number of items that `predict_rows` computes together."""
 
-    def __init__(self, network: MultimodalUNet, config: dict[str, Any]) -> None:
-        self.network, self.config = network.eval(), config
+    def __init__(self, network: MultimodalUNet, config: dict[str, Any], folder: Path | None = None) -> None:
+        self.network, self.config, self.folder = network.eval(), config, folder
         self.modalities: tuple[str, ...] = tuple(network.config.modalities)
         self.regions = {name: tuple(values) for name, values in config["regions"].items()}
         self.inference = EvaluationConfig.model_validate(config["inference"])
@@ -108,7 +108,7 @@ class SegmentationModel:
                     f"the regions are {', '.join(config['regions'])}, but those of the network "
                     f"{', '.join(network.config.regions)}; {COPY_AGAIN}"
                 )
-        return cls(network.to(device) if device is not None else network, config)
+        return cls(network.to(device) if device is not None else network, config, place)
 
     @property
     def device(self) -> torch.device:
@@ -144,6 +144,7 @@ class SegmentationModel:
         whole = VolumeExamples([source], data, settings).whole(0)
         subset = tuple(bool(there) for there in whole.available)
         inside = predict_case(self.network, whole, self.inference, window, only=[subset])[subset]
+        require_finite(inside, self.folder)
         probabilities = np.zeros((len(self.regions), *whole.images.shape[1:]), np.float32)
         probabilities[(slice(None), *whole.box)] = inside.float().cpu().numpy()
         label = label_map(probabilities, self.regions, self.inference if post else None)

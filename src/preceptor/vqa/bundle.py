@@ -18,7 +18,15 @@ from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError, nearest
 from preceptor.files import apply_umask, write_text
 from preceptor.hub import find_pretrained, hide_progress_bars, public_name
-from preceptor.pipeline.model_files import COPY_AGAIN, check_loaded, check_weights, read_settings, reading
+from preceptor.pipeline.model_files import (
+    COPY_AGAIN,
+    bounded_by_weights,
+    check_loaded,
+    check_weights,
+    read_settings,
+    reading,
+    require_finite,
+)
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.vqa import dinov2_small, efficientnet_lite, lite_medsam
 from preceptor.vqa.config import DataConfig, ModelConfig
@@ -62,9 +70,10 @@ class VqaBundle:
         folder = model_folder(folder)
         processor = read_settings(folder / "preprocessor_config.json")
         with reading(folder):
-            found: Any = VqaTransformer.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
-            )
+            with bounded_by_weights(folder):
+                found: Any = VqaTransformer.from_pretrained(
+                    folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+                )
             model, loaded = found
             check_loaded(folder, loaded)
             check_weights(folder, model)
@@ -93,8 +102,7 @@ class VqaBundle:
         images = pixels(np.zeros((1, side, side, 3), np.uint8), self.preprocessing)
         with torch.inference_mode():
             logits = self.model(images, ids, torch.ones_like(ids)).logits
-        if not bool(logits.isfinite().all()):
-            raise UserError(f"the model answers with numbers that are not finite; {COPY_AGAIN}")
+        require_finite(logits, None)
 
     def examples(self, samples: Sequence[Sample], config: DataConfig) -> VqaExamples:
         """Convert samples to inputs of this model, without augmentation."""

@@ -17,6 +17,7 @@ from preceptor.data.images import load_image
 from preceptor.data.types import Sample
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
+from preceptor.pipeline.model_files import require_finite
 from preceptor.vqa.activation_map import activation_map
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import DataConfig
@@ -61,8 +62,8 @@ class VqaModel:
     batch_size: ClassVar[int] = BATCH_SIZE
     """Number of items that `predict_rows` computes together."""
 
-    def __init__(self, bundle: VqaBundle) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: VqaBundle, folder: Path | None = None) -> None:
+        self.bundle, self.folder = bundle, folder
         self.bundle.model.eval()
 
     @classmethod
@@ -71,7 +72,7 @@ class VqaModel:
         bundle = VqaBundle.load(Path(folder))
         if device is not None:
             bundle.model.to(torch.device(device))  # type: ignore[arg-type]
-        return cls(bundle)
+        return cls(bundle, Path(folder))
 
     @property
     def device(self) -> torch.device:
@@ -109,6 +110,7 @@ class VqaModel:
             batch = batch.to(self.device)
             with torch.inference_mode():
                 logits = self.bundle.model(batch["pixels"], batch["input_ids"], batch["attention_mask"]).logits
+            require_finite(logits, self.folder)
             best = logits.softmax(-1).topk(min(top, len(classes)))
             for sample, indices, values in zip(group, best.indices.tolist(), best.values.tolist(), strict=True):
                 alternatives = tuple((classes[i], p) for i, p in zip(indices, values, strict=True))
