@@ -155,6 +155,48 @@ def predict(
     return list(stream_predictions(path, items, predict_rows, progress, batch_size=model.batch_size))
 
 
+def serve(
+    *folders: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve trained models through a JSON API until the process is interrupted.
+
+    Args:
+        *folders: run, stage or model folders.
+        host: address to listen on. Addresses that other machines can reach need a token.
+        port: port to listen on; 0 chooses a free one.
+        token: requests need the header ``Authorization: Bearer TOKEN``.
+        device: where to compute, such as "cuda" or "cpu".
+        trust_remote_code: as in `load`.
+        ready: called with the address once the server listens. The models may still be loading.
+
+    Raises:
+        UserError: a folder holds no model, the address cannot be used, or the token is missing.
+    """
+    keep_offline()
+    try:
+        from preceptor.serving.server import serve as run_server
+    except ImportError as error:
+        raise UserError(f"serving needs {error.name}: pip install 'preceptor[serve]'") from None
+    if not folders:
+        raise UserError("no model was given; give the folder of a run, a stage or a model")
+    for folder in folders:
+        _trusted_model(folder, trust_remote_code)
+    run_server(
+        [Path(folder) for folder in folders],
+        lambda folder: load(folder, device, trust_remote_code=trust_remote_code),
+        host=host,
+        port=port,
+        token=token,
+        ready=ready,
+    )
+
+
 def evaluate(
     run: str | Path,
     overrides: Overrides = (),

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from preceptor.cli import app as cli
-from preceptor.cli.errors import describe_os_error, exit_with
+from preceptor.cli.errors import exit_with
 from preceptor.errors import UserError
+from preceptor.os_errors import describe_os_error
 from preceptor.recipe import dump_recipe
 from preceptor.tasks import load_recipe
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preceptor.cli.errors import describe_os_error
 from preceptor.errors import UserError
+from preceptor.os_errors import describe_os_error
 from tests.command_line import call
 
 PATIENT = "Qwertzuiop^Zebulon"

@@ -1,0 +1,1 @@
+"""Serve trained models on a local page and through a JSON API."""

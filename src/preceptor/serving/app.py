@@ -1,0 +1,283 @@
+"""The JSON API: /v1/models, /v1/answer, /v1/segment, /v1/ask, /healthz."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, File, Form, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from PIL import Image
+from starlette import datastructures
+from starlette.exceptions import HTTPException
+
+from preceptor.errors import UserError
+from preceptor.os_errors import describe_os_error
+from preceptor.serving.jobs import Full, JobQueue, Late
+from preceptor.serving.models import ServedModels
+from preceptor.serving.security import Guard, TooLarge
+from preceptor.serving.uploads import Cases, Scratch, save_image, save_volume
+
+NOTICE = "For research only. Not a medical device; not for diagnosis or treatment."
+
+_MAP_SIDE = 256
+"""Pixels per side of an activation map; a page stretches it over the image."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Ceilings of the server.
+
+    Attributes:
+        upload_bytes: Largest request.
+        images: Most images of a question.
+        waiting: Most requests that wait for a model or use it; others get status 503.
+        seconds: Longest time of a request after its upload; then status 504.
+        cases: Most uploaded cases that are kept.
+        case_seconds: Time without use after which a case is removed.
+        question: Most characters of a question.
+    """
+
+    upload_bytes: int = 512 * 2**20
+    images: int = 8
+    waiting: int = 256
+    seconds: float = 120.0
+    cases: int = 4
+    case_seconds: float = 900.0
+    question: int = 2000
+
+
+_SEGMENT_BODY = {
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "CONTRAST": {
+                        "type": "array",
+                        "items": {"type": "string", "format": "binary"},
+                        "description": "a field for each contrast, named as in /v1/models: a NIfTI file, or the "
+                        "files of a DICOM series",
+                    },
+                    "case": {"type": "string", "description": "instead of files: id of an uploaded case"},
+                    "modalities": {"type": "string", "description": "contrasts to use, such as flair+t1; default: all"},
+                    "post": {"type": "boolean", "description": "whether to post-process the mask"},
+                    "model": {"type": "string", "description": "default: the first segmentation model"},
+                },
+            }
+        }
+    }
+}
+
+
+DEFAULTS = Limits()
+
+
+class Refused(Exception):
+    """A request that cannot be answered: its status and the sentence for its sender."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence = status, sentence
+
+
+def create_app(models: ServedModels, *, token: str | None = None, limits: Limits = DEFAULTS) -> FastAPI:
+    """Return the application that serves `models`. They are loaded when it starts.
+
+    With a `token`, requests to the API need the header ``Authorization: Bearer TOKEN``.
+    """
+    scratch = Scratch()
+    cases = Cases(scratch, limits.cases, limits.case_seconds)
+    queue = JobQueue(limits.waiting, limits.seconds)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        models.start()
+        yield
+        queue.close()
+        scratch.close()
+
+    app = FastAPI(title="Preceptor", description=NOTICE, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, token=token, most_bytes=limits.upload_bytes)
+
+    async def compute(function: Callable[[], Any], folder: Path | None = None) -> Any:
+        """Run a function of a model in the queue; its errors have no paths of this machine."""
+        try:
+            return await queue.run(function)
+        except Full:
+            raise Refused(503, f"{limits.waiting} requests are waiting; try again later") from None
+        except Late:
+            raise Refused(504, f"the answer took longer than {limits.seconds:g} s") from None
+        except (UserError, OSError, MemoryError) as error:
+            sentence = str(error) if isinstance(error, UserError) else describe_os_error(error)
+            if sentence is None:
+                raise
+            words = {place: "the upload" for place in (folder, scratch.folder) if place is not None}
+            words |= {place: f"the model {name}" for name, place in models.folders.items()}
+            raise Refused(422, without_paths(sentence, words)) from None
+
+    @app.get("/healthz")
+    def health() -> Response:
+        """Status 200 once all models are loaded, else 503."""
+        state = "ready" if models.ready else "failed" if models.error else "loading"
+        return JSONResponse({"status": state}, 200 if models.ready else 503)
+
+    @app.get("/v1/models")
+    def list_models() -> dict[str, Any]:
+        """The served models, what they can be asked, and what validation promises."""
+        return {"notice": NOTICE, "models": models.describe()}
+
+    @app.post("/v1/answer")
+    async def answer(
+        image: Annotated[UploadFile, File(description="PNG, JPEG, TIFF or DICOM")],
+        question: Annotated[str, Form(max_length=limits.question)],
+        model: Annotated[str, Form(description="default: the first VQA model")] = "",
+        top: Annotated[int, Form(ge=1, le=100, description="number of answers")] = 3,
+        heatmap: Annotated[bool, Form(description="also the activation map of the first answer, as PNG")] = False,
+    ) -> dict[str, Any]:
+        """Answer a question about an image with probabilities."""
+        served = await known(model, "vqa")
+        with scratch.request() as folder:
+            path = await save_image(image, folder)
+
+            def run() -> dict[str, Any]:
+                # Imported here: the page opens before torch is imported.
+                from preceptor.vqa.activation_map import color_map
+
+                found = served.answer(path, question, top=top)
+                row = {"answers": found.to_dict()["answers"]}
+                return row | ({"heatmap": png_url(color_map(found.heatmap(), _MAP_SIDE))} if heatmap else {})
+
+            return await compute(run, folder)
+
+    @app.post("/v1/ask")
+    async def ask(
+        image: Annotated[list[UploadFile], File(description="PNG, JPEG, TIFF or DICOM; one or several")],
+        question: Annotated[str, Form(max_length=limits.question)],
+        model: Annotated[str, Form(description="default: the first grounding model")] = "",
+        modality: Annotated[str, Form(description="ct, mr, x, ..., if the model needs it")] = "",
+        max_new_tokens: Annotated[int, Form(ge=1, le=512)] = 128,
+    ) -> dict[str, Any]:
+        """Ask a grounded model; boxes are x1, y1, x2, y2 in thousandths of the width and height of the image."""
+        if len(image) > limits.images:
+            raise Refused(422, f"{len(image)} images; at most {limits.images} are allowed")
+        served = await known(model, "grounding")
+        with scratch.request() as folder:
+            paths = [await save_image(upload, folder, number) for number, upload in enumerate(image, 1)]
+
+            def run() -> dict[str, Any]:
+                found = served.ask(paths, question, modality=modality, max_new_tokens=max_new_tokens)
+                return {name: value for name, value in found.to_dict().items() if name != "id"}
+
+            return await compute(run, folder)
+
+    @app.post("/v1/segment", openapi_extra={"requestBody": _SEGMENT_BODY})
+    async def segment(request: Request) -> dict[str, Any]:
+        """Segment a case from the contrasts that are given.
+
+        The first request uploads a NIfTI file, or the files of a DICOM series, for each contrast, and gets the id of
+        the case. Further requests give this `case` and the `modalities` to use, such as ``flair+t1``.
+        """
+        async with request.form(max_files=10_000, max_fields=10) as form:
+            fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+            files = [(name, value) for name, value in form.multi_items() if not isinstance(value, str)]
+            served = await known(fields.get("model", ""), "segmentation")
+            if bool(files) == bool(fields.get("case")):
+                raise Refused(422, "give either one file field per contrast, or the field case with its id")
+            id = await new_case(files, served.modalities) if files else fields["case"]
+        try:
+            available = cases.files(id)
+            chosen = [name for name in fields.get("modalities", "").split("+") if name] or list(available)
+            if unknown := sorted(set(chosen) - set(available)):
+                raise UserError(f"the case has no {unknown[0]}; it has {', '.join(available)}")
+        except UserError as error:
+            raise Refused(422, str(error)) from None
+        post = fields.get("post", "") in ("true", "1", "on")
+
+        def run() -> dict[str, Any]:
+            found = served.segment({name: available[name] for name in chosen}, post=post)
+            found.save(scratch.folder / id / "mask.nii.gz")
+            return {name: value for name, value in found.to_dict().items() if name != "case"}
+
+        row = await compute(run, scratch.folder / id)
+        return {"case": id, "available": list(available), "mask": f"/v1/cases/{id}/mask", **row}
+
+    async def new_case(files: Sequence[tuple[str, datastructures.UploadFile]], modalities: Sequence[str]) -> str:
+        """Keep the uploaded files of a case; return its id."""
+        names = list(dict.fromkeys(name for name, _ in files))
+        if unknown := next((name for name in names if name not in modalities), None):
+            raise Refused(422, f"{unknown!r} is no contrast of this model; it knows {', '.join(modalities)}")
+        folder = scratch.new()
+        try:
+            volumes = {name: await save_volume([f for n, f in files if n == name], folder, name) for name in names}
+        except UserError as error:
+            raise Refused(422, str(error)) from None
+        return cases.add(folder, volumes)
+
+    @app.get("/v1/cases/{id}/mask", response_class=Response)
+    def mask(id: str) -> Response:
+        """The label map of the last segmentation of a case, as .nii.gz."""
+        try:
+            cases.files(id)
+        except UserError as error:
+            raise Refused(404, str(error)) from None
+        path = scratch.folder / id / "mask.nii.gz"
+        if not path.is_file():
+            raise Refused(404, "the case has not been segmented yet")
+        return Response(path.read_bytes(), media_type="application/gzip")
+
+    async def known(name: str, task: str) -> Any:
+        """Return a model, after the models are loaded."""
+        if models.error is not None:
+            raise Refused(503, "a model cannot be loaded; the log of the server says why")
+        if not models.ready:
+            raise Refused(503, "the models are being loaded; try again in a few seconds")
+        try:
+            return models.get(name, task)
+        except UserError as error:
+            raise Refused(404, str(error)) from None
+
+    @app.exception_handler(Refused)
+    def refused(request: Request, error: Refused) -> JSONResponse:
+        headers = {"retry-after": "5"} if error.status == 503 else {}
+        return JSONResponse({"detail": error.sentence}, error.status, headers)
+
+    @app.exception_handler(TooLarge)
+    def too_large(request: Request, error: TooLarge) -> JSONResponse:
+        return JSONResponse({"detail": f"the request is larger than {limits.upload_bytes // 2**20} MiB"}, 413)
+
+    @app.exception_handler(HTTPException)
+    def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"detail": str(error.detail)}, error.status_code)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return JSONResponse({"detail": f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"}, 422)
+
+    @app.exception_handler(Exception)
+    def defect(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": "an error inside the server; its log says more"}, 500)
+
+    return app
+
+
+def png_url(picture: Image.Image) -> str:
+    """Return a picture as the data URL of a PNG."""
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def without_paths(sentence: str, words: Mapping[Path, str]) -> str:
+    """Return a sentence in which each folder of this machine is replaced by a word; files in it keep their names."""
+    for place, word in words.items():
+        for text in sorted({str(place), str(place.resolve()), str(place.absolute())}, key=len, reverse=True):
+            sentence = sentence.replace(f"{text}/", "").replace(text, word)
+    return sentence

@@ -1,0 +1,56 @@
+"""A queue of bounded length in front of the models: one computation at a time, the others wait or are refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+
+class Full(Exception):
+    """The queue has no free place."""
+
+
+class Late(Exception):
+    """A computation was not finished in time."""
+
+
+class JobQueue:
+    """Runs functions one after the other in a thread, because a network already uses all processors.
+
+    Args:
+        most_waiting: Number of functions that may wait or run at a time.
+        seconds: Time after which the caller gets up. A function that has begun is not interrupted.
+    """
+
+    def __init__(self, most_waiting: int, seconds: float) -> None:
+        self.most_waiting, self.seconds = most_waiting, seconds
+        self.waiting = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the result of a function. If the caller is cancelled, a function that still waits is dropped.
+
+        Raises:
+            Full: `most_waiting` functions wait or run already.
+            Late: the result is not there after `seconds`.
+            Exception: the error of the function.
+        """
+        if self.waiting >= self.most_waiting:
+            raise Full
+        self.waiting += 1
+        job = self._thread.submit(function, *arguments)
+        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+        loop = asyncio.get_running_loop()
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(job), self.seconds)
+        except TimeoutError:
+            raise Late from None
+
+    def _leave(self) -> None:
+        self.waiting -= 1
+
+    def close(self) -> None:
+        """Drop what waits; do not wait for what runs."""
+        self._thread.shutdown(wait=False, cancel_futures=True)

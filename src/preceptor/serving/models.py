@@ -1,0 +1,104 @@
+"""The models that are served: loaded in the background, each with a name and a description."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from preceptor.errors import UserError
+from preceptor.pipeline.run_dir import model_folder
+from preceptor.tasks import task_of_model
+
+
+class ServedModels:
+    """Models by name.
+
+    Args:
+        folders: Run, stage or model folder of each name.
+        load: Function that loads a folder.
+
+    Attributes:
+        tasks: The task of each name, known before the models are loaded.
+        error: Sentence that says why a model cannot be loaded, or None.
+    """
+
+    def __init__(self, folders: Mapping[str, Path], load: Callable[[Path], Any]) -> None:
+        self.folders, self._load = dict(folders), load
+        self.tasks = {name: task_of_model(model_folder(folder)) for name, folder in folders.items()}
+        self.error: str | None = None
+        self._models: dict[str, Any] = {}
+        self._loaded = threading.Event()
+
+    def start(self) -> None:
+        """Load all models in a thread, so that the page can be opened at once."""
+        threading.Thread(target=self.load, name="loading", daemon=True).start()
+
+    def load(self) -> None:
+        """Load all models. A model that cannot be loaded is reported by `error`."""
+        try:
+            for name, folder in self.folders.items():
+                self._models[name] = self._load(folder)
+        except UserError as error:
+            self.error = str(error)
+        finally:
+            self._loaded.set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether all models are loaded."""
+        return self._loaded.is_set() and self.error is None
+
+    def wait(self) -> None:
+        """Wait until the models are loaded. Raises UserError if one cannot be loaded."""
+        self._loaded.wait()
+        if self.error is not None:
+            raise UserError(self.error)
+
+    def get(self, name: str, task: str) -> Any:
+        """Return a model of a task by its name; an empty name is the first model of the task.
+
+        Raises UserError if there is none.
+        """
+        names = [other for other, kind in self.tasks.items() if kind == task]
+        if not names:
+            raise UserError(f"no model of the task {task} is served")
+        if name and name not in names:
+            raise UserError(f"{name!r} is not a served model of the task {task}; there are {', '.join(names)}")
+        self.wait()
+        return self._models[name or names[0]]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return name and task of each model and, once it is loaded, what it can be asked."""
+        return [
+            {"name": name, "task": task} | (_details(task, self._models[name]) if name in self._models else {})
+            for name, task in self.tasks.items()
+        ]
+
+
+def _details(task: str, model: Any) -> dict[str, Any]:
+    if task == "vqa":
+        return {"answers": len(model.bundle.vocabulary.answers)}
+    if task == "segmentation":
+        return {
+            "modalities": list(model.modalities),
+            "regions": list(model.regions),
+            "validation": model.config["validation"],
+            "validation_cases": model.config["data"]["validation"],
+        }
+    return {"needs_modality": model.vlm.guidance.kind == "clip"}
+
+
+def unique_names(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the folders by their names; folders of the same name also have the name of the folder above.
+
+    Raises UserError if a folder is given twice.
+    """
+    places = [folder.resolve() for folder in folders]
+    if doubled := next((folder for folder in folders if places.count(folder.resolve()) > 1), None):
+        raise UserError(f"{doubled} is given twice")
+    depth = 1
+    while len({place.parts[-depth:] for place in places}) < len(places):
+        depth += 1
+    return {"/".join(place.parts[-depth:]): folder for place, folder in zip(places, folders, strict=True)}

@@ -1,0 +1,103 @@
+"""What every request must pass: its host, its origin, its token and its size; and the headers of every response."""
+
+from __future__ import annotations
+
+import hmac
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+# Nothing is loaded from elsewhere. The viewer of volumes compiles WebAssembly and runs a worker from a blob.
+POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self' blob: data:; worker-src 'self' blob:; font-src 'self' data:; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+class TooLarge(Exception):
+    """The body of a request has more bytes than allowed."""
+
+
+class Guard:
+    """ASGI middleware that refuses requests from other pages, without the token, or with too large a body.
+
+    Args:
+        app: The application.
+        token: Token of ``Authorization: Bearer TOKEN`` for paths below /v1; None asks for no token.
+        most_bytes: Largest body.
+
+    A page of another origin cannot use a server without a token: browsers send the header Origin, and a name that is
+    bound to 127.0.0.1 to get around that (DNS rebinding) is not among the hosts of this machine.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str | None, most_bytes: int) -> None:
+        self.app, self.token, self.most_bytes = app, token, most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        send = _with_headers(send)
+        if refusal := self._refusal(scope["path"], Headers(scope=scope)):
+            status, sentence = refusal
+            await JSONResponse({"detail": sentence}, status)(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.most_bytes:
+                raise TooLarge
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        if self.token is None and _name(host) not in LOOPBACK:
+            return 400, "this server answers on 127.0.0.1 only; start it with a token to use it by another name"
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return 403, "pages of other sites cannot use this server"
+        if self.token is not None and path.startswith("/v1"):
+            given = headers.get("authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), self.token.encode()):
+                return 401, "the token is missing or wrong; send Authorization: Bearer TOKEN"
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self.most_bytes:
+            return 413, self.too_large()
+        return None
+
+    def too_large(self) -> str:
+        return f"the request is larger than {self.most_bytes // 2**20} MiB"
+
+
+def _name(host: str) -> str:
+    """Return the name in a header Host: without the port and the brackets of IPv6."""
+    return (urlsplit(f"//{host}").hostname or "") if host.count("[") == host.count("]") <= 1 else ""
+
+
+def _with_headers(send: Send) -> Send:
+    async def wrapped(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return wrapped
