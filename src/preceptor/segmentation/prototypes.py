@@ -10,9 +10,10 @@ The similarities of the student, which sees some modalities, are pulled to those
 
 Each network has prototypes of its own, so that the two need no common coordinates and no common width: what is taught
 is which voxels are alike, and not the values of features, which a distance could make small. This is the semantic-wise
-self-distillation of PASSION (Shi et al., ACM MM 2024, arXiv 2407.14796). The paper has one class per label, and a
-student for each single modality; here the classes are the regions of the data, which may overlap, and the voxels
-outside all of them, and the student is the network on the subset that it sees.
+self-distillation of PASSION (Shi et al., ACM MM 2024, arXiv 2407.14796). Its published code has exclusive labels, one
+student for each single modality, and teaches those that are further from the teacher than their mean. Here the classes
+are the regions of the data, which may overlap, and the voxels outside all of them, and the student is the network on
+the subset that it sees.
 
 Shapes: B batch, R regions, K = R + 1 classes, C channels, V voxels of a feature map.
 """
