@@ -1,9 +1,10 @@
 """The JSON API: /v1/models, /v1/answer, /v1/segment, /v1/ask, /healthz."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: FastAPI reads annotations that name local variables.
 
 import base64
 import io
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from preceptor.errors import UserError
 from preceptor.os_errors import describe_os_error
 from preceptor.serving.jobs import Full, JobQueue, Late
 from preceptor.serving.models import ServedModels
-from preceptor.serving.security import Guard, TooLarge
+from preceptor.serving.security import Guard
 from preceptor.serving.uploads import Cases, Scratch, save_image, save_volume
 
 NOTICE = "For research only. Not a medical device; not for diagnosis or treatment."
@@ -205,7 +206,12 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
             found.save(scratch.folder / id / "mask.nii.gz")
             return {name: value for name, value in found.to_dict().items() if name != "case"}
 
-        row = await compute(run, scratch.folder / id)
+        try:
+            row = await compute(run, scratch.folder / id)
+        except Refused:
+            if files:  # a case that cannot be read takes no place
+                cases.remove(id)
+            raise
         return {"case": id, "available": list(available), "mask": f"/v1/cases/{id}/mask", **row}
 
     async def new_case(files: Sequence[tuple[str, datastructures.UploadFile]], modalities: Sequence[str]) -> str:
@@ -216,8 +222,11 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         folder = scratch.new()
         try:
             volumes = {name: await save_volume([f for n, f in files if n == name], folder, name) for name in names}
-        except UserError as error:
-            raise Refused(422, str(error)) from None
+        except BaseException as error:
+            shutil.rmtree(folder)
+            if isinstance(error, UserError):
+                raise Refused(422, str(error)) from None
+            raise
         return cases.add(folder, volumes)
 
     @app.get("/v1/cases/{id}/mask", response_class=Response)
@@ -247,10 +256,6 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
     def refused(request: Request, error: Refused) -> JSONResponse:
         headers = {"retry-after": "5"} if error.status == 503 else {}
         return JSONResponse({"detail": error.sentence}, error.status, headers)
-
-    @app.exception_handler(TooLarge)
-    def too_large(request: Request, error: TooLarge) -> JSONResponse:
-        return JSONResponse({"detail": f"the request is larger than {limits.upload_bytes // 2**20} MiB"}, 413)
 
     @app.exception_handler(HTTPException)
     def http_error(request: Request, error: HTTPException) -> JSONResponse:

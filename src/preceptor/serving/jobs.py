@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 
@@ -27,6 +28,7 @@ class JobQueue:
     def __init__(self, most_waiting: int, seconds: float) -> None:
         self.most_waiting, self.seconds = most_waiting, seconds
         self.waiting = 0
+        self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -37,19 +39,20 @@ class JobQueue:
             Late: the result is not there after `seconds`.
             Exception: the error of the function.
         """
-        if self.waiting >= self.most_waiting:
-            raise Full
-        self.waiting += 1
+        with self._lock:
+            if self.waiting >= self.most_waiting:
+                raise Full
+            self.waiting += 1
         job = self._thread.submit(function, *arguments)
-        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
-        loop = asyncio.get_running_loop()
+        job.add_done_callback(self._leave)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(job), self.seconds)
         except TimeoutError:
             raise Late from None
 
-    def _leave(self) -> None:
-        self.waiting -= 1
+    def _leave(self, job: Future[Any]) -> None:
+        with self._lock:
+            self.waiting -= 1
 
     def close(self) -> None:
         """Drop what waits; do not wait for what runs."""

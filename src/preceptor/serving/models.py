@@ -42,6 +42,9 @@ class ServedModels:
                 self._models[name] = self._load(folder)
         except UserError as error:
             self.error = str(error)
+        except Exception:
+            self.error = "a model cannot be loaded"
+            raise
         finally:
             self._loaded.set()
 

@@ -6,6 +6,7 @@ import hmac
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,10 +26,6 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-
-
-class TooLarge(Exception):
-    """The body of a request has more bytes than allowed."""
 
 
 class Guard:
@@ -62,7 +59,8 @@ class Guard:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.most_bytes:
-                raise TooLarge
+                # FastAPI passes on errors of this kind while it reads a body.
+                raise HTTPException(413, self._too_large())
             return message
 
         await self.app(scope, counted, send)
@@ -80,10 +78,10 @@ class Guard:
                 return 401, "the token is missing or wrong; send Authorization: Bearer TOKEN"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self.most_bytes:
-            return 413, self.too_large()
+            return 413, self._too_large()
         return None
 
-    def too_large(self) -> str:
+    def _too_large(self) -> str:
         return f"the request is larger than {self.most_bytes // 2**20} MiB"
 
 

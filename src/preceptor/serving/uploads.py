@@ -102,7 +102,7 @@ class Cases:
         """Keep the files by modality of a folder; return the id of the case."""
         self.expire()
         while len(self._used) >= self.most:
-            self._remove(min(self._used, key=lambda id: self._used[id]))
+            self.remove(min(self._used, key=lambda id: self._used[id]))
         id = folder.name
         self._files[id], self._used[id] = dict(files), time.monotonic()
         return id
@@ -118,8 +118,10 @@ class Cases:
     def expire(self) -> None:
         """Remove the cases that were not used for `seconds`."""
         for id in [id for id, used in self._used.items() if time.monotonic() - used > self.seconds]:
-            self._remove(id)
+            self.remove(id)
 
-    def _remove(self, id: str) -> None:
-        del self._used[id], self._files[id]
+    def remove(self, id: str) -> None:
+        """Remove a case and its files, if it is still there."""
+        self._used.pop(id, None)
+        self._files.pop(id, None)
         shutil.rmtree(self.scratch.folder / id, ignore_errors=True)

@@ -1,0 +1,343 @@
+"""The JSON API against the answers of the Python API, and requests that it must refuse."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from preceptor import api
+from preceptor.errors import UserError
+from preceptor.serving.app import DEFAULTS, Limits, create_app, without_paths
+from preceptor.serving.models import ServedModels, unique_names
+from preceptor.serving.server import check_token, listen
+from tests.fuzz.case_tables import nifti
+from tests.fuzz.model_folders import templates
+
+TASKS = ("vqa", "segmentation", "grounding")
+QUESTION = "Where is the disc?"
+PATIENT = "DOE_JANE_19700101"
+
+
+def client(*tasks: str, limits: Limits = DEFAULTS, token: str | None = None, **options: Any) -> TestClient:
+    """Return a client of a server with the untrained models of tasks, loaded before the first request."""
+    models = ServedModels({task: templates() / task for task in tasks}, partial(api.load, **options))
+    models.load()
+    models.start = lambda: None  # type: ignore[method-assign]
+    app = create_app(models, limits=limits, token=token)
+    return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[TestClient]:
+    with client(*TASKS) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def image() -> bytes:
+    return (templates() / "image.png").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def volumes() -> dict[str, bytes]:
+    rng = np.random.default_rng(3)
+    arrays = {name: rng.integers(1, 99, (16, 16, 16)).astype(np.int16) for name in ("flair", "t1")}
+    return {name: gzip.compress(nifti(array)) for name, array in arrays.items()}
+
+
+def upload(volumes: dict[str, bytes]) -> dict[str, Any]:
+    return {name: (f"{PATIENT}_{name}.nii.gz", data) for name, data in volumes.items()}
+
+
+def test_an_answer_equals_that_of_predict(served: TestClient, image: bytes) -> None:
+    found = served.post("/v1/answer", files={"image": ("x.png", image)}, data={"question": QUESTION, "top": 2})
+    (row,) = api.predict(templates() / "vqa", image=templates() / "image.png", question=QUESTION, top=2)
+    assert found.status_code == 200
+    assert found.json() == {"answers": row["answers"]}
+
+
+def test_the_activation_map_is_a_png_that_matches_the_model(served: TestClient, image: bytes) -> None:
+    data = {"question": QUESTION, "heatmap": "true"}
+    url = served.post("/v1/answer", files={"image": ("x.png", image)}, data=data).json()["heatmap"]
+    head, _, encoded = url.partition(",")
+    assert head == "data:image/png;base64"
+    alpha = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))[..., 3]
+    expected = api.load(templates() / "vqa").answer(templates() / "image.png", QUESTION).heatmap()
+    assert alpha.shape == (256, 256)
+    assert (alpha.max() > 0) == (expected.max() > 0)
+
+
+def test_a_grounded_answer_equals_that_of_the_model(served: TestClient, image: bytes) -> None:
+    data = {"question": "Where is the liver?", "max_new_tokens": 3}
+    found = served.post("/v1/ask", files={"image": ("x.png", image)}, data=data)
+    expected = api.load(templates() / "grounding").ask(
+        templates() / "image.png", "Where is the liver?", max_new_tokens=3
+    )
+    assert found.status_code == 200
+    assert found.json() == {key: value for key, value in expected.to_dict().items() if key != "id"}
+
+
+def test_every_subset_of_an_uploaded_case_gives_the_mask_of_the_model(
+    served: TestClient, volumes: dict[str, bytes], tmp_path: Path
+) -> None:
+    first = served.post("/v1/segment", files=upload(volumes)).json()
+    assert first["available"] == ["flair", "t1"]
+    model = api.load(templates() / "segmentation")
+    for name, data in volumes.items():
+        (tmp_path / f"{name}.nii.gz").write_bytes(data)
+    for chosen in ("flair", "t1", "flair+t1"):
+        row = served.post("/v1/segment", data={"case": first["case"], "modalities": chosen}).json()
+        expected = model.segment({name: tmp_path / f"{name}.nii.gz" for name in chosen.split("+")})
+        assert row["modalities"] == expected.modalities
+        assert row["volumes_ml"] == expected.volumes_ml
+        assert row["expected_dice"] == expected.expected_dice
+        mask = served.get(row["mask"])
+        assert mask.headers["content-type"] == "application/gzip"
+        (tmp_path / "mask.nii.gz").write_bytes(mask.content)
+        theirs = expected.save(tmp_path / "expected.nii.gz")
+        ours = nibabel.load(tmp_path / "mask.nii.gz")
+        assert np.array_equal(ours.get_fdata(), nibabel.load(theirs).get_fdata())
+        assert np.array_equal(ours.affine, nibabel.load(theirs).affine)
+
+
+def test_models_are_described(served: TestClient) -> None:
+    found = served.get("/v1/models").json()
+    assert "research" in found["notice"].lower()
+    vqa, segmentation, grounding = found["models"]
+    assert vqa["answers"] == len(api.load(templates() / "vqa").bundle.vocabulary.answers)
+    assert segmentation["modalities"] == ["flair", "t1"]
+    assert segmentation["validation"] == {"flair": {"whole": 0.5}, "flair+t1": {"whole": 0.75}}
+    assert grounding["needs_modality"] is False
+
+
+MALFORMED: list[tuple[str, dict[str, Any], int]] = [
+    ("/v1/answer", {}, 422),
+    ("/v1/answer", {"data": {"question": "Where?"}}, 422),
+    ("/v1/answer", {"files": {"image": ("/etc/x.png", b"")}, "data": {"question": "Where?"}}, 422),
+    ("/v1/answer", {"files": {"image": (f"{PATIENT}.png", b"no image")}, "data": {"question": "Where?"}}, 422),
+    ("/v1/answer", {"files": {"image": ("x", b"\x89PNG\r\n\x1a\n" + bytes(99))}, "data": {"question": "?"}}, 422),
+    ("/v1/answer", {"files": {"image": ("x", b"GIF89a")}, "data": {"question": "?" * 3000}}, 422),
+    ("/v1/answer", {"files": {"image": ("x", b"GIF89a")}, "data": {"question": "?", "top": "many"}}, 422),
+    ("/v1/answer", {"files": {"image": ("x", b"GIF89a")}, "data": {"question": "?", "model": "../../etc"}}, 404),
+    ("/v1/answer", {"content": b"{", "headers": {"content-type": "application/json"}}, 422),
+    ("/v1/answer", {"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, 400),
+    ("/v1/answer", {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=y"}}, 400),
+    ("/v1/ask", {"files": [("image", ("x", b"1"))] * 9, "data": {"question": "?"}}, 422),
+    ("/v1/segment", {}, 422),
+    ("/v1/segment", {"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, 400),
+    ("/v1/segment", {"data": {"case": "../../etc"}}, 422),
+    ("/v1/segment", {"files": {"dwi": (f"{PATIENT}.nii", b"1")}}, 422),
+    ("/v1/segment", {"files": {"flair": (f"{PATIENT}.nii", b"1")}}, 422),
+    ("/v1/segment", {"files": {"flair": (f"{PATIENT}.nii", gzip.compress(b"1"))}}, 422),
+    ("/v1/segment", {"files": {"flair": (f"{PATIENT}.nii", bytes(128) + b"DICM" + bytes(300))}}, 422),
+    ("/v1/segment", {"files": [("flair", ("a", b"1")), ("flair", ("b", b"2"))]}, 422),
+]
+
+
+@pytest.mark.parametrize(("path", "request_", "status"), MALFORMED)
+def test_a_malformed_request_gets_a_sentence_without_paths_and_names(
+    served: TestClient, caplog: pytest.LogCaptureFixture, path: str, request_: dict[str, Any], status: int
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        found = served.post(path, **request_)
+    assert found.status_code == status, found.text
+    assert set(found.json()) == {"detail"}
+    for text in (found.text, caplog.text.replace(f"{path} ", "")):
+        assert PATIENT not in text
+        assert "/tmp" not in text
+        assert "/dev/shm" not in text
+        assert "Traceback" not in text
+
+
+def test_unknown_paths_cases_and_methods(served: TestClient) -> None:
+    assert served.get("/v1/cases/none/mask").status_code == 404
+    assert served.get("/v1/cases/..%2f..%2fetc/mask").status_code == 404
+    assert served.get("/v1/answer").status_code == 405
+    assert served.get("/").status_code == 404
+
+
+def test_a_refused_case_leaves_no_files_and_takes_no_place(volumes: dict[str, bytes]) -> None:
+    with client("segmentation", limits=Limits(cases=1)) as opened:
+        case = opened.post("/v1/segment", files=upload(volumes)).json()["case"]
+        broken = {"flair": ("x", volumes["flair"][:-40])}
+        folder = scratch_folders()
+        assert opened.post("/v1/segment", files={"flair": ("x", b"1")}).status_code == 422
+        assert opened.post("/v1/segment", data={"case": case}).status_code == 200
+        assert opened.post("/v1/segment", files=broken).status_code == 422
+        assert len(scratch_folders()) <= len(folder)
+
+
+def scratch_folders() -> list[Path]:
+    from preceptor.serving.uploads import _SHARED_MEMORY
+
+    return [path for path in _SHARED_MEMORY.glob("preceptor-serve-*/*") if path.is_dir()]
+
+
+def test_uploads_are_removed_after_the_answer_and_at_the_end(image: bytes, volumes: dict[str, bytes]) -> None:
+    from preceptor.serving.uploads import _SHARED_MEMORY
+
+    before = set(_SHARED_MEMORY.glob("preceptor-serve-*"))
+    with client("vqa", "segmentation") as opened:
+        (folder,) = set(_SHARED_MEMORY.glob("preceptor-serve-*")) - before
+        assert folder.stat().st_mode & 0o077 == 0
+        opened.post("/v1/answer", files={"image": ("x", image)}, data={"question": QUESTION})
+        opened.post("/v1/answer", files={"image": ("x", b"1")}, data={"question": QUESTION})
+        assert list(folder.iterdir()) == []
+        opened.post("/v1/segment", files=upload(volumes))
+        assert all(PATIENT not in str(path) for path in folder.rglob("*"))
+    assert not folder.exists()
+
+
+def test_old_cases_make_room(volumes: dict[str, bytes]) -> None:
+    with client("segmentation", limits=Limits(cases=2)) as opened:
+        ids = [opened.post("/v1/segment", files=upload(volumes)).json()["case"] for _ in range(3)]
+        codes = [opened.post("/v1/segment", data={"case": id}).status_code for id in ids]
+    assert codes == [422, 200, 200]
+
+
+def test_a_case_expires(volumes: dict[str, bytes]) -> None:
+    with client("segmentation", limits=Limits(case_seconds=0)) as opened:
+        case = opened.post("/v1/segment", files=upload(volumes))
+        assert case.status_code == 422
+        assert "upload it again" in case.json()["detail"]
+
+
+def test_a_body_above_the_limit_is_refused_with_and_without_its_length(image: bytes) -> None:
+    with client("vqa", limits=Limits(upload_bytes=2000)) as opened:
+        large = opened.post("/v1/answer", files={"image": ("x", bytes(5000))}, data={"question": "?"})
+        assert large.status_code == 413
+        assert "larger than" in large.json()["detail"]
+
+        def chunks() -> Iterator[bytes]:
+            yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'
+            for _ in range(10):
+                yield bytes(1000)
+
+        chunked = opened.post(
+            "/v1/answer", content=chunks(), headers={"content-type": "multipart/form-data; boundary=x"}
+        )
+        assert chunked.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost:1"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "evil.example"}, 400),
+        ({"host": "127.0.0.1.evil.example"}, 400),
+        ({"host": "["}, 400),
+        ({"origin": "http://127.0.0.1:8000"}, 200),
+        ({"origin": "http://127.0.0.1:9"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+    ],
+)
+def test_pages_of_other_sites_cannot_use_the_server(served: TestClient, headers: dict[str, str], status: int) -> None:
+    assert served.get("/v1/models", headers=headers).status_code == status
+
+
+def test_a_token_guards_the_api_and_not_the_health_check() -> None:
+    token = "a" * 20
+    with client("segmentation", token=token) as opened:
+        assert opened.get("/healthz", headers={"host": "hospital.example"}).status_code == 200
+        assert opened.get("/v1/models").status_code == 401
+        assert opened.get("/v1/models", headers={"authorization": "Bearer wrong"}).status_code == 401
+        assert opened.get("/v1/models", headers={"authorization": "Bearer é".encode()}).status_code == 401
+        assert opened.get("/v1/models", headers={"authorization": f"Bearer {token}"}).status_code == 200
+
+
+def test_every_response_forbids_other_sources(served: TestClient) -> None:
+    for found in (served.get("/healthz"), served.get("/nothing"), served.get("/v1/models", headers={"host": "x"})):
+        assert "default-src 'none'" in found.headers["content-security-policy"]
+        assert found.headers["x-content-type-options"] == "nosniff"
+        assert found.headers["cache-control"] == "no-store"
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_without_its_path(tmp_path: Path) -> None:
+    shutil.copytree(templates() / "vqa", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"1")
+    models = ServedModels({"model": tmp_path / "model"}, api.load)
+    models.load()
+    models.start = lambda: None  # type: ignore[method-assign]
+    assert str(tmp_path) in str(models.error)
+    with TestClient(create_app(models), base_url="http://127.0.0.1") as opened:
+        assert (opened.get("/healthz").status_code, opened.get("/healthz").json()) == (503, {"status": "failed"})
+        found = opened.post("/v1/answer", files={"image": ("x", b"1")}, data={"question": "?"})
+        assert found.status_code == 503
+        assert str(tmp_path) not in found.text
+
+
+def test_requests_wait_for_models_that_are_being_loaded() -> None:
+    models = ServedModels({"vqa": templates() / "vqa"}, api.load)
+    models.start = lambda: None  # type: ignore[method-assign]
+    with TestClient(create_app(models), base_url="http://127.0.0.1") as opened:
+        assert opened.get("/healthz").json() == {"status": "loading"}
+        assert opened.get("/v1/models").json()["models"] == [{"name": "vqa", "task": "vqa"}]
+        found = opened.post("/v1/answer", files={"image": ("x", b"1")}, data={"question": "?"})
+        assert (found.status_code, found.headers["retry-after"]) == (503, "5")
+
+
+def test_names_of_models_are_as_short_as_possible(tmp_path: Path) -> None:
+    folders = [tmp_path / "a" / "teacher", tmp_path / "b" / "teacher", tmp_path / "c" / "student"]
+    assert list(unique_names(folders[1:])) == ["teacher", "student"]
+    assert list(unique_names(folders)) == ["a/teacher", "b/teacher", "c/student"]
+    with pytest.raises(UserError, match="given twice"):
+        unique_names([folders[0], tmp_path / "b" / ".." / "a" / "teacher"])
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "says"),
+    [
+        ("0.0.0.0", None, "set a token"),
+        ("192.168.0.7", None, "set a token"),
+        ("::", None, "set a token"),
+        ("hospital.example", None, "set a token"),
+        ("127.0.0.1", "short", "at least 16"),
+        ("127.0.0.1", None, None),
+        ("::1", None, None),
+        ("localhost", None, None),
+        ("0.0.0.0", "x" * 16, None),
+    ],
+)
+def test_an_address_that_others_can_reach_needs_a_token(host: str, token: str | None, says: str | None) -> None:
+    if says is None:
+        check_token(host, token)
+        return
+    with pytest.raises(UserError, match=says):
+        check_token(host, token)
+
+
+def test_a_port_that_cannot_be_used_is_a_sentence() -> None:
+    with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match=r"cannot listen on 127\.0\.0\.1, port"):
+        listen("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(UserError, match=r"cannot listen on 203\.0\.113\.7"):
+        listen("203.0.113.7", 0)
+    with pytest.raises(UserError, match="between 0 and 65535"):
+        listen("127.0.0.1", 65536)
+
+
+def test_paths_become_words() -> None:
+    words = {Path("/a/b"): "the upload", Path("/models/x"): "the model x"}
+    assert without_paths("/a/b/image-1: broken; /models/x: bad", words) == "image-1: broken; the model x: bad"
+
+
+def test_the_openapi_description_names_all_routes(served: TestClient) -> None:
+    found = json.loads(served.get("/openapi.json").text)
+    assert {"/healthz", "/v1/models", "/v1/answer", "/v1/segment", "/v1/ask"} <= set(found["paths"])
+    assert found["paths"]["/v1/segment"]["post"]["requestBody"]["content"]["multipart/form-data"]
