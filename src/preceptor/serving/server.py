@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -46,7 +47,8 @@ def serve(
     name, bound = listening.getsockname()[:2]
     if ready is not None:
         ready(f"http://{f'[{name}]' if ':' in name else name}:{bound}")
-    uvicorn.Server(config).run(sockets=[listening])
+    with contextlib.suppress(KeyboardInterrupt):  # raised again after an orderly end
+        uvicorn.Server(config).run(sockets=[listening])
     if models.error is not None:
         raise UserError(models.error)
 

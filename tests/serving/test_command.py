@@ -1,0 +1,109 @@
+"""`preceptor serve` as a process: it listens, answers, needs no network, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import call
+from tests.fuzz.model_folders import templates
+
+# Serves in a network namespace that has no route, and asks there. Prints the status of /healthz and of an answer.
+WITHOUT_NETWORK = """
+ip link set lo up || exit 77
+[ -z "$(ip route)" ] || exit 78
+"$PYTHON" -m preceptor serve "$MODEL" --port 8017 > "$LOG" 2>&1 &
+server=$!
+for attempt in $(seq 600); do
+  curl --silent --fail --output /dev/null http://127.0.0.1:8017/healthz && break
+  sleep 0.2
+done
+curl --silent --fail -F image=@"$IMAGE" -F 'question=Where is the disc?' http://127.0.0.1:8017/v1/answer
+kill -INT $server
+wait $server
+"""
+
+
+def start(*arguments: object) -> tuple[subprocess.Popen[str], str]:
+    """Start the server on a free port; return the process and its address."""
+    command = [sys.executable, "-m", "preceptor", "serve", *map(str, arguments), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+    assert address is not None
+    return process, address[0]
+
+
+def wait_until_ready(address: str) -> None:
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(f"{address}/healthz", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+    raise AssertionError("the models were not loaded within two minutes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_server_answers_and_leaves_nothing_behind(number: signal.Signals) -> None:
+    from preceptor.serving.uploads import _SHARED_MEMORY
+
+    before = set(_SHARED_MEMORY.glob("preceptor-serve-*"))
+    process, address = start(templates() / "vqa", templates() / "segmentation")
+    try:
+        wait_until_ready(address)
+        with urllib.request.urlopen(f"{address}/v1/models", timeout=5) as opened:
+            assert [model["name"] for model in json.load(opened)["models"]] == ["vqa", "segmentation"]
+    finally:
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode in (0, -number), output
+    assert output.strip() == ""
+    assert set(_SHARED_MEMORY.glob("preceptor-serve-*")) <= before
+
+
+@pytest.mark.slow
+def test_no_network_is_needed(tmp_path: Path) -> None:
+    if not all(map(shutil.which, ("unshare", "ip", "curl"))):
+        pytest.skip("needs unshare, ip and curl")
+    if subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode:
+        pytest.skip("this user may not make a network namespace")
+    environment = {
+        "PYTHON": sys.executable,
+        "MODEL": str(templates() / "vqa"),
+        "IMAGE": str(templates() / "image.png"),
+        "LOG": str(tmp_path / "log.txt"),
+    }
+    done = subprocess.run(
+        ["unshare", "-n", "bash", "-c", WITHOUT_NETWORK], capture_output=True, text=True, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stderr + (tmp_path / "log.txt").read_text()
+    assert len(json.loads(done.stdout)["answers"]) == 3
+
+
+def test_mistakes_are_sentences(tmp_path: Path) -> None:
+    (tmp_path / "token.txt").write_text("\n")
+    for arguments, says in (
+        (("serve", tmp_path / "none"), "none"),
+        (("serve", tmp_path), "config.json"),
+        (("serve", templates() / "vqa", "--host", "0.0.0.0"), "set a token"),
+        (("serve", templates() / "vqa", "--token-file", tmp_path / "token.txt"), "is empty"),
+        (("serve", templates() / "vqa", templates() / "vqa"), "given twice"),
+        (("serve", templates() / "vqa", "--port", "70000"), "between 0 and 65535"),
+    ):
+        code, _, err = call(*arguments)
+        assert code == 2, err
+        assert says in err
+        assert "Traceback" not in err
