@@ -34,6 +34,7 @@ def serve(
     check_token(host, token)
     models = ServedModels(unique_names(folders), load)
     app = create_app(models, token=token, limits=limits)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a line for each malformed request
     listening = listen(host, port)
     config = uvicorn.Config(
         app,
