@@ -130,8 +130,8 @@ def predict(
         progress: with `output`, called as ``progress(done, total)`` before the first row is predicted and after each
             row is written.
         **inputs: for VQA and grounding `image` (a file or a folder) with `question`, or `table`, further `top` and
-            `modality`; for segmentation `files` (by modality), `case` (files or folder) or `table`, further `post` and
-            `probabilities`.
+            `modality`; for segmentation `files` (by modality), `case` (files or folder) or `table`, further `post`,
+            `probabilities`, `dicom_seg` and `copy_patient`.
 
     Raises:
         UserError: the inputs do not belong together, or a file cannot be used.

@@ -24,6 +24,7 @@ preceptor predict runs/rad --image a.png --question "Is there a lesion?"
 preceptor predict runs/rad --table questions.csv --output answers.jsonl
 preceptor predict runs/lckd-demo flair=a.nii.gz t1=b.nii.gz --output out
 preceptor predict runs/lckd-demo --case CASES --output out
+preceptor predict runs/lckd-brats flair=SERIES --output out --dicom-seg
 preceptor predict runs/clinkd-demo --image SLICES --question "Where is it?"
 """
 
@@ -99,10 +100,18 @@ def predict(
     post: Annotated[
         bool, typer.Option("--post", help="Segmentation: apply the post-processing of the recipe.")
     ] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Segmentation of DICOM series: write a DICOM SEG object, too.")
+    ] = False,
+    copy_patient: Annotated[
+        bool, typer.Option("--copy-patient", help="With --dicom-seg: copy the patient's name, id and so on into it.")
+    ] = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Answer questions about images, or segment cases."""
+    if copy_patient and not dicom_seg:
+        raise UserError("--copy-patient needs --dicom-seg; NIfTI files have no fields of the patient")
     inputs: dict[str, Any] = {
         "image": image,
         "question": question,
@@ -112,6 +121,8 @@ def predict(
         "top": top,
         "modality": modality,
         "probabilities": probabilities,
+        "dicom_seg": dicom_seg,
+        "copy_patient": copy_patient,
         "post": post,
     }
     require_one_input(inputs)

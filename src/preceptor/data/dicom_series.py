@@ -150,6 +150,17 @@ def read_series(folder: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarr
     return volume.astype(np.int32 if integers else np.float32), Geometry(shape, affine, 1, 1, tuple(remarks))
 
 
+def slice_frames(folder: Path) -> list[tuple[Path, int]]:
+    """Return the file of each slice and its frame in the file, from 0, in the order of the volume of `read_series`.
+
+    Raises VolumeError as `read_series`, except for faults of pixels.
+    """
+    files, _ = _files(folder)
+    with silent_pydicom():
+        slices = _sorted(folder, [one for path in files for one in _read_headers(path)])
+    return [(one.path, one.frame) for one in slices]
+
+
 def _files(folder: Path) -> tuple[list[Path], list[str]]:
     """Return the DICOM files of a folder, and the names of other files."""
     if dead := [path for path in folder.iterdir() if path.is_symlink() and not path.exists()]:

@@ -48,6 +48,9 @@ class Segmentation:
         validation_cases: number of validation cases.
         post_processed: whether the mask was post-processed.
         warnings: sentences for the reader of the result.
+        loaded: the volumes that were segmented, with the grid of their files.
+        regions: the labels of `mask` that form each region.
+        series: folder of the first DICOM series of the case, or None if it has none.
     """
 
     case: str
@@ -62,6 +65,8 @@ class Segmentation:
     post_processed: bool
     warnings: tuple[str, ...] = ()
     loaded: LoadedVolume = field(repr=False, default=None)  # type: ignore[assignment]
+    regions: Mapping[str, tuple[int, ...]] = field(repr=False, default_factory=dict)
+    series: Path | None = field(repr=False, default=None)
 
     def save(self, path: str | Path) -> Path:
         """Write the label map as NIfTI with the grid and the orientation of the source; return its path."""
@@ -71,6 +76,27 @@ class Segmentation:
     def save_probabilities(self, path: str | Path) -> Path:
         """Write the probabilities (X, Y, Z, regions) as NIfTI; return the path."""
         save_probabilities(Path(path), self.probabilities, self.loaded)
+        return Path(path)
+
+    def save_dicom_seg(self, path: str | Path, *, copy_patient: bool = False) -> Path:
+        """Write the regions as the segments of a DICOM Segmentation object that refers to the series; return the path.
+
+        With `copy_patient`, the fields of the patient and the study are copied from the series; else they are empty.
+
+        Raises:
+            UserError: the case is no DICOM series, or as `data.dicom_seg.write_dicom_seg`.
+        """
+        if self.series is None:
+            raise UserError(
+                f"{self.case} has no DICOM series that a DICOM segmentation could refer to; give the folder of a "
+                "series, or write NIfTI"
+            )
+        from preceptor.data.dicom_seg import write_dicom_seg
+
+        regions = to_regions(self.mask, self.regions)
+        masks = np.stack([self.loaded.geometry.source(region) for region in regions]).astype(bool)
+        labels = {name: f"labels {', '.join(map(str, values))}" for name, values in self.regions.items()}
+        write_dicom_seg(Path(path), masks, labels, self.series, copy_patient=copy_patient)
         return Path(path)
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,6 +194,8 @@ class SegmentationModel:
             post_processed=post,
             warnings=(*warnings, *source.remarks, *whole.loaded.remarks),
             loaded=whole.loaded,
+            regions=self.regions,
+            series=next((file.path for file in source.images.values() if file.path.is_dir()), None),
         )
 
     def segment_many(self, cases: Iterable[CaseSource], *, post: bool = False) -> Iterator[Segmentation]:
@@ -205,9 +233,20 @@ class SegmentationModel:
         return [as_case(case[0] if len(case) == 1 else list(case), self.modalities)]
 
     def predict_rows(
-        self, items: Sequence[Case], *, output: Path, post: bool = False, probabilities: bool = False, **_: Any
+        self,
+        items: Sequence[Case],
+        *,
+        output: Path,
+        post: bool = False,
+        probabilities: bool = False,
+        dicom_seg: bool = False,
+        copy_patient: bool = False,
+        **_: Any,
     ) -> Iterator[dict[str, Any]]:
-        """Yield one flat row per case (id, files, volumes, expected Dice) after writing its label map to `output`."""
+        """Yield one flat row per case (id, files, volumes, expected Dice) after writing its label map to `output`.
+
+        With `dicom_seg`, each case also gets a DICOM Segmentation object (see `Segmentation.save_dicom_seg`).
+        """
         output.mkdir(parents=True, exist_ok=True)
         for result in self.segment_many(items, post=post):
             row: dict[str, Any] = {
@@ -218,6 +257,9 @@ class SegmentationModel:
             }
             if probabilities:
                 row["probabilities"] = str(result.save_probabilities(output / f"{result.case}_prob.nii.gz"))
+            if dicom_seg:
+                path = output / f"{result.case}_seg.dcm"
+                row["dicom_seg"] = str(result.save_dicom_seg(path, copy_patient=copy_patient))
             expected = result.expected_dice or {}
             row |= {f"{region}_ml": volume for region, volume in result.volumes_ml.items()}
             row |= {f"{region}_expected_dice": expected.get(region, "") for region in self.regions}

@@ -1,0 +1,123 @@
+"""Write masks as a DICOM Segmentation object (DICOM PS3.3, A.51) that refers to the slices that were segmented."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preceptor.data.dicom_header import silent_pydicom
+from preceptor.data.dicom_series import slice_frames
+from preceptor.errors import UserError
+from preceptor.files import write_bytes
+
+_PATIENT = {
+    "PatientName": "",
+    "PatientID": "",
+    "PatientBirthDate": "",
+    "PatientSex": "",
+    "AccessionNumber": "",
+    "ReferringPhysicianName": "",
+    "StudyID": "",
+    "StudyDate": "",
+    "StudyTime": "",
+}
+"""Fields of the patient and the study that the standard wants in every object (type 2), and their empty values."""
+
+_OPTIONAL = ("PatientAge", "PatientSize", "PatientWeight", "OtherPatientIDs", "StudyDescription", "EthnicGroup")
+
+
+def write_dicom_seg(
+    path: Path, masks: np.ndarray, regions: Mapping[str, str], series: Path, *, copy_patient: bool = False
+) -> None:
+    """Write the masks of regions as the segments of one object, in the order of `regions`.
+
+    Args:
+        path: File to write, ending in .dcm.
+        masks: (R, X, Y, Z) bool on the grid of `read_series` of the series. Regions may overlap.
+        regions: Label of each region, and its description.
+        series: Folder of the DICOM series that was segmented.
+        copy_patient: Copy name, id, birth date, sex and further fields of the patient and the study from the series.
+            Else they are empty. The unique identifiers of the study and of the slices are always kept, because the
+            object refers to them.
+
+    Raises:
+        UserError: highdicom is not installed, the name does not end in .dcm, or a field that the standard requires is
+            missing in the series.
+    """
+    if path.suffix.lower() != ".dcm":
+        raise UserError(f"{path} must end in .dcm")
+    try:
+        import highdicom as hd
+    except ImportError:
+        raise UserError("DICOM segmentations need highdicom: pip install 'preceptor[dicom-seg]'") from None
+    from pydicom import dcmread
+    from pydicom.sr.codedict import codes
+
+    slices = slice_frames(series)
+    assert masks.shape[3] == len(slices), f"{masks.shape[3]} slices of masks, {len(slices)} of the series"
+    with silent_pydicom():
+        sources = {file: dcmread(file, stop_before_pixels=True) for file, _ in slices}
+        for data in sources.values():
+            _complete(data, copy_patient)
+        # Frames of a file with several are in the order of the file.
+        order = sorted(range(len(slices)), key=lambda z: slices[z][1]) if len(sources) == 1 else range(len(slices))
+        pixels = masks.transpose(3, 2, 1, 0)[list(order)].astype(np.uint8)
+        algorithm = hd.AlgorithmIdentificationSequence(
+            name="Preceptor", version=version("preceptor"), family=codes.DCM.ArtificialIntelligence
+        )
+        segments = [
+            hd.seg.SegmentDescription(
+                segment_number=number,
+                segment_label=label,
+                segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+                segmented_property_type=codes.SCT.Lesion,
+                algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+                algorithm_identification=algorithm,
+                tracking_id=description,
+                tracking_uid=hd.UID(),
+            )
+            for number, (label, description) in enumerate(regions.items(), 1)
+        ]
+        try:
+            found = hd.seg.Segmentation(
+                source_images=list(sources.values()),
+                pixel_array=pixels,
+                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=segments,
+                series_instance_uid=hd.UID(),
+                series_number=1,
+                sop_instance_uid=hd.UID(),
+                instance_number=1,
+                manufacturer="Preceptor",
+                manufacturer_model_name="Preceptor",
+                software_versions=version("preceptor"),
+                device_serial_number="0",
+                series_description="Segmentation, for research only",
+                content_label="SEGMENTATION",
+            )
+        except (AttributeError, ValueError, TypeError) as error:
+            raise UserError(f"{series}: a DICOM segmentation cannot refer to it ({error})") from error
+    write_bytes(path, _encoded(found))
+
+
+def _complete(data: Any, copy_patient: bool) -> None:
+    """Set the fields that every object needs, and remove those of the patient unless they shall be copied."""
+    for name, empty in _PATIENT.items():
+        if not (copy_patient and name in data):
+            setattr(data, name, empty)
+    if not copy_patient:
+        for name in _OPTIONAL:
+            if name in data:
+                delattr(data, name)
+
+
+def _encoded(data: Any) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
