@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_STRAY_BREAK = re.compile(r"\n(?!  |Use |Fix:)")
 
 
 class UserError(ValueError):
@@ -13,11 +16,12 @@ class UserError(ValueError):
     traceback and exits with code 2. Any other exception is a bug and keeps its traceback.
 
     Characters that a terminal would obey or not show are replaced with their escapes, because messages quote names of
-    files and cells of tables.
+    files and cells of tables. So are line breaks, except before the lines of a list, which begin with two blanks, and
+    before "Use" and "Fix:", which may end it.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message, keep="\n"))
+        super().__init__(printable(_STRAY_BREAK.sub(r"\\n", message), keep="\n"))
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -108,6 +108,8 @@ DAMAGE = {
     "a truncated line": (cut_line, r"toy-test\.jsonl, line 20 is damaged"),
     "a lost line": (drop_line, r"contains 19 questions, but results\.json says 20"),
     "NaN in the predictions": (lambda run: change_row(run, 3, probability=float("nan")), r"line 4 .*it contains NaN"),
+    "a list as prediction": (lambda run: change_row(run, 3, prediction=[]), r"line 4: prediction is \[\], not str"),
+    "no target": (lambda run: change_row(run, 0, target=None), r"line 1: target is None, not str"),
     "no score": (lambda run: change_row(run, 3, score=None), r"line 4: score is None, not float"),
     "a repeated id": (lambda run: change_row(run, 3, id="q7"), r"contains id 'q7' twice, in lines 4 and 8"),
     "other scores": (lambda run: change_row(run, 0, score=float(not hits(20, 0.6)[0])), r"but results\.json says"),

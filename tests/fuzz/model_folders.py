@@ -144,7 +144,9 @@ def check(task: str, case: ModelInput, folder: Path) -> bool:
         image = templates() / "image.png"
         return command("predict", model, "--image", image, "--question", "Where?", place=model).accepted
     right = right_answers(task)
-    outcome = attempt(lambda: ANSWERS[task](model), place=folder.name)
+    # A network of other modalities is a sound one; the message is then about those of the case.
+    renamed = task == "segmentation" and not same and other_modalities(model / "config.json")
+    outcome = attempt(lambda: ANSWERS[task](model), place="" if renamed else folder.name)
     if same:
         require(outcome.accepted, "a sound folder is refused", outcome.sentence)
     if not outcome.accepted:
@@ -160,6 +162,15 @@ def check(task: str, case: ModelInput, folder: Path) -> bool:
     for row in outcome.value:
         check_row(task, row)
     return True
+
+
+def other_modalities(path: Path) -> bool:
+    """Return whether config.json can be read and names other modalities than the undamaged one."""
+    try:
+        names = json.loads(path.read_bytes())["modalities"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return names != ["flair", "t1"]
 
 
 def damage_file(case: ModelInput, model: Path, path: Path) -> bool:

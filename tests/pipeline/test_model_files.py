@@ -80,6 +80,8 @@ def test_a_weight_that_is_not_finite_or_of_another_kind_is_refused_by_name(tmp_p
         ("segmentation", "segmentation.json", {"preparation__patch_size": [15, 16, 16]}, "multiples of"),
         ("segmentation", "segmentation.json", {"preparation__spacing": [1, -1, 1]}, "settings cannot be read"),
         ("segmentation", "segmentation.json", {"validation": {"flair": {"whole": 7}}}, "settings cannot be read"),
+        ("segmentation", "config.json", {"modalities": [" ", "t1"]}, "distinct names"),
+        ("segmentation", "config.json", {"regions": ["whole\u202e"]}, "distinct names"),
         ("segmentation", "config.json", {"model_type": ["bert"]}, "model_type .* is not known"),
         ("grounding", "config.json", {"text_config": {"hidden_size": None}}, "cannot be read"),
         ("grounding", "preprocessor_config.json", {"image_std": [0, 0, 0]}, "not finite"),

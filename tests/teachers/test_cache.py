@@ -299,6 +299,14 @@ def test_a_manifest_whose_arrays_are_not_described_is_refused(cache, arrays):
         open_cache(cache)
 
 
+@pytest.mark.parametrize("rows", [False, True, 0, 1, "3", None, 10**9])
+def test_a_manifest_with_another_number_of_rows_is_refused(cache, rows):
+    manifest = json.loads((cache / "manifest.json").read_text())
+    (cache / "manifest.json").write_text(json.dumps({**manifest, "rows": rows}))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(ValueError: rows is "):
+        open_cache(cache)
+
+
 def test_a_manifest_of_other_bytes_is_not_quoted(cache):
     (cache / "manifest.json").write_bytes(b"\xff" + bytes(100_000))
     with pytest.raises(UserError, match=r"manifest\.json is damaged \(UnicodeDecodeError: ") as error:

@@ -71,7 +71,8 @@ class MultimodalUNetConfig:
     def __post_init__(self) -> None:
         for name in ("modalities", "regions"):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values) or not all(isinstance(v, str) and v for v in values):
+            names = all(isinstance(v, str) and v.strip() == v != "" and v.isprintable() for v in values)
+            if not values or not names or len(set(values)) != len(values):
                 raise UserError(f"{name} of the network must be a non-empty list of distinct names, not {list(values)}")
         if not self.is_own and self.net not in _NETS:
             raise UserError(f"net of the network is {self.net!r}{nearest(self.net, _NETS)}")

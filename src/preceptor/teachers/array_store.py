@@ -53,7 +53,7 @@ class ArrayStore:
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.rows = int(manifest["rows"])
+        self.rows: int = manifest["rows"]
         self.cache_key: dict[str, Any] = dict(manifest["cache_key"])
         self.settings: dict[str, Any] = dict(manifest["settings"])
         self.arrays: dict[str, dict[str, Any]] = {
@@ -67,6 +67,8 @@ class ArrayStore:
         self._keys = np.load(folder / "keys.npy").reshape(-1).view("S32")
         self._rows = np.load(folder / "rows.npy")
         self.lengths = np.load(folder / "lengths.npy")
+        if isinstance(self.rows, bool) or self.rows != len(self._keys):
+            raise ValueError(f"rows is {self.rows!r}, but there are {len(self._keys)} keys")
 
     @classmethod
     def open(cls, folder: Path, kind: str, cache_key: Mapping[str, Any]) -> Self:

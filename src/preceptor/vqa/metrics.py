@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 UNIT = "question"
-ROW_FIELDS = {"id": str, "score": float, "answer_type": str, "question_type": str}
+ROW_FIELDS = {
+    "id": str,
+    "score": float,
+    "answer_type": str,
+    "question_type": str,
+    "target": str,
+    "prediction": str,
+}
 ROW_KEY = ("id",)
 RATIO_TO_TEACHER = True
 OTHER = "(other)"

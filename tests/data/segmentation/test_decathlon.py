@@ -74,7 +74,8 @@ def test_regions_of_nnunet(tmp_path):
         ({"labels": {"0": "background", "1": "a", "2": "a"}}, "the label name 'a' occurs twice"),
         ({"labels": {"0": "background"}}, "names no label but the background"),
         ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "'ignore' is not supported"),
-        ({"labels": {"background": 0, "a": 300}}, "region 'a' has the labels"),
+        ({"labels": {"background": 0, "a": 300}}, r"dataset\.json: region 'a' has the labels"),
+        ({"labels": {"background": -1, "a": 1}}, r"dataset\.json: region 'background' has the labels"),
         ({"labels": ["background"]}, "has no 'labels'"),
         ({"file_ending": ".nrrd"}, "files of type '.nrrd'"),
         ({"channel_names": {"0": "T1", "1": "T1w"}}, "does not number distinct channels"),
@@ -86,6 +87,7 @@ def test_regions_of_nnunet(tmp_path):
 def test_a_list_that_contradicts_the_files_is_refused(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         read_volumes(nnunet(tmp_path, **changes))
+    assert str(tmp_path) in str(caught.value)
     str(caught.value).encode()
 
 

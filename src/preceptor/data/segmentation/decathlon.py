@@ -174,7 +174,10 @@ def label_regions(labels: Mapping[str, Any], file: Path) -> tuple[dict[str, tupl
             regions[name] = tuple(members)
     if not regions:
         raise UserError(f"{file}: labels names no label but the background; {AS_RELEASED}")
-    regions = check_regions(regions)
+    try:
+        regions = check_regions(regions)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     if brain_labels({values[0]: name for name, values in regions.items() if len(values) == 1}):
         return dict(DECATHLON_BRAIN), (
             "Regions from dataset.json: 1 oedema, 2 non-enhancing, 3 enhancing tumour; et = 3, tc = 2 and 3, wt = 1, 2 "

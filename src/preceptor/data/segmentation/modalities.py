@@ -92,7 +92,7 @@ def check_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
         raise UserError("modalities is empty; name at least one, such as flair,t1,t1ce,t2")
     original: dict[str, str] = {}
     for name in modalities:
-        if "/" in name or canonical_name(name) in NOT_MODALITIES:
+        if "/" in name or not canonical_name(name).strip() or canonical_name(name) in NOT_MODALITIES:
             raise UserError(f"{name!r} is not a valid modality; examples are {', '.join(ORDER)}")
         if canonical_name(name) in original:
             raise UserError(f"modalities {original[canonical_name(name)]!r} and {name!r} are the same; keep one")
