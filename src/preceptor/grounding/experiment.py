@@ -54,6 +54,7 @@ from preceptor.grounding.teachers import (
     token_teacher,
     uses_store,
 )
+from preceptor.grounding.vision_init import find_dinov2
 from preceptor.hub import find_pretrained
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.image_reliance import IMAGES
@@ -123,6 +124,9 @@ class GroundingExperiment(Experiment):
                     f"{key}: {source} is neither a folder with a config.json nor in the local hub cache; give the "
                     "folder of a Qwen-VL checkpoint, or set allow_downloads=true"
                 )
+        for model in [recipe.student.model] + [recipe.teacher.model] * ("teacher" in recipe.stages):
+            if model.source is None and model.new.vision is not None:
+                find_dinov2(model.new.vision)
         self._require_same_box_format()
         self._require_usable_labels()
 
@@ -362,7 +366,7 @@ class GroundingExperiment(Experiment):
             cut_off=config.cut_off,
             modality_rows=self.context.modality_rows,
         )
-        return vlm.to(processes().device).eval()
+        return vlm.requires_grad_(False).to(processes().device).eval()
 
     def evaluate(self, model: GroundedVlm, *, protocol: str | None = None, stage: Stage | None = None) -> Evaluation:
         recipe, data = self.recipe, self.data
@@ -431,6 +435,7 @@ class GroundingExperiment(Experiment):
         few = rows[:4]
 
         def generate(dialogues: Sequence[Dialogue], batch_size: int) -> None:
+            model.forget_images()  # an answer about a new image is timed
             model.generate(dialogues, max_new_tokens=answers.max_new_tokens, batch_size=batch_size)
 
         return SpeedTest(

@@ -273,6 +273,11 @@ class GroundedVlm(nn.Module):
         parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
         return torch.stack([part.float().sum() for part in parts]).sum()
 
+    def forget_images(self) -> None:
+        """Let the vision tower compute all images anew that it remembers (see `dinov2_tower.Dinov2Tower`)."""
+        if new_merger(self.base):
+            self.base.model.visual.forget()
+
     @torch.inference_mode()
     def generate(
         self,

