@@ -191,6 +191,8 @@ def test_all_stages_train_around_a_frozen_dinov2(tmp_path: Path) -> None:
         tower = GroundedVlm.load(tmp_path / "run" / stage / "model").base.model.visual
         assert all(torch.equal(value, eyes[name]) for name, value in tower.dinov2.state_dict().items())
         mergers.append(tower.merger.mlp[2].weight)
+        card = (tmp_path / "run" / stage / "model" / "README.md").read_text()
+        assert "The vision tower is DINOv2 of dinov2: transformers loads the folder after `import preceptor`." in card
     assert not any(torch.equal(mergers[0], other) for other in mergers[1:])
 
 

@@ -55,7 +55,7 @@ from preceptor.grounding.teachers import (
     uses_store,
 )
 from preceptor.grounding.vision_init import find_dinov2
-from preceptor.hub import find_pretrained
+from preceptor.hub import find_pretrained, public_name
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.image_reliance import IMAGES
 from preceptor.pipeline.run_dir import model_folder
@@ -254,6 +254,8 @@ class GroundingExperiment(Experiment):
                 "trained_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
                 "provenance": {"guidance": guidance, "training": config.model.training},
             }
+            if config.model.source is None and config.model.new.vision is not None:
+                found["provenance"]["vision"] = f"DINOv2 of {public_name(config.model.new.vision)}"
             if pseudo_labels is not None:
                 found["pseudo_labels"] = pseudo_labels
             if task.buffer.rounds:
