@@ -173,6 +173,16 @@ def test_a_trained_tower_remembers_nothing(vlm_folder: Callable, images: list[Pa
     assert loss_of(vlm, batch).item() == pytest.approx(after, abs=1e-5)
 
 
+def test_weights_that_are_loaded_into_a_frozen_tower_are_used(vlm_folder: Callable, images: list[Path]):
+    vlm = GroundedVlm.load(vlm_folder(FAMILY), training="frozen_vision")
+    state, batch = {name: value.clone() for name, value in vlm.state_dict().items()}, batch_of(vlm, images)
+    before = loss_of(vlm, batch).item()
+    vlm.load_state_dict({name: value * 1.5 if ".dinov2." in name else value for name, value in state.items()})
+    assert abs(loss_of(vlm, batch).item() - before) > 1e-3
+    vlm.load_state_dict(state)
+    assert loss_of(vlm, batch).item() == before
+
+
 def test_a_saved_model_loads_exactly_and_elsewhere(vlm_folder: Callable, tmp_path: Path, images: list[Path]):
     """The folder needs neither trust_remote_code nor the folder of DINOv2; whoever loads it imports preceptor."""
     vlm = GroundedVlm.load(vlm_folder(FAMILY), training="frozen_vision")

@@ -120,6 +120,10 @@ class Dinov2Tower(Dinov2PreTrainedModel):
         self._known.clear()
         self._bytes = 0
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.forget()
+        super()._load_from_state_dict(*args)
+
     def _recall(self, image_NC: Tensor, size: tuple[int, int]) -> Tensor:
         setting = (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), image_NC.dtype, size)
         content = image_NC.detach().contiguous().view(torch.uint8).numpy().data
