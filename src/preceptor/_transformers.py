@@ -25,7 +25,8 @@ def register_when_imported() -> None:
 
 
 def _register() -> None:
-    # The modules register their classes. A grounding model needs none: its folders are those of transformers.
+    # The modules register their classes. Other grounding models than that with DINOv2 are those of transformers.
+    import preceptor.grounding.dinov2_tower
     import preceptor.segmentation.auto_model
     import preceptor.vqa.model  # noqa: F401
 

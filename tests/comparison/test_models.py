@@ -93,6 +93,11 @@ def empty_row(run: Path, row: str) -> None:
     path.write_text("\n".join([row, *path.read_text().splitlines()[1:]]) + "\n")
 
 
+def change_scores(run: Path, **values: Any) -> None:
+    protocols = json.loads((run / "results.json").read_text())["protocols"]
+    change(run / "results.json", protocols={id: {**scores, **values} for id, scores in protocols.items()})
+
+
 DAMAGE = {
     "truncated results": (truncate, r"b/results\.json is damaged"),
     "no results": (lose("results.json"), r"b is not a run folder"),
@@ -100,6 +105,10 @@ DAMAGE = {
     "results of another kind": (lambda run: (run / "results.json").write_text("[]"), r"is not a mapping"),
     "bytes for results": (lambda run: (run / "results.json").write_bytes(b"\xff\xfe"), r"results\.json is damaged"),
     "a note without text": (lambda run: change(run / "results.json", notes=[None]), r"notes is not a list of texts"),
+    "a list as accuracy": (lambda run: change_scores(run, accuracy=[]), r"toy/test\.accuracy is \[\], not a number"),
+    "a text as number": (lambda run: change_scores(run, n="20"), r"toy/test\.n is '20', not a number"),
+    "a list for scores": (lambda run: change_scores(run, hd95=[1]), r"toy/test\.hd95 is \[1\], not a mapping"),
+    "training is a number": (lambda run: change(run / "results.json", training=3), r"training is 3, not a mapping"),
     "a row without keys": (lambda run: empty_row(run, "null"), r"line 1 is damaged \(it is not a mapping"),
     "an empty row": (lambda run: empty_row(run, "{}"), r"line 1: id is None, not str"),
     "no scores": (lambda run: change(run / "results.json", protocols={}), r"has no scores"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from preceptor.grounding.new_vlm import new_vlm
 from preceptor.grounding.task import ClinkdTask
 from preceptor.task import Batch
 from preceptor.training.fsdp import gather_full, shard, summon_full_params
+from tests.grounding.conftest import dinov2_folder
 
 TEXTS = ["Where is the liver?", "It is at <|box_start|>(120,345),(567,890)<|box_end|>", "What is it?", "An MR."]
 
@@ -29,7 +31,9 @@ def main(folder: Path, family: str, training: str) -> None:
     assert state.num_processes == 2
     with state.main_process_first():
         if state.is_main_process:
-            new_vlm(folder / "vlm", TEXTS * 3, family=family, max_pixels=56 * 56)  # type: ignore[arg-type]
+            vision = dinov2_folder(folder / "dinov2") if family == "qwen2_vl_dinov2" else None
+            kind: Any = "qwen2_vl" if vision else family
+            new_vlm(folder / "vlm", TEXTS * 3, family=kind, max_pixels=56 * 56, vision=vision)
             pixels = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "a.png")
     rows = [

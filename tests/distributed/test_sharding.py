@@ -138,7 +138,16 @@ def test_a_killed_run_ends_with_the_same_weights(fsdp):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "training"), [("qwen2_vl", "full"), ("qwen3_vl", "full"), ("qwen2_vl", "lora")])
+@pytest.mark.parametrize(
+    ("family", "training"),
+    [
+        ("qwen2_vl", "full"),
+        ("qwen3_vl", "full"),
+        ("qwen2_vl", "lora"),
+        ("qwen2_vl_dinov2", "full"),
+        ("qwen2_vl_dinov2", "frozen_vision"),
+    ],
+)
 def test_a_process_without_images_does_not_block_the_other(tmp_path, family, training):
     arguments = [*TWO, str(HERE / "sharded_step.py"), str(tmp_path), family, training]
     assert finish(arguments).count("the same") == 2

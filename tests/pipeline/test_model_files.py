@@ -109,6 +109,13 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, task, file, values, says
 
 
 @pytest.mark.slow
+def test_tied_embeddings_of_any_size_are_accepted(monkeypatch):
+    """They are stored once and built twice: at first without memory, then from the file."""
+    monkeypatch.setattr("preceptor.pipeline.model_files._SPARE_NUMBERS", 0)
+    api.load(templates() / "grounding")
+
+
+@pytest.mark.slow
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(tmp_path):
     shutil.copytree(templates() / "vqa", tmp_path / "model")
     file = tmp_path / "model" / "tokenizer.json"

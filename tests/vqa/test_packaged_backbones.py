@@ -17,7 +17,8 @@ from transformers import Dinov2Config, Dinov2Model
 
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
-from preceptor.vqa import dinov2_small, lite_medsam
+from preceptor.pipeline import dinov2_small
+from preceptor.vqa import lite_medsam
 from preceptor.vqa.bundle import VqaBundle, build_bundle, choose_preprocessing, make_tokenizer
 from preceptor.vqa.config import DataConfig, ModelConfig
 from preceptor.vqa.tiny_vit import TinyVitConfig, TinyVitModel

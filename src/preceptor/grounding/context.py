@@ -91,6 +91,7 @@ class RunContext:
                 vocabulary_size=new.vocabulary_size,
                 max_pixels=config.max_pixels,
                 language_model=new.language_model,
+                vision=new.vision,
             )
         return str(folder)
 

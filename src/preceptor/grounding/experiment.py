@@ -54,7 +54,8 @@ from preceptor.grounding.teachers import (
     token_teacher,
     uses_store,
 )
-from preceptor.hub import find_pretrained
+from preceptor.grounding.vision_init import find_dinov2
+from preceptor.hub import find_pretrained, public_name
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
 from preceptor.pipeline.image_reliance import IMAGES
 from preceptor.pipeline.run_dir import model_folder
@@ -123,6 +124,9 @@ class GroundingExperiment(Experiment):
                     f"{key}: {source} is neither a folder with a config.json nor in the local hub cache; give the "
                     "folder of a Qwen-VL checkpoint, or set allow_downloads=true"
                 )
+        for model in [recipe.student.model] + [recipe.teacher.model] * ("teacher" in recipe.stages):
+            if model.source is None and model.new.vision is not None:
+                find_dinov2(model.new.vision)
         self._require_same_box_format()
         self._require_usable_labels()
 
@@ -250,6 +254,8 @@ class GroundingExperiment(Experiment):
                 "trained_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
                 "provenance": {"guidance": guidance, "training": config.model.training},
             }
+            if config.model.source is None and config.model.new.vision is not None:
+                found["provenance"]["vision"] = f"DINOv2 of {public_name(config.model.new.vision)}"
             if pseudo_labels is not None:
                 found["pseudo_labels"] = pseudo_labels
             if task.buffer.rounds:
@@ -362,7 +368,7 @@ class GroundingExperiment(Experiment):
             cut_off=config.cut_off,
             modality_rows=self.context.modality_rows,
         )
-        return vlm.to(processes().device).eval()
+        return vlm.requires_grad_(False).to(processes().device).eval()
 
     def evaluate(self, model: GroundedVlm, *, protocol: str | None = None, stage: Stage | None = None) -> Evaluation:
         recipe, data = self.recipe, self.data
@@ -431,6 +437,7 @@ class GroundingExperiment(Experiment):
         few = rows[:4]
 
         def generate(dialogues: Sequence[Dialogue], batch_size: int) -> None:
+            model.forget_images()  # an answer about a new image is timed
             model.generate(dialogues, max_new_tokens=answers.max_new_tokens, batch_size=batch_size)
 
         return SpeedTest(

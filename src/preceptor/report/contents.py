@@ -190,8 +190,62 @@ def _results(path: Path) -> dict[str, Any]:
     return check_results(found, path) if isinstance(found, dict) else {}
 
 
+_SECTIONS = frozenset(
+    [
+        "baselines",
+        "comparison",
+        "data",
+        "describes",
+        "hd95",
+        "image_reliance",
+        "interval",
+        "machine",
+        "mean",
+        "modalities",
+        "protocols",
+        "provenance",
+        "pseudo_labels",
+        "question_types",
+        "reflection",
+        "regions",
+        "selection",
+        "speed",
+        "stages",
+        "subsets",
+        "tasks",
+        "training",
+        "validation",
+        "validation_subsets",
+        "versions",
+    ]
+)
+"""Keys of results whose values are mappings."""
+_NUMBERS = frozenset(
+    [
+        "accuracy",
+        "bleu",
+        "bleu_1",
+        "bleu_2",
+        "bleu_3",
+        "bleu_4",
+        "ceiling",
+        "closed",
+        "f1",
+        "high",
+        "low",
+        "macro",
+        "n",
+        "n_closed",
+        "n_open",
+        "open",
+        "score",
+    ]
+)
+"""Keys of scores whose values are numbers."""
+
+
 def check_results(results: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the results. Raises UserError unless the stages are a mapping and the notes of all are sentences."""
+    """Return the results. Raises UserError unless their sections are mappings, scores numbers and notes sentences."""
     stages = results.get("stages") or {}
     if not isinstance(stages, dict):
         raise UserError(f"{path} is damaged (stages is not a mapping of names to results); evaluate the run again")
@@ -199,7 +253,26 @@ def check_results(results: dict[str, Any], path: Path) -> dict[str, Any]:
         notes = get_nested(one, "notes") or []
         if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
             raise UserError(f"{path} is damaged (notes is not a list of texts); evaluate the run again")
+        for key in _SECTIONS & one.keys() - {"modalities", "regions"} if isinstance(one, Mapping) else ():
+            if not isinstance(one[key], Mapping | None):
+                raise UserError(f"{path} is damaged ({key} is {one[key]!r:.40}, not a mapping); evaluate the run again")
+        for protocol, scores in (get_nested(one, "protocols") or {}).items():
+            _check_scores(scores, str(protocol), path)
     return results
+
+
+def _check_scores(scores: Any, place: str, path: Path) -> None:
+    """Raise UserError unless all scores in nested mappings are numbers or missing."""
+    if not isinstance(scores, Mapping):
+        raise UserError(f"{path} is damaged ({place} is {scores!r:.40}, not a mapping); evaluate the run again")
+    for key, value in scores.items():
+        where = f"{place}.{key}"
+        if (key in _SECTIONS and value is not None) or (isinstance(value, Mapping) and key not in _NUMBERS):
+            _check_scores(value, where, path)
+        elif key == "notes" and isinstance(value, list):
+            continue
+        elif not isinstance(value, str if key == "metric" else int | float | None) or isinstance(value, bool):
+            raise UserError(f"{path} is damaged ({where} is {value!r:.40}, not a number); evaluate the run again")
 
 
 def read_prediction_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, Any]]:

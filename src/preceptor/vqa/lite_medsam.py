@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preceptor.vqa import packaged_weights
+from preceptor.pipeline import packaged_weights
 from preceptor.vqa.tiny_vit import TinyVitConfig
 
 NAME = "LiteMedSAM image encoder"

@@ -119,7 +119,12 @@ BOX_FORMATS: dict[str, BoxFormat] = {
 """bird: Qwen-VL and Med-GRIT-270k. gemma: Gemma and Gemini. xyxy-unit: LLaVA and Shikra. yxyx-unit: TensorFlow.
 xywh-pixels: COCO. cxcywh-unit: YOLO. polygon: points, of which the bounding box is read."""
 
-FAMILY_FORMATS = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
+FAMILY_FORMATS = {
+    "qwen2_vl": "qwen2-vl",
+    "qwen2_vl_dinov2": "qwen2-vl",
+    "qwen2_5_vl": "qwen2.5-vl",
+    "qwen3_vl": "qwen3-vl",
+}
 """Format by `model_type` of a checkpoint's configuration."""
 
 
