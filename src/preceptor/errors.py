@@ -17,10 +17,11 @@ class UserError(ValueError):
 
     Characters that a terminal would obey or not show are replaced with their escapes, because messages quote names of
     files and cells of tables. So are line breaks, except before the lines of a list, which begin with two blanks, and
-    before "Use" and "Fix:", which may end it.
+    before "Use" and "Fix:", which may end it. `given` is the message without these changes.
     """
 
     def __init__(self, message: str) -> None:
+        self.given = message
         super().__init__(printable(_STRAY_BREAK.sub(r"\\n", message), keep="\n"))
 
 

@@ -75,7 +75,7 @@ class BatchLoader(DataLoader):
             yield from batches
         except UserError as error:
             # What follows the last name of an exception at the start of a line.
-            text = re.split(r"^[\w.]+(?:Error|Refused): ", str(error), flags=re.MULTILINE)[-1].strip()
+            text = re.split(r"^[\w.]+(?:Error|Refused): ", error.given, flags=re.MULTILINE)[-1].strip()
             raise UserError(text) from error
         finally:
             # Otherwise an exception that refers to the iterator keeps the workers alive, and the interpreter waits for

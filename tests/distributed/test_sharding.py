@@ -150,4 +150,6 @@ def test_a_killed_run_ends_with_the_same_weights(fsdp):
 )
 def test_a_process_without_images_does_not_block_the_other(tmp_path, family, training):
     arguments = [*TWO, str(HERE / "sharded_step.py"), str(tmp_path), family, training]
-    assert finish(arguments).count("the same") == 2
+    # The script imports from the tests.
+    path = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
+    assert finish(arguments, PYTHONPATH=path).count("the same") == 2

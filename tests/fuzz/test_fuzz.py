@@ -34,11 +34,18 @@ def fail(error: BaseException):
     return reader
 
 
+def several_lines(message: str) -> UserError:
+    """Return an error with a line break that `UserError` itself would escape."""
+    error = UserError("")
+    error.args = (message,)
+    return error
+
+
 @pytest.mark.parametrize(
     ("reader", "kind"),
     [
         (fail(UserError("")), "empty"),
-        (fail(UserError("x.nii: one\nTraceback")), "several lines"),
+        (fail(several_lines("x.nii: one\nTraceback")), "several lines"),
         (fail(UserError("x.nii: " + 2000 * "a")), "too long"),
         (fail(UserError("y.nii is wrong")), "does not name the place"),
         (fail(UserError(f"x.nii of {PATIENT} is wrong")), "patient's name"),

@@ -210,8 +210,9 @@ def test_the_how_to_page_runs_as_written(tmp_path, monkeypatch):
     assert records[0] == example
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     monkeypatch.chdir(tmp_path)
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
-    assert [line.split()[1] for line in lines] == ["doctor", "train", "predict", "predict", "predict", "score"]
+    blocks = [block.replace("\\\n", "") for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert [line.split()[1] for line in lines] == ["doctor", "train", "train", "predict", "predict", "predict", "score"]
     for line in lines:
         code, out, err = run_command(*shlex.split(line)[1:])
         assert code == (1 if "doctor" in line else 0), f"{line}: {err}"
