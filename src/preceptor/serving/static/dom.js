@@ -141,8 +141,7 @@ export function askModels(section, path, fields, show) {
       );
       articles.forEach((article, i) => article.querySelector(".answer").replaceChildren(...show(answers[i])));
       for (const hidden of section.querySelectorAll(":scope > [hidden]")) hidden.hidden = false;
-      const first = answers.map(({ answers: [best] }) => best.answer).join("; ");
-      return `Answered: ${first}`;
+      return articles.map(({ dataset }, i) => `${dataset.model}: ${answers[i].answers[0].answer}`).join("; ");
     } catch (error) {
       columns.hidden = true; // an old answer must not stand below a new question
       throw error;

@@ -89,8 +89,9 @@ export function start(section, models) {
 
   function showNumbers({ modalities, volumes_ml: volumes, expected_dice: expected, expected_dice_of_all: all, validation_cases: cases, warnings }) {
     const dice = (values, region) => (values ? values[region].toFixed(3) : "unknown");
-    const caption = `Mask from ${modalities.split("+").join(", ")}. Expected Dice: mean over ${cases} validation cases with these contrasts.`;
-    find(".volumes caption").textContent = caption;
+    const used = modalities.split("+").join(", ");
+    const caption = `Mask from ${used}. Expected Dice: mean over ${cases} validation cases with these contrasts, and with all.`;
+    find(".volumes caption").replaceChildren(element("span", { textContent: caption }));
     find(".volumes tbody").replaceChildren(
       ...model.regions.map((region) => {
         const cells = [volumes[region].toFixed(2), dice(expected, region), dice(all, region)];

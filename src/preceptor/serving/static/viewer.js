@@ -1,6 +1,7 @@
 /** The viewer of a volume and its mask: NiiVue, loaded when it is first needed. */
 
 export const LABEL_COLORS = ["#e6493f", "#3f97f0", "#3cc882", "#f0be3c", "#be78f0", "#9fb4c4"];
+const STEP = 5; // degrees per key press in the 3-D view
 const MOVES = {
   ArrowLeft: [-1, 0, 0],
   ArrowRight: [1, 0, 0],
@@ -22,26 +23,35 @@ export async function openViewer(canvas, labels) {
   if (!document.createElement("canvas").getContext("webgl2")) {
     throw new Error("this browser has no WebGL 2, so images cannot be shown; the mask can be downloaded");
   }
-  const { Niivue, NVImage, SHOW_RENDER } = await import("./vendor/niivue/niivue.js");
+  const { MULTIPLANAR_TYPE, Niivue, NVImage, SHOW_RENDER, SLICE_TYPE } = await import("./vendor/niivue/niivue.js");
   const niivue = new Niivue({
     logLevel: "error",
     dragAndDropEnabled: false,
     backColor: [0, 0, 0, 1],
     crosshairColor: [0.4, 0.85, 0.8, 0.8],
-    crosshairWidth: 0.75,
-    fontSizeScaling: 0.6,
+    crosshairWidth: 0.3,
+    crosshairWidthUnit: "percent",
+    fontColor: [1, 1, 1, 1],
     multiplanarShowRender: SHOW_RENDER.ALWAYS,
+    multiplanarLayout: MULTIPLANAR_TYPE.GRID,
     multiplanarPadPixels: 4,
     isRadiologicalConvention: true,
     loadingText: "",
   });
   await niivue.attachToCanvas(canvas);
-  canvas.addEventListener("keydown", (event) => {
+  // In the capture phase, because single letters are hot keys of NiiVue.
+  for (const type of ["keydown", "keyup"]) canvas.parentElement.addEventListener(type, useKey, { capture: true });
+
+  function useKey(event) {
+    event.stopPropagation();
     const move = MOVES[event.key];
     if (!move || !niivue.volumes.length) return;
     event.preventDefault();
-    niivue.moveCrosshairInVox(...move);
-  });
+    if (event.type === "keyup") return;
+    const { renderAzimuth, renderElevation } = niivue.scene;
+    if (niivue.opts.sliceType !== SLICE_TYPE.RENDER) niivue.moveCrosshairInVox(...move);
+    else niivue.setRenderAzimuthElevation(renderAzimuth + STEP * move[0], renderElevation + STEP * move[1]);
+  }
 
   const rgb = labels.map((_, i) => LABEL_COLORS[i % LABEL_COLORS.length].match(/[0-9a-f]{2}/g).map((hex) => parseInt(hex, 16)));
   const colormap = {
