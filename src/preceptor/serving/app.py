@@ -248,9 +248,10 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
 
     async def new_case(files: Sequence[tuple[str, datastructures.UploadFile]], modalities: Sequence[str]) -> str:
         """Keep the uploaded files of a case; return its id."""
-        names = list(dict.fromkeys(name for name, _ in files))
-        if unknown := next((name for name in names if name not in modalities), None):
-            raise Refused(422, f"{unknown!r} is no contrast of this model; it knows {', '.join(modalities)}")
+        given = {name for name, _ in files}
+        if unknown := sorted(given - set(modalities)):
+            raise Refused(422, f"{unknown[0]!r} is not a contrast of this model; it knows {', '.join(modalities)}")
+        names = [name for name in modalities if name in given]
         folder = scratch.new()
         try:
             volumes = {name: await save_volume([f for n, f in files if n == name], folder, name) for name in names}
