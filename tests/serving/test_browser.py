@@ -24,7 +24,9 @@ from tests.serving.server import StubGrounding, running
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 
 SOFTWARE_WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
@@ -190,9 +192,7 @@ def shown_numbers(page: Any) -> dict[str, list[str]]:
     return {row.get_attribute("data-region"): row.locator("td").all_inner_texts() for row in rows}
 
 
-def test_switching_contrasts_shows_the_numbers_of_the_api(
-    page: Any, address: str, tmp_path: Path
-) -> None:
+def test_switching_contrasts_shows_the_numbers_of_the_api(page: Any, address: str, tmp_path: Path) -> None:
     files = case_files(tmp_path, "flair", "t1", "seg")
     page.set_input_files("#segmentation-files", files)
     assert [select.input_value() for select in page.locator(".found select").all()] == ["flair", "t1", ""]
@@ -295,7 +295,10 @@ def test_a_running_question_can_be_cancelled(page: Any) -> None:
 
 def test_the_token_is_asked_for_and_not_stored(browser: Any) -> None:
     token = "correct horse battery"
-    with running({"finder": "grounding"}, load, token=token) as address, page_of(browser, address, expected="401") as page:
+    with (
+        running({"finder": "grounding"}, load, token=token) as address,
+        page_of(browser, address, expected="401") as page,
+    ):
         playwright.expect(page.locator("#state")).to_contain_text("token")
         assert page.locator("#grounding-question").is_disabled()
         page.fill("#token-value", "wrong")

@@ -67,7 +67,9 @@ def test_files_have_strict_types(path: str, media_type: str) -> None:
     assert found.headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize("path", ["", "app.py", "../app.py", "..%2fapp.py", "/etc/passwd", "vendor", "vendor/README.md"])
+@pytest.mark.parametrize(
+    "path", ["", "app.py", "../app.py", "..%2fapp.py", "/etc/passwd", "vendor", "vendor/README.md"]
+)
 def test_nothing_else_is_served(path: str) -> None:
     assert client("vqa").get(f"/static/{path}").status_code == 404
 
