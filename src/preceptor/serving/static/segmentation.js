@@ -3,7 +3,7 @@
 import { post, request } from "./api.js";
 import { caseFiles } from "./case_files.js";
 import { element, onSlide, onSubmit, taskRunner } from "./dom.js";
-import { LABEL_COLORS, openViewer } from "./viewer.js";
+import { colorOf, openViewer } from "./viewer.js";
 
 /**
  * @param {HTMLElement} section
@@ -55,7 +55,7 @@ export function start(section, models) {
 
   function segmentAgain() {
     const chosen = [...section.querySelectorAll(".contrasts input:checked")].map(({ value }) => value);
-    panel.classList.add("waiting");
+    markStale(true);
     run("Segmenting …", async (signal) => {
       if (!chosen.length) throw new Error("choose at least one contrast");
       const data = new FormData();
@@ -80,9 +80,9 @@ export function start(section, models) {
     if (!current.images.has(name)) {
       current.images.set(name, await (await request(`/v1/cases/${current.id}/${encodeURIComponent(name)}`, { signal })).blob());
     }
-    viewer ??= await openViewer(canvas, labelsOf(model));
+    viewer ??= await openViewer(canvas);
     viewer.setOpacity(find("#mask-opacity").value / 100);
-    await viewer.show(current.images.get(name), mask);
+    await viewer.show(current.images.get(name), mask, labelsOf(model));
     canvas.dataset.shown = name;
     return "";
   }
@@ -102,12 +102,17 @@ export function start(section, models) {
       }),
     );
     find(".warnings").replaceChildren(...warnings.map((textContent) => element("li", { textContent })));
-    panel.classList.remove("waiting");
+    markStale(false);
+  }
+
+  /** Dim the numbers and the mask of contrasts that are no longer chosen. */
+  function markStale(stale) {
+    for (const selector of [".volumes", ".canvas"]) find(selector).classList.toggle("waiting", stale);
   }
 
   function chip(value) {
     const made = element("i", { className: "chip", title: `label ${value}` });
-    made.style.background = LABEL_COLORS[labelsOf(model).indexOf(value) % LABEL_COLORS.length];
+    made.style.background = colorOf(value, labelsOf(model));
     return made;
   }
 }

@@ -1,6 +1,6 @@
 /** The viewer of a volume and its mask: NiiVue, loaded when it is first needed. */
 
-export const LABEL_COLORS = ["#e6493f", "#3f97f0", "#3cc882", "#f0be3c", "#be78f0", "#9fb4c4"];
+const LABEL_COLORS = ["#e6493f", "#3f97f0", "#3cc882", "#f0be3c", "#be78f0", "#9fb4c4"];
 const STEP = 5; // degrees per key press in the 3-D view
 const MOVES = {
   ArrowLeft: [-1, 0, 0],
@@ -15,11 +15,10 @@ const MOVES = {
  * Open a viewer.
  *
  * @param {HTMLCanvasElement} canvas
- * @param {number[]} labels Values of the mask, in the order of `LABEL_COLORS`.
  * @returns {Promise<{show: Function, setView: Function, setOpacity: Function}>}
  * @throws {Error} The browser has no WebGL 2.
  */
-export async function openViewer(canvas, labels) {
+export async function openViewer(canvas) {
   if (!document.createElement("canvas").getContext("webgl2")) {
     throw new Error("this browser has no WebGL 2, so images cannot be shown; the mask can be downloaded");
   }
@@ -53,15 +52,6 @@ export async function openViewer(canvas, labels) {
     else niivue.setRenderAzimuthElevation(renderAzimuth + STEP * move[0], renderElevation + STEP * move[1]);
   }
 
-  const rgb = labels.map((_, i) => LABEL_COLORS[i % LABEL_COLORS.length].match(/[0-9a-f]{2}/g).map((hex) => parseInt(hex, 16)));
-  const colormap = {
-    R: [0, ...rgb.map(([red]) => red)],
-    G: [0, ...rgb.map(([, green]) => green)],
-    B: [0, ...rgb.map(([, , blue]) => blue)],
-    A: [0, ...labels.map(() => 255)],
-    I: [0, ...labels],
-    labels: ["", ...labels.map((value) => `label ${value}`)],
-  };
   let opacity = 0.5;
 
   /**
@@ -69,11 +59,12 @@ export async function openViewer(canvas, labels) {
    *
    * @param {Blob} image
    * @param {Blob} mask
+   * @param {number[]} labels Values of the mask.
    */
-  async function show(image, mask) {
+  async function show(image, mask, labels) {
     const load = (blob, name) => NVImage.loadFromFile({ file: new File([blob], name), name });
     const [shown, overlay] = await Promise.all([load(image, "image.nii.gz"), load(mask, "mask.nii.gz")]);
-    overlay.setColormapLabel(colormap);
+    overlay.setColormapLabel(colormapOf(labels));
     overlay.opacity = opacity;
     while (niivue.volumes.length) niivue.removeVolumeByIndex(niivue.volumes.length - 1);
     niivue.addVolume(shown);
@@ -86,4 +77,19 @@ export async function openViewer(canvas, labels) {
   }
 
   return { show, setOpacity, setView: (type) => niivue.setSliceType(type) };
+}
+
+/** Return the colour of a value among the values of a mask. */
+export const colorOf = (value, labels) => LABEL_COLORS[labels.indexOf(value) % LABEL_COLORS.length];
+
+function colormapOf(labels) {
+  const channel = (i) => [0, ...labels.map((value) => parseInt(colorOf(value, labels).slice(1 + 2 * i, 3 + 2 * i), 16))];
+  return {
+    R: channel(0),
+    G: channel(1),
+    B: channel(2),
+    A: [0, ...labels.map(() => 255)],
+    I: [0, ...labels],
+    labels: ["", ...labels.map((value) => `label ${value}`)],
+  };
 }
