@@ -23,13 +23,17 @@ export function caseFiles(form, contrasts) {
   const inputs = contrasts.map((name) => element("input", { type: "file", multiple: true, id: `file-${name}`, name }));
   single.replaceChildren(
     single.querySelector("legend"),
-    ...inputs.map((input) => element("div", { className: "field" }, element("label", { htmlFor: input.id, textContent: input.name }), input)),
+    ...inputs.map((input) =>
+      element("div", { className: "field" }, element("label", { htmlFor: input.id, textContent: input.name }), input),
+    ),
   );
   show([]);
 
   function show(entries) {
     volumes = toVolumes(entries, contrasts);
-    found.replaceChildren(...(volumes.length ? [element("p", { className: "small", textContent: "Check the contrast of each:" })] : []));
+    found.replaceChildren(
+      ...(volumes.length ? [element("p", { className: "small", textContent: "Check the contrast of each:" })] : []),
+    );
     volumes.forEach((volume, i) => {
       const select = element("select", { id: `volume-${i}` }, new Option("not used", ""));
       select.append(...contrasts.map((name) => new Option(name, name)));
@@ -37,7 +41,15 @@ export function caseFiles(form, contrasts) {
       const title = volume.files.length > 1 ? `${volume.name} (${volume.files.length} files)` : volume.name;
       const hint = element("span", { className: "small", textContent: volume.guess ? "by its name" : "" });
       select.addEventListener("change", () => (hint.textContent = ""));
-      found.append(element("div", { className: "volume" }, element("label", { htmlFor: select.id, textContent: title }), select, hint));
+      found.append(
+        element(
+          "div",
+          { className: "volume" },
+          element("label", { htmlFor: select.id, textContent: title }),
+          select,
+          hint,
+        ),
+      );
     });
   }
 

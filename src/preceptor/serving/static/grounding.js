@@ -18,12 +18,22 @@ export function start(section, models) {
     select.parentElement.hidden = false;
   }
 
-  askModels(section, "/v1/ask", { picture: true }, ({ answers: [best], boxes, picture, unreadable_boxes: unreadable }) => [
-    element("div", { className: "layers" }, element("img", { src: picture, alt: "The image as the model reads it" }), drawing(boxes)),
-    element("p", { className: "text", textContent: best.answer || "(no words)" }),
-    element("p", { className: "small", textContent: summary(best, boxes, unreadable) }),
-    element("ol", { className: "small boxes" }, ...boxes.map((box) => element("li", { textContent: describe(box) }))),
-  ]);
+  askModels(
+    section,
+    "/v1/ask",
+    { picture: true },
+    ({ answers: [best], boxes, picture, unreadable_boxes: unreadable }) => [
+      element(
+        "div",
+        { className: "layers" },
+        element("img", { src: picture, alt: "The image as the model reads it" }),
+        drawing(boxes),
+      ),
+      element("p", { className: "text", textContent: best.answer || "(no words)" }),
+      element("p", { className: "small", textContent: summary(best, boxes, unreadable) }),
+      element("ol", { className: "small boxes" }, ...boxes.map((box) => element("li", { textContent: describe(box) }))),
+    ],
+  );
 }
 
 /** Return an SVG over the image. Percentages keep boxes in place and texts in shape at every size. */

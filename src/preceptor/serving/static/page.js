@@ -43,7 +43,10 @@ async function main() {
     const { models } = await describeModels();
     for (const section of document.querySelectorAll("section[data-task]")) {
       const { task } = section.dataset;
-      SECTIONS[task].start(section, models.filter((model) => model.task === task));
+      SECTIONS[task].start(
+        section,
+        models.filter((model) => model.task === task),
+      );
       section.querySelector("fieldset").disabled = false;
     }
     const names = models.map(({ name }) => name).join(", ");

@@ -59,7 +59,8 @@ export function start(section, models) {
     run("Segmenting …", async (signal) => {
       if (!chosen.length) throw new Error("choose at least one contrast");
       const data = new FormData();
-      for (const [name, value] of Object.entries({ case: current.id, modalities: chosen.join("+"), model: model.name })) data.set(name, value);
+      for (const [name, value] of Object.entries({ case: current.id, modalities: chosen.join("+"), model: model.name }))
+        data.set(name, value);
       const result = await post("/v1/segment", data, signal);
       showNumbers(result);
       await newMask(result, signal);
@@ -78,7 +79,10 @@ export function start(section, models) {
   async function view(signal) {
     const name = imageSelect.value;
     if (!current.images.has(name)) {
-      current.images.set(name, await (await request(`/v1/cases/${current.id}/${encodeURIComponent(name)}`, { signal })).blob());
+      current.images.set(
+        name,
+        await (await request(`/v1/cases/${current.id}/${encodeURIComponent(name)}`, { signal })).blob(),
+      );
     }
     viewer ??= await openViewer(canvas);
     viewer.setOpacity(find("#mask-opacity").value / 100);
@@ -87,7 +91,14 @@ export function start(section, models) {
     return "";
   }
 
-  function showNumbers({ modalities, volumes_ml: volumes, expected_dice: expected, expected_dice_of_all: all, validation_cases: cases, warnings }) {
+  function showNumbers({
+    modalities,
+    volumes_ml: volumes,
+    expected_dice: expected,
+    expected_dice_of_all: all,
+    validation_cases: cases,
+    warnings,
+  }) {
     const dice = (values, region) => (values ? values[region].toFixed(3) : "unknown");
     const used = modalities.split("+").join(", ");
     const caption = `Mask from ${used}. Expected Dice: mean over ${cases} validation cases with these contrasts, and with all.`;

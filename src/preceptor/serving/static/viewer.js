@@ -83,7 +83,10 @@ export async function openViewer(canvas) {
 export const colorOf = (value, labels) => LABEL_COLORS[labels.indexOf(value) % LABEL_COLORS.length];
 
 function colormapOf(labels) {
-  const channel = (i) => [0, ...labels.map((value) => parseInt(colorOf(value, labels).slice(1 + 2 * i, 3 + 2 * i), 16))];
+  const channel = (i) => [
+    0,
+    ...labels.map((value) => parseInt(colorOf(value, labels).slice(1 + 2 * i, 3 + 2 * i), 16)),
+  ];
   return {
     R: channel(0),
     G: channel(1),

@@ -14,7 +14,12 @@ export function start(section) {
     const map = element("img", { className: "map", src: heatmap, alt: `Activation map of ${answers[0].answer}` });
     map.style.opacity = opacity;
     return [
-      element("div", { className: "layers" }, element("img", { src: picture, alt: "The image as the model reads it" }), map),
+      element(
+        "div",
+        { className: "layers" },
+        element("img", { src: picture, alt: "The image as the model reads it" }),
+        map,
+      ),
       element("figure", { className: "bars" }, element("dl", {}, ...answers.map(bar))),
     ];
   });
