@@ -164,7 +164,7 @@ def serve(
     trust_remote_code: bool = False,
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve trained models through a JSON API until the process is interrupted.
+    """Serve trained models on a local page and through a JSON API until the process is interrupted.
 
     Args:
         *folders: run, stage or model folders.

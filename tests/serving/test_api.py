@@ -17,6 +17,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 from starlette.testclient import TestClient
 
 from preceptor import api
@@ -24,6 +25,7 @@ from preceptor.errors import UserError
 from preceptor.serving.app import DEFAULTS, Limits, create_app, without_paths
 from preceptor.serving.models import ServedModels, unique_names
 from preceptor.serving.server import check_token, listen
+from tests.data.dicom_series_files import noise, slices_of, write_slices
 from tests.fuzz.case_tables import nifti
 from tests.fuzz.model_folders import templates
 
@@ -114,6 +116,58 @@ def test_every_subset_of_an_uploaded_case_gives_the_mask_of_the_model(
         assert np.array_equal(ours.affine, nibabel.load(theirs).affine)
 
 
+def test_the_picture_is_what_our_reader_shows_whatever_the_format(served: TestClient, tmp_path: Path) -> None:
+    from preceptor.data.images import load_image
+
+    path = tmp_path / "x.dcm"
+    shutil.copy(get_testdata_file("CT_small.dcm"), path)
+    data = {"question": QUESTION, "picture": "true", "max_new_tokens": "1"}
+    for route in ("/v1/answer", "/v1/ask"):
+        found = served.post(route, files={"image": ("x", path.read_bytes())}, data=data).json()
+        assert np.array_equal(decode_png(found["picture"]), np.asarray(load_image(path)))
+
+
+def test_the_picture_of_a_large_image_is_small(served: TestClient) -> None:
+    encoded = io.BytesIO()
+    Image.new("L", (3000, 1500)).save(encoded, "PNG")
+    data = {"question": QUESTION, "picture": "true"}
+    found = served.post("/v1/answer", files={"image": ("x", encoded.getvalue())}, data=data).json()
+    assert decode_png(found["picture"]).shape == (512, 1024)
+
+
+def decode_png(url: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+
+
+def test_the_volume_of_a_contrast_is_on_the_grid_of_the_mask(served: TestClient, volumes: dict[str, bytes]) -> None:
+    found = served.post("/v1/segment", files=upload(volumes)).json()
+    mask = nibabel.Nifti1Image.from_bytes(gzip.decompress(served.get(found["mask"]).content))
+    for name, data in volumes.items():
+        for _ in range(2):
+            got = served.get(f"/v1/cases/{found['case']}/{name}")
+            assert got.headers["content-type"] == "application/gzip"
+            ours = nibabel.Nifti1Image.from_bytes(gzip.decompress(got.content))
+            theirs = nibabel.Nifti1Image.from_bytes(gzip.decompress(data))
+            assert np.array_equal(ours.get_fdata(), theirs.get_fdata())
+            assert np.array_equal(ours.affine, mask.affine)
+    assert served.get(f"/v1/cases/{found['case']}/t2").status_code == 404
+    assert served.get(f"/v1/cases/{found['case']}/..%2f..%2fmask").status_code == 404
+    assert served.get("/v1/cases/none/flair").status_code == 404
+
+
+def test_a_dicom_series_can_be_shown(served: TestClient, tmp_path: Path) -> None:
+    from preceptor.data.dicom_series import read_series
+
+    write_slices(tmp_path, slices_of(noise((16, 16, 16))))
+    files = [("flair", ("x", path.read_bytes())) for path in sorted(tmp_path.iterdir())]
+    case = served.post("/v1/segment", files=files).json()["case"]
+    got = served.get(f"/v1/cases/{case}/flair")
+    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(got.content))
+    voxels, geometry = read_series(tmp_path)
+    assert np.array_equal(image.get_fdata(), voxels)
+    assert np.allclose(image.affine, geometry.affine)
+
+
 def test_models_are_described(served: TestClient) -> None:
     found = served.get("/v1/models").json()
     assert "research" in found["notice"].lower()
@@ -167,7 +221,7 @@ def test_unknown_paths_cases_and_methods(served: TestClient) -> None:
     assert served.get("/v1/cases/none/mask").status_code == 404
     assert served.get("/v1/cases/..%2f..%2fetc/mask").status_code == 404
     assert served.get("/v1/answer").status_code == 405
-    assert served.get("/").status_code == 404
+    assert served.get("/static/../app.py").status_code == 404
 
 
 def test_a_refused_case_leaves_no_files_and_takes_no_place(volumes: dict[str, bytes]) -> None:

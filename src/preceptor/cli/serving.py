@@ -34,7 +34,7 @@ def serve(
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Where to compute, such as cuda or cpu.")] = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Serve trained models through a JSON API on this machine.
+    """Serve trained models on a local page and through a JSON API.
 
     Stop it with Ctrl+C.
     """

@@ -1,27 +1,35 @@
-"""The JSON API: /v1/models, /v1/answer, /v1/segment, /v1/ask, /healthz."""
+"""The JSON API: /v1/models, /v1/answer, /v1/segment, /v1/ask, /v1/cases, /healthz."""
 
 # No `from __future__ import annotations`: FastAPI reads annotations that name local variables.
 
+import asyncio
 import base64
 import io
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, File, Form, Request, Response, UploadFile
+import numpy as np
+from fastapi import FastAPI, File, Form, Request, Response, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from PIL import Image
 from starlette import datastructures
 from starlette.exceptions import HTTPException
 
+from preceptor.data.images import load_image
+from preceptor.data.nifti import write
+from preceptor.data.types import VolumeFile
+from preceptor.data.volumes import Reader
 from preceptor.errors import UserError
 from preceptor.os_errors import describe_os_error
 from preceptor.serving.jobs import Full, JobQueue, Late
 from preceptor.serving.models import ServedModels
+from preceptor.serving.pages import add_pages
 from preceptor.serving.security import Guard
 from preceptor.serving.uploads import Cases, Scratch, save_image, save_volume
 
@@ -29,6 +37,9 @@ NOTICE = "For research only. Not a medical device; not for diagnosis or treatmen
 
 _MAP_SIDE = 256
 """Pixels per side of an activation map; a page stretches it over the image."""
+
+_PICTURE_SIDE = 1024
+"""Most pixels per side of the picture of an uploaded image."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,8 @@ class Limits:
     case_seconds: float = 900.0
     question: int = 2000
 
+
+_PICTURE = "also the image as the model reads it, as PNG; browsers cannot show DICOM"
 
 _SEGMENT_BODY = {
     "content": {
@@ -104,13 +117,25 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         queue.close()
         scratch.close()
 
-    app = FastAPI(title="Preceptor", description=NOTICE, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Preceptor",
+        description=NOTICE,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        # Describes the token in /openapi.json; `Guard` checks it.
+        dependencies=[Security(HTTPBearer(auto_error=False))] if token is not None else [],
+    )
     app.add_middleware(Guard, token=token, most_bytes=limits.upload_bytes)
+    add_pages(app, models.tasks, notice=NOTICE, token=token is not None)
 
-    async def compute(function: Callable[[], Any], folder: Path | None = None) -> Any:
-        """Run a function of a model in the queue; its errors have no paths of this machine."""
+    async def compute(request: Request, function: Callable[[], Any], folder: Path | None = None) -> Any:
+        """Run a function of a model in the queue; its errors have no paths of this machine.
+
+        If the client disconnects, a function that still waits is dropped.
+        """
         try:
-            return await queue.run(function)
+            return await unless_disconnected(request, queue.run(function))
         except Full:
             raise Refused(503, f"{limits.waiting} requests are waiting; try again later") from None
         except Late:
@@ -136,11 +161,13 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
 
     @app.post("/v1/answer")
     async def answer(
+        request: Request,
         image: Annotated[UploadFile, File(description="PNG, JPEG, TIFF or DICOM")],
         question: Annotated[str, Form(max_length=limits.question)],
         model: Annotated[str, Form(description="default: the first VQA model")] = "",
         top: Annotated[int, Form(ge=1, le=100, description="number of answers")] = 3,
         heatmap: Annotated[bool, Form(description="also the activation map of the first answer, as PNG")] = False,
+        picture: Annotated[bool, Form(description=_PICTURE)] = False,
     ) -> dict[str, Any]:
         """Answer a question about an image with probabilities."""
         served = await known(model, "vqa")
@@ -153,17 +180,21 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
 
                 found = served.answer(path, question, top=top)
                 row = {"answers": found.to_dict()["answers"]}
-                return row | ({"heatmap": png_url(color_map(found.heatmap(), _MAP_SIDE))} if heatmap else {})
+                if heatmap:
+                    row["heatmap"] = png_url(color_map(found.heatmap(), _MAP_SIDE))
+                return row | ({"picture": picture_url(path)} if picture else {})
 
-            return await compute(run, folder)
+            return await compute(request, run, folder)
 
     @app.post("/v1/ask")
     async def ask(
+        request: Request,
         image: Annotated[list[UploadFile], File(description="PNG, JPEG, TIFF or DICOM; one or several")],
         question: Annotated[str, Form(max_length=limits.question)],
         model: Annotated[str, Form(description="default: the first grounding model")] = "",
         modality: Annotated[str, Form(description="ct, mr, x, ..., if the model needs it")] = "",
         max_new_tokens: Annotated[int, Form(ge=1, le=512)] = 128,
+        picture: Annotated[bool, Form(description=f"{_PICTURE}; of several images the first")] = False,
     ) -> dict[str, Any]:
         """Ask a grounded model; boxes are x1, y1, x2, y2 in thousandths of the width and height of the image."""
         if len(image) > limits.images:
@@ -174,9 +205,10 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
 
             def run() -> dict[str, Any]:
                 found = served.ask(paths, question, modality=modality, max_new_tokens=max_new_tokens)
-                return {name: value for name, value in found.to_dict().items() if name != "id"}
+                row = {name: value for name, value in found.to_dict().items() if name != "id"}
+                return row | ({"picture": picture_url(paths[0])} if picture else {})
 
-            return await compute(run, folder)
+            return await compute(request, run, folder)
 
     @app.post("/v1/segment", openapi_extra={"requestBody": _SEGMENT_BODY})
     async def segment(request: Request) -> dict[str, Any]:
@@ -207,7 +239,7 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
             return {name: value for name, value in found.to_dict().items() if name != "case"}
 
         try:
-            row = await compute(run, scratch.folder / id)
+            row = await compute(request, run, scratch.folder / id)
         except Refused:
             if files:  # a case that cannot be read takes no place
                 cases.remove(id)
@@ -216,9 +248,10 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
 
     async def new_case(files: Sequence[tuple[str, datastructures.UploadFile]], modalities: Sequence[str]) -> str:
         """Keep the uploaded files of a case; return its id."""
-        names = list(dict.fromkeys(name for name, _ in files))
-        if unknown := next((name for name in names if name not in modalities), None):
-            raise Refused(422, f"{unknown!r} is no contrast of this model; it knows {', '.join(modalities)}")
+        given = {name for name, _ in files}
+        if unknown := sorted(given - set(modalities)):
+            raise Refused(422, f"{unknown[0]!r} is not a contrast of this model; it knows {', '.join(modalities)}")
+        names = [name for name in modalities if name in given]
         folder = scratch.new()
         try:
             volumes = {name: await save_volume([f for n, f in files if n == name], folder, name) for name in names}
@@ -232,14 +265,34 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
     @app.get("/v1/cases/{id}/mask", response_class=Response)
     def mask(id: str) -> Response:
         """The label map of the last segmentation of a case, as .nii.gz."""
-        try:
-            cases.files(id)
-        except UserError as error:
-            raise Refused(404, str(error)) from None
+        files_of(id)
         path = scratch.folder / id / "mask.nii.gz"
         if not path.is_file():
             raise Refused(404, "the case has not been segmented yet")
         return Response(path.read_bytes(), media_type="application/gzip")
+
+    @app.get("/v1/cases/{id}/{contrast}", response_class=Response)
+    async def volume(request: Request, id: str, contrast: str) -> Response:
+        """The volume of a contrast of a case as the model reads it, as .nii.gz; from a DICOM series, too."""
+        available = files_of(id)
+        if contrast not in available:
+            raise Refused(404, f"the case has no {contrast}; it has {', '.join(available)}")
+        path = scratch.folder / id / "view" / f"{contrast}.nii.gz"
+
+        def run() -> bytes:
+            if not path.is_file():
+                path.parent.mkdir(exist_ok=True)
+                voxels, grid = Reader().volume(VolumeFile(available[contrast]))
+                write(path, voxels.astype(np.float32), grid)
+            return path.read_bytes()
+
+        return Response(await compute(request, run, scratch.folder / id), media_type="application/gzip")
+
+    def files_of(id: str) -> Mapping[str, Path]:
+        try:
+            return cases.files(id)
+        except UserError as error:
+            raise Refused(404, str(error)) from None
 
     async def known(name: str, task: str) -> Any:
         """Return a model, after the models are loaded."""
@@ -271,6 +324,35 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         return JSONResponse({"detail": "an error inside the server; its log says more"}, 500)
 
     return app
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
+    """Return the result of `work`; cancel it if the client of a request, whose body was read, disconnects.
+
+    Raises Refused, which nobody receives, after a disconnection.
+    """
+    job = asyncio.ensure_future(work)
+
+    async def disconnection() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    watch = asyncio.ensure_future(disconnection())
+    try:
+        await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            raise Refused(499, "the client has disconnected")
+        return job.result()
+    finally:
+        for task in (job, watch):
+            task.cancel()
+
+
+def picture_url(path: Path) -> str:
+    """Return an image as our reader shows it to the models, at most 1024 pixels wide and high, as the URL of a PNG."""
+    image = load_image(path)
+    image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    return png_url(image)
 
 
 def png_url(picture: Image.Image) -> str:

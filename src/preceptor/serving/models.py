@@ -87,10 +87,13 @@ def _details(task: str, model: Any) -> dict[str, Any]:
         return {
             "modalities": list(model.modalities),
             "regions": list(model.regions),
+            "labels": {region: list(values) for region, values in model.regions.items()},
             "validation": model.config["validation"],
             "validation_cases": model.config["data"]["validation"],
         }
-    return {"needs_modality": model.vlm.guidance.kind == "clip"}
+    from preceptor.grounding.settings import MODALITIES
+
+    return {"needs_modality": model.vlm.guidance.kind == "clip", "modalities": list(MODALITIES)}
 
 
 def unique_names(folders: Sequence[Path]) -> dict[str, Path]:

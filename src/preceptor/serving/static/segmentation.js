@@ -1,0 +1,134 @@
+/** Segmentation of a case from any of its contrasts, with volumes, expected Dice and a viewer. */
+
+import { post, request } from "./api.js";
+import { caseFiles } from "./case_files.js";
+import { element, onSlide, onSubmit, taskRunner } from "./dom.js";
+import { colorOf, openViewer } from "./viewer.js";
+
+/**
+ * @param {HTMLElement} section
+ * @param {Object[]} models Descriptions of the models, from /v1/models.
+ */
+export function start(section, models) {
+  const find = (selector) => section.querySelector(selector);
+  const form = find("form");
+  const panel = find(".case");
+  const imageSelect = find("#shown-contrast");
+  const run = taskRunner({ message: find("#case-message") });
+  const canvas = find("canvas");
+  let model, takeFiles, viewer, current, mask;
+
+  find("#segmentation-model").addEventListener("change", chooseModel);
+  find("#shown-view").addEventListener("change", () => viewer?.setView(Number(find("#shown-view").value)));
+  onSlide(find("#mask-opacity"), (share) => viewer?.setOpacity(share));
+  imageSelect.addEventListener("change", () => run("Loading the image …", (signal) => view(signal)));
+  chooseModel();
+
+  function chooseModel() {
+    model = models.find(({ name }) => name === find("#segmentation-model").value);
+    takeFiles = caseFiles(form, model.modalities);
+    panel.hidden = true;
+  }
+
+  onSubmit(form, "Uploading and segmenting …", async (signal) => {
+    panel.hidden = true;
+    const data = takeFiles();
+    data.set("model", model.name);
+    const result = await post("/v1/segment", data, signal);
+    current = { id: result.case, images: new Map() };
+    find(".contrasts").replaceChildren(find(".contrasts legend"), ...result.available.map(checkbox));
+    imageSelect.replaceChildren(...result.available.map((name) => new Option(name)));
+    showNumbers(result);
+    panel.hidden = false;
+    run("Loading the image …", async (shown) => {
+      await newMask(result, shown);
+      return view(shown);
+    });
+    return `Segmented from ${result.available.join(", ")}.`;
+  });
+
+  function checkbox(name) {
+    const input = element("input", { type: "checkbox", value: name, checked: true });
+    input.addEventListener("change", segmentAgain);
+    return element("label", { className: "check" }, input, name);
+  }
+
+  function segmentAgain() {
+    const chosen = [...section.querySelectorAll(".contrasts input:checked")].map(({ value }) => value);
+    markStale(true);
+    run("Segmenting …", async (signal) => {
+      if (!chosen.length) throw new Error("choose at least one contrast");
+      const data = new FormData();
+      for (const [name, value] of Object.entries({ case: current.id, modalities: chosen.join("+"), model: model.name }))
+        data.set(name, value);
+      const result = await post("/v1/segment", data, signal);
+      showNumbers(result);
+      await newMask(result, signal);
+      return view(signal);
+    });
+  }
+
+  async function newMask(result, signal) {
+    mask = await (await request(result.mask, { signal })).blob();
+    const link = find(".download");
+    URL.revokeObjectURL(link.href);
+    link.href = URL.createObjectURL(mask);
+  }
+
+  /** Show the chosen image with the mask. Returns the sentence for the live region. */
+  async function view(signal) {
+    const name = imageSelect.value;
+    if (!current.images.has(name)) {
+      current.images.set(
+        name,
+        await (await request(`/v1/cases/${current.id}/${encodeURIComponent(name)}`, { signal })).blob(),
+      );
+    }
+    viewer ??= await openViewer(canvas);
+    viewer.setOpacity(find("#mask-opacity").value / 100);
+    await viewer.show(current.images.get(name), mask, labelsOf(model));
+    canvas.dataset.shown = name;
+    return "";
+  }
+
+  function showNumbers({
+    modalities,
+    volumes_ml: volumes,
+    expected_dice: expected,
+    expected_dice_of_all: all,
+    validation_cases: cases,
+    warnings,
+  }) {
+    const dice = (values, region) => (values ? values[region].toFixed(3) : "unknown");
+    const used = modalities.split("+").join(", ");
+    const caption = `Mask from ${used}. Expected Dice: mean over ${cases} validation cases with these contrasts, and with all.`;
+    find(".volumes caption").replaceChildren(element("span", { textContent: caption }));
+    find(".volumes tbody").replaceChildren(
+      ...model.regions.map((region) => {
+        const cells = [volumes[region].toFixed(2), dice(expected, region), dice(all, region)];
+        const head = element("th", { scope: "row" }, region, " ", ...model.labels[region].map(chip));
+        const row = element("tr", {}, head, ...cells.map((textContent) => element("td", { textContent })));
+        row.dataset.region = region;
+        return row;
+      }),
+    );
+    find(".warnings").replaceChildren(...warnings.map((textContent) => element("li", { textContent })));
+    markStale(false);
+  }
+
+  /** Dim the numbers and the mask of contrasts that are no longer chosen. */
+  function markStale(stale) {
+    for (const selector of [".volumes", ".canvas"]) find(selector).classList.toggle("waiting", stale);
+  }
+
+  function chip(value) {
+    const made = element("i", { className: "chip", title: `label ${value}` });
+    made.style.background = colorOf(value, labelsOf(model));
+    return made;
+  }
+}
+
+/** Return the values of the masks of a model in ascending order. */
+function labelsOf(model) {
+  return [...new Set(Object.values(model.labels).flat())].sort((a, b) => a - b);
+}
