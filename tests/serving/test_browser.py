@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ CHROMIUM = next(
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 
 SOFTWARE_WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+TIMEOUT = 180_000
+"""Milliseconds; pictures are drawn by the processor, which other tests use, too."""
 BOX = (125, 250, 500, 900)
 MODELS = {"student": "vqa", "teacher": "vqa", "finder": "grounding", "segmenter": "segmentation"}
 STUB = StubGrounding("the liver <b>", [BOX])
@@ -48,6 +52,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    playwright.expect.set_options(timeout=TIMEOUT)
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE_WEBGL)
         yield opened
@@ -62,7 +67,7 @@ def page_of(browser: Any, address: str, *, width: int = 1280, expected: str = ""
     """
     context = browser.new_context(viewport={"width": width, "height": 900}, **options)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(TIMEOUT)
     foreign, errors = [], []
     local = (f"{address}/", "data:", "blob:")
     page.on("request", lambda request: None if request.url.startswith(local) else foreign.append(request.url))
@@ -196,6 +201,7 @@ def shown_numbers(page: Any) -> dict[str, list[str]]:
 def test_switching_contrasts_shows_the_numbers_of_the_api(page: Any, address: str, tmp_path: Path) -> None:
     files = case_files(tmp_path, "flair", "t1", "seg")
     page.set_input_files("#segmentation-files", files)
+    playwright.expect(page.locator(".found select")).to_have_count(3)
     assert [select.input_value() for select in page.locator(".found select").all()] == ["flair", "t1", ""]
     assert page.locator(".found .volume .small").all_inner_texts() == ["by its name", "by its name", ""]
     page.click("#segmentation button[type=submit]")
@@ -226,18 +232,22 @@ def test_the_viewer_draws_the_mask_and_its_opacity(page: Any, tmp_path: Path) ->
     page.wait_for_selector("canvas[data-shown=flair]")
     page.locator(".canvas").scroll_into_view_if_needed()
 
-    def colored() -> float:
-        (tmp_path / "shot.png").write_bytes(page.locator(".canvas").screenshot())
-        pixels = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
-        return float((pixels[..., 0] - pixels[..., 1] > 40).mean())  # the first colour is red
+    def colored(wanted: Callable[[float], bool]) -> float:
+        """Return the share of red, the colour of the first region, once it is as wanted or the time is over."""
+        end = time.monotonic() + TIMEOUT / 1000
+        while True:
+            shot = page.locator(".canvas").screenshot()
+            pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
+            share = float((pixels[..., 0] - pixels[..., 1] > 40).mean())
+            if wanted(share) or time.monotonic() > end:
+                return share
+            page.wait_for_timeout(200)
 
-    page.wait_for_timeout(500)
-    with_mask = colored()
+    with_mask = colored(lambda share: share > 0.02)
+    assert with_mask > 0.02
     page.locator("#mask-opacity").focus()
     page.keyboard.press("Home")
-    page.wait_for_timeout(500)
-    assert with_mask > 0.02
-    assert colored() < with_mask / 10
+    assert colored(lambda share: share < with_mask / 10) < with_mask / 10
     page.select_option("#shown-contrast", "t1")
     page.wait_for_selector("canvas[data-shown=t1]")
     for view in ("0", "1", "2", "4"):
@@ -250,8 +260,9 @@ def test_a_folder_of_dicom_series_is_a_volume_for_each_folder(page: Any, tmp_pat
     for seed, name in enumerate(("flair", "unnamed")):
         write_slices(tmp_path / "case" / name, slices_of(noise((16, 16, 16), seed)))
     page.set_input_files("#segmentation-folder", str(tmp_path / "case"))
-    labels = page.locator(".found .volume label").all_inner_texts()
-    assert sorted(labels) == ["flair (16 files)", "unnamed (16 files)"]
+    labels = page.locator(".found .volume label")
+    playwright.expect(labels).to_have_count(2)
+    assert sorted(labels.all_inner_texts()) == ["flair (16 files)", "unnamed (16 files)"]
     page.get_by_label("unnamed (16 files)").select_option("t1")
     page.click("#segmentation button[type=submit]")
     page.wait_for_selector("canvas[data-shown=flair]")
