@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from preceptor.cli import data, inference, options, recipes, results, teach, teaching, training
+from preceptor.cli import data, exporting, inference, options, recipes, results, teach, teaching, training
 from preceptor.cli.errors import exit_with, flush_stdout, print_any_character
 
 EXAMPLES = """\
@@ -59,6 +59,7 @@ for verb, examples in (
     (training.train, training.TRAIN_EXAMPLES),
     (inference.evaluate, inference.EVALUATE_EXAMPLES),
     (inference.predict, inference.PREDICT_EXAMPLES),
+    (exporting.export, exporting.EXAMPLES),
     (results.compare, results.COMPARE_EXAMPLES),
     (results.score, results.SCORE_EXAMPLES),
     (results.report, results.REPORT_EXAMPLES),

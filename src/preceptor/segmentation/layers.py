@@ -129,6 +129,7 @@ class Conv(nn.Conv3d):
             and x_MCDHW.device.type == "cpu"
             and x_MCDHW.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_exporting()
         )
 
 
