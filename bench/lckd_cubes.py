@@ -3,12 +3,24 @@
     python bench/lckd_cubes.py --data CUBES --output runs/cubes --arms baseline multi --seeds 5
     python bench/lckd_cubes.py --data CUBES --output runs/cubes --arms baseline baseline_3x baseline_9x dedicated
     python bench/lckd_cubes.py --data CUBES --output runs/cubes --arms baseline self ema metakd specialists
-    python bench/lckd_cubes.py --data CUBES --output runs/cubes-30 --share 0.3 --arms baseline full_unlabelled
+    python bench/lckd_cubes.py --data CUBES --output runs/cubes --arms baseline self self_prototypes
+    python bench/lckd_cubes.py --data CUBES --output runs/cubes-30 --share 0.3 --arms baseline full_unlabelled \
+        pseudo_masks
+    python bench/lckd_cubes.py --data CUBES --output runs/cubes-2468 --absent 2468 --arms baseline multi self_prototypes
+    python bench/lckd_cubes.py --data CUBES --output runs/cubes-paired --share 0.3 --paired --arms baseline \
+        multi_all_unlabelled pseudo_masks
     python bench/lckd_cubes.py --output runs/cubes --table                        # compare what is there
 
 Runs that are finished are read back, and an interrupted one is continued. The test patients of the recipe's split take
 no part: its 45 validation patients are scored here, and 30 of its training patients validate (they elect teachers and
 select the weights). `--final` uses the recipe's own split, for one last run of what the study has chosen.
+
+`--absent 2468`: contrasts are truly absent in training, at the rates 0.2, 0.4, 0.6 and 0.8 of t1, t1ce, flair and t2
+(PASSION, Shi et al. 2024, `generate_imb_mr.py`). Every combination gets its expected number of training patients, and
+which patients it gets is fixed; networks dedicated to a contrast take as many steps as the others. Patients that select
+or are scored have all contrasts. `--paired`: patients with masks,
+those that select included, have flair and t1ce alone; the others (`--share`) have no masks and all four contrasts, so
+that no mask of t1 or t2 is ever seen. Each regime needs an OUTPUT of its own.
 
 OUTPUT/study.md has the tables: scores and differences from `baseline` with intervals over seeds and patients, and p
 after Holm's correction for all arms in OUTPUT, those that were dropped included; Dice by combination of contrasts; and
@@ -19,7 +31,10 @@ what share of the lead of networks dedicated to one contrast each arm recovers. 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import io
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +44,10 @@ from lckd_seeds import VARIANTS
 from preceptor.data.segmentation.named_splits import named_splits
 from preceptor.data.segmentation.split_files import read_split
 from preceptor.data.splits import ordered
+from preceptor.errors import UserError
 from preceptor.pipeline.run_dir import read_predictions
 from preceptor.report.format import interval, p_value, percent, points
+from preceptor.segmentation.data import read_cases
 from preceptor.statistics import Difference, compare_scores
 from preceptor.tasks import load_recipe
 from seeds import compare, finished, make_parser, results, show_validation, train_arms
@@ -44,6 +61,11 @@ SELECTING = 7
 """One of so many training patients selects the weights."""
 TEACHER = "teacher"
 SPECIALISTS = "specialists"
+RATES_OF = ("t1", "t1ce", "flair", "t2")
+"""Order of the contrasts in the names of PASSION's rates."""
+WITH_MASKS = ("flair", "t1ce")
+"""Contrasts of the patients with masks in the regime `--paired`."""
+PAIRED_TEACHER = f"{TEACHER}_flair_t1ce"
 
 LENGTHS = {"baseline_3x": 3, "baseline_9x": 9, "multi_3x": 3, "multi_9x": 9}
 """Arms with more steps than the recipe."""
@@ -61,6 +83,7 @@ ARMS: dict[str, list[str]] = {
     "early": [BASELINE, "model.net=early"],
     "baseline_shared_norms": [BASELINE, "model.encoder=shared", "model.norm_per_modality=true"],
     TEACHER: ["stages=[teacher]"],
+    PAIRED_TEACHER: [BASELINE, f"data.modalities=[{','.join(WITH_MASKS)}]"],
     **{f"{DEDICATED}{contrast}": [BASELINE, f"data.modalities=[{contrast}]"] for contrast in CONTRASTS},
     "multi_weight_0.01": ["method.teachers=multi", "method.cross_modal.weight=0.01"],
     "multi_weight_1": ["method.teachers=multi", "method.cross_modal.weight=1"],
@@ -77,42 +100,112 @@ ARMS: dict[str, list[str]] = {
 METHODS: dict[str, str] = {
     "self": "{name: kd, teacher: self, output: {ramp: 0.3}}",
     "self_unlabelled": "{name: kd, teacher: self, output: {ramp: 0.3}}",
+    "self_prototypes": "{name: kd, teacher: self, output: {ramp: 0.3}, prototypes: {weight: 0.1, ramp: 0.3}}",
+    "self_prototypes_weight_1": "{name: kd, teacher: self, output: {ramp: 0.3}, prototypes: {weight: 1, ramp: 0.3}}",
     "ema": "{name: kd, teacher: ema, output: {ramp: 0.3}}",
     "ema_unlabelled": "{name: kd, teacher: ema, output: {ramp: 0.3}}",
+    "ema_prototypes": "{name: kd, teacher: ema, output: {ramp: 0.3}, prototypes: {weight: 0.1, ramp: 0.3}}",
+    "pseudo_masks": "{name: kd, teaching_run: PSEUDO, output: {weight: 0}}",
+    "pseudo_masks_soft": "{name: kd, teaching_run: PSEUDO}",
     "metakd": "{name: metakd}",
     "metakd_weight_1": "{name: metakd, pairs: {weight: 1}}",
     "metakd_all": "{name: metakd, pairs: {weight: 1, levels: all}}",
     SPECIALISTS: "{name: specialists, runs: {RUNS}}",
     "specialists_mean": "{name: specialists, runs: {SINGLE}}",
 }
-"""Arms with another method than the recipe. RUNS are the runs of the dedicated networks and of the full one."""
+"""Arms with another method than the recipe. RUNS are the runs of the dedicated networks and of the full one, PSEUDO is
+the run that draws the masks of the unlabelled cases: the baseline, or, `--paired`, that of the contrasts with masks."""
 
 
-def method_arms(names: Sequence[str], output: Path, seed: int) -> dict[str, list[str]]:
-    """Return the changes of those arms that have another method. Specialists are the networks of the same seed."""
+def pseudo_teacher(paired: bool) -> str:
+    """Return the arm whose networks draw pseudo-masks."""
+    return PAIRED_TEACHER if paired else "baseline"
+
+
+def method_arms(names: Sequence[str], output: Path, seed: int, paired: bool = False) -> dict[str, list[str]]:
+    """Return the changes of those arms that have another method. Their teachers are the networks of the same seed."""
     single = [f"{contrast}: '{output / (DEDICATED + contrast) / f'seed-{seed}'}'" for contrast in CONTRASTS]
     full = f"full: '{output / TEACHER / f'seed-{seed}'}'"
     arms = {}
     for name in names:
         method = METHODS[name].replace("RUNS", ", ".join([*single, full])).replace("SINGLE", ", ".join(single))
-        arms[name] = [f"method={method}", *(["data.unlabelled=rest"] if name.endswith("_unlabelled") else [])]
+        method = method.replace("PSEUDO", f"'{output / pseudo_teacher(paired) / f'seed-{seed}'}'")
+        unlabelled = name.endswith("_unlabelled") or name.startswith("pseudo_masks")
+        arms[name] = [f"method={method}", *(["data.unlabelled=rest"] if unlabelled else [])]
     return arms
 
 
-def write_study_split(split: Path, file: Path) -> None:
-    """Write the split of the study: validation patients are scored, some training patients select."""
+Row = tuple[str, str, str]
+"""Case, split, and the contrasts that it has, joined by +; empty: all of its own."""
+
+
+def study_rows(split: Path, final: bool = False) -> list[Row]:
+    """Return the split of the study: validation patients are scored, some training patients select.
+
+    `final`: the split as it is.
+    """
     entries = read_split(split)
     training = ordered((name for name, entry in entries.items() if entry.split == "train"), "study:0")
-    selecting = set(training[::SELECTING])
-    part = {"validation": "test", "train": "train"}
-    rows = [
-        (name, "validation" if name in selecting else part[entry.split])
+    selecting = set() if final else set(training[::SELECTING])
+    part = {p: p for p in ("train", "validation", "test")} if final else {"validation": "test", "train": "train"}
+    return [
+        (name, "validation" if name in selecting else part[entry.split], "+".join(sorted(entry.modalities or ())))
         for name, entry in entries.items()
         if entry.split in part
     ]
+
+
+def with_absent(rows: Sequence[Row], rates: str) -> list[Row]:
+    """Return the rows, with contrasts absent from the training cases at `rates`, tenths in the order of `RATES_OF`.
+
+    The contrasts of a case are independent, given that it has one. Of each combination there are as many cases as
+    expected, by the largest remainders, in a fixed order of the cases.
+    """
+    missing = [int(digit) / 10 for digit in rates]
+    combinations = [c for c in itertools.product((True, False), repeat=len(missing)) if any(c)]
+    chances = [math.prod(1 - p if there else p for p, there in zip(missing, c, strict=True)) for c in combinations]
+    training = ordered((name for name, split, _ in rows if split == "train"), "absent:0")
+    expected = [len(training) * chance / sum(chances) for chance in chances]
+    numbers = [int(number) for number in expected]
+    by_remainder = sorted(range(len(numbers)), key=lambda i: numbers[i] - expected[i])
+    for i in by_remainder[: len(training) - sum(numbers)]:
+        numbers[i] += 1
+    shown = ("+".join(m for m, there in zip(RATES_OF, c, strict=True) if there) for c in combinations)
+    each = itertools.chain.from_iterable(itertools.repeat(names, n) for names, n in zip(shown, numbers, strict=True))
+    of = dict(zip(training, each, strict=True))
+    return [(name, split, of.get(name, names)) for name, split, names in rows]
+
+
+def dedicated_shares(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the share of the training cases that have the contrast of each dedicated network."""
+    training = [names.split("+") if names else CONTRASTS for _, split, names in rows if split == "train"]
+    return {f"{DEDICATED}{c}": sum(c in names for names in training) / len(training) for c in CONTRASTS}
+
+
+def paired_rows(settings: Sequence[str], scratch: Path) -> list[Row]:
+    """Return the rows of the regime `--paired`, for the cases whose masks the settings use."""
+    data = read_cases(load_recipe(RECIPE, [*settings, "data.unlabelled=rest", BASELINE]).data, scratch)
+    masked = ("train", "validation")
+    return [
+        (
+            case.id,
+            "train" if case.split == "unlabelled" else case.split,
+            "+".join(WITH_MASKS) if case.split in masked else "",
+        )
+        for case in data.samples
+    ]
+
+
+def write_split(rows: Iterable[Row], file: Path) -> None:
+    """Write a split file. Raises UserError if the study in its folder has another one."""
+    head, kept = ("case", "split", "modalities"), list(rows)
+    columns = 3 if any(names for _, _, names in kept) else 2
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(row[:columns] for row in [head, *kept])
+    if file.exists() and file.read_text("utf-8") != text.getvalue():
+        raise UserError(f"{file} is the split of another regime; give another --output")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="") as opened:
-        csv.writer(opened, lineterminator="\n").writerows([("case", "split"), *rows])
+    file.write_text(text.getvalue(), "utf-8")
 
 
 def lengths(factor: float, overrides: Sequence[str]) -> list[str]:
@@ -123,15 +216,24 @@ def lengths(factor: float, overrides: Sequence[str]) -> list[str]:
     return [f"{key}={value * factor:.12g}" for key, value in epochs.items()] if factor != 1 else []
 
 
-def chosen_arms(names: Sequence[str], share: float, overrides: Sequence[str]) -> dict[str, list[str]]:
+def chosen_arms(
+    names: Sequence[str],
+    share: float,
+    overrides: Sequence[str],
+    paired: bool = False,
+    shares: Mapping[str, float] | None = None,
+) -> dict[str, list[str]]:
     """Return the changes of the named arms that have the recipe's method.
 
-    `dedicated` stands for four of them. Specialists need them and the full teacher.
+    `dedicated` stands for four of them. Specialists need them and the full teacher, and pseudo-masks their teacher.
+    `shares`: arms with a share of the training cases, which take as many steps as the others.
     """
     every = [f"{DEDICATED}{contrast}" for contrast in CONTRASTS]
     needed = {"dedicated": every, SPECIALISTS: [*every, TEACHER], "specialists_mean": every}
+    needed |= {name: [pseudo_teacher(paired)] for name in METHODS if name.startswith("pseudo_masks")}
     arms = [arm for name in names for arm in needed.get(name, [name] if name in ARMS else [])]
-    longer = {name: lengths(LENGTHS[name] / share, overrides) if name in LENGTHS else [] for name in arms}
+    factors = {name: LENGTHS.get(name, 1) / (shares or {}).get(name, 1) for name in arms}
+    longer = {name: lengths(factor / share, overrides) if factor != 1 else [] for name, factor in factors.items()}
     return {name: [*longer[name], *ARMS[name]] for name in arms}
 
 
@@ -218,7 +320,7 @@ def headroom_table(
 
         lead = gained(f"{DEDICATED}{contrast}")
         for arm in dice:
-            if arm == "baseline" or arm.startswith(DEDICATED):
+            if arm == "baseline" or arm.startswith(DEDICATED) or contrast not in dice[arm]:
                 continue
             gain = gained(arm)
             share = f"{100 * gain.difference / lead.difference:.0f} %" if lead.low is not None and lead.low > 0 else ""
@@ -252,24 +354,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--final", action="store_true", help="score the test patients of the split, not those to validate"
     )
+    regime = parser.add_mutually_exclusive_group()
+    regime.add_argument("--absent", metavar="RATES", help="missing rates in training, as 2468: t1, t1ce, flair, t2")
+    regime.add_argument("--paired", action="store_true", help="masks for flair and t1ce alone, the rest unlabelled")
     args = parser.parse_args(arguments)
     if not args.table:
-        split = args.split if args.final else args.output / "split.csv"
-        if not args.final:
-            write_study_split(args.split, split)
         if args.data is None:
             parser.error("--data is needed to train")
-        settings = [*COMMON, f"data.root={args.data}", "data.split=null", f"data.split_file={split}"]
+        if args.absent and not (len(args.absent) == len(RATES_OF) and args.absent.isdecimal()):
+            parser.error(f"--absent {args.absent}: give four digits, as 2468 for 0.2, 0.4, 0.6 and 0.8")
+        if args.paired and args.share == 1:
+            parser.error("--paired needs patients without masks: give --share below 1")
+        settings = [*COMMON, f"data.root={args.data}", "data.split=null", f"data.train_share={args.share}"]
+        rows, split = study_rows(args.split, args.final), args.output / "split.csv"
+        if args.paired:
+            patients = args.output / "patients.csv"
+            write_split(rows, patients)
+            rows = paired_rows([*settings, f"data.split_file={patients}", *args.overrides], args.output / "data")
+        elif args.absent:
+            rows = with_absent(rows, args.absent)
+        elif args.final:
+            split = args.split
+        if split != args.split:
+            write_split(rows, split)
+        settings.append(f"data.split_file={split}")
         # As many steps where fewer patients have masks.
-        settings += [f"data.train_share={args.share}", *args.overrides, *lengths(1 / args.share, args.overrides)]
-        arms = chosen_arms(args.arms, args.share, args.overrides)
+        settings += [*args.overrides, *lengths(1 / args.share, args.overrides)]
+        shares = dedicated_shares(rows) if args.absent else {}
+        arms = chosen_arms(args.arms, args.share, args.overrides, args.paired, shares)
         # Of the settings of a method, other methods have the loss of the masks and the dropping of modalities.
         general = [setting for setting in settings if not setting.startswith("method.")]
         shared = [setting for setting in settings if setting.startswith(("method.loss.", "method.dropping."))]
         others = [name for name in args.arms if name in METHODS]
         for seed in args.seeds:
             train_arms(RECIPE, arms, settings, [seed], args.output)
-            changes = method_arms(others, args.output, seed)
+            changes = method_arms(others, args.output, seed, args.paired)
             train_arms(RECIPE, {n: [*c, *shared] for n, c in changes.items()}, general, [seed], args.output)
     write_tables(args.output)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.model_folders import templates
 from tests.vqa.conftest import make_bundle, make_data
 
 
@@ -48,6 +49,39 @@ def models(tmp_path_factory) -> Path:
 def test_transformers_loads_a_model_folder(models: Path, imports: str, kind: str) -> None:
     program = f"{imports}\nprint(type(AutoModel.from_pretrained({str(models / kind)!r})).__name__)"
     assert python(program).endswith(kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["vqa", "segmentation", "grounding"])
+def test_a_new_process_loads_a_model_folder(task: str) -> None:
+    """Other tests import modules in an order of their own, which hides cycles."""
+    program = f"import preceptor\nprint(type(preceptor.load({str(templates() / task)!r})).__name__)"
+    assert python(program) == {"vqa": "VqaModel"}.get(task, f"{task.capitalize()}Model")
+
+
+IMPORT_EACH = """
+import importlib, os, pkgutil, sys
+import torch, scipy, matplotlib, nibabel, tokenizers, transformers.modeling_utils, preceptor
+assert "transformers.models.auto.modeling_auto" not in sys.modules
+names = [module.name for module in pkgutil.walk_packages(preceptor.__path__, "preceptor.")]
+for name in names:
+    if name == "preceptor.__main__" or name.startswith("preceptor.integrations."):
+        continue
+    child = os.fork()
+    if not child:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            print(name, error)
+        sys.stdout.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.slow
+def test_every_module_can_be_imported_first() -> None:
+    assert python(IMPORT_EACH) == ""
 
 
 @pytest.mark.slow

@@ -191,3 +191,17 @@ def test_shares_of_the_training_data_must_have_the_same_test_rows(tmp_path: Path
     for refused in (other, unknown):
         with pytest.raises(UserError, match=r"data\.test_sha256"):
             read_models([whole, half, refused])
+
+
+def test_a_model_that_also_learned_from_rows_without_labels_is_compared_on_the_same_test_rows(tmp_path: Path):
+    def write(name: str, unlabelled: list[str], test: str) -> Path:
+        data = {"name": "toy", "variant": "", "sha256": f"rows of {name}", "test_sha256": test}
+        settings = {"data": {"unlabelled": unlabelled}}
+        return write_stage(tmp_path / name, hits(20, 0.5), settings=settings, data=data)
+
+    labelled, more, other = write("labelled", [], "t"), write("more", ["images"], "t"), write("other", ["images"], "u")
+    assert len(read_models([labelled, more])[0]) == 2
+    with pytest.raises(UserError, match=r"different data \(data\.test_sha256"):
+        read_models([labelled, other])
+    with pytest.raises(UserError, match=r"different data \(data\.sha256"):
+        read_models([labelled, write("rows", [], "t")])

@@ -37,6 +37,7 @@ def overrides(kind: str, teachers: dict[str, Path]) -> list[str]:
     section: dict[str, Any] = {
         "self": {"name": "kd", "teacher": "self", "output": {"ramp": 0.3}},
         "ema": {"name": "kd", "teacher": "ema"},
+        "prototypes": {"name": "kd", "teacher": "ema", "output": {"weight": 0}, "prototypes": {"weight": 0.1}},
         "specialists": {"name": "specialists", "runs": runs},
         "metakd": {"name": "metakd", "importance": {"held_out": 0.4, "every": 1}},
     }[kind]
@@ -44,13 +45,13 @@ def overrides(kind: str, teachers: dict[str, Path]) -> list[str]:
     return [*SMALL, *data, "stages=[distilled]", f"method={json.dumps(section)}"]
 
 
-@pytest.mark.parametrize("kind", ["self", "ema", "specialists", "metakd"])
+@pytest.mark.parametrize("kind", ["self", "ema", "prototypes", "specialists", "metakd"])
 def test_a_method_trains_resumes_exactly_and_is_reported(kind, teachers, tmp_path, monkeypatch):
     settings = overrides(kind, teachers)
     results = run_recipe(recipe(tmp_path, *settings, f"output={tmp_path / 'whole'}"))
     assert len(results["protocols"]["phantom/made/A"]["subsets"]) == 15
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    term = "pairs" if kind == "metakd" else "output"
+    term = {"metakd": "pairs", "prototypes": "prototypes"}.get(kind, "output")
     assert any(line.get(term, 0) > 0 for line in lines)
     page = (tmp_path / "whole" / "report.html").read_text("utf-8")
     assert ("Importance of the modalities" in page) == (kind == "metakd")

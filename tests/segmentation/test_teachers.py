@@ -10,6 +10,7 @@ from torch.distributions import Bernoulli, kl_divergence
 
 from preceptor.errors import UserError
 from preceptor.segmentation.kd import KdConfig
+from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.specialist_networks import SpecialistNetworks
 from preceptor.segmentation.specialists import SpecialistsConfig
@@ -106,6 +107,29 @@ def test_cases_without_masks_learn_from_the_logits_alone(teacher):
     assert task.units(b) == {"samples": 3, "labelled": 2}
     assert loss.sums["bce"] < whole.sums["bce"]
     torch.testing.assert_close(loss.sums["output"], whole.sums["output"])
+
+
+def test_a_teacher_of_some_modalities_is_given_those_alone():
+    """It draws the masks of cases that have other modalities too."""
+    student, own, b = network(), single("", 1, ("t1ce", "flair")), batch(rows=3)
+    method = KdConfig.model_validate({"dropping": ALL})
+    teacher = method.combine_teachers({"method.teaching_run": own}, MODALITIES)
+    task = method.build_task(student, stage="distilled", teacher=teacher)
+    b.tensors["labelled"] = torch.tensor([True, True, False])
+    with torch.no_grad():
+        logits = own(b["images"][:, [2, 0]], b["available"][:, [2, 0]]).logits
+        want = kl(student(b["images"], b["available"]).logits, logits)
+    torch.testing.assert_close(task(b).sums["output"].detach(), want, rtol=1e-4, atol=1e-6)
+    masks = task.prepare(b, task.teacher.signal(b))["masks"]
+    assert torch.equal(masks[:2], b["masks"][:2])
+    assert torch.equal(masks[2], (logits[2] > 0).float())
+
+
+def test_a_teacher_of_other_modalities_or_with_other_features_is_refused():
+    full = {"cross_modal": {"weight": 0}, "full": {"weight": 1, "features": 0.1}}
+    for method, own in ((KdConfig(), ("flair", "pd")), (LckdConfig.model_validate(full), ("flair", "t1ce"))):
+        with pytest.raises(UserError, match=r"network of method\.teaching_run has the modalities \['flair', '"):
+            method.combine_teachers({"method.teaching_run": single("", 1, own)}, MODALITIES)
 
 
 def test_no_other_teacher_is_accepted_beside_the_student(tmp_path):

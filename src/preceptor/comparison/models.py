@@ -244,8 +244,12 @@ def _scores(
 
 
 def _refuse_other_data(one: TrainedModel, other: TrainedModel) -> None:
-    """Refuse other data. If `data.train_share` differs, so do the training rows, and only the test rows must agree."""
-    key = "sha256" if one.share == other.share else "test_sha256"
+    """Refuse other data. If `data.train_share` differs, so do the training rows, and only the test rows must agree.
+
+    So do they if only one model also learned from rows without labels (`data.unlabelled`).
+    """
+    used = [(model.share, model.settings.get("data.unlabelled")) for model in (one, other)]
+    key = "sha256" if used[0] == used[1] else "test_sha256"
     ours, theirs = get_nested(one.results, "data", key), get_nested(other.results, "data", key)
     if ours != theirs:
         raise UserError(

@@ -103,4 +103,4 @@ class CompactDecoder(Decoder):
 
     def end(self, x: Tensor, size: tuple[int, int, int]) -> Tensor:
         assert x.shape[2:] == size, f"{tuple(x.shape[2:])} voxels, not {size}"
-        return self.head(x)
+        return self.head(self.features(x))

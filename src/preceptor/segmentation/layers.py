@@ -222,7 +222,14 @@ def initialise(module: nn.Module) -> None:
 
 
 class Decoder(nn.Module):
-    """Base class of the decoders. A network defines `start`, `step` and `end`, of which `finish` consists."""
+    """Base class of the decoders. A network defines `start`, `step` and `end`, of which `finish` consists.
+
+    The last map passes through `features`, an identity, so that feature hooks can name it (``decoder.features``).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Identity()
 
     def finish(self, joined: list[Tensor], size: tuple[int, int, int]) -> Tensor:
         """Return the logits (B, R, D, H, W) from the outputs (B, C, d, h, w) of the joins."""

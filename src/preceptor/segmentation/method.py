@@ -74,12 +74,16 @@ class SegmentationMethod(MethodConfig):
     def combine_teachers(self, networks: Mapping[str, MultimodalUNet], modalities: Sequence[str]) -> nn.Module:
         """Return the network that teaches, given those of `teacher_runs` by key and the modalities of the data.
 
-        Raises UserError if they do not fit the data.
+        A network that was trained on some of the modalities is given those alone. Raises UserError if they do not fit
+        the data.
         """
-        from preceptor.segmentation.teachers import require_same
+        from preceptor.segmentation.teachers import PartialNetwork, require_same
 
         ((key, network),) = networks.items()
-        require_same(f"the network of {key}", "modalities", network.config.modalities, modalities)
+        own = network.config.modalities
+        if set(own) < set(modalities) and not self.compares_features:
+            return PartialNetwork(network, modalities)
+        require_same(f"the network of {key}", "modalities", own, modalities)
         return network
 
     def make_teacher(self, student: nn.Module, network: nn.Module | None, paths: Sequence[str]) -> Teacher | None:

@@ -161,4 +161,4 @@ class ReferenceDecoder(Decoder):
         return self.blocks[level](add(activate(self.norms[level](joined)), x))
 
     def end(self, x: Tensor, size: tuple[int, int, int]) -> Tensor:
-        return F.interpolate(self.head(x), size=size, mode="trilinear", align_corners=False)
+        return F.interpolate(self.head(self.features(x)), size=size, mode="trilinear", align_corners=False)

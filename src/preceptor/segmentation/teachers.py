@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from preceptor.distill.task import Forward, HookedForward
 from preceptor.errors import UserError
-from preceptor.segmentation.model import Segmentation
+from preceptor.segmentation.model import MultimodalUNet, Segmentation
 from preceptor.task import Batch, TeacherSignal
 from preceptor.teachers.online import OnlineTeacher
 
@@ -46,6 +46,22 @@ def full_modality_teacher(network: nn.Module, paths: Sequence[str] = ()) -> Onli
     Its signal also holds the outputs of the modules at `paths`.
     """
     return OnlineTeacher(network, hooked_full_forward(paths))
+
+
+class PartialNetwork(nn.Module):
+    """A network that was trained on some of the modalities of the data. It is given these, and never the others.
+
+    `modalities` are those of the data, in order; a sample needs one of the network's. The features of its signal are
+    those of its own modalities.
+    """
+
+    def __init__(self, network: MultimodalUNet, modalities: Sequence[str]) -> None:
+        super().__init__()
+        self.network, self.config = network, network.config
+        self.places = [list(modalities).index(name) for name in network.config.modalities]
+
+    def forward(self, images_BNDHW: Tensor, available_BN: Tensor) -> Segmentation:
+        return self.network(images_BNDHW[:, self.places], available_BN[:, self.places])
 
 
 class SelfTeacher:

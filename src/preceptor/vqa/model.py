@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from preceptor.vqa.tiny_vit import TinyVitConfig, TinyVitModel
 from preceptor.vqa.vision import VISION
 
 
@@ -195,6 +196,9 @@ class VqaTransformer(PreTrainedModel):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-# After this import, AutoTokenizer, AutoConfig and AutoModel load folders of this model.
+# After this import, AutoTokenizer, AutoConfig and AutoModel load folders of this model and know its backbone. What this
+# module imports must not import transformers' Auto classes: they import this module (see preceptor._transformers).
+AutoConfig.register(TinyVitConfig.model_type, TinyVitConfig, exist_ok=True)
+AutoModel.register(TinyVitConfig, TinyVitModel, exist_ok=True)
 AutoConfig.register(VqaTransformerConfig.model_type, VqaTransformerConfig, exist_ok=True)
 AutoModel.register(VqaTransformerConfig, VqaTransformer, exist_ok=True)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
 
 
 class TinyVitConfig(PretrainedConfig):
@@ -181,8 +182,3 @@ class TinyVitModel(PreTrainedModel):
             states.append(state)
         x = self.neck(x)
         return BaseModelOutput(last_hidden_state=x, hidden_states=(*states, x) if output_hidden_states else None)
-
-
-# After this import, AutoConfig and AutoModel know the network.
-AutoConfig.register(TinyVitConfig.model_type, TinyVitConfig, exist_ok=True)
-AutoModel.register(TinyVitConfig, TinyVitModel, exist_ok=True)

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import preceptor.vqa.tiny_vit  # noqa: F401  # AutoModel then knows it
 from preceptor.errors import UserError
 from preceptor.extension import construct, load_trusted
 

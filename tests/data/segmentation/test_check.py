@@ -89,6 +89,14 @@ def test_a_modality_that_training_never_sees(data):
     found = cheap_findings(replace(data, samples=cases))
     assert [f.reason for f in found] == ["no training case has the modality t2, so that nothing can be learned from it"]
 
+    held_back = replace(data.samples[0], id="held back", split="unlabelled", mask=None)
+    found = cheap_findings(replace(data, samples=[*cases, held_back]))
+    assert any(
+        f.reason.startswith("no training case with a mask has the modality t2") and f.severity == "warning"
+        for f in found
+    )
+    assert not any("nothing can be learned" in f.reason for f in found)
+
 
 def test_channels_of_one_file_are_no_copies(data, tmp_path):
     path = save(tmp_path / "four.nii.gz", np.stack([head(50 + c) for c in range(4)], -1))

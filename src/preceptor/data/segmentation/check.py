@@ -111,7 +111,14 @@ def _check_modalities(data: SegmentationDataset) -> list[Finding]:
         findings.append(Finding((), None, reason, "warning"))
     available = {name for case in data.split("train") for name in case.images}
     missing = [name for name in data.modalities if data.split("train") and name not in available]
-    if missing:
+    without_mask = {name for case in data.split("unlabelled") for name in case.images}
+    if unlabelled := [name for name in missing if name in without_mask]:
+        reason = (
+            f"no training case with a mask has the modality {', '.join(unlabelled)}, so that only a method that learns "
+            "from cases without masks can learn from it"
+        )
+        findings.append(Finding((), None, reason, "warning"))
+    if missing := [name for name in missing if name not in without_mask]:
         reason = f"no training case has the modality {', '.join(missing)}, so that nothing can be learned from it"
         findings.append(Finding((), None, reason))
     return findings
