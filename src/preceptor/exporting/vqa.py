@@ -99,7 +99,11 @@ def write_graph(bundle: VqaBundle, path: Path) -> None:
         rename_inputs=False,
         rename_outputs=False,
     )
-    onnx.save(compose.merge_models(front, network, io_map=[("pixels", "pixels")]), path)
+    merged = compose.merge_models(front, network, io_map=[("pixels", "pixels")])
+    del merged.opset_import[:]  # it names the operators of ONNX twice, and a domain that is not used any more
+    merged.opset_import.append(onnx.helper.make_opsetid("", opset))
+    onnx.checker.check_model(merged, full_check=True)
+    onnx.save(merged, path)
 
 
 def export_tokenizer(bundle: VqaBundle) -> tokenizers.Tokenizer:
