@@ -114,8 +114,12 @@ _TWO_ORDERS = """
   much_higher = Greater (sum, twice)
   tall = And (shrinks, much_higher)
   bytes = If (tall) <
-    then_branch = columns_first () => (double[3, {side}, {side}] a) {{ a = preceptor.ColumnsFirst (values, across, down) }},
-    else_branch = rows_first () => (double[3, {side}, {side}] b) {{ b = preceptor.RowsFirst (values, across, down) }}
+    then_branch = columns_first () => (double[3, {side}, {side}] a) {{
+      a = preceptor.ColumnsFirst (values, across, down)
+    }},
+    else_branch = rows_first () => (double[3, {side}, {side}] b) {{
+      b = preceptor.RowsFirst (values, across, down)
+    }}
   >
 """
 

@@ -35,8 +35,9 @@ def require_packages() -> None:
     """Raise UserError unless the packages of the extra `export` are installed."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
+        are = "are" if len(missing) > 1 else "is"
         raise UserError(
-            f"the export to ONNX needs {', '.join(missing)}, which are not installed: pip install 'preceptor[export]'"
+            f"the export to ONNX needs {', '.join(missing)}, which {are} not installed: pip install 'preceptor[export]'"
         )
 
 

@@ -29,13 +29,13 @@ def export_onnx(model: Path, folder: Path, *, int8: bool, table: Path | None) ->
     task = tasks.task_of_model(model)
     if task not in _TASKS:
         raise UserError(
-            f"{model}: a grounding model writes its answer token by token, which is not exported to ONNX; its folder is "
-            "one of transformers, so load it with AutoModelForImageTextToText or serve it with vLLM"
+            f"{model}: a grounding model writes its answer token by token, which is not exported to ONNX; its folder "
+            "is one of transformers, so load it with AutoModelForImageTextToText or serve it with vLLM"
         )
     for reference in class_references(read_settings(model / "config.json")):
         raise UserError(
-            f"{model}: the class {reference} is your own, which is not exported; load the model with preceptor.load and "
-            "call torch.onnx.export yourself"
+            f"{model}: the class {reference} is your own, which is not exported; load the model with preceptor.load "
+            "and call torch.onnx.export yourself"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists; choose another folder, or remove it")

@@ -141,4 +141,6 @@ def _generated_inputs(network: MultimodalUNet, window: Size) -> list[dict[str, n
 def _probabilities(network: MultimodalUNet, inputs: Inputs, window: Size) -> np.ndarray:
     """Return the probabilities (R, D, H, W) that torch computes for a window."""
     subset = tuple(inputs["available"].tolist())
-    return predict_subsets(network, torch.from_numpy(inputs["images"]), subset, window, subsets=[subset])[subset].numpy()
+    return predict_subsets(network, torch.from_numpy(inputs["images"]), subset, window, subsets=[subset])[
+        subset
+    ].numpy()

@@ -118,8 +118,8 @@ def export_tokenizer(bundle: VqaBundle) -> tokenizers.Tokenizer:
     backend = getattr(source, "backend_tokenizer", None)
     if backend is None:
         raise UserError(
-            f"the tokenizer {type(source).__name__} has no tokenizer.json, which the export needs; convert it to a fast "
-            "tokenizer of transformers"
+            f"the tokenizer {type(source).__name__} has no tokenizer.json, which the export needs; convert it to a "
+            "fast tokenizer of transformers"
         )
     tokenizer = tokenizers.Tokenizer.from_str(backend.to_str())
     tokenizer.enable_truncation(length, direction=source.truncation_side)
@@ -165,12 +165,12 @@ def _tokens(tokenizer: tokenizers.Tokenizer, question: str) -> dict[str, np.ndar
 
 
 def _labelled(table: Path) -> list[Sample]:
-    """Return the rows of a table. Raises UserError if one has no answer."""
-    samples = read_table(table, answered=False).samples
-    lacking = [sample.id for sample in samples if not any(answer.strip() for answer in sample.answers)]
-    if lacking:
-        raise UserError(f"{table}: {lacking[0]} has no answer, so that no accuracy can be computed; add it")
-    return samples
+    """Return the rows of a table. Raises UserError if one cannot be used."""
+    data = read_table(table)
+    for finding in data.findings:
+        if finding.severity == "error":
+            raise UserError(f"{table}: {', '.join(finding.ids)}: {finding.reason}; correct the table")
+    return data.samples
 
 
 def _accuracy(bundle: VqaBundle, samples: list[Sample], found: Sequence[np.ndarray]) -> float:
