@@ -95,6 +95,7 @@ def test_every_subset_of_the_modalities_and_cases_of_any_size(segmentation, tmp_
     assert voxels == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -220,6 +220,6 @@ def test_one_hundred_questions_of_vqa_rad_are_answered_alike(tmp_path):
 def test_a_table_without_answers_is_refused(vqa, tmp_path):
     shutil.copy(saved(tmp_path)["grey.png"], tmp_path / "a.png")
     (tmp_path / "table.csv").write_text("id,image,question,answer\nq1,a.png,Where?,\n")
-    with pytest.raises(preceptor.UserError, match=r"table\.csv: q1 has no answer"):
+    with pytest.raises(preceptor.UserError, match=r"table\.csv:2: the answer is empty"):
         preceptor.export(vqa.model, tmp_path / "onnx", table=tmp_path / "table.csv")
     assert not (tmp_path / "onnx").exists()
