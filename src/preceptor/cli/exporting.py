@@ -12,9 +12,9 @@ from preceptor.cli import options
 from preceptor.cli.terminal import log_to_stderr, say, sentence
 
 EXAMPLES = """\
-preceptor export runs/mhkd-vqa-rad --to onnx --output rad-onnx
-preceptor export runs/mhkd-vqa-rad --to onnx --output rad-onnx --int8 --table questions.csv
-preceptor export runs/lckd-demo --to onnx --output lckd-onnx"""
+preceptor export runs/rad --output rad-onnx
+preceptor export runs/rad --output rad-onnx --int8 --table questions.csv
+preceptor export runs/lckd-demo --output lckd-onnx"""
 
 
 def export(
@@ -33,7 +33,10 @@ def export(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Export a model with its preprocessing, to run it without torch and Preceptor."""
+    """Write a model as ONNX, to run it without torch.
+
+    The preprocessing is part of the export, and a runner comes with it.
+    """
     log_to_stderr()
     settings = api.export(run, output, to=to, int8=int8, table=table)
     say({"folder": str(output), **settings}, as_json, show_export)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from preceptor.segmentation.sliding_window import predict_subsets
 from preceptor.segmentation.subsets import subsets
 
 _MOST_REGIONS = 16
-_MOST_SUBSETS = 15
-"""Subsets of the modalities for which the file is compared with torch."""
+_MOST_SUBSETS, _MOST_OF_LARGE, _LARGE = 15, 5, 2**18
+"""Number of subsets of the modalities for which the file is compared with torch, for windows up to so many voxels and
+for larger ones, which take seconds each."""
 _ERRORS_IMPORT = "from preceptor.errors import UserError, nearest\n"
 _ERRORS = """
 UserError = SystemExit
@@ -125,9 +127,10 @@ def stand_alone_intensity() -> str:
 
 
 def _generated_inputs(network: MultimodalUNet, window: Size) -> list[dict[str, np.ndarray]]:
-    """Return windows of noise, each with other modalities: all subsets, or 15 of them. Missing ones are NaN."""
+    """Return windows of noise, each with other modalities: all subsets, or some of them. Missing ones are NaN."""
     choices = subsets(len(network.config.modalities))
-    picked = np.unique(np.linspace(0, len(choices) - 1, _MOST_SUBSETS).round().astype(int))
+    count = _MOST_SUBSETS if prod(window) <= _LARGE else _MOST_OF_LARGE
+    picked = np.unique(np.linspace(0, len(choices) - 1, count).round().astype(int))
     rng = np.random.default_rng(0)
     found = []
     for number in picked.tolist():
