@@ -8,14 +8,17 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 import preceptor
 from preceptor.data.volumes import to_labels, to_regions
-from preceptor.exporting.segmentation import label_table, stand_alone_intensity
+from preceptor.exporting.segmentation import WindowNetwork, label_table, stand_alone_intensity
 from preceptor.segmentation import intensity
+from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
+from preceptor.segmentation.sliding_window import predict_subsets
 from preceptor.segmentation.subsets import subsets
 from tests.command_line import call
-from tests.exporting.conftest import Exported, export, save_segmentation
+from tests.exporting.conftest import Exported, export, save_segmentation, unsettle
 
 ALL_CASES = """
 import json, sys, numpy as np, run_onnx
@@ -126,6 +129,32 @@ def test_the_runner_refuses_what_preceptor_refuses(segmentation, tmp_path):
     assert "finite" in segmentation.run(tmp_path / "m.nii.gz", f"flair={tmp_path / 'nan.nii.gz'}").stderr
     assert segmentation.run(tmp_path / "m.nii.gz").stderr.startswith("Segment a case")
     assert not (tmp_path / "m.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {},
+        {"fill": "bottleneck"},
+        {"encoder": "separate", "fill": "bottleneck"},
+        {"norm_per_modality": True, "fill": "bottleneck"},
+        {"net": "early"},
+    ],
+    ids=lambda network: "-".join(map(str, network.values())) or "default",
+)
+def test_the_network_without_branches_computes_the_same(network, monkeypatch):
+    model = MultimodalUNet(MultimodalUNetConfig(("flair", "t1", "t2"), ("wt",), channels=(4, 6, 8), **network), seed=0)
+    unsettle(model)
+    window = (8, 16, 8)
+    images = torch.randn(3, *window, generator=torch.Generator().manual_seed(0))
+    expected = predict_subsets(model.eval(), images, (True, True, True), window)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    for subset, probabilities in expected.items():
+        available = torch.tensor(subset)
+        read = torch.where(available[:, None, None, None], images, torch.nan)
+        with torch.no_grad():
+            found = WindowNetwork(model, window)(read, available)
+        torch.testing.assert_close(found, probabilities, atol=1e-5, rtol=0)
 
 
 def test_the_table_of_labels_is_that_of_the_library():
