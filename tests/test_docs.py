@@ -31,7 +31,20 @@ FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`]+)`")
 CALL = re.compile(r"(?:^|\s|/)(preceptor\s+[a-z].*)$")
 DOTTED = re.compile(r"(?:data|method|teacher|student|model|train|evaluation|report)(?:\.[a-z_0-9]+)+")
-FILE_ENDINGS = (".txt", ".gz", ".py", ".md", ".html", ".json", ".jsonl", ".yaml", ".csv", ".safetensors", ".npy")
+FILE_ENDINGS = (
+    ".txt",
+    ".gz",
+    ".py",
+    ".md",
+    ".html",
+    ".json",
+    ".jsonl",
+    ".yaml",
+    ".csv",
+    ".safetensors",
+    ".npy",
+    ".onnx",
+)
 
 
 def name(page: Path) -> str:

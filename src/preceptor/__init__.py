@@ -7,7 +7,7 @@ imported by the function that needs them.
 from importlib.metadata import version
 
 from preceptor._transformers import register_when_imported
-from preceptor.api import Run, audit, cache, check, compare, evaluate, load, predict, push_to_hub, score, train
+from preceptor.api import Run, audit, cache, check, compare, evaluate, export, load, predict, push_to_hub, score, train
 from preceptor.errors import UserError
 
 __version__ = version("preceptor")
@@ -19,6 +19,7 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "export",
     "load",
     "predict",
     "push_to_hub",

@@ -387,6 +387,35 @@ def audit(data: str | Path, overrides: Iterable[str] = (), **options: Any) -> di
     )
 
 
+def export(
+    run: str | Path, output: str | Path, *, to: str = "onnx", int8: bool = False, table: str | Path | None = None
+) -> dict[str, Any]:
+    """Export a trained model with its preprocessing, for programs without torch and Preceptor.
+
+    Args:
+        run: a run, a stage or a model folder of visual question answering or segmentation.
+        output: folder that is written: `model.onnx`, `model.json`, `run_onnx.py`, a README, and for questions
+            `tokenizer.json`.
+        to: format; ``onnx`` is the only one.
+        int8: also write `model.int8.onnx`, whose weights have 8 bits, and compare size, time and probabilities.
+        table: CSV or JSONL table of questions with answers, to compare the accuracy of torch and of the files.
+
+    Returns:
+        The content of `model.json`. Its `check` has the largest difference of a probability from torch.
+
+    Raises:
+        UserError: the model is of a kind that is not exported, a package of the extra `export` is missing, the folder
+            exists, or a probability differs from torch by more than 1e-4.
+    """
+    from preceptor.exporting.run import export_onnx
+    from preceptor.pipeline.run_dir import model_folder
+
+    if to != "onnx":
+        raise UserError(f"the format {to!r} is not known; use to='onnx'")
+    keep_offline()
+    return export_onnx(model_folder(Path(run)), Path(output), int8=int8, table=Path(table) if table else None)
+
+
 def push_to_hub(run: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
     """Upload a trained model with its card to the Hugging Face hub.
 

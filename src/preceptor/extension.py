@@ -119,18 +119,19 @@ def require_trust(folder: Path, trust_remote_code: bool) -> None:
     With `trust_remote_code`, trust it instead. The code itself is never read from the folder.
     """
     path = folder / "config.json"
-    for reference in _references(json.loads(path.read_text("utf-8"))):
+    for reference in class_references(json.loads(path.read_text("utf-8"))):
         if trust_remote_code:
             trust(reference)
         elif reference not in _trusted:
             raise _not_trusted(reference, str(path))
 
 
-def _references(config: Any) -> Iterator[str]:
+def class_references(config: Any) -> Iterator[str]:
+    """Yield the names ``module:Class`` of the user's classes in the config.json of a model."""
     for key, value in config.items() if isinstance(config, dict) else ():
         if key in ("module", "net") and isinstance(value, str) and ":" in value:
             yield value
-        yield from _references(value)
+        yield from class_references(value)
 
 
 def _not_trusted(reference: str, place: str) -> UserError:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from preceptor.cli import data, inference, options, recipes, results, serving, teach, teaching, training
+from preceptor.cli import data, exporting, inference, options, recipes, results, serving, teach, teaching, training
 from preceptor.cli.errors import exit_with, flush_stdout, print_any_character
 
 EXAMPLES = """\
@@ -60,6 +60,7 @@ for verb, examples in (
     (inference.evaluate, inference.EVALUATE_EXAMPLES),
     (inference.predict, inference.PREDICT_EXAMPLES),
     (serving.serve, serving.SERVE_EXAMPLES),
+    (exporting.export, exporting.EXAMPLES),
     (results.compare, results.COMPARE_EXAMPLES),
     (results.score, results.SCORE_EXAMPLES),
     (results.report, results.REPORT_EXAMPLES),

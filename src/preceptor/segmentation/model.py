@@ -270,6 +270,13 @@ class MultimodalUNet(nn.Module):
         if available_BN.all():
             joined = [join(x) for join, x in zip(joins, features, strict=True)]
             return self.decoder.finish(joined, size)
+        return self.decode_incomplete(features, available_BN, size, zeros)
+
+    def decode_incomplete(
+        self, features: Sequence[Tensor], available_BN: Tensor, size: Size, zeros: list[Tensor] | None = None
+    ) -> Tensor:
+        """Return the same as `decode`, by the steps that only missing modalities need."""
+        joins: list[Join] = list(self.decoder.joins)  # type: ignore[arg-type]
         joined = [joins[-1](fill_with_mean(features[-1], available_BN))]
         if self.config.fill == "all_levels":
             mixes_BNN = mean_mixes(available_BN)

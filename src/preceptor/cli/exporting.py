@@ -1,0 +1,60 @@
+"""The verb that exports a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from preceptor import api
+from preceptor.cli import options
+from preceptor.cli.terminal import log_to_stderr, say, sentence
+
+EXAMPLES = """\
+preceptor export runs/rad --output rad-onnx
+preceptor export runs/rad --output rad-onnx --int8 --table questions.csv
+preceptor export runs/lckd-demo --output lckd-onnx"""
+
+
+def export(
+    run: options.Run,
+    output: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder that is written; it must not exist.", callback=options.expand_home),
+    ],
+    to: Annotated[Literal["onnx"], typer.Option(help="Format.")] = "onnx",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also write a file whose weights have 8 bits, and compare both.")
+    ] = False,
+    table: Annotated[
+        Path | None,
+        options.existing("FILE", "CSV or JSONL table of questions with answers, to compare accuracies.", folder=False),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write a model as ONNX, to run it without torch.
+
+    The preprocessing is part of the export, and a runner comes with it.
+    """
+    log_to_stderr()
+    settings = api.export(run, output, to=to, int8=int8, table=table)
+    say({"folder": str(output), **settings}, as_json, show_export)
+
+
+def show_export(document: dict[str, Any]) -> None:
+    """Print how an exported file differs from torch."""
+    check = document["check"]
+    sentence(
+        f"{document['folder']}: the probabilities differ from those of torch by at most "
+        f"{check['largest_difference']:.1e} on {check['inputs']} inputs"
+    )
+    if int8 := document.get("int8"):
+        sizes, times = int8["bytes"], int8["milliseconds"]
+        sentence(
+            f"int8: {sizes['int8'] / 1e6:.2f} instead of {sizes['float32'] / 1e6:.2f} MB, {times['int8']:.1f} instead "
+            f"of {times['float32']:.1f} ms, probabilities differ by at most {int8['largest_difference']:.1e}"
+        )
+    if accuracy := document.get("accuracy"):
+        shares = ", ".join(f"{name} {accuracy[name]:.3f}" for name in ("torch", "float32", "int8") if name in accuracy)
+        sentence(f"accuracy on {accuracy['questions']} questions: {shares}")

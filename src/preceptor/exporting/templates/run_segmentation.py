@@ -1,0 +1,115 @@
+"""Segment a case: python run_onnx.py OUTPUT.nii.gz MODALITY=FILE.nii.gz ... [MODEL.onnx]
+
+Needs numpy, scipy, nibabel and onnxruntime. The file intensity.py beside this one normalises the images.
+"""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import onnxruntime
+from intensity import bounding_box, normalise
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from scipy.ndimage import gaussian_filter, zoom
+
+FOLDER = Path(__file__).parent
+CONFIG = json.loads((FOLDER / "model.json").read_text("utf-8"))
+WINDOW = CONFIG["window"]
+
+
+def read(path):
+    """Return a NIfTI file, and its voxels (D, H, W) from feet to head, back to front, left to right."""
+    image = nibabel.load(path)
+    canonical = nibabel.as_closest_canonical(image)
+    voxels = np.asarray(canonical.dataobj, np.float32).squeeze()
+    if voxels.ndim != 3 or not np.isfinite(voxels).all() or voxels.min() == voxels.max():
+        sys.exit(f"{path}: not a 3-D image with finite and different voxels")
+    if image.header.get_xyzt_units()[0] not in ("mm", "unknown"):
+        sys.exit(f"{path}: its unit of length is not mm; convert it, or use preceptor predict")
+    return image, canonical.affine, voxels.transpose(2, 1, 0)
+
+
+def resample(volume, spacing):
+    """Return a volume with voxels of the spacing that the network knows (mm along D, H, W)."""
+    factors = [new / old for new, old in zip(CONFIG["spacing"] or spacing, spacing)]
+    smooth = gaussian_filter(volume, [max(0.0, (factor - 1) / 2) for factor in factors], mode="nearest")
+    shape = [max(2, round(side / factor)) for side, factor in zip(volume.shape, factors)]
+    scales = [new / side for new, side in zip(shape, volume.shape)]
+    return zoom(smooth, scales, order=1, mode="nearest", grid_mode=True)
+
+
+def window_weights():
+    """Return the weights (D, H, W) of the voxels of a window in the mean over windows."""
+    if CONFIG["mode"] == "constant":
+        return np.ones(WINDOW, np.float32)
+    axes = [np.exp(-((np.arange(n) - (n - 1) / 2) ** 2) / (2 * (n / 8) ** 2)) for n in WINDOW]
+    weights = np.einsum("i,j,k", *axes).astype(np.float32)
+    return np.maximum(weights, max(weights.min(), 1e-3))
+
+
+def probabilities(images, available, model="model.onnx"):
+    """Return the probabilities (R, D, H, W) of images (N, D, H, W): the weighted mean over overlapping windows."""
+    session = onnxruntime.InferenceSession(FOLDER / model, providers=["CPUExecutionProvider"])
+    shape = images.shape[1:]
+    before = [max(0, (w - n) // 2) for w, n in zip(WINDOW, shape)]
+    padding = [(b, max(0, w - n - b)) for w, n, b in zip(WINDOW, shape, before)]
+    images = np.pad(images, [(0, 0), *padding])
+    starts = []
+    for w, n in zip(WINDOW, images.shape[1:]):
+        step = max(1, int(w * (1 - CONFIG["overlap"])))
+        starts.append([min(start, n - w) for start in range(0, n - w + step, step)])
+    weights, total = window_weights(), np.zeros(images.shape[1:], np.float32)
+    result = np.zeros((len(CONFIG["regions"]), *images.shape[1:]), np.float32)
+    for corner in itertools.product(*starts):
+        place = tuple(slice(a, a + w) for a, w in zip(corner, WINDOW))
+        inputs = {"images": images[(slice(None), *place)], "available": available}
+        result[(slice(None), *place)] += weights * session.run(["probabilities"], inputs)[0]
+        total[place] += weights
+    return (result / total)[(slice(None), *(slice(b, b + n) for b, n in zip(before, shape)))]
+
+
+def segment(files, model="model.onnx"):
+    """Return the label map (D, H, W) of files by modality, and the first file."""
+    unknown = [name for name in files if name not in CONFIG["modalities"]]
+    if unknown or not files:
+        sys.exit(f"{', '.join(unknown) or 'nothing'} was given; the modalities are {', '.join(CONFIG['modalities'])}")
+    loaded = {name: read(path) for name, path in files.items()}
+    first, affine, source = next(iter(loaded.values()))
+    if any(v.shape != source.shape or np.abs(a - affine).max() > 1e-3 for _, a, v in loaded.values()):
+        sys.exit("the files are not on one grid; resample them")
+    spacing = nibabel.affines.voxel_sizes(affine)[::-1]
+    volumes = {name: resample(v, spacing) if CONFIG["spacing"] else v for name, (_, _, v) in loaded.items()}
+    volumes = {name: normalise(volume, CONFIG["intensity"]) for name, volume in volumes.items()}
+    box = bounding_box(np.any([volume != 0 for volume in volumes.values()], axis=0))
+    available = np.array([name in volumes for name in CONFIG["modalities"]])
+    shape = next(iter(volumes.values())).shape
+    images = np.stack([volumes.get(name, np.zeros(shape, np.float32))[box] for name in CONFIG["modalities"]])
+    label = np.zeros(shape, np.uint8)
+    present = probabilities(images, available, model) >= CONFIG["threshold"]
+    label[box] = np.array(CONFIG["labels"], np.uint8)[(present << np.arange(len(present))[:, None, None, None]).sum(0)]
+    nearest = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(source.shape, shape)]
+    return label[np.ix_(*nearest)], first
+
+
+def save(label, image, path):
+    """Write a label map (D, H, W) on the grid of an image. Nothing but the geometry of its header is copied."""
+    back = ornt_transform([[0, 1], [1, 1], [2, 1]], io_orientation(image.affine))
+    result = nibabel.Nifti1Image(apply_orientation(label.transpose(2, 1, 0), back), image.affine)
+    result.set_sform(image.affine, int(image.header["sform_code"]) or (0 if image.header["qform_code"] else 2))
+    result.set_qform(image.affine, int(image.header["qform_code"]))
+    result.header.set_xyzt_units("mm")
+    nibabel.save(result, path)
+
+
+if __name__ == "__main__":
+    pairs = dict(text.split("=", 1) for text in sys.argv[2:] if "=" in text)
+    if not pairs:
+        sys.exit(__doc__)
+    label, image = segment(pairs, *(text for text in sys.argv[2:] if "=" not in text))
+    save(label, image, sys.argv[1])
+    millilitres = abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    volumes = (f"{name}_ml {np.isin(label, ids).sum() * millilitres:.2f}" for name, ids in CONFIG["regions"].items())
+    print(f"mask {sys.argv[1]},", ", ".join(volumes))

@@ -1,0 +1,44 @@
+"""Answer a question about a PNG or JPEG file: python run_onnx.py IMAGE QUESTION [MODEL.onnx]
+
+Needs numpy, onnxruntime and tokenizers, and Pillow to decode the file. All preprocessing is in the model.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer
+
+FOLDER = Path(__file__).parent
+
+
+def read_image(path):
+    """Return the pixels (H, W, 3) uint8 of an image of 8 bits, upright and on a black background."""
+    image = Image.open(path, formats=["PNG", "JPEG"])
+    deep = ";16" in str(image.tile) or image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA")
+    if deep or getattr(image, "n_frames", 1) > 1 or ("transparency" in image.info and image.mode != "P"):
+        sys.exit(f"{path}: only single 8-bit images are read; convert it, or use preceptor predict")
+    for key in ("XML:com.adobe.xmp", "xmp", "Raw profile type exif"):
+        image.info.pop(key, None)  # only EXIF says how the image is turned
+    image = ImageOps.exif_transpose(image)
+    return np.asarray(image.convert("RGBA").convert("RGBa"))[..., :3]
+
+
+def answer(image, question, model="model.onnx"):
+    """Return the answers to a question about pixels (H, W, 3) uint8 with their probabilities, best first."""
+    tokens = Tokenizer.from_file(str(FOLDER / "tokenizer.json")).encode(question)  # truncates and pads
+    session = onnxruntime.InferenceSession(FOLDER / model, providers=["CPUExecutionProvider"])
+    ids, mask = np.array([tokens.ids]), np.array([tokens.attention_mask])
+    (scores,) = session.run(["probabilities"], {"image": image, "input_ids": ids, "attention_mask": mask})[0]
+    answers = json.loads((FOLDER / "model.json").read_text("utf-8"))["answers"]
+    return [(answers[number], float(scores[number])) for number in np.argsort(-scores, kind="stable")]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3 or not sys.argv[2].strip():
+        sys.exit(__doc__)
+    best = answer(read_image(sys.argv[1]), *sys.argv[2:4])[:3]
+    print(", ".join(f"{text} ({probability:.2f})" for text, probability in best))

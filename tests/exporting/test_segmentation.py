@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import os
+import runpy
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+import preceptor
+from preceptor.data.volumes import to_labels, to_regions
+from preceptor.exporting.segmentation import WindowNetwork, label_table, stand_alone_intensity
+from preceptor.segmentation import intensity
+from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
+from preceptor.segmentation.sliding_window import predict_subsets
+from preceptor.segmentation.subsets import subsets
+from tests.command_line import call
+from tests.exporting.conftest import Exported, export, save_segmentation, unsettle
+
+ALL_CASES = """
+import json, sys, numpy as np, run_onnx
+plain, cases = run_onnx.probabilities, json.load(open(sys.argv[1]))
+for number, files in enumerate(cases):
+    def recorded(*arguments):
+        found["p"] = plain(*arguments)
+        return found["p"]
+    found = {}
+    run_onnx.probabilities = recorded
+    label, image = run_onnx.segment(files)
+    np.savez(f"{sys.argv[2]}/{number}.npz", label=label, p=found["p"])
+print("[]")
+"""
+
+
+def write_case(folder: Path, modalities: tuple[str, ...], shape: tuple[int, int, int], affine=None, **header) -> dict:
+    """Write a bright ellipsoid in a dark background with another contrast per modality; return the files."""
+    rng = np.random.default_rng(0)
+    axes = np.meshgrid(*[np.linspace(-1.1, 1.1, n) for n in shape], indexing="ij")
+    inside = sum(axis**2 for axis in axes) < 1
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for number, name in enumerate(modalities):
+        voxels = inside * (200 + 100 * number * axes[0] + 30 * rng.standard_normal(shape))
+        image = nibabel.Nifti1Image(voxels.clip(0).astype(np.int16), np.eye(4) if affine is None else affine)
+        image.header.set_xyzt_units("mm")
+        image.set_qform(image.affine, header.get("qform_code", 1))
+        image.set_sform(image.affine, header.get("sform_code", 0))
+        files[name] = folder / f"case_{name}.nii.gz"
+        nibabel.save(image, files[name])
+    return files
+
+
+def compare(exported: Exported, cases: list[dict[str, Path]], scratch: Path) -> tuple[float, int]:
+    """Return the largest difference of a probability, and the number of voxels with another label."""
+    (scratch / "cases.json").write_text(json.dumps([{k: str(v) for k, v in files.items()} for files in cases]))
+    (scratch / "found").mkdir()
+    exported.compute(ALL_CASES, scratch / "cases.json", scratch / "found")
+    model = preceptor.load(exported.model)
+    difference, voxels = 0.0, 0
+    for number, files in enumerate(cases):
+        expected = model.segment(files)
+        found = np.load(scratch / "found" / f"{number}.npz")
+        box = intensity.bounding_box((expected.probabilities != 0).any(axis=0))
+        assert found["p"].shape == expected.probabilities[(slice(None), *box)].shape
+        difference = max(difference, float(np.abs(found["p"] - expected.probabilities[(slice(None), *box)]).max()))
+        voxels += int((found["label"] != expected.mask).sum())
+    return difference, voxels
+
+
+def test_the_runner_segments_what_predict_segments(segmentation, tmp_path):
+    affine = np.array([[0, -1.2, 0, 30], [-1, 0, 0, 20], [0, 0, 2.5, -10], [0, 0, 0, 1.0]])
+    files = write_case(tmp_path, ("flair", "t2"), (25, 40, 21), affine, sform_code=4)
+    pairs = [f"{name}={path}" for name, path in files.items()]
+    code, _, _ = call("predict", segmentation.model, *pairs, "--output", tmp_path / "ours", "--json")
+    assert code == 0
+    result = segmentation.run(tmp_path / "mask.nii.gz", *pairs)
+    assert result.returncode == 0, result.stderr
+    ours, found = nibabel.load(tmp_path / "ours" / "case_flair_seg.nii.gz"), nibabel.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(ours.dataobj))
+    assert len(np.unique(np.asarray(found.dataobj))) > 1
+    np.testing.assert_array_equal(found.affine, ours.affine)
+    for name in ("sform_code", "qform_code", "xyzt_units", "datatype"):
+        assert found.header[name] == ours.header[name], name
+    volumes = preceptor.load(segmentation.model).segment(files).volumes_ml
+    assert result.stdout.split(", ", 1)[1].strip() == ", ".join(f"{k}_ml {v:.2f}" for k, v in volumes.items())
+    assert segmentation.run(code="import torch").returncode == 1
+
+
+def test_every_subset_of_the_modalities_and_cases_of_any_size(segmentation, tmp_path):
+    all_files = write_case(tmp_path / "a", ("flair", "t1", "t2"), (33, 20, 24))
+    cases = [{name: all_files[name] for name, there in zip(all_files, s, strict=True) if there} for s in subsets(3)]
+    cases += [write_case(tmp_path / "small", ("t1",), (9, 40, 12)), write_case(tmp_path / "one", ("t2",), (16, 24, 16))]
+    difference, voxels = compare(segmentation, cases, tmp_path)
+    assert difference < 1e-5
+    assert voxels == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preparation": {"spacing": [2.0, 1.5, 1.0], "intensity": "zscore"}},
+        {"inference": {"overlap": 0.3, "mode": "constant"}, "preparation": {"patch_size": [12, 16, 8]}},
+    ],
+    ids=["resampled", "constant"],
+)
+def test_other_settings_of_preparation_and_inference(changes, tmp_path):
+    model = save_segmentation(tmp_path / "model", ("flair", "t1"), (16, 16, 16), **changes)
+    exported = export(model, tmp_path / "onnx")
+    affine = np.diag([0.8, 1.1, 3.0, 1])
+    difference, voxels = compare(exported, [write_case(tmp_path, ("flair", "t1"), (30, 26, 17), affine)], tmp_path)
+    assert difference < 1e-4
+    assert voxels <= 2
+
+
+def test_the_runner_refuses_what_preceptor_refuses(segmentation, tmp_path):
+    files = write_case(tmp_path / "a", ("flair",), (20, 20, 20))
+    other = write_case(tmp_path / "b", ("t1",), (20, 20, 21))
+    result = segmentation.run(tmp_path / "m.nii.gz", f"flair={files['flair']}", f"t1={other['t1']}")
+    assert (result.returncode, result.stderr) == (1, "the files are not on one grid; resample them\n")
+    result = segmentation.run(tmp_path / "m.nii.gz", f"pet={files['flair']}")
+    assert result.stderr == "pet was given; the modalities are flair, t1, t2\n"
+    nan = np.zeros((20, 20, 20), np.float32)
+    nan[3, 3, 3] = np.nan
+    nibabel.save(nibabel.Nifti1Image(nan, np.eye(4)), tmp_path / "nan.nii.gz")
+    assert "finite" in segmentation.run(tmp_path / "m.nii.gz", f"flair={tmp_path / 'nan.nii.gz'}").stderr
+    assert segmentation.run(tmp_path / "m.nii.gz").stderr.startswith("Segment a case")
+    assert not (tmp_path / "m.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {},
+        {"fill": "bottleneck"},
+        {"encoder": "separate", "fill": "bottleneck"},
+        {"norm_per_modality": True, "fill": "bottleneck"},
+        {"net": "early"},
+    ],
+    ids=lambda network: "-".join(map(str, network.values())) or "default",
+)
+def test_the_network_without_branches_computes_the_same(network, monkeypatch):
+    model = MultimodalUNet(MultimodalUNetConfig(("flair", "t1", "t2"), ("wt",), channels=(4, 6, 8), **network), seed=0)
+    unsettle(model)
+    window = (8, 16, 8)
+    images = torch.randn(3, *window, generator=torch.Generator().manual_seed(0))
+    expected = predict_subsets(model.eval(), images, (True, True, True), window)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    for subset, probabilities in expected.items():
+        available = torch.tensor(subset)
+        read = torch.where(available[:, None, None, None], images, torch.nan)
+        with torch.no_grad():
+            found = WindowNetwork(model, window)(read, available)
+        torch.testing.assert_close(found, probabilities, atol=1e-5, rtol=0)
+
+
+def test_the_table_of_labels_is_that_of_the_library():
+    regions = {"wt": (1, 2, 4), "tc": (1, 4), "et": (4,), "edema": (2,)}
+    table = np.array(label_table(regions))
+    masks = np.random.default_rng(0).random((4, 6, 7, 8)) < 0.5
+    index = (masks << np.arange(4)[:, None, None, None]).sum(0)
+    np.testing.assert_array_equal(table[index], to_labels(masks, regions))
+    label = np.random.default_rng(1).choice([0, 1, 2, 4], (5, 5, 5))
+    index = (to_regions(label, regions) << np.arange(4)[:, None, None, None]).sum(0)
+    np.testing.assert_array_equal(table[index], label)
+
+
+def test_the_copy_of_the_normalisation_needs_nothing_of_preceptor(tmp_path):
+    (tmp_path / "intensity.py").write_text(stand_alone_intensity())
+    copy = runpy.run_path(str(tmp_path / "intensity.py"))
+    image = np.random.default_rng(0).integers(0, 900, (20, 20, 20)).astype(np.float32)
+    for kind in ("zscore", "percentile"):
+        np.testing.assert_array_equal(copy["normalise"](image, kind), intensity.normalise(image, kind))
+    with pytest.raises(SystemExit, match="intensity 'z' is not known; known: zscore"):
+        copy["normalise"](image, "z")
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_one_hundred_cubes_of_brats_with_every_combination_of_contrasts(tmp_path):
+    modalities = ("flair", "t1", "t1ce", "t2")
+    model = save_segmentation(tmp_path / "model", modalities, (16, 16, 16))
+    exported = export(model, tmp_path / "onnx", int8=True)
+    folders = sorted(path for path in (Path(os.environ["PRECEPTOR_DATA"]) / "brats20_cubes").iterdir() if path.is_dir())
+    patterns = subsets(4)
+    cases = [
+        {
+            m: folder / f"{folder.name}_{m}.nii.gz"
+            for m, there in zip(modalities, patterns[n % 15], strict=True)
+            if there
+        }
+        for n, folder in enumerate(folders[:100])
+    ]
+    assert len(cases) == 100
+    difference, voxels = compare(exported, cases, tmp_path)
+    print(f"largest difference {difference:.2g}, {voxels} voxels, int8 {exported.settings['int8']}")
+    assert difference < 1e-4
+    assert voxels <= 10  # of 3.3 million; their probability is 0.5 to five digits
