@@ -61,7 +61,7 @@ def evaluate(
 
 
 def predict(
-    run: options.Run,
+    run: options.Model,
     files: Annotated[
         list[str] | None,
         typer.Argument(

@@ -20,6 +20,10 @@ Run = Annotated[
     Path,
     typer.Argument(metavar="RUN", exists=True, file_okay=False, help="Run folder, stage folder or model folder."),
 ]
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", exists=True, help="Run, stage or model folder, or a packed model (.zip)."),
+]
 Protocol = Annotated[str | None, typer.Option(metavar="ID", help="Use only this protocol.")]
 TrustRemoteCode = Annotated[
     bool,

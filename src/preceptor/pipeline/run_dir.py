@@ -13,6 +13,7 @@ from typing import Any
 
 from preceptor.errors import UserError
 from preceptor.files import json_lines, sha256, write_text
+from preceptor.pipeline.packed_model import unpack
 
 FINAL_STAGES = ("clinkd", "distilled")
 """The stages whose model stands for a run of several stages; the first that exists counts."""
@@ -63,7 +64,9 @@ def refuse_several_seeds(folder: Path) -> None:
 
 
 def model_folder(folder: Path) -> Path:
-    """Return the model folder of a run, of a stage or of a model folder itself."""
+    """Return the model folder of a run, of a stage or of a model folder itself; a packed model is unpacked."""
+    if folder.is_file():
+        folder = unpack(folder)
     for candidate in (folder, folder / "model", *(folder / stage / "model" for stage in FINAL_STAGES)):
         if (candidate / "config.json").is_file() and any(candidate.glob("*.safetensors")):
             return candidate
