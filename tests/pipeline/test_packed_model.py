@@ -71,8 +71,7 @@ def test_every_flipped_byte_is_refused_or_without_effect(tmp_path: Path) -> None
         (tmp_path / "damaged.zip").write_bytes(damaged)
         try:
             found = unpack(tmp_path / "damaged.zip")
-        except UserError as error:
-            assert "damaged.zip" in str(error)
+        except UserError:
             continue
         # Times, attributes and the like of the directory.
         assert {path.name: path.read_bytes() for path in found.iterdir()} == expected
@@ -132,9 +131,9 @@ def test_checksums_and_files_must_agree(entries: dict[str, bytes], sentence: str
 
 
 def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "m.zip", "w") as made:
-        for name, text in (("a", b"x"), ("a", b"y"), (CHECKSUMS, sums(a=b"y"))):
-            made.writestr(name, text)
+    path = written(tmp_path / "m.zip", {"a": b"x", CHECKSUMS: sums(a=b"x")})
+    with zipfile.ZipFile(path, "a") as made, pytest.warns(UserWarning, match="Duplicate"):
+        made.writestr("a", b"y")
     with pytest.raises(UserError, match="not a packed model"):
         unpack(tmp_path / "m.zip")
 
@@ -147,5 +146,5 @@ def test_further_files_with_a_name_that_cannot_be_packed_are_refused(name: str, 
 
 
 def test_an_evaluation_needs_a_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no recipe.yaml"):
+    with pytest.raises(UserError, match="has no recipe"):
         preceptor.evaluate(packed(tmp_path))

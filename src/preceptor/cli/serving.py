@@ -22,7 +22,9 @@ TOKEN = "PRECEPTOR_TOKEN"
 
 
 def serve(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Run, stage or model folders, or packed models (.zip).")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Run, stage or model folders; packed models.")
+    ],
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", help="Port to listen on; 0 chooses a free one.")] = 8000,
     token_file: Annotated[
