@@ -105,6 +105,7 @@ METHODS: dict[str, str] = {
     "ema": "{name: kd, teacher: ema, output: {ramp: 0.3}}",
     "ema_unlabelled": "{name: kd, teacher: ema, output: {ramp: 0.3}}",
     "ema_prototypes": "{name: kd, teacher: ema, output: {ramp: 0.3}, prototypes: {weight: 0.1, ramp: 0.3}}",
+    "born_again": "{name: kd, teaching_run: PSEUDO}",
     "pseudo_masks": "{name: kd, teaching_run: PSEUDO, output: {weight: 0}}",
     "pseudo_masks_soft": "{name: kd, teaching_run: PSEUDO}",
     "metakd": "{name: metakd}",
@@ -114,7 +115,9 @@ METHODS: dict[str, str] = {
     "specialists_mean": "{name: specialists, runs: {SINGLE}}",
 }
 """Arms with another method than the recipe. RUNS are the runs of the dedicated networks and of the full one, PSEUDO is
-the run that draws the masks of the unlabelled cases: the baseline, or, `--paired`, that of the contrasts with masks."""
+the run that draws the masks of the unlabelled cases: the baseline, or, `--paired`, that of the contrasts with masks.
+`born_again`: the trained baseline's prediction from all contrasts teaches the same network anew (Furlanello et al.
+2018)."""
 
 
 def pseudo_teacher(paired: bool) -> str:
@@ -230,7 +233,7 @@ def chosen_arms(
     """
     every = [f"{DEDICATED}{contrast}" for contrast in CONTRASTS]
     needed = {"dedicated": every, SPECIALISTS: [*every, TEACHER], "specialists_mean": every}
-    needed |= {name: [pseudo_teacher(paired)] for name in METHODS if name.startswith("pseudo_masks")}
+    needed |= {name: [pseudo_teacher(paired)] for name, method in METHODS.items() if "PSEUDO" in method}
     arms = [arm for name in names for arm in needed.get(name, [name] if name in ARMS else [])]
     factors = {name: LENGTHS.get(name, 1) / (shares or {}).get(name, 1) for name in arms}
     longer = {name: lengths(factor / share, overrides) if factor != 1 else [] for name, factor in factors.items()}

@@ -16,7 +16,7 @@ OTHER_VOLUMES = (".hdr", ".img", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgh", ".mgz
 """Formats of volumes that are not read. A file of one of them may be a forgotten image."""
 
 MOST_NAMED = 20
-_DOCUMENTS = ("readme", "license", "licence", "citation", "changes", "changelog", "sha256sums", "md5sums")
+_DOCUMENTS = ("readme", "license", "licence", "citation", "changes", "changelog", "manifest", "sha256sums", "md5sums")
 
 
 @dataclass
