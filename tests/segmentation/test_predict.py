@@ -59,11 +59,11 @@ def test_any_modalities_give_a_label_map_on_the_grid_of_the_source(trained: Path
     assert 0 <= values.min() <= values.max() <= 1
 
 
-def test_the_table_is_printed_without_json(trained: Path, tmp_path: Path) -> None:
+def test_one_case_is_described_without_json(trained: Path, tmp_path: Path) -> None:
     file = next(complete_case(trained).glob("*_t2.nii.gz"))
     code, out, err = call("predict", str(trained / "run"), f"t2={file}", "--output", str(tmp_path / "out"), "--post")
     assert code == 0, err
-    assert "1 predictions" in out + err
+    assert "segmented from t2; missing: flair+t1+t1ce" in out
     assert list((tmp_path / "out").glob("*_seg.nii.gz"))
 
 

@@ -138,8 +138,10 @@ def predict(
         )
 
     def show(rows: list[dict[str, Any]]) -> None:
-        if output is not None:
-            sentence(f"{len(rows)} predictions: {output}")
+        if len(rows) == 1 and "mask" in rows[0]:
+            show_case(rows[0])
+        elif output is not None:
+            sentence(f"{len(rows)} prediction{'s' if len(rows) != 1 else ''}: {output}")
         elif rows and "answers" in rows[0]:
             for row in rows:
                 answers = ", ".join(f"{a['answer']} ({a['probability']:.2f})" for a in row["answers"])
@@ -150,6 +152,23 @@ def predict(
         notes(row["warnings"] for row in rows if row.get("warnings"))
 
     say(rows, as_json, show)
+
+
+def show_case(row: dict[str, Any]) -> None:
+    """Print what was segmented from which modalities, with what to expect of it."""
+    missing = f"; missing: {row['missing']}" if row["missing"] else ""
+    sentence(f"{row['id']}: segmented from {row['modalities']}{missing}")
+
+    def by_region(ending: str, form: str) -> str:
+        found = {key.removesuffix(ending): value for key, value in row.items() if key.endswith(ending) and value != ""}
+        return ", ".join(f"{region} {value:{form}}" for region, value in found.items())
+
+    sentence(f"volumes in ml: {by_region('_ml', '.2f')}")
+    if expected := by_region("_expected_dice", ".3f"):
+        sentence(f"expected Dice of these modalities, from the validation cases: {expected}")
+    for key in ("mask", "dicom_seg", "probabilities"):
+        if row.get(key):
+            sentence(f"{key}: {row[key]}")
 
 
 def files_by_modality(texts: list[str]) -> dict[str, Path]:
