@@ -55,23 +55,60 @@ def wait_until_ready(address: str) -> None:
     raise AssertionError("the models were not loaded within two minutes")
 
 
+def uploads_of(process: subprocess.Popen[str]) -> Path:
+    """Return the folder of the uploads, on which a server holds a lock. Other tests may run servers, too."""
+    opened = {entry.readlink() for entry in Path(f"/proc/{process.pid}/fd").iterdir() if entry.is_symlink()}
+    (folder,) = (path for path in opened if path.name.startswith("preceptor-serve-"))
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_server_answers_and_leaves_nothing_behind(number: signal.Signals) -> None:
-    from preceptor.serving.uploads import _SHARED_MEMORY
-
-    before = set(_SHARED_MEMORY.glob("preceptor-serve-*"))
     process, address = start(templates() / "vqa", templates() / "segmentation")
     try:
         wait_until_ready(address)
         with urllib.request.urlopen(f"{address}/v1/models", timeout=5) as opened:
             assert [model["name"] for model in json.load(opened)["models"]] == ["vqa", "segmentation"]
+        uploads = uploads_of(process)
+        assert uploads.is_dir()
     finally:
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
     assert process.returncode in (0, -number), output
     assert output.strip() == ""
-    assert set(_SHARED_MEMORY.glob("preceptor-serve-*")) <= before
+    assert not uploads.exists()
+
+
+@pytest.mark.slow
+def test_a_second_interruption_ends_it_at_once_and_cleanly() -> None:
+    process, address = start(templates() / "vqa")
+    wait_until_ready(address)
+    uploads = uploads_of(process)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert output.strip() == ""
+    assert not uploads.exists()
+
+
+@pytest.mark.slow
+def test_the_uploads_of_a_killed_server_are_removed_by_the_next_one() -> None:
+    killed, _ = start(templates() / "vqa")
+    left = uploads_of(killed)
+    running, address = start(templates() / "vqa")
+    try:
+        wait_until_ready(address)
+        assert left.is_dir(), "its server still runs"
+    finally:
+        killed.kill()
+        killed.communicate(timeout=60)
+    last, _ = start(templates() / "vqa")
+    assert not left.exists()
+    assert uploads_of(running).is_dir()
+    for process in (running, last):
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
 
 
 @pytest.mark.slow

@@ -35,6 +35,8 @@ def serve(
     models = ServedModels(unique_names(folders), load)
     app = create_app(models, token=token, limits=limits)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a line for each malformed request
+    # A second Ctrl+C stops the server at once, which uvicorn reports with a traceback.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "KeyboardInterrupt" not in record.getMessage())
     listening = listen(host, port)
     config = uvicorn.Config(
         app,

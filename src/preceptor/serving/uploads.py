@@ -7,30 +7,48 @@ import shutil
 import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from starlette.datastructures import UploadFile
 
 from preceptor.errors import UserError
+from preceptor.files import LockedError, lock
 
 _SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = "preceptor-serve-"
 _CHUNK = 2**20
 
 # First bytes of a file, where they are, and the ending that our readers expect. DICOM may lack its mark.
 _KINDS = ((0, b"\x1f\x8b", ".nii.gz"), (344, b"n+1\0", ".nii"), (344, b"ni1\0", ".nii"), (4, b"n+2\0", ".nii"))
 
 
+def _remove(folder: Path, held: ExitStack) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    held.close()
+
+
 class Scratch:
-    """The folder of all uploads, removed by `close`. It lies in shared memory where the system has any."""
+    """The folder of all uploads. It lies in shared memory where the system has any.
+
+    `close`, or the end of the process, removes it. What a killed server left behind is removed by the next one.
+    """
 
     def __init__(self) -> None:
-        shared = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
-        self.folder = Path(tempfile.mkdtemp(prefix="preceptor-serve-", dir=shared))
-
-    def close(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        place = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+        for folder in place.glob(f"{_PREFIX}*"):
+            # Of a server that runs, or of another user.
+            with suppress(OSError, LockedError), lock(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+        held = ExitStack()
+        while True:
+            self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+            with suppress(FileNotFoundError, LockedError):  # another server has just taken it for abandoned
+                held.enter_context(lock(self.folder))
+                break
+        self.close = weakref.finalize(self, _remove, self.folder, held)
 
     @contextmanager
     def request(self) -> Iterator[Path]:
