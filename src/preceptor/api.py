@@ -390,30 +390,34 @@ def audit(data: str | Path, overrides: Iterable[str] = (), **options: Any) -> di
 def export(
     run: str | Path, output: str | Path, *, to: str = "onnx", int8: bool = False, table: str | Path | None = None
 ) -> dict[str, Any]:
-    """Export a trained model with its preprocessing, for programs without torch and Preceptor.
+    """Export a trained model to a format that other programs run.
 
     Args:
-        run: a run, a stage or a model folder of visual question answering or segmentation.
-        output: folder that is written: `model.onnx`, `model.json`, `run_onnx.py`, a README, and for questions
-            `tokenizer.json`.
-        to: format; ``onnx`` is the only one.
-        int8: also write `model.int8.onnx`, whose weights have 8 bits, and compare size, time and probabilities.
-        table: CSV or JSONL table of questions with answers, to compare the accuracy of torch and of the files.
+        run: a run, a stage or a model folder.
+        output: folder that is written; it must not exist.
+        to: ``onnx``: a VQA or segmentation model with its preprocessing, for programs without torch and Preceptor.
+            ``hf``: a Hugging Face folder, which transformers loads with equal weights. ``monai``: a segmentation model
+            as a MONAI bundle.
+        int8: for ``onnx``, also write `model.int8.onnx`, whose weights have 8 bits, and compare size, time and
+            probabilities.
+        table: for ``onnx``, a CSV or JSONL table of questions with answers, to compare the accuracy of torch and of
+            the files.
 
     Returns:
-        The content of `model.json`. Its `check` has the largest difference of a probability from torch.
+        ``onnx``: the content of `model.json`. Its `check` has the largest difference of a probability from torch.
+        ``hf``: `class` of transformers, number of equal `tensors`, and for grounding the `guidance` and what changes
+        without it (`unguided`). ``monai``: the `metadata`.
 
     Raises:
-        UserError: the model is of a kind that is not exported, a package of the extra `export` is missing, the folder
-            exists, or a probability differs from torch by more than 1e-4.
+        UserError: the format does not fit the model or the options, a package of the extra `export` is missing, the
+            folder exists, or the exported model differs: a probability of ONNX by more than 1e-4, a weight at all.
     """
-    from preceptor.exporting.run import export_onnx
+    from preceptor.exporting.run import export_model
     from preceptor.pipeline.run_dir import model_folder
 
-    if to != "onnx":
-        raise UserError(f"the format {to!r} is not known; use to='onnx'")
     keep_offline()
-    return export_onnx(model_folder(Path(run)), Path(output), int8=int8, table=Path(table) if table else None)
+    table = Path(table) if table else None
+    return export_model(model_folder(Path(run)), Path(output), to=to, int8=int8, table=table)
 
 
 def push_to_hub(run: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,9 @@ from preceptor.cli.terminal import log_to_stderr, say, sentence
 EXAMPLES = """\
 preceptor export runs/rad --output rad-onnx
 preceptor export runs/rad --output rad-onnx --int8 --table questions.csv
-preceptor export runs/lckd-demo --output lckd-onnx"""
+preceptor export runs/lckd-demo --output lckd-onnx
+preceptor export runs/clinkd-demo --output clinkd-hf --to hf
+preceptor export runs/lckd-demo --output lckd-bundle --to monai"""
 
 
 def export(
@@ -23,19 +25,22 @@ def export(
         Path,
         typer.Option(metavar="DIR", help="Folder that is written; it must not exist.", callback=options.expand_home),
     ],
-    to: Annotated[Literal["onnx"], typer.Option(help="Format.")] = "onnx",
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="Format: onnx, hf or monai.")] = "onnx",
     int8: Annotated[
-        bool, typer.Option("--int8", help="Also write a file whose weights have 8 bits, and compare both.")
+        bool, typer.Option("--int8", help="onnx: also write a file whose weights have 8 bits, and compare both.")
     ] = False,
     table: Annotated[
         Path | None,
-        options.existing("FILE", "CSV or JSONL table of questions with answers, to compare accuracies.", folder=False),
+        options.existing(
+            "FILE", "onnx: CSV or JSONL table of questions with answers, to compare accuracies.", folder=False
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write a model as ONNX, to run it without torch.
+    """Write a model in a format of other programs.
 
-    The preprocessing is part of the export, and a runner comes with it.
+    onnx runs without torch: the preprocessing is part of the export, and a runner comes with it. hf is a Hugging Face
+    folder, and monai a bundle of MONAI for segmentation.
     """
     log_to_stderr()
     settings = api.export(run, output, to=to, int8=int8, table=table)
@@ -43,7 +48,14 @@ def export(
 
 
 def show_export(document: dict[str, Any]) -> None:
-    """Print how an exported file differs from torch."""
+    """Print how an exported model was checked."""
+    if document.get("format") == "monai":
+        return sentence(f"{document['folder']}: a bundle for {document['metadata']['task']}")
+    if document.get("format") == "hf":
+        sentence(
+            f"{document['folder']}: {document['class']} loads all {document['tensors']} tensors, equal to the model"
+        )
+        return sentence(document["statement"]) if "statement" in document else None
     check = document["check"]
     sentence(
         f"{document['folder']}: the probabilities differ from those of torch by at most "

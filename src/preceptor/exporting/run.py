@@ -14,46 +14,75 @@ from preceptor.pipeline.model_files import read_settings
 from preceptor.pipeline.run_dir import weights_sha256
 
 TEMPLATES = Path(__file__).parent / "templates"
-_TASKS = ("vqa", "segmentation")
+FORMATS = ("onnx", "hf", "monai")
 
 
-def export_onnx(model: Path, folder: Path, *, int8: bool, table: Path | None) -> dict[str, Any]:
-    """Write a model as ONNX with its settings, a runner without torch, and a README; return the content of model.json.
+def export_model(
+    model: Path, folder: Path, *, to: str = "onnx", int8: bool = False, table: Path | None = None
+) -> dict[str, Any]:
+    """Write a model in one of `FORMATS`; return what was written and compared.
 
     The folder appears when everything in it is complete and checked.
 
     Raises:
-        UserError: the model is of a kind that is not exported, a package is missing, `folder` exists, or the ONNX file
-            differs from torch.
+        UserError: the format is not known or does not fit the task or the options, the model is of a kind that is not
+            exported, a package is missing, `folder` exists, or the exported model differs.
     """
+    if to not in FORMATS:
+        raise UserError(f"the format {to!r} is not known; choose one of {', '.join(FORMATS)}")
+    for name, value in (("--int8", int8), ("--table", table)):
+        if value and to != "onnx":
+            raise UserError(f"{name} belongs to the format onnx; leave it out for {to}")
     task = tasks.task_of_model(model)
-    if task not in _TASKS:
+    if to == "onnx" and task == "grounding":
         raise UserError(
-            f"{model}: a grounding model writes its answer token by token, which is not exported to ONNX; its folder "
-            "is one of transformers, so load it with AutoModelForImageTextToText or serve it with vLLM"
+            f"{model}: a grounding model writes its answer token by token, which is not exported to ONNX; export it "
+            "with --to hf, and load it with AutoModelForImageTextToText or serve it with vLLM"
         )
+    if to == "monai" and task != "segmentation":
+        raise UserError(f"{model} is a {task} model, and MONAI bundles are written for segmentation only; use --to hf")
     for reference in class_references(read_settings(model / "config.json")):
         raise UserError(
-            f"{model}: the class {reference} is your own, which is not exported; load the model with preceptor.load "
-            "and call torch.onnx.export yourself"
+            f"{model}: the class {reference} is your own, which is not exported; load the model with "
+            "preceptor.load(FOLDER, trust_remote_code=True) and convert it yourself"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists; choose another folder, or remove it")
-    from preceptor.environment import versions
-    from preceptor.exporting.onnx_files import PACKAGES, require_packages
+    if to == "onnx":
+        from preceptor.exporting.onnx_files import require_packages
 
-    require_packages()
+        require_packages()
     with new_folder(folder, folder.with_name(f".{folder.name}.tmp")) as temporary:
-        settings = import_module(f"preceptor.exporting.{task}").write_onnx(model, temporary, int8=int8, table=table)
-        settings = {
-            "task": task,
-            **settings,
-            "weights_sha256": weights_sha256(model),
-            "versions": versions("numpy", *PACKAGES),
-        }
-        write_text(temporary / "model.json", to_json(settings, indent=1) + "\n")
-        write_text(temporary / "run_onnx.py", (TEMPLATES / f"run_{task}.py").read_text("utf-8"))
-        readme = (TEMPLATES / f"README-{task}.md").read_text("utf-8")
-        difference = f"{settings['check']['largest_difference']:.1e}"
-        write_text(temporary / "README.md", readme.replace("{largest_difference}", difference))
+        if to == "onnx":
+            return _write_onnx(model, temporary, task, int8=int8, table=table)
+        if to == "hf":
+            from preceptor.exporting.hf import write_hf
+
+            return {"format": to, "task": task, **write_hf(model, temporary)}
+        from preceptor.exporting.monai_bundle import write_bundle
+
+        readme = (TEMPLATES / "README-monai.md").read_text("utf-8")
+        return {"format": to, "task": task, "metadata": write_bundle(model, temporary, readme)}
+
+
+def _write_onnx(model: Path, folder: Path, task: str, *, int8: bool, table: Path | None) -> dict[str, Any]:
+    """Write a model as ONNX with its settings, a runner without torch, and a README; return the content of model.json.
+
+    Raises UserError if the ONNX file differs from torch.
+    """
+    from preceptor.environment import versions
+    from preceptor.exporting.onnx_files import PACKAGES
+
+    settings = import_module(f"preceptor.exporting.{task}").write_onnx(model, folder, int8=int8, table=table)
+    settings = {
+        "task": task,
+        **settings,
+        "weights_sha256": weights_sha256(model),
+        "versions": versions("numpy", *PACKAGES),
+    }
+    write_text(folder / "model.json", to_json(settings, indent=1) + "\n")
+    write_text(folder / "run_onnx.py", (TEMPLATES / f"run_{task}.py").read_text("utf-8"))
+    readme = (TEMPLATES / f"README-{task}.md").read_text("utf-8")
+    difference = f"{settings['check']['largest_difference']:.1e}"
+    write_text(folder / "README.md", readme.replace("{largest_difference}", difference))
     return settings

@@ -1,0 +1,138 @@
+"""A Hugging Face folder holds what belongs to the model, and transformers loads it with equal weights and answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoModelForImageTextToText
+
+import preceptor
+from preceptor.exporting import hf
+from preceptor.grounding.guided_rope import Guidance
+from preceptor.grounding.model import GroundedVlm, LoraSettings
+from tests.command_line import call
+from tests.grounding.speaking_vlm import speaking_vlm
+
+
+def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory):
+    """A model that says something, saved with guided positions."""
+    folder = tmp_path_factory.mktemp("vlm")
+    vlm = GroundedVlm.load(speaking_vlm(folder / "plain"), guidance=Guidance("fixed", gap=8.0))
+    vlm.save(folder / "guided")
+    return folder / "guided"
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_a_vqa_model_answers_equally(vqa, tmp_path):
+    code, out, err = call("export", vqa.model, "--output", tmp_path / "hf", "--to", "hf")
+    assert (code, err) == (0, "")
+    original, exported = preceptor.load(vqa.model), preceptor.load(tmp_path / "hf")
+    assert f"AutoModel loads all {len(original.bundle.model.state_dict())} tensors" in out
+    assert equal(AutoModel.from_pretrained(tmp_path / "hf"), original.bundle.model)
+    image = next(vqa.model.parent.glob("images/*.png"))
+    one, other = (model.answer(image, "Where is the disc?") for model in (original, exported))
+    assert one.alternatives == other.alternatives
+
+
+def test_a_segmentation_model_computes_equal_logits(segmentation, tmp_path):
+    preceptor.export(segmentation.model, tmp_path / "hf", to="hf")
+    images, available = torch.randn(1, 3, 16, 24, 16), torch.tensor([[True, False, True]])
+    original = preceptor.load(segmentation.model)
+    found = AutoModel.from_pretrained(tmp_path / "hf").eval()
+    with torch.inference_mode():
+        assert torch.equal(found(images, available).logits, original.network(images, available).logits)
+    assert preceptor.load(tmp_path / "hf").config == original.config
+
+
+def test_a_grounding_model_is_equal_and_says_what_plain_programs_miss(guided, image, tmp_path):
+    code, out, _ = call("export", guided, "--output", tmp_path / "hf", "--to", "hf")
+    assert code == 0
+    assert "guided positions (guidance: fixed), which Preceptor applies and plain transformers, vLLM" in out
+    assert "train with method.guidance.kind=none" in out
+    assert "## Guided positions" in (tmp_path / "hf" / "README.md").read_text()
+    original, exported = preceptor.load(guided), preceptor.load(tmp_path / "hf")
+    assert equal(AutoModelForImageTextToText.from_pretrained(tmp_path / "hf", dtype="auto"), original.vlm.base)
+    assert original.ask(image, "Where?") == exported.ask(image, "Where?")
+
+
+def test_what_plain_programs_miss_is_what_transformers_computes(guided, image):
+    """The measured difference is that between Preceptor's logits and those of transformers on the same tokens."""
+    vlm = preceptor.load(guided).vlm
+    found = hf.unguided(vlm)
+    assert found["largest_difference"] > 1e-6
+    no_guidance = GroundedVlm(vlm.model, vlm.encoder, Guidance("none"))
+    assert hf.unguided(no_guidance) == {"questions": 8, "largest_difference": 0.0, "changed": 0}
+
+
+def test_without_guidance_nothing_is_said(tmp_path):
+    model = speaking_vlm(tmp_path / "plain")
+    code, out, _ = call("export", model, "--output", tmp_path / "hf", "--to", "hf", "--json")
+    document = json.loads(out)
+    assert (code, document["guidance"]) == (0, {"kind": "none"})
+    assert "statement" not in document
+    assert not (tmp_path / "hf" / "README.md").exists()
+
+
+def test_adapters_are_merged(tmp_path):
+    pytest.importorskip("peft")
+    vlm = GroundedVlm.load(speaking_vlm(tmp_path / "plain"), training="lora", lora=LoraSettings(rank=2))
+    for name, weight in vlm.model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    vlm.save(tmp_path / "adapted")
+    preceptor.export(tmp_path / "adapted", tmp_path / "hf", to="hf")
+    names = AutoModelForImageTextToText.from_pretrained(tmp_path / "hf").state_dict()
+    assert not [name for name in names if "lora" in name]
+    assert not list((tmp_path / "hf").glob("adapter*"))
+
+
+def test_only_what_belongs_to_the_model_is_written(vqa, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(vqa.model, model)
+    (model / "README.md").write_text("a card")
+    for stray in ("optimizer.pt", "log.txt", "notes.json"):
+        (model / stray).write_text("{}")
+    preceptor.export(model, tmp_path / "hf", to="hf")
+    names = {path.name for path in (tmp_path / "hf").iterdir()}
+    assert names == {path.name for path in vqa.model.iterdir()} | {"README.md"}
+    assert (tmp_path / "hf" / "README.md").read_text() == "a card"
+
+
+def test_a_weight_that_differs_is_refused_and_nothing_is_left(vqa, tmp_path, monkeypatch):
+    load = AutoModel.from_pretrained
+
+    def altered(*arguments, **options):
+        found = load(*arguments, **options)
+        next(found[0].parameters()).data.view(-1)[0] += 1e-6
+        return found
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", altered)
+    with pytest.raises(preceptor.UserError, match=r"the tensor \S+ differs when transformers loads"):
+        preceptor.export(vqa.model, tmp_path / "hf", to="hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [["--int8"], ["--table", "table.csv"]])
+def test_options_of_onnx(vqa, tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").touch()
+    code, out, err = call("export", vqa.model, "--output", tmp_path / "hf", "--to", "hf", *option)
+    assert (code, out) == (2, "")
+    assert err == f"error: {option[0]} belongs to the format onnx; leave it out for hf\n"
