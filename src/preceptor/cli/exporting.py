@@ -27,12 +27,12 @@ def export(
     ],
     to: Annotated[str, typer.Option(metavar="FORMAT", help="Format: onnx, hf or monai.")] = "onnx",
     int8: Annotated[
-        bool, typer.Option("--int8", help="onnx: also write a file whose weights have 8 bits, and compare both.")
+        bool, typer.Option("--int8", help="For onnx, also write a file whose weights have 8 bits, and compare both.")
     ] = False,
     table: Annotated[
         Path | None,
         options.existing(
-            "FILE", "onnx: CSV or JSONL table of questions with answers, to compare accuracies.", folder=False
+            "FILE", "For onnx, a CSV or JSONL table of questions with answers, to compare accuracies.", folder=False
         ),
     ] = None,
     as_json: options.Json = False,
