@@ -20,7 +20,7 @@ preceptor export runs/lckd-demo --output lckd-bundle --to monai"""
 
 
 def export(
-    run: options.Run,
+    run: options.Model,
     output: Annotated[
         Path,
         typer.Option(metavar="DIR", help="Folder that is written; it must not exist.", callback=options.expand_home),
