@@ -20,10 +20,19 @@ from tests.exporting.test_segmentation import write_case
 
 SOURCE = Path(preceptor.__file__).parents[1]
 # Fields that the schema of MONAI of 2024-07-25 requires.
-REQUIRED = (
-    "schema version monai_version pytorch_version numpy_version required_packages_version task description authors "
-    "copyright network_data_format"
-).split()
+REQUIRED = [
+    "schema",
+    "version",
+    "monai_version",
+    "pytorch_version",
+    "numpy_version",
+    "required_packages_version",
+    "task",
+    "description",
+    "authors",
+    "copyright",
+    "network_data_format",
+]
 REQUIRED_OF_TENSORS = {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range"}
 
 
