@@ -13,8 +13,9 @@ from transformers import AutoModel, AutoModelForImageTextToText
 
 import preceptor
 from preceptor.exporting import hf
-from preceptor.grounding.guided_rope import Guidance
+from preceptor.grounding.guided_rope import Guidance, attach
 from preceptor.grounding.model import GroundedVlm, LoraSettings
+from preceptor.grounding.predict import as_dialogue
 from tests.command_line import call
 from tests.grounding.speaking_vlm import speaking_vlm
 
@@ -72,13 +73,20 @@ def test_a_grounding_model_is_equal_and_says_what_plain_programs_miss(guided, im
     assert original.ask(image, "Where?") == exported.ask(image, "Where?")
 
 
-def test_what_plain_programs_miss_is_what_transformers_computes(guided, image):
-    """The measured difference is that between Preceptor's logits and those of transformers on the same tokens."""
+def test_without_its_guidance_the_model_is_what_transformers_computes(guided, image):
     vlm = preceptor.load(guided).vlm
-    found = hf.unguided(vlm)
-    assert found["largest_difference"] > 1e-6
-    no_guidance = GroundedVlm(vlm.model, vlm.encoder, Guidance("none"))
+    no_guidance = GroundedVlm(vlm.model, vlm.encoder, Guidance("none")).eval()
     assert hf.unguided(no_guidance) == {"questions": 8, "largest_difference": 0.0, "changed": 0}
+    assert hf.unguided(vlm)["largest_difference"] > 1e-6
+    row = vlm.encoder.encode(as_dialogue([image], "Where?"), prompt=True)
+    batch = {name: value for name, value in vlm.encoder.collate([row], "left").items() if name != "labels"}
+    plain = AutoModelForImageTextToText.from_pretrained(guided, dtype="auto").eval()
+    with torch.inference_mode():
+        expected = plain(**batch).logits
+        with attach(vlm.base, Guidance("none")):
+            assert torch.equal(vlm.base(**batch).logits, expected)
+        with attach(vlm.base, vlm.guidance):
+            assert not torch.equal(vlm.base(**batch).logits, expected)
 
 
 def test_without_guidance_nothing_is_said(tmp_path):
