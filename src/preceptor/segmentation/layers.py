@@ -73,11 +73,13 @@ class ModalityNorm(nn.Module):
 
     def forward(self, x_MCDHW: Tensor, modality_M: Tensor) -> Tensor:
         """Normalise M maps. `modality_M` has the index of the modality of each map."""
-        # The two branches are the same function, as in `InstanceNorm`.
-        grad = torch.is_grad_enabled()
-        x = F.instance_norm(x_MCDHW) if grad else F.group_norm(x_MCDHW, x_MCDHW.shape[1])
+        # The branches are the same function, as in `InstanceNorm`.
         if torch.compiler.is_exporting():
             x = _normalised_for_export(x_MCDHW)
+        elif torch.is_grad_enabled():
+            x = F.instance_norm(x_MCDHW)
+        else:
+            x = F.group_norm(x_MCDHW, x_MCDHW.shape[1])
         scale, shift = (torch.stack(list(p))[modality_M, :, None, None, None] for p in (self.weight, self.bias))
         return torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
 
