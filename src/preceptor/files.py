@@ -69,11 +69,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically. If that fails, an earlier file remains and no temporary file is left behind."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file. It replaces `path` at the end, or is deleted if an exception is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with naming(path, temporary):
-            temporary.write_bytes(data)
+            yield temporary
             flush(temporary)
             os.replace(temporary, path)
     except BaseException:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from preceptor.errors import UserError
-from preceptor.files import sha256
+from preceptor.files import new_file, sha256
 
 CHECKSUMS = "SHA256SUMS"
 """Checksums of all other files, in the format of `sha256sum`."""
@@ -39,23 +39,23 @@ def pack(model: Path, file: Path, further: Mapping[str, bytes] | None = None) ->
             raise UserError(f"{model}: a file with the name {name!r} cannot be packed; rename or remove it")
     sums = {name: sha256(path) for name, path in paths.items()}
     sums |= {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
-    texts[CHECKSUMS] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as packed:
-            for name in sorted([*paths, *texts]):
-                # The system and the time of the machine are left out.
-                entry = zipfile.ZipInfo(name, _TIME)
-                entry.create_system, entry.external_attr = 3, 0o644 << 16
-                if name in paths:
-                    entry.file_size = paths[name].stat().st_size
-                    with packed.open(entry, "w") as target, paths[name].open("rb") as source:
-                        shutil.copyfileobj(source, target, _CHUNK)
-                else:
-                    packed.writestr(entry, texts[name])
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    texts[CHECKSUMS] = checksum_lines(sums).encode()
+    with new_file(file) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as packed:
+        for name in sorted([*paths, *texts]):
+            # The system and the time of the machine are left out.
+            entry = zipfile.ZipInfo(name, _TIME)
+            entry.create_system, entry.external_attr = 3, 0o644 << 16
+            if name in paths:
+                entry.file_size = paths[name].stat().st_size
+                with packed.open(entry, "w") as target, paths[name].open("rb") as source:
+                    shutil.copyfileobj(source, target, _CHUNK)
+            else:
+                packed.writestr(entry, texts[name])
+
+
+def checksum_lines(sums: Mapping[str, str]) -> str:
+    """Return SHA-256 sums by file name in the format of `sha256sum`, sorted by name."""
+    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
 
 
 def unpack(file: Path) -> Path:
