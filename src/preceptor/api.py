@@ -136,7 +136,8 @@ def predict(
     Raises:
         UserError: the inputs do not belong together, or a file cannot be used.
     """
-    from preceptor.pipeline.predictions import stream_predictions
+    from preceptor.pipeline.predictions import Origin, stream_predictions
+    from preceptor.pipeline.run_dir import model_folder, weights_sha256
 
     model = load(run, trust_remote_code=trust_remote_code)
     for key in ("image", "table", "case"):
@@ -152,7 +153,9 @@ def predict(
     if path is None:
         return list(model.predict_rows(items, **options))
     predict_rows = partial(model.predict_rows, **options)
-    return list(stream_predictions(path, items, predict_rows, progress, batch_size=model.batch_size))
+    changing = {name: inputs.get(name, default) for name, default in model.options.items()}
+    origin = Origin(weights_sha256(model_folder(Path(run))), changing)
+    return list(stream_predictions(path, items, predict_rows, progress, batch_size=model.batch_size, origin=origin))
 
 
 def serve(
@@ -390,14 +393,14 @@ def audit(data: str | Path, overrides: Iterable[str] = (), **options: Any) -> di
 def export(
     run: str | Path, output: str | Path, *, to: str = "onnx", int8: bool = False, table: str | Path | None = None
 ) -> dict[str, Any]:
-    """Export a trained model to a format that other programs run.
+    """Export a trained model to a format that other programs run, or to one file.
 
     Args:
         run: a run, a stage or a model folder.
-        output: folder that is written; it must not exist.
+        output: folder, for ``zip`` a file, that is written; it must not exist.
         to: ``onnx``: a VQA or segmentation model with its preprocessing, for programs without torch and Preceptor.
             ``hf``: a Hugging Face folder, which transformers loads with equal weights. ``monai``: a segmentation model
-            as a MONAI bundle.
+            as a MONAI bundle. ``zip``: a packed model, which all functions that take a model folder read.
         int8: for ``onnx``, also write `model.int8.onnx`, whose weights have 8 bits, and compare size, time and
             probabilities.
         table: for ``onnx``, a CSV or JSONL table of questions with answers, to compare the accuracy of torch and of
@@ -406,7 +409,7 @@ def export(
     Returns:
         ``onnx``: the content of `model.json`. Its `check` has the largest difference of a probability from torch.
         ``hf``: `class` of transformers, number of equal `tensors`, and for grounding the `guidance` and what changes
-        without it (`unguided`). ``monai``: the `metadata`.
+        without it (`unguided`). ``monai``: the `metadata`. ``zip``: the number of `files`, `bytes` and `sha256`.
 
     Raises:
         UserError: the format does not fit the model or the options, a package of the extra `export` is missing, the

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,22 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from preceptor.data.types import Case, Dialogue, Sample, VolumeFile
 from preceptor.errors import UserError
-from preceptor.pipeline.predictions import stream_predictions
+from preceptor.pipeline import predictions
+from preceptor.pipeline.predictions import Origin
 
 
-@dataclass(frozen=True)
-class Item:
-    id: str
-    value: str
+def item(id: str, text: str = "x", image: Path = Path(__file__)) -> Sample:
+    return Sample(id, image, text, ("",), "open", "", "test")
 
 
-def predict(items: Sequence[Item]) -> Iterable[dict[str, Any]]:
-    return ({"id": item.id, "answer": item.value, "length": len(item.value) / 3} for item in items)
+ORIGIN = Origin("0123456789abcdef" * 4, {"top": 3, "post": False})
+stream_predictions = partial(predictions.stream_predictions, origin=ORIGIN)
+
+
+def predict(items: Sequence[Sample]) -> Iterable[dict[str, Any]]:
+    return ({"id": one.id, "answer": one.question, "length": len(one.question) / 3} for one in items)
 
 
 TEXTS = st.text(st.sampled_from('a,"\n\r\u2028 é') | st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
@@ -34,8 +40,8 @@ TEXTS = st.text(st.sampled_from('a,"\n\r\u2028 é') | st.characters(codec="utf-8
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.sampled_from([".jsonl", ".csv"]))
 @example(['a\n"b",\nc', "\n\n", '"\n"'], ".csv")
 def test_a_file_cut_at_any_byte_is_completed_to_the_same_rows(texts, suffix) -> None:
-    items = [Item(f"row-{number}", text) for number, text in enumerate(texts)]
-    expected = list(predict(items))
+    items = [item(f"row-{number}", text) for number, text in enumerate(texts)]
+    expected = [row | ORIGIN.columns(one) for one, row in zip(items, predict(items), strict=True)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"out{suffix}"
         assert list(stream_predictions(path, items, predict)) == expected
@@ -47,13 +53,13 @@ def test_a_file_cut_at_any_byte_is_completed_to_the_same_rows(texts, suffix) -> 
 
 
 def test_rows_that_are_written_are_not_predicted_again(tmp_path: Path) -> None:
-    items = [Item(str(number), "x") for number in range(4)]
+    items = [item(str(number), "x") for number in range(4)]
     asked: list[str] = []
 
-    def watched(remaining: Sequence[Item]) -> Iterable[dict[str, Any]]:
-        for item in remaining:
-            asked.append(item.id)
-            yield from predict([item])
+    def watched(remaining: Sequence[Sample]) -> Iterable[dict[str, Any]]:
+        for one in remaining:
+            asked.append(one.id)
+            yield from predict([one])
 
     stream = stream_predictions(tmp_path / "out.jsonl", items, watched)
     assert [next(stream)["id"], next(stream)["id"]] == ["0", "1"]
@@ -66,9 +72,9 @@ def test_rows_that_are_written_are_not_predicted_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("written", range(8))
 def test_after_an_interruption_the_same_items_are_computed_together(tmp_path: Path, written: int) -> None:
     """The rows depend on their batch here, as numbers of a network do by rounding."""
-    items, path = [Item(str(number), "x") for number in range(7)], tmp_path / "out.jsonl"
+    items, path = [item(str(number), "x") for number in range(7)], tmp_path / "out.jsonl"
 
-    def in_batches(remaining: Sequence[Item]) -> Iterable[dict[str, Any]]:
+    def in_batches(remaining: Sequence[Sample]) -> Iterable[dict[str, Any]]:
         for start in range(0, len(remaining), 3):
             batch = remaining[start : start + 3]
             yield from ({"id": one.id, "batch": "+".join(other.id for other in batch)} for one in batch)
@@ -83,7 +89,7 @@ def test_after_an_interruption_the_same_items_are_computed_together(tmp_path: Pa
 
 @pytest.mark.parametrize("written", [0, 2, 4])
 def test_progress_counts_the_rows_in_the_file(tmp_path: Path, written: int) -> None:
-    items, path = [Item(str(number), "x") for number in range(4)], tmp_path / "out.jsonl"
+    items, path = [item(str(number), "x") for number in range(4)], tmp_path / "out.jsonl"
     list(stream_predictions(path, items[:written], predict))
     calls: list[tuple[int, int, int]] = []
 
@@ -100,5 +106,67 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, content: st
     path = tmp_path / f"table{suffix}"
     path.write_text(content, "latin-1")
     with pytest.raises(UserError, match="holds something else than predictions; give another --output"):
-        list(stream_predictions(path, [Item("1", "x")], predict))
+        list(stream_predictions(path, [item("1", "x")], predict))
     assert path.read_text("latin-1") == content
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize(
+    ("weights", "options", "message"),
+    [
+        ("f" * 64, {"top": 3}, "by the model '0123456789abcdef', and this call has 'ffffffffffffffff'"),
+        ("0123456789abcdef" * 4, {"top": 5}, "by the options 'top=3', and this call has 'top=5'"),
+        ("0123456789abcdef" * 4, {"top": 3, "post": True}, "this call has 'top=3, post'"),
+    ],
+)
+def test_predictions_of_another_model_or_other_options_are_refused(
+    tmp_path: Path, suffix: str, weights: str, options: dict[str, Any], message: str
+) -> None:
+    """Also if no id occurs twice: a table has the columns of one model."""
+    path = tmp_path / f"out{suffix}"
+    list(stream_predictions(path, [item("1")], predict))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=re.escape(message)):
+        list(stream_predictions(path, [item("2")], predict, origin=Origin(weights, options)))
+    assert path.read_bytes() == before
+
+
+def test_the_same_id_with_another_question_or_file_is_refused(tmp_path: Path) -> None:
+    """Two patients may have images of the same name."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_text(name)
+    first = item("x.png", "where?", tmp_path / "a" / "x.png")
+    path = tmp_path / "out.jsonl"
+    expected = list(stream_predictions(path, [first], predict))
+    for other in (item("x.png", "why?", first.image), item("x.png", "where?", tmp_path / "b" / "x.png")):
+        with pytest.raises(UserError, match=r"has a prediction of x\.png from other files or another question"):
+            list(stream_predictions(path, [other], predict))
+    (tmp_path / "copy").mkdir()
+    moved = first.image.rename(tmp_path / "copy" / "x.png")
+    assert list(stream_predictions(path, [item("x.png", "where?", moved)], predict)) == expected, "the content counts"
+
+
+def test_only_the_rows_that_were_asked_for_are_returned(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    list(stream_predictions(path, [item("1"), item("2")], predict))
+    assert [row["id"] for row in stream_predictions(path, [item("3"), item("2")], predict)] == ["2", "3"]
+    assert path.read_text().count("\n") == 3
+
+
+def test_all_files_of_an_input_enter_its_hash(tmp_path: Path) -> None:
+    series = tmp_path / "series"
+    series.mkdir()
+    files = [tmp_path / "flair.nii", series / "1.dcm", series / "2.dcm"]
+    for file in files:
+        file.write_bytes(b"0")
+    case = Case("p", {"flair": VolumeFile(files[0]), "t1": VolumeFile(series)}, None, "p", "test")
+    dialogue = Dialogue("d", tuple(files), (("where?", ""),), "vg", "ct", "d", "test")
+    for one in (case, dialogue):
+        seen = {ORIGIN.columns(one)["input"]}
+        for file in files:
+            file.write_bytes(file.read_bytes() + b"1")
+            seen.add(Origin("", {}).columns(one)["input"])
+        assert len(seen) == 4
+    mask = replace(case, mask=VolumeFile(tmp_path / "seg.nii"))
+    assert Origin("", {}).columns(mask) == Origin("", {}).columns(case), "label maps are not read"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -60,6 +60,8 @@ class GroundingModel:
 
     batch_size: ClassVar[int] = BATCH_SIZE
     """Number of items that `predict_rows` computes together."""
+    options: ClassVar[Mapping[str, Any]] = {"modality": ""}
+    """Inputs of `preceptor predict` that change its rows, with their defaults."""
 
     def __init__(self, vlm: GroundedVlm, folder: Path | None = None) -> None:
         self.vlm, self.folder = vlm.eval(), folder

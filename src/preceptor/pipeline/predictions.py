@@ -1,18 +1,81 @@
-"""Predictions on the user's data, written while they are made; a second call continues where the first one stopped."""
+"""Predictions on the user's data, written while they are made; a second call continues where the first one stopped.
+
+A row says which model, options and input it was made from, because ids do not: two patients may have a file of the same
+name.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from preceptor.data.types import Case, Dialogue, Sample
 from preceptor.errors import UserError
-from preceptor.files import LockedError, json_lines, lock, naming
+from preceptor.files import LockedError, json_lines, lock, naming, sha256
+
+_DIGITS = 16
+"""Hexadecimal digits of a hash in a row."""
+
+
+class Origin:
+    """What a row was made from.
+
+    Args:
+        weights: SHA-256 of the weights of the model.
+        options: Options of `preceptor predict` that change a row, by name. Those that are off are left out.
+    """
+
+    def __init__(self, weights: str, options: Mapping[str, Any]) -> None:
+        chosen = {name.replace("_", "-"): value for name, value in options.items() if value not in (None, False, "")}
+        self.of_all = {
+            "model": weights[:_DIGITS],
+            "options": ", ".join(name if value is True else f"{name}={value}" for name, value in chosen.items()),
+        }
+        self._hashes: dict[Path, str] = {}
+
+    def columns(self, item: Sample | Case | Dialogue) -> dict[str, str]:
+        """Return the model, the options, and a hash of the texts and files of an item."""
+        shown = replace(item, mask=None) if isinstance(item, Case) else item  # label maps are not read
+        digest = hashlib.sha256(json.dumps(shown.fingerprint_row()).encode())
+        for path in input_files(item):
+            if path not in self._hashes:
+                self._hashes[path] = sha256(path)
+            digest.update(self._hashes[path].encode())
+        return self.of_all | {"input": digest.hexdigest()[:_DIGITS]}
+
+    def check(self, path: Path, rows: Sequence[Mapping[str, Any]], items: Sequence[Sample | Case | Dialogue]) -> None:
+        """Raise UserError if the rows of a file are of another model, of other options, or of items that differ."""
+        for row in rows:
+            for key, what in (("model", "the model"), ("options", "the options")):
+                if (found := row.get(key)) != self.of_all[key]:
+                    raise UserError(
+                        f"{path} has a prediction of {row['id']} by {what} {found or 'unknown'!r}, and this call has "
+                        f"{self.of_all[key]!r}; give another --output"
+                    )
+        inputs = {row["id"]: row.get("input") for row in rows}
+        for item in items:
+            if item.id in inputs and inputs[item.id] != self.columns(item)["input"]:
+                raise UserError(
+                    f"{path} has a prediction of {item.id} from other files or another question; give another --output"
+                )
+
+
+def input_files(item: Sample | Case | Dialogue) -> list[Path]:
+    """Return the files that a prediction of an item reads. A DICOM series is all files of its folder."""
+    if isinstance(item, Case):
+        paths = [file.path for file in item.images.values()]
+    else:
+        paths = list(item.images) if isinstance(item, Dialogue) else [item.image]
+    series = ((path, sorted(path.iterdir()) if path.is_dir() else [path]) for path in paths)
+    return [file for path, files in series for file in files if file == path or file.is_file()]
 
 
 def stream_predictions(
@@ -21,18 +84,21 @@ def stream_predictions(
     predict: Callable[[Sequence[Any]], Iterable[dict[str, Any]]],
     progress: Callable[[int, int], None] | None = None,
     batch_size: int = 1,
+    *,
+    origin: Origin,
 ) -> Iterator[dict[str, Any]]:
     """Yield one row per item and append each to `path` at once, as JSON lines or, for a `.csv`, as CSV.
 
     Items whose id the file already holds are not predicted again; their rows come first. A line that an interrupted
     call wrote only in part is removed. ``progress(done, total)`` is called before the first item is predicted and after
-    each row is written.
+    each row is written. Rows end with the columns of `origin`.
 
     `batch_size` is the number of items that `predict` computes together. A batch of which rows are missing is computed
     whole again, because the same items in other batches give numbers that differ by rounding.
 
     Raises:
-        UserError: the file cannot be written, or holds something else than predictions.
+        UserError: the file cannot be written, holds something else than predictions, or those of another model, of
+            other options, or of other inputs with the same ids.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -43,17 +109,19 @@ def stream_predictions(
                 f"{path} is being written by {error.owner}: wait until it has finished, or choose another --output"
             ) from None
         rows = read_rows(path) if path.is_file() else []
-        yield from rows
-        done = {row["id"] for row in rows}
+        origin.check(path, rows, items)
+        done = {row["id"]: row for row in rows}
+        yield from (done[item.id] for item in items if item.id in done)
         batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
         remaining = [item for batch in batches if any(one.id not in done for one in batch) for item in batch]
         count, report = sum(item.id in done for item in items), progress or (lambda done, total: None)
         report(count, len(items))
         stack.enter_context(naming(path))  # around the file, because closing it writes once more what failed
         file = stack.enter_context(path.open("a", encoding="utf-8", errors="backslashreplace", newline=""))
-        for row in predict(remaining):
-            if row["id"] in done:
+        for item, predicted in zip(remaining, predict(remaining), strict=True):
+            if item.id in done:
                 continue
+            row = predicted | origin.columns(item)
             count += 1
             header = path.suffix == ".csv" and file.tell() == 0
             file.write(_csv_line(row, header) if path.suffix == ".csv" else json_lines([row]))

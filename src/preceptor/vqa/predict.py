@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -61,6 +61,8 @@ class VqaModel:
 
     batch_size: ClassVar[int] = BATCH_SIZE
     """Number of items that `predict_rows` computes together."""
+    options: ClassVar[Mapping[str, Any]] = {"top": 3}
+    """Inputs of `preceptor predict` that change its rows, with their defaults."""
 
     def __init__(self, bundle: VqaBundle, folder: Path | None = None) -> None:
         self.bundle, self.folder = bundle, folder
