@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +154,12 @@ def test_predict_writes_the_object_beside_the_label_map(tmp_path: Path) -> None:
     options |= {"files": {"flair": templates() / "p0_flair.nii"}, "output": tmp_path / "other"}
     with pytest.raises(UserError, match="no DICOM series"):
         api.predict(templates() / "segmentation", **options)
+    assert not (tmp_path / "other").exists(), "asked before anything is segmented"
+
+
+def test_highdicom_is_asked_for_before_anything_is_segmented(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    options = {"files": {"flair": templates() / "p0_flair.nii"}, "output": tmp_path / "out", "dicom_seg": True}
+    with pytest.raises(UserError, match=r"pip install 'preceptor\[dicom-seg\]'"):
+        api.predict(templates() / "segmentation", **options)
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -46,6 +47,35 @@ def test_all_files_of_a_model_folder_come_back(task: str, tmp_path: Path) -> Non
     found = {path.name: path.read_bytes() for path in unpack(tmp_path / "model.zip").iterdir()}
     expected = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
     assert found == expected | {"audit.json": b"{}"}
+
+
+def test_export_writes_the_model_with_its_scores(tmp_path: Path) -> None:
+    stage = tmp_path / "runs" / "baseline"
+    shutil.copytree(templates() / "vqa", stage / "model")
+    (stage / "results.json").write_text('{"accuracy": 0.5}')
+    file = tmp_path / "models" / "eye.zip"
+    found = preceptor.export(stage, file, to="zip")
+    expected = {path.name: path.read_bytes() for path in (stage / "model").iterdir()}
+    expected["results.json"] = b'{"accuracy": 0.5}'
+    assert {path.name: path.read_bytes() for path in unpack(file).iterdir()} == expected
+    assert found == {
+        "format": "zip",
+        "task": "vqa",
+        "files": len(expected) + 1,
+        "bytes": file.stat().st_size,
+        "sha256": sha256(file),
+    }
+    again = preceptor.export(file, tmp_path / "again.zip", to="zip")
+    assert again["sha256"] == found["sha256"], "a packed model is packed to the same bytes"
+
+
+def test_mistakes_of_an_export_are_sentences(tmp_path: Path) -> None:
+    (tmp_path / "there.zip").touch()
+    for name, sentence in (("model", "must end in .zip: a packed model is one file"), ("there.zip", "already exists")):
+        with pytest.raises(UserError, match=sentence):
+            preceptor.export(templates() / "vqa", tmp_path / name, to="zip")
+    with pytest.raises(UserError, match="--int8 belongs to the format onnx; leave it out for zip"):
+        preceptor.export(templates() / "vqa", tmp_path / "a.zip", to="zip", int8=True)
 
 
 def test_other_tools_read_a_packed_model(tmp_path: Path) -> None:

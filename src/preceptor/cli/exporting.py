@@ -16,16 +16,17 @@ preceptor export runs/rad --output rad-onnx
 preceptor export runs/rad --output rad-onnx --int8 --table questions.csv
 preceptor export runs/lckd-demo --output lckd-onnx
 preceptor export runs/clinkd-demo --output clinkd-hf --to hf
-preceptor export runs/lckd-demo --output lckd-bundle --to monai"""
+preceptor export runs/lckd-demo --output lckd-bundle --to monai
+preceptor export runs/lckd-demo --output lckd.zip --to zip"""
 
 
 def export(
     run: options.Model,
     output: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Folder that is written; it must not exist.", callback=options.expand_home),
+        typer.Option(metavar="PATH", help="Folder, for zip a file; it must not exist.", callback=options.expand_home),
     ],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="Format: onnx, hf or monai.")] = "onnx",
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="Format: onnx, hf, monai or zip.")] = "onnx",
     int8: Annotated[
         bool, typer.Option("--int8", help="For onnx, also write a file whose weights have 8 bits, and compare both.")
     ] = False,
@@ -37,18 +38,22 @@ def export(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write a model in a format of other programs.
+    """Write a model in a format of other programs, or as one file.
 
     onnx runs without torch: the preprocessing is part of the export, and a runner comes with it. hf is a Hugging Face
-    folder, and monai a bundle of MONAI for segmentation.
+    folder, and monai a bundle of MONAI for segmentation. zip is the model in one file, which predict, serve, export and
+    preceptor.load read.
     """
     log_to_stderr()
     settings = api.export(run, output, to=to, int8=int8, table=table)
-    say({"folder": str(output), **settings}, as_json, show_export)
+    say({"file" if to == "zip" else "folder": str(output), **settings}, as_json, show_export)
 
 
 def show_export(document: dict[str, Any]) -> None:
     """Print how an exported model was checked."""
+    if document.get("format") == "zip":
+        size = document["bytes"] / 1e6
+        return sentence(f"{document['file']}: {document['files']} files, {size:.1f} MB, SHA-256 {document['sha256']}")
     if document.get("format") == "monai":
         return sentence(f"{document['folder']}: a bundle for {document['metadata']['task']}")
     if document.get("format") == "hf":

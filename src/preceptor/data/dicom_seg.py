@@ -30,6 +30,15 @@ _PATIENT = {
 _OPTIONAL = ("PatientAge", "PatientSize", "PatientWeight", "OtherPatientIDs", "StudyDescription", "EthnicGroup")
 
 
+def import_highdicom() -> Any:
+    """Return the package that writes DICOM segmentations. Raises UserError if it is not installed."""
+    try:
+        import highdicom
+    except ImportError:
+        raise UserError("DICOM segmentations need highdicom: pip install 'preceptor[dicom-seg]'") from None
+    return highdicom
+
+
 def write_dicom_seg(
     path: Path, masks: np.ndarray, regions: Mapping[str, str], series: Path, *, copy_patient: bool = False
 ) -> None:
@@ -50,10 +59,7 @@ def write_dicom_seg(
     """
     if path.suffix.lower() != ".dcm":
         raise UserError(f"{path} must end in .dcm")
-    try:
-        import highdicom as hd
-    except ImportError:
-        raise UserError("DICOM segmentations need highdicom: pip install 'preceptor[dicom-seg]'") from None
+    hd = import_highdicom()
     from pydicom import dcmread
     from pydicom.sr.codedict import codes
 

@@ -9,24 +9,25 @@ from typing import Any
 from preceptor import tasks
 from preceptor.errors import UserError
 from preceptor.extension import class_references
-from preceptor.files import new_folder, to_json, write_text
+from preceptor.files import new_folder, sha256, to_json, write_text
 from preceptor.pipeline.model_files import read_settings
+from preceptor.pipeline.packed_model import pack
 from preceptor.pipeline.run_dir import weights_sha256
 
 TEMPLATES = Path(__file__).parent / "templates"
-FORMATS = ("onnx", "hf", "monai")
+FORMATS = ("onnx", "hf", "monai", "zip")
 
 
 def export_model(
-    model: Path, folder: Path, *, to: str = "onnx", int8: bool = False, table: Path | None = None
+    model: Path, output: Path, *, to: str = "onnx", int8: bool = False, table: Path | None = None
 ) -> dict[str, Any]:
     """Write a model in one of `FORMATS`; return what was written and compared.
 
-    The folder appears when everything in it is complete and checked.
+    The folder, for zip the file, appears when everything in it is complete and checked.
 
     Raises:
         UserError: the format is not known or does not fit the task or the options, the model is of a kind that is not
-            exported, a package is missing, `folder` exists, or the exported model differs.
+            exported, a package is missing, `output` exists, or the exported model differs.
     """
     if to not in FORMATS:
         raise UserError(f"the format {to!r} is not known; choose one of {', '.join(FORMATS)}")
@@ -34,6 +35,8 @@ def export_model(
         if value and to != "onnx":
             raise UserError(f"{name} belongs to the format onnx; leave it out for {to}")
     task = tasks.task_of_model(model)
+    if to == "zip":
+        return {"format": to, "task": task, **_write_packed(model, output)}
     if to == "onnx" and task == "grounding":
         raise UserError(
             f"{model}: a grounding model writes its answer token by token, which is not exported to ONNX; export it "
@@ -46,13 +49,13 @@ def export_model(
             f"{model}: the class {reference} is your own, which is not exported; load the model with "
             "preceptor.load(FOLDER, trust_remote_code=True) and convert it yourself"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists; choose another folder, or remove it")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} already exists; choose another folder, or remove it")
     if to == "onnx":
         from preceptor.exporting.onnx_files import require_packages
 
         require_packages()
-    with new_folder(folder, folder.with_name(f".{folder.name}.tmp")) as temporary:
+    with new_folder(output, output.with_name(f".{output.name}.tmp")) as temporary:
         if to == "onnx":
             return _write_onnx(model, temporary, task, int8=int8, table=table)
         if to == "hf":
@@ -63,6 +66,18 @@ def export_model(
 
         readme = (TEMPLATES / "README-monai.md").read_text("utf-8")
         return {"format": to, "task": task, "metadata": write_bundle(model, temporary, readme)}
+
+
+def _write_packed(model: Path, file: Path) -> dict[str, Any]:
+    """Write a model and the scores of its stage into one file; return its number of files, size and checksum."""
+    if file.suffix.lower() != ".zip":
+        raise UserError(f"{file} must end in .zip: a packed model is one file")
+    if file.exists():
+        raise UserError(f"{file} already exists; choose another file, or remove it")
+    scores = model.parent / "results.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files = pack(model, file, {scores.name: scores.read_bytes()} if scores.is_file() else {})
+    return {"files": files, "bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
 def _write_onnx(model: Path, folder: Path, task: str, *, int8: bool, table: Path | None) -> dict[str, Any]:

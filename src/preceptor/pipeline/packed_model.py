@@ -26,8 +26,10 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _TIME = (1980, 1, 1, 0, 0, 0)
 
 
-def pack(model: Path, file: Path, further: Mapping[str, bytes] | None = None) -> None:
-    """Write the files of a model folder, and further files by their names, into a zip. Equal files give equal bytes.
+def pack(model: Path, file: Path, further: Mapping[str, bytes] | None = None) -> int:
+    """Write the files of a model folder, and further files by their names, into a zip; return the number of files.
+
+    Equal files give equal bytes.
 
     Raises:
         UserError: the name of a file is not plain (letters, digits, ``.``, ``_``, ``-``), or occurs twice.
@@ -51,6 +53,7 @@ def pack(model: Path, file: Path, further: Mapping[str, bytes] | None = None) ->
                     shutil.copyfileobj(source, target, _CHUNK)
             else:
                 packed.writestr(entry, texts[name])
+    return len(paths) + len(texts)
 
 
 def checksum_lines(sums: Mapping[str, str]) -> str:

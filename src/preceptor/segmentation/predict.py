@@ -86,13 +86,10 @@ class Segmentation:
         Raises:
             UserError: the case is no DICOM series, or as `data.dicom_seg.write_dicom_seg`.
         """
-        if self.series is None:
-            raise UserError(
-                f"{self.case} has no DICOM series that a DICOM segmentation could refer to; give the folder of a "
-                "series, or write NIfTI"
-            )
         from preceptor.data.dicom_seg import write_dicom_seg
 
+        if self.series is None:
+            raise _no_series(self.case)
         regions = to_regions(self.mask, self.regions)
         masks = np.stack([self.loaded.geometry.source(region) for region in regions]).astype(bool)
         labels = {name: f"labels {', '.join(map(str, values))}" for name, values in self.regions.items()}
@@ -115,6 +112,8 @@ class SegmentationModel:
 
     batch_size: ClassVar[int] = 1
     """Number of items that `predict_rows` computes together."""
+    options: ClassVar[Mapping[str, Any]] = dict.fromkeys(("post", "probabilities", "dicom_seg", "copy_patient"), False)
+    """Inputs of `preceptor predict` that change its rows, with their defaults."""
 
     def __init__(self, network: MultimodalUNet, config: dict[str, Any], folder: Path | None = None) -> None:
         self.network, self.config, self.folder = network.eval(), config, folder
@@ -195,7 +194,7 @@ class SegmentationModel:
             warnings=(*warnings, *source.remarks, *whole.loaded.remarks),
             loaded=whole.loaded,
             regions=self.regions,
-            series=next((file.path for file in source.images.values() if file.path.is_dir()), None),
+            series=_series(source),
         )
 
     def segment_many(self, cases: Iterable[CaseSource], *, post: bool = False) -> Iterator[Segmentation]:
@@ -215,22 +214,32 @@ class SegmentationModel:
         case: Sequence[Path] | None = None,
         files: Mapping[str, Path] | None = None,
         table: Path | None = None,
+        dicom_seg: bool = False,
         **_: Any,
     ) -> Sequence[Case]:
         """Return the cases of files by modality, of a case's files or folder, of a folder of cases or of a table.
 
-        Raises UserError if the inputs do not belong together.
+        Raises UserError if the inputs do not belong together, or if `dicom_seg` cannot be written for one of them.
         """
         if bool(case) + bool(files) + (table is not None) != 1:
             raise UserError(
                 f"a segmentation model needs MODALITY=FILE ({', '.join(self.modalities)}), --case PATH or --table FILE"
             )
         if files:
-            return [as_case(files, self.modalities)]
-        if table is not None or (case and len(case) == 1 and not holds_one_case(case[0], self.modalities)):
-            return find_cases(table or case[0], self.modalities)  # type: ignore[index]
-        assert case
-        return [as_case(case[0] if len(case) == 1 else list(case), self.modalities)]
+            cases: Sequence[Case] = [as_case(files, self.modalities)]
+        elif table is not None or (case and len(case) == 1 and not holds_one_case(case[0], self.modalities)):
+            cases = find_cases(table or case[0], self.modalities)  # type: ignore[index]
+        else:
+            assert case
+            cases = [as_case(case[0] if len(case) == 1 else list(case), self.modalities)]
+        if dicom_seg:
+            from preceptor.data.dicom_seg import import_highdicom
+
+            import_highdicom()
+            for one in cases:
+                if _series(one) is None:
+                    raise _no_series(one.id)
+        return cases
 
     def predict_rows(
         self,
@@ -264,6 +273,18 @@ class SegmentationModel:
             row |= {f"{region}_ml": volume for region, volume in result.volumes_ml.items()}
             row |= {f"{region}_expected_dice": expected.get(region, "") for region in self.regions}
             yield row | {"warnings": " ".join(result.warnings)}
+
+
+def _series(case: Case) -> Path | None:
+    """Return the folder of the first DICOM series of a case, or None."""
+    return next((file.path for file in case.images.values() if file.path.is_dir()), None)
+
+
+def _no_series(case: str) -> UserError:
+    return UserError(
+        f"{case} has no DICOM series that a DICOM segmentation could refer to; give the folder of a series, or write "
+        "NIfTI"
+    )
 
 
 def holds_one_case(path: Path, modalities: Sequence[str]) -> bool:
