@@ -8,7 +8,8 @@ import pytest
 from preceptor.report.contents import RunRecord, StageRecord
 from preceptor.report.format import enumerate_words, finite
 from preceptor.segmentation import combinations
-from preceptor.segmentation.report import LEVELS, Column, Scale, headline, tally
+from preceptor.segmentation.heat_table import LEVELS, Column, Scale
+from preceptor.segmentation.report import headline, tally
 
 MINUS = "\u2212"
 
