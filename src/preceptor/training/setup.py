@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 
 import torch
@@ -23,7 +24,13 @@ def native_bf16() -> bool:
 
 
 def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and native_bf16())
+    native = native_bf16()
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and native)
+    if bf16 and not native:
+        logging.getLogger("preceptor").warning(
+            "train.precision=bf16: this processor has no bf16 instructions, so that a step may take ten times as long; "
+            "train.precision=auto chooses fp32"
+        )
     missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
