@@ -58,7 +58,7 @@ def post(port: int, path: str, body: bytes, content_type: str) -> tuple[int, str
 
 def damaged(rng: random.Random, image: bytes) -> tuple[str, bytes, str]:
     """Return the path, the body and the content type of a request that is wrong somewhere."""
-    path = rng.choice(["/v1/answer", "/v1/segment", "/v1/ask", "/v1/answer/../../etc/passwd", "/v1/cases/x/mask"])
+    path = rng.choice(["/v1/answer", "/v1/segment", "/v1/ask", "/v1/answer/../../etc/passwd", "/v1/cases/x/masks/y"])
     body, content_type = multipart({"image": image, "question": b"Where is the lesion?"})
     kind = rng.randrange(6)
     if kind == 0:

@@ -7,7 +7,21 @@ imported by the function that needs them.
 from importlib.metadata import version
 
 from preceptor._transformers import register_when_imported
-from preceptor.api import Run, audit, cache, check, compare, evaluate, export, load, predict, push_to_hub, score, train
+from preceptor.api import (
+    Run,
+    audit,
+    cache,
+    check,
+    compare,
+    evaluate,
+    export,
+    load,
+    predict,
+    push_to_hub,
+    score,
+    serve,
+    train,
+)
 from preceptor.errors import UserError
 
 __version__ = version("preceptor")
@@ -24,6 +38,7 @@ __all__ = [
     "predict",
     "push_to_hub",
     "score",
+    "serve",
     "train",
 ]
 

@@ -116,6 +116,25 @@ def test_every_subset_of_an_uploaded_case_gives_the_mask_of_the_model(
         assert np.array_equal(ours.affine, nibabel.load(theirs).affine)
 
 
+def test_a_mask_stays_that_of_its_contrasts_when_others_are_segmented(
+    served: TestClient, volumes: dict[str, bytes]
+) -> None:
+    """A program may ask for all combinations first, and fetch the masks then."""
+    case = served.post("/v1/segment", files=upload(volumes)).json()["case"]
+    combinations = ("flair", "t1", "flair+t1")
+    rows = [served.post("/v1/segment", data={"case": case, "modalities": c}).json() for c in combinations]
+    masks = [gzip.decompress(served.get(row["mask"]).content) for row in rows]
+    for row, mask in zip(rows, masks, strict=True):
+        voxels = nibabel.Nifti1Image.from_bytes(mask).get_fdata()
+        counted = {
+            r: np.isin(voxels, v).sum() for r, v in served.get("/v1/models").json()["models"][1]["labels"].items()
+        }
+        assert {r: round(n / 1000, 2) for r, n in counted.items()} == row["volumes_ml"]
+    assert len(set(masks)) > 1, "otherwise nothing is tested"
+    for key in ("0" * 16, "..", "%2e%2e%2fflair"):
+        assert served.get(f"/v1/cases/{case}/masks/{key}").status_code == 404
+
+
 def test_the_picture_is_what_our_reader_shows_whatever_the_format(served: TestClient, tmp_path: Path) -> None:
     from preceptor.data.images import load_image
 
@@ -218,8 +237,8 @@ def test_a_malformed_request_gets_a_sentence_without_paths_and_names(
 
 
 def test_unknown_paths_cases_and_methods(served: TestClient) -> None:
-    assert served.get("/v1/cases/none/mask").status_code == 404
-    assert served.get("/v1/cases/..%2f..%2fetc/mask").status_code == 404
+    assert served.get("/v1/cases/none/masks/0").status_code == 404
+    assert served.get("/v1/cases/..%2f..%2fetc/masks/0").status_code == 404
     assert served.get("/v1/answer").status_code == 405
     assert served.get("/static/../app.py").status_code == 404
 

@@ -4,7 +4,9 @@
 
 import asyncio
 import base64
+import hashlib
 import io
+import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -232,10 +234,11 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         except UserError as error:
             raise Refused(422, str(error)) from None
         post = fields.get("post", "") in ("true", "1", "on")
+        key = mask_key(fields.get("model", ""), chosen, post)
 
         def run() -> dict[str, Any]:
             found = served.segment({name: available[name] for name in chosen}, post=post)
-            found.save(scratch.folder / id / "mask.nii.gz")
+            found.save(scratch.folder / id / f"mask-{key}.nii.gz")
             return {name: value for name, value in found.to_dict().items() if name != "case"}
 
         try:
@@ -244,7 +247,7 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
             if files:  # a case that cannot be read takes no place
                 cases.remove(id)
             raise
-        return {"case": id, "available": list(available), "mask": f"/v1/cases/{id}/mask", **row}
+        return {"case": id, "available": list(available), "mask": f"/v1/cases/{id}/masks/{key}", **row}
 
     async def new_case(files: Sequence[tuple[str, datastructures.UploadFile]], modalities: Sequence[str]) -> str:
         """Keep the uploaded files of a case; return its id."""
@@ -262,13 +265,13 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
             raise
         return cases.add(folder, volumes)
 
-    @app.get("/v1/cases/{id}/mask", response_class=Response)
-    def mask(id: str) -> Response:
-        """The label map of the last segmentation of a case, as .nii.gz."""
+    @app.get("/v1/cases/{id}/masks/{key}", response_class=Response)
+    def mask(id: str, key: str) -> Response:
+        """The label map of a segmentation, whose answer has this address as `mask`, as .nii.gz."""
         files_of(id)
-        path = scratch.folder / id / "mask.nii.gz"
-        if not path.is_file():
-            raise Refused(404, "the case has not been segmented yet")
+        path = scratch.folder / id / f"mask-{key}.nii.gz"
+        if not key.isalnum() or not path.is_file():
+            raise Refused(404, "the case has no such mask; take the address from the answer of /v1/segment")
         return Response(path.read_bytes(), media_type="application/gzip")
 
     @app.get("/v1/cases/{id}/{contrast}", response_class=Response)
@@ -346,6 +349,11 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Any]) 
     finally:
         for task in (job, watch):
             task.cancel()
+
+
+def mask_key(model: str, modalities: Sequence[str], post: bool) -> str:
+    """Return a name of the mask of a case by a model from some of its modalities: requests run side by side."""
+    return hashlib.sha256(json.dumps([model, list(modalities), post]).encode()).hexdigest()[:16]
 
 
 def picture_url(path: Path) -> str:
