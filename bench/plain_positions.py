@@ -15,8 +15,11 @@ Printed: each minus guided, and further-plain minus further-guided.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
+
+import yaml
 
 import preceptor
 from preceptor.files import write_text
@@ -25,7 +28,7 @@ from preceptor.pipeline.run_dir import model_folder
 from preceptor.tasks import load_recipe
 from seeds import compare, results
 
-PLAIN = '{"kind": "none"}\n'
+PLAIN = {"kind": "none"}
 
 
 def main() -> None:
@@ -40,7 +43,10 @@ def main() -> None:
         unfinished = args.output / "plain.tmp"
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(guided, unfinished, ignore=shutil.ignore_patterns("checkpoints"))
-        write_text(model_folder(unfinished) / GUIDANCE_FILE, PLAIN)
+        write_text(model_folder(unfinished) / GUIDANCE_FILE, json.dumps(PLAIN))
+        settings = yaml.safe_load((guided / "recipe.yaml").read_text("utf-8"))
+        settings["method"]["guidance"] = PLAIN  # otherwise it would be compared as the same run
+        write_text(unfinished / "recipe.yaml", yaml.safe_dump(settings, sort_keys=False))
         preceptor.evaluate(unfinished)
         unfinished.rename(plain)
     recipe = load_recipe(str(guided))

@@ -403,8 +403,9 @@ def export(
             as a MONAI bundle. ``zip``: a packed model, which all functions that take a model folder read.
         int8: for ``onnx``, also write `model.int8.onnx`, whose weights have 8 bits, and compare size, time and
             probabilities.
-        table: for ``onnx``, a CSV or JSONL table of questions with answers, to compare the accuracy of torch and of
-            the files.
+        table: a CSV or JSONL table. For ``onnx`` and VQA, of questions with answers, to compare the accuracy of torch
+            and of the files. For ``hf`` and a grounding model with guided positions, of questions, to count the answers
+            that change in programs that do not guide them.
 
     Returns:
         ``onnx``: the content of `model.json`. Its `check` has the largest difference of a probability from torch.

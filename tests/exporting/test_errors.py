@@ -79,7 +79,7 @@ def test_a_network_that_torch_cannot_express(refused, segmentation, monkeypatch)
 
 def test_a_table_for_a_segmentation_model(refused, segmentation, tmp_path):
     (tmp_path / "table.csv").touch()
-    assert "is a segmentation model; leave out --table" in refused(
+    assert "leave it out for a segmentation model with --to onnx" in refused(
         segmentation.model, "--table", tmp_path / "table.csv"
     )
 

@@ -89,6 +89,41 @@ def test_without_its_guidance_the_model_is_what_transformers_computes(guided, im
             assert not torch.equal(vlm.base(**batch).logits, expected)
 
 
+def test_answers_that_change_are_counted_on_the_questions_of_a_table(guided, image, tmp_path):
+    questions = [f"What is shown, {number}?" for number in range(10)]
+    table = tmp_path / "questions.csv"
+    table.write_text("image,question\n" + "".join(f'{image.name},"{question}"\n' for question in questions))
+    code, out, _ = call("export", guided, "--output", tmp_path / "hf", "--to", "hf", "--table", table, "--json")
+    document = json.loads(out)
+    plain = GroundedVlm.load(guided, guidance=Guidance("none"))
+    models = preceptor.load(guided).vlm, plain.eval()
+    answers = [
+        [vlm.generate([as_dialogue([image], question)], max_new_tokens=32)[0][0].tokens for question in questions]
+        for vlm in models
+    ]
+    changed = sum(one != two for one, two in zip(*answers, strict=True))
+    assert changed > 0, "otherwise nothing is tested"
+    assert (code, document["unguided"]["questions"], document["unguided"]["changed"]) == (0, 10, changed)
+    assert f"Without them, {changed} of 10 answers to the given questions change" in document["statement"]
+    assert document["statement"] in (tmp_path / "hf" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("guidance", "sentence"),
+    [
+        (Guidance("none"), "this model has no guided positions"),
+        (Guidance("clip", table=np.ones((8, 3)).tolist()), "this model needs the modality of each image"),
+    ],
+)
+def test_a_table_that_cannot_show_what_guidance_changes(guidance, sentence, image, tmp_path):
+    GroundedVlm.load(speaking_vlm(tmp_path / "plain"), guidance=guidance).save(tmp_path / "model")
+    table = tmp_path / "questions.csv"
+    table.write_text(f"image,question\n{image.name},Where?\n")
+    with pytest.raises(preceptor.UserError, match=sentence):
+        preceptor.export(tmp_path / "model", tmp_path / "hf", to="hf", table=table)
+    assert not (tmp_path / "hf").exists()
+
+
 def test_without_guidance_nothing_is_said(tmp_path):
     model = speaking_vlm(tmp_path / "plain")
     code, out, _ = call("export", model, "--output", tmp_path / "hf", "--to", "hf", "--json")
@@ -137,10 +172,19 @@ def test_a_weight_that_differs_is_refused_and_nothing_is_left(vqa, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("option", [["--int8"], ["--table", "table.csv"]])
-def test_options_of_onnx(vqa, tmp_path, monkeypatch, option):
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (["--int8"], "--int8 belongs to the format onnx; leave it out for hf"),
+        (
+            ["--table", "table.csv"],
+            "--table belongs to VQA models with --to onnx and to grounding models with --to hf;",
+        ),
+    ],
+)
+def test_options_of_onnx(vqa, tmp_path, monkeypatch, option, sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "table.csv").touch()
     code, out, err = call("export", vqa.model, "--output", tmp_path / "hf", "--to", "hf", *option)
     assert (code, out) == (2, "")
-    assert err == f"error: {option[0]} belongs to the format onnx; leave it out for hf\n"
+    assert err.startswith(f"error: {sentence}")

@@ -33,7 +33,10 @@ def export(
     table: Annotated[
         Path | None,
         options.existing(
-            "FILE", "For onnx, a CSV or JSONL table of questions with answers, to compare accuracies.", folder=False
+            "FILE",
+            "CSV or JSONL table: for onnx, of questions with answers, to compare accuracies; for hf and guided "
+            "positions, of questions, to count the answers that change without them.",
+            folder=False,
         ),
     ] = None,
     as_json: options.Json = False,

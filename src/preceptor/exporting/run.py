@@ -16,6 +16,8 @@ from preceptor.pipeline.run_dir import weights_sha256
 
 TEMPLATES = Path(__file__).parent / "templates"
 FORMATS = ("onnx", "hf", "monai", "zip")
+_WITH_TABLE = {("onnx", "vqa"), ("hf", "grounding")}
+"""Formats and tasks that are compared on questions of the user's."""
 
 
 def export_model(
@@ -31,10 +33,14 @@ def export_model(
     """
     if to not in FORMATS:
         raise UserError(f"the format {to!r} is not known; choose one of {', '.join(FORMATS)}")
-    for name, value in (("--int8", int8), ("--table", table)):
-        if value and to != "onnx":
-            raise UserError(f"{name} belongs to the format onnx; leave it out for {to}")
     task = tasks.task_of_model(model)
+    if int8 and to != "onnx":
+        raise UserError(f"--int8 belongs to the format onnx; leave it out for {to}")
+    if table and (to, task) not in _WITH_TABLE:
+        raise UserError(
+            "--table belongs to VQA models with --to onnx and to grounding models with --to hf; leave it out for a "
+            f"{task} model with --to {to}"
+        )
     if to == "zip":
         return {"format": to, "task": task, **_write_packed(model, output)}
     if to == "onnx" and task == "grounding":
@@ -61,7 +67,7 @@ def export_model(
         if to == "hf":
             from preceptor.exporting.hf import write_hf
 
-            return {"format": to, "task": task, **write_hf(model, temporary)}
+            return {"format": to, "task": task, **write_hf(model, temporary, table)}
         from preceptor.exporting.monai_bundle import write_bundle
 
         readme = (TEMPLATES / "README-monai.md").read_text("utf-8")

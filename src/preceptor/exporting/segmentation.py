@@ -69,7 +69,7 @@ class WindowNetwork(nn.Module):
         return network.decode_incomplete(features, available_N[None], self.size, zeros)[0].sigmoid()
 
 
-def write_onnx(model: Path, folder: Path, *, int8: bool, table: Path | None) -> dict[str, Any]:
+def write_onnx(model: Path, folder: Path, *, int8: bool, **_: None) -> dict[str, Any]:
     """Write the ONNX files of a model folder to `folder`; return the content of `model.json`.
 
     Raises:
@@ -77,8 +77,6 @@ def write_onnx(model: Path, folder: Path, *, int8: bool, table: Path | None) -> 
     """
     import onnx
 
-    if table is not None:
-        raise UserError(f"{table} is a table of questions, but {model} is a segmentation model; leave out --table")
     segmenter = SegmentationModel.load(model)
     network, config = segmenter.network, segmenter.config
     if len(segmenter.regions) > _MOST_REGIONS:
