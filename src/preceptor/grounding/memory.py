@@ -21,7 +21,7 @@ from preceptor.grounding.model import LoraSettings, stored_box_format
 from preceptor.hub import find_pretrained
 from preceptor.pipeline.model_files import reading
 from preceptor.training.fsdp import shard_settings
-from preceptor.training.setup import native_bf16
+from preceptor.training.setup import uses_bf16
 
 log = logging.getLogger("preceptor")
 GIB = 2**30
@@ -48,7 +48,7 @@ def estimate_memory(
     encoded = [encoder.encode(row) for row in rows[:: max(1, len(rows) // SAMPLED)][:SAMPLED]]
     tokens = max(len(row.input_ids) for row in encoded)
     patches = max(0 if row.pixel_values is None else len(row.pixel_values) for row in encoded)
-    bf16 = train.precision == "bf16" or (train.precision == "auto" and native_bf16())
+    bf16 = uses_bf16(train)
     lora, adapters = config.model.lora, config.model.training == "lora"
     return memory_estimate(
         model,

@@ -23,10 +23,14 @@ def native_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def uses_bf16(config: TrainConfig) -> bool:
+    """Return whether a training computes in bf16 on this machine."""
+    return config.precision == "bf16" or (config.precision == "auto" and native_bf16())
+
+
 def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
-    native = native_bf16()
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and native)
-    if bf16 and not native:
+    bf16 = uses_bf16(config)
+    if bf16 and not native_bf16():
         logging.getLogger("preceptor").warning(
             "train.precision=bf16: this processor has no bf16 instructions, so that a step may take ten times as long; "
             "train.precision=auto chooses fp32"
