@@ -55,9 +55,9 @@ class Origin:
         """Raise UserError if the rows of a file are of another model, of other options, or of items that differ."""
         for row in rows:
             for key, what in (("model", "the model"), ("options", "the options")):
-                if (found := row.get(key)) != self.of_all[key]:
+                if (found := row.get(key, "unknown")) != self.of_all[key]:
                     raise UserError(
-                        f"{path} has a prediction of {row['id']} by {what} {found or 'unknown'!r}, and this call has "
+                        f"{path} has a prediction of {row['id']} by {what} {found!r}, and this call has "
                         f"{self.of_all[key]!r}; give another --output"
                     )
         inputs = {row["id"]: row.get("input") for row in rows}
