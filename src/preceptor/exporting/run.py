@@ -41,6 +41,9 @@ def export_model(
             "--table belongs to VQA models with --to onnx and to grounding models with --to hf; leave it out for a "
             f"{task} model with --to {to}"
         )
+    if output.exists() and (to == "zip" or not output.is_dir() or any(output.iterdir())):
+        what = "file" if to == "zip" else "folder"
+        raise UserError(f"{output} already exists; choose another {what}, or remove it")
     if to == "zip":
         return {"format": to, "task": task, **_write_packed(model, output)}
     if to == "onnx" and task == "grounding":
@@ -55,8 +58,6 @@ def export_model(
             f"{model}: the class {reference} is your own, which is not exported; load the model with "
             "preceptor.load(FOLDER, trust_remote_code=True) and convert it yourself"
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} already exists; choose another folder, or remove it")
     if to == "onnx":
         from preceptor.exporting.onnx_files import require_packages
 
@@ -78,8 +79,6 @@ def _write_packed(model: Path, file: Path) -> dict[str, Any]:
     """Write a model and the scores of its stage into one file; return its number of files, size and checksum."""
     if file.suffix.lower() != ".zip":
         raise UserError(f"{file} must end in .zip: a packed model is one file")
-    if file.exists():
-        raise UserError(f"{file} already exists; choose another file, or remove it")
     scores = model.parent / "results.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     files = pack(model, file, {scores.name: scores.read_bytes()} if scores.is_file() else {})
@@ -94,7 +93,8 @@ def _write_onnx(model: Path, folder: Path, task: str, *, int8: bool, table: Path
     from preceptor.environment import versions
     from preceptor.exporting.onnx_files import PACKAGES
 
-    settings = import_module(f"preceptor.exporting.{task}").write_onnx(model, folder, int8=int8, table=table)
+    inputs = {} if table is None else {"table": table}
+    settings = import_module(f"preceptor.exporting.{task}").write_onnx(model, folder, int8=int8, **inputs)
     settings = {
         "task": task,
         **settings,

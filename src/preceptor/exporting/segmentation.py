@@ -69,7 +69,7 @@ class WindowNetwork(nn.Module):
         return network.decode_incomplete(features, available_N[None], self.size, zeros)[0].sigmoid()
 
 
-def write_onnx(model: Path, folder: Path, *, int8: bool, **_: None) -> dict[str, Any]:
+def write_onnx(model: Path, folder: Path, *, int8: bool) -> dict[str, Any]:
     """Write the ONNX files of a model folder to `folder`; return the content of `model.json`.
 
     Raises:

@@ -46,7 +46,7 @@ class _Probabilities(nn.Module):
         return self.model(pixels, input_ids, attention_mask).logits.softmax(-1)
 
 
-def write_onnx(model: Path, folder: Path, *, int8: bool, table: Path | None) -> dict[str, Any]:
+def write_onnx(model: Path, folder: Path, *, int8: bool, table: Path | None = None) -> dict[str, Any]:
     """Write the ONNX files of a model folder to `folder`; return the content of `model.json`.
 
     With a `table` of questions with answers, the files are also compared with torch on it, and `accuracy` is reported.

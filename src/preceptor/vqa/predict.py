@@ -24,6 +24,8 @@ from preceptor.vqa.config import DataConfig
 
 BATCH_SIZE = 64
 """Questions that are answered together, if the caller does not say how many."""
+TOP = 3
+"""Answers to a question, if the caller does not say how many."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class VqaModel:
 
     batch_size: ClassVar[int] = BATCH_SIZE
     """Number of items that `predict_rows` computes together."""
-    options: ClassVar[Mapping[str, Any]] = {"top": 3}
+    options: ClassVar[Mapping[str, Any]] = {"top": TOP}
     """Inputs of `preceptor predict` that change its rows, with their defaults."""
 
     def __init__(self, bundle: VqaBundle, folder: Path | None = None) -> None:
@@ -81,7 +83,7 @@ class VqaModel:
         """The device that the model computes on."""
         return next(self.bundle.model.parameters()).device
 
-    def answer(self, image: str | Path, question: str, *, top: int = 3) -> Answer:
+    def answer(self, image: str | Path, question: str, *, top: int = TOP) -> Answer:
         """Answer a question about an image file (PNG, JPEG, DICOM, ...).
 
         Args:
@@ -95,14 +97,14 @@ class VqaModel:
         return next(iter(self.answer_many([(image, question)], top=top)))
 
     def answer_many(
-        self, questions: Iterable[tuple[str | Path, str]], *, top: int = 3, batch_size: int = BATCH_SIZE
+        self, questions: Iterable[tuple[str | Path, str]], *, top: int = TOP, batch_size: int = BATCH_SIZE
     ) -> Iterator[Answer]:
         """Yield the answers to (image, question) pairs in order. One batch is in memory at a time."""
         samples = (as_sample(Path(image), question) for image, question in questions)
         return self.answer_samples(samples, top=top, batch_size=batch_size)
 
     def answer_samples(
-        self, samples: Iterable[Sample], *, top: int = 3, batch_size: int = BATCH_SIZE
+        self, samples: Iterable[Sample], *, top: int = TOP, batch_size: int = BATCH_SIZE
     ) -> Iterator[Answer]:
         """Yield the answers to samples in order."""
         remaining = iter(samples)
@@ -155,7 +157,7 @@ class VqaModel:
             return [as_sample(file, question, file.relative_to(image).as_posix()) for file in files]
         raise UserError("a VQA model needs --image FILE_OR_FOLDER with --question TEXT, or --table FILE")
 
-    def predict_rows(self, items: Sequence[Sample], *, top: int = 3, **_: Any) -> Iterator[dict[str, Any]]:
+    def predict_rows(self, items: Sequence[Sample], *, top: int = TOP, **_: Any) -> Iterator[dict[str, Any]]:
         """Yield one JSON-able row per sample."""
         return (answer.to_dict() for answer in self.answer_samples(items, top=top))
 
