@@ -1,4 +1,7 @@
-"""Compare the gradients of a sharded task in two processes, one of them without images, with those of one process."""
+"""Compare the gradients of a sharded task in two processes, one of them without images, with those of one process.
+
+Arguments: a folder, and the cases, each a family of models and what is trained of it, joined by a hyphen.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,12 @@ from tests.grounding.conftest import dinov2_folder
 TEXTS = ["Where is the liver?", "It is at <|box_start|>(120,345),(567,890)<|box_end|>", "What is it?", "An MR."]
 
 
-def main(folder: Path, family: str, training: str) -> None:
+def compare(folder: Path, family: str, training: str) -> None:
     state = processes()
     assert state.num_processes == 2
     with state.main_process_first():
         if state.is_main_process:
+            folder.mkdir()
             vision = dinov2_folder(folder / "dinov2") if family == "qwen2_vl_dinov2" else None
             kind: Any = "qwen2_vl" if vision else family
             new_vlm(folder / "vlm", TEXTS * 3, family=kind, max_pixels=56 * 56, vision=vision)
@@ -77,8 +81,9 @@ def main(folder: Path, family: str, training: str) -> None:
     shared(batches[state.process_index]).total({"tokens": 1.0}).backward()
     again = gather_full({name: p.grad for name, p in shared.named_parameters() if p.grad is not None}, keep=True)
     assert all(torch.allclose(again[name], value, atol=1e-6) for name, value in found.items())
-    print("the same", flush=True)
+    print(f"{family} {training}: the same", flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    for case in sys.argv[2:]:
+        compare(Path(sys.argv[1]) / case, *case.split("-"))
