@@ -158,12 +158,19 @@ def test_known_keys_reach_the_leaves():
         ("data.modalities=[t1, t1]", "each once"),
         ("method.election.initial=ct", "not among data.modalities"),
         ("stages=[distilled]", "needs the stage 'teacher'"),
+        ("stages=[distilled, teacher]", "needs the stage 'teacher' before 'distilled'"),
         ("method.name=lckdd", "did you mean .lckd."),
     ],
 )
 def test_wrong_segmentation_recipes(override, said):
     with pytest.raises(UserError, match=said):
         load_recipe("lckd-demo", [override])
+
+
+@pytest.mark.parametrize("stages", ["[distilled]", "[teacher, distilled]", "[distilled, baseline]"])
+def test_self_training_needs_its_baseline_first(stages):
+    with pytest.raises(UserError, match="needs the stage 'baseline' before 'distilled'"):
+        load_recipe("kd-brats-cubes-few-masks", [f"stages={stages}"])
 
 
 @pytest.mark.parametrize(

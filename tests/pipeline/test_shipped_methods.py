@@ -43,3 +43,28 @@ def test_a_recipe_of_plain_distillation(tmp_path: Path, recipe, overrides, terms
     assert "kd" in card
     for comparison in run.results["comparison"].values():
         assert "distilled - baseline" in comparison
+
+
+@pytest.mark.slow
+def test_the_baseline_draws_masks_for_cases_without(tmp_path: Path):
+    """Self-training: the labelled cases keep their masks, and the others get those of the trained baseline."""
+    cubes = {"data.name": "phantom", "data.split": None, "data.train_share": 0.3}
+    settings = {**VOLUMES, **cubes, "train.evaluate_every": 1, "output": str(tmp_path / "run")}
+    run = preceptor.train("kd-brats-cubes-few-masks", settings)
+    assert list(run.results["stages"]) == ["baseline", "distilled"]
+    assert not [note for note in run.results["notes"] if "nothing to teach" in note]
+    lines = [json.loads(line) for line in (run.folder / "distilled" / "metrics.jsonl").read_text().splitlines()]
+    assert "output" not in lines[0]
+    weights = (run.folder / "distilled" / "model" / "model.safetensors").read_bytes()
+
+    # A stage can be trained again by its own recipe, which names the run that teaches.
+    recipe = run.folder / "distilled" / "recipe.yaml"
+    assert f"teaching_run: {run.folder / 'baseline'}" in recipe.read_text()
+    again = preceptor.train(recipe, {"output": str(tmp_path / "again")})
+    assert (again.folder / "model" / "model.safetensors").read_bytes() == weights
+
+    # Another teacher gives other masks, and so another student.
+    other = preceptor.train("kd-brats-cubes-few-masks", {**settings, "seed": 1, "output": str(tmp_path / "other")})
+    taught = {"method.teaching_run": str(other.folder / "baseline"), "stages": ["distilled"]}
+    moved = preceptor.train("kd-brats-cubes-few-masks", {**settings, **taught, "output": str(tmp_path / "moved")})
+    assert (moved.folder / "model" / "model.safetensors").read_bytes() != weights

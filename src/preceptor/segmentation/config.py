@@ -214,11 +214,11 @@ class SegmentationRecipe(BaseRecipe):
         if len(set(self.data.modalities)) != len(self.data.modalities) or not self.data.modalities:
             raise ValueError(f"data.modalities {self.data.modalities} must name at least one modality, each once")
         self.method.check_modalities(self.data.modalities)
+        teaching = self.method.teaching_stage
         needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
-        if needs_teacher and "teacher" not in self.stages and not self.method.teacher_runs():
-            raise ValueError(
-                "the full-modality teacher needs the stage 'teacher' before 'distilled', or method.teaching_run=RUN"
-            )
+        before = self.stages[: self.stages.index("distilled")] if needs_teacher else ()
+        if needs_teacher and teaching not in before and not self.method.teacher_runs():
+            raise ValueError(f"the teacher needs the stage '{teaching}' before 'distilled', or method.teaching_run=RUN")
         if self.data.unlabelled == "rest" and "distilled" in self.stages and not self.method.learns_without_masks:
             raise ValueError(
                 "data.unlabelled=rest needs something that teaches without masks: a full-modality teacher, which "

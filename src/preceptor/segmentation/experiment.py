@@ -167,12 +167,16 @@ class SegmentationExperiment(Experiment):
         return teacher
 
     def _teacher_runs(self) -> dict[str, Path]:
-        """Return the runs that teach, or else the stage `teacher`, by key."""
-        runs = self.recipe.method.teacher_runs()
-        return {key: Path(run) for key, run in runs.items()} or {"teacher": self.recipe.output_folder / "teacher"}
+        """Return the runs that teach, or else the stage that does, by key."""
+        method = self.recipe.method
+        runs = {key: Path(run) for key, run in method.teacher_runs().items()}
+        return runs or {"teacher": self.recipe.output_folder / method.teaching_stage}
 
     def teaching_folders(self, kind: str) -> list[Path]:
-        return list(self._teacher_runs().values()) if self.has_teacher(kind) else []
+        # In self-training the teacher need not be better than the baseline: what is new are its masks.
+        if not self.has_teacher(kind) or self.recipe.method.teaching_stage == "baseline":
+            return []
+        return list(self._teacher_runs().values())
 
     def validation(self, folder: Path, training: dict[str, Any]) -> dict[str, Any]:
         """The teacher sees all modalities, so only the score from all of them tells what it can teach."""

@@ -10,9 +10,10 @@ per region. It is the mean over regions and voxels. Optionally, `prototypes` add
 of the last maps of both decoders, for samples with masks: the semantic-wise self-distillation of PASSION (Shi et al.,
 ACM MM 2024; see prototypes.py). The logits t and the features are those of
 
-    stage    a network that was trained before, on all modalities                (Hinton et al. 2015)
-    self     the student on all modalities of the same crop, without gradients   (self-distillation)
-    ema      an exponential moving average of the student, on all modalities     (mean teacher, Tarvainen et al. 2017)
+    stage      a network that was trained before, on all modalities                (Hinton et al. 2015)
+    baseline   the trained baseline on all modalities; for cases without masks     (self-training, Lee 2013)
+    self       the student on all modalities of the same crop, without gradients   (self-distillation)
+    ema        an exponential moving average of the student, on all modalities     (mean teacher, Tarvainen et al. 2017)
 """
 
 from __future__ import annotations
@@ -52,9 +53,10 @@ class KdConfig(SegmentationMethod):
     """Plain knowledge distillation (Hinton et al. 2015) from a full-modality teacher's logits."""
 
     name: Literal["kd"] = "kd"
-    teacher: Literal["stage", "self", "ema"] = "stage"
-    """stage: the network of the stage `teacher`, or of `teaching_run`. self: the student's own prediction from all
-    modalities. ema: the prediction of a moving average of the student from all modalities (mean teacher)."""
+    teacher: Literal["stage", "baseline", "self", "ema"] = "stage"
+    """stage: the network of the stage `teacher`, or of `teaching_run`. baseline: that of the stage `baseline`, or of
+    `teaching_run` (self-training). self: the student's own prediction from all modalities. ema: the prediction of a
+    moving average of the student from all modalities (mean teacher)."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
     """Decay of the moving average of `teacher: ema` per step; smaller in the first steps."""
     output: OutputTerm = OutputTerm()
@@ -62,7 +64,7 @@ class KdConfig(SegmentationMethod):
 
     @model_validator(mode="after")
     def _one_teacher(self) -> KdConfig:
-        if self.teacher != "stage" and self.teaching_run:
+        if not self._is_trained_before and self.teaching_run:
             raise ValueError(
                 f"method.teacher={self.teacher} has no other teacher, so method.teaching_run={self.teaching_run} is "
                 "not used; remove it, or set method.teacher=stage"
@@ -86,13 +88,22 @@ class KdConfig(SegmentationMethod):
             terms.append(PrototypeLoss(self.prototypes))
         return terms
 
+    @property
+    def _is_trained_before(self) -> bool:
+        """Whether the teacher is a trained network, which also draws masks for cases without masks."""
+        return self.teacher in ("stage", "baseline")
+
     def needs_teacher(self, stage: str) -> bool:
-        return stage == "distilled" and self.teacher == "stage"
+        return stage == "distilled" and self._is_trained_before
+
+    @property
+    def teaching_stage(self) -> str:
+        return "baseline" if self.teacher == "baseline" else super().teaching_stage
 
     @property
     def learns_without_masks(self) -> bool:
         # The KL divergence needs no mask, and a trained teacher draws masks.
-        return self.teacher == "stage" or self.output.weight > 0
+        return self._is_trained_before or self.output.weight > 0
 
     def make_teacher(self, student: nn.Module, network: nn.Module | None, paths: Sequence[str]) -> Teacher | None:
         from preceptor.segmentation.teachers import SelfTeacher, hooked_full_forward

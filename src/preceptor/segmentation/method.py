@@ -32,7 +32,7 @@ class SegmentationMethod(MethodConfig):
     loss: SegmentationLoss = SegmentationLoss()
     dropping: DroppingConfig = DroppingConfig()
     teaching_run: Folder | None = None
-    """A trained run that is the full-modality teacher, instead of this recipe's teacher stage."""
+    """A trained run that teaches, instead of a stage of this recipe."""
 
     def loss_terms(
         self,
@@ -64,11 +64,16 @@ class SegmentationMethod(MethodConfig):
         """Raise ValueError if the settings name a modality that is not among those of the data, or lack one."""
 
     def needs_teacher(self, stage: str) -> bool:
-        """Return whether a stage needs a trained teacher: the stage `teacher` or earlier runs (`teacher_runs`)."""
+        """Return whether a stage needs a trained teacher: earlier runs (`teacher_runs`) or the `teaching_stage`."""
         return stage == "distilled"
 
+    @property
+    def teaching_stage(self) -> str:
+        """The stage of the recipe that teaches if there are no earlier runs."""
+        return "teacher"
+
     def teacher_runs(self) -> dict[str, str]:
-        """Return the earlier runs that teach, by the key that names them; without any, the stage `teacher` does."""
+        """Return the earlier runs that teach, by the key that names them; without any, the `teaching_stage` does."""
         return {"method.teaching_run": self.teaching_run} if self.teaching_run else {}
 
     def combine_teachers(self, networks: Mapping[str, MultimodalUNet], modalities: Sequence[str]) -> nn.Module:
