@@ -28,6 +28,8 @@ class _Seeds(argparse.Action):
     """`5` is the seeds 0 to 4, as for `preceptor train`; `5 7` are the seeds 5 and 7."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if values == [0]:
+            parser.error("--seeds 0 would train nothing; give their number, or at least two seeds")
         setattr(namespace, self.dest, list(range(values[0])) if len(values) == 1 else values)
 
 
