@@ -12,13 +12,14 @@ import yaml
 from preceptor.api import run_recipe
 from preceptor.data.grounding.box_formats import write_box
 from preceptor.errors import UserError
+from preceptor.grounding.answer_checks import FIXES_OF_STAGE
 from preceptor.grounding.config import GroundingRecipe
 from preceptor.grounding.data import read_recipe_dialogues
 from preceptor.grounding.experiment import GroundingExperiment
 from preceptor.grounding.labeling import teach
 from preceptor.grounding.local_teacher import LocalTeacher
 from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.pseudo_labels import ContentHashes, prompts_of_turn
+from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels, prompts_of_turn
 from preceptor.teachers.label_store import Label, LabelStore, LabelStoreKey, read_labels
 from tests.command_line import call
 from tests.fault.tiny import CLINKD
@@ -71,6 +72,18 @@ def test_a_store_is_checked_before_a_stage_is_trained(tmp_path):
             run_recipe(recipe(tmp_path, store))
         assert "method.pseudo_labels.store" in str(error.value)
         assert not (tmp_path / "run" / "teacher").exists()
+
+
+@pytest.mark.parametrize(("reason", "fix"), [("empty", "train the teacher longer"), ("cut off", "max_new_tokens")])
+def test_what_helps_a_teacher_of_the_recipe_is_no_setting_of_a_server(reason, fix, tmp_path):
+    def failed(key: str, number: int) -> Label:
+        return Label(key, 0, "" if reason == "empty" else "a", reason == "empty", 1, 0.9, 0.8, "top_logprobs")
+
+    folder = write_store(tmp_path, tmp_path / "own", failed)
+    labels = PseudoLabels.open(folder, read_recipe_dialogues(recipe(tmp_path, folder).data, tmp_path / "data"))
+    with pytest.raises(UserError, match=f"{reason}.*{fix}") as error:
+        labels.require_usable(0.1, folder, FIXES_OF_STAGE)
+    assert "server" not in str(error.value)
 
 
 def test_doctor_finds_what_is_wrong_with_a_store(tmp_path):

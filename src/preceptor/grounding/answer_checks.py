@@ -67,7 +67,12 @@ FIXES: dict[str, str] = {
     "samples disagree": "use a stronger teacher",
     "same answer to most questions": "use a stronger teacher, and check that the server passes the images on",
 }
-"""What the user can do about the most frequent reason."""
+"""What the user can do about the most frequent reason, if the answers come from `preceptor teach`."""
+
+FIXES_OF_STAGE = dict.fromkeys(FIXES, "train the teacher longer or on more data") | {
+    "cut off": "raise method.pseudo_labels.max_new_tokens"
+}
+"""The same, if the answers come from the stage `teacher` of the recipe."""
 
 MIN_AGREEMENT = 0.5
 """Smallest mean similarity of a kept answer to the other samples of the same question."""

@@ -215,9 +215,10 @@ class PseudoLabels:
         """Number of dialogues that were answered but are left out, by reason."""
         return {reason: count for reason, count in self.left_out.items() if reason != NOT_ASKED}
 
-    def require_usable(self, floor: float, folder: Path) -> None:
+    def require_usable(self, floor: float, folder: Path, fixes: Mapping[str, str] = FIXES) -> None:
         """Raise UserError if the fraction of the answered dialogues whose answers are usable is below `floor`."""
-        require_usable(len(self.labelled), self.unusable, floor, folder, key="method.pseudo_labels.min_usable=")
+        key = "method.pseudo_labels.min_usable="
+        require_usable(len(self.labelled), self.unusable, floor, folder, key=key, fixes=fixes)
 
     def note(self) -> str:
         """Return a sentence for the notes of a run."""
@@ -258,14 +259,25 @@ def _reasons(label: Label) -> list[str]:
     return ["empty"] * (not label.answer.strip()) + ["cut off"] * (not label.ended) + list(label.reasons)
 
 
-def require_usable(usable: int, unusable: Mapping[str, int], floor: float, folder: Path, *, key: str) -> None:
-    """Raise UserError if the fraction of usable answers is below `floor`, the setting `key`."""
+def require_usable(
+    usable: int,
+    unusable: Mapping[str, int],
+    floor: float,
+    folder: Path,
+    *,
+    key: str,
+    fixes: Mapping[str, str] = FIXES,
+) -> None:
+    """Raise UserError if the fraction of usable answers is below `floor`, the setting `key`.
+
+    `fixes` says what helps against each reason.
+    """
     total = usable + sum(unusable.values())
     if total and usable < floor * total:
         top = max(unusable, key=lambda reason: unusable[reason])
         raise UserError(
             f"{usable:,} of {total:,} answers of the teacher are usable, fewer than {key}{floor:g} "
-            f"({most_common(unusable)}): {FIXES[top]}; the answers are kept in {folder}"
+            f"({most_common(unusable)}): {fixes[top]}; the answers are kept in {folder}"
         )
 
 

@@ -13,7 +13,7 @@ from preceptor.data.findings import Finding
 from preceptor.data.types import Dialogue
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.grounding.answer_checks import most_common
+from preceptor.grounding.answer_checks import FIXES, FIXES_OF_STAGE, most_common
 from preceptor.grounding.config import GroundingRecipe
 from preceptor.grounding.context import RunContext
 from preceptor.grounding.curriculum import Curriculum
@@ -141,9 +141,9 @@ def read_pseudo_labels(context: RunContext) -> list[TrainingExample]:
     Raises UserError as `PseudoLabels.open`, if a confidence is unknown, and if too few answers are usable
     (`method.pseudo_labels.min_usable`) or none.
     """
-    folder = label_folder(context)
+    folder, config = label_folder(context), context.recipe.method.pseudo_labels
     labels = PseudoLabels.open(folder, context.data)
-    labels.require_usable(context.recipe.method.pseudo_labels.min_usable, folder)
+    labels.require_usable(config.min_usable, folder, FIXES if config.store else FIXES_OF_STAGE)
     if (note := labels.note()) not in context.data.notes:
         context.data.notes.append(note)
     if not labels.labelled:
