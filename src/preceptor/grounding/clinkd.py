@@ -58,9 +58,20 @@ class ClinkdConfig(Section):
         return method
 
     def resume_settings(self) -> dict[str, Any]:
-        """Return the settings that must not change when a phase is resumed. A fingerprint identifies the teacher."""
-        exclude: Any = {"teaching_run": True, "teacher_offload": True, "pseudo_labels": {"store"}}
-        return self.model_dump(mode="json", exclude=exclude)
+        """Return the settings that must not change when a phase is resumed, those of the parts that it has.
+
+        A fingerprint identifies the teacher, and the phase's rows say which of its answers are used.
+        """
+        exclude: Any = {"teaching_run": True, "teacher_offload": True, "selection": True}
+        exclude["pseudo_labels"] = {"store", "min_usable"}
+        settings = self.model_dump(mode="json", exclude=exclude)
+        if self.guidance.kind == "none":
+            settings["guidance"] = {"kind": "none"}
+        if self.pseudo_labels.share == 0:
+            settings["pseudo_labels"] = {"share": 0.0}
+        if self.reflection.rounds == 0:
+            settings |= {"reflection": {"rounds": 0}, "similarity": None}
+        return settings
 
     def build_task(
         self,

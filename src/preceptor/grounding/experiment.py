@@ -388,7 +388,7 @@ class GroundingExperiment(Experiment):
             extras={"adds": STAGE_ADDS[stage.kind]} if stage else {},
         )
         selection = recipe.method.selection
-        if stage is not None and stage.kind == recipe.stages[-1] and selection.candidates > 1:
+        if stage is not None and self._is_last(stage) and selection.candidates > 1:
             chosen, slower = answer_selectively(
                 model, test, recipe.answers, selection, self.context.similarity, recipe.seed
             )
@@ -401,6 +401,16 @@ class GroundingExperiment(Experiment):
                 "protocols": {id: score_rows(chosen, name) for id, name in ids.items()},
             }
             found.rows |= {f"{id}/selected": chosen for id in ids}
+        return found
+
+    def _is_last(self, stage: Stage) -> bool:
+        return stage.kind == self.recipe.stages[-1]
+
+    def evaluation_settings(self, stage: Stage) -> dict[str, Any]:
+        method = self.recipe.method
+        found: dict[str, Any] = {"answers": self.recipe.answers.model_dump(mode="json", exclude={"batch_size"})}
+        if self._is_last(stage):
+            found["method"] = method.model_dump(mode="json", include={"selection", "similarity"})
         return found
 
     def image_reliance(self, model: GroundedVlm, images: Sequence[str], evaluation: Evaluation) -> dict[str, Any]:

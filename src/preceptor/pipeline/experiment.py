@@ -142,6 +142,10 @@ class Experiment(ABC):
         """Return the runs or stages whose models teach a stage of this kind; none if it has no teacher of its own."""
         return []
 
+    def evaluation_settings(self, stage: Stage) -> dict[str, Any]:
+        """Return the settings of the recipe that change the results of `evaluate` and not the model, ready for JSON."""
+        return {}
+
     def validation(self, folder: Path, training: dict[str, Any]) -> dict[str, Any]:
         """Return the entry `validation` of results.json: what tells whether a model can teach another one.
 

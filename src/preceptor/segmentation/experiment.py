@@ -209,6 +209,8 @@ class SegmentationExperiment(Experiment):
             "model": recipe.model.model_dump(mode="json"),
             "train": recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
             "method": recipe.method.stage_settings(stage.kind),
+            # It selects the weights, and elects teachers.
+            "evaluation": recipe.evaluation.model_dump(mode="json", include={"validation_overlap"}),
             "full": task.teacher.fingerprint if task.teacher is not None else None,
         }
         return json.loads(json.dumps(config))
@@ -261,6 +263,9 @@ class SegmentationExperiment(Experiment):
             describes={id: DESCRIBES[ids[id]] for id in rows},
             extras={"modalities": list(data.modalities), "regions": list(data.regions)},
         )
+
+    def evaluation_settings(self, stage: Stage) -> dict[str, Any]:
+        return {"evaluation": self.recipe.evaluation.model_dump(mode="json", exclude={"validation_overlap"})}
 
     def parameter_count(self, model: MultimodalUNet) -> int:
         return sum(parameter.numel() for parameter in model.parameters())
