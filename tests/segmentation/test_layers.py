@@ -14,17 +14,20 @@ from preceptor.segmentation.subsets import subsets
 @pytest.mark.parametrize("kind", [Conv, StandardisedConv])
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (4, 8), (16, 32), (16, 40)])  # 16 x 40 x 40 is not slow alone
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
-def test_a_single_map_is_convolved_as_in_a_batch(kind, channels, side, stride, dilation):
+@pytest.mark.parametrize("maps", [1, 2])
+def test_results_and_gradients_are_those_of_torch_in_double_precision(kind, channels, side, stride, dilation, maps):
+    """Alone or in a batch, whatever the memory format in which the layer computes."""
     torch.manual_seed(0)
     layer = kind(channels, 3, 3, stride, dilation)
     nn.init.normal_(layer.weight, std=0.1)
-    x = torch.randn(1, channels, side, side, side, requires_grad=True)
+    x = torch.randn(maps, channels, side, side, side, requires_grad=True)
     weight = layer.weight.detach().double().requires_grad_()
     wide = x.detach().double().requires_grad_()
     used = standardised(weight) if kind is StandardisedConv else weight
     want = conv3d(wide, used, None, stride, dilation, dilation)
     got = layer(x)
     assert got.shape == want.shape
+    assert got.is_contiguous()
     scale = float(want.detach().abs().max())
     assert float((got - want).detach().abs().max()) < 1e-5 * scale
     got.square().mean().backward()
@@ -48,6 +51,29 @@ def test_only_a_single_small_float32_map_is_doubled():
     finally:
         nn.Conv3d._conv_forward = plain
     assert counts == [2, 2, 1, 1, 1]
+
+
+def test_only_training_in_float32_with_few_channels_changes_the_memory_format():
+    formats = []
+    plain = nn.Conv3d._conv_forward
+
+    def spy(self, x, w, b):
+        formats.append(x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous())
+        return plain(self, x, w, b)
+
+    nn.Conv3d._conv_forward = spy
+    try:
+        few, many, x = Conv(4, 4, 3), Conv(65, 4, 3), torch.randn(2, 4, 8, 8, 8)
+        few(x)
+        many(torch.randn(2, 65, 8, 8, 8))
+        with torch.no_grad():
+            few(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            few(x)
+        few.double()(x.double())
+    finally:
+        nn.Conv3d._conv_forward = plain
+    assert formats == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize("encoder", ["separate", "shared"])

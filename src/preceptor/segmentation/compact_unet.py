@@ -5,8 +5,9 @@ encoder is more expensive than the decoder, which is what the evaluation of all 
 provide features that can be averaged and distilled.
 
 In training with bfloat16 autocast, contiguous memory was faster than channels_last_3d (16 channels of 64^3, forward and
-backward pass of convolution, normalisation and activation, one thread with AVX512-BF16: 0.31 instead of 0.31 to 0.73 s;
-float32 1.03 and 0.73 s). Without gradients, the normalisation of torch for channels_last_3d is off by 3e-4.
+backward pass of convolution, normalisation and activation, one thread with AVX512-BF16: 0.31 instead of 0.31 to
+0.73 s). In float32 only the convolutions use channels_last_3d (`layers.Conv`): the normalisation of torch takes twice
+as long in this format, and without gradients it is off by 3e-4.
 """
 
 from __future__ import annotations
