@@ -18,12 +18,17 @@ def test_scores_of_other_settings_are_not_returned(tmp_path: Path) -> None:
     settings = [f"output={run}", "stages=[baseline]", "train.epochs=1", "train.evaluate_every=1"]
     first = preceptor.train(recipe, settings)
     assert first.results["evaluation"]["evaluation"]["et_minimum"] == 500
-    message = r"evaluated with other settings \(evaluation\.et_minimum: 500 -> 0\).*`preceptor evaluate .*run KEY=VALUE"
+    message = (
+        r"evaluated with other settings \(evaluation\.et_minimum: 500 -> 0\).*: preceptor evaluate .*run KEY=VALUE"
+    )
     with pytest.raises(UserError, match=message):
         preceptor.train(recipe, [*settings, "evaluation.et_minimum=0"])
     with pytest.raises(UserError, match=r"another recipe \(evaluation\.validation_overlap: 0\.0 -> 0\.5"):
         preceptor.train(recipe, [*settings, "evaluation.validation_overlap=0.5"])
     again = preceptor.evaluate(run, ["evaluation.et_minimum=0"], output=tmp_path / "again")
+    assert again["evaluation"]["evaluation"]["et_minimum"] == 0
+    with pytest.raises(UserError, match=message):
+        preceptor.evaluate(run, ["evaluation.et_minimum=0"])
     assert set(again["protocols"]) == set(first.results["protocols"])
     assert preceptor.train(recipe, [*settings, "report.cases=0"]).results["protocols"] == first.results["protocols"]
 

@@ -406,10 +406,10 @@ class GroundingExperiment(Experiment):
     def _is_last(self, stage: Stage) -> bool:
         return stage.kind == self.recipe.stages[-1]
 
-    def evaluation_settings(self, stage: Stage) -> dict[str, Any]:
+    def evaluation_settings(self, stage: Stage | None = None) -> dict[str, Any]:
         method = self.recipe.method
         found: dict[str, Any] = {"answers": self.recipe.answers.model_dump(mode="json", exclude={"batch_size"})}
-        if self._is_last(stage):
+        if stage is not None and self._is_last(stage):
             found["method"] = method.model_dump(mode="json", include={"selection", "similarity"})
         return found
 

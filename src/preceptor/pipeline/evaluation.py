@@ -43,6 +43,8 @@ def evaluate_model(
     run = stage.parent if (stage.parent / "log.txt").is_file() else stage
     with exclusive(output or run):
         experiment = experiment_class.read(recipe, needed=("test",))
+        if output is None:
+            run_dir.require_same_evaluation(run_dir.read_results(stage) or {}, experiment.evaluation_settings(), stage)
         results, rows = _evaluate(experiment, model, stage.name, protocol, others)
         if processes().is_main_process:
             written = _write(results, rows, stage, output)
@@ -72,6 +74,7 @@ def _evaluate(
         "task": experiment.task,
         "stage": stage,
         "protocols": evaluation.scores,
+        "evaluation": experiment.evaluation_settings(),
         "describes": evaluation.describes,
         "data": experiment.describe_data(),
         "notes": list(experiment.data.notes),

@@ -142,8 +142,11 @@ class Experiment(ABC):
         """Return the runs or stages whose models teach a stage of this kind; none if it has no teacher of its own."""
         return []
 
-    def evaluation_settings(self, stage: Stage) -> dict[str, Any]:
-        """Return the settings of the recipe that change the results of `evaluate` and not the model, ready for JSON."""
+    def evaluation_settings(self, stage: Stage | None = None) -> dict[str, Any]:
+        """Return the settings of the recipe that change the results of `evaluate` and not the model, ready for JSON.
+
+        `stage`: the stage of the run whose model is evaluated, as in `evaluate`.
+        """
         return {}
 
     def validation(self, folder: Path, training: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from preceptor.errors import UserError
 from preceptor.files import json_lines, sha256, write_text
 from preceptor.pipeline.packed_model import unpack
+from preceptor.recipe import differences
 
 FINAL_STAGES = ("clinkd", "distilled")
 """The stages whose model stands for a run of several stages; the first that exists counts."""
@@ -110,6 +111,21 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     """Write results.json."""
     write_text(folder / "results.json", json.dumps(results, indent=1))
+
+
+def require_same_evaluation(results: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
+    """Raise UserError if the results of a stage in `folder` were obtained with other settings of the evaluation.
+
+    Only settings that both have are compared: a stage that was the last one has more, and old results have none.
+    """
+    stored = results.get("evaluation")
+    before = stored if isinstance(stored, dict) else {}
+    both = before.keys() & settings.keys()
+    if changed := differences({key: before[key] for key in both}, {key: settings[key] for key in both}):
+        raise UserError(
+            f"{folder} was evaluated with other settings ({', '.join(changed)}); restore these values, or write the "
+            f"new scores elsewhere: preceptor evaluate {folder} KEY=VALUE --output FOLDER"
+        )
 
 
 def predictions_file(folder: Path, protocol: str) -> Path:

@@ -9,7 +9,6 @@ from typing import Any
 from preceptor.data import provenance
 from preceptor.distributed import broadcast_from_main, processes
 from preceptor.environment import machine, versions
-from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.pipeline import run_dir
 from preceptor.pipeline.experiment import Experiment, Stage, Training
@@ -34,7 +33,7 @@ def run_stage(experiment: Experiment, stage: Stage, folder: Path) -> dict[str, A
     # Every process must take the same branch: a process that returned early would leave the others waiting.
     finished = broadcast_from_main(_finished(experiment, folder, weights) if state.is_main_process else None)
     if finished is not None:
-        _require_same_evaluation(experiment, stage, finished, folder)
+        run_dir.require_same_evaluation(finished, experiment.evaluation_settings(stage), folder)
         if state.is_main_process:  # training again replaces the model, and with it its card
             write_text(folder / "model" / "README.md", experiment.model_card(finished))
         return finished
@@ -72,18 +71,6 @@ def _finished(experiment: Experiment, folder: Path, weights: str) -> dict[str, A
         return None
     data = results.get("data")
     return results if isinstance(data, dict) and data.get("sha256") == experiment.data.fingerprint() else None
-
-
-def _require_same_evaluation(experiment: Experiment, stage: Stage, finished: dict[str, Any], folder: Path) -> None:
-    """Raise UserError if the results of a finished stage were obtained with other settings of the evaluation."""
-    stored, now = finished.get("evaluation"), experiment.evaluation_settings(stage)
-    before = stored if isinstance(stored, dict) else {}
-    both = before.keys() & now.keys()  # settings of the last stage alone are missing before a stage is added
-    if changed := differences({key: before[key] for key in both}, {key: now[key] for key in both}):
-        raise UserError(
-            f"{folder} was evaluated with other settings ({', '.join(changed)}); restore these values, or give the new "
-            f"ones to `preceptor evaluate {folder} KEY=VALUE --output FOLDER`"
-        )
 
 
 def run_training(experiment: Experiment, stage: Stage, training: Training) -> TrainState:

@@ -264,7 +264,7 @@ class SegmentationExperiment(Experiment):
             extras={"modalities": list(data.modalities), "regions": list(data.regions)},
         )
 
-    def evaluation_settings(self, stage: Stage) -> dict[str, Any]:
+    def evaluation_settings(self, stage: Stage | None = None) -> dict[str, Any]:
         return {"evaluation": self.recipe.evaluation.model_dump(mode="json", exclude={"validation_overlap"})}
 
     def parameter_count(self, model: MultimodalUNet) -> int:
