@@ -83,18 +83,17 @@ def test_the_study_trains_continues_and_writes_its_tables(tmp_path):
     split = read_split(tmp_path / "cases" / SPLIT)
     command = [sys.executable, str(BENCH), "--data", str(tmp_path / "cases"), "--output", str(tmp_path / "study")]
     command += ["--split", str(tmp_path / "cases" / SPLIT), *TINY]
-    command += ["--arms", "baseline", "multi", "self", "dedicated_t1", "--seeds", "2"]
+    command += ["--arms", "baseline", "self", "dedicated_t1", "--seeds", "2"]
     for _ in range(2):
         subprocess.run(command, check=True, capture_output=True, timeout=600)
     tested = {name for name, entry in split.items() if entry.split == "validation"}
-    rows = (tmp_path / "study" / "multi" / "seed-1" / "predictions").glob("*-A.jsonl")
+    rows = (tmp_path / "study" / "self" / "seed-1" / "predictions").glob("*-A.jsonl")
     assert {json.loads(line)["id"] for file in rows for line in file.read_text().splitlines()} == tested
     study = (tmp_path / "study" / "study.md").read_text("utf-8")
     assert "| baseline | 2 |" in study
-    assert "| multi | 2 |" in study
     assert "| self | 2 |" in study
     assert "| flair+t1+t1ce+t2 |" in study
-    assert "| t1 | multi |" in study
+    assert "| t1 | self |" in study
 
 
 @pytest.mark.parametrize(
@@ -146,20 +145,20 @@ def test_the_regimes_train_on_what_they_say(script, tmp_path, monkeypatch):
     common = ["--data", str(tmp_path / "cases"), "--split", str(tmp_path / "cases" / SPLIT), *TINY]
 
     output = ["--output", str(tmp_path / "absent"), "--absent", "2468"]
-    script.main([*common, *output, "--arms", "baseline", "self_prototypes", "--seeds", "0", "1"])
+    script.main([*common, *output, "--arms", "baseline", "self_prototypes", "--seeds", "1"])
     entries = read_split(tmp_path / "absent" / "split.csv")
     listed = {name: entry.modalities for name, entry in entries.items() if entry.split == "train"}
     assert {name: tuple(m in listed[name] for m in MODALITIES) for name in listed} == {n: v[0] for n, v in seen.items()}
     assert {entry.modalities for entry in entries.values() if entry.split != "train"} == {None}
-    assert "| self_prototypes | 2 |" in (tmp_path / "absent" / "study.md").read_text("utf-8")
+    assert "| self_prototypes | 1 |" in (tmp_path / "absent" / "study.md").read_text("utf-8")
 
     seen.clear()
     output = ["--output", str(tmp_path / "paired"), "--share", "0.5", "--paired"]
     arms = ["baseline", "multi_all_unlabelled", "pseudo_masks"]
-    script.main([*common, *output, "--arms", *arms, "--seeds", "0", "1"])
+    script.main([*common, *output, "--arms", *arms, "--seeds", "1"])
     assert Counter(seen.values()) == {((True, False, True, False), True): 2, ((True,) * 4, False): 2}
     entries = read_split(tmp_path / "paired" / "split.csv")
     assert {e.modalities for e in entries.values() if e.split == "validation"} == {frozenset(("flair", "t1ce"))}
     study = (tmp_path / "paired" / "study.md").read_text("utf-8")
-    assert all(f"| {arm} | 2 |" in study for arm in arms)
+    assert all(f"| {arm} | 1 |" in study for arm in arms)
     assert "| t2 |" in study
