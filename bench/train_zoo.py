@@ -61,11 +61,12 @@ ZOO = {
     ),
     "clinkd-slake": SLAKE,
 }
+SHORT = [f"{part}.train.{key}=0.5" for part in ("teacher", "student") for key in ("epochs", "evaluate_every")]
 QUICK = {
     "vqa": [
         "data.train_share=0.1",
         "method.teaching.kind=online",
-        *(f"{part}.train.{key}=0.5" for part in ("teacher", "student") for key in ("epochs", "evaluate_every")),
+        *SHORT,
     ],
     "segmentation": ["train.epochs=1", "train.evaluate_every=1"],
     "grounding": [
@@ -77,7 +78,7 @@ QUICK = {
         "method.pseudo_labels.share=0",  # so young a teacher gives no usable answers
         "method.reflection.rounds=1",
         "answers.max_new_tokens=8",
-        *(f"{part}.train.{key}=0.5" for part in ("teacher", "student") for key in ("epochs", "evaluate_every")),
+        *SHORT,
     ],
 }
 """Settings of `--quick`, by task."""

@@ -292,7 +292,7 @@ def test_killed_at_any_moment_it_ends_byte_equal(folder, vlm, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     command = [sys.executable, "-c", program, str(tmp_path / "cut")]
     partial = tmp_path / ".cut.partial"
-    for point in (1, 20):
+    for point in (1, 9, 20):
         process = subprocess.Popen(command, env=environment)
         deadline = time.monotonic() + 300
         while len(list(partial.glob("block-*"))) < point:

@@ -83,17 +83,18 @@ def test_the_study_trains_continues_and_writes_its_tables(tmp_path):
     split = read_split(tmp_path / "cases" / SPLIT)
     command = [sys.executable, str(BENCH), "--data", str(tmp_path / "cases"), "--output", str(tmp_path / "study")]
     command += ["--split", str(tmp_path / "cases" / SPLIT), *TINY]
-    command += ["--arms", "baseline", "self", "dedicated_t1", "--seeds", "2"]
+    command += ["--arms", "baseline", "multi", "self", "dedicated_t1", "--seeds", "2"]
     for _ in range(2):
         subprocess.run(command, check=True, capture_output=True, timeout=600)
     tested = {name for name, entry in split.items() if entry.split == "validation"}
-    rows = (tmp_path / "study" / "self" / "seed-1" / "predictions").glob("*-A.jsonl")
+    rows = (tmp_path / "study" / "multi" / "seed-1" / "predictions").glob("*-A.jsonl")
     assert {json.loads(line)["id"] for file in rows for line in file.read_text().splitlines()} == tested
     study = (tmp_path / "study" / "study.md").read_text("utf-8")
     assert "| baseline | 2 |" in study
+    assert "| multi | 2 |" in study
     assert "| self | 2 |" in study
     assert "| flair+t1+t1ce+t2 |" in study
-    assert "| t1 | self |" in study
+    assert "| t1 | multi |" in study
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ class PseudoLabels:
         """Number of dialogues that were answered but are left out, by reason."""
         return {reason: count for reason, count in self.left_out.items() if reason != NOT_ASKED}
 
-    def require_usable(self, floor: float, folder: Path, fixes: Mapping[str, str] = FIXES) -> None:
+    def require_usable(self, floor: float, folder: Path, fixes: Mapping[str, str]) -> None:
         """Raise UserError if the fraction of the answered dialogues whose answers are usable is below `floor`."""
         key = "method.pseudo_labels.min_usable="
         require_usable(len(self.labelled), self.unusable, floor, folder, key=key, fixes=fixes)

@@ -64,7 +64,7 @@ class KdConfig(SegmentationMethod):
 
     @model_validator(mode="after")
     def _one_teacher(self) -> KdConfig:
-        if not self._is_trained_before and self.teaching_run:
+        if self.teaching_run and not self.needs_teacher("distilled"):
             raise ValueError(
                 f"method.teacher={self.teacher} has no other teacher, so method.teaching_run={self.teaching_run} is "
                 "not used; remove it, or set method.teacher=stage"
@@ -88,13 +88,8 @@ class KdConfig(SegmentationMethod):
             terms.append(PrototypeLoss(self.prototypes))
         return terms
 
-    @property
-    def _is_trained_before(self) -> bool:
-        """Whether the teacher is a trained network, which also draws masks for cases without masks."""
-        return self.teacher in ("stage", "baseline")
-
     def needs_teacher(self, stage: str) -> bool:
-        return stage == "distilled" and self._is_trained_before
+        return stage == "distilled" and self.teacher in ("stage", "baseline")
 
     @property
     def teaching_stage(self) -> str:
@@ -103,7 +98,7 @@ class KdConfig(SegmentationMethod):
     @property
     def learns_without_masks(self) -> bool:
         # The KL divergence needs no mask, and a trained teacher draws masks.
-        return self._is_trained_before or self.output.weight > 0
+        return super().learns_without_masks or self.output.weight > 0
 
     def make_teacher(self, student: nn.Module, network: nn.Module | None, paths: Sequence[str]) -> Teacher | None:
         from preceptor.segmentation.teachers import SelfTeacher, hooked_full_forward
