@@ -67,10 +67,11 @@ WITH_MASKS = ("flair", "t1ce")
 """Contrasts of the patients with masks in the regime `--paired`."""
 PAIRED_TEACHER = f"{TEACHER}_flair_t1ce"
 
-LENGTHS = {"baseline_3x": 3, "baseline_9x": 9, "multi_3x": 3, "multi_9x": 9}
+LENGTHS = {"baseline_2x": 2, "baseline_3x": 3, "baseline_9x": 9, "multi_3x": 3, "multi_9x": 9}
 """Arms with more steps than the recipe."""
 ARMS: dict[str, list[str]] = {
     **VARIANTS,
+    "baseline_2x": [BASELINE],
     "baseline_3x": [BASELINE],
     "baseline_9x": [BASELINE],
     "multi_3x": ["method.teachers=multi"],
@@ -107,6 +108,7 @@ METHODS: dict[str, str] = {
     "ema_prototypes": "{name: kd, teacher: ema, output: {ramp: 0.3}, prototypes: {weight: 0.1, ramp: 0.3}}",
     "born_again": "{name: kd, teaching_run: PSEUDO}",
     "pseudo_masks": "{name: kd, teaching_run: PSEUDO, output: {weight: 0}}",
+    "pseudo_masks_warm": "{name: kd, teaching_run: PSEUDO, initialise_from_teacher: true, output: {weight: 0}}",
     "pseudo_masks_soft": "{name: kd, teaching_run: PSEUDO}",
     "metakd": "{name: metakd}",
     "metakd_weight_1": "{name: metakd, pairs: {weight: 1}}",
@@ -116,6 +118,7 @@ METHODS: dict[str, str] = {
 }
 """Arms with another method than the recipe. RUNS are the runs of the dedicated networks and of the full one, PSEUDO is
 the run that draws the masks of the unlabelled cases: the baseline, or, `--paired`, that of the contrasts with masks.
+`pseudo_masks_warm` starts from the weights of that run, so that its weights have had as many steps as `baseline_2x`.
 `born_again`: the trained baseline's prediction from all contrasts teaches the same network anew (Furlanello et al.
 2018)."""
 

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import preceptor
+from preceptor.errors import UserError
 
 VQA = {
     "data.phantom": {"cases": 12, "images_per_case": 2, "questions_per_image": 3, "seed": 1},
@@ -66,3 +69,15 @@ def test_the_baseline_draws_masks_for_cases_without(tmp_path: Path):
     # Without the masks of the teacher, the student is another one.
     alone = preceptor.train(recipe, {"output": str(tmp_path / "alone"), "data.unlabelled": "none"})
     assert (alone.folder / "model" / "model.safetensors").read_bytes() != weights
+
+    # Without learning, a student that starts from the teacher's weights keeps them.
+    warm = {"method.initialise_from_teacher": True, "output": str(tmp_path / "warm")}
+    still = preceptor.train(recipe, {**warm, "train.learning_rate": 1e-12})
+    ends = [load_file(folder / "model" / "model.safetensors") for folder in (still.folder, run.folder / "baseline")]
+    assert ends[0].keys() == ends[1].keys()
+    for name, weight in ends[1].items():
+        torch.testing.assert_close(ends[0][name], weight, rtol=0, atol=1e-7)
+    with pytest.raises(
+        UserError, match=r"cannot start from .*channels=\[4, 4, 8\], and the recipe channels=\[4, 8, 8\]"
+    ):
+        preceptor.train(recipe, {**warm, "model.channels": [4, 8, 8], "output": str(tmp_path / "refused")})

@@ -137,6 +137,11 @@ def test_no_other_teacher_is_accepted_beside_the_student(tmp_path):
         load_recipe("lckd-demo", ["method={name: kd, teacher: ema, teaching_run: runs/a}"])
 
 
+def test_a_student_cannot_start_from_itself():
+    with pytest.raises(UserError, match=r"initialise_from_teacher=true needs a trained teacher, and .*=self has none"):
+        load_recipe("lckd-demo", ["method={name: kd, teacher: self, initialise_from_teacher: true}"])
+
+
 def single(name: str, seed: int, modalities=None) -> MultimodalUNet:
     config = MultimodalUNetConfig(tuple(modalities or [name]), REGIONS, channels=(4, 4, 8))
     return MultimodalUNet(config, seed=seed).eval()

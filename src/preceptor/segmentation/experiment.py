@@ -62,6 +62,8 @@ class SegmentationExperiment(Experiment):
         labelled, validating = len(data.split("train")), examples(recipe, data, "validation", stage.seed)
         train = examples(recipe, data, "train", stage.seed, unlabelled=distils, without=held_out)
         network = self.new_network(stage.seed)
+        if distils and recipe.method.starts_from_teacher and teacher is not None:
+            network.load_state_dict(teacher.state_dict())
         task = recipe.method.build_task(
             network,
             stage=stage.kind,
@@ -112,8 +114,14 @@ class SegmentationExperiment(Experiment):
 
     def new_network(self, seed: int) -> MultimodalUNet:
         """Return a new network; its weights depend on `seed` alone. Raises UserError for sizes that do not fit it."""
+        network = MultimodalUNet(self._network_config, seed=seed)
+        network.check_size(self.recipe.data.patch_size, "data.patch_size")
+        return network
+
+    @property
+    def _network_config(self) -> MultimodalUNetConfig:
         model = self.recipe.model
-        config = MultimodalUNetConfig(
+        return MultimodalUNetConfig(
             modalities=tuple(self.data.modalities),
             regions=tuple(self.data.regions),
             net=model.net,
@@ -123,9 +131,6 @@ class SegmentationExperiment(Experiment):
             norm_per_modality=model.norm_per_modality,
             arguments=model.arguments,
         )
-        network = MultimodalUNet(config, seed=seed)
-        network.check_size(self.recipe.data.patch_size, "data.patch_size")
-        return network
 
     def require_checkpoints(self) -> None:
         method = self.recipe.method
@@ -164,6 +169,14 @@ class SegmentationExperiment(Experiment):
                 f"method.full.features compares bottlenecks, and the teacher {folder} is another network "
                 f"({teacher.config.net} {list(teacher.config.channels)}); set it to 0"
             )
+        if recipe.method.starts_from_teacher:
+            mine, its = self._network_config.to_dict(), teacher.config.to_dict()
+            if different := [name for name in mine if mine[name] != its[name]]:
+                name = different[0]
+                raise UserError(
+                    f"the student cannot start from the weights of the teacher {folder}: its network has "
+                    f"{name}={its[name]}, and the recipe {name}={mine[name]}; set method.initialise_from_teacher=false"
+                )
         return teacher
 
     def _teacher_runs(self) -> dict[str, Path]:

@@ -14,6 +14,8 @@ ACM MM 2024; see prototypes.py). The logits t and the features are those of
     baseline   the trained baseline on all modalities; for cases without masks     (self-training, Lee 2013)
     self       the student on all modalities of the same crop, without gradients   (self-distillation)
     ema        an exponential moving average of the student, on all modalities     (mean teacher, Tarvainen et al. 2017)
+
+With `initialise_from_teacher` the student of the first two begins with the teacher's weights.
 """
 
 from __future__ import annotations
@@ -59,6 +61,8 @@ class KdConfig(SegmentationMethod):
     moving average of the student from all modalities (mean teacher)."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
     """Decay of the moving average of `teacher: ema` per step; smaller in the first steps."""
+    initialise_from_teacher: bool = False
+    """Start the student from the teacher's weights, not from random ones. Both need the same network."""
     output: OutputTerm = OutputTerm()
     prototypes: PrototypeTerm = PrototypeTerm()
 
@@ -68,6 +72,11 @@ class KdConfig(SegmentationMethod):
             raise ValueError(
                 f"method.teacher={self.teacher} has no other teacher, so method.teaching_run={self.teaching_run} is "
                 "not used; remove it, or set method.teacher=stage"
+            )
+        if self.initialise_from_teacher and not self.needs_teacher("distilled"):
+            raise ValueError(
+                f"method.initialise_from_teacher=true needs a trained teacher, and method.teacher={self.teacher} has "
+                "none; set method.teacher=baseline or stage, or initialise_from_teacher=false"
             )
         return self
 
@@ -100,6 +109,10 @@ class KdConfig(SegmentationMethod):
         # The KL divergence needs no mask, and a trained teacher draws masks.
         return super().learns_without_masks or self.output.weight > 0
 
+    @property
+    def starts_from_teacher(self) -> bool:
+        return self.initialise_from_teacher
+
     def make_teacher(self, student: nn.Module, network: nn.Module | None, paths: Sequence[str]) -> Teacher | None:
         from preceptor.segmentation.teachers import SelfTeacher, hooked_full_forward
         from preceptor.teachers.online import EmaTeacher
@@ -117,8 +130,11 @@ class KdConfig(SegmentationMethod):
         settings = super().stage_settings(stage)
         if self.teacher != "ema":
             settings.pop("ema_decay", None)
+        # A run that was begun before these settings existed can be resumed.
+        if not self.initialise_from_teacher:
+            settings.pop("initialise_from_teacher", None)
         if self.prototypes.weight == 0:
-            settings.pop("prototypes", None)  # a run that was begun before the term existed can be resumed
+            settings.pop("prototypes", None)
         return settings
 
 

@@ -111,6 +111,12 @@ class SegmentationMethod(MethodConfig):
         """Whether the features of the teacher are compared, so that both networks need the same layers."""
         return False
 
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether the student of the stage `distilled` starts from the teacher's weights, so that both are the same
+        network."""
+        return False
+
     def stage_settings(self, stage: str) -> dict[str, Any]:
         """Return the settings that a stage uses. They must not change when it is resumed."""
         if stage == "distilled":
