@@ -87,28 +87,36 @@ def losses(stage: Path) -> dict[str, list[float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "launcher"),
-    [("vqa", "torchrun"), ("vqa", "accelerate"), ("segmentation", "torchrun"), ("grounding", "torchrun")],
+    ("task", "launchers"),
+    [("vqa", ("torchrun", "accelerate")), ("segmentation", ("torchrun",)), ("grounding", ("torchrun",))],
 )
-def test_two_processes_give_the_curve_and_the_weights_of_one(tmp_path: Path, task: str, launcher: str) -> None:
+def test_two_processes_give_the_curve_and_the_weights_of_one(
+    tmp_path: Path, task: str, launchers: tuple[str, ...]
+) -> None:
     finish(command(None, tmp_path, "one", *SETTINGS[task], task=task))
-    finish(command(launcher, tmp_path, "two", *SETTINGS[task], task=task))
-    results = json.loads((tmp_path / "two" / "results.json").read_text())
-    assert results["stages"].keys() == json.loads((tmp_path / "one" / "results.json").read_text())["stages"].keys()
-    assert (tmp_path / "two" / "report.html").is_file()
-    for stage in COMPARED[task]:
-        expected, found = (losses(tmp_path / name / stage) for name in ("one", "two"))
+    for launcher in launchers:
+        finish(command(launcher, tmp_path, launcher, *SETTINGS[task], task=task))
+        assert_same(tmp_path / "one", tmp_path / launcher, COMPARED[task])
+
+
+def assert_same(one: Path, two: Path, stages: tuple[str, ...]) -> None:
+    """Compare two runs: their stages, and the loss curves and weights of `stages`."""
+    expected_stages, found_stages = (json.loads((run / "results.json").read_text())["stages"] for run in (one, two))
+    assert found_stages.keys() == expected_stages.keys()
+    assert (two / "report.html").is_file()
+    for stage in stages:
+        expected, found = (losses(run / stage) for run in (one, two))
         assert len(expected["loss"]) > 4
         assert "grad_norm" in expected
         assert found.keys() == expected.keys()
         for key in expected:
-            assert found[key] == pytest.approx(expected[key], abs=1e-4, rel=1e-4), f"{stage}: {key}"
-        one, two = (load_file(tmp_path / name / stage / "model" / "model.safetensors") for name in ("one", "two"))
-        assert one.keys() == two.keys()
+            assert found[key] == pytest.approx(expected[key], abs=1e-4, rel=1e-4), f"{two.name}, {stage}: {key}"
+        want, got = (load_file(run / stage / "model" / "model.safetensors") for run in (one, two))
+        assert want.keys() == got.keys()
         # Adam follows the rounding errors of weights without a gradient, such as a bias before a normalisation, so the
         # distance of all weights together is compared.
-        distance = torch.stack([(two[key] - tensor).norm() for key, tensor in one.items()]).norm()
-        assert distance < 1e-3 * torch.stack([tensor.norm() for tensor in one.values()]).norm(), stage
+        distance = torch.stack([(got[key] - tensor).norm() for key, tensor in want.items()]).norm()
+        assert distance < 1e-3 * torch.stack([tensor.norm() for tensor in want.values()]).norm(), (two.name, stage)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
