@@ -400,3 +400,7 @@ def test_weights_that_saw_the_test_images_are_refused(trained: Trained, tmp_path
         more.append("method.full.weight=1")
     with pytest.raises(UserError, match=r"was trained on \d+ of the \d+ test images"):
         trained.train(*more, output="refused")
+    if trained.contract.task != "grounding":
+        start = "student.model.init" if trained.contract.task == "vqa" else "model.init"
+        with pytest.raises(UserError, match=rf"{start}=.* was trained on \d+ of the \d+ test images"):
+            trained.train(f"{start}={teacher}", "stages=[baseline]", output="refused")

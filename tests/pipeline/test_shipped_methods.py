@@ -78,6 +78,6 @@ def test_the_baseline_draws_masks_for_cases_without(tmp_path: Path):
     for name, weight in ends[1].items():
         torch.testing.assert_close(ends[0][name], weight, rtol=0, atol=1e-7)
     with pytest.raises(
-        UserError, match=r"cannot start from .*channels=\[4, 4, 8\], and the recipe channels=\[4, 8, 8\]"
+        UserError, match=r"from_teacher=true has .*channels=\[4, 4, 8\], and the recipe has channels=\[4, 8, 8\]"
     ):
         preceptor.train(recipe, {**warm, "model.channels": [4, 8, 8], "output": str(tmp_path / "refused")})

@@ -129,6 +129,9 @@ class UNetConfig(Section):
     fill: Literal["all_levels", "bottleneck"] = "all_levels"
     """Features of a missing modality that are replaced by the mean of the others. bottleneck: only the deepest; the
     skip connections are those of a zero image (published code)."""
+    init: Folder | None = None
+    """Run or model folder with the initial weights, for example to adapt a network to the images of another hospital.
+    The network and its modalities must be the same. Outputs are copied for the regions that both have."""
 
 
 Method = Annotated[

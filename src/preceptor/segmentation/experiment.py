@@ -27,6 +27,7 @@ from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.data import examples, held_out_batches, hold_out, read_cases
 from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
 from preceptor.segmentation.figures import write_figures
+from preceptor.segmentation.initial_weights import copy_weights
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.model_card import model_card
@@ -64,6 +65,9 @@ class SegmentationExperiment(Experiment):
         network = self.new_network(stage.seed)
         if distils and recipe.method.starts_from_teacher and teacher is not None:
             network.load_state_dict(teacher.state_dict())
+        elif recipe.model.init:
+            note = self._start_from(network, Path(recipe.model.init))
+            data.notes += [note] if note not in data.notes else []
         task = recipe.method.build_task(
             network,
             stage=stage.kind,
@@ -112,16 +116,17 @@ class SegmentationExperiment(Experiment):
             summary=summary,
         )
 
+    @staticmethod
+    def _start_from(network: MultimodalUNet, run: Path) -> str:
+        """Give a network the weights of an earlier run, and return what the report says of it."""
+        earlier = MultimodalUNet.load(model_folder(run))
+        regions = ", ".join(copy_weights(network, earlier, f"model.init={run}")) or "no region"
+        return f"Initial weights: those of an earlier run (model.init), with its outputs for {regions}."
+
     def new_network(self, seed: int) -> MultimodalUNet:
         """Return a new network; its weights depend on `seed` alone. Raises UserError for sizes that do not fit it."""
-        network = MultimodalUNet(self._network_config, seed=seed)
-        network.check_size(self.recipe.data.patch_size, "data.patch_size")
-        return network
-
-    @property
-    def _network_config(self) -> MultimodalUNetConfig:
         model = self.recipe.model
-        return MultimodalUNetConfig(
+        config = MultimodalUNetConfig(
             modalities=tuple(self.data.modalities),
             regions=tuple(self.data.regions),
             net=model.net,
@@ -131,9 +136,14 @@ class SegmentationExperiment(Experiment):
             norm_per_modality=model.norm_per_modality,
             arguments=model.arguments,
         )
+        network = MultimodalUNet(config, seed=seed)
+        network.check_size(self.recipe.data.patch_size, "data.patch_size")
+        return network
 
     def require_checkpoints(self) -> None:
-        method = self.recipe.method
+        method, init = self.recipe.method, self.recipe.model.init
+        if init:
+            self._start_from(self.new_network(0), Path(init))  # refuses another network
         if "distilled" in self.recipe.stages:
             if method.needs_teacher("distilled") and method.teacher_runs():
                 self._teacher_network()
@@ -169,14 +179,8 @@ class SegmentationExperiment(Experiment):
                 f"method.full.features compares bottlenecks, and the teacher {folder} is another network "
                 f"({teacher.config.net} {list(teacher.config.channels)}); set it to 0"
             )
-        if recipe.method.starts_from_teacher:
-            mine, its = self._network_config.to_dict(), teacher.config.to_dict()
-            if different := [name for name in mine if mine[name] != its[name]]:
-                name = different[0]
-                raise UserError(
-                    f"the student cannot start from the weights of the teacher {folder}: its network has "
-                    f"{name}={its[name]}, and the recipe {name}={mine[name]}; set method.initialise_from_teacher=false"
-                )
+        if recipe.method.starts_from_teacher:  # refuses another network
+            copy_weights(self.new_network(0), teacher, f"the teacher {folder} of method.initialise_from_teacher=true")
         return teacher
 
     def _teacher_runs(self) -> dict[str, Path]:
@@ -216,10 +220,12 @@ class SegmentationExperiment(Experiment):
     def _resume_config(self, stage: Stage, task: SegmentationTask) -> dict[str, Any]:
         recipe = self.recipe
         data = recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_voxels", "split", "split_file"})
+        # Without it, a run that was begun before the setting existed can be resumed.
+        unset = {"init"} if recipe.model.init is None else set()
         config = {
             "data": {**data, "rows": self.data.fingerprint()},
             "seed": stage.seed,
-            "model": recipe.model.model_dump(mode="json"),
+            "model": recipe.model.model_dump(mode="json", exclude=unset),
             "train": recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
             "method": recipe.method.stage_settings(stage.kind),
             # It selects the weights, and elects teachers.
@@ -238,10 +244,11 @@ class SegmentationExperiment(Experiment):
         return recipe
 
     def starting_points(self, kinds: Collection[str]) -> dict[str, Path]:
-        method = self.recipe.method
+        method, init = self.recipe.method, self.recipe.model.init
+        found = {"model.init": Path(init)} if init else {}
         if any(method.needs_teacher(kind) for kind in kinds):
-            return {key: Path(run) for key, run in method.teacher_runs().items()}
-        return {}
+            found |= {key: Path(run) for key, run in method.teacher_runs().items()}
+        return found
 
     def has_teacher(self, kind: str) -> bool:
         return self.recipe.method.needs_teacher(kind)

@@ -1,0 +1,45 @@
+"""Initial weights of a network from one that was trained before."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from preceptor.errors import UserError
+from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
+
+
+def copy_weights(network: MultimodalUNet, earlier: MultimodalUNet, what: str) -> list[str]:
+    """Copy the weights of an earlier network, and return the regions whose outputs it has.
+
+    The regions may differ: the outputs of the regions of both are copied by name, and the others keep their weights.
+
+    Raises:
+        UserError: they are different networks. `what` names the setting and the earlier network in the message.
+    """
+    own, its = (n.config.to_dict() for n in (network, earlier))
+    different = [name for name in own if name != "regions" and own[name] != its[name]]
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{what} has another network, with {name}={its[name]}, and the recipe has {name}={own[name]}; change the "
+            "recipe, or start without these weights"
+        )
+    known = {region: row for row, region in enumerate(earlier.config.regions)}
+    pairs = [(row, known[region]) for row, region in enumerate(network.config.regions) if region in known]
+    rows, rows_of_earlier = ([pair[side] for pair in pairs] for side in (0, 1))
+    state, weights = network.state_dict(), earlier.state_dict()
+    for name in _by_region(network.config):
+        kept: Tensor = state[name].clone()
+        kept[rows] = weights[name][rows_of_earlier]
+        weights[name] = kept
+    network.load_state_dict(weights)
+    return [network.config.regions[row] for row in rows]
+
+
+def _by_region(config: MultimodalUNetConfig) -> list[str]:
+    """Return the names of the tensors with a row per region: those that grow with one region more."""
+    more = dataclasses.replace(config, regions=(*config.regions, "".join(config.regions) + "+"))
+    one, other = (MultimodalUNet(c, seed=0).state_dict() for c in (config, more))
+    return [name for name in one if one[name].shape != other[name].shape]
