@@ -70,9 +70,8 @@ def test_the_baseline_draws_masks_for_cases_without(tmp_path: Path):
     alone = preceptor.train(recipe, {"output": str(tmp_path / "alone"), "data.unlabelled": "none"})
     assert (alone.folder / "model" / "model.safetensors").read_bytes() != weights
 
-    # Without learning, a student that starts from the teacher's weights keeps them.
-    warm = {"method.initialise_from_teacher": True, "output": str(tmp_path / "warm")}
-    still = preceptor.train(recipe, {**warm, "train.learning_rate": 1e-12})
+    # The student starts from the teacher's weights: without learning, it keeps them.
+    still = preceptor.train(recipe, {"train.learning_rate": 1e-12, "output": str(tmp_path / "still")})
     ends = [load_file(folder / "model" / "model.safetensors") for folder in (still.folder, run.folder / "baseline")]
     assert ends[0].keys() == ends[1].keys()
     for name, weight in ends[1].items():
@@ -80,4 +79,7 @@ def test_the_baseline_draws_masks_for_cases_without(tmp_path: Path):
     with pytest.raises(
         UserError, match=r"from_teacher=true has .*channels=\[4, 4, 8\], and the recipe has channels=\[4, 8, 8\]"
     ):
-        preceptor.train(recipe, {**warm, "model.channels": [4, 8, 8], "output": str(tmp_path / "refused")})
+        preceptor.train(recipe, {"model.channels": [4, 8, 8], "output": str(tmp_path / "refused")})
+    new = {"method.initialise_from_teacher": False, "output": str(tmp_path / "new")}
+    weights_of_new = (preceptor.train(recipe, new).folder / "model" / "model.safetensors").read_bytes()
+    assert weights_of_new not in (weights, (run.folder / "baseline" / "model" / "model.safetensors").read_bytes())

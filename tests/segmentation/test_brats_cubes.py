@@ -129,6 +129,13 @@ def test_pseudo_masks_are_those_of_the_baseline_of_the_same_seed(script, tmp_pat
     arm = script.method_arms(["pseudo_masks"], tmp_path, 3)["pseudo_masks"]
     assert arm[0] == f"method={{name: kd, teaching_run: '{tmp_path / 'baseline' / 'seed-3'}', output: {{weight: 0}}}}"
     assert arm[1:] == ["data.unlabelled=rest"]
+    warm = load_recipe("lckd-brats-cubes", script.method_arms(["pseudo_masks_warm"], tmp_path, 3)["pseudo_masks_warm"])
+    assert warm.method.initialise_from_teacher
+    assert warm.method.teaching_run == str(tmp_path / "baseline" / "seed-3")
+    assert warm.data.unlabelled == "rest"
+    # The weights have had as many steps as those of the longer baseline.
+    longer = script.chosen_arms(["baseline_2x"], 0.1, ["train.epochs=30"])["baseline_2x"]
+    assert longer[0] == "train.epochs=600"
 
 
 @pytest.mark.slow
