@@ -46,6 +46,20 @@ def test_what_the_share_leaves_out_is_there_without_its_masks(tmp_path):
     assert batch["images"][2:].any()
 
 
+@pytest.mark.parametrize("cut", [["data.validation_fraction=0.3"], ["data.fold=1", "data.folds=3"]])
+def test_cases_without_masks_do_not_change_who_is_tested(tmp_path, cut):
+    """Nor are they drawn for validation or testing, where they would be of no use."""
+    for case in read_cases(recipe().data, tmp_path).samples[:3]:
+        assert case.mask is not None
+        case.mask.path.unlink()
+    here = ["data.name=volumes", f"data.root={tmp_path}", "data.split_file=null", *cut]
+    plain, rest = (read_cases(recipe(*here, f"data.unlabelled={u}").data, tmp_path) for u in ("none", "rest"))
+    for part in ("train", "validation", "test"):
+        assert [case.id for case in rest.split(part)] == [case.id for case in plain.split(part)]
+        assert plain.split(part)
+    assert len(rest.split("unlabelled")) == 3
+
+
 def test_cases_that_never_had_masks_are_taken_in_or_refused(tmp_path):
     first = read_cases(recipe().data, tmp_path).split("train")[0]
     assert first.mask is not None

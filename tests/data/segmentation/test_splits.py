@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from preceptor.data.findings import Finding
 from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.segmentation.split_files import apply_split, read_split
-from preceptor.data.segmentation.splits import cut_fold, cut_splits, require_whole_patients
+from preceptor.data.segmentation.splits import cut_fold, cut_labelled, cut_splits, require_whole_patients
 from preceptor.data.types import Case, VolumeFile
 from preceptor.errors import UserError
 from tests.data.volume_files import write_case
@@ -48,6 +49,26 @@ def test_folds_test_every_case_once(held, seed, folds):
         require_whole_patients(made, "here")
         tested.update(case.id for case in made if case.split == "test")
     assert tested == {case.id: 1 for case in cases(held)}
+
+
+@given(groups, st.integers(0, 5), st.data())
+def test_cases_without_masks_train_and_change_no_split_of_the_others(held, seed, data):
+    every = cases(held)
+    mask = VolumeFile(Path("seg.nii"))
+    every = [replace(case, mask=mask) if data.draw(st.booleans()) else case for case in every]
+    labelled = [case for case in every if case.mask is not None]
+
+    def cut(these):
+        return cut_splits(these, 0.2, 0.3, seed)
+
+    made = cut_labelled(every, cut)
+    require_whole_patients(made, "here")
+    assert [case.id for case in made] == [case.id for case in every]
+    assert [case for case in made if case.mask is not None] == cut(labelled)
+    scored = {case.group for case in cut(labelled) if case.split != "train"}
+    for case in made:
+        if case.mask is None:
+            assert (case.split == "train") == (case.group not in scored)
 
 
 def test_three_folds_of_285_as_the_published_protocol_has_them():

@@ -34,7 +34,7 @@ from preceptor.data.segmentation.modalities import (
 )
 from preceptor.data.segmentation.named_splits import named_splits
 from preceptor.data.segmentation.split_files import apply_split
-from preceptor.data.segmentation.splits import cut_fold, cut_splits, require_whole_patients
+from preceptor.data.segmentation.splits import cut_fold, cut_labelled, cut_splits, require_whole_patients
 from preceptor.data.segmentation.table import FOLDER_NAMES, find_table, table_in
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import Reader, label_map
@@ -67,7 +67,8 @@ def read_volumes(
 
     The splits come from the first of these that is given: `split` or `split_file`, the split column of a table, `fold`,
     or a cut by patient. If there is no validation split, it is cut from training. Cases without a label map are
-    dropped; with `unlabelled`, those of the training split become the split `unlabelled`.
+    dropped; with `unlabelled`, they become the split `unlabelled`, but for those whose patient is validated or tested.
+    They do not change the splits of the others.
 
     Args:
         root: Folder of the cases, or a table of them.
@@ -117,14 +118,14 @@ def read_volumes(
     elif found.split_given:
         split_by = "given"
     elif fold is not None:
-        cases = cut_fold(cases, fold, folds, validation_fraction, seed)
+        cases = cut_labelled(cases, lambda these: cut_fold(these, fold, folds, validation_fraction, seed))
     else:
-        cases = cut_splits(cases, validation_fraction, test_fraction, seed)
+        cases = cut_labelled(cases, lambda these: cut_splits(these, validation_fraction, test_fraction, seed))
     if given is not None:
         require_whole_patients(cases, str(given))
         parts = {case.split for case in cases}
         if validation_fraction and "train" in parts and "validation" not in parts:
-            cases = cut_splits(cases, validation_fraction, 0, seed)
+            cases = cut_labelled(cases, lambda these: cut_splits(these, validation_fraction, 0, seed))
             found.notes.append(
                 f"{given.name} has no validation split: {validation_fraction:.0%} of the training cases form it."
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from preceptor.data.splits import cut, ordered
@@ -50,6 +50,17 @@ def cut_fold(cases: Sequence[Case], fold: int, folds: int, validation: float, se
         fold_sizes[fold_of[group]] += sizes[group]
     assigned = [replace(case, split="test") if fold_of[case.group] == fold else case for case in cases]
     return cut(assigned, "validation", validation / (1 - 1 / folds), seed) if validation else assigned
+
+
+def cut_labelled(cases: Sequence[Case], cut_these: Callable[[Sequence[Case]], list[Case]]) -> list[Case]:
+    """Cut the cases with a label map as if there were no others. Those join the split of their patient, if it has one.
+
+    Cases without a label map can only train. They must neither take the places of cases that are scored, nor change
+    which ones these are.
+    """
+    done = {case.id: case for case in cut_these([case for case in cases if case.mask is not None])}
+    split_of = {case.group: case.split for case in done.values()}
+    return [done.get(case.id) or replace(case, split=split_of.get(case.group, case.split)) for case in cases]
 
 
 def require_whole_patients(cases: Sequence[Case], place: str) -> None:
