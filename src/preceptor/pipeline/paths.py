@@ -16,9 +16,9 @@ def check_paths(recipe: BaseRecipe) -> None:
     if recipe.output_folder.exists() and not recipe.output_folder.is_dir():
         raise UserError(f"output={recipe.output_folder} is a file; choose another folder")
     check_data_paths(recipe.data)
-    for place in ("", "teacher.", "student."):
-        model = getattr(getattr(recipe, place.rstrip("."), None) if place else recipe, "model", None)
-        _check_exists(f"{place}model.init", getattr(model, "init", None))
+    sections = {"": recipe, "teacher.": getattr(recipe, "teacher", None), "student.": getattr(recipe, "student", None)}
+    for place, section in sections.items():
+        _check_exists(f"{place}model.init", getattr(getattr(section, "model", None), "init", None))
     _check_exists("method.teaching_run", getattr(recipe.method, "teaching_run", None))
     runs = getattr(recipe.method, "runs", None)
     for name, run in runs.items() if isinstance(runs, dict) else ():

@@ -27,7 +27,7 @@ from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.data import examples, held_out_batches, hold_out, read_cases
 from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
 from preceptor.segmentation.figures import write_figures
-from preceptor.segmentation.initial_weights import copy_weights
+from preceptor.segmentation.initial_weights import copy_weights, require_same_network
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.model_card import model_card
@@ -125,8 +125,14 @@ class SegmentationExperiment(Experiment):
 
     def new_network(self, seed: int) -> MultimodalUNet:
         """Return a new network; its weights depend on `seed` alone. Raises UserError for sizes that do not fit it."""
+        network = MultimodalUNet(self._network_config, seed=seed)
+        network.check_size(self.recipe.data.patch_size, "data.patch_size")
+        return network
+
+    @property
+    def _network_config(self) -> MultimodalUNetConfig:
         model = self.recipe.model
-        config = MultimodalUNetConfig(
+        return MultimodalUNetConfig(
             modalities=tuple(self.data.modalities),
             regions=tuple(self.data.regions),
             net=model.net,
@@ -136,14 +142,12 @@ class SegmentationExperiment(Experiment):
             norm_per_modality=model.norm_per_modality,
             arguments=model.arguments,
         )
-        network = MultimodalUNet(config, seed=seed)
-        network.check_size(self.recipe.data.patch_size, "data.patch_size")
-        return network
 
     def require_checkpoints(self) -> None:
         method, init = self.recipe.method, self.recipe.model.init
         if init:
-            self._start_from(self.new_network(0), Path(init))  # refuses another network
+            earlier = MultimodalUNet.load(model_folder(Path(init)))
+            require_same_network(self._network_config, earlier.config, f"model.init={init}")
         if "distilled" in self.recipe.stages:
             if method.needs_teacher("distilled") and method.teacher_runs():
                 self._teacher_network()
@@ -179,8 +183,9 @@ class SegmentationExperiment(Experiment):
                 f"method.full.features compares bottlenecks, and the teacher {folder} is another network "
                 f"({teacher.config.net} {list(teacher.config.channels)}); set it to 0"
             )
-        if recipe.method.starts_from_teacher:  # refuses another network
-            copy_weights(self.new_network(0), teacher, f"the teacher {folder} of method.initialise_from_teacher=true")
+        if recipe.method.starts_from_teacher:
+            what = f"the teacher {folder} of method.initialise_from_teacher=true"
+            require_same_network(self._network_config, teacher.config, what)
         return teacher
 
     def _teacher_runs(self) -> dict[str, Path]:

@@ -10,22 +10,27 @@ from preceptor.errors import UserError
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 
 
+def require_same_network(own: MultimodalUNetConfig, earlier: MultimodalUNetConfig, what: str) -> None:
+    """Raise UserError if two networks differ in more than their regions. `what` names the earlier one's setting."""
+    mine, its = own.to_dict(), earlier.to_dict()
+    different = [name for name in mine if name != "regions" and mine[name] != its[name]]
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{what} has another network, with {name}={its[name]}, and the recipe has {name}={mine[name]}; change the "
+            "recipe, or start without these weights"
+        )
+
+
 def copy_weights(network: MultimodalUNet, earlier: MultimodalUNet, what: str) -> list[str]:
     """Copy the weights of an earlier network, and return the regions whose outputs it has.
 
     The regions may differ: the outputs of the regions of both are copied by name, and the others keep their weights.
 
     Raises:
-        UserError: they are different networks. `what` names the setting and the earlier network in the message.
+        UserError: they are different networks (see `require_same_network`).
     """
-    own, its = (n.config.to_dict() for n in (network, earlier))
-    different = [name for name in own if name != "regions" and own[name] != its[name]]
-    if different:
-        name = different[0]
-        raise UserError(
-            f"{what} has another network, with {name}={its[name]}, and the recipe has {name}={own[name]}; change the "
-            "recipe, or start without these weights"
-        )
+    require_same_network(network.config, earlier.config, what)
     known = {region: row for row, region in enumerate(earlier.config.regions)}
     pairs = [(row, known[region]) for row, region in enumerate(network.config.regions) if region in known]
     rows, rows_of_earlier = ([pair[side] for pair in pairs] for side in (0, 1))
