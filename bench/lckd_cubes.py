@@ -76,8 +76,8 @@ ARMS: dict[str, list[str]] = {
     "baseline_9x": [BASELINE],
     "multi_3x": ["method.teachers=multi"],
     "multi_9x": ["method.teachers=multi"],
-    "baseline_sizes": [BASELINE, "method.dropping.kind=sizes"],
-    "baseline_published_dropping": [BASELINE, "method.dropping.kind=published"],
+    "baseline_sizes": [BASELINE, "method.modality_dropout.kind=sizes"],
+    "baseline_published_dropping": [BASELINE, "method.modality_dropout.kind=published"],
     "baseline_rate_1e-3": [BASELINE, "train.learning_rate=1.0e-3"],
     "baseline_rate_4e-3": [BASELINE, "train.learning_rate=4.0e-3"],
     "baseline_shared": [BASELINE, "model.encoder=shared"],
@@ -388,9 +388,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings += [*args.overrides, *lengths(1 / args.share, args.overrides)]
         shares = dedicated_shares(rows) if args.absent else {}
         arms = chosen_arms(args.arms, args.share, args.overrides, args.paired, shares)
-        # Of the settings of a method, other methods have the loss of the masks and the dropping of modalities.
+        # Of the settings of a method, other methods have the loss of the masks and modality dropout.
         general = [setting for setting in settings if not setting.startswith("method.")]
-        shared = [setting for setting in settings if setting.startswith(("method.loss.", "method.dropping."))]
+        shared = [setting for setting in settings if setting.startswith(("method.loss.", "method.modality_dropout."))]
         others = [name for name in args.arms if name in METHODS]
         for seed in args.seeds:
             train_arms(RECIPE, arms, settings, [seed], args.output)

@@ -89,7 +89,7 @@ TITLES = {
     "method.full": "Full-modality teacher",
     "method.pairs": "Weighted pairs of modalities",
     "method.importance": "Importance of the modalities",
-    "method.dropping": "Dropped modalities",
+    "method.modality_dropout": "Modality dropout",
     "method.election": "Election",
     "method.loss": "Segmentation loss",
     "method.guidance": "Guided positions",

@@ -16,6 +16,11 @@ from preceptor.tasks import TASKS, load_recipe
 def test_an_old_key_names_the_new_one() -> None:
     with pytest.raises(UserError, match=r"data\.split was renamed to data\.variant"):
         load_recipe("mhkd-vqa-rad", ["data.split=clean"])
+    old = ["train.average=0.9", "method.dropping.kind=none"]
+    with pytest.raises(
+        UserError, match=r"method\.dropping was renamed to .*; train\.average was renamed to train\.ema"
+    ):
+        load_recipe("lckd-demo", old)
 
 
 @pytest.mark.parametrize("stage", ["alone", "supervised"])

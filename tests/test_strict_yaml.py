@@ -73,7 +73,7 @@ def test_an_override_without_a_value_is_refused(override):
 
 
 def test_an_override_does_not_undo_another_one():
-    with pytest.raises(UserError, match=r"replaces that of data\.root"):
+    with pytest.raises(UserError, match=r"would overwrite the earlier override of data\.root"):
         load_recipe("mhkd-demo", ["data.root=x", "data={name: table}"])
 
 

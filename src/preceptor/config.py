@@ -105,13 +105,13 @@ class TrainConfig(Section):
     """Passes over the training rows; may be a fraction."""
     batch_size: Positive = 32
     """Samples per optimizer step, over all micro-batches and processes."""
-    accumulation: Positive = 1
+    gradient_accumulation_steps: Positive = 1
     """Micro-batches per optimizer step and process."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """`adamw`, or `sgd` with Nesterov momentum 0.99."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Highest learning rate, reached after the warm-up."""
-    pretrained_scale: Annotated[float, Field(ge=0)] = 0.1
+    pretrained_lr_scale: Annotated[float, Field(ge=0)] = 0.1
     """Factor on the learning rate of pretrained weights; 0 freezes them."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     """Weight decay of matrices; biases, norms and other vectors do not decay."""
@@ -128,7 +128,7 @@ class TrainConfig(Section):
     with the value that it has without a restart, as in the two phases of the published LCKD code."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Maximum norm of the gradient over all trained parameters; null: no clipping."""
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of an exponential moving average of the weights; above 0, the average is validated and kept."""
     select: Literal["best", "last"] = "best"
     """Weights to keep: those of the best validation, or those of the last step."""

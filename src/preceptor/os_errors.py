@@ -31,8 +31,8 @@ _NOT_WHOLE = (
     "some space and run the same command again, or choose another output folder"
 )
 _MEMORY = (
-    "there is not enough memory. Lower batch_size (and raise accumulation), the size of images or patches, or "
-    "data.workers, or use a machine with more memory"
+    "there is not enough memory. Lower batch_size (and raise gradient_accumulation_steps), the size of images or "
+    "patches, or data.workers, or use a machine with more memory"
 )
 _FILES = "too many files are open. Raise the limit with `ulimit -n`, or lower data.workers"
 _SHARED = "the shared memory (/dev/shm) is full. Set data.workers=0, or give the container more of it"

@@ -30,6 +30,17 @@ RENAMED_KEYS = {
     "method.inherit_words": "method.inherit_token_embeddings",
     "student.model.text.freeze_words": "student.model.text.freeze_token_embeddings",
     "teacher.model.text.freeze_words": "teacher.model.text.freeze_token_embeddings",
+    "method.dropping": "method.modality_dropout",
+    **{f"{role}.model.cut_off": f"{role}.model.max_length" for role in ("teacher", "student")},
+    **{
+        f"{section}.{old}": f"{section}.{new}"
+        for section in ("train", "teacher.train", "student.train")
+        for old, new in (
+            ("accumulation", "gradient_accumulation_steps"),
+            ("pretrained_scale", "pretrained_lr_scale"),
+            ("average", "ema_decay"),
+        )
+    },
 }
 """Old dotted key to new one. A recipe with an old key is refused, and the error names the new key."""
 
@@ -105,7 +116,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str], place: str) -
         key = override.partition("=")[0]
         inner = next((other for other in keys if other.startswith(f"{key}.")), None)
         if inner is not None:
-            raise UserError(f"override {override!r} replaces that of {inner}, which is given, too; put it first")
+            raise UserError(f"override {override!r} would overwrite the earlier override of {inner}; put it first")
         if key in keys:
             log.info("%s is given twice; the last value counts", key)
         keys.append(key)

@@ -194,7 +194,7 @@ class Task(nn.Module):
     student: nn.Module
     teacher: Teacher | None = None
     pretrained_parameters: frozenset[str] = frozenset()
-    """Names of parameters that did not start from scratch; they train with `train.pretrained_scale`."""
+    """Names of parameters that did not start from scratch; they train with `train.pretrained_lr_scale`."""
     learning_rates: Mapping[str, float] = {}
     """Learning rates of single parameters by name, instead of `train.learning_rate`. The schedule is the same."""
 

@@ -136,6 +136,11 @@ def test_predict_prints_one_answer_and_writes_those_of_a_table(run: Path, tmp_pa
 def test_cache_verification_finds_a_wrong_byte(run: Path, tmp_path):
     recipe = str(run.parent / "tiny.yaml")
     settings = [*QUICK, f"output={run}", f"method.teaching.cache={tmp_path / 'cache'}"]
+    code, _, err = call("cache", recipe, *settings, "--verify", "1")
+    assert code == 2
+    assert f"There is no teacher cache in {tmp_path / 'cache'}" in err, "a cache that is verified is not written first"
+    assert not (tmp_path / "cache").exists()
+    assert call("cache", recipe, *settings)[0] == 0
     code, out, err = call("cache", recipe, *settings, "--verify", "1", "--json")
     assert code == 0, err
     report = json.loads(out)

@@ -299,7 +299,7 @@ def test_no_table_of_all_tokens_and_words_is_ever_made():
         (lambda x: chunked_kl(*[x["hidden"], x["weight"]] * 2, temperature=0), "temperature 0 must be above 0"),
         (
             lambda x: topk_kl(x["hidden"], x["weight"], x["hidden"], x["targets"][:, None], x["targets"]),
-            r"cached words \(11, 6\), ids \(11, 1\)",
+            r"cached log-probabilities \(11, 6\), ids \(11, 1\)",
         ),
     ],
 )

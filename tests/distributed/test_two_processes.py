@@ -45,10 +45,10 @@ SETTINGS = {
         "student.train.epochs=2",
         "stages=[teacher,distilled]",
         "data.augment.views=2",
-        "student.train.accumulation=3",
+        "student.train.gradient_accumulation_steps=3",
     ],
-    # Dropout and the dropping of modalities draw anew for each process, so the curves are compared without them.
-    "segmentation": ["train.epochs=2", "method.dropping.kind=none"],
+    # Dropout and modality dropout draw anew for each process, so the curves are compared without them.
+    "segmentation": ["train.epochs=2", "method.modality_dropout.kind=none"],
     "grounding": ["stages=[teacher,baseline,clinkd]"],
 }
 COMPARED = {
@@ -125,7 +125,7 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path: Path, laun
     """This also shows that the launcher starts two processes: one would accept any batch."""
     refused = run(command(launcher, tmp_path, "odd", "teacher.train.batch_size=9"))
     assert refused.returncode != 0
-    assert "processes x accumulation = 2 x 1" in refused.stderr, refused.stderr[-3000:]
+    assert "processes x gradient_accumulation_steps = 2 x 1" in refused.stderr, refused.stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ VARIANTS = {
     "clinkd": ["data.workers=0"],  # across pseudo-labels and rounds of reflection
     "plain": [],
     "workers": ["data.workers=2"],
-    "accumulation": ["teacher.train.accumulation=3"],
+    "accumulation": ["teacher.train.gradient_accumulation_steps=3"],
     "distilled": [
         "stages=[teacher,baseline,distilled]",
         "data.augment.views=2",

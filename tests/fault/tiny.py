@@ -28,7 +28,7 @@ teacher: &model
     layers: 2
     heads: 2
     dropout: 0.2
-  train: {epochs: 4, batch_size: 12, learning_rate: 2.0e-3, average: 0.9, evaluate_every: 1, checkpoint_every: 0.4,
+  train: {epochs: 4, batch_size: 12, learning_rate: 2.0e-3, ema_decay: 0.9, evaluate_every: 1, checkpoint_every: 0.4,
           log_every: 1, precision: fp32}
 student: *model
 report: {questions: 2, latency_questions: 2}
@@ -43,7 +43,7 @@ data:
   patch_size: [16, 16, 16]
   phantom: {train: 6, validation: 2, test: 1, size: 32, seed: 1, missing: 0.2}
 model: {channels: [4, 4, 8]}
-train: {epochs: 5, batch_size: 2, learning_rate: 2.0e-3, average: 0.9, evaluate_every: 2, checkpoint_every: 0.4,
+train: {epochs: 5, batch_size: 2, learning_rate: 2.0e-3, ema_decay: 0.9, evaluate_every: 2, checkpoint_every: 0.4,
         log_every: 1, precision: fp32}
 method: {name: lckd, teachers: per_task, cross_modal: {levels: all}, election: {every: 1, cases: 2}}
 evaluation: {overlap: 0, validation_overlap: 0}
@@ -66,10 +66,10 @@ data:
 teacher: &run
   model: {max_pixels: 3136, new: {vocabulary_size: 300}}
   train: &train {epochs: 10, batch_size: 8, learning_rate: 3.0e-3, evaluate_every: 5, checkpoint_every: 1, log_every: 1,
-                 select: last, precision: fp32, pretrained_scale: 1.0}
+                 select: last, precision: fp32, pretrained_lr_scale: 1.0}
 student:
   <<: *run
-  train: {<<: *train, epochs: 8, average: 0.9}
+  train: {<<: *train, epochs: 8, ema_decay: 0.9}
 method:
   name: clinkd
   guidance: {kind: clip, gap: 1.5, learnable: true}

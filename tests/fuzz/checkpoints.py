@@ -23,7 +23,7 @@ from tests.fuzz.outcome import attempt, require
 from tests.fuzz.target import Target
 from tests.training.test_loop import Rows, Toy, config, job_of
 
-SETTINGS = {"epochs": 2, "average": 0.9, "checkpoint_every": 0.5, "keep_checkpoints": 5, "select": "last"}
+SETTINGS = {"epochs": 2, "ema_decay": 0.9, "checkpoint_every": 0.5, "keep_checkpoints": 5, "select": "last"}
 STEPS = 4
 
 

@@ -38,7 +38,7 @@ def test_wrong_settings(wrong):
         Curriculum(**wrong)
 
 
-def test_sureness_by_hand():
+def test_confidence_and_margin_by_hand():
     logits = torch.log(torch.tensor([[[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.1, 0.1, 0.8]], [[0.6, 0.3, 0.1]] * 3]))
     mask = torch.tensor([[True, True, False], [False, False, False]])
     confidence, margin = confidence_and_margin(logits, mask)

@@ -209,12 +209,12 @@ def test_a_placeholder_as_padding_is_no_image(tokenizer: Any):
         tokenizer.pad_token = kept
 
 
-def test_a_row_longer_than_the_cut_off_is_refused_whole(tokenizer: Any, pictures: list[Path]):
+def test_a_row_longer_than_the_maximum_is_refused_whole(tokenizer: Any, pictures: list[Path]):
     row = dialogue(*TURNS[:1], images=(pictures[2],))
     length = len(encoder(tokenizer).encode(row).input_ids)
-    assert len(encoder(tokenizer, cut_off=length).encode(row).input_ids) == length
+    assert len(encoder(tokenizer, max_length=length).encode(row).input_ids) == length
     with pytest.raises(LongDialogue, match=rf"has {length} tokens \(7 of them for images\)") as caught:
-        encoder(tokenizer, cut_off=length - 1).encode(row)
+        encoder(tokenizer, max_length=length - 1).encode(row)
     assert caught.value.tokens == length
 
 
@@ -227,8 +227,8 @@ def test_an_encoder_works_in_a_loaders_process(tokenizer: Any, pictures: list[Pa
     assert batch.keys() == want.keys()
     assert all(torch.equal(batch[name], value) for name, value in want.items())
     assert batch["modalities"].tolist() == [[1, 0, 0, 0, 0, 0, 0, 0]] * 3
-    coder.cut_off = 5
-    with pytest.raises(LongDialogue, match="more than the cut-off of 5"):
+    coder.max_length = 5
+    with pytest.raises(LongDialogue, match="more than the maximum of 5"):
         list(DataLoader(rows, num_workers=1, collate_fn=Encode(coder)))  # type: ignore[arg-type]
 
 

@@ -31,7 +31,7 @@ def vlm(folder) -> GroundedVlm:
     return GroundedVlm.load(folder)
 
 
-def test_answers_are_the_models_with_its_sureness(vlm, tmp_path):
+def test_answers_are_the_models_with_their_confidence(vlm, tmp_path):
     """Confidence and margin against a forward pass over the answer, without a cache and without a batch."""
     whole = data(tmp_path / "images", 2, 2)
     teach(tmp_path / "store", whole, whole.samples, LocalTeacher(vlm, max_tokens=6, batch_size=3))
@@ -92,7 +92,7 @@ def test_an_interrupted_run_ends_with_the_answers_of_an_undisturbed_one(vlm, tmp
 
 
 def test_long_dialogues_are_counted_and_do_not_stop_others(folder, tmp_path):
-    vlm = GroundedVlm.load(folder, cut_off=40)
+    vlm = GroundedVlm.load(folder, max_length=40)
     whole = data(tmp_path / "images", 1, 3)
     long = ("word " * 200, "truth")
     whole.samples[1] = type(whole.samples[1])(**{**vars(whole.samples[1]), "turns": (long,)})

@@ -47,7 +47,7 @@ def test_the_longest_dialogue_of_a_micro_batch_counts(vlm):
     found = estimate_memory(recipe, recipe.student, vlm.config, vlm.encoder, rows)
     tokens = len(vlm.encoder.encode(rows[1]).input_ids)
     assert found == memory_estimate(vlm.config, tokens=8 * tokens, dtype=torch.float32)
-    recipe.student.train.accumulation = 4
+    recipe.student.train.gradient_accumulation_steps = 4
     assert estimate_memory(recipe, recipe.student, vlm.config, vlm.encoder, rows) == memory_estimate(
         vlm.config, tokens=2 * tokens, dtype=torch.float32
     )
@@ -163,7 +163,7 @@ def test_recipes_for_med_grit_have_the_settings_of_the_published_code(name):
     assert recipe.stages == ("teacher", "baseline", "guided", "distilled", "clinkd")
     for run, size in ((recipe.teacher, "7B"), (recipe.student, "2B")):
         assert f"Qwen2-VL-{size}" in str(run.model.source)
-        assert run.model.cut_off == 2048
+        assert run.model.max_length == 2048
         assert run.model.gradient_checkpointing
         assert (run.train.epochs, run.train.schedule, run.train.precision) == (3, "cosine", "bf16")
     labels = recipe.method.pseudo_labels

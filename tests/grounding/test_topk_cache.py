@@ -154,7 +154,7 @@ def test_what_was_written_for_something_else_is_refused_by_name(vlm, tmp_path):
         ({"teacher": "0" * 64}, "teacher: cached .*, wanted 0000"),
         ({"tokenizer": "0" * 64}, "tokenizer: cached .*, wanted 0000"),
         ({"data": "0" * 64}, "data: cached dddd.*, wanted 0000"),
-        ({"preprocessing": {"cut_off": 7}}, "preprocessing.cut_off: cached 2048, wanted 7"),
+        ({"preprocessing": {"max_length": 7}}, "preprocessing.max_length: cached 2048, wanted 7"),
     ]:
         with pytest.raises(UserError, match=said):
             TopKCache.open(tmp_path / "cache", replace(right, **change))

@@ -93,7 +93,7 @@ def test_the_intraclass_correlation_is_that_of_all_pairs(values: list[int], expe
 
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_real_comparisons_have_the_expected_width_and_their_estimates_lie_within_it(seeds: int) -> None:
-    """Right and wrong answers: the width is foretold from 2,000 validation questions, and 150 tests are drawn."""
+    """Right and wrong answers: the width is predicted from 2,000 validation questions, and 150 tests are drawn."""
     rng = np.random.default_rng(seeds)
     n = 300
 
@@ -131,15 +131,15 @@ def document(lead: float, half_width: float | None, seeds: int = 5) -> dict[str,
 
 def test_the_verdict_is_one_sentence_with_the_numbers() -> None:
     assert verdict(document(0.018, 0.023)) == (
-        "The teacher leads by 1.8 points; with 451 questions and 5 seeds a difference below 2.3 points cannot be told "
-        "from 0, so not even a student that equals its teacher could be told from the baseline."
+        "The teacher leads by 1.8 points; with 451 questions and 5 seeds a difference below 2.3 points cannot be "
+        "distinguished from 0, so not even a student that equals its teacher could be distinguished from the baseline."
     )
     assert verdict(document(0.069, 0.0173, 1)).endswith(
-        "with 451 questions and 1 seed a difference below 1.7 points cannot be told from 0, so a student must take "
-        "over more than 25 % of this lead to show a gain."
+        "with 451 questions and 1 seed a difference below 1.7 points cannot be distinguished from 0, so a "
+        "student must take over more than 25 % of this lead to show a gain."
     )
     assert "does not lead the student (-0.5 points on 200 validation questions)" in verdict(document(-0.005, 0.02))
-    assert "no gain shows" in verdict(document(0.1, None))
+    assert "no gain can be detected" in verdict(document(0.1, None))
 
 
 @pytest.mark.parametrize("recipe", ["lckd-demo", "clinkd-demo"])

@@ -114,9 +114,9 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, content: st
 @pytest.mark.parametrize(
     ("weights", "options", "message"),
     [
-        ("f" * 64, {"top": 3}, "by the model '0123456789abcdef', and this call has 'ffffffffffffffff'"),
-        ("0123456789abcdef" * 4, {"top": 5}, "by the options 'top=3', and this call has 'top=5'"),
-        ("0123456789abcdef" * 4, {"top": 3, "post": True}, "this call has 'top=3, post'"),
+        ("f" * 64, {"top": 3}, "by the model '0123456789abcdef', and this call uses 'ffffffffffffffff'"),
+        ("0123456789abcdef" * 4, {"top": 5}, "by the options 'top=3', and this call uses 'top=5'"),
+        ("0123456789abcdef" * 4, {"top": 3, "post": True}, "this call uses 'top=3, post'"),
     ],
 )
 def test_predictions_of_another_model_or_other_options_are_refused(

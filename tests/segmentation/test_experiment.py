@@ -167,7 +167,7 @@ def test_contrasts_that_occur_without_masks_alone_are_taught_by_the_elected_ones
         "model.encoder=separate",
         "train.weight_decay=0",
         "train.select=last",
-        "train.average=0",
+        "train.ema_decay=0",
         "train.learning_rate=1.0e-2",
         "train.epochs=20",
         "train.evaluate_every=10",

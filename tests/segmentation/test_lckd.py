@@ -14,7 +14,7 @@ from preceptor.segmentation.kd import KdConfig
 from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.losses import bce_loss, binary_kl, dice_loss, mean_available
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
-from preceptor.segmentation.settings import DroppingConfig
+from preceptor.segmentation.settings import ModalityDropoutConfig
 from preceptor.segmentation.task import SegmentationTask
 from preceptor.segmentation.teachers import full_modality_teacher
 from preceptor.task import Batch
@@ -51,7 +51,7 @@ def task(student: MultimodalUNet, asked: list | None = None, **method) -> Segmen
             asked.append(len(asked))
         return SCORES
 
-    config = LckdConfig.model_validate({"name": "lckd", "dropping": ALL, **method})
+    config = LckdConfig.model_validate({"name": "lckd", "modality_dropout": ALL, **method})
     return config.build_task(student, stage="distilled", votes=votes, steps_per_epoch=0.6)  # 5 epochs: 3 steps
 
 
@@ -148,7 +148,12 @@ def test_a_full_teacher_is_not_trained_and_teaches_nothing_to_its_equal():
     student = network()
     full = copy.deepcopy(student)
     config = LckdConfig.model_validate(
-        {"name": "lckd", "dropping": ALL, "cross_modal": {"weight": 0}, "full": {"weight": 2.0, "features": 0.5}}
+        {
+            "name": "lckd",
+            "modality_dropout": ALL,
+            "cross_modal": {"weight": 0},
+            "full": {"weight": 2.0, "features": 0.5},
+        }
     )
     t = config.build_task(student, stage="distilled", teacher=full)
     b = batch()
@@ -166,7 +171,7 @@ def test_a_full_teacher_is_not_trained_and_teaches_nothing_to_its_equal():
 def test_what_the_full_teacher_segments_stands_in_for_masks_that_are_unknown():
     student, full = network(), network(seed=1).eval()
     config = LckdConfig.model_validate(
-        {"name": "lckd", "dropping": ALL, "cross_modal": {"weight": 0}, "full": {"weight": 1.0}}
+        {"name": "lckd", "modality_dropout": ALL, "cross_modal": {"weight": 0}, "full": {"weight": 1.0}}
     )
     b = batch()
     known = b["masks"].clone()
@@ -203,7 +208,7 @@ def test_mean_of_what_is_available():
 
 def test_plain_distillation_adds_the_kl_of_every_voxel_to_the_loss_of_the_masks():
     student, full = network().eval(), network(seed=1).eval()
-    method = KdConfig.model_validate({"dropping": ALL, "output": {"weight": 0.7, "temperature": 3.0}})
+    method = KdConfig.model_validate({"modality_dropout": ALL, "output": {"weight": 0.7, "temperature": 3.0}})
     t = method.build_task(student, stage="distilled", teacher=full)
     b = batch()
     loss = t(b)
@@ -238,8 +243,10 @@ def test_an_own_term_taps_modules_of_both_networks():
 
     student, full = network(), network(seed=1)
     teacher = full_modality_teacher(full, ["decoder.head"])
-    dropping = DroppingConfig(kind="none")
-    task = SegmentationTask(student, [Stems()], dropping=dropping, teacher=teacher, teacher_config=full.config)
+    modality_dropout = ModalityDropoutConfig(kind="none")
+    task = SegmentationTask(
+        student, [Stems()], modality_dropout=modality_dropout, teacher=teacher, teacher_config=full.config
+    )
     task(batch()).sums["stems"].backward()
     assert task.terms[0].projector.weight.grad.abs().sum() > 0
     assert next(student.parameters()).grad.abs().sum() > 0

@@ -50,7 +50,7 @@ def test_absent_features_are_not_read():
 
 
 def task(student, held_out, **settings):
-    config = MetaKdConfig.model_validate({"dropping": ALL, **settings})
+    config = MetaKdConfig.model_validate({"modality_dropout": ALL, **settings})
     return config.build_task(student, stage="distilled", held_out=held_out, steps_per_epoch=2.0)
 
 

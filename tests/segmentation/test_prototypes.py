@@ -142,7 +142,7 @@ def test_the_term_compares_the_last_maps_of_the_decoder(net, teacher):
 def test_a_trained_teacher_may_be_wider_and_is_not_trained():
     config = MultimodalUNetConfig(MODALITIES, REGIONS, channels=(8, 8, 8))
     full, student, b = MultimodalUNet(config, seed=1).eval(), network(), batch()
-    loss = task(student, full, dropping=ALL)(b)
+    loss = task(student, full, modality_dropout=ALL)(b)
     want = prototype_loss(*(maps(n, b["images"], b["available"]) for n in (student, full)), b["masks"]).sum()
     torch.testing.assert_close(loss.sums["prototypes"], want, rtol=1e-4, atol=1e-6)
     loss.sums["prototypes"].backward()

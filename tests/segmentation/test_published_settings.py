@@ -63,8 +63,11 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "method.cross_modal.levels": ("bottleneck", "Distillation: between 256-channel ASPP outputs before fill-in"),
     "method.cross_modal.students": ("all", "Distillation: each available s (also t itself, and other teachers)"),
     "method.cross_modal.pairs": ("sum", "Distillation: sum of L1(stop_gradient(f_t), f_s)"),
-    "method.dropping.kind": ("published", "Missing: k = randint(1,3) per batch, a uniform subset of size k"),
-    "method.dropping.start": (0.69565, "Optimisation: stage 1 with all modalities, 80,000 of 115,000 iterations"),
+    "method.modality_dropout.kind": ("published", "Missing: k = randint(1,3) per batch, a uniform subset of size k"),
+    "method.modality_dropout.start": (
+        0.69565,
+        "Optimisation: stage 1 with all modalities, 80,000 of 115,000 iterations",
+    ),
     "method.election.every": (50.251, "Election: every 5,000 iterations"),
     "method.election.initial": ("flair", "Election: until the first election the teacher is flair"),
     "method.election.first": (1, "Election: also after the first iteration"),
@@ -84,8 +87,8 @@ SETTINGS: dict[str, tuple[Any, str]] = {
 DEFAULTS: dict[str, tuple[Any, str]] = {
     "data.train_share": (1.0, "Data: all training cases have masks"),
     "data.spacing": (None, "Data: the grid of the files"),
-    "train.accumulation": (1, "train.py: a step for every batch"),
-    "train.average": (0.0, "train.py: no average of weights"),
+    "train.gradient_accumulation_steps": (1, "train.py: a step for every batch"),
+    "train.ema_decay": (0.0, "train.py: no average of weights"),
     "method.losses": ([], "Loss: Dice + BCE + 0.1 distillation"),
     "method.cross_modal.start": (0.0, "Distillation: from step 0"),
     "method.cross_modal.ramp": (0.0, "Distillation: from step 0"),
@@ -93,7 +96,7 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "method.cross_modal.normalise": (False, "Distillation: L1 of the ASPP outputs themselves"),
     "method.cross_modal.projector": (False, "Distillation: L1 of the ASPP outputs themselves"),
     "method.full.weight": (0.0, "no teacher beside the elected modalities"),
-    "method.dropping.ramp": (0.0, "Missing: every batch of stage 2 is drawn anew"),
+    "method.modality_dropout.ramp": (0.0, "Missing: every batch of stage 2 is drawn anew"),
     "method.election.cases": (None, "Election: all cases of the list vote"),
 }
 

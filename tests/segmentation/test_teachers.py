@@ -58,7 +58,7 @@ def test_the_student_learns_from_its_own_prediction_from_all_modalities():
 
 
 def test_a_student_that_sees_everything_has_nothing_to_learn_from_itself():
-    loss = kd(network(), teacher="self", dropping=ALL)(batch())
+    loss = kd(network(), teacher="self", modality_dropout=ALL)(batch())
     assert float(loss.sums["output"].detach()) == pytest.approx(0, abs=1e-7)
 
 
@@ -100,7 +100,7 @@ def test_the_mean_teacher_is_the_moving_average_of_the_student():
 @pytest.mark.parametrize("teacher", ["self", "ema"])
 def test_cases_without_masks_learn_from_the_logits_alone(teacher):
     student, b = network(), batch(rows=3)
-    task = kd(student, teacher=teacher, dropping=ALL)
+    task = kd(student, teacher=teacher, modality_dropout=ALL)
     whole = task(b)
     b.tensors["labelled"] = torch.tensor([True, False, True])
     loss = task(b)
@@ -112,7 +112,7 @@ def test_cases_without_masks_learn_from_the_logits_alone(teacher):
 def test_a_teacher_of_some_modalities_is_given_those_alone():
     """It draws the masks of cases that have other modalities too."""
     student, own, b = network(), single("", 1, ("t1ce", "flair")), batch(rows=3)
-    method = KdConfig.model_validate({"dropping": ALL})
+    method = KdConfig.model_validate({"modality_dropout": ALL})
     teacher = method.combine_teachers({"method.teaching_run": own}, MODALITIES)
     task = method.build_task(student, stage="distilled", teacher=teacher)
     b.tensors["labelled"] = torch.tensor([True, True, False])

@@ -100,7 +100,7 @@ def curve(folder: Path) -> list[float]:
 
 def test_accumulation_weighs_units_and_not_micro_batches(tmp_path):
     for name, accumulation in (("one", 1), ("three", 3)):
-        fit(Toy(), job_of(tmp_path / name, Rows()), config(accumulation=accumulation))
+        fit(Toy(), job_of(tmp_path / name, Rows()), config(gradient_accumulation_steps=accumulation))
     assert curve(tmp_path / "one") == pytest.approx(curve(tmp_path / "three"), rel=1e-5)
     # What the defect would have given: the mean of the micro-batches' own means differs at the first step.
     task, batch = Toy(), next(iter(Rows().loader([[(i, 0) for i in range(12)]])))
@@ -191,7 +191,7 @@ def test_clipping_covers_the_projectors(tmp_path):
 def test_only_weights_of_maps_decay_and_pretrained_ones_go_slower():
     task = Toy()
     task.pretrained_parameters = {"student.0.weight"}
-    optimizer, names = make_optimizer(task, config(pretrained_scale=0.1, weight_decay=0.3))
+    optimizer, names = make_optimizer(task, config(pretrained_lr_scale=0.1, weight_decay=0.3))
     found = {}
     place = iter(names)
     for group in optimizer.param_groups:
@@ -204,7 +204,7 @@ def test_only_weights_of_maps_decay_and_pretrained_ones_go_slower():
 
 
 def test_ctrl_c_saves_and_the_next_run_ends_byte_equal(tmp_path):
-    settings = config(checkpoint_every=100, average=0.9)
+    settings = config(checkpoint_every=100, ema_decay=0.9)
 
     class Stopping(Toy):
         def after_step(self, step: int) -> None:

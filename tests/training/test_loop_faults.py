@@ -135,7 +135,7 @@ def test_too_many_skipped_rows_stop_the_run(tmp_path):
 
 
 def test_a_micro_batch_of_skipped_rows_alone_is_passed(tmp_path):
-    settings = config(batch_size=6, accumulation=6)
+    settings = config(batch_size=6, gradient_accumulation_steps=6)
     state = fit(Mean(), Numbers(skipped={3}).job(tmp_path, skip_limit=0.1), settings)
     assert state.finished
 
@@ -178,8 +178,10 @@ def test_parts_that_come_in_eval_mode_train(tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_out_names_the_setting(tmp_path):
-    with pytest.raises(UserError, match=r"train\.batch_size 6 must be a multiple of processes x accumulation = 1 x 4"):
-        fit(Mean(), Numbers().job(tmp_path), config(accumulation=4))
+    with pytest.raises(
+        UserError, match=r"train\.batch_size 6 must be a multiple of processes x gradient_accumulation_steps = 1 x 4"
+    ):
+        fit(Mean(), Numbers().job(tmp_path), config(gradient_accumulation_steps=4))
 
 
 INTERRUPTED = """

@@ -56,7 +56,7 @@ def test_epochs_and_seeds_differ():
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
-    with pytest.raises(ValueError, match="multiple of processes x accumulation = 2 x 3"):
+    with pytest.raises(ValueError, match="multiple of processes x gradient_accumulation_steps = 2 x 3"):
         StepBatches(10, batch_size=8, accumulation=3, steps=1, world=2)
 
 

@@ -34,25 +34,27 @@ def doctor(
     teacher: Annotated[
         Path | None,
         options.existing(
-            "RUN", "VQA: estimate on validation data what this teacher can give to a student.", file=False
+            "RUN", "VQA: estimate on validation data how much a student can gain from this teacher.", file=False
         ),
     ] = None,
     student: Annotated[
         list[Path] | None,
         options.existing(
-            "RUN", "Finished baseline. Repeat it for several seeds. Default: two are trained briefly.", file=False
+            "RUN",
+            "Finished baseline. Repeat it for several seeds. Default: two are trained for a fraction of the epochs.",
+            file=False,
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="With --teacher: number of seeds planned.")] = 1,
     budget: Annotated[
-        float, typer.Option(metavar="SHARE", help="With --teacher: share of the epochs to train the brief students.")
+        float, typer.Option(metavar="SHARE", help="With --teacher: fraction of the epochs for these baselines.")
     ] = 0.1,
     as_json: options.Json = False,
 ) -> None:
     """Check data before training.
 
     It looks for unreadable files, empty texts, repeated ids and leaks between splits. The exit code is 1 if a finding
-    is an error. With --teacher, it also estimates whether distillation can pay.
+    is an error. With --teacher, it also estimates whether distillation is likely to help.
     """
     log_to_stderr()
     document = api.check(data, overrides or [], teacher=teacher, students=student or [], seeds=seeds, budget=budget)

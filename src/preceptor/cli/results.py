@@ -49,7 +49,7 @@ def score(
     ] = None,
     box_format: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Format of the boxes in answers, such as qwen2.5-vl. Default: found out."),
+        typer.Option(metavar="NAME", help="Format of the boxes in answers, such as qwen2.5-vl. Default: detected."),
     ] = None,
     output: Annotated[
         Path | None, options.output_file("Write the score of each prediction to this JSONL file.")

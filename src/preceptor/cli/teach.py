@@ -71,15 +71,13 @@ def teach(
     system_prompt: Annotated[str, typer.Option(metavar="TEXT", help="System prompt of each dialogue.")] = "",
     data_box_format: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", help="How your own file writes boxes (data.box_format). Default: as its texts show."
-        ),
+        typer.Option(metavar="NAME", help="Format of the boxes in your own file (data.box_format). Default: detected."),
     ] = "auto",
     box_format: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How the teacher writes boxes, such as qwen2.5-vl or gemma. Default: measured on known boxes.",
+            help="Format of the teacher's boxes, such as qwen2.5-vl or gemma. Default: measured on known boxes.",
         ),
     ] = None,
     measure: Annotated[

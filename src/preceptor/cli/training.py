@@ -30,8 +30,8 @@ def demo(
 ) -> None:
     """Train with and without distillation on generated data.
 
-    The models are compared. It takes a few minutes on two CPU cores. mhkd answers questions about images, lckd
-    segments volumes, clinkd answers questions with boxes.
+    The models are compared. On two CPU cores, mhkd and lckd take a few minutes and clinkd takes up to half an hour.
+    mhkd answers questions about images, lckd segments volumes, clinkd answers questions with boxes.
     """
     overrides = [f"output={output}"] if output else []
     _train(f"{method}-demo", overrides, None, as_json)

@@ -59,6 +59,11 @@ class Dataset(Generic[SampleT]):
     leaking: bool = False
     findings: list[Finding] = field(default_factory=list)
 
+    def add_note(self, note: str) -> None:
+        """Add a note, unless it is there from an earlier stage."""
+        if note not in self.notes:
+            self.notes.append(note)
+
     def split(self, split: Split) -> list[SampleT]:
         """Return the samples of one split, in order."""
         return [sample for sample in self.samples if sample.split == split]

@@ -211,25 +211,25 @@ def _divergence(
             return kl_C, logits_CV
 
         return dense
-    log_p_TK, ids_TK, log_rest_T = teacher.log_probabilities_TK.detach(), teacher.ids_TK, teacher.log_tail_T.detach()
-    if log_p_TK.shape != ids_TK.shape or log_p_TK.shape[:1] != (tokens,) or log_rest_T.shape != (tokens,):
-        shapes = [tuple(one.shape) for one in (log_p_TK, ids_TK, log_rest_T)]
+    log_p_TK, ids_TK, log_tail_T = teacher.log_probabilities_TK.detach(), teacher.ids_TK, teacher.log_tail_T.detach()
+    if log_p_TK.shape != ids_TK.shape or log_p_TK.shape[:1] != (tokens,) or log_tail_T.shape != (tokens,):
+        shapes = [tuple(one.shape) for one in (log_p_TK, ids_TK, log_tail_T)]
         raise UserError(
-            f"cached words {shapes[0]}, ids {shapes[1]} and rests {shapes[2]} do not fit {tokens} tokens; "
-            "give (T, K), (T, K) and (T,)"
+            f"cached log-probabilities {shapes[0]}, ids {shapes[1]} and tails {shapes[2]} do not match {tokens} "
+            "tokens; give (T, K), (T, K) and (T,)"
         )
 
     def cached(logits_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        ids_CK, log_p_CK, log_rest_C = ids_TK[rows].long(), log_p_TK[rows].to(logits_CV), log_rest_T[rows].to(logits_CV)
+        ids_CK, log_p_CK, log_tail_C = ids_TK[rows].long(), log_p_TK[rows].to(logits_CV), log_tail_T[rows].to(logits_CV)
         student_CV = logits_CV.div_(temperature)
         student_CV -= student_CV.logsumexp(dim=-1, keepdim=True)
         log_q_CK = student_CV.gather(1, ids_CK)
         # 1 minus the sum of the others would lose a small remainder to rounding.
         log_left_C = student_CV.scatter_(1, ids_CK, -torch.inf).logsumexp(dim=-1)
-        p_CK, rest_C = log_p_CK.exp(), log_rest_C.exp()
+        p_CK, rest_C = log_p_CK.exp(), log_tail_C.exp()
         zero = rest_C.new_zeros(())
         kl_C = torch.where(p_CK > 0, p_CK * (log_p_CK - log_q_CK), zero).sum(dim=1)
-        kl_C += torch.where(rest_C > 0, rest_C * (log_rest_C - log_left_C), zero)
+        kl_C += torch.where(rest_C > 0, rest_C * (log_tail_C - log_left_C), zero)
         # The gradient of the remainder is distributed in proportion to the student's probabilities within it:
         # q_j / q_rest (q_rest - p_rest). The ratio is computed from logarithms, because q_rest underflows if the
         # student is sure. With K = V there is no remainder, and scatter replaces every entry.

@@ -78,7 +78,7 @@ class BoxSettings:
             known = f"only {len(self.measured)}" if self.measured else "none"
             raise UserError(
                 f"some questions ask for boxes, and {known} of the training questions have known boxes, so that the "
-                "teacher's way to write boxes cannot be measured: name it with --box-format, one of "
+                "teacher's box format cannot be measured: name it with --box-format, one of "
                 f"{', '.join(BOX_FORMATS)}"
             )
 
@@ -91,7 +91,7 @@ class BoxSettings:
         if len(answers) < FEWEST:
             raise UserError(
                 f"the teacher answered {len(answers)} of {len(self.measured)} questions with known boxes, too few to "
-                "measure its way to write boxes; look at the log of the server, then run the same command again"
+                "measure its box format; look at the log of the server, then run the same command again"
             )
         sizes = [self.size_sent(dialogue.images[0]) if dialogue.images else None for dialogue, *_ in answers]
         found = measure_format(
@@ -114,7 +114,7 @@ class BoxSettings:
         best = _clearest(found, [text for _, text, _ in answers])
         if best is None:
             raise UserError(
-                f"the teacher's way to write boxes is not clear: {_listed(found)}, measured on {found.answers} "
+                f"the teacher's box format is not clear: {_listed(found)}, measured on {found.answers} "
                 "questions; name it with --box-format, or ask more questions with --measure"
             )
         return BoxConvention(best, dict(found.mean_iou), found.answers, self)

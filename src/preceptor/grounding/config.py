@@ -136,7 +136,7 @@ class VlmConfig(Section):
     lora: LoraConfig = LoraConfig()
     max_pixels: Positive = 448 * 448
     """Images with more pixels are shrunk."""
-    cut_off: Positive = 2048
+    max_length: Positive = 2048
     """Largest number of tokens of a dialogue, including those of its images. A longer dialogue is an error."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them."""
@@ -144,7 +144,9 @@ class VlmConfig(Section):
 
 class VlmRunConfig(Section):
     model: VlmConfig = VlmConfig()
-    train: TrainConfig = TrainConfig(learning_rate=5e-5, epochs=3, batch_size=32, select="last", pretrained_scale=1.0)
+    train: TrainConfig = TrainConfig(
+        learning_rate=5e-5, epochs=3, batch_size=32, select="last", pretrained_lr_scale=1.0
+    )
 
 
 Method = Annotated[ClinkdConfig, WrapValidator(partial(choose_method, default="clinkd", base=ClinkdConfig))]

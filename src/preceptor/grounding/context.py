@@ -118,7 +118,7 @@ class RunContext:
                 guidance=guidance,
                 max_pixels=config.max_pixels,
                 lora=LoraSettings(config.lora.rank, config.lora.alpha, config.lora.dropout),
-                cut_off=config.cut_off,
+                max_length=config.max_length,
                 dtype=torch.bfloat16 if half else torch.float32,
                 box_format=None if config.box_format == "auto" else config.box_format,
                 allow_downloads=self.recipe.allow_downloads,

@@ -78,7 +78,7 @@ class DialogueEncoder:
         tokenizer: Tokenizer with a chat template that places images.
         image_processor: Qwen2VLImageProcessor of transformers.
         image_token_id: Id of the placeholder ``<|image_pad|>``.
-        cut_off: Largest number of tokens of a dialogue, including its images.
+        max_length: Largest number of tokens of a dialogue, including its images.
         modality_rows: Modality probabilities for guidance `clip`.
         max_image_bytes: Largest accepted image file (see `data.images.load_image`).
         max_image_pixels: Largest accepted number of pixels.
@@ -91,14 +91,14 @@ class DialogueEncoder:
         image_processor: Any,
         image_token_id: int,
         *,
-        cut_off: int = 2048,
+        max_length: int = 2048,
         modality_rows: ModalityRows | None = None,
         max_image_bytes: int = MAX_BYTES,
         max_image_pixels: int = MAX_PIXELS,
         box_format: str = CANONICAL,
     ) -> None:
         self.tokenizer, self.image_processor, self.image_token_id = tokenizer, image_processor, image_token_id
-        self.cut_off, self.modality_rows, self.box_format = cut_off, modality_rows, box_format
+        self.max_length, self.modality_rows, self.box_format = max_length, modality_rows, box_format
         self.max_image_bytes, self.max_image_pixels = max_image_bytes, max_image_pixels
         self._read: dict[tuple[Path, ...], tuple[Tensor, Tensor]] = {}
         self._bytes = 0
@@ -129,11 +129,11 @@ class DialogueEncoder:
                 labels += [token if answer else IGNORED] * repeats
         if next(counts, 0):
             raise self._misplaced(dialogue)
-        if len(ids) > self.cut_off:
+        if len(ids) > self.max_length:
             images = ids.count(self.image_token_id)
             raise LongDialogue(
                 f"dialogue {dialogue.id!r} has {len(ids)} tokens ({images} of them for images), more than the "
-                f"cut-off of {self.cut_off}; raise cut_off, lower max_pixels, or remove the dialogue",
+                f"maximum of {self.max_length}; raise max_length, lower max_pixels, or remove the dialogue",
                 len(ids),
             )
         rows = self.modality_rows(dialogue) if self.modality_rows and grids is not None else None

@@ -365,7 +365,7 @@ class GroundingExperiment(Experiment):
         vlm = GroundedVlm.load(
             folder,
             max_pixels=config.max_pixels,
-            cut_off=config.cut_off,
+            max_length=config.max_length,
             modality_rows=self.context.modality_rows,
         )
         return vlm.requires_grad_(False).to(processes().device).eval()

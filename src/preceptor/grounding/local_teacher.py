@@ -38,7 +38,9 @@ def preprocessing(vlm: GroundedVlm) -> dict[str, Any]:
     settings = json.loads(vlm.encoder.image_processor.to_json_string())
     settings.pop("processor_class", None)
     format = vlm.encoder.box_format
-    return {"images": settings, "cut_off": vlm.encoder.cut_off} | ({} if format == CANONICAL else {"boxes": format})
+    return {"images": settings, "max_length": vlm.encoder.max_length} | (
+        {} if format == CANONICAL else {"boxes": format}
+    )
 
 
 def with_system_prompt(dialogue: Dialogue, system_prompt: str) -> Dialogue:
@@ -148,7 +150,7 @@ class LocalTeacher:
         try:
             self.vlm.encoder.encode(dialogue, prompt=True)
         except LongDialogue:
-            return f"longer than {self.vlm.encoder.cut_off} tokens"
+            return f"longer than {self.vlm.encoder.max_length} tokens"
         return None
 
     def _label(self, prompt: Prompt, answers: Sequence[Answer]) -> Label:

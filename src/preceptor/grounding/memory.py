@@ -44,7 +44,7 @@ def estimate_memory(
     """
     state, train = processes(), config.train
     sharded = shard_settings() is not None and state.num_processes > 1
-    micro_batch = max(1, train.batch_size // (state.num_processes * train.accumulation))
+    micro_batch = max(1, train.batch_size // (state.num_processes * train.gradient_accumulation_steps))
     encoded = [encoder.encode(row) for row in rows[:: max(1, len(rows) // SAMPLED)][:SAMPLED]]
     tokens = max(len(row.input_ids) for row in encoded)
     patches = max(0 if row.pixel_values is None else len(row.pixel_values) for row in encoded)
@@ -83,7 +83,9 @@ def load_model_config(config: VlmConfig, source: str, allow_downloads: bool) -> 
     shrink_images(processor, config.max_pixels)
     tokenizer = load_tokenizer(source, location, model, options)
     name = stored_box_format(location, model, options) if config.box_format == "auto" else config.box_format
-    return model, DialogueEncoder(tokenizer, processor, model.image_token_id, cut_off=config.cut_off, box_format=name)
+    return model, DialogueEncoder(
+        tokenizer, processor, model.image_token_id, max_length=config.max_length, box_format=name
+    )
 
 
 def available() -> int:
@@ -127,7 +129,7 @@ def warning(
     elif model.lora.base == "float32":
         fixes.append(f"{role}.model.lora.base=bfloat16")
     fixes.append(f"a smaller {role}.model.max_pixels than {model.max_pixels}")
-    fixes.append(f"a {role}.train.accumulation above {config.train.accumulation}")
+    fixes.append(f"a {role}.train.gradient_accumulation_steps above {config.train.gradient_accumulation_steps}")
     if parts["teacher"]:
         online = recipe.method.pseudo_labels.logits == "online"
         fixes.append(

@@ -72,8 +72,9 @@ class Answer:
     """A generated answer.
 
     Boxes in `text` are in the canonical format, whatever the format of the model (see `data.grounding.box_formats`).
-    `confidence` and `margin` (see `grounding.curriculum.sureness`) are computed over its `tokens`, including the end
-    token, at temperature 1, or None if they were not requested. `ended` is False if the answer was truncated.
+    `confidence` and `margin` (see `grounding.curriculum.confidence_and_margin`) are computed over its `tokens`,
+    including the end token, at temperature 1, or None if they were not requested. `ended` is False if the answer was
+    truncated.
     """
 
     text: str
@@ -105,7 +106,7 @@ class GroundedVlm(nn.Module):
         guidance: Guidance | None = None,
         modality_rows: ModalityRows | None = None,
         max_pixels: int | None = None,
-        cut_off: int = 2048,
+        max_length: int = 2048,
         dtype: torch.dtype | None = None,
         attention: str | None = None,
         box_format: str | None = None,
@@ -123,7 +124,7 @@ class GroundedVlm(nn.Module):
             modality_rows: Modality probabilities of the images of a dialogue, for guidance `clip`. Default: the
                 modality that the data set gives (`modality_clip.by_name`).
             max_pixels: Larger images are resized to this number of pixels. Default: the limit of the checkpoint.
-            cut_off: Largest number of tokens of a dialogue.
+            max_length: Largest number of tokens of a dialogue.
             dtype: Data type of the weights. Default: that of the checkpoint.
             attention: `attn_implementation` of transformers, such as sdpa or flash_attention_2.
             box_format: Format in which the model reads and writes boxes. Default: see `stored_box_format`.
@@ -186,7 +187,7 @@ class GroundedVlm(nn.Module):
             tokenizer,
             processor,
             config.image_token_id,
-            cut_off=cut_off,
+            max_length=max_length,
             modality_rows=rows,
             box_format=box_format,
         )

@@ -47,7 +47,7 @@ def load_teacher(context: RunContext) -> GroundedVlm:
     vlm = GroundedVlm.load(
         source,
         max_pixels=config.max_pixels,
-        cut_off=config.cut_off,
+        max_length=config.max_length,
         box_format=None if config.box_format == "auto" else config.box_format,
         allow_downloads=recipe.allow_downloads,
     )
@@ -144,8 +144,7 @@ def read_pseudo_labels(context: RunContext) -> list[TrainingExample]:
     folder, config = label_folder(context), context.recipe.method.pseudo_labels
     labels = PseudoLabels.open(folder, context.data)
     labels.require_usable(config.min_usable, folder, FIXES if config.store else FIXES_OF_STAGE)
-    if (note := labels.note()) not in context.data.notes:
-        context.data.notes.append(note)
+    context.data.add_note(labels.note())
     if not labels.labelled:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(labels.left_out.items()))
         raise UserError(

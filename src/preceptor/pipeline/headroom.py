@@ -204,11 +204,14 @@ def verdict(found: dict[str, Any]) -> str:
         )
     leads = f"The teacher leads by {percent(lead)} points"
     if least is None:
-        return f"{leads}; the test questions are about fewer than {MINIMUM_UNITS} images or patients, so no gain shows."
+        return (
+            f"{leads}; the test questions are about fewer than {MINIMUM_UNITS} images or patients, so no gain can be "
+            "detected."
+        )
     among = f"with {n:,} questions and {seeds} {'seed' if seeds == 1 else 'seeds'}"
-    text = f"{leads}; {among} a difference below {percent(least)} points cannot be told from 0, so "
+    text = f"{leads}; {among} a difference below {percent(least)} points cannot be distinguished from 0, so "
     if least >= lead:
-        return f"{text}not even a student that equals its teacher could be told from the baseline."
+        return f"{text}not even a student that equals its teacher could be distinguished from the baseline."
     return f"{text}a student must take over more than {100 * least / lead:.0f} % of this lead to show a gain."
 
 

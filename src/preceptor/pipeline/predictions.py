@@ -57,7 +57,7 @@ class Origin:
             for key, what in (("model", "the model"), ("options", "the options")):
                 if (found := row.get(key, "unknown")) != self.of_all[key]:
                     raise UserError(
-                        f"{path} has a prediction of {row['id']} by {what} {found!r}, and this call has "
+                        f"{path} has a prediction of {row['id']} by {what} {found!r}, and this call uses "
                         f"{self.of_all[key]!r}; give another --output"
                     )
         inputs = {row["id"]: row.get("input") for row in rows}

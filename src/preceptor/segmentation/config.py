@@ -40,9 +40,9 @@ class PhantomCasesConfig(Section):
     """Number of validation cases, which select the model and vote in elections."""
     test: Positive = 40
     """Number of test cases."""
-    size: Annotated[int, Field(ge=24, le=256)] = 48
+    size: Annotated[int, Field(ge=32, le=256)] = 48
     """Side of the volumes in voxels."""
-    missing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    missing: Annotated[float, Field(ge=0, le=0.75)] = 0.0
     """Share of the images that are left out, as in examinations without all contrasts."""
     seed: Seed = 0
     """Seed of the generated volumes; separate from `seed`."""
@@ -195,7 +195,7 @@ class SegmentationReport(Section):
 SegmentationStage = Literal["teacher", "baseline", "distilled"]
 STAGE_KEYS = {
     "teacher": ("data.", "model.", "train.", "evaluation.", "method.loss."),
-    "baseline": ("data.", "model.", "train.", "evaluation.", "method.loss.", "method.dropping."),
+    "baseline": ("data.", "model.", "train.", "evaluation.", "method.loss.", "method.modality_dropout."),
 }
 """Keys of the recipe, by prefix, that the model of a stage depends on; other stages depend on all."""
 

@@ -66,8 +66,7 @@ class SegmentationExperiment(Experiment):
         if distils and recipe.method.starts_from_teacher and teacher is not None:
             network.load_state_dict(teacher.state_dict())
         elif recipe.model.init:
-            note = self._start_from(network, Path(recipe.model.init))
-            data.notes += [note] if note not in data.notes else []
+            data.add_note(self._start_from(network, Path(recipe.model.init)))
         task = recipe.method.build_task(
             network,
             stage=stage.kind,
@@ -79,8 +78,9 @@ class SegmentationExperiment(Experiment):
         if task.teacher is not None:
             task.teacher.to(state.device)
         if held_out:
-            note = f"{len(held_out)} training cases were held out of the stage distilled (method.importance.held_out)."
-            data.notes += [note] if note not in data.notes else []
+            data.add_note(
+                f"{len(held_out)} training cases were held out of the stage distilled (method.importance.held_out)."
+            )
         validation_dice: dict[str, dict[str, float]] = {}
 
         def validate(_: Task) -> dict[str, float]:
@@ -173,8 +173,8 @@ class SegmentationExperiment(Experiment):
             own, its = getattr(recipe.data, key), preparation[key]
             if (list(own) if isinstance(own, tuple) else own) != its:
                 raise UserError(
-                    f"the teacher {folder} was trained with data.{key}={its}, and the recipe has data.{key}={own}; it "
-                    "would see other images than it knows"
+                    f"the teacher {folder} was trained with data.{key}={its}, and the recipe has data.{key}={own}, so "
+                    f"that its inputs would be preprocessed differently; set data.{key}={its}, or give another teacher"
                 )
         model = recipe.model
         same = (teacher.config.net, tuple(teacher.config.channels)) == (model.net, tuple(model.channels))

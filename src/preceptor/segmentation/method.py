@@ -1,4 +1,4 @@
-"""What every distillation method of segmentation has: the loss of the masks, modality dropping, a teacher, loss terms.
+"""What every distillation method of segmentation has: the loss of the masks, modality dropout, a teacher, loss terms.
 
 A method is a class like `LckdConfig` in `lckd.py` or `KdConfig` in `kd.py`: its settings, and `loss_terms`, which
 returns the terms that it adds to the loss of the masks. Recipes are validated before torch is imported, so torch is
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from preceptor.config import Folder, MethodConfig, TermConfig
 from preceptor.errors import UserError
-from preceptor.segmentation.settings import DroppingConfig, SegmentationLoss
+from preceptor.segmentation.settings import ModalityDropoutConfig, SegmentationLoss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +30,7 @@ class SegmentationMethod(MethodConfig):
     """Base class of the methods of segmentation."""
 
     loss: SegmentationLoss = SegmentationLoss()
-    dropping: DroppingConfig = DroppingConfig()
+    modality_dropout: ModalityDropoutConfig = ModalityDropoutConfig()
     teaching_run: Folder | None = None
     """A trained run that teaches, instead of a stage of this recipe."""
 
@@ -121,8 +121,8 @@ class SegmentationMethod(MethodConfig):
         """Return the settings that a stage uses. They must not change when it is resumed."""
         if stage == "distilled":
             return self.model_dump(mode="json", exclude={"teaching_run"})
-        settings = self.model_dump(mode="json", include={"loss", "dropping"})
-        return settings | ({"dropping": "none"} if stage == "teacher" else {})
+        settings = self.model_dump(mode="json", include={"loss", "modality_dropout"})
+        return settings | ({"modality_dropout": "none"} if stage == "teacher" else {})
 
     def build_task(
         self,
@@ -155,8 +155,8 @@ class SegmentationMethod(MethodConfig):
             BceLoss(TermConfig(weight=self.loss.bce), self.loss.bce_reduction),
         ]
         if stage != "distilled":
-            dropping = DroppingConfig(kind="none") if stage == "teacher" else self.dropping
-            return SegmentationTask(student, terms, dropping=dropping)
+            modality_dropout = ModalityDropoutConfig(kind="none") if stage == "teacher" else self.modality_dropout
+            return SegmentationTask(student, terms, modality_dropout=modality_dropout)
         terms += self.loss_terms(student, votes, steps_per_epoch)
         if held_out is not None:
             terms += self.held_out_terms(student, held_out, steps_per_epoch)
@@ -164,7 +164,7 @@ class SegmentationMethod(MethodConfig):
         return SegmentationTask(
             student,
             terms,
-            dropping=self.dropping,
+            modality_dropout=self.modality_dropout,
             teacher=self.make_teacher(student, teacher, features_of(terms, "teacher")),
             # A moving average of the student, for example, has the student's configuration.
             teacher_config=getattr(teacher, "config", student.config),

@@ -21,7 +21,7 @@ class SegmentationLoss(Section):
     """Mean or sum over the regions."""
 
 
-class DroppingConfig(Section):
+class ModalityDropoutConfig(Section):
     """How modalities are dropped from training samples."""
 
     kind: Literal["subsets", "sizes", "published", "none"] = "subsets"

@@ -35,8 +35,8 @@ class SpecialistNetworks(nn.Module):
                 require_same(f"the network of {key}", "modalities", own, modalities)
             elif name not in own or not set(own) <= set(modalities):
                 raise UserError(
-                    f"the network of {key} has the modalities {list(own)}; it needs {name}, and others only if the "
-                    f"data have them: {list(modalities)}"
+                    f"the network of {key} has the modalities {list(own)}; it must have {name}, and all of its "
+                    f"modalities must be among those of the data: {list(modalities)}"
                 )
         # A modality may have a name that a ModuleDict does not accept, such as "type".
         self.networks, self.names = nn.ModuleList([networks[name] for name in names]), names

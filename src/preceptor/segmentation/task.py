@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from preceptor.distill.loss_term import LossTerm
-from preceptor.segmentation.modality_dropping import drop_modalities
-from preceptor.segmentation.settings import DroppingConfig
+from preceptor.segmentation.modality_dropout import drop_modalities
+from preceptor.segmentation.settings import ModalityDropoutConfig
 from preceptor.segmentation.teachers import segmentation_forward
 from preceptor.task import Batch, LossTerms, Teacher, TeacherSignal
 from preceptor.teachers.online import TaughtTask
@@ -30,16 +30,16 @@ class SegmentationTask(TaughtTask):
         student: nn.Module,
         losses: Sequence[LossTerm],
         *,
-        dropping: DroppingConfig,
+        modality_dropout: ModalityDropoutConfig,
         teacher: Teacher | None = None,
         teacher_config: Any = None,
         teacher_masks: bool = False,
     ) -> None:
         super().__init__(student, losses, forward=segmentation_forward, teacher=teacher, teacher_config=teacher_config)
-        self.dropping, self.teacher_masks = dropping, teacher_masks
+        self.modality_dropout, self.teacher_masks = modality_dropout, teacher_masks
 
     def forward(self, batch: Batch) -> LossTerms:
-        visible = drop_modalities(batch["available"], self.dropping, self.progress)
+        visible = drop_modalities(batch["available"], self.modality_dropout, self.progress)
         return super().forward(replace(batch, tensors={**batch.tensors, "visible": visible}))
 
     def prepare(self, batch: Batch, teacher: TeacherSignal | None) -> Batch:

@@ -131,7 +131,7 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
         recover(student)
     accelerator.wait_for_everyone()
     trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
-    average = WeightAverage(trained, config.average)
+    average = WeightAverage(trained, config.ema_decay)
     state = _resume(task, optimizer, names, average, root, job, accelerator)
     if accelerator.is_main_process:
         job.start()
@@ -145,7 +145,7 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
         batches = StepBatches(
             job.samples,
             batch_size=config.batch_size,
-            accumulation=config.accumulation,
+            accumulation=config.gradient_accumulation_steps,
             steps=steps,
             start_step=state.step,
             seed=job.seed,
@@ -183,7 +183,7 @@ def fit(task: Task, job: FitArguments, config: TrainConfig) -> TrainState:
 
     task.train()  # pretrained parts are loaded in eval mode
     with (
-        _reading(job.loader(batches), config.accumulation) as groups,
+        _reading(job.loader(batches), config.gradient_accumulation_steps) as groups,
         stop_signals() as stop,
         Progress(job.title, steps, state.step, accelerator.is_main_process) as progress,
     ):

@@ -36,7 +36,8 @@ class StepBatches:
             raise ValueError("there is no training sample")
         if batch_size % (world * accumulation):
             raise ValueError(
-                f"batch_size {batch_size} must be a multiple of processes x accumulation = {world} x {accumulation}"
+                f"batch_size {batch_size} must be a multiple of processes x gradient_accumulation_steps = "
+                f"{world} x {accumulation}"
             )
         self.samples, self.batch_size, self.accumulation = samples, batch_size, accumulation
         self.steps, self.start_step, self.seed, self.rank, self.world = steps, start_step, seed, rank, world

@@ -56,16 +56,16 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
 def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimizer, list[str]]:
     """Return the optimiser of all trained parameters, and their names in its order.
 
-    Pretrained weights have `pretrained_scale` times the learning rate, parameters in `task.learning_rates` their own.
-    Weight decay applies to the parameters `weight` with two or more axes: those of linear layers, convolutions of any
-    kind and embeddings. It does not apply to biases, norms, positions and other parameters.
+    Pretrained weights have `pretrained_lr_scale` times the learning rate, parameters in `task.learning_rates` their
+    own. Weight decay applies to the parameters `weight` with two or more axes: those of linear layers, convolutions of
+    any kind and embeddings. It does not apply to biases, norms, positions and other parameters.
     """
     weights = [getattr(module, "weight", None) for module in task.modules()]
     decaying = {id(weight) for weight in weights if isinstance(weight, torch.nn.Parameter) and weight.dim() > 1}
     pretrained = task.pretrained_parameters
     groups: dict[tuple[float, float], list[tuple[str, torch.nn.Parameter]]] = {}
     for name, parameter in task.named_parameters():
-        scale = config.pretrained_scale if name in pretrained else 1.0
+        scale = config.pretrained_lr_scale if name in pretrained else 1.0
         if name in task.learning_rates:
             scale = task.learning_rates[name] / config.learning_rate
         if scale == 0:

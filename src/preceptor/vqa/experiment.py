@@ -20,6 +20,7 @@ from preceptor.pipeline.image_reliance import IMAGES, image_reliance
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics, UnitScore, number_groups
 from preceptor.task import Task, Teacher
+from preceptor.teachers.cache import CachedTeacher
 from preceptor.teachers.cache import verify as verify_cache
 from preceptor.vqa import metrics
 from preceptor.vqa.baselines import baselines
@@ -35,7 +36,7 @@ from preceptor.vqa.metrics import Scores, score, unit_scores
 from preceptor.vqa.model_card import model_card
 from preceptor.vqa.protocols import Protocol, protocol_named, protocols_for
 from preceptor.vqa.report import write_report
-from preceptor.vqa.teachers import cached_teacher, ema_teacher, every_view, online_teacher
+from preceptor.vqa.teachers import cached_teacher, ema_teacher, every_view, online_teacher, signal_cache_key
 from preceptor.vqa.token_embeddings import inherit_token_embeddings
 from preceptor.vqa.vision import remember_images
 
@@ -310,6 +311,7 @@ class VqaExperiment(Experiment):
         """Build the teacher cache of a recipe if it is missing or stale. With `verify > 0`, verify that fraction.
 
         A cache that is verified is never written first; `mismatches` and `damage` describe what is wrong with it.
+        Raises UserError if there is none to verify.
         """
         with processes().main_process_first():
             experiment = cls.read(recipe)
@@ -319,7 +321,10 @@ class VqaExperiment(Experiment):
         )
         folder = experiment.cache_folder()
         paths = recipe.method.teacher_features(layers, config.layers)
-        cached = cached_teacher(folder, experiment.context, source, paths, renew=verify == 0)
+        if verify > 0:
+            cached = CachedTeacher.open(folder, signal_cache_key(experiment.context, source, ["logits", *paths]))
+        else:
+            cached = cached_teacher(folder, experiment.context, source, paths, renew=True)
         rows, batches = every_view(experiment.context)
         report = {"folder": str(folder), "rows": rows, "checked": 0, "worst": 0.0, "mismatches": [], "damage": ""}
         if verify > 0:

@@ -157,7 +157,7 @@ def test_lists_of_im_fuse_are_read_with_their_masks(tmp_path):
         ("validation", ["flair", "t1"]),
     ]
     (tmp_path / "val15splits.csv").write_text("case,mask\nBraTS-GLI-00006-000,[True]\n")
-    with pytest.raises(UserError, match="must be four of True and False"):
+    with pytest.raises(UserError, match="must be a list of four booleans"):
         read_split(tmp_path)
 
 

@@ -172,7 +172,7 @@ def _published_mask(value: object, place: str) -> frozenset[str]:
     """Return the contrasts of a mask such as ``[True, False, False, True]``."""
     words = re.findall(r"\w+", as_text(value, place))
     if len(words) != len(PUBLISHED_MASK) or not {"True"} <= set(words) <= {"True", "False"}:
-        raise UserError(f"{place} must be four of True and False ({', '.join(PUBLISHED_MASK)}), not all False")
+        raise UserError(f"{place} must be a list of four booleans ({', '.join(PUBLISHED_MASK)}) with at least one True")
     return frozenset(name for name, word in zip(PUBLISHED_MASK, words, strict=True) if word == "True")
 
 

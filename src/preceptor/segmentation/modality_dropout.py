@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from preceptor.segmentation.settings import DroppingConfig
+from preceptor.segmentation.settings import ModalityDropoutConfig
 
 
-def drop_modalities(available: Tensor, config: DroppingConfig, progress: float) -> Tensor:
+def drop_modalities(available: Tensor, config: ModalityDropoutConfig, progress: float) -> Tensor:
     """Return (B, N) bool: the modalities that stay visible of those `available` (B, N), at least one per sample.
 
     The subsets are drawn from torch's global CPU generator. The loop seeds it for every micro-batch, so a resumed run
