@@ -242,3 +242,18 @@ def test_slices_without_text_are_rarely_suspected_of_it() -> None:
     slices = {s.image for s in real("slake").samples if s.tags["modality"] in ("CT", "MRI")}
     assert len(slices) == 463
     assert sum(found.text for found in look_at(sorted(slices))) <= 5
+
+
+def test_what_reading_has_found_is_in_the_audit(tmp_path: Path) -> None:
+    """Every patient is in two splits, because a column `group` that divides the patients decides."""
+    for n in range(4):
+        picture(n, 256).save(tmp_path / f"{n}.png")
+    rows = [f"{n}.png,What is shown?,lung,g{n},p{n % 2},{'train' if n < 2 else 'test'}" for n in range(4)]
+    table = tmp_path / "questions.csv"
+    table.write_text("\n".join(["image,question,answer,group,patient_id,split", *rows, ""]))
+    data = read_table(table)
+    found = [f for f in as_document(audit(data))["findings"] if f["check"] == "rows"]
+    assert [(f["severity"], f["title"], f["count"]) for f in found] == [("leak", "patients in several splits", 4)]
+    assert audit(data).leaks
+    result = CliRunner().invoke(app, ["audit", str(table), "--output", str(tmp_path / "audit")])
+    assert result.exit_code == 1

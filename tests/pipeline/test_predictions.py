@@ -100,14 +100,26 @@ def test_progress_counts_the_rows_in_the_file(tmp_path: Path, written: int) -> N
     assert calls == [(done, 4, done) for done in range(written, 5)]
 
 
-@pytest.mark.parametrize("content", ["image,question\na.png,where?\n", "[1]\n", "\xff\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "image,question\na.png,where?\n",
+        "[1]\n",
+        "\xff\n",
+        "\x89PNG\r\n\x1a\n\x00IHDR",
+        "no line end",
+        '{"id": "of a record without a line end"}',
+        '{"id": "of another kind"}\n{"id": "and without a line end"}',
+        '"id","name"\n"1","x"\n"2","y"',
+    ],
+)
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, content: str, suffix: str) -> None:
     path = tmp_path / f"table{suffix}"
-    path.write_text(content, "latin-1")
-    with pytest.raises(UserError, match="holds something else than predictions; give another --output"):
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"give another --output"):
         list(stream_predictions(path, [item("1", "x")], predict))
-    assert path.read_text("latin-1") == content
+    assert path.read_bytes() == content.encode("latin-1")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])

@@ -15,6 +15,7 @@ from preceptor.auditing.overlap import KINDS, Atlas, Place
 from preceptor.auditing.page import render
 from preceptor.auditing.rows import RESTATED, Match, asked_in_both, frames_of, restated, shared_groups
 from preceptor.auditing.shortcuts import shortcuts
+from preceptor.data.identity import counts_crossings
 from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.locations import FOLDERS
 from preceptor.data.phash import ALIKE_BITS, BITS
@@ -123,6 +124,7 @@ def _audit_one(result: Audit, normaliser: str, minimum_count: int) -> None:
         result.findings.append(
             Finding("validation_images", "note", "validation images in training", inner.same, inner.images, says)
         )
+    _add_findings_of_reader(result, data)
     rows = [sample for split in TRAINING_SPLITS for sample in data.split(split)]
     _check_rows(result, rows, data.split("test"), normaliser)
     vocabulary = _vocabulary(data, normaliser, minimum_count)
@@ -141,6 +143,8 @@ def _audit_one(result: Audit, normaliser: str, minimum_count: int) -> None:
 def _audit_two(result: Audit, normaliser: str, minimum_count: int) -> None:
     atlas, names = result.atlas, result.names
     all_places: list[list[Place]] = [[(side, split) for split in SPLITS] for side in (0, 1)]
+    for data in result.data:
+        _add_findings_of_reader(result, data)
     for side, other in ((0, 1), (1, 0)):
         test: list[Place] = [(side, "test")]
         training: list[Place] = [(other, "train"), (other, "validation")]
@@ -164,6 +168,17 @@ def _audit_two(result: Audit, normaliser: str, minimum_count: int) -> None:
 
 
 # Checks
+
+
+def _add_findings_of_reader(result: Audit, data: Dataset[Sample]) -> None:
+    """Add what reading the rows has found, except groups and images in several splits: the audit counts them itself."""
+    for found in data.findings:
+        if counts_crossings(found):
+            continue
+        title = "patients in several splits" if found.leak else "rows with findings"
+        severity: Severity = "leak" if found.leak else "suspicion" if found.severity == "warning" else "broken"
+        ids = found.sample_ids
+        result.findings.append(Finding("rows", severity, title, len(ids), len(data.samples), found.reason, ids))
 
 
 def _check_images(result: Audit, test: list[Place], training: list[Place]) -> None:

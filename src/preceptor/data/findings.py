@@ -16,9 +16,11 @@ class Finding:
         file: The faulty file, or None if the problem is in the table.
         reason: What is wrong and how to fix it.
         severity: A `warning` does not stop training.
+        leak: Whether held-out scores are too high because of it.
     """
 
     sample_ids: tuple[str, ...]
     file: Path | None
     reason: str
     severity: Literal["error", "warning"] = "error"
+    leak: bool = False

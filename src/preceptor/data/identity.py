@@ -245,13 +245,13 @@ def note_leaks(data: Dataset[Row], *, published: bool = False) -> None:
         whose = " of the published data set" if published else ""
         reason = f"{_LEAK} {counts}{whose}, so that held-out scores are too high."
         data.leaking = True
-        data.findings.append(Finding(ids, None, reason, "warning" if published else "error"))
+        data.findings.append(Finding(ids, None, reason, "warning" if published else "error", leak=True))
         data.notes.append(reason)
 
 
 def renew_leaks(data: Dataset[Row]) -> None:
     """Count leaks again after samples were left out, if `note_leaks` found some."""
-    found = [finding for finding in data.findings if finding.reason.startswith(_LEAK)]
+    found = [finding for finding in data.findings if counts_crossings(finding)]
     if not found:
         return
     reasons = {finding.reason for finding in found}
@@ -259,6 +259,11 @@ def renew_leaks(data: Dataset[Row]) -> None:
     data.notes = [note for note in data.notes if note not in reasons]
     data.leaking = False
     note_leaks(data, published=found[0].severity == "warning")
+
+
+def counts_crossings(finding: Finding) -> bool:
+    """Return whether a finding is one of `note_leaks`."""
+    return finding.reason.startswith(_LEAK)
 
 
 class _Crossings:
@@ -318,7 +323,7 @@ def unused_patients(column: str, values: Mapping[str, Any], rows: Sequence[Sampl
         f"{len(divided)} of them are in several splits, so that held-out scores are too high; delete the column group, "
         "or make it follow the patients"
     )
-    return Finding(affected, None, reason)
+    return Finding(affected, None, reason, leak=True)
 
 
 def identifier_findings(column: str, values: Iterable[str]) -> list[Finding]:

@@ -31,7 +31,8 @@ def evaluate_model(
     model card and the report are written again.
 
     Raises:
-        UserError: the task does not know one of the `images`.
+        UserError: the task does not know one of the `images`; or there is no `output`, and the stage was evaluated with
+            other settings or on other test data.
     """
     known = ("real", *experiment_class.other_images)
     for kind in images:
@@ -44,7 +45,9 @@ def evaluate_model(
     with exclusive(output or run):
         experiment = experiment_class.read(recipe, needed=("test",))
         if output is None:
-            run_dir.require_same_evaluation(run_dir.read_results(stage) or {}, experiment.evaluation_settings(), stage)
+            stored = run_dir.read_results(stage) or {}
+            run_dir.require_same_evaluation(stored, experiment.evaluation_settings(), stage)
+            run_dir.require_same_test_data(stored, experiment.describe_data(), stage)
         results, rows = _evaluate(experiment, model, stage.name, protocol, others)
         if processes().is_main_process:
             written = _write(results, rows, stage, output)
@@ -91,7 +94,7 @@ def _write(results: dict[str, Any], rows: Mapping[str, Any], stage: Path, output
         run_dir.write_results(output, results)
         return None
     written = run_dir.read_results(stage)
-    if written is None or written["data"]["test_sha256"] != results["data"]["test_sha256"]:
+    if written is None:
         return None
     for key in ("protocols", "describes", "image_reliance"):
         if key in results:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,12 +16,15 @@ from preceptor.config import BaseRecipe, TrainConfig
 from preceptor.data.findings import Finding
 from preceptor.data.provenance import Source
 from preceptor.data.types import Split
+from preceptor.data.volumes import content_hash
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics, UnitScore
 from preceptor.task import Task
 from preceptor.training.sampler import StepBatches
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+TRAINING_SPLITS: tuple[Split, ...] = ("train", "validation", "unlabelled", "teacher")
+"""Splits of which a training reads files."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class Experiment(ABC):
 
     def __init__(self, recipe: Any, data: Any) -> None:
         self.recipe, self.data = recipe, data
+        self._sha256_of_file: dict[Path, str] = {}
 
     @classmethod
     def read(cls, recipe: BaseRecipe, needed: tuple[Split, ...] = SPLITS) -> Self:
@@ -177,10 +183,34 @@ class Experiment(ABC):
     def hash_images(self, paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
         """Return (SHA-256, perceptual hash or "") of every file that can be read."""
 
+    def label_files(self, split: Split) -> dict[str, Path]:
+        """Return the label map of each sample of a split that has one, by sample id."""
+        return {}
+
+    def files_sha256(self, splits: Iterable[Split]) -> str:
+        """Return a SHA-256 over the contents of all image and label files of `splits`, in the order of the samples.
+
+        Names of files have no part in it, and a file that cannot be read counts as one that is not there.
+        """
+        total = hashlib.sha256()
+        for split in splits:
+            labels = self.label_files(split)
+            for id, images in self.images(split).items():
+                files = [*images, *([labels[id]] if id in labels else [])]
+                total.update(json.dumps([split, id, [self._file_sha256(file) for file in files]]).encode())
+        return total.hexdigest()
+
+    def _file_sha256(self, file: Path) -> str:
+        if file not in self._sha256_of_file:
+            try:
+                self._sha256_of_file[file] = content_hash(file)
+            except OSError:
+                self._sha256_of_file[file] = ""
+        return self._sha256_of_file[file]
+
     def training_images(self) -> Source:
         """Return the hashes of all images that the models may have seen."""
-        splits: tuple[Split, ...] = ("train", "validation", "unlabelled", "teacher")
-        paths = [path for split in splits for files in self.images(split).values() for path in files]
+        paths = [path for split in TRAINING_SPLITS for files in self.images(split).values() for path in files]
         hashes = dict(sorted(self.hash_images(paths).values()))
         return Source(self.data.name, self.data.variant, self.data.fingerprint("test"), hashes)
 
@@ -218,6 +248,7 @@ class Experiment(ABC):
             "variant": data.variant,
             "sha256": data.fingerprint(),
             "test_sha256": data.fingerprint("test"),
+            "test_files_sha256": self.files_sha256(("test",)),
             "leaking": data.leaking,
             **{split: len(data.split(split)) for split in splits},
         }

@@ -97,7 +97,7 @@ def stream_predictions(
     whole again, because the same items in other batches give numbers that differ by rounding.
 
     Raises:
-        UserError: the file cannot be written, holds something else than predictions, or those of another model, of
+        UserError: the file cannot be written, contains something else than predictions, or those of another model, of
             other options, or of other inputs with the same ids.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,8 +108,10 @@ def stream_predictions(
             raise UserError(
                 f"{path} is being written by {error.owner}: wait until it has finished, or choose another --output"
             ) from None
-        rows = read_rows(path) if path.is_file() else []
+        rows, size = read_rows(path) if path.is_file() else ([], 0)
         origin.check(path, rows, items)
+        if path.is_file():
+            os.truncate(path, size)  # an interrupted call wrote the last line only in part
         done = {row["id"]: row for row in rows}
         yield from (done[item.id] for item in items if item.id in done)
         batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
@@ -130,15 +132,19 @@ def stream_predictions(
             yield row
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file of predictions; cut off a last line that is not complete."""
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of a file of predictions, and the bytes of its complete lines.
+
+    Raises UserError if the file has something else: a line that is not a row, or no complete line and not the beginning
+    of one.
+    """
     data, table = path.read_bytes(), path.suffix == ".csv"
     end = data.rfind(b"\n") + 1
     while table and data.count(b'"', 0, end) % 2:  # this line break is inside a quoted cell
         end = data.rfind(b"\n", 0, end - 1) + 1
-    if end < len(data):
-        os.truncate(path, end)
     try:
+        if end == 0:
+            _require_beginning(data, b'"id",' if table else b'{"id": ')
         text = data[:end].decode("utf-8")
         if not table:
             rows = [json.loads(line) for line in text.split("\n")[:-1]]
@@ -147,8 +153,27 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         for row in rows:
             row["id"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds something else than predictions; give another --output") from error
-    return rows
+        raise UserError(f"{path} contains something else than predictions; give another --output") from error
+    return rows, end
+
+
+def _require_beginning(line: bytes, beginning: bytes) -> None:
+    """Raise ValueError unless `line` is the beginning of a first line, as an interrupted call leaves it."""
+    if line[: len(beginning)] != beginning[: len(line)]:
+        raise ValueError("another beginning")
+    try:
+        whole = json.loads(line)
+    except ValueError:
+        return
+    if isinstance(whole, dict) and "model" not in whole:
+        raise ValueError("a complete object of another kind")
+
+
+def require_json_lines(output: Path) -> Path:
+    """Return the path of predictions that are written as JSON lines. Raises UserError if it names a CSV file."""
+    if output.suffix.lower() in (".csv", ".tsv"):
+        raise UserError(f"the answers are written as JSON lines, not as {output.suffix}; give --output FILE.jsonl")
+    return output
 
 
 def _csv_line(row: dict[str, Any], header: bool) -> str:

@@ -128,6 +128,23 @@ def require_same_evaluation(results: Mapping[str, Any], settings: Mapping[str, A
         )
 
 
+def require_same_test_data(results: Mapping[str, Any], data: Mapping[str, Any], folder: Path) -> None:
+    """Raise UserError if the results of a stage in `folder` are about other test samples, or other files of them.
+
+    Args:
+        results: results.json of the stage, or an empty mapping.
+        data: the entry `data` of the new results.
+        folder: of the stage.
+    """
+    stored = results.get("data")
+    before = stored if isinstance(stored, dict) else {}
+    if any(key in before and before[key] != data[key] for key in ("test_sha256", "test_files_sha256")):
+        raise UserError(
+            f"{folder} was evaluated on other test data, whose predictions would be lost; write the new ones elsewhere: "
+            f"preceptor evaluate {folder} --output FOLDER"
+        )
+
+
 def predictions_file(folder: Path, protocol: str) -> Path:
     """Return the path of a stage's predictions under a protocol; slashes of its id become dashes."""
     return folder / "predictions" / f"{protocol.replace('/', '-')}.jsonl"

@@ -36,7 +36,7 @@ class SpeedTest:
 def measure_speed(prepare: Callable[[Path], SpeedTest], folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """Return `latency_ms` (one unit at a time) and `units_per_second` (in a batch) of the model in each folder.
 
-    `prepare` loads a model folder.
+    `prepare` loads a model folder. Both are None without units, for example if no test image can be read.
 
     Each number is the minimum over rounds after one to warm up. Reading and decoding of files are not included.
     """
@@ -53,21 +53,23 @@ def _in_turn(tests: dict[str, SpeedTest]) -> dict[str, dict[str, Any]]:
     latency = dict.fromkeys(tests, float("inf"))
     duration = dict.fromkeys(tests, float("inf"))
     rounds, start = 0, time.perf_counter()
-    while rounds <= ROUNDS or (time.perf_counter() - start < SECONDS and rounds < MOST_ROUNDS):
-        for name, test in tests.items():
+    timed = {name: test for name, test in tests.items() if test.units}
+    while timed and (rounds <= ROUNDS or (time.perf_counter() - start < SECONDS and rounds < MOST_ROUNDS)):
+        for name, test in timed.items():
             single = _seconds(test.one_by_one) / test.units
             batch = _seconds(test.batch) / test.batch_size if test.batch else single
             if rounds > 0:
                 latency[name], duration[name] = min(latency[name], single), min(duration[name], batch)
         rounds += 1
+    measured = max(0, rounds - 1)
     together = "all models in turn" if len(tests) > 1 else "this model alone"
     return {
         name: {
-            "latency_ms": round(1000 * latency[name], 3),
-            "units_per_second": round(1 / duration[name], 2),
+            "latency_ms": round(1000 * latency[name], 3) if test.units else None,
+            "units_per_second": round(1 / duration[name], 2) if test.units else None,
             "batch_size": test.batch_size,
             "unit": test.unit,
-            "describes": f"one {test.unit} at a time, files already read, minimum of {rounds - 1} rounds, {together}",
+            "describes": f"one {test.unit} at a time, files already read, minimum of {measured} rounds, {together}",
         }
         for name, test in tests.items()
     }

@@ -11,7 +11,7 @@ from preceptor.distributed import broadcast_from_main, processes
 from preceptor.environment import machine, versions
 from preceptor.files import write_text
 from preceptor.pipeline import run_dir
-from preceptor.pipeline.experiment import Experiment, Stage, Training
+from preceptor.pipeline.experiment import TRAINING_SPLITS, Experiment, Stage, Training
 from preceptor.recipe import differences, dump_recipe
 from preceptor.training.loop import FitArguments, TrainState, fit
 
@@ -70,7 +70,9 @@ def _finished(experiment: Experiment, folder: Path, weights: str) -> dict[str, A
     if results is None or results.get("weights_sha256") != weights:
         return None
     data = results.get("data")
-    return results if isinstance(data, dict) and data.get("sha256") == experiment.data.fingerprint() else None
+    if not isinstance(data, dict) or data.get("sha256") != experiment.data.fingerprint():
+        return None
+    return results if data.get("test_files_sha256") == experiment.files_sha256(("test",)) else None
 
 
 def run_training(experiment: Experiment, stage: Stage, training: Training) -> TrainState:
@@ -78,6 +80,7 @@ def run_training(experiment: Experiment, stage: Stage, training: Training) -> Tr
     recipe = experiment.recipe
     with processes().main_process_first():
         sources = provenance_of(experiment, stage)
+    files = broadcast_from_main(experiment.files_sha256(TRAINING_SPLITS) if processes().is_main_process else None)
 
     def export(_: Any, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
@@ -94,7 +97,7 @@ def run_training(experiment: Experiment, stage: Stage, training: Training) -> Tr
         epoch_samples=training.epoch_samples,
         validate=training.validate,
         export=export,
-        resume_config=training.resume_config,
+        resume_config=training.resume_config | {"data_files_sha256": files},
         differences=differences,
         seed=stage.seed,
         skip_limit=recipe.data.skip_limit,

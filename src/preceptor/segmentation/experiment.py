@@ -263,6 +263,9 @@ class SegmentationExperiment(Experiment):
     def images(self, split: Split) -> dict[str, Sequence[Path]]:
         return {case.id: list({file.path: None for file in case.images.values()}) for case in self.data.split(split)}
 
+    def label_files(self, split: Split) -> dict[str, Path]:
+        return {case.id: case.mask.path for case in self.data.split(split) if case.mask is not None}
+
     def hash_images(self, paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
         return {path: (content_hash(path), "") for path in dict.fromkeys(paths) if path.exists()}
 
