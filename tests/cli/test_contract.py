@@ -160,6 +160,24 @@ def test_cache_verification_finds_a_wrong_byte(run: Path, tmp_path):
     assert (code, json.loads(out)["damage"]) == (0, "")
 
 
+def test_a_cache_that_training_wrote_is_valid_and_kept(run: Path):
+    """A run tokenizes questions before it writes the cache; the command `cache` reads the tokenizer in a new state."""
+    recipe = str(run.parent / "tiny.yaml")
+    manifest = run / "teacher-cache" / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    code, out, err = call("cache", recipe, *QUICK, f"output={run}", "--verify", "1", "--json")
+    assert code == 0, err
+    assert json.loads(out)["checked"] > 0
+    code, _, err = call("cache", recipe, *QUICK, f"output={run}")
+    assert code == 0, err
+    assert manifest.stat().st_mtime_ns == before
+    arguments = [f"method.teaching.runs=[{run / 'teacher'}]", f"method.teaching.cache={run / 'teacher-cache'}"]
+    code, _, err = call(
+        "cache", recipe, *QUICK[1:], "stages=[distilled]", f"output={run.parent / 'other'}", *arguments, "--verify", "1"
+    )
+    assert code == 0, f"the tokenizer of a saved model: {err}"
+
+
 def test_report_prints_the_path_of_the_page(run: Path):
     code, out, _ = call("report", str(run))
     assert code == 0

@@ -203,7 +203,9 @@ def test_verify_computes_again(folder, vlm, tmp_path):
     write_topk_cache(tmp_path / "cache", vlm, rows, cache_key(vlm), ContentHashes(), batch_size=3)
     cache = TopKCache.open(tmp_path / "cache", cache_key(vlm))
     report = verify(cache, vlm, rows, ContentHashes(), fraction=1.0)
-    assert (report.checked, report.mismatched) == (len(rows), [])
+    assert (report.checked, report.mismatched, report.absent) == (len(rows), [], 0)
+    fewer = verify(cache, vlm, rows[1:], ContentHashes(), fraction=1.0)
+    assert (fewer.checked, fewer.absent) == (len(rows) - 1, 1)
     assert report.worst < 1e-3
     other = GroundedVlm.load(folder)
     with torch.no_grad():

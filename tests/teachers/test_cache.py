@@ -369,10 +369,17 @@ def test_verify_draws_the_asked_fraction_and_stops(cache, samples):
 def test_verify_finds_another_teacher_and_other_data(cache, samples):
     report = verify(open_cache(cache), teacher(1), samples.batches(), fraction=1.0)
     assert len(report.mismatched) == 24
-    with pytest.raises(UserError, match="None of the 24 rows"):
-        verify(open_cache(cache), teacher(), Samples(4, seed=9).batches(), fraction=1.0)
+    report = verify(open_cache(cache), teacher(), Samples(4, seed=9).batches(), fraction=1.0)
+    assert (report.checked, report.absent) == (0, 24)
     with pytest.raises(UserError, match=r"in \(0, 1\], not 0"):
         verify(open_cache(cache), teacher(), samples.batches(), fraction=0)
+
+
+def test_verify_counts_drawn_rows_that_the_data_lack(cache, samples):
+    report = verify(open_cache(cache), teacher(), samples.batches()[:-1], fraction=1.0)
+    assert (report.checked, report.absent, report.mismatched) == (20, 4, [])
+    report = verify(open_cache(cache), teacher(), samples.batches(), fraction=1.0)
+    assert (report.checked, report.absent) == (24, 0)
 
 
 # Writing

@@ -15,7 +15,7 @@ from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.vqa import dataset
 from preceptor.vqa.bundle import make_tokenizer
 from preceptor.vqa.config import AugmentConfig, DataConfig
-from preceptor.vqa.dataset import Preprocessing, VqaExamples, augment, resize
+from preceptor.vqa.dataset import Preprocessing, VqaExamples, augment, check_questions, resize, tokenize
 
 
 @pytest.fixture
@@ -159,3 +159,64 @@ def test_a_shift_moves_by_its_share():
 
 def test_resize_gives_rgb_of_the_side():
     assert resize(Image.new("L", (50, 20), 7), 16).tolist() == [[[7, 7, 7]] * 16] * 16
+
+
+HISTORY = "The patient has a history of cough and fever. "
+
+
+def ask(*questions: str) -> list[Sample]:
+    return [Sample(f"q{i}", Path("a.png"), text, ("yes",), "closed", "", "train") for i, text in enumerate(questions)]
+
+
+@pytest.fixture(params=["fast", "python"])
+def any_tokenizer(request):
+    if request.param == "fast":
+        return make_tokenizer([HISTORY * 2 + "is there a lesion? where is it?"] * 2)
+    from transformers import CanineTokenizer
+
+    return CanineTokenizer()
+
+
+def test_truncated_questions_are_counted_with_those_that_become_equal(any_tokenizer):
+    left, right = HISTORY + "Is there a lesion on the left?", HISTORY + "Is there a lesion on the right?"
+    samples = ask(left, right, left, "Where is it? " + HISTORY * 3, "Is it?", "")
+    (finding,) = check_questions(samples, any_tokenizer, 10)
+    assert (finding.severity, finding.file) == ("warning", None)
+    assert finding.sample_ids == ("q0", "q1", "q2", "q3")
+    assert finding.reason.startswith(
+        "4 of 5 questions have more than 10 tokens and are truncated, 3 of them to the tokens of another question; "
+    )
+    assert check_questions(samples, any_tokenizer, 512) == []
+    assert check_questions([], any_tokenizer, 10) == []
+
+
+def test_a_question_of_exactly_the_limit_is_not_truncated():
+    tokenizer = make_tokenizer(["is it a lesion on the left"] * 2)
+    samples = ask("is it a lesion", "is it a lesion on the left")
+    assert check_questions(samples[:1], tokenizer, 6) == []
+    (finding,) = check_questions(samples, tokenizer, 6)
+    assert finding.sample_ids == ("q1",)
+    assert "1 of 2 questions have more than 6 tokens and are truncated, 1 of them to the tokens" in finding.reason
+    assert "to the tokens of another" not in check_questions(samples, tokenizer, 7)[0].reason
+
+
+def test_questions_that_are_equal_without_truncation_are_not_counted_as_made_equal():
+    """The tokenizer ignores case, so these two are one question to the model with any limit."""
+    tokenizer = make_tokenizer(["is it a lesion on the left"] * 2)
+    (finding,) = check_questions(ask("is it a lesion on the left", "Is it a LESION on the left"), tokenizer, 6)
+    assert "2 of 2" in finding.reason
+    assert "another question" not in finding.reason
+
+
+def test_tokens_are_those_of_one_truncated_call(samples):
+    tokenizer = make_tokenizer([sample.question for sample in samples])
+    questions = [sample.question for sample in samples]
+    tokens, removed = tokenize(tokenizer, questions, 6)
+    assert tokens == tokenizer(questions, truncation=True, max_length=6)["input_ids"]
+    whole = tokenizer(questions)["input_ids"]
+    assert [bool(ids) for ids in removed] == [len(ids) > 6 for ids in whole]
+    data = VqaExamples(
+        samples, tokenizer, AnswerVocabulary(["yes", "no"]), Preprocessing(24, max_question_tokens=6), DataConfig()
+    )
+    assert data.tokens == tokens
+    assert data.truncated == [len(ids) > 6 for ids in whole]

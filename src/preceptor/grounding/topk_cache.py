@@ -287,12 +287,10 @@ def verify(
     The difference is that of a token's probability or the tail's; it is infinite if the answer has other tokens. The
     default tolerance is for a teacher in float32; in bfloat16 a row depends on its batch, and about 0.05 is usual.
 
-    Raises UserError if none of the drawn dialogues is among `dialogues`.
+    Drawn rows of which no dialogue is among `dialogues` are counted as absent.
     """
     drawn = cache.store.sample(fraction, seed)
     rows = {key: dialogue for dialogue in dialogues if (key := answers_key(dialogue, hashes)) in drawn}
-    if not rows:
-        raise UserError(f"None of the {len(drawn)} rows drawn from the teacher cache {cache.folder} is of these data.")
     worst, mismatched = 0.0, []
     for key, dialogue in rows.items():
         (new,) = teacher_rows(vlm, [dialogue], cache.cache_key)
@@ -301,7 +299,7 @@ def verify(
         worst = max(worst, distance)
         if distance > tolerance:
             mismatched.append(dialogue.id)
-    return VerifyReport(len(rows), worst, mismatched)
+    return VerifyReport(len(rows), worst, mismatched, absent=len(drawn) - len(rows))
 
 
 def _distance(old: TopKRow, new: TopKRow) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preceptor.errors import UserError
+from preceptor.teachers.tokenizer_json import tokenizer_json
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
         raise UserError(
             f"{type(tokenizer).__name__} is not a fast tokenizer; use a checkpoint that has a tokenizer.json"
         )
-    text = backend.to_str() + "\0" + str(getattr(tokenizer, "chat_template", None))
+    text = tokenizer_json(backend) + "\0" + str(getattr(tokenizer, "chat_template", None))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -116,11 +116,12 @@ def stream_predictions(
         yield from (done[item.id] for item in items if item.id in done)
         batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
         remaining = [item for batch in batches if any(one.id not in done for one in batch) for item in batch]
+        predicted_rows = predict(remaining)  # may refuse the output, before the file exists
         count, report = sum(item.id in done for item in items), progress or (lambda done, total: None)
         report(count, len(items))
         stack.enter_context(naming(path))  # around the file, because closing it writes once more what failed
         file = stack.enter_context(path.open("a", encoding="utf-8", errors="backslashreplace", newline=""))
-        for item, predicted in zip(remaining, predict(remaining), strict=True):
+        for item, predicted in zip(remaining, predicted_rows, strict=True):
             if item.id in done:
                 continue
             row = predicted | origin.columns(item)

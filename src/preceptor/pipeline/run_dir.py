@@ -140,7 +140,7 @@ def require_same_test_data(results: Mapping[str, Any], data: Mapping[str, Any], 
     before = stored if isinstance(stored, dict) else {}
     if any(key in before and before[key] != data[key] for key in ("test_sha256", "test_files_sha256")):
         raise UserError(
-            f"{folder} was evaluated on other test data, whose predictions would be lost; write the new ones elsewhere: "
+            f"{folder} was evaluated on other test data, whose predictions would be lost; write the new elsewhere: "
             f"preceptor evaluate {folder} --output FOLDER"
         )
 

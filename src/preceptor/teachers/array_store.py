@@ -41,11 +41,13 @@ class VerifyReport:
     """Result of recomputing part of a cache.
 
     `checked` rows were recomputed, `worst` is the largest difference, `mismatched` are the ids above the tolerance.
+    `absent` rows were drawn, too, but do not occur in the data, so they could not be recomputed.
     """
 
     checked: int
     worst: float
     mismatched: list[str]
+    absent: int = 0
 
 
 class ArrayStore:

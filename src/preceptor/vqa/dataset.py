@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from preceptor.data.findings import Finding
 from preceptor.data.images import ImageError, content_hash, load_image
 from preceptor.data.types import Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
@@ -79,10 +81,52 @@ def augment(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) 
     return np.clip((values - 127.5) * contrast + 127.5 + brightness, 0, 255).astype(np.uint8)
 
 
+def tokenize(tokenizer, questions: Sequence[str], limit: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the token ids of questions, at most `limit` each, and the ids that truncation removed from each.
+
+    The second list of a question is empty if the question is not truncated.
+    """
+    if not questions:
+        return [], []
+    encoded = tokenizer(list(questions), truncation=True, max_length=limit)
+    if encoded.encodings is None:  # A tokenizer in Python forgets what it removes, so the whole question stands for it.
+        whole = tokenizer(list(questions), verbose=False)["input_ids"]
+        return encoded["input_ids"], [ids if len(ids) > limit else [] for ids in whole]
+    removed = [[id for part in one.overflowing for id in part.ids] for one in encoded.encodings]
+    return encoded["input_ids"], removed
+
+
+def check_questions(samples: Iterable[Sample], tokenizer, limit: int) -> list[Finding]:
+    """Return a warning that counts the questions of more than `limit` tokens; nothing if there are none.
+
+    It also counts those that truncation makes equal to a question that differs from them.
+    """
+    asked = [sample for sample in samples if sample.question]
+    questions = list(dict.fromkeys(sample.question for sample in asked))
+    tokens, removed = tokenize(tokenizer, questions, limit)
+    whole_by_tokens: defaultdict[tuple[int, ...], set[tuple[int, ...]]] = defaultdict(set)
+    for start, end in zip(tokens, removed, strict=True):
+        whole_by_tokens[tuple(start)].add(tuple(end))
+    ambiguous = {
+        question: len(whole_by_tokens[tuple(start)]) > 1
+        for question, start, end in zip(questions, tokens, removed, strict=True)
+        if end
+    }
+    truncated = [sample for sample in asked if sample.question in ambiguous]
+    if not truncated:
+        return []
+    reason = f"{len(truncated)} of {len(asked)} questions have more than {limit} tokens and are truncated"
+    if equal := sum(ambiguous[sample.question] for sample in truncated):
+        reason += f", {equal} of them to the tokens of another question"
+    ids = tuple(sample.id for sample in truncated)
+    return [Finding(ids, None, f"{reason}; train with a larger data.max_question_tokens", "warning")]
+
+
 class VqaExamples(Examples):
     """Samples of one split as a torch data set, indexed by ``(index, epoch)``.
 
-    An item is a dict of arrays, or the id of a sample whose image is broken if the policy is `skip`.
+    An item is a dict of arrays, or the id of a sample whose image is broken if the policy is `skip`. `truncated` tells
+    for each sample whether its question has more tokens than the model reads.
     """
 
     def __init__(
@@ -102,10 +146,8 @@ class VqaExamples(Examples):
         self.view_seed = seed if config.augment.views == 0 else 0
         self.labels = [vocabulary.encode(sample.answers) for sample in self.samples]
         questions = [sample.question for sample in self.samples]
-        limit = preprocessing.max_question_tokens
-        self.tokens: list[list[int]] = (
-            tokenizer(questions, truncation=True, max_length=limit)["input_ids"] if questions else []
-        )
+        self.tokens, removed = tokenize(tokenizer, questions, preprocessing.max_question_tokens)
+        self.truncated = [bool(ids) for ids in removed]
         self.pad = tokenizer.pad_token_id or 0
         self._images: dict[str, np.ndarray] = {}
         self._views: dict[tuple[str, int], np.ndarray] = {}
@@ -147,6 +189,16 @@ class VqaExamples(Examples):
             self._views[place] = image
             self._view_bytes += image.nbytes
         return image
+
+    def is_used(self, index: int) -> bool:
+        """Return whether a sample is in a batch: it is left out if its image is broken and the policy is `skip`."""
+        if self.config.broken == "raise":
+            return True
+        try:
+            self.image(index)
+        except ImageError:
+            return False
+        return True
 
     def view(self, epoch: int) -> int:
         """Return the number of the augmentation view in an epoch, or -1 without augmentation."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,6 +22,7 @@ from preceptor.pipeline.image_reliance import IMAGES, image_reliance
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics, UnitScore, number_groups
 from preceptor.task import Task, Teacher
+from preceptor.teachers.array_store import REWRITE
 from preceptor.teachers.cache import CachedTeacher
 from preceptor.teachers.cache import verify as verify_cache
 from preceptor.vqa import metrics
@@ -28,6 +31,7 @@ from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.context import RunContext
 from preceptor.vqa.data import read_data
+from preceptor.vqa.dataset import check_questions
 from preceptor.vqa.evaluate import accuracy, predict, predict_examples
 from preceptor.vqa.figures import write_figures
 from preceptor.vqa.image_reliance import examples_with
@@ -36,9 +40,18 @@ from preceptor.vqa.metrics import Scores, score, unit_scores
 from preceptor.vqa.model_card import model_card
 from preceptor.vqa.protocols import Protocol, protocol_named, protocols_for
 from preceptor.vqa.report import write_report
-from preceptor.vqa.teachers import cached_teacher, ema_teacher, every_view, online_teacher, signal_cache_key
+from preceptor.vqa.teachers import (
+    cached_teacher,
+    compare_rows,
+    ema_teacher,
+    every_view,
+    online_teacher,
+    signal_cache_key,
+)
 from preceptor.vqa.token_embeddings import inherit_token_embeddings
 from preceptor.vqa.vision import remember_images
+
+log = logging.getLogger("preceptor")
 
 
 class VqaExperiment(Experiment):
@@ -62,6 +75,18 @@ class VqaExperiment(Experiment):
     def context(self) -> RunContext:
         return RunContext(self.recipe, self.data)
 
+    @cached_property
+    def _long_questions(self) -> list[Finding]:
+        """A finding about the questions that are truncated, with the tokenizer of the run."""
+        return check_questions(self.data.samples, self.context.tokenizer, self.recipe.data.max_question_tokens)
+
+    def _note(self, findings: Sequence[Finding]) -> None:
+        """Log findings, and add them to the notes of the results."""
+        for finding in findings:
+            if finding.reason not in self.data.notes:
+                log.warning(finding.reason)
+                self.data.notes.append(finding.reason)
+
     # Training
 
     def stages(self) -> list[Stage]:
@@ -75,6 +100,7 @@ class VqaExperiment(Experiment):
 
     def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
         recipe, context = self.recipe, self.context
+        self._note(self._long_questions)
         teaches = stage.kind == "distilled"
         source, teacher_config = self._teacher() if teaches else (None, None)
         config = recipe.teacher if stage.kind == "teacher" else recipe.student
@@ -237,6 +263,8 @@ class VqaExperiment(Experiment):
 
     def evaluate(self, model: VqaBundle, *, protocol: str | None = None, stage: Stage | None = None) -> Evaluation:
         samples = self.data.split("test")
+        if stage is None:  # the training of a stage has noted them for all splits
+            self._note(check_questions(samples, model.tokenizer, model.preprocessing.max_question_tokens))
         predictions = predict_examples(model.model, model.examples(samples, self.recipe.data))
         found = Evaluation({}, {}, {}, {"baselines": {}})
         for one in [protocol_named(self.data, protocol)] if protocol else protocols_for(self.data):
@@ -277,11 +305,16 @@ class VqaExperiment(Experiment):
         return model.model.parameter_count()
 
     def speed_test(self, model: VqaBundle) -> SpeedTest:
-        samples = self.data.split("test")[: self.recipe.report.latency_questions]
+        samples, most = self.data.split("test"), self.recipe.report.latency_questions
         examples = model.examples(samples, self.recipe.data)
         device = next(model.model.parameters()).device
-        singles = [batch.to(device) for batch in examples.loader([[i] for i in range(len(samples))]) if len(batch)]
-        together = next(iter(examples.loader([list(range(len(samples)))]))).to(device)
+        # Of questions whose image can be read: with data.broken=skip, the batch of another one is empty.
+        each = enumerate(examples.loader([[i] for i in range(len(samples))]))
+        readable = list(itertools.islice(((i, batch.to(device)) for i, batch in each if len(batch)), most))
+        if not readable:
+            return SpeedTest("question", list, 0)
+        singles = [batch for _, batch in readable]
+        together = next(iter(examples.loader([[i for i, _ in readable]]))).to(device)
 
         def one_by_one() -> None:
             for batch in singles:
@@ -304,13 +337,19 @@ class VqaExperiment(Experiment):
 
     def findings(self) -> list[Finding]:
         config = self.recipe.data
-        return check_images(self.data.samples, max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+        found = check_images(self.data.samples, max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+        try:
+            found += self._long_questions
+        except (UserError, OSError) as error:  # the tokenizer is that of a run or a folder
+            found.append(Finding((), None, f"the length of the questions was not checked: {error}", "warning"))
+        return found
 
     @classmethod
     def cache(cls, recipe: VqaRecipe, verify: float) -> dict[str, Any]:
         """Build the teacher cache of a recipe if it is missing or stale. With `verify > 0`, verify that fraction.
 
-        A cache that is verified is never written first; `mismatches` and `damage` describe what is wrong with it.
+        A cache that is verified is never written first; `mismatches` and `damage` describe what is wrong with it. Rows
+        that the data lack, and data that the cache lacks, are damage.
         Raises UserError if there is none to verify.
         """
         with processes().main_process_first():
@@ -328,12 +367,24 @@ class VqaExperiment(Experiment):
         rows, batches = every_view(experiment.context)
         report = {"folder": str(folder), "rows": rows, "checked": 0, "worst": 0.0, "mismatches": [], "damage": ""}
         if verify > 0:
+            damage = []
             try:
                 cached.store.verify_files()
             except UserError as error:
-                report["damage"] = str(error)
+                damage.append(str(error))
             checked = verify_cache(cached, source, batches, fraction=verify, seed=recipe.seed)
+            missing, _ = compare_rows(cached.store, experiment.context)
+            stale = []
+            if missing:
+                stale.append(f"it lacks {len(missing)} of {rows} rows, such as that of sample {missing[0]!r}")
+            if checked.absent:
+                stale.append(f"{checked.absent} of {checked.checked + checked.absent} drawn rows belong to no sample")
+            if stale:
+                damage.append(
+                    f"The teacher cache {folder} is not that of the data: {'; '.join(stale)}. Fix: {REWRITE}."
+                )
             report |= {"checked": checked.checked, "worst": checked.worst, "mismatches": checked.mismatched}
+            report["damage"] = " ".join(damage)
         return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,14 +14,19 @@ import numpy as np
 import torch
 
 from preceptor.data.image_folder import find_images
-from preceptor.data.images import load_image
+from preceptor.data.images import ImageError, load_image
 from preceptor.data.types import Sample
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
+from preceptor.pipeline.image_limits import limits_of_run, name_recipe
 from preceptor.pipeline.model_files import require_finite
+from preceptor.pipeline.predictions import require_json_lines
+from preceptor.pipeline.run_dir import model_folder
 from preceptor.vqa.activation_map import activation_map
 from preceptor.vqa.bundle import VqaBundle
-from preceptor.vqa.config import DataConfig
+from preceptor.vqa.config import DataConfig, VqaRecipe
+
+log = logging.getLogger("preceptor")
 
 BATCH_SIZE = 64
 """Questions that are answered together, if the caller does not say how many."""
@@ -69,6 +75,8 @@ class VqaModel:
     def __init__(self, bundle: VqaBundle, folder: Path | None = None) -> None:
         self.bundle, self.folder = bundle, folder
         self.bundle.model.eval()
+        self._recipe, limits = limits_of_run(model_folder(folder) if folder is not None else None, VqaRecipe)
+        self._run_limits = DataConfig(**limits)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
@@ -106,12 +114,26 @@ class VqaModel:
     def answer_samples(
         self, samples: Iterable[Sample], *, top: int = TOP, batch_size: int = BATCH_SIZE
     ) -> Iterator[Answer]:
-        """Yield the answers to samples in order."""
-        remaining = iter(samples)
+        """Yield the answers to samples in order.
+
+        A warning is logged once if a question is longer than the model reads.
+        """
+        return self._answers(samples, _DEFAULTS, top=top, batch_size=batch_size)
+
+    def _answers(self, samples: Iterable[Sample], limits: DataConfig, *, top: int, batch_size: int) -> Iterator[Answer]:
+        remaining, warned = iter(samples), False
         classes = self.bundle.vocabulary.answers
         while group := list(islice(remaining, batch_size)):
-            batch = next(iter(self.bundle.examples(group, DataConfig()).loader([list(range(len(group)))])))
-            batch = batch.to(self.device)
+            examples = self.bundle.examples(group, limits)
+            if any(examples.truncated) and not warned:
+                warned = True
+                log.warning(
+                    "A question has more than %d tokens and is truncated; shorten it, or train the model with a larger "
+                    "data.max_question_tokens",
+                    self.bundle.preprocessing.max_question_tokens,
+                )
+            with self._reading(limits):
+                batch = next(iter(examples.loader([list(range(len(group)))]))).to(self.device)
             with torch.inference_mode():
                 logits = self.bundle.model(batch["pixels"], batch["input_ids"], batch["attention_mask"]).logits
             require_finite(logits, self.folder)
@@ -125,18 +147,27 @@ class VqaModel:
         classes = self.bundle.vocabulary.answers
         if answer not in classes:
             raise UserError(f"{answer!r} is not among the {len(classes)} answers of this model")
-        batch = next(iter(self.bundle.examples([sample], DataConfig()).loader([[0]]))).to(self.device)
+        with self._reading(_DEFAULTS):
+            batch = next(iter(self.bundle.examples([sample], _DEFAULTS).loader([[0]]))).to(self.device)
         return activation_map(self.bundle.model, batch, classes.index(answer))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder, which `preceptor.load` and transformers read."""
         self.bundle.save(Path(folder))
 
+    @contextmanager
+    def _reading(self, limits: DataConfig) -> Iterator[None]:
+        """Name the setting of the run in an error about an image that was read with `limits`."""
+        try:
+            yield
+        except ImageError as error:
+            raise name_recipe(error, self._recipe if limits is self._run_limits else None) from error.__cause__
+
     # What `preceptor predict` calls
 
     def prediction_file(self, output: Path) -> Path:
-        """Return the file that predictions are appended to."""
-        return output
+        """Return the file that predictions are appended to. Raises UserError if it is a CSV file."""
+        return require_json_lines(output)
 
     def items(
         self, *, image: Path | None = None, question: str | None = None, table: Path | None = None, **_: Any
@@ -149,17 +180,23 @@ class VqaModel:
             return read_table(table, answered=False).samples
         if image is not None and question is not None and table is None:
             if not image.is_dir():
-                load_image(image)  # names a broken file before anything is computed
+                limits = self._run_limits
+                with self._reading(limits):  # names a broken file before anything is computed
+                    load_image(image, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
                 return [as_sample(image, question)]
             files, findings = find_images(image)
             for finding in findings:
-                logging.getLogger("preceptor").warning("%s: %s", finding.file, finding.reason)
+                log.warning("%s: %s", finding.file, finding.reason)
             return [as_sample(file, question, file.relative_to(image).as_posix()) for file in files]
         raise UserError("a VQA model needs --image FILE_OR_FOLDER with --question TEXT, or --table FILE")
 
     def predict_rows(self, items: Sequence[Sample], *, top: int = TOP, **_: Any) -> Iterator[dict[str, Any]]:
-        """Yield one JSON-able row per sample."""
-        return (answer.to_dict() for answer in self.answer_samples(items, top=top))
+        """Yield one JSON-able row per sample. Images may be as large as those of the run."""
+        answers = self._answers(items, self._run_limits, top=top, batch_size=BATCH_SIZE)
+        return (answer.to_dict() for answer in answers)
+
+
+_DEFAULTS = DataConfig()
 
 
 def as_sample(image: Path, question: str, id: str | None = None) -> Sample:

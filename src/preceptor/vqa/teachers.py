@@ -11,11 +11,13 @@ from typing import Any
 from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.task import Batch, Teacher
-from preceptor.teachers.array_store import MANIFEST
+from preceptor.teachers.array_store import MANIFEST, ArrayStore
 from preceptor.teachers.cache import CachedTeacher, CacheKey, write_cache
 from preceptor.teachers.online import EmaTeacher, EnsembleTeacher, OnlineTeacher
+from preceptor.teachers.tokenizer_json import tokenizer_json
 from preceptor.vqa.bundle import VqaBundle
 from preceptor.vqa.context import RunContext
+from preceptor.vqa.dataset import VqaExamples
 from preceptor.vqa.method import VqaMethod
 from preceptor.vqa.model import VqaTransformer
 from preceptor.vqa.task import token_axes
@@ -50,7 +52,7 @@ def online_teacher(
 
 def signal_cache_key(context: RunContext, source: Teacher, fields: list[str]) -> CacheKey:
     """Return everything that a recipe's cache of teacher signals depends on."""
-    tokens = hashlib.sha256(context.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    tokens = hashlib.sha256(tokenizer_json(context.tokenizer.backend_tokenizer).encode()).hexdigest()
     data, crossed = context.recipe.data, context.recipe.method.teaching.cross_questions
     rows = f"{context.data.name} {context.data.fingerprint('train')}"
     if context.data.split("unlabelled"):
@@ -65,13 +67,37 @@ def signal_cache_key(context: RunContext, source: Teacher, fields: list[str]) ->
     )
 
 
+def _training_views(context: RunContext) -> tuple[VqaExamples, range]:
+    """Return the examples of the training split, and epochs in which each augmentation view occurs once."""
+    examples = context.training_examples(context.recipe.seed, with_teacher=True)
+    return examples, range(max(1, context.recipe.data.augment.views if examples.augment is not None else 1))
+
+
 def every_view(context: RunContext) -> tuple[int, Iterator[Batch]]:
     """Return (rows, batches) of the training split in every augmentation view."""
-    examples = context.training_examples(context.recipe.seed, with_teacher=True)
-    views = max(1, context.recipe.data.augment.views if examples.augment is not None else 1)
-    items = [(index, view) for view in range(views) for index in range(len(examples))]
+    examples, epochs = _training_views(context)
+    items = [(index, epoch) for epoch in epochs for index in range(len(examples))]
     lists = [items[i : i + 64] for i in range(0, len(items), 64)]
     return len(items), iter(examples.loader(lists, context.recipe.data.workers))
+
+
+def compare_rows(store: ArrayStore, context: RunContext) -> tuple[list[str], int]:
+    """Compare the content keys of a cache with those of the training split in every augmentation view.
+
+    Returns:
+        The sample id of every row that is missing, and the number of rows that belong to no sample. Samples whose image
+        is broken and skipped (`data.broken`) need no rows.
+    """
+    examples, epochs = _training_views(context)
+    ids = {
+        examples.key(index, examples.view(epoch)): sample.id
+        for index, sample in enumerate(examples.samples)
+        if examples.is_used(index)
+        for epoch in epochs
+    }
+    cached = store.find(list(ids)) >= 0
+    missing = [id for id, present in zip(ids.values(), cached, strict=True) if not present]
+    return missing, len(store) - int(cached.sum())
 
 
 def cached_teacher(
@@ -80,16 +106,20 @@ def cached_teacher(
     """Open the cache in `folder`; write it first if there is none.
 
     Raises UserError if the cache belongs to another teacher, split, vocabulary or preprocessing, or is damaged; with
-    `renew` it is written again instead.
+    `renew` it is written again instead, also if its rows are not those of the training data.
     """
     cache_key = signal_cache_key(context, source, ["logits", *paths])
     state = processes()
     write = not (folder / MANIFEST).exists()
     if renew and not write:
         try:
-            CachedTeacher.open(folder, cache_key).store.verify_files()
+            store = CachedTeacher.open(folder, cache_key).store
+            store.verify_files()
         except UserError:
             write = True
+        else:
+            missing, unknown = compare_rows(store, context)
+            write = bool(missing or unknown)
     state.wait_for_everyone()
     if write and state.is_main_process:
         _, batches = every_view(context)
