@@ -501,3 +501,82 @@ def test_segmented_palettes_do_not_expand_without_bound(tmp_path, words, message
     path = dicom(tmp_path / "a.dcm", np.zeros((8, 8), np.uint8), PhotometricInterpretation="PALETTE COLOR", **fields)
     with pytest.raises(ImageError, match=message):
         load_image(path)
+
+
+# --- Enhanced images with a single frame ---
+
+
+def groups(**macros: dict):
+    """Return a sequence with one item of functional groups, from their fields by the name of the group."""
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    item = Dataset()
+    for sequence, fields in macros.items():
+        inner = Dataset()
+        for name, value in fields.items():
+            setattr(inner, name, value)
+        setattr(item, sequence, Sequence([inner]))
+    return Sequence([item])
+
+
+WINDOW = {"WindowCenter": "40", "WindowWidth": "400"}
+RESCALE = {"RescaleSlope": "2", "RescaleIntercept": "-100", "RescaleType": "HU"}
+
+
+@pytest.mark.parametrize("group", dicom_header.FUNCTIONAL_GROUPS)
+def test_window_and_rescale_of_functional_groups_are_those_of_the_top_level(tmp_path, group):
+    pixels = np.arange(-300, 300, dtype=np.int16).reshape(20, 30)
+    plain = dicom(tmp_path / "plain.dcm", pixels, **WINDOW, **RESCALE)
+    macros = groups(FrameVOILUTSequence=WINDOW, PixelValueTransformationSequence=RESCALE)
+    enhanced = dicom(tmp_path / "enhanced.dcm", pixels, NumberOfFrames=1, **{group: macros})
+    assert row(enhanced) == row(plain) != row(dicom(tmp_path / "none.dcm", pixels))
+
+
+def test_groups_of_the_frame_replace_the_shared_ones(tmp_path):
+    pixels = np.arange(-300, 300, dtype=np.int16).reshape(20, 30)
+    shared, frame = groups(FrameVOILUTSequence=WINDOW), groups(FrameVOILUTSequence={**WINDOW, "WindowCenter": "90"})
+    both = {"SharedFunctionalGroupsSequence": shared, "PerFrameFunctionalGroupsSequence": frame}
+    expected = row(dicom(tmp_path / "plain.dcm", pixels, WindowCenter="90", WindowWidth="400"))
+    assert row(dicom(tmp_path / "enhanced.dcm", pixels, NumberOfFrames=1, **both)) == expected
+
+
+@pytest.mark.parametrize(("centre", "refused"), [("40", False), ("41", True)])
+def test_a_window_of_the_top_level_that_differs_is_refused(tmp_path, centre, refused):
+    path = dicom(
+        tmp_path / "a.dcm",
+        GRADIENT,
+        WindowCenter=centre,
+        WindowWidth="400",
+        SharedFunctionalGroupsSequence=groups(FrameVOILUTSequence=WINDOW),
+    )
+    if not refused:
+        load_image(path)
+        return
+    with pytest.raises(ImageError, match="contradictory WindowCenter and WindowCenter in its functional groups"):
+        load_image(path)
+
+
+def test_groups_of_several_frames_in_an_image_of_one_are_refused(tmp_path):
+    frames = groups(FrameVOILUTSequence=WINDOW)
+    frames.append(frames[0])
+    path = dicom(tmp_path / "a.dcm", GRADIENT, NumberOfFrames=1, PerFrameFunctionalGroupsSequence=frames)
+    with pytest.raises(ImageError, match="contradictory PerFrameFunctionalGroupsSequence and NumberOfFrames"):
+        load_image(path)
+
+
+@pytest.mark.parametrize(("factor", "refused"), [(1, True), (257, False)])
+def test_a_palette_of_8_bit_values_that_states_16_bits_is_refused(tmp_path, factor, refused):
+    entries = (np.arange(256) * factor).astype("<u2").tobytes()
+    palette = {
+        f"{name}PaletteColorLookupTable{part}": value
+        for name in ("Red", "Green", "Blue")
+        for part, value in (("Descriptor", [256, 0, 16]), ("Data", entries))
+    }
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    path = dicom(tmp_path / "a.dcm", pixels, PhotometricInterpretation="PALETTE COLOR", **palette)
+    if not refused:
+        assert np.asarray(load_image(path))[..., 0].tolist() == pixels.tolist()
+        return
+    with pytest.raises(ImageError, match="16 bits in its RedPaletteColorLookupTableDescriptor, but only values below"):
+        load_image(path)

@@ -341,6 +341,15 @@ def test_resampling_keeps_place_and_returns_to_the_source(tmp_path):
         resampled(loaded, (1, 0, 1))
 
 
+def test_the_size_after_resampling_has_the_limit(tmp_path):
+    loaded = load_case(case(tmp_path, t1=save(tmp_path / "a.nii.gz", head(0), np.diag([-60.0, -60.0, 60.0, 1.0]))))
+    with pytest.raises(VolumeError, match=r"600 x 840 x 720 = 362880000 voxels, more than the limit of 134217728"):
+        resampled(loaded, (1.0, 1.0, 1.0))
+    assert resampled(loaded, (30.0, 30.0, 30.0), max_voxels=20 * 28 * 24).shape == (20, 28, 24)
+    with pytest.raises(VolumeError, match=r"from voxels of 60 x 60 x 60 mm to 30 x 30 x 30 mm \(data.spacing\)"):
+        resampled(loaded, (30.0, 30.0, 30.0), max_voxels=20 * 28 * 24 - 1)
+
+
 @pytest.mark.real_data
 def test_real_cases_load_and_results_go_back_to_their_grid(tmp_path):
     found = read_volumes(Path(os.environ["PRECEPTOR_DATA"]) / "mri")

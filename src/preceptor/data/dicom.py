@@ -2,8 +2,8 @@
 
 Grey values pass through the modality transformation (look-up table, or rescale slope and intercept), the VOI
 transformation (look-up table, or the first window) and the presentation (MONOCHROME1 and PresentationLUTShape). See
-DICOM PS3.3 C.7.6.3 and C.11.1 to C.11.6. A file that contradicts itself is refused with the names of the fields.
-Overlays, curves and colour profiles are not drawn.
+DICOM PS3.3 C.7.6.3 and C.11.1 to C.11.6. Enhanced images have rescale and window in their functional groups. A file
+that contradicts itself is refused with the names of the fields. Overlays, curves and colour profiles are not drawn.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from preceptor.data.dicom_header import (
     EXPORT,
+    apply_functional_groups,
     check_header,
     contradiction,
     named_errors,
@@ -42,6 +43,7 @@ def render(data: bytes, max_pixels: int) -> np.ndarray:
     with named_errors():
         dataset = parse(data)
         check_header(dataset, max_pixels)
+        apply_functional_groups(dataset)
         stored = decode_pixels(dataset, check_codestream(dataset))
         if dataset.SamplesPerPixel == 3:
             return stored.astype(np.uint8, copy=False)
@@ -286,8 +288,7 @@ def _palette(dataset: Dataset, levels: np.ndarray, present: np.ndarray) -> np.nd
             raise Refused("DICOM with a long SegmentedRedPaletteColorLookupTableData is not supported", EXPORT)
         for name in names:
             _check_segments(value_of(dataset, f"Segmented{name}Data"), f"Segmented{name}Data", int(bits))
-        colours = apply_color_lut(stored.astype(np.int32), dataset)[..., :3]
-        return stretch(colours, 0, 2**bits - 1)
+        return _to_8_bit(apply_color_lut(stored.astype(np.int32), dataset)[..., :3], int(bits))
     tables = [
         _entries(
             stored,
@@ -299,4 +300,14 @@ def _palette(dataset: Dataset, levels: np.ndarray, present: np.ndarray) -> np.nd
         )[0]
         for name, descriptor in zip(names, descriptors, strict=True)
     ]
-    return stretch(np.stack(tables, axis=-1), 0, 2**bits - 1)
+    return _to_8_bit(np.stack(tables, axis=-1), int(bits))
+
+
+def _to_8_bit(colours: np.ndarray, bits: int) -> np.ndarray:
+    """Return palette entries of `bits` as uint8. A palette of 8-bit values that states 16 would be black."""
+    if bits == 16 and colours.max(initial=0) < 256:
+        raise Refused(
+            "DICOM with 16 bits in its RedPaletteColorLookupTableDescriptor, but only values below 256 in its palette",
+            f"correct the header, or {EXPORT}",
+        )
+    return stretch(colours, 0, 2**bits - 1)

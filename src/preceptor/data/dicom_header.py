@@ -41,9 +41,16 @@ VALUE_FIELDS = [
     "PixelData",
 ]
 """Fields that give the values of the pixels."""
+FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_GROUP_FIELDS = {
+    "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+}
+"""Fields that enhanced images have in a functional group and not at the top level (PS3.3 C.7.6.16.2)."""
 _FIELDS = [
     *IMAGE_FIELDS,
     *VALUE_FIELDS,
+    *FUNCTIONAL_GROUPS,
     "PlanarConfiguration",
     "VOILUTSequence",
     "WindowCenter",
@@ -164,6 +171,26 @@ def numbers_of(dataset: Dataset, name: str) -> list[float]:
     if not np.isfinite(numbers).all():
         raise Refused(f"DICOM with an invalid {name}", f"correct the header, or {EXPORT}")
     return numbers
+
+
+def apply_functional_groups(dataset: Dataset) -> None:
+    """Move rescale and window of the functional groups of a single frame to the top level, where `render` reads them.
+
+    Raises:
+        Refused: there are groups of several frames, or the top level has another value.
+    """
+    found = {}
+    for group in FUNCTIONAL_GROUPS:  # those of the frame come last, and replace the shared ones
+        items: Any = value_of(dataset, group) or []
+        if len(items) > 1:
+            raise contradiction(group, "NumberOfFrames")
+        for sequence, names in _GROUP_FIELDS.items() if items else ():
+            for fields in (value_of(items[0], sequence) or [])[:1]:
+                found.update({name: fields[name] for name in names if value_of(fields, name) is not None})
+    for name, element in found.items():
+        if value_of(dataset, name) not in (None, element.value):
+            raise contradiction(name, f"{name} in its functional groups")
+        dataset[name] = element
 
 
 def integer_of(dataset: Dataset, name: str, default: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import AfterValidator, Field, SerializeAsAny, WrapValidator, model_validator
 
@@ -34,6 +34,13 @@ def _check_data_format(name: str) -> str:
 
 def _check_model_format(name: str) -> str:
     return name if name == "auto" else require_format(name).name
+
+
+class ImageLimits(TypedDict):
+    """Limits of image files."""
+
+    max_image_bytes: int
+    max_image_pixels: int
 
 
 class DialogueDataConfig(Section):
@@ -87,6 +94,11 @@ class DialogueDataConfig(Section):
     phantom: PhantomConfig = PhantomConfig()
     phantom_size: Annotated[int, Field(ge=28, le=1024)] = 112
     """Side of generated images in pixels."""
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The limits of image files, as arguments of `GroundedVlm.load` and `DialogueEncoder`."""
+        return ImageLimits(max_image_bytes=self.max_image_bytes, max_image_pixels=self.max_image_pixels)
 
 
 class NewVlmConfig(Section):
@@ -207,9 +219,14 @@ class GroundingRecipe(BaseRecipe):
             raise ValueError("data.unlabelled=rest needs data.train_share below 1: nothing is left out")
         return self
 
+    @property
+    def learns_from_pseudo_labels(self) -> bool:
+        """Whether a stage of the recipe learns from pseudo-labels."""
+        return any(self.method.for_stage(stage).pseudo_labels.share > 0 for stage in self.stages)
+
     def require_teacher_cache(self) -> None:
         """Raise UserError if no stage of the recipe learns from pseudo-labels."""
-        if self.method.pseudo_labels.share == 0 or not {"distilled", "clinkd"} & set(self.stages):
+        if not self.learns_from_pseudo_labels:
             raise UserError(
                 "this recipe has no pseudo-labels to cache: it needs the stage distilled or clinkd, and "
                 "method.pseudo_labels.share above 0"

@@ -66,7 +66,13 @@ class RunContext:
         rows = [row for row in self.data.samples if row.id not in self.broken_ids]
         paths = list(dict.fromkeys(image for row in rows for image in row.images))
         with processes().main_process_first():
-            found = modality_probabilities(paths, clip, file=self.recipe.output_folder / "modalities.json")
+            found = modality_probabilities(
+                paths,
+                clip,
+                file=self.recipe.output_folder / "modalities.json",
+                max_bytes=self.recipe.data.max_image_bytes,
+                max_pixels=self.recipe.data.max_image_pixels,
+            )
         known = dict(zip(paths, found, strict=True))
         return lambda dialogue: torch.stack([known[image] for image in dialogue.images])
 
@@ -123,6 +129,7 @@ class RunContext:
                 box_format=None if config.box_format == "auto" else config.box_format,
                 allow_downloads=self.recipe.allow_downloads,
                 modality_rows=self.modality_rows,
+                **self.recipe.data.image_limits,
             )
         if config.gradient_checkpointing:
             vlm.checkpoint_activations()

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from preceptor.data.grounding.check import fault_findings
+from preceptor.data.grounding.med_grit import is_inferred
+from preceptor.data.grounding.sharegpt import HELD_OUT, UNANSWERED
 from preceptor.data.identity import note_leaks
 from preceptor.data.locations import FOLDERS
 from preceptor.data.readers import GROUNDING, read_named
@@ -21,7 +23,11 @@ MOST_LISTED = 20
 
 
 def read_recipe_dialogues(
-    config: DialogueDataConfig, scratch: Path, needed: tuple[Split, ...] = ("train", "validation", "test")
+    config: DialogueDataConfig,
+    scratch: Path,
+    needed: tuple[Split, ...] = ("train", "validation", "test"),
+    *,
+    unanswered: bool = False,
 ) -> GroundingDataset:
     """Read the dialogues of a recipe.
 
@@ -29,13 +35,17 @@ def read_recipe_dialogues(
         config: Data settings of the recipe.
         scratch: Folder for the synthetic data set.
         needed: Splits that must not be empty.
+        unanswered: Whether a file may contain dialogues with unanswered questions. They are in the split `unlabelled`,
+            except those about images or patients of the validation and test splits, which are left out.
 
     Raises:
-        UserError: a needed split is empty, or a reader refuses the data.
+        UserError: a needed split is empty, a question has no answer, or a reader refuses the data.
     """
     data = read_named(GROUNDING, config, scratch)
     data.findings += fault_findings(data, config.boxes)
-    rows = [row for row in data.samples if row.task in config.tasks]
+    _leave_out_held_out(data, unanswered)
+    # The task of an unanswered question is not known, unless the file names it.
+    rows = [row for row in data.samples if row.task in config.tasks or (UNANSWERED in row.tags and is_inferred(row))]
     if config.train_share < 1:
         student_groups = groups_of_share(rows, config.train_share, config.split_seed)
         # Shares are nested: the groups of the student are among these.
@@ -60,6 +70,33 @@ def read_recipe_dialogues(
                 f"{data.name} has no {split} dialogues of the tasks {tasks}; check its splits or data.tasks"
             )
     return data
+
+
+def _leave_out_held_out(data: GroundingDataset, unanswered: bool) -> None:
+    """Leave out unanswered dialogues about held-out images or patients, and note the number of all unanswered ones.
+
+    Raises:
+        UserError: there are unanswered dialogues and `unanswered` is false.
+    """
+    rows = [row for row in data.samples if UNANSWERED in row.tags]
+    if not rows:
+        return
+    if not unanswered:
+        raise UserError(
+            f"{rows[0].tags[UNANSWERED]}: a question has no answer; write it, remove the record, or learn the answer "
+            "of a teacher in a stage distilled or clinkd with method.pseudo_labels.share above 0"
+        )
+    held_out = [row for row in rows if HELD_OUT in row.tags]
+    data.samples = [row for row in data.samples if HELD_OUT not in row.tags]
+    data.notes.append(
+        f"{len(rows) - len(held_out):,} dialogues have unanswered questions (split unlabelled): only the pseudo-labels "
+        "of a teacher answer them."
+    )
+    if held_out:
+        data.notes.append(
+            f"{len(held_out):,} other dialogues with unanswered questions are about images or patients of the "
+            "validation or test split, and were left out."
+        )
 
 
 def without_answer(turns: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

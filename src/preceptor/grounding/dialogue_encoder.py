@@ -162,7 +162,7 @@ class DialogueEncoder:
         if "pixels" not in unit:
             return []
         if unit == "pixels" or grids is None:
-            return [image_size(path) for path in dialogue.images]
+            return [image_size(path, **self._limits) for path in dialogue.images]
         side = self.image_processor.patch_size
         return [(int(columns) * side, int(rows) * side) for _, rows, columns in grids.tolist()]
 
@@ -304,8 +304,7 @@ class DialogueEncoder:
             return None, None
         if dialogue.images in self._read:
             return self._read[dialogue.images]
-        limits = {"max_bytes": self.max_image_bytes, "max_pixels": self.max_image_pixels}
-        images = [load_image(path, **limits).convert("RGB") for path in dialogue.images]
+        images = [load_image(path, **self._limits).convert("RGB") for path in dialogue.images]
         for path, image in zip(dialogue.images, images, strict=True):
             if max(image.size) > 200 * min(image.size):
                 raise UserError(
@@ -319,6 +318,10 @@ class DialogueEncoder:
             self._read[dialogue.images] = (grids, pixels)
             self._bytes += pixels.nbytes
         return grids, pixels
+
+    @property
+    def _limits(self) -> dict[str, int]:
+        return {"max_bytes": self.max_image_bytes, "max_pixels": self.max_image_pixels}
 
     def _misplaced(self, dialogue: Dialogue) -> UserError:
         return UserError(

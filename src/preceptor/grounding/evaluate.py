@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from preceptor.data.grounding.image_marks import images_shown
+from preceptor.data.grounding.med_grit import task_of_turn
 from preceptor.data.types import Dialogue
 from preceptor.distill.chunked_kl import chunked_cross_entropy
 from preceptor.grounding.config import AnswerConfig
@@ -19,10 +22,29 @@ from preceptor.grounding.settings import SelectionConfig
 from preceptor.scores import number_groups
 
 
+def scored_turns(dialogues: Sequence[Dialogue], tasks: Collection[str]) -> list[Dialogue]:
+    """Return one dialogue per question, which ends with it: the earlier turns are its history, with their true answers.
+
+    The task of a question is that of its turn, unless the file names one for the whole dialogue. Questions of other
+    tasks than `tasks` are left out. A dialogue with one turn is returned as it is.
+    """
+    found = []
+    for dialogue in dialogues:
+        if len(dialogue.turns) == 1:
+            found.append(dialogue)
+            continue
+        questions = [question for question, _ in dialogue.turns]
+        for number in range(1, len(dialogue.turns) + 1):
+            if (task := task_of_turn(dialogue, number - 1)) in tasks:
+                images = images_shown(questions, dialogue.images, number)
+                found.append(replace(dialogue, images=images, turns=dialogue.turns[:number], task=task))
+    return found
+
+
 def answer_greedily(
     vlm: GroundedVlm, dialogues: Sequence[Dialogue], config: AnswerConfig
 ) -> tuple[list[dict[str, Any]], float]:
-    """Return (rows, seconds per answer): one row for each dialogue, its last question."""
+    """Return (rows, seconds per answer): one row for each dialogue, its last question (see `scored_turns`)."""
     begun = time.perf_counter()
     found = vlm.generate(
         dialogues, max_new_tokens=config.max_new_tokens, with_confidence=True, batch_size=config.batch_size

@@ -30,6 +30,7 @@ from preceptor.grounding.evaluate import (
     asker,
     mean_loss,
     prediction_row,
+    scored_turns,
     with_groups,
 )
 from preceptor.grounding.figures import write_figures
@@ -103,7 +104,9 @@ class GroundingExperiment(Experiment):
 
     @classmethod
     def read_data(cls, recipe: GroundingRecipe, needed: tuple[Split, ...] = SPLITS) -> GroundingDataset:
-        return read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=needed)
+        # An evaluation does not learn, so the recipe of a stage without pseudo-labels reads the data of its run.
+        unanswered = recipe.learns_from_pseudo_labels or "train" not in needed
+        return read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=needed, unanswered=unanswered)
 
     @cached_property
     def context(self) -> RunContext:
@@ -367,6 +370,7 @@ class GroundingExperiment(Experiment):
             max_pixels=config.max_pixels,
             max_length=config.max_length,
             modality_rows=self.context.modality_rows,
+            **self.recipe.data.image_limits,
         )
         return vlm.requires_grad_(False).to(processes().device).eval()
 
@@ -377,8 +381,9 @@ class GroundingExperiment(Experiment):
             if protocol not in ids:
                 raise UserError(f"protocol {protocol!r} is not known{nearest(protocol, ids)}")
             ids = {protocol: ids[protocol]}
-        test = self.context.readable("test")
-        empty = [prediction_row(row, "") for row in data.split("test") if row.id in self.context.broken_ids]
+        test = self._questions()
+        unreadable = [row for row in data.split("test") if row.id in self.context.broken_ids]
+        empty = [prediction_row(row, "") for row in scored_turns(unreadable, recipe.data.tasks)]
         rows, seconds = answer_greedily(model, test, recipe.answers)
         rows = with_groups(rows + empty, data.split("test"))
         found = Evaluation(
@@ -403,6 +408,10 @@ class GroundingExperiment(Experiment):
             found.rows |= {f"{id}/selected": chosen for id in ids}
         return found
 
+    def _questions(self) -> list[Dialogue]:
+        """Return the questions of the test split whose images can be read, each with its history."""
+        return scored_turns(self.context.readable("test"), self.recipe.data.tasks)
+
     def _is_last(self, stage: Stage) -> bool:
         return stage.kind == self.recipe.stages[-1]
 
@@ -414,7 +423,7 @@ class GroundingExperiment(Experiment):
         return found
 
     def image_reliance(self, model: GroundedVlm, images: Sequence[str], evaluation: Evaluation) -> dict[str, Any]:
-        test, encoder = self.context.readable("test"), model.encoder
+        test, encoder = self._questions(), model.encoder
         rows = {"real": next(iter(evaluation.rows.values()))}
         known = encoder.modality_rows
         with scratch_folder() as scratch:
@@ -436,14 +445,14 @@ class GroundingExperiment(Experiment):
         return {id: reliance_by_task(rows, id.rpartition("/")[2]) for id in evaluation.rows}
 
     def describe_data(self, stage: Stage | None = None) -> dict[str, Any]:
-        return describe_dialogues(self.data)
+        return describe_dialogues(self.data) | {"test_files_sha256": self.files_sha256(("test",))}
 
     def parameter_count(self, model: GroundedVlm) -> int:
         return sum(parameter.numel() for parameter in model.base.parameters())
 
     def speed_test(self, model: GroundedVlm) -> SpeedTest:
         answers = self.recipe.answers
-        rows = self.context.readable("test")[: answers.batch_size]
+        rows = self._questions()[: answers.batch_size]
         few = rows[:4]
 
         def generate(dialogues: Sequence[Dialogue], batch_size: int) -> None:
@@ -472,7 +481,8 @@ class GroundingExperiment(Experiment):
         data = recipe.data
         if data.boxes == "refuse":  # read on, so that every faulty box is listed
             data = data.model_copy(update={"boxes": "repair"})
-        return cls(recipe, read_recipe_dialogues(data, recipe.output_folder / "data", needed=()))
+        learns = recipe.learns_from_pseudo_labels
+        return cls(recipe, read_recipe_dialogues(data, recipe.output_folder / "data", needed=(), unanswered=learns))
 
     def findings(self) -> list[Finding]:
         config = self.recipe.data
@@ -504,7 +514,7 @@ class GroundingExperiment(Experiment):
                 try:
                     source = str(model_folder(Path(run))) if run and Path(run).is_dir() else run
                     source = source or context.source(config.model, role)
-                    model, encoder = load_model_config(config.model, source, recipe.allow_downloads)
+                    model, encoder = load_model_config(config.model, source, recipe.allow_downloads, recipe.data)
                     if role == "student" or "teacher" in recipe.stages:
                         on_device = teacher if distils and stays else None
                         parts = estimate_memory(recipe, config, model, encoder, rows, on_device)

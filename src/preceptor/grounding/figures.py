@@ -25,7 +25,7 @@ def write_figures(
 ) -> None:
     """Store the images of `recipe.report.pictures` test dialogues in ``folder/figures``.
 
-    Of the dialogues that ask for boxes, sorted by their score, the worst, the best and some in between are taken. The
+    Of the questions that ask for boxes, sorted by their score, the worst, the best and some in between are taken. The
     report draws the boxes from the predictions.
 
     Args:
@@ -38,19 +38,21 @@ def write_figures(
     protocol, predictions = next(iter(rows.items()), ("", []))
     dialogues = {dialogue.id: dialogue for dialogue in data.samples if dialogue.images}
     scored = [
-        (score, str(row["id"]))
+        (score, str(row["id"]), row["turn"])
         for row in predictions
         if row["task"] == "vg"
         and row["id"] in dialogues
         and (score := row_score(row, protocol.rpartition("/")[2])) is not None
     ]
     writer, pictures = FigureWriter(folder), []
-    for number, (_, id) in enumerate(take_evenly(sorted(scored), recipe.report.pictures), 1):
+    limits = {"max_bytes": recipe.data.max_image_bytes, "max_pixels": recipe.data.max_image_pixels}
+    for number, (_, id, turn) in enumerate(take_evenly(sorted(scored), recipe.report.pictures), 1):
         try:
-            image = load_image(dialogues[id].images[0])
+            image = load_image(dialogues[id].images[0], **limits)
         except ImageError:
             continue
-        pictures.append({"id": id, "image": writer.add(f"image-{number:02}", image.convert("RGB"), LONGEST_SIDE)})
+        name = writer.add(f"image-{number:02}", image.convert("RGB"), LONGEST_SIDE)
+        pictures.append({"id": id, "turn": turn, "image": name})
     writer.finish({"images": pictures})
 
 

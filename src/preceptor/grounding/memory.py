@@ -14,7 +14,7 @@ from preceptor.data.types import Dialogue
 from preceptor.distributed import processes
 from preceptor.errors import UserError
 from preceptor.grounding.checkpoint_files import load_image_processor, load_tokenizer, shrink_images
-from preceptor.grounding.config import GroundingRecipe, VlmConfig, VlmRunConfig
+from preceptor.grounding.config import DialogueDataConfig, GroundingRecipe, VlmConfig, VlmRunConfig
 from preceptor.grounding.dialogue_encoder import DialogueEncoder
 from preceptor.grounding.memory_model import memory_estimate
 from preceptor.grounding.model import LoraSettings, stored_box_format
@@ -65,8 +65,10 @@ def estimate_memory(
     )
 
 
-def load_model_config(config: VlmConfig, source: str, allow_downloads: bool) -> tuple[Any, DialogueEncoder]:
-    """Load configuration and encoder of a checkpoint without its weights.
+def load_model_config(
+    config: VlmConfig, source: str, allow_downloads: bool, data: DialogueDataConfig
+) -> tuple[Any, DialogueEncoder]:
+    """Load configuration and encoder of a checkpoint without its weights. `data` has the limits of image files.
 
     Raises:
         UserError: the checkpoint does not exist or is incomplete.
@@ -84,7 +86,12 @@ def load_model_config(config: VlmConfig, source: str, allow_downloads: bool) -> 
     tokenizer = load_tokenizer(source, location, model, options)
     name = stored_box_format(location, model, options) if config.box_format == "auto" else config.box_format
     return model, DialogueEncoder(
-        tokenizer, processor, model.image_token_id, max_length=config.max_length, box_format=name
+        tokenizer,
+        processor,
+        model.image_token_id,
+        max_length=config.max_length,
+        box_format=name,
+        **data.image_limits,
     )
 
 

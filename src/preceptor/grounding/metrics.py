@@ -71,6 +71,9 @@ def score_rows(rows: Sequence[Row], protocol: str) -> dict[str, Any]:
     unreadable = sum(found.box is None for row in rows for found in find_boxes(row["prediction"]))
     if unreadable:
         notes.append(f"{unreadable} boxes of the answers cannot be read, such as boxes that are cut off.")
+    boxless = sum(row["task"] == "vg" and not find_boxes(row["target"]) for row in rows)
+    if boxless:
+        notes.append(f"{boxless} questions of the task vg have no box in their true answer, and have no score.")
     names = sorted({row["modality"] for row in rows})
     by_modality = {name: [row for row in rows if row["modality"] == name] for name in names}
     texts = _text_scores([rows, *by_modality.values()]) if captions else {}

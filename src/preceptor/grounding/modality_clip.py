@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from preceptor.data.images import content_hash, load_image
+from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError, nearest
 from preceptor.files import write_text
@@ -119,9 +120,9 @@ class ModalityClip:
         return cls(model, processor, prompts_8D, digest.hexdigest())
 
     @torch.inference_mode()
-    def score(self, paths: Sequence[Path]) -> Tensor:
+    def score(self, paths: Sequence[Path], *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Tensor:
         """Return the probabilities (N, 8) of image files. Raises ImageError if a file cannot be read."""
-        images = [load_image(path).convert("RGB") for path in paths]
+        images = [load_image(path, max_bytes=max_bytes, max_pixels=max_pixels).convert("RGB") for path in paths]
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
         image_ND = _unit(self.model.get_image_features(pixel_values=pixels))
         return (self.model.logit_scale.exp() * image_ND @ self.prompts_8D.T).softmax(dim=-1)
@@ -133,9 +134,15 @@ def _unit(features: Any) -> Tensor:
 
 
 def modality_probabilities(
-    paths: Sequence[Path], clip: ModalityClip, *, file: Path | None = None, batch_size: int = 32
+    paths: Sequence[Path],
+    clip: ModalityClip,
+    *,
+    file: Path | None = None,
+    batch_size: int = 32,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
-    """Return the modality probabilities (N, 8) of image files.
+    """Return the modality probabilities (N, 8) of image files, at most as large as `data.images.load_image` accepts.
 
     Probabilities in `file` are reused, new ones are added after every batch. The file is JSON indexed by the SHA-256 of
     the images, without names and paths, so that it can be stored with the data.
@@ -159,7 +166,8 @@ def modality_probabilities(
     todo = list(missing.items())
     for start in range(0, len(todo), batch_size):
         part = todo[start : start + batch_size]
-        for (key, _), row in zip(part, clip.score([path for _, path in part]).tolist(), strict=True):
+        scores = clip.score([path for _, path in part], max_bytes=max_bytes, max_pixels=max_pixels)
+        for (key, _), row in zip(part, scores.tolist(), strict=True):
             known[key] = row
         if file is not None:
             document = {"model": clip.identity, "modalities": list(MODALITIES), "probabilities": known}

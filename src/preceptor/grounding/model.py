@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from preceptor.data.grounding.box_formats import CANONICAL, FAMILY_FORMATS, require_format
+from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError, nearest
 from preceptor.files import apply_umask, write_text
@@ -110,6 +111,8 @@ class GroundedVlm(nn.Module):
         dtype: torch.dtype | None = None,
         attention: str | None = None,
         box_format: str | None = None,
+        max_image_bytes: int = MAX_BYTES,
+        max_image_pixels: int = MAX_PIXELS,
         allow_downloads: bool = False,
     ) -> GroundedVlm:
         """Load the model of a Hugging Face folder or hub name.
@@ -128,6 +131,8 @@ class GroundedVlm(nn.Module):
             dtype: Data type of the weights. Default: that of the checkpoint.
             attention: `attn_implementation` of transformers, such as sdpa or flash_attention_2.
             box_format: Format in which the model reads and writes boxes. Default: see `stored_box_format`.
+            max_image_bytes: Largest accepted image file (see `data.images.load_image`).
+            max_image_pixels: Largest accepted number of pixels, before an image is resized to `max_pixels`.
             allow_downloads: Whether to download files that are not in the local hub cache.
 
         Raises:
@@ -189,6 +194,8 @@ class GroundedVlm(nn.Module):
             config.image_token_id,
             max_length=max_length,
             modality_rows=rows,
+            max_image_bytes=max_image_bytes,
+            max_image_pixels=max_image_pixels,
             box_format=box_format,
         )
         copied = [file for name in _COPIED_FILES if (file := checkpoint_file(location, name, options))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,18 +14,23 @@ import torch
 
 from preceptor.data.grounding.box_formats import find_boxes
 from preceptor.data.grounding.boxes import Box
-from preceptor.data.images import load_image
+from preceptor.data.images import ImageError, load_image
 from preceptor.data.types import Dialogue
 from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
+from preceptor.grounding.config import DialogueDataConfig, GroundingRecipe
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.settings import MODALITIES
 from preceptor.grounding.sources import read_images
+from preceptor.pipeline.image_limits import limits_of_run, name_recipe
 from preceptor.pipeline.model_files import require_finite
+from preceptor.pipeline.predictions import require_json_lines
 from preceptor.pipeline.run_dir import model_folder
 
 BATCH_SIZE = 8
 """Questions that are answered together, if the caller does not say how many."""
+MAX_NEW_TOKENS = 128
+"""Largest number of tokens of an answer, if the caller does not say how many."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ class GroundingModel:
 
     def __init__(self, vlm: GroundedVlm, folder: Path | None = None) -> None:
         self.vlm, self.folder = vlm.eval(), folder
+        self._recipe, limits = limits_of_run(folder, GroundingRecipe)
+        self._run_limits = DialogueDataConfig(**limits)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
@@ -89,7 +97,7 @@ class GroundingModel:
         *,
         modality: str = "",
         history: Sequence[tuple[str, str]] = (),
-        max_new_tokens: int = 128,
+        max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> GroundedAnswer:
         """Ask a question about one image or several.
 
@@ -114,22 +122,28 @@ class GroundingModel:
         *,
         modality: str = "",
         batch_size: int = BATCH_SIZE,
-        max_new_tokens: int = 128,
+        max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> Iterator[GroundedAnswer]:
         """Yield the answers to (image, question) pairs in order. One batch is in memory at a time."""
         dialogues = (as_dialogue([Path(image)], question, modality) for image, question in questions)
         return self.ask_dialogues(dialogues, batch_size=batch_size, max_new_tokens=max_new_tokens)
 
     def ask_dialogues(
-        self, dialogues: Iterable[Dialogue], *, batch_size: int = BATCH_SIZE, max_new_tokens: int = 128
+        self, dialogues: Iterable[Dialogue], *, batch_size: int = BATCH_SIZE, max_new_tokens: int = MAX_NEW_TOKENS
     ) -> Iterator[GroundedAnswer]:
         """Yield the answer to the last question of each dialogue in order."""
+        return self._answers(dialogues, _DEFAULTS, batch_size=batch_size, max_new_tokens=max_new_tokens)
+
+    def _answers(
+        self, dialogues: Iterable[Dialogue], limits: DialogueDataConfig, *, batch_size: int, max_new_tokens: int
+    ) -> Iterator[GroundedAnswer]:
         remaining = iter(dialogues)
         while group := list(islice(remaining, batch_size)):
             self._require_modalities(group)
-            answers = self.vlm.generate(
-                group, max_new_tokens=max_new_tokens, with_confidence=True, batch_size=batch_size
-            )
+            with self._reading(limits):
+                answers = self.vlm.generate(
+                    group, max_new_tokens=max_new_tokens, with_confidence=True, batch_size=batch_size
+                )
             for dialogue, (answer, *_) in zip(group, answers, strict=True):
                 found = find_boxes(answer.text)
                 boxes = tuple(box.box for box in found if box.box is not None)
@@ -147,11 +161,24 @@ class GroundingModel:
                     f"{dialogue.modality!r}; give --modality, one of {', '.join(MODALITIES)}"
                 )
 
+    @contextmanager
+    def _reading(self, limits: DialogueDataConfig) -> Iterator[None]:
+        """Read images up to `limits`, and name the setting of the run in an error about them."""
+        encoder = self.vlm.encoder
+        before = encoder.max_image_bytes, encoder.max_image_pixels
+        encoder.max_image_bytes, encoder.max_image_pixels = limits.max_image_bytes, limits.max_image_pixels
+        try:
+            yield
+        except ImageError as error:
+            raise name_recipe(error, self._recipe if limits is self._run_limits else None) from error.__cause__
+        finally:
+            encoder.max_image_bytes, encoder.max_image_pixels = before
+
     # What `preceptor predict` calls
 
     def prediction_file(self, output: Path) -> Path:
-        """Return the file that predictions are appended to."""
-        return output
+        """Return the file that predictions are appended to. Raises UserError if it is a CSV file."""
+        return require_json_lines(output)
 
     def items(
         self,
@@ -175,13 +202,19 @@ class GroundingModel:
                 for finding in data.findings:
                     logging.getLogger("preceptor").warning("%s: %s", finding.file, finding.reason)
                 return [replace(row, modality=modality or row.modality) for row in data.samples]
-            load_image(image)  # names a broken file before anything is computed
+            limits = self._run_limits
+            with self._reading(limits):  # names a broken file before anything is computed
+                load_image(image, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
             return [as_dialogue([image], question, modality)]
         raise UserError("this model needs --image FILE_OR_FOLDER with --question TEXT, or --table FILE")
 
     def predict_rows(self, items: Sequence[Dialogue], **_: Any) -> Iterator[dict[str, Any]]:
-        """Yield one JSON-able row per dialogue."""
-        return (answer.to_dict() for answer in self.ask_dialogues(items))
+        """Yield one JSON-able row per dialogue. Images may be as large as those of the run."""
+        answers = self._answers(items, self._run_limits, batch_size=BATCH_SIZE, max_new_tokens=MAX_NEW_TOKENS)
+        return (answer.to_dict() for answer in answers)
+
+
+_DEFAULTS = DialogueDataConfig()
 
 
 def as_dialogue(

@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from preceptor.data.grounding.box_formats import find_boxes, without_boxes
-from preceptor.data.grounding.image_marks import MARK
+from preceptor.data.grounding.image_marks import images_shown
 from preceptor.data.images import content_hash
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
@@ -134,9 +134,7 @@ def prompt_of(dialogue: Dialogue, turn: int, key: str, history: Sequence[tuple[s
     """Return the prompt for question number `turn` of a dialogue of the data, after the turns `history`."""
     question, truth = dialogue.turns[turn]
     wants_box = asks_for_box(question, truth, dialogue.task, alone=len(dialogue.turns) == 1)
-    images, marks = dialogue.images, [asked.count(MARK) for asked, _ in dialogue.turns]
-    if sum(marks) == len(images):  # those of later questions are not shown yet
-        images = images[: sum(marks[: turn + 1])]
+    images = images_shown([asked for asked, _ in dialogue.turns], dialogue.images, turn + 1)
     return Prompt(key, turn, replace(dialogue, images=images, turns=(*history, (question, ""))), wants_box)
 
 

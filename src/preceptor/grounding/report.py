@@ -5,7 +5,7 @@ It reads only the run folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -335,16 +335,16 @@ def _data(run: RunRecord) -> list[Any]:
 def _boxes(run: RunRecord) -> list[Any]:
     """Return the stored images with the true boxes and those that every stage predicted."""
     protocol = run.protocol or ""
-    rows = {stage.kind: {str(row["id"]): row for row in stage.rows.get(protocol, [])} for stage in run.stages}
+    rows = {stage.kind: stage.rows.get(protocol, []) for stage in run.stages}
     titles = {stage.kind: stage.title for stage in run.stages}
     pictures = []
     for entry in read_figures(run.focus.folder).get("images", []):
-        id = entry["id"]
-        image, row = data_uri(run.focus.folder, entry["image"]), rows[run.focus.kind].get(id)
+        found = {kind: row for kind, answers in rows.items() if (row := _row_of(entry, answers)) is not None}
+        image, row = data_uri(run.focus.folder, entry["image"]), found.get(run.focus.kind)
         if not image or row is None:
             continue
         height = round(1000 * _aspect(run.focus.folder, entry["image"]), 1)
-        texts = {"true": row["target"]} | {kind: of[id]["prediction"] for kind, of in rows.items() if id in of}
+        texts = {"true": row["target"]} | {kind: one["prediction"] for kind, one in found.items()}
         pictures.append(
             {
                 "image": image,
@@ -355,11 +355,19 @@ def _boxes(run: RunRecord) -> list[Any]:
             }
         )
     about = (
-        "Of the test dialogues that ask for boxes, sorted by the last model's score and then by their ids: the worst, "
+        "Of the test questions that ask for boxes, sorted by the last model's score and then by their ids: the worst, "
         "the best and some in between, evenly apart."
     )
     data = {"legend": [("true", "true box"), *titles.items()], "pictures": pictures}
     return [Text(about, "small"), Fragment("grounding/templates/boxes.html.j2", data)] if pictures else []
+
+
+def _row_of(entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the row of a stored image. Entries of earlier versions have no turn: a dialogue then had one row."""
+    for row in rows:
+        if str(row["id"]) == entry["id"] and entry.get("turn") in (None, row.get("turn", 1)):
+            return row
+    return None
 
 
 def _aspect(stage: Path, name: str) -> float:

@@ -42,7 +42,8 @@ def cache_teacher(recipe: GroundingRecipe, share: float) -> dict[str, Any]:
     Raises UserError if the teacher is not trained yet.
     """
     method = recipe.method.pseudo_labels
-    context = RunContext(recipe, read_recipe_dialogues(recipe.data, recipe.output_folder / "data", needed=("train",)))
+    folder = recipe.output_folder / "data"
+    context = RunContext(recipe, read_recipe_dialogues(recipe.data, folder, needed=("train",), unanswered=True))
     teacher = _teacher(context) if method.store is None or method.logits != "none" else None
     damage: list[str] = []
     if share > 0:
@@ -145,6 +146,8 @@ def _tokens(
                 cache.row(answers_key(dialogue, hashes))  # raises UserError if it is not cached
             result = verify(cache, teacher, dialogues, hashes, fraction=share, seed=context.recipe.seed)
             report |= {"checked": result.checked, "worst": result.worst, "mismatches": result.mismatched}
+            if result.absent:
+                damage.append(f"{result.absent} of the drawn rows of {folder} belong to no dialogue of these data")
     except UserError as error:
         damage.append(str(error))
     return summary

@@ -50,6 +50,7 @@ def load_teacher(context: RunContext) -> GroundedVlm:
         max_length=config.max_length,
         box_format=None if config.box_format == "auto" else config.box_format,
         allow_downloads=recipe.allow_downloads,
+        **recipe.data.image_limits,
     )
     vlm.requires_grad_(False).eval()
     return vlm if recipe.method.teacher_offload == "cpu" else vlm.to(processes().device)

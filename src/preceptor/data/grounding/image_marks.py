@@ -84,3 +84,12 @@ def split_at_images(questions: Sequence[str], images: Sequence[Path]) -> list[li
             content += [text] if text else []
         contents.append(content)
     return contents
+
+
+def images_shown(questions: Sequence[str], images: tuple[Path, ...], number: int) -> tuple[Path, ...]:
+    """Return the images that a model has read after the first `number` questions of a dialogue.
+
+    With a mark for each image, those of later questions are not shown yet. Otherwise all images are.
+    """
+    marks = [question.count(MARK) for question in questions]
+    return images[: sum(marks[:number])] if sum(marks) == len(images) else images

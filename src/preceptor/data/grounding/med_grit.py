@@ -7,7 +7,7 @@ inferred from the positions of its boxes, and its modality is the image name up 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,14 @@ def read_med_grit(
             places.setdefault(image, place)
             dialogues.append(
                 Dialogue(
-                    f"{split}-{number}", (image,), checked_turns, task_of(checked_turns), modality_of(name), name, split
+                    f"{split}-{number}",
+                    (image,),
+                    checked_turns,
+                    task_of(checked_turns),
+                    modality_of(name),
+                    name,
+                    split,
+                    tags=INFERRED,
                 )
             )
     if require:
@@ -114,6 +121,20 @@ def task_of(turns: Sequence[tuple[str, str]]) -> GroundingTask:
     if answers:
         return "roc" if all(len(answer.split()) <= NAME_WORDS for answer in answers) else "rc"
     return "mia"
+
+
+INFERRED: Mapping[str, str] = {"task": "inferred"}
+"""Tags of a dialogue whose task the file does not name: `task_of` has inferred it from all of its turns."""
+
+
+def task_of_turn(dialogue: Dialogue, number: int) -> GroundingTask:
+    """Return the task of a question of a dialogue, from 0: the task that the file names, else that of the turn."""
+    return task_of([dialogue.turns[number]]) if is_inferred(dialogue) else dialogue.task
+
+
+def is_inferred(dialogue: Dialogue) -> bool:
+    """Return whether the task of a dialogue was inferred from its turns, because the file does not name it."""
+    return dialogue.tags.get("task") == INFERRED["task"]
 
 
 def modality_of(name: str) -> str:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -33,7 +33,7 @@ from preceptor.data.grounding.box_formats import (
 from preceptor.data.grounding.box_policy import Policy, apply_to_turns, require_inside
 from preceptor.data.grounding.box_syntax import may_hold_other_boxes
 from preceptor.data.grounding.image_marks import MARK, place_images
-from preceptor.data.grounding.med_grit import modality_of, task_of
+from preceptor.data.grounding.med_grit import INFERRED, modality_of, task_of
 from preceptor.data.identity import (
     examination_columns,
     group_by_content,
@@ -42,6 +42,7 @@ from preceptor.data.identity import (
     unused_patients,
 )
 from preceptor.data.images import image_size, require_images, resolve_image
+from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.splits import SPLIT_NAMES, cut
 from preceptor.data.texts import (
     AS_UTF8,
@@ -57,6 +58,8 @@ from preceptor.data.types import Dialogue, GroundingDataset, GroundingTask, Spli
 from preceptor.errors import UserError
 
 SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
+UNANSWERED, HELD_OUT = "unanswered", "held_out"
+"""Tags of a dialogue with an unanswered question (see `read_sharegpt`)."""
 KEYS = {"conversations", "messages", "image", "images", "system", "id", "task", "modality", "group", "split"}
 TURN_KEYS = {"from", "value", "role", "content"}
 _IMAGE_KEY = re.compile(
@@ -93,6 +96,8 @@ def read_sharegpt(
     test_fraction: float = 0.1,
     seed: int = 0,
     answered: bool = True,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
 ) -> GroundingDataset:
     """Read a file of dialogues.
 
@@ -110,7 +115,11 @@ def read_sharegpt(
         test_fraction: Fraction of the rows in the test split.
         seed: Seed of the cuts.
         answered: Whether every question must have an answer. Otherwise a record with an unanswered question is in the
-            split `unlabelled`, and the missing answer is an empty text.
+            split `unlabelled`, and the missing answer is an empty text. The splits of the other records do not depend
+            on it. Its tag `UNANSWERED` is its place. It has the tag `HELD_OUT` if it names the validation or test
+            split, or shares a group or an image with such a record.
+        max_bytes: Largest accepted image file, if boxes in pixels need the sizes of the images.
+        max_pixels: Largest accepted number of pixels of such an image.
 
     Raises:
         UserError: a record or box is invalid, or the format of the boxes is not clear. The message names the place.
@@ -122,14 +131,15 @@ def read_sharegpt(
     data = GroundingDataset(file.stem, "by-group", root, [])
     data.findings += _unknown_keys(records, file)
     data.findings += _text_findings(records, file)
-    note, doubt = _translate(records, box_format, str(file))
+    size_of = cache(partial(image_size, max_bytes=max_bytes, max_pixels=max_pixels))
+    note, doubt = _translate(records, box_format, str(file), size_of)
     data.notes += [note] if note else []
     if doubt:
         reason = f"{doubt}; name the format with data.box_format"
         data.findings.append(Finding((), file, reason, "warning"))
 
     faults: Counter[str] = Counter()
-    rows: list[tuple[Dialogue, bool | None]] = []
+    rows: list[tuple[Dialogue, Split | None]] = []
     dropped = 0
     for number, record in enumerate(records, start=1):
         turns = apply_to_turns(record.turns, boxes, record.place, faults, data.faulty)
@@ -137,18 +147,20 @@ def read_sharegpt(
             dropped += 1
             continue
         rows.append(_dialogue(record, turns, number, root))
-    splits = {given for _, given in rows if given is not None}
-    if len(splits) > 1:
+    given = {split is not None for row, split in rows if row.split != "unlabelled"}
+    if len(given) > 1:
         raise UserError(f"{file}: some records have a split and others do not; give every record a split, or none")
     repeated = [id for id, count in Counter(d.id for d, _ in rows).items() if count > 1]
     if repeated:
         raise UserError(f"{file}: several records have the id {repeated[0]!r}; make ids unique")
-    dialogues = group_by_content(dialogue for dialogue, _ in rows)
-    if True not in splits:
+    dialogues = group_by_content(row for row, _ in rows if row.split != "unlabelled")
+    if True not in given:
         dialogues = cut(dialogues, "test", test_fraction, seed, leave=2)
         dialogues = cut(dialogues, "validation", validation_fraction, seed)
     else:
         data.variant = "given"
+    if len(dialogues) < len(rows):
+        dialogues = _with_unlabelled(dialogues, rows)
     data.samples, data.faults = dialogues, dict(faults)
     data.findings += _group_findings(records, dialogues, root)
     if dropped:
@@ -156,10 +168,23 @@ def read_sharegpt(
     return data
 
 
+def _with_unlabelled(labelled: Sequence[Dialogue], rows: Sequence[tuple[Dialogue, Split | None]]) -> list[Dialogue]:
+    """Return all rows in their order: the labelled ones with their splits, the others tagged if they are held out."""
+    with_splits = {row.id: row for row in labelled}
+    grouped = group_by_content(row for row, _ in rows)
+    held_out = {row.group for row in grouped if row.id in with_splits and with_splits[row.id].split != "train"}
+    found = []
+    for row, (_, given) in zip(grouped, rows, strict=True):
+        if row.id not in with_splits and (row.group in held_out or given in ("validation", "test")):
+            row = replace(row, tags={**row.tags, HELD_OUT: "yes"})
+        found.append(with_splits.get(row.id, row))
+    return found
+
+
 def _dialogue(
     record: _Record, turns: tuple[tuple[str, str], ...], number: int, root: Path
-) -> tuple[Dialogue, bool | None]:
-    """Return a dialogue, and whether its split is given; None if it is unlabelled."""
+) -> tuple[Dialogue, Split | None]:
+    """Return a dialogue, and the split that its record names."""
     cells, place = record.cells, record.place
     task = as_choice(cells.get("task"), {name: name for name in get_args(GroundingTask)}, f"{place}: task")
     given = as_choice(cells.get("split"), SPLIT_NAMES, f"{place}: split")
@@ -169,6 +194,7 @@ def _dialogue(
     group = _group(record) or (record.images[0].relative_to(root).as_posix() if record.images else id or place)
     stem = record.images[0].stem if record.images else ""
     modality = as_text(cells.get("modality"), f"{place}: modality") or modality_of(stem)
+    tags = {} if task else INFERRED
     dialogue = Dialogue(
         id or f"row-{number}",
         record.images,
@@ -177,9 +203,10 @@ def _dialogue(
         modality,
         group,
         split,
+        tags=tags if labelled else {**tags, UNANSWERED: place},
         system=record.system,
     )
-    return dialogue, given is not None if labelled else None
+    return dialogue, given
 
 
 def _group_column(record: _Record) -> str:
@@ -272,8 +299,8 @@ def _text_findings(records: Sequence[_Record], file: Path) -> list[Finding]:
 # Boxes
 
 
-def _translate(records: Sequence[_Record], name: str, place: str) -> tuple[str, str]:
-    """Write the boxes of all texts in the canonical format.
+def _translate(records: Sequence[_Record], name: str, place: str, size_of: Callable[[Path], Size]) -> tuple[str, str]:
+    """Write the boxes of all texts in the canonical format. `size_of` returns the size of an image.
 
     Returns:
         A note about the format they were in, and why it may be wrong; both may be empty.
@@ -281,7 +308,6 @@ def _translate(records: Sequence[_Record], name: str, place: str) -> tuple[str, 
     Raises:
         UserError: the format is not known or not clear, or the boxes do not fit it.
     """
-    size_of = cache(image_size)
 
     def sizes(record: _Record) -> list[Size]:
         return list(dict.fromkeys(size_of(path) for path in record.images))
@@ -458,7 +484,7 @@ def _turns(messages: Sequence[tuple[str, str]], place: str, answered: bool) -> l
     if question is not None and not answered:
         turns.append([question, ""])
     elif question is not None or not turns:
-        raise UserError(f"{place}: the last question has no answer")
+        raise UserError(f"{place}: the last question has no answer; write it, or remove the record")
     return turns
 
 
@@ -508,7 +534,7 @@ def _unknown_keys(records: Sequence[_Record], file: Path) -> list[Finding]:
 
 
 def read(config: Any, scratch: Path) -> GroundingDataset:
-    """Read the file of a recipe's data settings."""
+    """Read the file of a recipe's data settings. Records with an unanswered question are unlabelled."""
     if config.root is None:
         raise UserError("data.name=sharegpt needs data.root=FILE, the JSON or JSONL file of the dialogues")
     return read_sharegpt(
@@ -519,4 +545,7 @@ def read(config: Any, scratch: Path) -> GroundingDataset:
         validation_fraction=config.validation_fraction,
         test_fraction=config.test_fraction,
         seed=config.split_seed,
+        answered=False,
+        max_bytes=config.max_image_bytes,
+        max_pixels=config.max_image_pixels,
     )
