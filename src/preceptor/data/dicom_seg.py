@@ -27,7 +27,34 @@ _PATIENT = {
 }
 """Fields of the patient and the study that the standard wants in every object (type 2), and their empty values."""
 
-_OPTIONAL = ("PatientAge", "PatientSize", "PatientWeight", "OtherPatientIDs", "StudyDescription", "EthnicGroup")
+_GEOMETRY = frozenset(
+    (
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "FrameOfReferenceUID",
+        "Modality",
+        "ImageType",
+        "Rows",
+        "Columns",
+        "NumberOfFrames",
+        "PixelSpacing",
+        "SliceThickness",
+        "SpacingBetweenSlices",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "LossyImageCompression",
+        "LossyImageCompressionRatio",
+        "LossyImageCompressionMethod",
+        "SharedFunctionalGroupsSequence",
+        "PerFrameFunctionalGroupsSequence",
+        "PlanePositionSequence",
+        "PlaneOrientationSequence",
+        "PixelMeasuresSequence",
+    )
+)
+"""Fields of the slices, also inside sequences, that an object without fields of the patient is made from."""
 
 
 def import_highdicom() -> Any:
@@ -50,8 +77,8 @@ def write_dicom_seg(
         regions: Label of each region, and its description.
         series: Folder of the DICOM series that was segmented.
         copy_patient: Copy name, id, birth date, sex and further fields of the patient and the study from the series.
-            Else they are empty. The unique identifiers of the study and of the slices are always kept, because the
-            object refers to them.
+            Else they are empty, and nothing is taken from the series but its geometry, how it was compressed, and the
+            unique identifiers of the study and of the slices, because the object refers to them.
 
     Raises:
         UserError: highdicom is not installed, the name does not end in .dcm, or a field that the standard requires is
@@ -111,14 +138,25 @@ def write_dicom_seg(
 
 
 def _complete(data: Any, copy_patient: bool) -> None:
-    """Set the fields that every object needs, and remove those of the patient unless they shall be copied."""
-    for name, empty in _PATIENT.items():
-        if not (copy_patient and name in data):
-            setattr(data, name, empty)
+    """Set the fields that every object needs, and remove all but the geometry unless the patient shall be copied."""
     if not copy_patient:
-        for name in _OPTIONAL:
-            if name in data:
-                delattr(data, name)
+        _keep_geometry(data)
+        data.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, for the names of the regions
+    for name, empty in _PATIENT.items():
+        if name not in data:
+            setattr(data, name, empty)
+
+
+def _keep_geometry(data: Any) -> None:
+    """Remove every field that is not in `_GEOMETRY`, also inside sequences."""
+    from pydicom.datadict import keyword_for_tag
+
+    for tag in list(data.keys()):
+        if keyword_for_tag(tag) not in _GEOMETRY:
+            del data[tag]
+        elif data[tag].VR == "SQ":
+            for item in data[tag].value:
+                _keep_geometry(item)
 
 
 def _encoded(data: Any) -> bytes:

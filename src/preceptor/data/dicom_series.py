@@ -122,7 +122,8 @@ def read_series(folder: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarr
         sides = " x ".join(map(str, shape))
         raise VolumeError(
             f"{folder}: {sides} = {voxels} voxels are more than the limit of {max_voxels}; crop or resample the "
-            "series, or raise max_voxels"
+            "series, or raise data.max_voxels in the recipe (of a trained model: preparation.max_voxels in its "
+            "segmentation.json)"
         )
     if min(shape) < 2:
         raise VolumeError(f"{folder}: {' x '.join(map(str, shape))} voxels are not a volume; give the whole series")

@@ -239,7 +239,8 @@ def _shape(path: Path, header: Any, max_voxels: int) -> tuple[int, ...]:
         sides = " x ".join(map(str, shape))
         raise VolumeError(
             f"{path}: {sides} = {prod(shape)} voxels are more than the limit of {max_voxels}; crop or resample the "
-            "file, or raise max_voxels"
+            "file, or raise data.max_voxels in the recipe (of a trained model: preparation.max_voxels in its "
+            "segmentation.json)"
         )
     return shape
 

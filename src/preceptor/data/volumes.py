@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class LoadedVolume:
         spacing: Voxel size in mm along D, H, W.
         geometry: Grid of the source files. It does not change if the volumes are resampled.
         remarks: Sentences on doubtful headers of the files.
+        grids: Grid of the file of each modality. They differ from `geometry` in the order of the stored voxels only.
     """
 
     id: str
@@ -79,6 +80,7 @@ class LoadedVolume:
     spacing: tuple[float, float, float]
     geometry: Geometry
     remarks: tuple[str, ...] = ()
+    grids: Mapping[str, Geometry] = field(default_factory=dict)
 
 
 def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels: int = MAX_VOXELS) -> LoadedVolume:
@@ -90,13 +92,14 @@ def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels
     """
     reader = Reader(max_voxels)
     images: dict[str, np.ndarray] = {}
+    grids: dict[str, Geometry] = {}
     first: tuple[VolumeFile, Geometry] | None = None
     remarks: list[str] = []
     for modality, file in case.images.items():
         volume, grid = reader.volume(file)
         first = first or (file, grid)
         require_same_grid(*first, file, grid)
-        images[modality] = intensities(volume, file)
+        images[modality], grids[modality] = intensities(volume, file), grid
         remarks += [f"{file.path.name}: {remark}" for remark in grid.remarks]
     if first is None:
         raise VolumeError(f"case {case.id} has no image; give at least one modality")
@@ -105,7 +108,8 @@ def load_case(case: Case, data: SegmentationDataset | None = None, *, max_voxels
         volume, grid = reader.volume(case.mask)
         require_same_grid(*first, case.mask, grid)
         label = label_map(volume, case.mask, data.regions if data else None)
-    return LoadedVolume(case.id, images, label, first[1].canonical_shape, first[1].spacing, first[1], tuple(remarks))
+    shape, spacing = first[1].canonical_shape, first[1].spacing
+    return LoadedVolume(case.id, images, label, shape, spacing, first[1], tuple(remarks), grids)
 
 
 def load_label(
@@ -194,10 +198,13 @@ def require_same_grid(file: VolumeFile, grid: Geometry, other: VolumeFile, other
         )
 
 
-def resampled(loaded: LoadedVolume, spacing: Sequence[float]) -> LoadedVolume:
+def resampled(loaded: LoadedVolume, spacing: Sequence[float], *, max_voxels: int = MAX_VOXELS) -> LoadedVolume:
     """Resample the volumes to another voxel size (mm along D, H, W): images linearly, labels by nearest neighbour.
 
     For larger voxels the images are smoothed first by a Gaussian with a sigma of half the size ratio minus 1/2.
+
+    Raises:
+        VolumeError: the resampled volume would have more than `max_voxels` voxels.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -205,6 +212,13 @@ def resampled(loaded: LoadedVolume, spacing: Sequence[float]) -> LoadedVolume:
         raise UserError(f"spacing {list(spacing)} is not three sizes in mm; an example is [1, 1, 1]")
     factors = [new / old for new, old in zip(spacing, loaded.spacing, strict=True)]
     d, h, w = (max(2, round(side / factor)) for side, factor in zip(loaded.shape, factors, strict=True))
+    if d * h * w > max_voxels:
+        before, after = (" x ".join(f"{side:.4g}" for side in sides) for sides in (loaded.spacing, spacing))
+        raise VolumeError(
+            f"case {loaded.id}: resampled from voxels of {before} mm to {after} mm (data.spacing), the volume would "
+            f"have {d} x {h} x {w} = {d * h * w} voxels, more than the limit of {max_voxels}; correct the voxel size "
+            "in the header, crop the files, or train with a larger data.spacing or data.max_voxels"
+        )
     sigma = [max(0.0, (factor - 1) / 2) for factor in factors]
     smooth = {name: gaussian_filter(image, sigma, mode="nearest") for name, image in loaded.images.items()}
     return replace(

@@ -166,6 +166,7 @@ class Preparation(Section):
     spacing: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None
     intensity: Literal["zscore", "histogram", "percentile"]
     patch_size: Sides
+    max_voxels: Positive = MAX_VOXELS
 
 
 class InferenceData(Section):

@@ -9,6 +9,7 @@ from pathlib import Path
 from preceptor.data.identity import note_leaks
 from preceptor.data.readers import SEGMENTATION, read_named
 from preceptor.data.segmentation.check import cheap_findings
+from preceptor.data.segmentation.table import require_file_name
 from preceptor.data.splits import cut, groups_of_share
 from preceptor.data.types import Case, SegmentationDataset, Split
 from preceptor.data.volumes import content_hash
@@ -54,6 +55,7 @@ def _reduce_labels(data: SegmentationDataset, config: VolumeDataConfig) -> None:
         data.notes.append(f"Trained on {config.train_share:.0%} of the training cases (data.train_share).")
     cases: list[Case] = []
     for case in data.samples:
+        require_file_name(case.id, f"{data.name}: case")  # the masks of the worst cases are named after them
         if case.split != "train" or case.group in labelled_groups:
             cases.append(case)
         elif config.unlabelled == "rest":

@@ -109,7 +109,7 @@ def prepare(
     """
     loaded = load_case(case, data, max_voxels=settings.max_voxels)
     if settings.spacing is not None:
-        loaded = resampled(loaded, settings.spacing)
+        loaded = resampled(loaded, settings.spacing, max_voxels=settings.max_voxels)
     volumes: dict[str, np.ndarray] = {}
     for name in modalities:
         if name in loaded.images:

@@ -151,7 +151,7 @@ def reference_masks(cases: VolumeExamples, index: int, case: WholeCase) -> np.nd
     assert case.masks is not None
     if case.loaded.shape == case.loaded.geometry.canonical_shape:
         return case.masks.numpy()
-    source = load_case(cases.cases[index], cases.data)
+    source = load_case(cases.cases[index], cases.data, max_voxels=cases.settings.max_voxels)
     assert source.label is not None
     return to_regions(source.label, cases.regions)
 

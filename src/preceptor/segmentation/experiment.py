@@ -216,6 +216,7 @@ class SegmentationExperiment(Experiment):
                 "spacing": recipe.data.spacing,
                 "intensity": recipe.data.intensity,
                 "patch_size": list(recipe.data.patch_size),
+                "max_voxels": recipe.data.max_voxels,
             },
             "inference": recipe.evaluation.model_dump(mode="json"),
             "data": {"name": data.name, "variant": data.variant, "validation": len(data.split("validation"))},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,13 +13,24 @@ import numpy as np
 import torch
 
 from preceptor.data.dicom_series import holds_series
-from preceptor.data.segmentation.cases import find_case, find_cases
+from preceptor.data.limits import MAX_VOXELS
+from preceptor.data.nifti import Geometry
+from preceptor.data.segmentation.cases import find_case, find_cases, volumes_below
+from preceptor.data.segmentation.decathlon import LIST, holds_images
 from preceptor.data.segmentation.modalities import FileNames, stem
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
-from preceptor.data.volumes import LoadedVolume, on_source_grid, save_mask, save_probabilities, to_regions
+from preceptor.data.volumes import (
+    LoadedVolume,
+    content_hash,
+    on_source_grid,
+    save_mask,
+    save_probabilities,
+    to_regions,
+)
 from preceptor.errors import UserError
-from preceptor.files import write_text
+from preceptor.files import sha256, write_text
 from preceptor.pipeline.model_files import COPY_AGAIN, read_settings, reading, require_finite
+from preceptor.pipeline.predictions import read_rows
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.segmentation.config import EvaluationConfig, InferenceConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
@@ -26,6 +38,10 @@ from preceptor.segmentation.evaluate import label_map, predict_case
 from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.subsets import name as subset_name
 
+STARTED = ".predictions.csv.started"
+"""File in the output that names the case whose files were written last, perhaps without its row, and their hashes."""
+_FILES = {"mask": "_seg.nii.gz", "probabilities": "_prob.nii.gz", "dicom_seg": "_seg.dcm"}
+"""Endings of the files of a case in the output, by the column of its row that names each."""
 INFERENCE_CONFIG = "segmentation.json"
 """What prediction needs beside the weights: regions, preparation, inference settings, Dice on validation data."""
 
@@ -51,6 +67,7 @@ class Segmentation:
         loaded: the volumes that were segmented, with the grid of their files.
         regions: the labels of `mask` that form each region.
         series: folder of the first DICOM series of the case, or None if it has none.
+        series_grid: grid of that series.
     """
 
     case: str
@@ -67,6 +84,7 @@ class Segmentation:
     loaded: LoadedVolume = field(repr=False, default=None)  # type: ignore[assignment]
     regions: Mapping[str, tuple[int, ...]] = field(repr=False, default_factory=dict)
     series: Path | None = field(repr=False, default=None)
+    series_grid: Geometry | None = field(repr=False, default=None)
 
     def save(self, path: str | Path) -> Path:
         """Write the label map as NIfTI with the grid and the orientation of the source; return its path."""
@@ -91,7 +109,8 @@ class Segmentation:
         if self.series is None:
             raise _no_series(self.case)
         regions = to_regions(self.mask, self.regions)
-        masks = np.stack([self.loaded.geometry.source(region) for region in regions]).astype(bool)
+        assert self.series_grid is not None  # not `loaded.geometry`, which may be that of a NIfTI file
+        masks = np.stack([self.series_grid.source(region) for region in regions]).astype(bool)
         labels = {name: f"labels {', '.join(map(str, values))}" for name, values in self.regions.items()}
         write_dicom_seg(Path(path), masks, labels, self.series, copy_patient=copy_patient)
         return Path(path)
@@ -154,7 +173,8 @@ class SegmentationModel:
             post: post-process the mask by the settings `evaluation` of the recipe (`metrics.post_process`).
 
         Raises:
-            UserError: the case has none of the modalities of the network, or a file cannot be used.
+            UserError: the case has none of the modalities of the network, a file cannot be used, or two modalities have
+                the same image.
         """
         source = replace(as_case(case, self.modalities), mask=None)
         preparation = self.config["preparation"]
@@ -164,9 +184,11 @@ class SegmentationModel:
             intensity=preparation["intensity"],
             augment="none",
             spacing=tuple(preparation["spacing"]) if preparation["spacing"] else None,
+            max_voxels=preparation.get("max_voxels", MAX_VOXELS),
         )
         data = SegmentationDataset("case", "none", Path(), [source], modalities=self.modalities, regions=self.regions)
         whole = VolumeExamples([source], data, settings).whole(0)
+        _require_distinct(source)
         subset = tuple(bool(there) for there in whole.available)
         inside = predict_case(self.network, whole, self.inference, window, only=[subset])[subset]
         require_finite(inside, self.folder)
@@ -175,6 +197,7 @@ class SegmentationModel:
         label = label_map(probabilities, self.regions, self.inference if post else None)
         label = on_source_grid(label, whole.loaded)
         masks = to_regions(label, self.regions)
+        series = _series(source)
         millilitres = whole.loaded.geometry.voxel_volume / 1000
         name, validation = subset_name(subset, self.modalities), self.config["validation"]
         missing = tuple(m for m, there in zip(self.modalities, subset, strict=True) if not there)
@@ -194,7 +217,8 @@ class SegmentationModel:
             warnings=(*warnings, *source.remarks, *whole.loaded.remarks),
             loaded=whole.loaded,
             regions=self.regions,
-            series=_series(source),
+            series=source.images[series].path if series else None,
+            series_grid=whole.loaded.grids[series] if series else None,
         )
 
     def segment_many(self, cases: Iterable[CaseSource], *, post: bool = False) -> Iterator[Segmentation]:
@@ -252,12 +276,26 @@ class SegmentationModel:
         copy_patient: bool = False,
         **_: Any,
     ) -> Iterator[dict[str, Any]]:
-        """Yield one flat row per case (id, files, volumes, expected Dice) after writing its label map to `output`.
+        """Segment cases, and return one flat row for each (id, files, volumes, expected Dice).
 
-        With `dicom_seg`, each case also gets a DICOM Segmentation object (see `Segmentation.save_dicom_seg`).
+        A row follows after its label map is written to `output`. With `dicom_seg`, each case also gets a DICOM
+        Segmentation object (see `Segmentation.save_dicom_seg`).
+
+        Raises:
+            UserError: at once, before a case is segmented, if `output` already contains a file of that name that no
+                interrupted call wrote, or lacks one that `predictions.csv` names.
         """
+        _require_new_files(items, self.prediction_file(output))
+        return self._write_rows(items, output, post, probabilities, dicom_seg, copy_patient)
+
+    def _write_rows(
+        self, items: Sequence[Case], output: Path, post: bool, probabilities: bool, dicom_seg: bool, copy_patient: bool
+    ) -> Iterator[dict[str, Any]]:
         output.mkdir(parents=True, exist_ok=True)
         for result in self.segment_many(items, post=post):
+            resumable = self.prediction_file(output).is_file()
+            if resumable:
+                _note_started(output, result.case, None)
             row: dict[str, Any] = {
                 "id": result.case,
                 "modalities": result.modalities,
@@ -269,15 +307,61 @@ class SegmentationModel:
             if dicom_seg:
                 path = output / f"{result.case}_seg.dcm"
                 row["dicom_seg"] = str(result.save_dicom_seg(path, copy_patient=copy_patient))
+            if resumable:
+                _note_started(output, result.case, [Path(row[key]) for key in _FILES if key in row])
             expected = result.expected_dice or {}
             row |= {f"{region}_ml": volume for region, volume in result.volumes_ml.items()}
             row |= {f"{region}_expected_dice": expected.get(region, "") for region in self.regions}
             yield row | {"warnings": " ".join(result.warnings)}
 
 
-def _series(case: Case) -> Path | None:
-    """Return the folder of the first DICOM series of a case, or None."""
-    return next((file.path for file in case.images.values() if file.path.is_dir()), None)
+def _require_new_files(items: Sequence[Case], rows: Path) -> None:
+    """Raise UserError if a file of a case without a row already exists, or if one that a row names does not.
+
+    An interrupted call may have written files of one case, which `STARTED` names, without its row.
+    """
+    if rows.is_file():
+        for row in read_rows(rows)[0]:
+            for key in _FILES:
+                if row.get(key) and not (rows.parent / Path(row[key]).name).exists():
+                    raise UserError(
+                        f"{rows} has a prediction of {row['id']}, but {rows.parent / Path(row[key]).name} does not "
+                        "exist; restore the file, delete the row to segment the case again, or give another --output"
+                    )
+    started = rows.parent / STARTED
+    found = json.loads(started.read_text("utf-8")) if rows.is_file() and started.is_file() else {}
+    for case in items:
+        for ending in _FILES.values():
+            path = rows.parent / f"{case.id}{ending}"
+            if not os.path.lexists(path):
+                continue
+            interrupted = found.get("case") == case.id
+            if not (interrupted and (found["files"] is None or found["files"].get(path.name) == sha256(path))):
+                raise UserError(f"{path} exists and is not a prediction of this output; give another --output")
+
+
+def _note_started(output: Path, case: str, files: Sequence[Path] | None) -> None:
+    """Write which case is written to the output, and its files once they are complete."""
+    hashes = None if files is None else {file.name: sha256(file) for file in files}
+    write_text(output / STARTED, json.dumps({"case": case, "files": hashes}))
+
+
+def _require_distinct(case: Case) -> None:
+    """Raise UserError if two modalities of a case have the same image, under one name or two."""
+    names: dict[tuple[str, int | None], str] = {}
+    for name, file in case.images.items():
+        content = content_hash(file.path), file.channel
+        if content in names:
+            raise UserError(
+                f"{file.path}: {name} of case {case.id} is the same image as {names[content]}; give each modality its "
+                "own file, and leave out those that were not acquired"
+            )
+        names[content] = name
+
+
+def _series(case: Case) -> str | None:
+    """Return the modality of the first DICOM series of a case, or None."""
+    return next((name for name, file in case.images.items() if file.path.is_dir()), None)
 
 
 def _no_series(case: str) -> UserError:
@@ -291,10 +375,13 @@ def holds_one_case(path: Path, modalities: Sequence[str]) -> bool:
     """Return whether a path is a NIfTI file, a DICOM series, or a folder with the images of a single case in it."""
     if not path.is_dir() or holds_series(path):
         return not path.is_file() or stem(path.name) is not None
+    if (path / LIST).is_file() or holds_images(path):
+        return False
     parser = FileNames(modalities)
     names = [entry.name if holds_series(entry) else stem(entry.name) for entry in path.iterdir()]
     found = [parser.parse(name, path.name) for name in names if name is not None]
-    return len({parsed.case or path.name for parsed in found if parsed is not None}) == 1
+    cases = {parsed.case or path.name for parsed in found if parsed is not None}
+    return len(cases) == 1 and not volumes_below(path, modalities)[0]
 
 
 def as_case(source: CaseSource, modalities: Sequence[str]) -> Case:

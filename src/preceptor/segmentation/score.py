@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.segmentation.modalities import stem
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.errors import UserError, nearest
@@ -46,7 +47,7 @@ def score_file(predictions: Path, protocol: str, *, root: Path | None = None) ->
     if root is None:
         raise UserError("give --root DATA: a folder of cases with reference label maps, or a recipe or run folder")
     name, variant, kind = protocol.split("/")
-    data = _references(root, name)
+    data, max_voxels = _references(root, name)
     if variant not in (ALL, data.variant) or name != data.name:
         raise UserError(
             f"protocol {protocol!r} does not fit {root}; its protocols are {data.name}/{data.variant}/{kind} (the test "
@@ -58,11 +59,11 @@ def score_file(predictions: Path, protocol: str, *, root: Path | None = None) ->
     groups, names = number_groups(cases), list(data.regions)
     for case in cases:
         assert case.mask is not None
-        reference, grid = load_label(case.mask, data.regions)
+        reference, grid = load_label(case.mask, data.regions, max_voxels=max_voxels)
         targets = to_regions(reference, data.regions)
         for subset in sorted((s for i, s in masks if i == case.id), key=lambda s: (sum(s), [not m for m in s])):
             file = VolumeFile(masks[case.id, subset])
-            label, own_grid = load_label(file, data.regions)
+            label, own_grid = load_label(file, data.regions, max_voxels=max_voxels)
             require_same_grid(case.mask, grid, file, own_grid)
             combination = subset_name(subset, data.modalities)
             regions = to_regions(label, data.regions)
@@ -79,17 +80,17 @@ def score_file(predictions: Path, protocol: str, *, root: Path | None = None) ->
     return Scored(results, rows, *_table(scores))
 
 
-def _references(root: Path, name: str) -> SegmentationDataset:
-    """Return the data of a recipe, a run folder, a folder of cases or a table."""
+def _references(root: Path, name: str) -> tuple[SegmentationDataset, int]:
+    """Return the data of a recipe, a run folder, a folder of cases or a table, and its limit of voxels per volume."""
     from preceptor.data.segmentation.cases import read_volumes
 
     if root.suffix not in (".yaml", ".yml") and not (root / "recipe.yaml").is_file():
-        return read_volumes(root, name=name)
+        return read_volumes(root, name=name), MAX_VOXELS
     from preceptor.segmentation.data import read_cases
 
     recipe = validate(*read_recipe(str(root)), SegmentationRecipe)
     scratch = root / "data" if (root / "data").is_dir() else recipe.output_folder / "data"
-    return read_cases(recipe.data, scratch, needed=("test",))
+    return read_cases(recipe.data, scratch, needed=("test",)), recipe.data.max_voxels
 
 
 def _match(

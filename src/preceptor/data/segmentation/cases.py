@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,18 @@ from preceptor.data import nifti
 from preceptor.data.dicom_series import holds_series
 from preceptor.data.findings import Finding
 from preceptor.data.identity import group_by_content, unused_patients
+from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.nifti import VolumeError
-from preceptor.data.segmentation.decathlon import LIST, channel_names, find_decathlon, read_list
-from preceptor.data.segmentation.folders import listed
+from preceptor.data.segmentation.decathlon import (
+    LIST,
+    channel_names,
+    find_decathlon,
+    find_image_folder,
+    find_test_cases,
+    holds_images,
+    read_list,
+)
+from preceptor.data.segmentation.folders import list_volumes, listed
 from preceptor.data.segmentation.layouts import (
     FoundCases,
     find_files,
@@ -59,6 +69,7 @@ def read_volumes(
     name: str = "volumes",
     unlabelled: bool = False,
     mask: str | None = None,
+    max_voxels: int = MAX_VOXELS,
 ) -> SegmentationDataset:
     """Read the cases of a folder or a table and assign them to splits.
 
@@ -85,6 +96,7 @@ def read_volumes(
         name: Name of the data set. `brats` states that the cases are those of BraTS.
         unlabelled: Whether to keep training cases without a label map.
         mask: End of the file names of label maps (default `seg`), or their column in a table (default `mask`).
+        max_voxels: Largest label map that is read to infer the regions.
 
     Raises:
         UserError: no case is found, a setting is invalid, or a patient is in two splits.
@@ -95,7 +107,9 @@ def read_volumes(
     found = _found(root, checked_modalities, mask, name, () if split_file is None else (split_file.name,))
     cases = _labelled_cases(found, root, unlabelled)
     labelled = [case for case in cases if case.mask is not None]
-    known = check_regions(regions) if regions is not None else _infer_regions(found, labelled, name == "brats")
+    known = (
+        check_regions(regions) if regions is not None else _infer_regions(found, labelled, name == "brats", max_voxels)
+    )
     split_by = f"fold-{fold}-of-{folds}" if fold is not None else "by-patient"
     grouped = group_by_content(cases)
     merged = [case.id for case, before in zip(grouped, cases, strict=True) if case.group != before.group]
@@ -196,7 +210,9 @@ def _labelled_cases(found: FoundCases, root: Path, unlabelled: bool) -> list[Cas
     ]
 
 
-def _infer_regions(found: FoundCases, cases: Sequence[Case], brats: bool) -> dict[str, tuple[int, ...]]:
+def _infer_regions(
+    found: FoundCases, cases: Sequence[Case], brats: bool, max_voxels: int
+) -> dict[str, tuple[int, ...]]:
     if found.regions is not None:
         return found.regions
     step = max(1, len(cases) // MAPS_READ)
@@ -207,7 +223,7 @@ def _infer_regions(found: FoundCases, cases: Sequence[Case], brats: bool) -> dic
     for case in chosen:
         assert case.mask is not None
         try:
-            volume, _ = Reader().volume(case.mask)
+            volume, _ = Reader(max_voxels).volume(case.mask)
             values = {int(value) for value in np.unique(label_map(volume, case.mask))}
             labels |= values
             empty += [] if values - {0} else [case.id]
@@ -238,16 +254,19 @@ def _infer_regions(found: FoundCases, cases: Sequence[Case], brats: bool) -> dic
 def find_cases(root: Path, modalities: Sequence[str]) -> list[Case]:
     """Return the cases of a folder or a table to predict on, each with those of `modalities` that it has.
 
-    What was left out is a remark of the first case.
+    Of a folder with a dataset.json, these are the test cases, if there are any. What was left out is a remark of the
+    first case.
 
     Raises:
         UserError: there is no case with any of the modalities.
     """
     names = check_modalities(modalities)
     if root.is_file():
-        found = find_table(root, names, complete=False)
+        found = find_table(root, names, complete=False, labels=False)
     elif (root / LIST).is_file():
-        found = find_decathlon(root, None)
+        found = find_test_cases(root)
+    elif holds_images(root):
+        found = find_image_folder(root)
     else:
         found = find_files(root, names, complete=False)
     cases = [
@@ -281,6 +300,14 @@ def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
     mask: VolumeFile | None = None
     unclear: dict[Path, tuple[str, str]] = {}
     unused: list[str] = []
+    if isinstance(path, Path) and path.is_dir() and not holds_series(path):
+        nested, others = volumes_below(path, names)
+        if files and nested:
+            raise UserError(
+                f"{place} contains {files[0].name}, and its subfolders contain {listed(nested)}, which may be of other "
+                "cases; give the folder of one case, or each image as MODALITY=PATH"
+            )
+        unused += others
     for file in files:
         bare = stem(file.name) or file.name
         parsed = parser.parse(bare, place.name)
@@ -329,6 +356,24 @@ def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
     return Case(case, images, mask, patient_of(case), "test", remarks=remarks)
 
 
+def volumes_below(folder: Path, modalities: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the volumes in the subfolders of a case's folder: those named as one of `modalities`, and the others.
+
+    A DICOM series in a subfolder of the folder is an image of the case itself, and not among them.
+    """
+    listing, parser = list_volumes(folder), FileNames(modalities)
+    images: list[str] = []
+    others: list[str] = []
+    for path in sorted([*listing.volumes, *listing.series]):
+        if folder in (path, path.parent):
+            continue
+        name = stem(path.name) if path in listing.volumes else None
+        parsed = parser.parse(name or path.name, path.parent.name)
+        named = parsed is not None and not parsed.unclear and parsed.kind in modalities
+        (images if named else others).append(path.relative_to(folder).as_posix())
+    return images, others
+
+
 def _files(path: Path | Sequence[Path]) -> tuple[Path, list[Path]]:
     """Return the folder of a case, and its NIfTI files and folders of DICOM series."""
     paths = [path] if isinstance(path, Path) else list(path)
@@ -346,13 +391,20 @@ def _files(path: Path | Sequence[Path]) -> tuple[Path, list[Path]]:
 
 def _one_file(file: Path, bare: str, names: tuple[str, ...]) -> Case:
     """Return the case of a single file whose name contains no modality."""
-    shape = (0, 0, 0) if file.is_dir() else nifti.read_file(file)[1].shape
+    # Whoever reads the voxels compares their number with the limit.
+    shape = (0, 0, 0) if file.is_dir() else nifti.read_header(file, max_voxels=sys.maxsize)[1]
     channels = shape[3] if len(shape) == 4 else 1
     dataset_json = file.parent.parent / LIST
+    remarks: tuple[str, ...] = ()
     if dataset_json.is_file() and len(channel_names(read_list(dataset_json), dataset_json)) == channels:
         order = channel_names(read_list(dataset_json), dataset_json)
     elif channels == len(names):
         order = list(names)
+        if channels > 1:
+            remarks = (
+                f"Nothing names the channels of {file.name}, so they were taken as {', '.join(names)}, in the order of "
+                "the network.",
+            )
     else:
         content = "a DICOM series" if file.is_dir() else f"{' x '.join(map(str, shape))} voxels"
         raise UserError(
@@ -368,7 +420,8 @@ def _one_file(file: Path, bare: str, names: tuple[str, ...]) -> Case:
     }
     if not images:
         raise UserError(f"{file} contains {', '.join(order)}, but none of the modalities {', '.join(names)}")
-    return Case(bare, {name: images[name] for name in names if name in images}, None, patient_of(bare), "test")
+    present = {name: images[name] for name in names if name in images}
+    return Case(bare, present, None, patient_of(bare), "test", remarks=remarks)
 
 
 def read(config: Any, scratch: Path) -> SegmentationDataset:
@@ -389,4 +442,5 @@ def read(config: Any, scratch: Path) -> SegmentationDataset:
         name=config.name,
         unlabelled=config.unlabelled == "rest",
         mask=config.mask,
+        max_voxels=config.max_voxels,
     )

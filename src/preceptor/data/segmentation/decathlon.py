@@ -6,11 +6,13 @@ The Decathlon has one file per case with all channels, nnU-Net one file per chan
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from preceptor.data import nifti
+from preceptor.data.findings import Finding
 from preceptor.data.images import resolve_image
 from preceptor.data.nifti import VolumeError
 from preceptor.data.segmentation.folders import Listing
@@ -28,6 +30,8 @@ from preceptor.data.types import Case, VolumeFile
 from preceptor.errors import UserError
 
 LIST = "dataset.json"
+TEST_IMAGES = "imagesTs"
+IMAGE_FOLDERS = ("imagesTr", TEST_IMAGES)
 DECATHLON_BRAIN = {"et": (3,), "tc": (2, 3), "wt": (1, 2, 3)}
 """Regions of the brain task of the Decathlon: 1 oedema, 2 non-enhancing, 3 enhancing."""
 
@@ -47,22 +51,13 @@ def find_decathlon(root: Path, modalities: tuple[str, ...] | None) -> FoundCases
     cases: list[Case] = []
     used: set[Path] = set()
     for image, mask, place in entries:
-        name, files = _images(image, channels, place)
-        if len(files) == 1:
-            _require_channels(files[0], channels, file)
-        used |= {*files, mask}
-        images = {
-            key: VolumeFile(files[channel]) if len(files) > 1 else VolumeFile(files[0], channel)
-            for key, channel in index.items()
-        }
-        if len(channels) == 1:
-            images = {key: VolumeFile(files[0]) for key in index}
+        name, volumes = _case_images(image, channels, place, file)
+        used |= {*(volume.path for volume in volumes), mask}
+        images = {key: volumes[channel] for key, channel in index.items()}
         if not mask.is_file():
             raise UserError(f"{place}: {mask} does not exist; unpack the archive again")
         cases.append(Case(name, images, VolumeFile(mask), patient_of(name), "train"))
-    twice = sorted({case.id for case in cases if sum(other.id == case.id for other in cases) > 1})
-    if twice:
-        raise UserError(f"{file}: case {twice[0]!r} is in training twice; keep one entry")
+    _require_distinct(cases, f"{file}: case", "training")
     number = content.get("numTraining", len(cases))
     if number != len(cases):
         raise UserError(
@@ -78,14 +73,108 @@ def find_decathlon(root: Path, modalities: tuple[str, ...] | None) -> FoundCases
             path
             for folder in ("imagesTr", "labelsTr")
             if (root / folder).is_dir()
-            for path in sorted((root / folder).iterdir())
-            if path not in used and not path.name.startswith(".") and stem(path.name) is not None
+            for path in _volumes(root / folder)
+            if path not in used
         ],
         "{} files are not training cases of dataset.json and were left out",
         root,
     )
     found.findings = listing.findings
     return found
+
+
+def find_test_cases(root: Path) -> FoundCases:
+    """Find the cases of a `dataset.json` to predict on: those of `test` or of imagesTs, else those of training.
+
+    What was left out is a finding.
+
+    Raises:
+        UserError: `dataset.json` is invalid, or names a file that does not exist.
+    """
+    file, folder = root / LIST, root / TEST_IMAGES
+    content = read_list(file)
+    rows = content.get("test", [])
+    if not isinstance(rows, list):
+        raise UserError(f"{file}: test is not a list; {AS_RELEASED}")
+    if not rows and not (folder.is_dir() and _volumes(folder)):
+        found = find_decathlon(root, None)
+        reason = f"{file} has no test cases, so the training cases were predicted"
+        found.findings.append(Finding((), file, reason, "warning"))
+        return found
+    if rows:
+        entries = []
+        for number, row in enumerate(rows, start=1):
+            place = f"{file}: test entry {number}"
+            name = row.get("image") if isinstance(row, dict) else row
+            if not isinstance(name, str):
+                raise UserError(f"{place} has no image; {AS_RELEASED}")
+            entries.append((resolve_image(root, name.removeprefix("./"), place), place))
+        found = _unlabelled(entries, content, file)
+    else:
+        found = find_image_folder(folder)
+    used = {volume.path for case in found.cases for volume in case.images.values()}
+    listing = Listing()
+    rest = [path for path in _volumes(folder) if path not in used] if folder.is_dir() else []
+    listing.add(rest, "{} files are not test cases of dataset.json and were left out", root)
+    count = f" ({len(content['training'])})" if "training" in content else ""
+    reason = f"the training cases of {LIST}{count} were left out; to segment them, give the folder {root / 'imagesTr'}"
+    found.findings += [*listing.findings, Finding((), file, reason, "warning")]
+    return found
+
+
+def holds_images(folder: Path) -> bool:
+    """Return whether a folder is imagesTr or imagesTs of a `dataset.json`."""
+    folder = folder.resolve()
+    return folder.name in IMAGE_FOLDERS and (folder.parent / LIST).is_file()
+
+
+def find_image_folder(folder: Path) -> FoundCases:
+    """Find the cases in imagesTr or imagesTs, without label maps, by the channels that `dataset.json` names.
+
+    Raises:
+        UserError: `dataset.json` is invalid, or an image does not have its channels.
+    """
+    file = folder.resolve().parent / LIST
+    content = read_list(file)
+    number = len(channel_names(content, file))
+    paths = _volumes(folder)
+    bare = [re.sub(r"_(\d{4})(?=\.nii)", "", path.name) for path in paths]
+    channels = [re.search(r"_(\d{4})\.nii", path.name) for path in paths]
+    if all(match is not None and int(match[1]) < number for match in channels):  # a file for each channel
+        paths = [folder / name for name in dict.fromkeys(bare)]
+    return _unlabelled([(path, str(path)) for path in paths], content, file)
+
+
+def _unlabelled(entries: Sequence[tuple[Path, str]], content: Mapping[str, Any], file: Path) -> FoundCases:
+    """Return the cases of images, each with its place, with all channels and without label maps."""
+    channels = channel_names(content, file)
+    cases = []
+    for image, place in entries:
+        name, volumes = _case_images(image, channels, place, file)
+        cases.append(Case(name, dict(zip(channels, volumes, strict=True)), None, patient_of(name), "test"))
+    _require_distinct(cases, f"{file}: case", "test")
+    return FoundCases(LIST, sort_modalities(channels), sorted(cases, key=lambda case: case.id))
+
+
+def _volumes(folder: Path) -> list[Path]:
+    entries = sorted(folder.iterdir())
+    return [path for path in entries if not path.name.startswith(".") and stem(path.name) is not None]
+
+
+def _require_distinct(cases: Sequence[Case], what: str, split: str) -> None:
+    twice = [id for id, count in Counter(case.id for case in cases).items() if count > 1]
+    if twice:
+        raise UserError(f"{what} {min(twice)!r} is in {split} twice; keep one entry")
+
+
+def _case_images(image: Path, channels: list[str], place: str, file: Path) -> tuple[str, list[VolumeFile]]:
+    """Return the name of a case and the volume of each channel."""
+    name, files = _images(image, channels, place)
+    if len(files) == 1:
+        _require_channels(files[0], channels, file)
+    if len(files) == len(channels):
+        return name, [VolumeFile(path) for path in files]
+    return name, [VolumeFile(files[0], channel) for channel in range(len(channels))]
 
 
 def _listed(root: Path, file: Path, content: Mapping[str, Any]) -> list[tuple[Path, Path, str]]:

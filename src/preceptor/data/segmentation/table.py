@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,12 @@ def table_in(root: Path) -> Path | None:
 
 
 def find_table(
-    file: Path, modalities: tuple[str, ...] | None, mask: str | None = None, *, complete: bool = True
+    file: Path,
+    modalities: tuple[str, ...] | None,
+    mask: str | None = None,
+    *,
+    complete: bool = True,
+    labels: bool = True,
 ) -> FoundCases:
     """Read the cases of a table. An empty cell (null in JSONL) is a missing modality; every other cell is a file.
 
@@ -45,6 +51,7 @@ def find_table(
         modalities: Inputs of the network. Default: the columns whose names are known modalities.
         mask: Column of the label maps. Default: `mask`.
         complete: Whether each of `modalities` must have a column.
+        labels: Whether to read the column of the label maps.
 
     Raises:
         UserError: the table is invalid. The message names the file, the line and the fix.
@@ -69,6 +76,7 @@ def find_table(
         case_id = as_identifier(cells.get("case"), f"{place}: case")
         if not case_id:
             raise UserError(f"{place}: the case is empty; fill it in or delete the row")
+        require_file_name(case_id, f"{place}: case")
         if case_id in lines:
             raise UserError(f"{place}: case {case_id!r} is also in line {lines[case_id]}; give each case one row")
         lines[case_id] = line
@@ -79,7 +87,7 @@ def find_table(
         group = as_identifier(cells.get("group"), f"{place}: group") or patient_of(case_id)
         named = {column: as_identifier(cells.get(column), f"{place}: {column}") for column in patients}
         cells_of[case_id] = {column: name for column, name in named.items() if name}
-        label = _file(file, cells, mask, place, series=False)
+        label = _file(file, cells, mask, place, series=False) if labels else None
         cases.append(Case(case_id, present, label, group, splits.get(line, "train")))
     order = modalities or sort_modalities(images)
     found = FoundCases("table", order, sorted(cases, key=lambda case: case.id), split_given=bool(splits))
@@ -95,6 +103,15 @@ def find_table(
         found.patients[column] = {case.id: cells.get(column) for case, (_, cells) in zip(cases, rows, strict=True)}
     _add_findings(found, file, rows, unused)
     return found
+
+
+def require_file_name(case_id: str, place: str) -> None:
+    """Raise UserError if no file in a folder can be named after a case. The message does not contain the id."""
+    if case_id in (".", "..") or any(sign in "/\\" or unicodedata.category(sign) == "Cc" for sign in case_id):
+        raise UserError(
+            f"{place} contains a slash, a backslash or a control character, or is . or .., so that its files cannot be "
+            "named after it; write another name"
+        )
 
 
 def _add_findings(found: FoundCases, file: Path, rows: Sequence[Row], unused: Sequence[str]) -> None:
