@@ -72,7 +72,7 @@ class GroundingModel:
     def __init__(self, vlm: GroundedVlm, folder: Path | None = None) -> None:
         self.vlm, self.folder = vlm.eval(), folder
         self._recipe, limits = limits_of_run(folder, GroundingRecipe)
-        self._run_limits = DialogueDataConfig(**limits)
+        self._run_limits = DialogueDataConfig.model_validate(limits)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:

@@ -76,7 +76,7 @@ class VqaModel:
         self.bundle, self.folder = bundle, folder
         self.bundle.model.eval()
         self._recipe, limits = limits_of_run(model_folder(folder) if folder is not None else None, VqaRecipe)
-        self._run_limits = DataConfig(**limits)
+        self._run_limits = DataConfig.model_validate(limits)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None) -> Self:
