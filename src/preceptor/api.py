@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from preceptor import tasks
 from preceptor.config import BaseRecipe
-from preceptor.errors import UserError
+from preceptor.errors import UserError, nearest
 from preceptor.extension import reference_to, require_trust
+from preceptor.hub import set_offline
 from preceptor.pipeline.paths import check_data_paths, check_paths
 from preceptor.recipe import apply_override, apply_overrides
 from preceptor.scores import Scored
@@ -105,10 +106,11 @@ def load(folder: str | Path, device: str | torch.device | None = None, *, trust_
         A `VqaModel` (``.answer``), a `SegmentationModel` (``.segment``) or a `GroundingModel` (``.ask``).
 
     Raises:
-        UserError: the folder holds no model, or a file of it is damaged.
+        UserError: the folder holds no model, a file of it is damaged, or the device cannot be used.
     """
     keep_offline()
     place, task = _trusted_model(folder, trust_remote_code)
+    _require_device(device)
     return tasks.module(task, "predict").MODEL.load(place, device)
 
 
@@ -129,13 +131,17 @@ def predict(
         trust_remote_code: as in `load`.
         progress: with `output`, called as ``progress(done, total)`` before the first row is predicted and after each
             row is written.
-        **inputs: for VQA and grounding `image` (a file or a folder) with `question`, or `table`, further `top` and
-            `modality`; for segmentation `files` (by modality), `case` (files or folder) or `table`, further `post`,
-            `probabilities`, `dicom_seg` and `copy_patient`.
+        **inputs: for VQA and grounding `image` (a file or a folder) with `question`, or `table`, and `top` (VQA) or
+            `modality` (grounding); for segmentation `files` (by modality), `case` (files or folder) or `table`, further
+            `post`, `probabilities`, `dicom_seg` and `copy_patient`.
 
     Raises:
-        UserError: the inputs do not belong together, or a file cannot be used.
+        UserError: an input is unknown or not one of the model's task, the inputs do not belong together, or a file
+            cannot be used.
     """
+    for name in inputs:
+        if name not in _NO_INPUTS:
+            raise UserError(f"predict has no input {name!r}{nearest(name, _NO_INPUTS)}")
     from preceptor.pipeline.predictions import Origin, stream_predictions
     from preceptor.pipeline.run_dir import model_folder, weights_sha256
 
@@ -148,6 +154,7 @@ def predict(
     elif inputs.get("case"):
         inputs["case"] = [Path(file) for file in inputs["case"]]
     items = model.items(**inputs)
+    _require_inputs_of(model, inputs)
     path = model.prediction_file(Path(output)) if output is not None else None
     options = inputs | {"output": Path(output) if output is not None else Path()}
     if path is None:
@@ -156,6 +163,23 @@ def predict(
     changing = {name: inputs.get(name, default) for name, default in model.options.items()}
     origin = Origin(weights_sha256(model_folder(Path(run))), changing)
     return list(stream_predictions(path, items, predict_rows, progress, batch_size=model.batch_size, origin=origin))
+
+
+_NO_INPUTS = {
+    **dict.fromkeys(("image", "question", "table", "case", "files")),
+    "top": 3,
+    "modality": "",
+    **dict.fromkeys(("post", "probabilities", "dicom_seg", "copy_patient"), False),
+}
+"""The inputs of `predict` of all tasks, with the value that changes nothing. The command line gives all of them."""
+
+
+def _require_inputs_of(model: Any, inputs: Mapping[str, Any]) -> None:
+    """Raise UserError for an input that the task of a model does not have, and that is more than its default."""
+    known = {name for function in (model.items, model.predict_rows) for name in inspect.signature(function).parameters}
+    for name, value in inputs.items():
+        if name not in known and value and value != _NO_INPUTS[name]:
+            raise UserError(f"{name} does not apply to {type(model).__name__}; omit it")
 
 
 def serve(
@@ -169,6 +193,8 @@ def serve(
 ) -> None:
     """Serve trained models on a local page and through a JSON API until the process is interrupted.
 
+    A model that cannot be loaded is logged, and the others are served.
+
     Args:
         *folders: run, stage or model folders.
         host: address to listen on. Addresses that other machines can reach need a token.
@@ -179,7 +205,8 @@ def serve(
         ready: called with the address once the server listens. The models may still be loading.
 
     Raises:
-        UserError: a folder holds no model, the address cannot be used, or the token is missing.
+        UserError: a folder holds no model, no model can be loaded, the device or the address cannot be used, or the
+            token is missing. After an interruption also if a model could not be loaded.
     """
     keep_offline()
     try:
@@ -190,6 +217,7 @@ def serve(
         raise UserError("no model was given; give the folder of a run, a stage or a model")
     for folder in folders:
         _trusted_model(folder, trust_remote_code)
+    _require_device(device)
     run_server(
         [Path(folder) for folder in folders],
         lambda folder: load(folder, device, trust_remote_code=trust_remote_code),
@@ -383,6 +411,9 @@ def audit(data: str | Path, overrides: Iterable[str] = (), **options: Any) -> di
     from preceptor.auditing.run import audit_data
 
     defaults: dict[str, Any] = {"against": None, "root": None, "against_root": None, "output": Path("runs/audit")}
+    for name in options:
+        if name not in defaults:
+            raise UserError(f"audit has no option {name!r}{nearest(name, defaults)}")
     paths = {key: Path(value) if value and key != "against" else value for key, value in options.items()}
     found = defaults | paths
     return audit_data(
@@ -447,13 +478,32 @@ def push_to_hub(run: str | Path, repo_id: str, *, private: bool = True, token: s
 
 
 def keep_offline(allow_downloads: bool = False) -> None:
-    """Refuse hub downloads at once instead of after many retries. Must run before transformers is imported."""
-    if not allow_downloads:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    """Refuse hub downloads at once instead of after many retries, or allow them if the user's environment does."""
+    set_offline(not allow_downloads)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # transformers imports DeepSpeed if it is installed, which would print to standard output that there is no GPU.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _require_device(device: str | torch.device | None) -> None:
+    """Raise UserError if a device is unknown or cannot be used here."""
+    if device is None or str(device) == "cpu":  # torch, which takes seconds to import, is not needed to tell
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=torch.device(device)).cpu()
+    except Exception as error:  # AssertionError, RuntimeError, ImportError, ...: each kind of device has its own
+        reason = str(error).partition(". ")[0].partition("\n")[0].rstrip(".")
+        if "Expected one of" in reason:  # what follows are all kinds that torch was ever built for
+            reason = "torch has no kind of device of this name"
+        count = torch.accelerator.device_count()
+        kind = torch.accelerator.current_accelerator() if count else None
+        available = ["cpu", *(f"{kind.type}:{number}" for number in range(count) if kind is not None)]
+        raise UserError(
+            f"the device {str(device)!r} cannot be used here ({reason}); available: {', '.join(available)}"
+        ) from None
 
 
 def _trusted_model(run: str | Path, trust_remote_code: bool) -> tuple[Path, str]:

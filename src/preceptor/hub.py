@@ -4,10 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from preceptor.errors import UserError
+
+_OFFLINE, _TRUE = "HF_HUB_OFFLINE", ("1", "ON", "YES", "TRUE")
+
+_replaced: list[str | None] = []
+"""The user's value of HF_HUB_OFFLINE, while `set_offline` has replaced it."""
+
+
+def set_offline(offline: bool) -> None:
+    """Refuse requests to the hub from here on, or allow them again if the user's environment does.
+
+    huggingface_hub reads the environment once, when it is imported; later its constant counts.
+    """
+    if offline and not _replaced:
+        _replaced.append(os.environ.get(_OFFLINE))
+        os.environ[_OFFLINE] = "1"
+    elif not offline and _replaced:
+        value = _replaced.pop()
+        if value is None:
+            os.environ.pop(_OFFLINE, None)
+        else:
+            os.environ[_OFFLINE] = value
+    if constants := sys.modules.get("huggingface_hub.constants"):
+        value = os.environ.get(_OFFLINE) or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+        constants.HF_HUB_OFFLINE = value.upper() in _TRUE  # type: ignore[attr-defined]
 
 
 def find_pretrained(name: str, *, allow_downloads: bool) -> str | None:

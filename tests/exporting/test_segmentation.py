@@ -120,7 +120,7 @@ def test_the_runner_refuses_what_preceptor_refuses(segmentation, tmp_path):
     files = write_case(tmp_path / "a", ("flair",), (20, 20, 20))
     other = write_case(tmp_path / "b", ("t1",), (20, 20, 21))
     result = segmentation.run(tmp_path / "m.nii.gz", f"flair={files['flair']}", f"t1={other['t1']}")
-    assert (result.returncode, result.stderr) == (1, "the files are not on one grid; resample them\n")
+    assert (result.returncode, result.stderr) == (2, "the files are not on one grid; resample them\n")
     result = segmentation.run(tmp_path / "m.nii.gz", f"pet={files['flair']}")
     assert result.stderr == "pet was given; the modalities are flair, t1, t2\n"
     nan = np.zeros((20, 20, 20), np.float32)
@@ -129,6 +129,34 @@ def test_the_runner_refuses_what_preceptor_refuses(segmentation, tmp_path):
     assert "finite" in segmentation.run(tmp_path / "m.nii.gz", f"flair={tmp_path / 'nan.nii.gz'}").stderr
     assert segmentation.run(tmp_path / "m.nii.gz").stderr.startswith("Segment a case")
     assert not (tmp_path / "m.nii.gz").exists()
+
+
+def test_a_mistake_at_the_runner_is_one_sentence_before_anything_is_computed(segmentation, tmp_path):
+    files = write_case(tmp_path / "a", ("flair", "t1"), (20, 20, 20))
+    flair, t1, output = f"flair={files['flair']}", f"t1={files['t1']}", tmp_path / "m.nii.gz"
+    (tmp_path / "cut.nii.gz").write_bytes(files["t1"].read_bytes()[:500])
+    (tmp_path / "text.nii.gz").write_text("no image")
+    for arguments, says in (
+        ((output, f"t1={tmp_path / 'none.nii.gz'}"), "none.nii.gz: not a readable NIfTI file"),
+        ((output, f"t1={tmp_path / 'cut.nii.gz'}"), "cut.nii.gz: not a readable NIfTI file"),
+        ((output, f"t1={tmp_path / 'text.nii.gz'}"), "text.nii.gz: not a readable NIfTI file"),
+        ((tmp_path / "m.png", flair), "m.png cannot be written"),
+        ((tmp_path / "none" / "m.nii.gz", flair), "m.nii.gz cannot be written"),
+        ((output, flair, f"flair={files['t1']}"), "flair is given twice"),
+        ((flair, t1), "is in the place of OUTPUT"),
+        ((flair,), "is in the place of OUTPUT"),
+        ((files["flair"], flair), "is an image and the output"),
+        ((output, flair, "model.int9.onnx"), "neither MODALITY=FILE nor a model"),
+        ((output, flair, "model.onnx", "model.onnx"), "neither MODALITY=FILE nor a model"),
+    ):
+        before = files["flair"].read_bytes()
+        result = segmentation.run(*arguments)
+        assert (result.returncode, result.stdout) == (2, ""), result.stderr
+        assert says in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert files["flair"].read_bytes() == before
+    assert not output.exists()
+    assert segmentation.run().returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -120,8 +120,26 @@ def test_the_runner_refuses_what_it_would_read_differently(runner, tmp_path):
         with pytest.raises(SystemExit, match=f"{name}: only single 8-bit images are read"):
             runner.read_image(tmp_path / name)
     small.save(tmp_path / "image.tif")
-    with pytest.raises(Image.UnidentifiedImageError):
+    with pytest.raises(SystemExit, match=r"image\.tif: not a readable PNG or JPEG file"):
         runner.read_image(tmp_path / "image.tif")
+
+
+def test_a_mistake_at_the_runner_is_one_sentence_with_exit_code_2(vqa, tmp_path):
+    image = saved(tmp_path)["colour.png"]
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:200])
+    for arguments, says in (
+        ((tmp_path / "none.png", QUESTION), "none.png: not a readable PNG or JPEG file"),
+        ((tmp_path / "cut.png", QUESTION), "cut.png: not a readable PNG or JPEG file"),
+        ((image, "Is", "there"), "put the question in quotes"),
+    ):
+        result = vqa.run(*arguments)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert says in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    for arguments in ((), (image,), (image, " "), (image, "Is", "there", "a", "disc?")):
+        result = vqa.run(*arguments)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith("Answer a question about")
 
 
 def test_the_runner_without_torch_prints_what_predict_prints(vqa, tmp_path):

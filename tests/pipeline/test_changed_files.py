@@ -1,4 +1,4 @@
-"""Image files that change between two calls: their old results are not returned, and no result is replaced by others."""
+"""Image files that change between two calls: old results are not returned, and none is replaced by others."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_changed_training_image_is_refused_and_a_changed_test_image_evaluated(
     assert second["data"]["test_files_sha256"] != first["data"]["test_files_sha256"]
     before = (run / "predictions" / "data-given.jsonl").read_bytes()
     repaint(tmp_path / "data" / "14.png")
-    with pytest.raises(UserError, match="was evaluated on other test data.* --output FOLDER"):
+    with pytest.raises(UserError, match=r"was evaluated on other test data.* --output FOLDER"):
         preceptor.evaluate(run)
     assert (run / "predictions" / "data-given.jsonl").read_bytes() == before
     repaint(tmp_path / "data" / "0.png")

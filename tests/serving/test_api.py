@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -140,9 +141,9 @@ def test_the_picture_is_what_our_reader_shows_whatever_the_format(served: TestCl
 
     path = tmp_path / "x.dcm"
     shutil.copy(get_testdata_file("CT_small.dcm"), path)
-    data = {"question": QUESTION, "picture": "true", "max_new_tokens": "1"}
-    for route in ("/v1/answer", "/v1/ask"):
-        found = served.post(route, files={"image": ("x", path.read_bytes())}, data=data).json()
+    data = {"question": QUESTION, "picture": "true"}
+    for route, more in (("/v1/answer", {}), ("/v1/ask", {"max_new_tokens": "1"})):
+        found = served.post(route, files={"image": ("x", path.read_bytes())}, data=data | more).json()
         assert np.array_equal(decode_png(found["picture"]), np.asarray(load_image(path)))
 
 
@@ -218,6 +219,7 @@ MALFORMED: list[tuple[str, dict[str, Any], int]] = [
     ("/v1/segment", {"files": {"flair": (f"{PATIENT}.nii", gzip.compress(b"1"))}}, 422),
     ("/v1/segment", {"files": {"flair": (f"{PATIENT}.nii", bytes(128) + b"DICM" + bytes(300))}}, 422),
     ("/v1/segment", {"files": [("flair", ("a", b"1")), ("flair", ("b", b"2"))]}, 422),
+    ("/v1/ask", {"files": {"image": ("x", b"GIF89a")}, "data": {"question": "?", "modality": "CT"}}, 422),
 ]
 
 
@@ -234,6 +236,51 @@ def test_a_malformed_request_gets_a_sentence_without_paths_and_names(
         assert "/tmp" not in text
         assert "/dev/shm" not in text
         assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"flair": "flair.nii.gz"}, "flair is a text, not a file; send it as a file"),
+        ({"modality": "t1"}, "the field 'modality' is not known; did you mean 'modalities'?"),
+        ({"post": "maybe"}, "post is 'maybe'; give true or false"),
+        ({"modalities": ["t1", "flair"]}, "the field modalities is given 2 times; give it once"),
+    ],
+)
+def test_a_field_of_a_segmentation_that_is_not_understood_is_refused(
+    served: TestClient, volumes: dict[str, bytes], fields: dict[str, Any], says: str
+) -> None:
+    found = served.post("/v1/segment", files=upload({"t1": volumes["t1"]}), data=fields)
+    assert found.status_code == 422
+    assert says in found.json()["detail"]
+
+
+@pytest.mark.parametrize(("text", "post"), [("True", True), ("yes", True), ("ON", True), ("No", False), ("", False)])
+def test_post_is_read_as_other_truth_values(
+    served: TestClient, volumes: dict[str, bytes], text: str, post: bool
+) -> None:
+    found = served.post("/v1/segment", files=upload(volumes), data={"post": text})
+    assert found.json()["post_processed"] is post
+
+
+def test_a_field_of_a_question_that_is_not_understood_is_refused(served: TestClient, image: bytes) -> None:
+    files, twice = {"image": ("x", image)}, [("image", ("x", image)), ("image", ("y", image))]
+    for path, request, says in (
+        ("/v1/answer", {"data": {"question": "?", "tpo": "5"}, "files": files}, "'tpo' is not known; did you mean"),
+        ("/v1/answer", {"data": {"question": "?", "modality": "ct"}, "files": files}, "'modality' is not known"),
+        ("/v1/answer", {"data": {"question": "?"}, "files": twice}, "the field image is given 2 times"),
+        ("/v1/answer", {"data": {"question": ["?", "!"]}, "files": files}, "the field question is given 2 times"),
+        ("/v1/answer?top=5", {"data": {"question": "?"}, "files": files}, "top is in the address of the request"),
+        ("/v1/ask", {"data": {"question": "?", "top": "5"}, "files": files}, "'top' is not known"),
+        (
+            "/v1/ask",
+            {"data": {"question": "?", "modality": "CT"}, "files": files},
+            "modality 'CT' is not known; known: ct, ",
+        ),
+        ("/v1/segment?post=true", {"files": {"t1": ("x", b"1")}}, "post is in the address of the request"),
+    ):
+        found = served.post(path, **request)
+        assert (found.status_code, says in found.json()["detail"]) == (422, True), found.text
 
 
 def test_unknown_paths_cases_and_methods(served: TestClient) -> None:
@@ -284,9 +331,22 @@ def test_old_cases_make_room(volumes: dict[str, bytes]) -> None:
 
 def test_a_case_expires(volumes: dict[str, bytes]) -> None:
     with client("segmentation", limits=Limits(case_seconds=0)) as opened:
-        case = opened.post("/v1/segment", files=upload(volumes))
-        assert case.status_code == 422
-        assert "upload it again" in case.json()["detail"]
+        first = opened.post("/v1/segment", files=upload(volumes))
+        assert first.status_code == 200, "a case in use does not expire"
+        again = opened.post("/v1/segment", data={"case": first.json()["case"]})
+        assert again.status_code == 422
+        assert "upload it again" in again.json()["detail"]
+
+
+def test_a_case_expires_without_any_further_request(volumes: dict[str, bytes]) -> None:
+    before = set(scratch_folders())
+    with client("segmentation", limits=Limits(case_seconds=0.5)) as opened:
+        assert opened.post("/v1/segment", files=upload(volumes)).status_code == 200
+        assert set(scratch_folders()) - before
+        end = time.monotonic() + 20
+        while set(scratch_folders()) - before:
+            assert time.monotonic() < end
+            time.sleep(0.1)
 
 
 def test_a_body_above_the_limit_is_refused_with_and_without_its_length(image: bytes) -> None:
@@ -315,6 +375,8 @@ def test_a_body_above_the_limit_is_refused_with_and_without_its_length(image: by
         ({"host": "evil.example"}, 400),
         ({"host": "127.0.0.1.evil.example"}, 400),
         ({"host": "["}, 400),
+        ({"host": "[foo]"}, 400),
+        ({"origin": "http://[foo]"}, 403),
         ({"origin": "http://127.0.0.1:8000"}, 200),
         ({"origin": "http://127.0.0.1:9"}, 403),
         ({"origin": "null"}, 403),
@@ -342,18 +404,61 @@ def test_every_response_forbids_other_sources(served: TestClient) -> None:
         assert found.headers["cache-control"] == "no-store"
 
 
-def test_a_model_that_cannot_be_loaded_is_reported_without_its_path(tmp_path: Path) -> None:
-    shutil.copytree(templates() / "vqa", tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"1")
-    models = ServedModels({"model": tmp_path / "model"}, api.load)
+def with_damaged(tmp_path: Path) -> ServedModels:
+    """Return models of which the first has damaged weights, after they were loaded."""
+    shutil.copytree(templates() / "vqa", tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"1")
+    models = ServedModels({"damaged": tmp_path / "damaged", "whole": templates() / "vqa"}, api.load)
     models.load()
     models.start = lambda: None  # type: ignore[method-assign]
+    return models
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_without_its_path(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = with_damaged(tmp_path)
     assert str(tmp_path) in str(models.error)
+    assert f"the model damaged cannot be loaded: {models.error}" in caplog.text
     with TestClient(create_app(models), base_url="http://127.0.0.1") as opened:
         assert (opened.get("/healthz").status_code, opened.get("/healthz").json()) == (503, {"status": "failed"})
         found = opened.post("/v1/answer", files={"image": ("x", b"1")}, data={"question": "?"})
         assert found.status_code == 503
+        assert "the model damaged cannot be loaded" in found.text
         assert str(tmp_path) not in found.text
+
+
+def test_the_other_models_answer_when_one_cannot_be_loaded(tmp_path: Path, image: bytes) -> None:
+    models = with_damaged(tmp_path)
+    assert not models.hopeless
+    with TestClient(create_app(models), base_url="http://127.0.0.1") as opened:
+        data = {"question": QUESTION, "model": "whole"}
+        assert opened.post("/v1/answer", files={"image": ("x", image)}, data=data).status_code == 200
+
+
+def test_a_lack_of_memory_in_torch_is_a_sentence(image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    from preceptor.vqa.predict import VqaModel
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(VqaModel, "answer", fail)
+    with client("vqa") as opened:
+        found = opened.post("/v1/answer", files={"image": ("x", image)}, data={"question": QUESTION})
+    assert (found.status_code, "there is not enough memory" in found.text) == (422, True)
+
+
+def test_a_volume_may_be_as_large_as_a_model_was_trained_with(
+    volumes: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from preceptor.data import limits
+
+    models = ServedModels({"segmentation": templates() / "segmentation"}, api.load)
+    models.load()
+    assert models.max_voxels == limits.MAX_VOXELS
+    preparation = models.get("segmentation").config["preparation"]
+    monkeypatch.setitem(preparation, "max_voxels", limits.MAX_VOXELS + 1)
+    assert models.max_voxels == limits.MAX_VOXELS + 1
 
 
 def test_requests_wait_for_models_that_are_being_loaded() -> None:

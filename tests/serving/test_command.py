@@ -139,8 +139,24 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
         (("serve", templates() / "vqa", "--token-file", tmp_path / "token.txt"), "is empty"),
         (("serve", templates() / "vqa", templates() / "vqa"), "given twice"),
         (("serve", templates() / "vqa", "--port", "70000"), "between 0 and 65535"),
+        (("serve", templates() / "vqa", "--device", "gpu"), "the device 'gpu' cannot be used here"),
+        (("serve", templates() / "vqa", "--device", "meta"), "available: cpu"),
     ):
         code, _, err = call(*arguments)
         assert code == 2, err
         assert says in err
         assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_the_server_stops_if_no_model_can_be_loaded(tmp_path: Path) -> None:
+    shutil.copytree(templates() / "vqa", tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    process, _ = start(tmp_path / "damaged")
+    uploads = uploads_of(process)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert output.startswith(f"error: {tmp_path / 'damaged'}")
+    assert "Traceback" not in output
+    assert not uploads.exists()

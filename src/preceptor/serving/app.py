@@ -5,11 +5,11 @@
 import asyncio
 import base64
 import hashlib
+import inspect
 import io
 import json
-import shutil
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 from starlette import datastructures
 from starlette.exceptions import HTTPException
 
@@ -27,13 +28,14 @@ from preceptor.data.images import load_image
 from preceptor.data.nifti import write
 from preceptor.data.types import VolumeFile
 from preceptor.data.volumes import Reader
-from preceptor.errors import UserError
+from preceptor.errors import UserError, nearest, printable
+from preceptor.grounding.settings import MODALITIES
 from preceptor.os_errors import describe_os_error
 from preceptor.serving.jobs import Full, JobQueue, Late
 from preceptor.serving.models import ServedModels
 from preceptor.serving.pages import add_pages
 from preceptor.serving.security import Guard
-from preceptor.serving.uploads import Cases, Scratch, save_image, save_volume
+from preceptor.serving.uploads import Cases, Crowded, Scratch, save_image, save_volume
 
 NOTICE = "For research only. Not a medical device; not for diagnosis or treatment."
 
@@ -42,6 +44,9 @@ _MAP_SIDE = 256
 
 _PICTURE_SIDE = 1024
 """Most pixels per side of the picture of an uploaded image."""
+
+_MOST_SECONDS_BETWEEN_SWEEPS = 60
+"""Cases that were not used for `Limits.case_seconds` are removed at most so much later."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Limits:
         images: Most images of a question.
         waiting: Most requests that wait for a model or use it; others get status 503.
         seconds: Longest time of a request after its upload; then status 504.
-        cases: Most uploaded cases that are kept.
+        cases: Most uploaded cases that are kept. If so many are in use, a request that uploads another gets status 503.
         case_seconds: Time without use after which a case is removed.
         question: Most characters of a question.
     """
@@ -112,11 +117,19 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
     cases = Cases(scratch, limits.cases, limits.case_seconds)
     queue = JobQueue(limits.waiting, limits.seconds)
 
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(max(1, min(limits.case_seconds, _MOST_SECONDS_BETWEEN_SWEEPS)))
+            cases.expire()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         models.start()
+        sweeping = asyncio.create_task(sweep())
         yield
+        sweeping.cancel()
         queue.close()
+        cases.close()
         scratch.close()
 
     app = FastAPI(
@@ -142,7 +155,7 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
             raise Refused(503, f"{limits.waiting} requests are waiting; try again later") from None
         except Late:
             raise Refused(504, f"the answer took longer than {limits.seconds:g} s") from None
-        except (UserError, OSError, MemoryError) as error:
+        except (UserError, OSError, MemoryError, RuntimeError) as error:
             sentence = str(error) if isinstance(error, UserError) else describe_os_error(error)
             if sentence is None:
                 raise
@@ -152,7 +165,7 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
 
     @app.get("/healthz")
     def health() -> Response:
-        """Status 200 once all models are loaded, else 503."""
+        """Status 200 once all models are loaded, else 503: `loading`, or `failed` if one of them cannot be loaded."""
         state = "ready" if models.ready else "failed" if models.error else "loading"
         return JSONResponse({"status": state}, 200 if models.ready else 503)
 
@@ -172,6 +185,7 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         picture: Annotated[bool, Form(description=_PICTURE)] = False,
     ) -> dict[str, Any]:
         """Answer a question about an image with probabilities."""
+        await check_fields(request)
         served = await known(model, "vqa")
         with scratch.request() as folder:
             path = await save_image(image, folder)
@@ -199,8 +213,11 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         picture: Annotated[bool, Form(description=f"{_PICTURE}; of several images the first")] = False,
     ) -> dict[str, Any]:
         """Ask a grounded model; boxes are x1, y1, x2, y2 in thousandths of the width and height of the image."""
+        await check_fields(request, several=("image",))
         if len(image) > limits.images:
             raise Refused(422, f"{len(image)} images; at most {limits.images} are allowed")
+        if modality and modality not in MODALITIES:
+            raise Refused(422, f"modality {modality!r} is not known{nearest(modality, MODALITIES)}")
         served = await known(model, "grounding")
         with scratch.request() as folder:
             paths = [await save_image(upload, folder, number) for number, upload in enumerate(image, 1)]
@@ -219,94 +236,104 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         The first request uploads a NIfTI file, or the files of a DICOM series, for each contrast, and gets the id of
         the case. Further requests give this `case` and the `modalities` to use, such as ``flair+t1``.
         """
-        async with request.form(max_files=10_000, max_fields=10) as form:
-            fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
-            files = [(name, value) for name, value in form.multi_items() if not isinstance(value, str)]
-            served = await known(fields.get("model", ""), "segmentation")
-            if bool(files) == bool(fields.get("case")):
-                raise Refused(422, "give either one file field per contrast, or the field case with its id")
-            id = await new_case(files, served.modalities) if files else fields["case"]
-        try:
-            available = cases.files(id)
+        with ExitStack() as use:
+            async with request.form(max_files=10_000, max_fields=10) as form:
+                fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+                files = [(name, value) for name, value in form.multi_items() if not isinstance(value, str)]
+                served = await known(fields.get("model", ""), "segmentation")
+                if text := next((name for name in served.modalities if name in fields), None):
+                    raise Refused(422, f"{text} is a text, not a file; send it as a file (curl: -F {text}=@FILE)")
+                texts = [name for name, value in form.multi_items() if isinstance(value, str)]
+                refuse_fields(request, texts, ("case", "modalities", "post", "model"))
+                post = parse_switch("post", fields.get("post", ""))
+                if bool(files) == bool(fields.get("case")):
+                    raise Refused(422, "give either one file field per contrast, or the field case with its id")
+                if files:
+                    try:
+                        id = use.enter_context(cases.new())  # removed if this request fails
+                    except Crowded:
+                        raise Refused(503, f"{limits.cases} cases are in use; try again later") from None
+                    available = await save_files(id, files, served.modalities)
+                    cases.add(id, available)
+                else:
+                    id = fields["case"]
+                    available = use.enter_context(case(id, 422))
             chosen = [name for name in fields.get("modalities", "").split("+") if name] or list(available)
             if unknown := sorted(set(chosen) - set(available)):
-                raise UserError(f"the case has no {unknown[0]}; it has {', '.join(available)}")
-        except UserError as error:
-            raise Refused(422, str(error)) from None
-        post = fields.get("post", "") in ("true", "1", "on")
-        key = mask_key(fields.get("model", ""), chosen, post)
+                raise Refused(422, f"the case has no {unknown[0]}; it has {', '.join(available)}")
+            key = mask_key(fields.get("model", ""), chosen, post)
 
-        def run() -> dict[str, Any]:
-            found = served.segment({name: available[name] for name in chosen}, post=post)
-            found.save(scratch.folder / id / f"mask-{key}.nii.gz")
-            return {name: value for name, value in found.to_dict().items() if name != "case"}
+            def run() -> dict[str, Any]:
+                with cases.use(id):  # also after a request that did not wait for it
+                    found = served.segment({name: available[name] for name in chosen}, post=post)
+                    found.save(scratch.folder / id / f"mask-{key}.nii.gz")
+                return {name: value for name, value in found.to_dict().items() if name != "case"}
 
-        try:
             row = await compute(request, run, scratch.folder / id)
-        except Refused:
-            if files:  # a case that cannot be read takes no place
-                cases.remove(id)
-            raise
-        return {"case": id, "available": list(available), "mask": f"/v1/cases/{id}/masks/{key}", **row}
+            return {"case": id, "available": list(available), "mask": f"/v1/cases/{id}/masks/{key}", **row}
 
-    async def new_case(files: Sequence[tuple[str, datastructures.UploadFile]], modalities: Sequence[str]) -> str:
-        """Keep the uploaded files of a case; return its id."""
+    async def save_files(
+        id: str, files: Sequence[tuple[str, datastructures.UploadFile]], modalities: Sequence[str]
+    ) -> dict[str, Path]:
+        """Write the uploaded files of a case; return their paths by modality."""
         given = {name for name, _ in files}
         if unknown := sorted(given - set(modalities)):
             raise Refused(422, f"{unknown[0]!r} is not a contrast of this model; it knows {', '.join(modalities)}")
-        names = [name for name in modalities if name in given]
-        folder = scratch.new()
+        folder, names = scratch.folder / id, [name for name in modalities if name in given]
         try:
-            volumes = {name: await save_volume([f for n, f in files if n == name], folder, name) for name in names}
-        except BaseException as error:
-            shutil.rmtree(folder)
-            if isinstance(error, UserError):
-                raise Refused(422, str(error)) from None
-            raise
-        return cases.add(folder, volumes)
+            return {name: await save_volume([f for n, f in files if n == name], folder, name) for name in names}
+        except UserError as error:
+            raise Refused(422, str(error)) from None
 
     @app.get("/v1/cases/{id}/masks/{key}", response_class=Response)
     def mask(id: str, key: str) -> Response:
         """The label map of a segmentation, whose answer has this address as `mask`, as .nii.gz."""
-        files_of(id)
-        path = scratch.folder / id / f"mask-{key}.nii.gz"
-        if not key.isalnum() or not path.is_file():
-            raise Refused(404, "the case has no such mask; take the address from the answer of /v1/segment")
-        return Response(path.read_bytes(), media_type="application/gzip")
+        with case(id, 404):
+            path = scratch.folder / id / f"mask-{key}.nii.gz"
+            if not key.isalnum() or not path.is_file():
+                raise Refused(404, "the case has no such mask; take the address from the answer of /v1/segment")
+            return Response(path.read_bytes(), media_type="application/gzip")
 
     @app.get("/v1/cases/{id}/{contrast}", response_class=Response)
     async def volume(request: Request, id: str, contrast: str) -> Response:
         """The volume of a contrast of a case as the model reads it, as .nii.gz; from a DICOM series, too."""
-        available = files_of(id)
-        if contrast not in available:
-            raise Refused(404, f"the case has no {contrast}; it has {', '.join(available)}")
-        path = scratch.folder / id / "view" / f"{contrast}.nii.gz"
+        with case(id, 404) as available:
+            if contrast not in available:
+                raise Refused(404, f"the case has no {contrast}; it has {', '.join(available)}")
+            path = scratch.folder / id / "view" / f"{contrast}.nii.gz"
 
-        def run() -> bytes:
-            if not path.is_file():
-                path.parent.mkdir(exist_ok=True)
-                voxels, grid = Reader().volume(VolumeFile(available[contrast]))
-                write(path, voxels.astype(np.float32), grid)
-            return path.read_bytes()
+            def run() -> bytes:
+                with cases.use(id):
+                    if not path.is_file():
+                        path.parent.mkdir(exist_ok=True)
+                        voxels, grid = Reader(models.max_voxels).volume(VolumeFile(available[contrast]))
+                        write(path, voxels.astype(np.float32), grid)
+                    return path.read_bytes()
 
-        return Response(await compute(request, run, scratch.folder / id), media_type="application/gzip")
+            return Response(await compute(request, run, scratch.folder / id), media_type="application/gzip")
 
-    def files_of(id: str) -> Mapping[str, Path]:
-        try:
-            return cases.files(id)
-        except UserError as error:
-            raise Refused(404, str(error)) from None
+    @contextmanager
+    def case(id: str, status: int) -> Iterator[dict[str, Path]]:
+        """Yield the files by modality of a case, which is kept meanwhile. If there is none, refuse with a status."""
+        with ExitStack() as use:
+            try:
+                files = use.enter_context(cases.use(id))
+            except UserError as error:
+                raise Refused(status, str(error)) from None
+            yield files
 
     async def known(name: str, task: str) -> Any:
         """Return a model, after the models are loaded."""
-        if models.error is not None:
-            raise Refused(503, "a model cannot be loaded; the log of the server says why")
-        if not models.ready:
-            raise Refused(503, "the models are being loaded; try again in a few seconds")
         try:
-            return models.get(name, task)
+            chosen = models.choose(name, task)
         except UserError as error:
             raise Refused(404, str(error)) from None
+        if not models.loaded:
+            raise Refused(503, "the models are being loaded; try again in a few seconds")
+        try:
+            return models.get(chosen)
+        except UserError:
+            raise Refused(503, f"the model {chosen} cannot be loaded; the log of the server says why") from None
 
     @app.exception_handler(Refused)
     def refused(request: Request, error: Refused) -> JSONResponse:
@@ -349,6 +376,34 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Any]) 
     finally:
         for task in (job, watch):
             task.cancel()
+
+
+async def check_fields(request: Request, several: Collection[str] = ()) -> None:
+    """Refuse fields that the function of a route does not have as parameters, and all but `several` if given twice."""
+    known = set(inspect.signature(request.scope["endpoint"]).parameters) - {"request"}
+    names = [name for name, _ in (await request.form()).multi_items()]
+    refuse_fields(request, names, known, several)
+
+
+def refuse_fields(
+    request: Request, names: Sequence[str], known: Collection[str], several: Collection[str] = ()
+) -> None:
+    """Refuse names of fields that are not known or are given twice, and all parameters in the address."""
+    for name in request.query_params:
+        raise Refused(422, f"{printable(name)} is in the address of the request; send it as a field of the form")
+    for name in names:
+        if name not in known:
+            raise Refused(422, f"the field {name!r} is not known{nearest(name, known)}")
+        if names.count(name) > 1 and name not in several:
+            raise Refused(422, f"the field {name} is given {names.count(name)} times; give it once")
+
+
+def parse_switch(name: str, text: str) -> bool:
+    """Return the truth value of a field, which pydantic reads as FastAPI does for other routes; empty is false."""
+    try:
+        return bool(text) and TypeAdapter(bool).validate_python(text)
+    except ValidationError:
+        raise Refused(422, f"{name} is {text!r}; give true or false") from None
 
 
 def mask_key(model: str, modalities: Sequence[str], post: bool) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from preceptor.data.limits import MAX_VOXELS
 from preceptor.errors import UserError
+from preceptor.os_errors import describe_os_error
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.tasks import task_of_model
 
@@ -21,13 +24,13 @@ class ServedModels:
 
     Attributes:
         tasks: The task of each name, known before the models are loaded.
-        error: Sentence that says why a model cannot be loaded, or None.
+        errors: For each name whose model cannot be loaded, the sentence that says why.
     """
 
     def __init__(self, folders: Mapping[str, Path], load: Callable[[Path], Any]) -> None:
         self.folders, self._load = dict(folders), load
         self.tasks = {name: task_of_model(model_folder(folder)) for name, folder in folders.items()}
-        self.error: str | None = None
+        self.errors: dict[str, str] = {}
         self._models: dict[str, Any] = {}
         self._loaded = threading.Event()
 
@@ -36,22 +39,49 @@ class ServedModels:
         threading.Thread(target=self.load, name="loading", daemon=True).start()
 
     def load(self) -> None:
-        """Load all models. A model that cannot be loaded is reported by `error`."""
+        """Load all models. A model that cannot be loaded is logged, and the others are loaded nevertheless."""
+        log = logging.getLogger("preceptor")
         try:
             for name, folder in self.folders.items():
-                self._models[name] = self._load(folder)
-        except UserError as error:
-            self.error = str(error)
-        except Exception:
-            self.error = "a model cannot be loaded"
-            raise
+                try:
+                    self._models[name] = self._load(folder)
+                except Exception as error:
+                    sentence = str(error) if isinstance(error, UserError) else describe_os_error(error)
+                    self.errors[name] = sentence or f"the model {name} cannot be loaded: {type(error).__name__}"
+                    if sentence is None:
+                        log.exception("a defect while the model %s was loaded", name)
+                    elif len(self.folders) > 1:  # `serve` raises the error of a single model
+                        log.error("the model %s cannot be loaded: %s", name, sentence)
         finally:
             self._loaded.set()
 
     @property
+    def error(self) -> str | None:
+        """The first sentence that says why a model cannot be loaded, or None."""
+        return next(iter(self.errors.values()), None)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether loading has ended, for each model with success or an error."""
+        return self._loaded.is_set()
+
+    @property
     def ready(self) -> bool:
         """Whether all models are loaded."""
-        return self._loaded.is_set() and self.error is None
+        return self.loaded and not self.errors
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no model can be loaded at all."""
+        return self.loaded and not self._models
+
+    @property
+    def max_voxels(self) -> int:
+        """The largest number of voxels of a volume that one of the segmentation models reads."""
+        preparations = [
+            model.config["preparation"] for name, model in self._models.items() if self.tasks[name] == "segmentation"
+        ]
+        return max((each.get("max_voxels", MAX_VOXELS) for each in preparations), default=MAX_VOXELS)
 
     def wait(self) -> None:
         """Wait until the models are loaded. Raises UserError if one cannot be loaded."""
@@ -59,8 +89,8 @@ class ServedModels:
         if self.error is not None:
             raise UserError(self.error)
 
-    def get(self, name: str, task: str) -> Any:
-        """Return a model of a task by its name; an empty name is the first model of the task.
+    def choose(self, name: str, task: str) -> str:
+        """Return the name of a model of a task; for an empty name that of the first one.
 
         Raises UserError if there is none.
         """
@@ -69,8 +99,14 @@ class ServedModels:
             raise UserError(f"no model of the task {task} is served")
         if name and name not in names:
             raise UserError(f"{name!r} is not a served model of the task {task}; there are {', '.join(names)}")
-        self.wait()
-        return self._models[name or names[0]]
+        return name or names[0]
+
+    def get(self, name: str) -> Any:
+        """Return the model of a name, after loading has ended. Raises UserError if it cannot be loaded."""
+        self._loaded.wait()
+        if name in self.errors:
+            raise UserError(self.errors[name])
+        return self._models[name]
 
     def describe(self) -> list[dict[str, Any]]:
         """Return name and task of each model and, once it is loaded, what it can be asked."""

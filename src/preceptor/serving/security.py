@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -66,7 +66,7 @@ class Guard:
         if self.token is None and _name(host) not in LOOPBACK:
             return 400, "this server answers on 127.0.0.1 only; start it with a token to use it by another name"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _split(origin).netloc != host:
             return 403, "pages of other sites cannot use this server"
         if self.token is not None and path.startswith("/v1"):
             given = headers.get("authorization", "").removeprefix("Bearer ")
@@ -83,7 +83,15 @@ class Guard:
 
 def _name(host: str) -> str:
     """Return the name in a header Host: without the port and the brackets of IPv6."""
-    return (urlsplit(f"//{host}").hostname or "") if host.count("[") == host.count("]") <= 1 else ""
+    return (_split(f"//{host}").hostname or "") if host.count("[") == host.count("]") <= 1 else ""
+
+
+def _split(address: str) -> SplitResult:
+    """Return the parts of an address; of one that is malformed, such as ``http://[foo]``, empty parts."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 def _with_headers(send: Send) -> Send:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import re
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from preceptor.serving.models import ServedModels, unique_names
 
 MOST_WAITING_CONNECTIONS = 1024
 SHORTEST_TOKEN = 16
+_INTERRUPTION = re.compile("KeyboardInterrupt|CancelledError")
 
 
 def serve(
@@ -30,14 +32,21 @@ def serve(
     ready: Callable[[str], None] | None = None,
     limits: Limits = DEFAULTS,
 ) -> None:
-    """Serve the models of folders until the process is interrupted. For arguments and errors see `preceptor.serve`."""
+    """Serve the models of folders until the process is interrupted, or no model can be loaded.
+
+    For arguments and errors see `preceptor.serve`.
+    """
     check_token(host, token)
     models = ServedModels(unique_names(folders), load)
     app = create_app(models, token=token, limits=limits)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a line for each malformed request
     # A second Ctrl+C stops the server at once, which uvicorn reports with a traceback.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: "KeyboardInterrupt" not in record.getMessage())
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not _INTERRUPTION.search(record.getMessage()))
     listening = listen(host, port)
+
+    async def stop_if_hopeless() -> None:
+        server.should_exit = server.should_exit or models.hopeless
+
     config = uvicorn.Config(
         app,
         log_level=logging.WARNING,
@@ -46,12 +55,15 @@ def serve(
         timeout_keep_alive=10,
         backlog=MOST_WAITING_CONNECTIONS,
         h11_max_incomplete_event_size=2**16,
+        callback_notify=stop_if_hopeless,
+        timeout_notify=1,
     )
+    server = uvicorn.Server(config)
     name, bound = listening.getsockname()[:2]
     if ready is not None:
         ready(f"http://{f'[{name}]' if ':' in name else name}:{bound}")
     with contextlib.suppress(KeyboardInterrupt):  # raised again after an orderly end
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
     if models.error is not None:
         raise UserError(models.error)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import UploadFile
@@ -102,8 +104,22 @@ async def _write(upload: UploadFile, path: Path) -> None:
             opened.write(chunk)
 
 
+class Crowded(Exception):
+    """All places for cases are in use."""
+
+
+@dataclass
+class _Case:
+    files: dict[str, Path]
+    used: float
+    users: int = 0
+    removed: bool = False
+
+
 class Cases:
     """Uploaded cases that are kept for further questions about them.
+
+    A case in use is never removed: its files are read. What removes it meanwhile takes effect when it is free.
 
     Args:
         scratch: Where their files are.
@@ -113,33 +129,89 @@ class Cases:
 
     def __init__(self, scratch: Scratch, most: int, seconds: float) -> None:
         self.scratch, self.most, self.seconds = scratch, most, seconds
-        self._used: dict[str, float] = {}
-        self._files: dict[str, dict[str, Path]] = {}
+        self._cases: dict[str, _Case] = {}
+        self._lock = threading.RLock()  # the thread of the models uses cases, too
+        self._closed = False
 
-    def add(self, folder: Path, files: Mapping[str, Path]) -> str:
-        """Keep the files by modality of a folder; return the id of the case."""
-        self.expire()
-        while len(self._used) >= self.most:
-            self.remove(min(self._used, key=lambda id: self._used[id]))
-        id = folder.name
-        self._files[id], self._used[id] = dict(files), time.monotonic()
-        return id
+    @contextmanager
+    def new(self) -> Iterator[str]:
+        """Yield the id of a new case in use, whose folder is empty; `add` gives it files. An error in it removes it.
 
-    def files(self, id: str) -> dict[str, Path]:
-        """Return the files by modality. Raises UserError if the case does not exist or was removed."""
-        self.expire()
-        if id not in self._files:
-            raise UserError("the case is not known any more; upload it again")
-        self._used[id] = time.monotonic()
-        return self._files[id]
+        Raises Crowded if `most` cases are in use.
+        """
+        with self._lock:
+            self.expire()
+            if sum(case.users > 0 for case in self._cases.values()) >= self.most:
+                raise Crowded
+            id = self.scratch.new().name
+            self._cases[id] = _Case({}, time.monotonic(), users=1)
+        try:
+            yield id
+        except BaseException:
+            self.remove(id)
+            raise
+        finally:
+            self._release(id)
+
+    def add(self, id: str, files: Mapping[str, Path]) -> None:
+        """Give a new case its files by modality. Cases that are not in use make room for it."""
+        with self._lock:
+            self._cases[id].files = dict(files)
+            self._make_room()
+
+    @contextmanager
+    def use(self, id: str) -> Iterator[dict[str, Path]]:
+        """Yield the files of a case by modality, and keep it meanwhile.
+
+        Raises UserError if the case does not exist or was removed.
+        """
+        with self._lock:
+            self.expire()
+            case = self._cases.get(id)
+            if case is None or case.removed:
+                raise UserError("the case is not known any more; upload it again")
+            case.users += 1
+        try:
+            yield case.files
+        finally:
+            self._release(id)
 
     def expire(self) -> None:
         """Remove the cases that were not used for `seconds`."""
-        for id in [id for id, used in self._used.items() if time.monotonic() - used > self.seconds]:
-            self.remove(id)
+        with self._lock:
+            for id, case in list(self._cases.items()):
+                if not case.users and time.monotonic() - case.used > self.seconds:
+                    self.remove(id)
 
     def remove(self, id: str) -> None:
-        """Remove a case and its files, if it is still there."""
-        self._used.pop(id, None)
-        self._files.pop(id, None)
-        shutil.rmtree(self.scratch.folder / id, ignore_errors=True)
+        """Remove a case and its files, if it is still there; its files when it is not in use any more."""
+        with self._lock:
+            case = self._cases.get(id)
+            if case is None:
+                return
+            case.removed = True
+            if not case.users:
+                del self._cases[id]
+                # A function that was computing when the server stopped may have written its folder again.
+                folder = self.scratch.folder
+                shutil.rmtree(folder if self._closed else folder / id, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove all cases; those in use when they are free."""
+        with self._lock:
+            self._closed = True
+            for id in list(self._cases):
+                self.remove(id)
+
+    def _release(self, id: str) -> None:
+        with self._lock:
+            case = self._cases[id]
+            case.users, case.used = case.users - 1, time.monotonic()
+            if case.removed:
+                self.remove(id)
+            self._make_room()
+
+    def _make_room(self) -> None:
+        free = sorted((case.used, id) for id, case in self._cases.items() if not case.users)
+        for _, id in free[: max(0, sum(bool(case.files) for case in self._cases.values()) - self.most)]:
+            self.remove(id)

@@ -6,12 +6,14 @@ Needs numpy, scipy, nibabel and onnxruntime. The file intensity.py beside this o
 import itertools
 import json
 import sys
+import zlib
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import onnxruntime
 from intensity import bounding_box, normalise
+from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter, zoom
 
@@ -22,9 +24,12 @@ WINDOW = CONFIG["window"]
 
 def read(path):
     """Return a NIfTI file, and its voxels (D, H, W) from feet to head, back to front, left to right."""
-    image = nibabel.load(path)
-    canonical = nibabel.as_closest_canonical(image)
-    voxels = np.asarray(canonical.dataobj, np.float32).squeeze()
+    try:
+        image = nibabel.load(path)
+        canonical = nibabel.as_closest_canonical(image)
+        voxels = np.asarray(canonical.dataobj, np.float32).squeeze()
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        sys.exit(f"{path}: not a readable NIfTI file ({' '.join(str(error).split())}); check the path")
     if voxels.ndim != 3 or not np.isfinite(voxels).all() or voxels.min() == voxels.max():
         sys.exit(f"{path}: not a 3-D image with finite and different voxels")
     if image.header.get_xyzt_units()[0] not in ("mm", "unknown"):
@@ -104,12 +109,37 @@ def save(label, image, path):
     nibabel.save(result, path)
 
 
-if __name__ == "__main__":
-    pairs = dict(text.split("=", 1) for text in sys.argv[2:] if "=" in text)
+def parse(arguments):
+    """Return the output, the files by modality and the model. Mistakes are found before anything is computed."""
+    pairs = [text.split("=", 1) for text in arguments[1:] if "=" in text]
+    models = [text for text in arguments[1:] if "=" not in text] or ["model.onnx"]
+    if arguments and arguments[0].split("=")[0] in CONFIG["modalities"] and "=" in arguments[0]:
+        sys.exit(f"{arguments[0]} is in the place of OUTPUT; give first the file to write, such as mask.nii.gz")
     if not pairs:
-        sys.exit(__doc__)
-    label, image = segment(pairs, *(text for text in sys.argv[2:] if "=" not in text))
-    save(label, image, sys.argv[1])
+        sys.exit(__doc__.strip())
+    if not arguments[0].endswith((".nii", ".nii.gz")) or not Path(arguments[0]).absolute().parent.is_dir():
+        sys.exit(f"{arguments[0]} cannot be written; name a file that ends in .nii.gz, in a folder that exists")
+    if arguments[0] in dict(pairs).values():
+        sys.exit(f"{arguments[0]} is an image and the output; give another output")
+    if doubled := [name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number])]:
+        sys.exit(f"{doubled[0]} is given twice; give one file for each modality")
+    if len(models) > 1 or not (FOLDER / models[0]).is_file():
+        sys.exit(f"{models[-1]} is neither MODALITY=FILE nor a model in the folder of {Path(__file__).name}")
+    return arguments[0], dict(pairs), models[0]
+
+
+def main(arguments):
+    output, files, model = parse(arguments)
+    label, image = segment(files, model)
+    save(label, image, output)
     millilitres = abs(np.linalg.det(image.affine[:3, :3])) / 1000
     volumes = (f"{name}_ml {np.isin(label, ids).sum() * millilitres:.2f}" for name, ids in CONFIG["regions"].items())
-    print(f"mask {sys.argv[1]},", ", ".join(volumes))
+    print(f"mask {output},", ", ".join(volumes))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except SystemExit as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

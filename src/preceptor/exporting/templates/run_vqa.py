@@ -17,9 +17,14 @@ FOLDER = Path(__file__).parent
 
 def read_image(path):
     """Return the pixels (H, W, 3) uint8 of an image of 8 bits, upright and on a black background."""
-    image = Image.open(path, formats=["PNG", "JPEG"])
-    deep = ";16" in str(image.tile) or image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA")
-    if deep or getattr(image, "n_frames", 1) > 1 or ("transparency" in image.info and image.mode != "P"):
+    try:
+        image = Image.open(path, formats=["PNG", "JPEG"])
+        deep = ";16" in str(image.tile) or image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA")
+        several = getattr(image, "n_frames", 1) > 1
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        sys.exit(f"{path}: not a readable PNG or JPEG file ({error}); check the path, or use preceptor predict")
+    if deep or several or ("transparency" in image.info and image.mode != "P"):
         sys.exit(f"{path}: only single 8-bit images are read; convert it, or use preceptor predict")
     for key in ("XML:com.adobe.xmp", "xmp", "Raw profile type exif"):
         image.info.pop(key, None)  # only EXIF says how the image is turned
@@ -37,8 +42,18 @@ def answer(image, question, model="model.onnx"):
     return [(answers[number], float(scores[number])) for number in np.argsort(-scores, kind="stable")]
 
 
-if __name__ == "__main__":
-    if len(sys.argv) < 3 or not sys.argv[2].strip():
-        sys.exit(__doc__)
-    best = answer(read_image(sys.argv[1]), *sys.argv[2:4])[:3]
+def main(arguments):
+    if len(arguments) not in (2, 3) or not arguments[1].strip():
+        sys.exit(__doc__.strip())
+    if len(arguments) == 3 and not (FOLDER / arguments[2]).is_file():
+        sys.exit(f"{arguments[2]}: no such model in the folder of {Path(__file__).name}; put the question in quotes")
+    best = answer(read_image(arguments[0]), *arguments[1:])[:3]
     print(", ".join(f"{text} ({probability:.2f})" for text, probability in best))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except SystemExit as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
