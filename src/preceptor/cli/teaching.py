@@ -34,7 +34,7 @@ def cache(
 ) -> None:
     """Build the teacher cache if it is missing or stale. With --verify, verify that fraction instead.
 
-    The exit code is 1 if a row or a file of the cache is wrong.
+    The exit code is 1 if a row or a file of the cache is wrong or missing.
     """
     log_to_stderr()
     document = api.cache(recipe, overrides or [], verify=verify)
