@@ -110,7 +110,7 @@ def test_what_is_in_the_file_is_not_computed_again(folders: dict, images: list[P
     clip, file = ModalityClip.load(folders["clip"]), tmp_path / "modalities.json"
     asked: list[list[Path]] = []
     score = clip.score
-    monkeypatch.setattr(clip, "score", lambda paths: asked.append(list(paths)) or score(paths))
+    monkeypatch.setattr(clip, "score", lambda paths, **_: asked.append(list(paths)) or score(paths))
     first = modality_probabilities(images[:3], clip, file=file)
     twin = tmp_path / "other-name.png"
     shutil.copyfile(images[1], twin)

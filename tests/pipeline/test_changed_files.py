@@ -61,7 +61,7 @@ def test_a_changed_training_image_is_refused_and_a_changed_test_image_evaluated(
         preceptor.evaluate(run)
     assert (run / "predictions" / "data-given.jsonl").read_bytes() == before
     repaint(tmp_path / "data" / "0.png")
-    with pytest.raises(UserError, match=r"contains a run of another recipe \(data_files_sha256: .* -> "):
+    with pytest.raises(UserError, match=r"another recipe \(image or label files have changed: 0\.png\); restore"):
         preceptor.train(recipe, settings)
 
 

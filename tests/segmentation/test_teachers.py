@@ -209,7 +209,7 @@ def test_the_student_learns_from_the_teacher_of_the_subset_that_it_sees():
 
 
 def test_a_network_that_does_not_fit_is_named():
-    with pytest.raises(UserError, match=r"method\.runs\.t1 has the modalities \['flair'\]; it needs t1"):
+    with pytest.raises(UserError, match=r"method\.runs\.t1 has the modalities \['flair'\]; it must have t1"):
         specialists(t1=single("flair", 0))
     with pytest.raises(UserError, match=r"network of method\.runs\.full has the modalities \['flair'\]"):
         specialists(full=single("flair", 0))

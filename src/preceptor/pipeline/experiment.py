@@ -200,6 +200,11 @@ class Experiment(ABC):
                 total.update(json.dumps([split, id, [self._file_sha256(file) for file in files]]).encode())
         return total.hexdigest()
 
+    def training_files_not_in(self, known: Collection[str]) -> list[Path]:
+        """Return the images of the training splits whose SHA-256 is not in `known`, each once."""
+        paths = [path for split in TRAINING_SPLITS for files in self.images(split).values() for path in files]
+        return [path for path in dict.fromkeys(paths) if self._file_sha256(path) not in known]
+
     def _file_sha256(self, file: Path) -> str:
         if file not in self._sha256_of_file:
             try:

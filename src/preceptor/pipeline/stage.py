@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from preceptor.pipeline import run_dir
 from preceptor.pipeline.experiment import TRAINING_SPLITS, Experiment, Stage, Training
 from preceptor.recipe import differences, dump_recipe
 from preceptor.training.loop import FitArguments, TrainState, fit
+
+FILES = "data_files_sha256"
+"""Key of the contents of the training files among what must not change on resume."""
 
 
 def run_stage(experiment: Experiment, stage: Stage, folder: Path) -> dict[str, Any]:
@@ -97,8 +101,8 @@ def run_training(experiment: Experiment, stage: Stage, training: Training) -> Tr
         epoch_samples=training.epoch_samples,
         validate=training.validate,
         export=export,
-        resume_config=training.resume_config | {"data_files_sha256": files},
-        differences=differences,
+        resume_config=training.resume_config | {FILES: files},
+        differences=lambda old, new: _differences(experiment, training.folder, old, new),
         seed=stage.seed,
         skip_limit=recipe.data.skip_limit,
         resume=recipe.resume == "auto",
@@ -106,6 +110,19 @@ def run_training(experiment: Experiment, stage: Stage, training: Training) -> Tr
         start=start,
     )
     return fit(training.task, arguments, training.config)
+
+
+def _differences(experiment: Experiment, folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return one entry per setting that differs. Changed images are named if the stage has a model."""
+    found = [line for line in differences(old, new) if not line.startswith(FILES)]
+    if old.get(FILES) == new[FILES]:
+        return found
+    sources = provenance.read_provenance(folder / "model") or []
+    known = {digest for source in sources for digest in source.images}
+    # A broken image that is skipped has no record.
+    changed = [] if experiment.recipe.data.broken == "skip" or not known else experiment.training_files_not_in(known)
+    names = f": {', '.join(path.name for path in changed[:3])}{', ...' * (len(changed) > 3)}" if changed else ""
+    return [*found, f"image or label files have changed{names}"]
 
 
 def provenance_of(experiment: Experiment, stage: Stage) -> list[provenance.Source]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,12 +14,10 @@ from preceptor.data.images import ImageError, load_image
 from preceptor.data.limits import MAX_PIXELS
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
-from preceptor.grounding import predict as grounding_predict
 from preceptor.grounding.config import GroundingRecipe
 from preceptor.grounding.experiment import GroundingExperiment
-from preceptor.vqa import predict as vqa_predict
-
-MODULES = pytest.mark.parametrize("module", [grounding_predict, vqa_predict], ids=["grounding", "vqa"])
+from preceptor.pipeline.image_limits import limits_of_run, name_recipe
+from preceptor.vqa.config import VqaRecipe
 
 
 @pytest.fixture(scope="module")
@@ -49,36 +46,31 @@ def test_boxes_in_pixels_of_an_image_within_the_raised_limit_are_read(large: Pat
         read(max_image_bytes=100, max_image_pixels=40_000_000)
 
 
-@MODULES
-def test_the_limits_of_a_run_are_those_of_its_recipe(module: ModuleType, tmp_path: Path) -> None:
+def test_the_limits_of_a_run_are_those_of_its_recipe(tmp_path: Path) -> None:
     model = tmp_path / "run" / "model"
+    assert limits_of_run(None, VqaRecipe) == limits_of_run(model, VqaRecipe) == (None, {})
     model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(b"")
-    recipe, limits = module._limits_of_run(model)
-    assert (recipe, limits.max_image_pixels) == (None, MAX_PIXELS)
     file = tmp_path / "run" / "recipe.yaml"
-    file.write_text("name: any\ntask: any\ndata: {max_image_pixels: 7, max_image_bytes: 8, other: 9}\n")
-    recipe, limits = module._limits_of_run(model)
-    assert (recipe, limits.max_image_pixels, limits.max_image_bytes) == (file, 7, 8)
-    file.write_text("data: {max_image_pixels: -7}\n")
-    with pytest.raises(UserError, match=r"recipe\.yaml, key data\.max_image_pixels"):
-        module._limits_of_run(model)
+    for kind in (VqaRecipe, GroundingRecipe):
+        file.write_text("name: any\ntask: any\ndata: {max_image_pixels: 7, max_image_bytes: 8, other: 9}\n")
+        assert limits_of_run(model, kind) == (file, {"max_image_bytes": 8, "max_image_pixels": 7})
+        file.write_text("data: {max_image_pixels: -7}\n")
+        with pytest.raises(UserError, match=r"recipe\.yaml, key data\.max_image_pixels"):
+            limits_of_run(model, kind)
 
 
-@MODULES
-def test_an_error_of_predict_names_a_setting_that_exists(module: ModuleType, large: Path, tmp_path: Path) -> None:
+def test_an_error_of_predict_names_a_setting_that_exists(large: Path, tmp_path: Path) -> None:
     for limits in ({}, {"max_bytes": 100}):
         with pytest.raises(ImageError) as error:
             load_image(large, **limits)
         key = "max_image_bytes" if limits else "max_image_pixels"
         recipe = tmp_path / "recipe.yaml"
-        assert str(module._with_recipe(error.value, recipe)).endswith(f"raise data.{key} in {recipe}")
-        assert str(module._with_recipe(error.value, None)).endswith("; shrink the image")
+        assert str(name_recipe(error.value, recipe)).endswith(f"raise data.{key} in {recipe}")
+        assert str(name_recipe(error.value, None)).endswith("; shrink the image")
     (tmp_path / "broken.png").write_bytes(b"broken")
     with pytest.raises(ImageError) as error:
         load_image(tmp_path / "broken.png")
-    assert str(module._with_recipe(error.value, None)) == str(error.value)
+    assert str(name_recipe(error.value, None)) == str(error.value)
 
 
 def test_an_encoder_measures_and_reads_images_up_to_its_limits(large: Path) -> None:
