@@ -78,7 +78,6 @@ QUESTION = {"image": templates() / "image.png", "question": "Where is the disc?"
         ("segmentation", {"probabilty": True}, "predict has no input 'probabilty'; did you mean 'probabilities'?"),
         ("vqa", {**QUESTION, "tpo": 5}, "predict has no input 'tpo'; did you mean 'top'?"),
         ("vqa", {**QUESTION, "probabilities": True}, "probabilities does not apply to VqaModel; omit it"),
-        ("vqa", {**QUESTION, "modality": "ct"}, "modality does not apply to VqaModel; omit it"),
         ("vqa", {**QUESTION, "files": {"t1": "t1.nii.gz"}}, "files does not apply to VqaModel; omit it"),
         ("grounding", {**QUESTION, "top": 5}, "top does not apply to GroundingModel; omit it"),
     ],
@@ -87,6 +86,11 @@ def test_an_input_of_predict_that_would_be_ignored_is_refused(task: str, inputs:
     with pytest.raises(UserError) as error:
         preceptor.predict(templates() / task, **inputs)
     assert str(error.value) == says
+
+
+def test_a_question_with_a_modality_can_be_put_to_models_of_both_tasks() -> None:
+    rows = preceptor.predict(templates() / "vqa", **QUESTION, modality="ct")
+    assert rows == preceptor.predict(templates() / "vqa", **QUESTION)
 
 
 def test_the_inputs_that_the_command_line_gives_for_all_tasks_are_accepted() -> None:

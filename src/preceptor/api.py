@@ -131,9 +131,9 @@ def predict(
         trust_remote_code: as in `load`.
         progress: with `output`, called as ``progress(done, total)`` before the first row is predicted and after each
             row is written.
-        **inputs: for VQA and grounding `image` (a file or a folder) with `question`, or `table`, and `top` (VQA) or
-            `modality` (grounding); for segmentation `files` (by modality), `case` (files or folder) or `table`, further
-            `post`, `probabilities`, `dicom_seg` and `copy_patient`.
+        **inputs: for VQA and grounding `image` (a file or a folder) with `question`, or `table`, further `top` (VQA)
+            and `modality` (used by grounding only); for segmentation `files` (by modality), `case` (files or folder) or
+            `table`, further `post`, `probabilities`, `dicom_seg` and `copy_patient`.
 
     Raises:
         UserError: an input is unknown or not one of the model's task, the inputs do not belong together, or a file

@@ -170,9 +170,17 @@ class VqaModel:
         return require_json_lines(output)
 
     def items(
-        self, *, image: Path | None = None, question: str | None = None, table: Path | None = None, **_: Any
+        self,
+        *,
+        image: Path | None = None,
+        question: str | None = None,
+        table: Path | None = None,
+        modality: str = "",
+        **_: Any,
     ) -> Sequence[Sample]:
         """Return the samples of an image, of a folder of images or of a table.
+
+        `modality` is accepted, so that a question can be put to models of both tasks, and has no effect.
 
         Raises UserError if the inputs do not belong together.
         """
