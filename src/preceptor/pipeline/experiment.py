@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,8 @@ from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics, UnitScore
 from preceptor.task import Task
 from preceptor.training.sampler import StepBatches
+
+log = logging.getLogger("preceptor")
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 TRAINING_SPLITS: tuple[Split, ...] = ("train", "validation", "unlabelled", "teacher")
@@ -114,6 +118,12 @@ class Experiment(ABC):
         data.notes += [finding.reason for finding in data.findings if finding.reason not in data.notes]
         return cls(recipe, data)
 
+    def warn(self, sentence: str) -> None:
+        """Log a sentence and add it to the notes of the results, once."""
+        if sentence not in self.data.notes:
+            log.warning(sentence)
+            self.data.add_note(sentence)
+
     @classmethod
     @abstractmethod
     def read_data(cls, recipe: Any, needed: tuple[Split, ...]) -> Any:
@@ -197,21 +207,24 @@ class Experiment(ABC):
             labels = self.label_files(split)
             for id, images in self.images(split).items():
                 files = [*images, *([labels[id]] if id in labels else [])]
-                total.update(json.dumps([split, id, [self._file_sha256(file) for file in files]]).encode())
+                total.update(json.dumps([split, id, [self._sha256_or_none(file) for file in files]]).encode())
         return total.hexdigest()
 
     def training_files_not_in(self, known: Collection[str]) -> list[Path]:
         """Return the images of the training splits whose SHA-256 is not in `known`, each once."""
         paths = [path for split in TRAINING_SPLITS for files in self.images(split).values() for path in files]
-        return [path for path in dict.fromkeys(paths) if self._file_sha256(path) not in known]
+        return [path for path in dict.fromkeys(paths) if self._sha256_or_none(path) not in known]
 
-    def _file_sha256(self, file: Path) -> str:
+    def file_sha256(self, file: Path) -> str:
+        """Return the SHA-256 of a file, or of a DICOM series, which is read once. Raises OSError if it cannot be."""
         if file not in self._sha256_of_file:
-            try:
-                self._sha256_of_file[file] = content_hash(file)
-            except OSError:
-                self._sha256_of_file[file] = ""
+            self._sha256_of_file[file] = content_hash(file)
         return self._sha256_of_file[file]
+
+    def _sha256_or_none(self, file: Path) -> str | None:
+        with contextlib.suppress(OSError):
+            return self.file_sha256(file)
+        return None
 
     def training_images(self) -> Source:
         """Return the hashes of all images that the models may have seen."""

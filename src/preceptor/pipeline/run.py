@@ -78,10 +78,8 @@ def run(experiment_class: type[Experiment], recipe: BaseRecipe) -> dict[str, Any
         results: dict[str, dict[str, Any]] = {}
         for stage in stages:
             log.info("stage %s", stage.name)
-            doubt = nothing_to_teach(experiment, stage, results)
-            if doubt and doubt not in experiment.data.notes:
-                log.warning(doubt)
-                experiment.data.notes.append(doubt)
+            if doubt := nothing_to_teach(experiment, stage, results):
+                experiment.warn(doubt)
             results[stage.name] = run_stage(experiment, stage, folders[stage.name])
         add_speed(experiment, folders, results)
         document: dict[str, Any] = {}

@@ -114,7 +114,8 @@ def run_training(experiment: Experiment, stage: Stage, training: Training) -> Tr
 
 def _differences(experiment: Experiment, folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return one entry per setting that differs. Changed images are named if the stage has a model."""
-    found = [line for line in differences(old, new) if not line.startswith(FILES)]
+    settings, new_settings = ({key: value for key, value in one.items() if key != FILES} for one in (old, new))
+    found = differences(settings, new_settings)
     if old.get(FILES) == new[FILES]:
         return found
     sources = provenance.read_provenance(folder / "model") or []

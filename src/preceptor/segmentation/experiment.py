@@ -14,7 +14,6 @@ from torch import nn
 from preceptor.data.findings import Finding
 from preceptor.data.segmentation.check import check_cases
 from preceptor.data.types import Case, SegmentationDataset, Split
-from preceptor.data.volumes import content_hash
 from preceptor.distributed import broadcast_from_main, processes
 from preceptor.errors import UserError, nearest
 from preceptor.files import write_text
@@ -268,7 +267,7 @@ class SegmentationExperiment(Experiment):
         return {case.id: case.mask.path for case in self.data.split(split) if case.mask is not None}
 
     def hash_images(self, paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
-        return {path: (content_hash(path), "") for path in dict.fromkeys(paths) if path.exists()}
+        return {path: (self.file_sha256(path), "") for path in dict.fromkeys(paths) if path.exists()}
 
     # Evaluation
 

@@ -159,6 +159,11 @@ class SegmentationModel:
         """The device that the model computes on."""
         return next(self.network.parameters()).device
 
+    @property
+    def max_voxels(self) -> int:
+        """The largest number of voxels of a volume that the model reads."""
+        return int(self.config["preparation"].get("max_voxels", MAX_VOXELS))
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder, which `preceptor.load` and transformers read."""
         self.network.save(Path(folder))
@@ -184,7 +189,7 @@ class SegmentationModel:
             intensity=preparation["intensity"],
             augment="none",
             spacing=tuple(preparation["spacing"]) if preparation["spacing"] else None,
-            max_voxels=preparation.get("max_voxels", MAX_VOXELS),
+            max_voxels=self.max_voxels,
         )
         data = SegmentationDataset("case", "none", Path(), [source], modalities=self.modalities, regions=self.regions)
         whole = VolumeExamples([source], data, settings).whole(0)

@@ -78,10 +78,8 @@ class ServedModels:
     @property
     def max_voxels(self) -> int:
         """The largest number of voxels of a volume that one of the segmentation models reads."""
-        preparations = [
-            model.config["preparation"] for name, model in self._models.items() if self.tasks[name] == "segmentation"
-        ]
-        return max((each.get("max_voxels", MAX_VOXELS) for each in preparations), default=MAX_VOXELS)
+        models = [model for name, model in self._models.items() if self.tasks[name] == "segmentation"]
+        return max((model.max_voxels for model in models), default=MAX_VOXELS)
 
     def wait(self) -> None:
         """Wait until the models are loaded. Raises UserError if one cannot be loaded."""

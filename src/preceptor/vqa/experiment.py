@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -51,8 +50,6 @@ from preceptor.vqa.teachers import (
 from preceptor.vqa.token_embeddings import inherit_token_embeddings
 from preceptor.vqa.vision import remember_images
 
-log = logging.getLogger("preceptor")
-
 
 class VqaExperiment(Experiment):
     """Medical visual question answering with a classifier over the answers of the training split."""
@@ -80,13 +77,6 @@ class VqaExperiment(Experiment):
         """A finding about the questions that are truncated, with the tokenizer of the run."""
         return check_questions(self.data.samples, self.context.tokenizer, self.recipe.data.max_question_tokens)
 
-    def _note(self, findings: Sequence[Finding]) -> None:
-        """Log findings, and add them to the notes of the results."""
-        for finding in findings:
-            if finding.reason not in self.data.notes:
-                log.warning(finding.reason)
-                self.data.notes.append(finding.reason)
-
     # Training
 
     def stages(self) -> list[Stage]:
@@ -100,7 +90,8 @@ class VqaExperiment(Experiment):
 
     def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
         recipe, context = self.recipe, self.context
-        self._note(self._long_questions)
+        for finding in self._long_questions:
+            self.warn(finding.reason)
         teaches = stage.kind == "distilled"
         source, teacher_config = self._teacher() if teaches else (None, None)
         config = recipe.teacher if stage.kind == "teacher" else recipe.student
@@ -264,7 +255,8 @@ class VqaExperiment(Experiment):
     def evaluate(self, model: VqaBundle, *, protocol: str | None = None, stage: Stage | None = None) -> Evaluation:
         samples = self.data.split("test")
         if stage is None:  # the training of a stage has noted them for all splits
-            self._note(check_questions(samples, model.tokenizer, model.preprocessing.max_question_tokens))
+            for finding in check_questions(samples, model.tokenizer, model.preprocessing.max_question_tokens):
+                self.warn(finding.reason)
         predictions = predict_examples(model.model, model.examples(samples, self.recipe.data))
         found = Evaluation({}, {}, {}, {"baselines": {}})
         for one in [protocol_named(self.data, protocol)] if protocol else protocols_for(self.data):
