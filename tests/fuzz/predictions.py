@@ -331,7 +331,7 @@ def check_stream(case: StreamInput, folder: Path) -> bool:
     path.write_bytes(mutate(text.encode(errors="surrogatepass"), case.mutations))
     outcome = attempt(lambda: read_rows(path), place=path.name)
     if outcome.accepted and not case.mutations:
-        require(outcome.value == rows, "other rows", outcome.value)
+        require(outcome.value == (rows, path.stat().st_size), "other rows", outcome.value)
     return outcome.accepted
 
 

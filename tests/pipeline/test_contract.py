@@ -24,6 +24,7 @@ from preceptor.comparison.summary import headline
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as grounding_metrics
 from preceptor.pipeline.run_dir import read_predictions, seed_folders, weights_sha256
+from preceptor.segmentation.predict import STARTED
 from preceptor.tasks import load_recipe
 from tests.fault.tiny import CLINKD, LCKD, RECIPE, write_recipe
 
@@ -266,8 +267,10 @@ def test_predictions_are_streamed_and_resumed(trained: Trained, tmp_path: Path, 
     written = file.read_bytes()
     assert preceptor.predict(trained.run, output=output, **inputs)[0]["id"] == rows[0]["id"]
     assert file.read_bytes() == written
-    # Cut within the last line: what is complete stays, the rest is predicted again.
+    # Killed within the last line: what is complete stays, the rest is predicted again.
     file.write_bytes(written[:-5])
+    if segments:
+        (output / STARTED).write_text(json.dumps({"case": rows[-1]["id"], "files": None}))
     resumed = preceptor.predict(trained.run, output=output, **inputs)
     assert [row["id"] for row in resumed] == [row["id"] for row in rows]
     # The row that is predicted again is alone in its batch, which changes the last bits of its probabilities.

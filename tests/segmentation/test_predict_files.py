@@ -19,12 +19,14 @@ from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.nifti import VolumeError
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.errors import UserError
+from preceptor.files import sha256
+from preceptor.pipeline.predictions import Origin
 from preceptor.segmentation import predict as predict_module
 from preceptor.segmentation.config import EvaluationConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
 from preceptor.segmentation.evaluate import reference_masks
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
-from preceptor.segmentation.predict import STARTED, SegmentationModel
+from preceptor.segmentation.predict import STARTED, Segmentation, SegmentationModel
 from preceptor.segmentation.score import score_file
 from tests.command_line import call
 from tests.data.dicom_series_files import noise, slices_of, write_slices
@@ -107,11 +109,35 @@ def test_a_killed_call_is_resumed(model, tmp_path, monkeypatch, killed):
         (tmp_path / "out" / STARTED).write_text('{"case": "p0", "files": null}')
     else:
         table.write_bytes(b"".join(lines[:2]))
+        files = {masks[1].name: sha256(masks[1])}
+        (tmp_path / "out" / STARTED).write_text(json.dumps({"case": "p1", "files": files}))
         if killed == "_mask":
             masks[1].unlink()
     assert ids(model, tmp_path, case=tmp_path / "cases") == expected
     assert [mask.read_bytes()[10:] for mask in masks] == [each[10:] for each in content]  # without the time of gzip
     assert table.read_bytes().splitlines(keepends=True) == lines
+    assert not (tmp_path / "out" / STARTED).exists()
+
+
+@pytest.mark.parametrize("failing", ["probabilities", "row"])
+def test_a_failed_call_leaves_complete_cases_alone(model, tmp_path, monkeypatch, failing):
+    for number in range(2):
+        save(tmp_path / "cases" / f"p{number}_flair.nii.gz", head(number))
+    inputs = {"case": tmp_path / "cases", "probabilities": True}
+
+    def fail(*_):
+        if len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 2:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if failing == "row":
+            patch.setattr(Origin, "columns", lambda *_: fail() or {"model": "", "options": "", "input": ""})
+        else:
+            patch.setattr(Segmentation, "save_probabilities", lambda _, path: fail() or Path(path).touch() or path)
+        with pytest.raises(OSError, match="No space left"):
+            preceptor.predict(model, output=tmp_path / "out", **inputs)
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"p0_seg.nii.gz", "p0_prob.nii.gz", "predictions.csv"}
 
 
 def test_a_corrected_label_map_is_not_written_over_without_its_row(model, tmp_path):

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,8 @@ def stream_predictions(
         batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
         remaining = [item for batch in batches if any(one.id not in done for one in batch) for item in batch]
         predicted_rows = predict(remaining)  # may refuse the output, before the file exists
+        if isinstance(predicted_rows, Generator):  # after the file is closed, it may clean up
+            stack.callback(predicted_rows.close)
         count, report = sum(item.id in done for item in items), progress or (lambda done, total: None)
         report(count, len(items))
         stack.enter_context(naming(path))  # around the file, because closing it writes once more what failed

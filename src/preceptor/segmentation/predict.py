@@ -39,7 +39,9 @@ from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.subsets import name as subset_name
 
 STARTED = ".predictions.csv.started"
-"""File in the output that names the case whose files were written last, perhaps without its row, and their hashes."""
+"""File in the output that names the case whose files are being written, and their hashes once they are complete.
+
+Only a killed process leaves it behind."""
 _FILES = {"mask": "_seg.nii.gz", "probabilities": "_prob.nii.gz", "dicom_seg": "_seg.dcm"}
 """Endings of the files of a case in the output, by the column of its row that names each."""
 INFERENCE_CONFIG = "segmentation.json"
@@ -297,27 +299,41 @@ class SegmentationModel:
         self, items: Sequence[Case], output: Path, post: bool, probabilities: bool, dicom_seg: bool, copy_patient: bool
     ) -> Iterator[dict[str, Any]]:
         output.mkdir(parents=True, exist_ok=True)
-        for result in self.segment_many(items, post=post):
-            resumable = self.prediction_file(output).is_file()
+        rows = self.prediction_file(output)
+        resumable = rows.is_file()
+        row: dict[str, Any] = {}
+        try:
+            for result in self.segment_many(items, post=post):
+                if resumable:
+                    _note_started(output, result.case, None)
+                row = {
+                    "id": result.case,
+                    "modalities": result.modalities,
+                    "missing": "+".join(result.missing),
+                    "mask": str(result.save(output / f"{result.case}_seg.nii.gz")),
+                }
+                if probabilities:
+                    row["probabilities"] = str(result.save_probabilities(output / f"{result.case}_prob.nii.gz"))
+                if dicom_seg:
+                    path = output / f"{result.case}_seg.dcm"
+                    row["dicom_seg"] = str(result.save_dicom_seg(path, copy_patient=copy_patient))
+                if resumable:
+                    _note_started(output, result.case, _files(row))
+                expected = result.expected_dice or {}
+                row |= {f"{region}_ml": volume for region, volume in result.volumes_ml.items()}
+                row |= {f"{region}_expected_dice": expected.get(region, "") for region in self.regions}
+                yield row | {"warnings": " ".join(result.warnings)}
+        finally:
             if resumable:
-                _note_started(output, result.case, None)
-            row: dict[str, Any] = {
-                "id": result.case,
-                "modalities": result.modalities,
-                "missing": "+".join(result.missing),
-                "mask": str(result.save(output / f"{result.case}_seg.nii.gz")),
-            }
-            if probabilities:
-                row["probabilities"] = str(result.save_probabilities(output / f"{result.case}_prob.nii.gz"))
-            if dicom_seg:
-                path = output / f"{result.case}_seg.dcm"
-                row["dicom_seg"] = str(result.save_dicom_seg(path, copy_patient=copy_patient))
-            if resumable:
-                _note_started(output, result.case, [Path(row[key]) for key in _FILES if key in row])
-            expected = result.expected_dice or {}
-            row |= {f"{region}_ml": volume for region, volume in result.volumes_ml.items()}
-            row |= {f"{region}_expected_dice": expected.get(region, "") for region in self.regions}
-            yield row | {"warnings": " ".join(result.warnings)}
+                if row and all(written["id"] != row["id"] for written in read_rows(rows)[0]):
+                    for file in _files(row):  # a full disk or Ctrl-C came before its row
+                        file.unlink(missing_ok=True)
+                (output / STARTED).unlink(missing_ok=True)
+
+
+def _files(row: Mapping[str, Any]) -> list[Path]:
+    """Return the files of a case that its row names."""
+    return [Path(row[key]) for key in _FILES if row.get(key)]
 
 
 def _require_new_files(items: Sequence[Case], rows: Path) -> None:
@@ -327,11 +343,11 @@ def _require_new_files(items: Sequence[Case], rows: Path) -> None:
     """
     if rows.is_file():
         for row in read_rows(rows)[0]:
-            for key in _FILES:
-                if row.get(key) and not (rows.parent / Path(row[key]).name).exists():
+            for file in _files(row):
+                if not (rows.parent / file.name).exists():
                     raise UserError(
-                        f"{rows} has a prediction of {row['id']}, but {rows.parent / Path(row[key]).name} does not "
-                        "exist; restore the file, delete the row to segment the case again, or give another --output"
+                        f"{rows} has a prediction of {row['id']}, but {rows.parent / file.name} does not exist; "
+                        "restore the file, delete the row to segment the case again, or give another --output"
                     )
     started = rows.parent / STARTED
     found = json.loads(started.read_text("utf-8")) if rows.is_file() and started.is_file() else {}
