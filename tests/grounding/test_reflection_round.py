@@ -7,6 +7,7 @@ import pytest
 
 from preceptor.data.grounding.box_formats import write_box
 from preceptor.data.types import Dialogue
+from preceptor.grounding.evaluate import scored_turns
 from preceptor.grounding.reflection import CorrectionBuffer
 from preceptor.grounding.reflection_round import AGAIN, Reflector, correction_dialogue
 from preceptor.grounding.selection import word_overlap
@@ -74,6 +75,26 @@ def test_samples_are_for_free_texts_and_contain_the_truth():
     assert ANSWERS["d2"] in prompt.turns[-1][0]
     assert "the liver" in prompt.turns[-1][0]
     assert prompt.turns[-1][1] == ""
+
+
+def test_each_question_of_a_dialogue_is_asked_and_corrected():
+    """The earlier turns are its history, with their true answers. The same question may be asked in two dialogues."""
+    turns = (("question 1?", "the liver"), ("question 2?", "no lesion is seen"))
+    dialogue = Dialogue("d9", (Path("9.png"),), turns, "mia", "ct", "g", "train", tags={"task": "inferred"})
+    asked: list[Dialogue] = []
+    buffer = CorrectionBuffer(10)
+    reflects = reflector({}, ["it is the liver"], samples="free_text")
+    reflects.rows = scored_turns([dialogue, ROWS[2]], ["mia", "vg"])
+    reflects.student = lambda rows, *_: asked.extend(rows) or [["?"] for _ in rows]
+    reflects.round(0, buffer)
+    assert {(row.id, row.turns) for row in asked} == {
+        ("d9", turns[:1]), ("d9", turns), ("d2", (("question 2?", "the liver"),))
+    }  # fmt: skip
+    assert {(c.id, c.question): c.corrected for c in buffer.corrections} == {
+        ("d9", "question 1?"): "it is the liver",
+        ("d9", "question 2?"): "no lesion is seen",
+        ("d2", "question 2?"): "it is the liver",
+    }
 
 
 def test_if_no_sample_contains_the_truth_the_truth_is_learnt():

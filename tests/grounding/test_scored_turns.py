@@ -18,6 +18,7 @@ from preceptor.data.types import Dialogue, GroundingDataset
 from preceptor.errors import UserError
 from preceptor.grounding import metrics
 from preceptor.grounding.config import GroundingRecipe
+from preceptor.grounding.data import read_recipe_dialogues
 from preceptor.grounding.evaluate import prediction_row, scored_turns
 from preceptor.grounding.experiment import GroundingExperiment
 from preceptor.grounding.figures import write_figures
@@ -113,6 +114,24 @@ def test_questions_of_other_tasks_are_history_only(tmp_path: Path) -> None:
     model, scores, _ = evaluate(tmp_path, [dialogue(tmp_path, 0, ENLARGED, WHERE)], tasks=["vg"])
     assert [row.turns for row in model.asked] == [(ENLARGED, WHERE)]
     assert list(scores["tasks"]) == ["vg"]
+
+
+def test_a_dialogue_belongs_to_the_tasks_of_all_its_questions(tmp_path: Path) -> None:
+    """`task_of` calls the whole dialogue "vg", but its second question is one of "mia"."""
+    texts = [*WHERE, *ENLARGED]
+    records = []
+    for number, split in enumerate(("train", "validation", "test")):
+        image(tmp_path, number)
+        talk = [{"from": "gpt" if turn % 2 else "human", "value": text} for turn, text in enumerate(texts)]
+        records.append(json.dumps({"image": f"smith_{number}.png", "conversations": talk, "split": split}))
+    (tmp_path / "d.jsonl").write_text("\n".join(records))
+    for tasks in (["vg"], ["mia"], ["vg", "mia"]):
+        config = GroundingRecipe.model_validate(
+            {"name": "t", "data": {"name": "sharegpt", "root": str(tmp_path / "d.jsonl"), "tasks": tasks}}
+        ).data
+        data = read_recipe_dialogues(config, tmp_path)
+        assert len(data.samples) == 3
+        assert [turn.task for turn in scored_turns(data.split("test"), tasks)] == tasks
 
 
 def test_images_of_later_questions_are_not_shown_yet(tmp_path: Path) -> None:

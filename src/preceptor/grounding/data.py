@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 from preceptor.data.grounding.check import fault_findings
-from preceptor.data.grounding.med_grit import is_inferred
+from preceptor.data.grounding.med_grit import is_inferred, task_of_turn
 from preceptor.data.grounding.sharegpt import HELD_OUT, UNANSWERED
 from preceptor.data.identity import note_leaks
 from preceptor.data.locations import FOLDERS
@@ -45,7 +46,9 @@ def read_recipe_dialogues(
     data.findings += fault_findings(data, config.boxes)
     _leave_out_held_out(data, unanswered)
     # The task of an unanswered question is not known, unless the file names it.
-    rows = [row for row in data.samples if row.task in config.tasks or (UNANSWERED in row.tags and is_inferred(row))]
+    rows = [
+        row for row in data.samples if _has_task(row, config.tasks) or (UNANSWERED in row.tags and is_inferred(row))
+    ]
     if config.train_share < 1:
         student_groups = groups_of_share(rows, config.train_share, config.split_seed)
         # Shares are nested: the groups of the student are among these.
@@ -102,6 +105,11 @@ def _leave_out_held_out(data: GroundingDataset, unanswered: bool) -> None:
 def without_answer(turns: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     """Return the turns with an empty last answer."""
     return (*turns[:-1], (turns[-1][0], ""))
+
+
+def _has_task(dialogue: Dialogue, tasks: Collection[str]) -> bool:
+    """Return whether a dialogue has a question of one of the tasks."""
+    return any(task_of_turn(dialogue, number) in tasks for number in range(len(dialogue.turns)))
 
 
 def _limit_rows(rows: list[Dialogue], split: Split, limit: int | None, seed: int) -> list[Dialogue]:

@@ -216,11 +216,12 @@ class GroundingExperiment(Experiment):
         learned = method.guidance.learnable and Path(phase.source).parent == recipe.output_folder / PRIOR
         vlm = context.load(phase.source, config.model, None if learned else guidance_of(method), recipe.seed)
         examples = DialogueExamples(phase.examples, vlm.encoder, skip_broken=recipe.data.broken == "skip")
-        by_id = {row.id: row for row in data.samples}
+        questions = scored_turns(data.split("train"), recipe.data.tasks)
+        asked = {(row.id, row.turns[-1][0]): row for row in questions}
 
         def corrections_batch(corrections: Sequence[Correction]) -> Any:
             rows = [
-                TrainingExample(correction_dialogue(by_id[c.id], c, method.reflection.form), last=True)
+                TrainingExample(correction_dialogue(asked[c.id, c.question], c, method.reflection.form), last=True)
                 for c in corrections
             ]
             return examples.collate([examples.read(row) for row in rows])
@@ -229,9 +230,8 @@ class GroundingExperiment(Experiment):
         if method.reflection.rounds > 0:
             student = asker(vlm, method.reflection.max_new_tokens, recipe.answers.batch_size)
             corrects = student if method.reflection.corrector == "student" else phase.corrector
-            reflector = Reflector(
-                student, corrects, context.readable("train"), method.reflection, context.similarity, recipe.seed
-            )
+            readable = scored_turns(context.readable("train"), recipe.data.tasks)
+            reflector = Reflector(student, corrects, readable, method.reflection, context.similarity, recipe.seed)
         task = method.build_task(
             vlm,
             pseudo_labels=phase.prior,
@@ -263,7 +263,7 @@ class GroundingExperiment(Experiment):
                 found["pseudo_labels"] = pseudo_labels
             if task.buffer.rounds:
                 kept = task.buffer.corrections[-20:]
-                rows = [asdict(c) | {"truth": by_id[c.id].turns[-1][1]} for c in kept]
+                rows = [asdict(c) | {"truth": asked[c.id, c.question].turns[-1][1]} for c in kept]
                 found["reflection"] = {"rounds": task.buffer.rounds, "examples": rows}
             return found
 

@@ -29,7 +29,7 @@ class Reflector:
     """Collects corrections of the student in a `CorrectionBuffer`.
 
     `student` and `corrector` answer dialogues; the corrector is needed for samples only. `rows` are training dialogues
-    with their answers.
+    with their answers, one per question (`evaluate.scored_turns`).
     """
 
     student: Ask
@@ -40,15 +40,15 @@ class Reflector:
     seed: int
 
     def round(self, number: int, buffer: CorrectionBuffer) -> None:
-        """Run round `number`. The same number always uses the same dialogues and seeds.
+        """Run round `number`. The same number always uses the same questions and seeds.
 
         A question that is answered correctly leaves the buffer. A correction is the true answer, or, with
         `config.samples`, a sample for a free text that contains it (`best_correction`). The entry of the round counts
         how often a sample was used, and the samples that are no answers (`answer_checks`), such as a refusal.
         """
         text_similarity = pairwise(self.similarity)
-        by_id = {row.id: row for row in self.rows}
-        chosen = [by_id[id] for id in ordered(by_id, f"reflection:{self.seed}:{number}")[: self.config.rows]]
+        by_name = {name_of_question(row): row for row in self.rows}
+        chosen = [by_name[name] for name in ordered(by_name, f"reflection:{self.seed}:{number}")[: self.config.rows]]
         answers = [candidates[0] for candidates in self.student(chosen, 1, 0.0, 0)]
         failures: Counter[Reason] = Counter()
         wrong: list[tuple[Dialogue, str, Reason]] = []
@@ -65,7 +65,11 @@ class Reflector:
         for row, answer, reason in wrong:
             question, truth = row.turns[-1]
             best = best_correction(
-                samples.get(row.id, []), truth, text_similarity, tau=self.config.tau, overlap=self.config.overlap
+                samples.get(name_of_question(row), []),
+                truth,
+                text_similarity,
+                tau=self.config.tau,
+                overlap=self.config.overlap,
             )
             by_sample += best is not None
             buffer.add(Correction(row.id, question, answer, best[0] if best else truth, reason, number))
@@ -74,7 +78,7 @@ class Reflector:
         entry["unusable_samples"] = unusable_samples
 
     def _sample(self, wrong: Sequence[tuple[Dialogue, str]], number: int) -> tuple[dict[str, list[str]], int]:
-        """Return the sampled answers to the questions with a free text, by id, and the number of unusable ones."""
+        """Return the sampled answers to the questions with a free text, by name, and the number of unusable ones."""
         if self.config.samples == "none":
             return {}, 0
         free = [(row, answer) for row, answer in wrong if row.task != "roc" and not find_boxes(row.turns[-1][1])]
@@ -88,8 +92,15 @@ class Reflector:
         for (row, _), candidates in zip(free, sampled, strict=True):
             question, truth = row.turns[-1]
             wants_box = asks_for_box(question, truth)
-            usable[row.id] = [text for text in candidates if not unusable(question, text, wants_box=wants_box)]
+            usable[name_of_question(row)] = [
+                text for text in candidates if not unusable(question, text, wants_box=wants_box)
+            ]
         return usable, sum(map(len, sampled)) - sum(map(len, usable.values()))
+
+
+def name_of_question(row: Dialogue) -> str:
+    """Return a name for the last question of a dialogue that no other question of the data set has."""
+    return row.id if len(row.turns) == 1 else f"{row.id}:{len(row.turns)}"
 
 
 def explain(row: Dialogue, wrong: str) -> str:
