@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from preceptor import api
+from preceptor.errors import UserError
 from preceptor.serving.app import NOTICE
 from tests.data.dicom_series_files import noise, slices_of, write_slices
 from tests.fuzz.case_tables import nifti
@@ -106,6 +107,26 @@ def press_until(page: Any, selector: str) -> None:
         if page.evaluate("selector => document.activeElement.matches(selector)", selector):
             return
     raise AssertionError(f"{selector} cannot be reached by Tab")
+
+
+def test_models_that_cannot_be_loaded_are_named_and_the_others_answer(browser: Any) -> None:
+    loaded: list[Path] = []
+
+    def load(folder: Path) -> Any:
+        loaded.append(folder)
+        if loaded.count(folder) > 1 or folder.name == "segmentation":
+            raise UserError("damaged")
+        return api.load(folder)
+
+    models = {"first": "vqa", "second": "vqa", "masks": "segmentation"}
+    with running(models, load) as address, page_of(browser, address, expected="503") as page:
+        page.wait_for_selector("#vqa fieldset:not([disabled])")
+        state = page.text_content("#state")
+        assert state == "Model: first. Not loaded: second, masks; the log of the server says why."
+        assert page.is_hidden("#segmentation")
+        ask(page, "vqa", "Where is the disc?")
+        page.wait_for_selector("#vqa .columns:not([hidden])")
+        assert page.eval_on_selector_all("#vqa article", "all => all.map(one => one.dataset.model)") == ["first"]
 
 
 def test_a_question_is_answered_by_keyboard_only(page: Any) -> None:

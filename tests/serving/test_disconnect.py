@@ -34,7 +34,6 @@ def test_a_waiting_question_is_dropped_when_its_client_disconnects() -> None:
     model = Gated()
     before = set(_SHARED_MEMORY.glob("preceptor-serve-*"))
     with running({"grounding": "grounding"}, lambda folder: model, limits=Limits(waiting=2)) as address:
-        (scratch,) = set(_SHARED_MEMORY.glob("preceptor-serve-*")) - before
 
         def ask(question: str, seconds: float) -> httpx.Response:
             files, data = {"image": ("x", b"1")}, {"question": question}
@@ -43,6 +42,8 @@ def test_a_waiting_question_is_dropped_when_its_client_disconnects() -> None:
         first = threading.Thread(target=ask, args=("first", 20))
         first.start()
         wait_for(lambda: model.asked == ["first"])
+        started = set(_SHARED_MEMORY.glob("preceptor-serve-*")) - before  # also those of tests in other processes
+        (scratch,) = [folder for folder in started if len(list(folder.iterdir())) == 1]
         with pytest.raises(httpx.TimeoutException):
             ask("second", 0.5)
         wait_for(lambda: len(list(scratch.iterdir())) == 1)  # the upload of the first

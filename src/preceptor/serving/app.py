@@ -165,8 +165,8 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
 
     @app.get("/healthz")
     def health() -> Response:
-        """Status 200 once all models are loaded, else 503: `loading`, or `failed` if one of them cannot be loaded."""
-        state = "ready" if models.ready else "failed" if models.error else "loading"
+        """Status 200 once all models are loaded, else 503: `loading`, then `failed` if one of them cannot be loaded."""
+        state = "ready" if models.ready else "failed" if models.loaded else "loading"
         return JSONResponse({"status": state}, 200 if models.ready else 503)
 
     @app.get("/v1/models")

@@ -81,12 +81,6 @@ class ServedModels:
         models = [model for name, model in self._models.items() if self.tasks[name] == "segmentation"]
         return max((model.max_voxels for model in models), default=MAX_VOXELS)
 
-    def wait(self) -> None:
-        """Wait until the models are loaded. Raises UserError if one cannot be loaded."""
-        self._loaded.wait()
-        if self.error is not None:
-            raise UserError(self.error)
-
     def choose(self, name: str, task: str) -> str:
         """Return the name of a model of a task; for an empty name that of the first one.
 
@@ -107,11 +101,14 @@ class ServedModels:
         return self._models[name]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return name and task of each model and, once it is loaded, what it can be asked."""
-        return [
-            {"name": name, "task": task} | (_details(task, self._models[name]) if name in self._models else {})
-            for name, task in self.tasks.items()
-        ]
+        """Return name and task of each model and, once it is loaded, what it can be asked, or that loading failed."""
+
+        def found(name: str, task: str) -> dict[str, Any]:
+            if name in self._models:
+                return _details(task, self._models[name])
+            return {"failed": True} if name in self.errors else {}
+
+        return [{"name": name, "task": task} | found(name, task) for name, task in self.tasks.items()]
 
 
 def _details(task: str, model: Any) -> dict[str, Any]:

@@ -25,32 +25,42 @@ function describeModels() {
   });
 }
 
-/** Wait until the models are loaded. Throws an error if one cannot be loaded. */
-async function loaded() {
+/** Wait until loading has ended, for each model with success or an error. */
+async function loadingEnds() {
   for (;;) {
     const { status } = await (await fetch("/healthz")).json();
-    if (status === "ready") return;
-    if (status === "failed") throw new Error("A model cannot be loaded; the log of the server says why.");
+    if (status !== "loading") return;
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
+}
+
+/** Remove a model that cannot be loaded from its section. */
+function remove({ name, task }) {
+  const section = document.querySelector(`section[data-task=${task}]`);
+  const ofModel = (place) => place.dataset.model === name || (place.tagName === "OPTION" && place.value === name);
+  for (const place of [...section.querySelectorAll("[data-model], option")].filter(ofModel)) place.remove();
 }
 
 async function main() {
   const state = document.querySelector("#state");
   try {
-    await loaded();
+    await loadingEnds();
     if (document.querySelector("#token")) say(state, "The models are loaded. Enter the token to use them.");
-    const { models } = await describeModels();
+    const described = (await describeModels()).models;
+    const failed = described.filter((model) => model.failed);
+    const models = described.filter((model) => !model.failed);
+    failed.forEach(remove);
     for (const section of document.querySelectorAll("section[data-task]")) {
-      const { task } = section.dataset;
-      SECTIONS[task].start(
-        section,
-        models.filter((model) => model.task === task),
-      );
+      const mine = models.filter((model) => model.task === section.dataset.task);
+      section.hidden = document.querySelector(`nav a[href="#${section.id}"]`).hidden = !mine.length;
+      if (!mine.length) continue;
+      SECTIONS[section.dataset.task].start(section, mine);
       section.querySelector("fieldset").disabled = false;
     }
-    const names = models.map(({ name }) => name).join(", ");
-    say(state, `${models.length === 1 ? "Model" : "Models"}: ${names}`);
+    const names = (some) => some.map(({ name }) => name).join(", ");
+    const served = models.length ? `${models.length === 1 ? "Model" : "Models"}: ${names(models)}` : "";
+    const why = failed.length ? `Not loaded: ${names(failed)}; the log of the server says why.` : "";
+    say(state, [served, why].filter(Boolean).join(". "), failed.length > 0);
   } catch (error) {
     say(state, error.message, true);
   }
