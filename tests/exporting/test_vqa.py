@@ -146,7 +146,11 @@ def test_the_runner_without_torch_prints_what_predict_prints(vqa, tmp_path):
     image = saved(tmp_path)["turned.jpg"]
     result = vqa.run(image, QUESTION)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == call("predict", vqa.model, "--image", image, "--question", QUESTION)[1]
+    assert (result.stdout, result.stderr) == (
+        call("predict", vqa.model, "--image", image, "--question", QUESTION)[1],
+        "",
+    )
+    assert "tokens and is truncated" in vqa.run(image, "disc " * 60).stderr
     blocked = vqa.run(code="import torch")
     assert blocked.returncode == 1
     assert "torch" in blocked.stderr

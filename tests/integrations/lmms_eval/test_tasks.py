@@ -182,7 +182,7 @@ def test_a_run_through_lmms_eval_gives_the_numbers_of_score(tmp_path):
         assert theirs[f"{metric},none"] == pytest.approx(ours[key])
 
 
-def test_the_answers_are_those_of_predict(tmp_path):
+def test_the_answers_are_those_of_predict(tmp_path, caplog):
     data = make_data(tmp_path / "data")
     bundle = make_bundle(data, 16, 0)
     bundle.save(tmp_path / "model")
@@ -194,3 +194,7 @@ def test_the_answers_are_those_of_predict(tmp_path):
     images = [load_image(sample.image) for sample in samples]
     answers = answer_images(VqaBundle.load(tmp_path / "model"), images, [sample.question for sample in samples])
     assert dict(zip([sample.id for sample in samples], answers, strict=True)) == expected
+    for question, warned in (("Is it?", False), ("disc " * 60, True)):
+        caplog.clear()
+        answer_images(bundle, images[:1], [question])
+        assert ("A question has more than" in caplog.text) == warned

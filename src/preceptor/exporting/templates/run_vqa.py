@@ -35,6 +35,8 @@ def read_image(path):
 def answer(image, question, model="model.onnx"):
     """Return the answers to a question about pixels (H, W, 3) uint8 with their probabilities, best first."""
     tokens = Tokenizer.from_file(str(FOLDER / "tokenizer.json")).encode(question)  # truncates and pads
+    if tokens.overflowing:
+        print(f"the question has more than {len(tokens.ids)} tokens and is truncated; shorten it", file=sys.stderr)
     session = onnxruntime.InferenceSession(FOLDER / model, providers=["CPUExecutionProvider"])
     ids, mask = np.array([tokens.ids]), np.array([tokens.attention_mask])
     (scores,) = session.run(["probabilities"], {"image": image, "input_ids": ids, "attention_mask": mask})[0]
