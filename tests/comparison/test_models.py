@@ -190,6 +190,18 @@ def test_other_data(tmp_path: Path, pair):
         read_models([pair[0], other])
 
 
+def test_other_test_files_of_the_same_names(tmp_path: Path):
+    def write(name: str, seed: int, **more: str) -> Path:
+        data = {"name": "toy", "variant": "", "sha256": "rows", "test_sha256": "t"} | more
+        return write_stage(tmp_path / name, hits(20, 0.5), data=data, seed=seed)
+
+    old, one = write("old", 0), write("one", 1, test_files_sha256="a")
+    same, other = write("same", 2, test_files_sha256="a"), write("other", 3, test_files_sha256="b")
+    assert len(read_models([old, one, same])[0]) == 3
+    with pytest.raises(UserError, match=r"one and .*other were tested on files .* different contents"):
+        read_models([one, other])
+
+
 def test_shares_of_the_training_data_must_have_the_same_test_rows(tmp_path: Path):
     def write(name: str, share: float, test: str | None) -> Path:
         data = {"name": "toy", "variant": "", "sha256": f"rows at {share}", "test_sha256": test}

@@ -246,7 +246,8 @@ def _scores(
 def _refuse_other_data(one: TrainedModel, other: TrainedModel) -> None:
     """Refuse other data. If `data.train_share` differs, so do the training rows, and only the test rows must agree.
 
-    So do they if only one model also learned from rows without labels (`data.unlabelled`).
+    So do they if only one model also learned from rows without labels (`data.unlabelled`). Rows name their files, and
+    the contents of the test files must agree, too. Runs of earlier versions do not record them.
     """
     used = [(model.share, model.settings.get("data.unlabelled")) for model in (one, other)]
     key = "sha256" if used[0] == used[1] else "test_sha256"
@@ -255,6 +256,12 @@ def _refuse_other_data(one: TrainedModel, other: TrainedModel) -> None:
         raise UserError(
             f"{one.folder} and {other.folder} were trained with different data (data.{key} {str(ours)[:12]}... and "
             f"{str(theirs)[:12]}...); compare runs on the same rows and split"
+        )
+    files = [get_nested(model.results, "data", "test_files_sha256") for model in (one, other)]
+    if None not in files and files[0] != files[1]:
+        raise UserError(
+            f"{one.folder} and {other.folder} were tested on files with the same names and different contents "
+            "(data.test_files_sha256); evaluate both on the same files"
         )
 
 
