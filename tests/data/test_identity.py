@@ -16,6 +16,7 @@ from preceptor.data.identity import (
     names_patient,
     note_leaks,
     renew_leaks,
+    unread_splits,
 )
 from preceptor.data.types import Case, Dataset, Dialogue, Sample, VolumeFile
 from preceptor.data.vqa.table import read_table
@@ -28,13 +29,21 @@ from preceptor.data.vqa.table import read_table
         *("anon_patient_id", "participant_id", "PATIENT-NUMBER", "subj", "donor_id"),
         *("id_patient", "NHS Number", "USUBJID", "UHID", "person_id_anon", "patient_uuid", "patient_id_1", "病人ID"),
         *("medical_record_no", "hospital_number", "study_subject_id", "Patienten-ID", "患者编号"),
+        *("patient_pseudonym", "PatientPseudonym", "pseudonym", "patient_ref", "patient_token", "Patientennummer"),
+        *("patient_id_x", "PatientID_y", "subject_reference"),
     ],
 )
 def test_names_of_patients(name):
     assert names_patient(name)
 
 
-@pytest.mark.parametrize("name", ["patient_age", "subject_matter", "id", "name", "group", "image", "study_id", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("patient_age", "subject_matter", "id", "name", "group", "image", "study_id", ""),
+        *("reader_pseudonym", "patient_label", "num_patients", "model_ref", "token", "position_x", "sub_label"),
+    ],
+)
 def test_names_of_other_things(name):
     assert not names_patient(name)
 
@@ -52,7 +61,8 @@ def test_names_of_other_things(name):
             "CaseID",
             "hn",
         ),
-        *("hadm_id", "encounter_id", "mr_no", "SeriesInstanceUID"),
+        *("hadm_id", "encounter_id", "mr_no", "SeriesInstanceUID", "study_id_x"),
+        *("patient_label", "anon_id", "pseudo_id", "mrn_x", "source_patient_id", "tcia_subject_id", "anon_study_id"),
     ],
 )
 def test_names_of_examinations(name):
@@ -62,7 +72,11 @@ def test_names_of_examinations(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["patient_id", "study_date", "case_report_text", "series", "scan", "image_id", "visit", "number", "examiner", ""],
+    [
+        *("patient_id", "study_date", "case_report_text", "series", "scan", "image_id", "visit", "number", "examiner"),
+        *("", "patient_age", "PatientSex", "PatientPosition", "subject_matter", "sub_category", "sub_question_id"),
+        *("original_name", "unique_id", "pseudo_label", "question_id", "num_patients", "id_2", "anon"),
+    ],
 )
 def test_names_of_no_examination(name):
     assert not names_examination(name)
@@ -79,6 +93,46 @@ def test_examinations_in_several_splits_are_a_warning_of_a_table(tmp_path: Path,
     assert finding.severity == "warning"
     assert "2 of its 2 values are in several splits" in finding.reason
     assert "A1" not in finding.reason
+
+
+@pytest.mark.parametrize("column", ["patient_pseudonym", "patient_id_x", "Patientennummer"])
+def test_patients_in_other_words_decide_the_groups(tmp_path: Path, column: str):
+    data = read_table(table(tmp_path, column, *(f"P{number % 3}" for number in range(24))))
+    assert {len({s.group for s in data.samples if int(s.image.stem) % 3 == patient}) for patient in range(3)} == {1}
+    assert len({s.group for s in data.samples}) == 3
+    assert any(f"Groups follow the column {column}" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("column", ["patient_label", "anon_id"])
+def test_a_column_that_may_name_patients_in_several_splits_is_a_warning(tmp_path: Path, column: str):
+    splits = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
+    rows = [f"P{number % 3},{split}" for number, split in enumerate(splits)]
+    (finding,) = read_table(table(tmp_path, f"{column},split", *rows)).findings
+    assert (finding.severity, len(finding.sample_ids)) == ("warning", 24)
+    assert f"column {column!r} may name examinations or patients and does not decide the splits" in finding.reason
+    assert "3 of its 3 values are in several splits" in finding.reason
+
+
+def test_a_column_that_may_name_patients_within_their_splits_is_none(tmp_path: Path):
+    assert read_table(table(tmp_path, "patient_label,split", "a,train", "a,train", "b,test", "c,val")).findings == []
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (["Train", "Test", "Development"], True),
+        (["tr", "va", "te", None, ""], True),
+        (["train", "train"], False),  # one value
+        (["train", "ward"], False),
+        ([], False),
+    ],
+)
+def test_values_that_are_names_of_splits(values: list, found: bool):
+    finding = unread_splits("phase", values)
+    assert (finding is not None) == found
+    if finding:
+        assert finding.severity == "error"
+        assert finding.reason == "column 'phase' contains names of splits and is not read; rename it to split"
 
 
 def test_a_known_patient_decides_before_the_examination(tmp_path: Path):

@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preceptor.data.texts import as_choice, as_identifier, as_text, is_given, parse_json, read_rows, read_text
+from preceptor.data.texts import (
+    as_choice,
+    as_identifier,
+    as_text,
+    check_column_names,
+    is_given,
+    parse_json,
+    read_rows,
+    read_text,
+)
 from preceptor.errors import UserError
 
 
@@ -108,6 +117,27 @@ def test_rows_end_in_any_way_and_a_quoted_text_may_have_lines(tmp_path: Path, en
     assert [cells["b"] for _, cells in read_rows(tmp_path / "t.csv")] == [f"x{end}y", "z"]
 
 
+def test_a_quote_after_a_comma_and_blanks_begins_a_text(tmp_path: Path):
+    text = 'image, question,"answer"\na.png, "Is it big, or not?",  "yes"\n b.png, an "old" one , " "\n'
+    (tmp_path / "t.csv").write_text(text)
+    rows = [cells for _, cells in read_rows(tmp_path / "t.csv")]
+    assert rows[0] == {"image": "a.png", "question": "Is it big, or not?", "answer": "yes"}
+    # Quotes inside a text stay, and quoted blanks, too.
+    assert rows[1] == {"image": "b.png", "question": 'an "old" one ', "answer": " "}
+
+
+@pytest.mark.parametrize("name", ["Split", "splits", " split", "SPLIT", "spilt"])
+def test_a_column_that_is_nearly_named_as_a_known_one_is_refused(name: str):
+    with pytest.raises(UserError, match=rf"^t:1: unknown column '{name}'; did you mean 'split'\? Rename the column$"):
+        check_column_names(["case", name], ["case", "split"], "t:1")
+
+
+def test_other_columns_are_not_checked():
+    check_column_names(["case", "split", "splits", "case_report", "slip"], ["case", "split"], "t:1")
+    with pytest.raises(UserError, match="t:1: the columns 'split' and 'Split' differ only in case; keep one"):
+        check_column_names(["split", "Split"], ["case", "split"], "t:1")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -115,6 +145,7 @@ def test_rows_end_in_any_way_and_a_quoted_text_may_have_lines(tmp_path: Path, en
         ("a,a\n1,2\n", "column 'a' occurs twice"),
         ("a,b\n1\n", "t.csv:2: 1 fields, but the header has 2"),
         ('a,b\n"1,2\n', "invalid CSV"),
+        ('a,b\n1, "2" or 3\n', "t.csv:2: invalid CSV .*; correct the quotes of this row"),
     ],
 )
 def test_mistakes_in_csv(tmp_path: Path, text: str, reason: str):

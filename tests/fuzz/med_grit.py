@@ -112,7 +112,8 @@ def compare(case: MedGritInput, data: Any, folder: Path) -> None:
     require(len(data.samples) == len(kept), "another number of dialogues", (len(data.samples), len(kept)))
     for dialogue, (split, name, turns) in zip(data.samples, kept, strict=True):
         found = (dialogue.split, dialogue.images, dialogue.modality, len(dialogue.turns))
-        wanted = (split, (folder / "images" / f"{name}.png",), name.partition("_")[0].lower(), len(turns))
+        modality = name.partition("_")[0].lower() if "_" in name else "unknown"
+        wanted = (split, (folder / "images" / f"{name}.png",), modality, len(turns))
         require(found == wanted, "another dialogue", (found, wanted))
         for texts, pieces in zip(dialogue.turns, turns, strict=True):
             for text, (words, box) in zip(texts, pieces, strict=True):

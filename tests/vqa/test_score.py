@@ -75,11 +75,56 @@ def test_another_normaliser_or_metric_is_noted(tmp_path):
         ("\n".join(json.dumps(row) for row in [*SAID, SAID[0]]), r"said\.jsonl:4: id '1' is also in line 1"),
         ('{"id": "1", "answer": "yes", "prediction": "no"}', "1: id '1' has both answer and prediction"),
         ('{"id": "1", "answer": "yes", "prediction": "no", "answers": ["yes"]}', "has both answer and prediction"),
+        *(
+            (json.dumps({"id": "1", "answer": "yes", key: value}), f"1: id '1' has both answer and {key}, and one")
+            for key, value in {
+                **dict.fromkeys(("pred", "output", "response", "model_answer", "predicted_answer", "generated"), "no"),
+                **dict.fromkeys(("text", "candidate", "hypothesis", "prediction_text", "Prediction", "llava"), "no"),
+                "outputs": ["no"],
+                "resps": [["no"]],
+                "result": {"text": ""},
+            }.items()
+        ),
     ],
 )
 def test_faults_are_named(tmp_path, rows, said):
     with pytest.raises(UserError, match=said):
         score_file(predictions(tmp_path, rows), "mine/given", root=table(tmp_path))
+
+
+def test_a_reference_in_the_file_does_not_make_answer_the_prediction(tmp_path):
+    row = {"id": "1", "answer": "yes", "target": "yes", "pred": "no"}
+    with pytest.raises(UserError, match="name the system's answer prediction and the reference answers"):
+        score_file(predictions(tmp_path, [row]), "mine/given", references="file")
+    row = {"id": "1", "prediction": "no", "answers": ["yes"], "pred": "no", "model": "llava"}
+    assert score_file(predictions(tmp_path, [row]), "mine/given", references="file").scores["accuracy"] == 0
+
+
+def test_deep_brackets_in_another_key_are_read(tmp_path):
+    deep = '{"id": "1", "answer": "yes", "target": "yes", "x": ' + "[" * 900 + "1" + "]" * 900 + "}"
+    assert score_file(predictions(tmp_path, deep), "mine/given", references="file").scores["accuracy"] == 1
+    with pytest.raises(UserError, match="has both answer and x"):
+        score_file(predictions(tmp_path, deep.replace("[1]", '["no"]')), "mine/given", references="file")
+
+
+def test_an_answer_with_other_columns_of_the_table_is_the_prediction(tmp_path):
+    more = {
+        "question": "q",
+        "image": "a.png",
+        "split": "test",
+        "group": "p",
+        "answer_type": "open",
+        "qid": "7",
+        "image_id": "a",
+        "question_type": "count",
+        "target": "yes",
+        "probability": 0.5,
+        "seconds": 2,
+        "model": None,
+    }
+    rows = [{"answer": row.get("answer", row.get("prediction")), "id": row["id"], **more} for row in SAID]
+    scores = score_file(predictions(tmp_path, rows), "mine/given", root=table(tmp_path)).scores
+    assert scores["accuracy"] == pytest.approx(2 / 3)
 
 
 def test_unknown_protocols_and_missing_references(tmp_path):

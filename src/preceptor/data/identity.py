@@ -18,26 +18,38 @@ from typing import Any, TypeVar
 
 from preceptor.data.findings import Finding
 from preceptor.data.images import ImageError, content_hash
-from preceptor.data.texts import as_identifier
+from preceptor.data.splits import SPLIT_NAMES
+from preceptor.data.texts import MISSING, as_identifier
 from preceptor.data.texts import is_given as is_given
 from preceptor.data.types import Case, Dataset, Dialogue, Sample, Split
 from preceptor.normalizers import compatible, plain
 
 Row = TypeVar("Row", Sample, Case, Dialogue)
 
-_QUALIFIERS = {
-    *("anon", "anonymous", "anonymised", "anonymized", "deid", "deidentified", "dicom", "hashed", "original", "study"),
-    *("pseudo", "pseudonymised", "pseudonymized", "unique"),
+_HIDDEN = {
+    *("anon", "anonymous", "anonymised", "anonymized", "deid", "deidentified", "hashed"),
+    *("pseudo", "pseudonymised", "pseudonymized"),
 }
-_PERSONS = {
-    *("patient", "pat", "pt", "subject", "subj", "sub", "participant", "person", "individual", "animal", "donor"),
-    *("volunteer", "paciente", "patienten", "patientin", "病人", "患者", "受试者"),
-    *("mrn", "pid", "usubjid", "subjid", "uhid", "ssn", "nhs"),
+_QUALIFIERS = _HIDDEN | {"dicom", "original", "study", "unique"}
+_PATIENTS = {
+    *("patient", "participant", "paciente", "patienten", "patientin", "病人", "患者", "受试者"),
+    *("mrn", "usubjid", "subjid", "uhid"),
 }
+_PERSONS = _PATIENTS | {
+    *("pat", "pt", "subject", "subj", "sub", "person", "individual", "animal", "donor", "volunteer", "proband"),
+    *("pid", "ssn", "nhs", "pseudonym"),
+}
+_ABBREVIATIONS = {"pat", "pt", "sub"}
 _NUMBERS = {
-    *("id", "ids", "identifier", "uid", "uuid", "guid", "number", "no", "nr", "num", "key", "code", "name", "hash"),
-    *("index", "编号", "号", "番号", "姓名"),
+    *("id", "ids", "identifier", "uid", "uuid", "guid", "number", "nummer", "no", "nr", "num", "key", "code", "name"),
+    *("hash", "index", "ref", "reference", "token", "编号", "号", "番号", "姓名"),
 }
+_ATTRIBUTES = {
+    *("age", "sex", "gender", "size", "height", "weight", "bmi", "birth", "date", "birthdate", "dob", "race", "state"),
+    *("ethnicity", "species", "position", "orientation", "history", "comments", "comment", "status", "type", "class"),
+    *("years", "year", "count", "category", "address", "matter", "diagnosis", "outcome", "cohort", "view"),
+}
+"""Words for what several patients share, as in the tags of DICOM: PatientAge, PatientPosition."""
 _RECORDS = {"medicalrecord", "hospital", "chart"}
 _EXAMINATIONS = {
     *("case", "study", "accession", "exam", "examination", "encounter", "admission", "hadm", "stay", "series", "scan"),
@@ -51,27 +63,18 @@ _JOINED = {person + number for person in _PERSONS for number in _NUMBERS} | {
 _JOINED_EXAMINATIONS = {name + number for name in _EXAMINATIONS for number in _NUMBERS} | {
     *("studyinstanceuid", "seriesinstanceuid", "hn", "mrno", "mrnumber", "medicalrecordid", "hospitalid", "chartid"),
 }
-_MISSING = {
-    "na",
-    "n/a",
-    "nan",
-    "nat",
-    "none",
-    "null",
-    "<na>",
-    "unknown",
-    "anonymous",
-    "anonymised",
-    "anonymized",
-    "-",
-    "?",
-}
+_UNKNOWN = MISSING | {"unknown", "anonymous", "anonymised", "anonymized", "-", "?"}
+_SPLITS = {*SPLIT_NAMES, "training", "testing", "development", "tr", "va", "te"}
 
 
 def _words(column: str) -> list[str]:
-    """Return the words of a column's name in lower case. A capital letter starts a word, as in PatientID."""
+    """Return the words of a column's name in lower case, without numbers. A capital letter starts a word: PatientID.
+
+    The suffixes `_x` and `_y`, which pandas gives the columns of merged tables, are left out: `patient_id_x`.
+    """
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", compatible(column)).lower()
-    return re.findall(r"[^\W\d_]+|\d+", spaced)
+    words = re.findall(r"[^\W\d_]+", spaced)
+    return words[:-1] if len(words) > 2 and words[-1] in ("x", "y") else words
 
 
 def names_patient(column: str) -> bool:
@@ -79,26 +82,33 @@ def names_patient(column: str) -> bool:
 
     The whole name must match: `patient_age` and `subject_matter` do not.
     """
-    words = _words(column)
-    named = [word for word in words if word not in _QUALIFIERS and not word.isdigit()]
+    named = [word for word in _words(column) if word not in _QUALIFIERS]
     person = bool(_PERSONS.intersection(named)) and all(word in _PERSONS or word in _NUMBERS for word in named)
     return person or "".join(named) in _JOINED
 
 
 def names_examination(column: str) -> bool:
-    """Return whether a column may identify examinations, or patients in other words: accession_number, case_no, HN.
+    """Return whether a column may identify examinations, or patients in other words.
 
-    Their values may also be those of a trial, a visit or a scanner. They do not decide the groups; `unused_patients`
-    reports them.
+    Such names are accession_number, case_no, HN, anon_id, patient_label and source_subject_id. Their values may also be
+    those of a trial, a visit, a scanner or a diagnosis. They do not decide the groups; `unused_patients` reports them.
     """
     words = _words(column)
-    named = [word for word in words if not word.isdigit()]
+    named = [word for word in words if word not in _HIDDEN]
     if names_patient(column) or not named:
         return False
     numbers = [word for word in named if word in _NUMBERS or word in ("instance", "nbr")]
     examination = len(named) - len(numbers) == 1 and bool(_EXAMINATIONS.intersection(named))
     alone = len(named) > 1 or named[0] in ("case", "study", "accession", "exam", "病例")
-    return (examination and alone) or "".join(named) in _JOINED_EXAMINATIONS
+    return (examination and alone) or "".join(named) in _JOINED_EXAMINATIONS or _may_name_person(set(words))
+
+
+def _may_name_person(words: set[str]) -> bool:
+    """Return whether a name has a word for patients, or for persons or a pseudonym with one for an identifier."""
+    persons = words & (_PERSONS - _ABBREVIATIONS)
+    numbers = words & _NUMBERS
+    pseudonym = bool(numbers) and numbers < words and words <= _HIDDEN | _NUMBERS
+    return not words & _ATTRIBUTES and bool(words & _PATIENTS or (persons and numbers) or pseudonym)
 
 
 def patient_columns(columns: Iterable[str]) -> list[str]:
@@ -326,6 +336,14 @@ def unused_patients(column: str, values: Mapping[str, Any], rows: Sequence[Sampl
     return Finding(affected, None, reason, leak=True)
 
 
+def unread_splits(column: str, values: Iterable[Any]) -> Finding | None:
+    """Return a finding if the values of a column that is not read are names of several splits, otherwise None."""
+    names = {str(value).strip().lower() for value in values if is_given(value)}
+    if len(names) < 2 or not names <= _SPLITS:
+        return None
+    return Finding((), None, f"column {column!r} contains names of splits and is not read; rename it to split")
+
+
 def identifier_findings(column: str, values: Iterable[str]) -> list[Finding]:
     """Return warnings about the identifiers in a column that decides the groups. They contain no identifier.
 
@@ -337,7 +355,7 @@ def identifier_findings(column: str, values: Iterable[str]) -> list[Finding]:
     for value in counts:
         spellings[_spelled_alike(value)].add(value)
     alike = sum(len(names) > 1 for names in spellings.values())
-    missing = sorted(value for value in counts if plain(value).lower() in _MISSING)
+    missing = sorted(value for value in counts if plain(value).lower() in _UNKNOWN)
     findings = []
     if alike:
         reason = (

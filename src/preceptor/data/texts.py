@@ -7,13 +7,14 @@ with `str`: a value whose text is not defined is an error that names the place.
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import math
 import numbers
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,8 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _LARGEST_EXACT = 2**53
 """From here on a float no longer holds every integer."""
+MISSING = frozenset({"na", "n/a", "nan", "nat", "none", "null", "<na>"})
+"""Texts in lower case that programs write for a missing value."""
 
 T = TypeVar("T")
 Row = tuple[int, dict[str, Any]]
@@ -149,7 +152,8 @@ def json_lines(text: str, place: str) -> list[tuple[int, Any]]:
 def read_rows(file: Path, check_names: Callable[[list[str], str], None] = lambda names, place: None) -> list[Row]:
     """Return the rows of a CSV file (commas, header in the first line) or of a JSONL file.
 
-    Cells of CSV are texts as written. Cells of JSONL are JSON values; `as_text` and its neighbours convert both.
+    Cells of CSV are texts without the blanks before them or before their quotes. Cells of JSONL are JSON values;
+    `as_text` and its neighbours convert both.
 
     Args:
         file: Table; its suffix .csv or .jsonl decides the format.
@@ -174,7 +178,8 @@ def read_rows(file: Path, check_names: Callable[[list[str], str], None] = lambda
 
 
 def _csv_rows(text: str, file: Path, check_names: Callable[[list[str], str], None]) -> list[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    # A quote after a comma and a space would otherwise be part of the text.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     rows: list[Row] = []
     header: list[str] | None = None
     line = 1
@@ -195,6 +200,26 @@ def _csv_rows(text: str, file: Path, check_names: Callable[[list[str], str], Non
     except csv.Error as error:
         raise UserError(f"{file}:{line}: invalid CSV ({error}); correct the quotes of this row") from error
     return rows
+
+
+def check_column_names(names: Iterable[str], known: Sequence[str], place: str) -> None:
+    """Raise UserError if a column name is nearly a known one, such as ``Split``, and would silently count as missing.
+
+    Args:
+        names: Columns of the table.
+        known: Columns that the reader understands, in lower case.
+        place: Where the names are. The message starts with it.
+    """
+    names = list(names)
+    for name in names:
+        if name in known:
+            continue
+        normalised = name.strip().lower().replace(" ", "_").replace("-", "_")
+        if normalised in known and normalised in names:
+            raise UserError(f"{place}: the columns {normalised!r} and {name!r} differ only in case; keep one")
+        close = difflib.get_close_matches(normalised, known, n=1, cutoff=0.8)
+        if close and close[0] not in names:
+            raise UserError(f"{place}: unknown column {name!r}; did you mean {close[0]!r}? Rename the column")
 
 
 def _check_header(header: list[str], place: str) -> None:

@@ -13,7 +13,7 @@ from preceptor.errors import UserError, nearest
 from preceptor.files import scratch_folder
 from preceptor.normalizers import NORMALISERS
 from preceptor.scores import Scored, percent
-from preceptor.vqa.metrics import score
+from preceptor.vqa.metrics import Row, score
 from preceptor.vqa.protocols import Metric, Protocol, protocol_named, protocols_for, settings_for
 
 References = Literal["data", "file"]
@@ -21,6 +21,8 @@ _NO_IMAGE = Path()
 _FORM = '{"id": ..., "answer": ...}'
 # A line with these keys was written by an evaluation of Preceptor, and its `answer` is the prediction.
 _OURS = {"answers", "target", "correct", "score"}
+# Keys whose texts are not a system's answer, besides other ids and types. Next to `answer`, any other text may be it.
+_KNOWN = {"image", "question", "split", "qid", *Row.__annotations__}
 _MOST_LISTED = 5
 
 
@@ -42,8 +44,9 @@ def score_file(
 
     Args:
         predictions: a line has `id` (that of the data set, see `Sample.id`) and `answer` (the predicted text verbatim)
-            or `prediction`. It must not have both unless an evaluation of Preceptor wrote it, because `answer` is the
-            reference in many other files.
+            or `prediction`. In many files, `answer` is the reference, and the system's answer has another name, such as
+            `output`. Next to `answer`, a line must therefore not have `prediction` or a text with an unknown name,
+            unless an evaluation of Preceptor wrote it.
         protocol: id; one of no public data set means the table at `root`.
         root: data set that contains the references; default: its folder under PRECEPTOR_DATA.
         references: ``file`` if the lines contain the references: `answers` (a list) or `target`, optionally
@@ -172,15 +175,30 @@ def _first(items: list[str]) -> str:
 
 
 def _answer(row: dict[str, Any], path: Path, number: int) -> str:
-    if "answer" in row and "prediction" in row and not row.keys() >= _OURS:
+    if "answer" in row and not row.keys() >= _OURS and (others := [key for key in row if _may_be_answer(row, key)]):
         raise UserError(
-            f"{path}:{number}: id {row['id']!r} has both answer and prediction, and one of them may be the reference; "
-            "name the prediction answer and the references answers"
+            f"{path}:{number}: id {row['id']!r} has both answer and {others[0]}, and one of them may be the reference; "
+            "name the system's answer prediction and the reference answers"
         )
     answer = row.get("answer", row.get("prediction"))
     if not isinstance(answer, str):
         raise UserError(f"{path}:{number}: answer is {answer!r}; write the answer as a text, empty if there is none")
     return answer
+
+
+def _may_be_answer(row: dict[str, Any], key: str) -> bool:
+    described = key in _KNOWN or key.endswith(("_id", "_type"))
+    return key == "prediction" or (not described and _has_text(row[key]))
+
+
+def _has_text(value: Any) -> bool:
+    """Return whether a JSON value is a text, or a list or an object that contains one."""
+    parts = [value]
+    for part in parts:  # grows; recursion would fail on deep brackets
+        if isinstance(part, str):
+            return True
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return False
 
 
 def _probability(row: dict[str, Any]) -> float:

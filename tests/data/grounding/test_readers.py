@@ -122,6 +122,56 @@ def test_a_broken_detection_file_is_named(tmp_path):
         read_slake_grounding(root)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        '[{"Liver": [NaN, 10, 20, 30]}]',
+        '[{"Liver": [1, 10, Infinity, 30]}]',
+        '[{"Liver": [1' + "0" * 400 + ", 10, 20, 30]}]",
+        '[{"Liver": [true, 1, 2, 3]}]',
+        '[{"Liver": ["1", "1", "2", "3"]}]',
+        '[{"Liver": "1234"}]',
+        '["Liver"]',
+    ],
+)
+def test_detection_files_without_four_numbers_are_refused(tmp_path, content):
+    root = test_slake.release(tmp_path, test_slake.TRAIN, test_slake.VALIDATE, test_slake.TEST)
+    (root / "imgs" / "xmlab1" / "detection.json").write_text(content)
+    with pytest.raises(UserError, match=r"xmlab1/detection\.json is invalid \(.*take the file as released"):
+        read_slake_grounding(root)
+
+
+@pytest.mark.parametrize(("box", "refused"), [("0.1, 0.1, 0.2, 0.3", True), ("0, 0, 1, 1", False)])
+def test_boxes_of_slake_are_in_pixels(tmp_path, box, refused):
+    root = test_slake.release(tmp_path, test_slake.TRAIN, test_slake.VALIDATE, test_slake.TEST)
+    (root / "imgs" / "xmlab1" / "detection.json").write_text(f'[{{"Liver": [{box}]}}]')
+    if refused:
+        with pytest.raises(UserError, match=r"detection\.json: box 0.1, 0.1, 0.2, 0.3 has values in 0 to 1.*in pixels"):
+            read_slake_grounding(root)
+        return
+    (dialogue,) = (d for d in read_slake_grounding(root).samples if d.task == "vg")
+    assert find_boxes(dialogue.turns[0][1])[0].box == (0, 0, 125, 125)  # the images have 8 x 8 pixels
+
+
+def test_slake_without_detection_files_is_refused_or_a_finding(tmp_path):
+    root = test_slake.release(tmp_path, test_slake.TRAIN, test_slake.VALIDATE, test_slake.TEST)
+    with pytest.raises(UserError, match=r"no image has a detection\.json"):
+        read_slake_grounding(root)
+    (root / "imgs" / "xmlab1" / "detection.json").write_text('[{"Liver": [1, 2, 3, 1]}]')
+    reasons = [finding.reason for finding in read_slake_grounding(root).findings]
+    # The English questions are about images 1, 2, 3, 6 and 7.
+    assert "4 of 5 images have no detection.json, but all released images have one: xmlab2, xmlab3, xmlab6, xmlab7" in (
+        reasons
+    )
+    assert "train.json has 5 rows, but the release has 9,835" in reasons
+
+
+@pytest.mark.real_data
+def test_slake_as_released_has_no_finding():
+    assert read_slake_grounding(Path(os.environ["PRECEPTOR_DATA"]) / "slake").findings == []
+
+
 @pytest.mark.parametrize(("orientation", "refused"), [(1, False), (6, True)])
 def test_boxes_of_turned_images_are_refused(tmp_path, orientation, refused):
     root = test_slake.release(tmp_path, test_slake.TRAIN, test_slake.VALIDATE, test_slake.TEST)
@@ -130,6 +180,7 @@ def test_boxes_of_turned_images_are_refused(tmp_path, orientation, refused):
         exif = opened.getexif()
         exif[ExifTags.Base.Orientation] = orientation
         opened.save(image, exif=exif)
+    (image.parent / "detection.json").write_text("[]")
     read_slake_grounding(root)  # no boxes
     (image.parent / "detection.json").write_text('[{"Liver": [1, 2, 3, 1]}]')
     if not refused:
@@ -149,6 +200,95 @@ def test_med_grit_counts_marks_and_other_boxes(tmp_path):
     other = {"id": "ct_1", "conversations": [["Where?", '[{"bbox_2d": [1, 2, 3, 4]}]']]}
     (finding,) = read_med_grit(write(tmp_path, [other]), tmp_path).findings
     assert "1 records contain numbers that may be boxes" in finding.reason
+
+
+@pytest.mark.parametrize("policy", ["refuse", "repair", "drop"])
+@pytest.mark.parametrize("box", ["<box>(0.10,0.2),(0.50,0.7)</box>", "<box>[[0.1,0.2,0.5,0.7]]</box>"])
+def test_boxes_of_med_grit_are_in_thousandths(tmp_path, box, policy):
+    records = [*RECORDS, {"id": "ct_00", "conversations": [["Where is <ref>liver</ref>?", f"<ref>liver</ref>{box}"]]}]
+    with pytest.raises(UserError, match=r"record 4: box 0.1, 0.2, 0.5, 0.7 has values in 0 to 1.*write boxes in thous"):
+        read_med_grit(write(tmp_path, records), tmp_path, boxes=policy)
+
+
+@pytest.mark.parametrize(
+    "text", ["<box>(0,0),(1,1)</box>", "<box>(0.5,2.5),(30.5,40)</box>", "p = [0.1, 0.2, 0.5, 0.7]"]
+)
+def test_small_boxes_and_other_fractions_of_med_grit_are_read(tmp_path, text):
+    records = [{"id": "ct_1", "conversations": [["Where?", text]]}]
+    assert read_med_grit(write(tmp_path, records), tmp_path).samples[0].turns == (("Where?", text),)
+
+
+@pytest.mark.parametrize("policy", ["repair", "drop"])
+def test_no_policy_hides_boxes_of_med_grit_in_another_unit(tmp_path, policy):
+    records = [
+        {"id": f"ct_{n}", "conversations": [["Where?", f"<box>({n},20),(1400,1300)</box>"]]}  # pixels
+        for n in range(4)
+    ]
+    with pytest.raises(UserError, match=r"train\.json: 4 of 4 boxes leave their image.*thousandths"):
+        read_med_grit(write(tmp_path, records), tmp_path, boxes=policy)
+
+
+@pytest.mark.parametrize(
+    ("corners", "count", "doubt"),
+    [
+        ((90, 95), 4, "upper left tenth"),  # per cent
+        ((390, 290), 10, "inside the images in pixels, too"),
+        ((390, 310), 10, None),
+        ((390, 290), 9, None),
+    ],
+)
+def test_boxes_of_med_grit_that_may_be_in_another_unit_are_a_warning(tmp_path, corners, count, doubt):
+    names = [f"ct_{n}" for n in range(count)]
+    records = [
+        {"id": name, "conversations": [["Where?", f"<box>({n},20),({corners[0]},{corners[1]})</box>"]]}
+        for n, name in enumerate(names)
+    ]
+    files = write(tmp_path, records)
+    for number, name in enumerate(names):
+        Image.new("L", (400, 300), number).save(tmp_path / f"{name}.png")
+    findings = read_med_grit(files, tmp_path).findings
+    assert [doubt in finding.reason and finding.severity == "warning" for finding in findings] == [True] * bool(doubt)
+
+
+@pytest.mark.parametrize(
+    ("answer", "task"),
+    [
+        ("left lower lobe of the lung", "roc"),
+        ("This is the left lower lobe of the lung.", "rc"),
+        ("右肺下叶", "roc"),
+        ("慢性阻塞性肺疾病", "roc"),
+        ("マンモグラフィー", "roc"),
+        ("肝脏的形态和大小正常，没有发现异常信号。", "rc"),  # noqa: RUF001
+        ("この領域には肝臓が写っており、形は正常です。", "rc"),
+        ("ここにはかんぞうがみえますがいじょうはありません", "rc"),
+    ],
+)
+def test_long_answers_without_spaces_are_descriptions(answer, task):
+    assert task_of([("What is in <box>(1,2),(30,40)</box>?", answer)]) == task
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [("0000", "unknown"), ("ct", "unknown"), ("_1", "unknown"), ("CT_1_2", "ct"), ("a_b/7", "unknown")],
+)
+def test_the_modality_of_a_name_ends_at_an_underscore(name, modality):
+    assert modality_of(name) == modality
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([f"p{n}_1" for n in range(8)], True),
+        ([f"p{n}_{slice}" for n in range(4) for slice in range(3)], True),
+        ([f"{n:04}" for n in range(8)], False),
+        ([f"{name}_{n}" for name in ("oct", "mammography", "histology", "ct") for n in range(2)], False),
+        ([f"{name}_1" for name in ("ct", "mr", "x", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound")], False),
+    ],
+)
+def test_as_many_modalities_as_images_are_a_finding(tmp_path, names, found):
+    records = [{"id": name, "conversations": [["Is it normal?", "Yes"]]} for name in names]
+    findings = read_med_grit(write(tmp_path, records), tmp_path).findings
+    assert ["modalities that are not known" in finding.reason for finding in findings] == [True] * found
 
 
 def write_turns(folder: Path, records: list, name: str = "mine.json") -> Path:

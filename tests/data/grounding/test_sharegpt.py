@@ -294,6 +294,51 @@ def test_a_patients_column_is_the_group(tmp_path):
     assert "'PatientID' names 1 patients and is not used" in finding.reason
 
 
+def test_columns_that_name_the_patient_are_joined(tmp_path):
+    records = [talk(image=f"{i}.png", subject=f"s{i}", patient_id=f"P{i % 3}") for i in range(24)]
+    data = read(tmp_path, *records)
+    parts = [{(d.group, d.split) for d in data.samples[i::3]} for i in range(3)]
+    assert [len(part) for part in parts] == [1, 1, 1]
+    assert len({group for part in parts for group, _ in part}) == 3
+    assert "Groups follow the columns subject and patient_id, which name patients." in data.notes
+    assert data.findings == []
+
+
+def test_a_record_without_a_patient_is_a_group_of_its_own(tmp_path):
+    patients = [{"subject": "A"}, {"subject": "A", "patient_id": "P"}, {"patient_id": "P"}, {"patient_id": ""}, {}]
+    groups = [d.group for d in read(tmp_path, *(talk(image=f"{i}.png", **p) for i, p in enumerate(patients))).samples]
+    assert groups == ["A", "A", "A", "3.png", "4.png"]
+
+
+def test_an_unanswered_record_of_a_held_out_patient_is_held_out_in_any_column(tmp_path):
+    unanswered = {"conversations": [{"from": "human", "value": "Where?"}]}
+    records = [
+        talk(image="0.png", subject="A", patient_id="P", split="test"),
+        {**unanswered, "image": "1.png", "subject": "B", "patient_id": "P"},
+        {**unanswered, "image": "2.png", "subject": "B"},
+        {**unanswered, "image": "3.png", "subject": "C"},
+    ]
+    rows = read(tmp_path, *records, answered=False).samples
+    assert ["held_out" in row.tags for row in rows] == [False, True, True, False]
+
+
+def test_a_patient_with_and_without_a_group_in_several_splits_is_a_finding(tmp_path):
+    records = [
+        talk(image="0.png", patient_id="P", group="g", split="train"),
+        talk(image="1.png", patient_id="P", split="test"),
+    ]
+    (finding,) = read(tmp_path, *records).findings
+    assert finding.severity == "error"
+    assert "'patient_id' names 1 patients and is not used" in finding.reason
+
+
+def test_modalities_in_any_case_are_one(tmp_path):
+    rows = [talk(image="0.png", modality="CT"), talk(image="1.png", modality="ct"), talk(image="ct_2.png")]
+    rows += [talk(image="3.png"), talk()]
+    data = read(tmp_path, *rows)
+    assert [d.modality for d in data.samples] == ["ct", "ct", "ct", "unknown", "unknown"]
+
+
 # Files
 
 
@@ -461,6 +506,13 @@ def test_lists_that_may_be_corners_or_sizes_are_asked_for(tmp_path):
         ('{"bbox_cxcywh": [0.5, 0.5, 0.5, 0.4]}', "auto", "(250,300),(750,700)"),
         ("[[0.1, 0.2], [0.5, 0.3], [0.4, 0.6]]", "auto", "(100,200),(500,600)"),
         ('{"segmentation": [[40, 60, 200, 60, 100, 150]]}', "polygon-pixels", "(100,200),(500,500)"),
+        # Eight numbers are the corners of a quadrilateral.
+        (
+            '{"x1": 0.1, "y1": 0.2, "x2": 0.3, "y2": 0.24, "x3": 0.28, "y3": 0.44, "x4": 0.09, "y4": 0.4}',
+            "auto",
+            "(90,200),(300,440)",
+        ),
+        ('{"x0": 40, "y0": 60, "x1": 200, "y1": 60, "x2": 100, "y2": 150}', "xyxy-pixels", "(100,200),(500,500)"),
         ("<poly>(100,200),(500,300),(400,600)</poly>", "polygon-thousandths", "(100,200),(500,600)"),
     ],
 )
@@ -511,3 +563,11 @@ def test_examinations_in_several_splits_are_a_warning(tmp_path):
     (tmp_path / "d.json").write_text(json.dumps(rows))
     reasons = [finding.reason for finding in read_sharegpt(tmp_path / "d.json").findings]
     assert any("'accession' may name examinations" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    "answer", ["[1e999, 1, 2, 3]", "<box>(1e999,1),(2,3)</box>", '{"x1":1,"y1":2,"x2":1e999,"y2":4}']
+)
+def test_infinite_numbers_are_refused(tmp_path, answer):
+    with pytest.raises(UserError):
+        one(tmp_path, answer)

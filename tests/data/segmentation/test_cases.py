@@ -260,6 +260,44 @@ def test_one_4d_file_to_predict_on(tmp_path):
         find_case(tmp_path / "q.nii.gz", ("t2", "t1"))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "p1_brain_mask",
+        "p1_T1map",
+        "p1_t2_tse",
+        "p1_T1+C",
+        "p1_lesion",
+        "p1_ADC_map",
+        "p1_seg_old",
+        "p1_T2star",
+        "p1_t1_fs",
+    ],
+)
+def test_a_network_of_one_modality_does_not_segment_anything(tmp_path, name):
+    file = save(tmp_path / "p1" / f"{name}.nii.gz", head(0))
+    for path in (file, [file], file.parent):
+        with pytest.raises(UserError, match=r"may be another image, because its name contains .*give it as t1=PATH"):
+            find_case(path, ["t1"])
+
+
+@pytest.mark.parametrize("name", ["p1", "sub-01", "p1_T1_brain", "p1_T1w_MNI", "100101A"])
+def test_a_file_that_does_not_name_the_only_modality(tmp_path, name):
+    file = save(tmp_path / "p1" / f"{name}.nii.gz", head(0))
+    for path in (file, [file]):
+        case = find_case(path, ["t1"])
+        assert list(case.images) == ["t1"]
+        assert case.remarks == (f"The name of {name}.nii.gz does not end in a modality, so it was taken as t1.",)
+    with pytest.raises(UserError, match=rf"{name}.nii.gz does not name its modality; give it as t1=PATH if it is t1"):
+        find_case(file.parent, ["t1"])
+    assert find_case(save(tmp_path / "p2" / "p2_t1.nii.gz", head(0)).parent, ["t1"]).remarks == ()
+
+
+def test_a_user_names_the_modality_as_the_file(tmp_path):
+    file = save(tmp_path / "p1" / "p1_ADC_map.nii.gz", head(0))
+    assert find_case(file.parent, ["ADC_map"]).remarks == ()
+
+
 def test_a_4d_file_of_the_decathlon_says_its_channels(tmp_path):
     channels = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
     decathlon(tmp_path, channels, {"0": "background", "1": "x"})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preceptor.data.segmentation.cases import read_volumes
+from preceptor.data.segmentation.cases import find_cases, read_volumes
 from preceptor.data.segmentation.decathlon import label_regions
 from preceptor.errors import UserError
 from tests.data.volume_files import head, lesion, save
@@ -89,6 +89,22 @@ def test_a_list_that_contradicts_the_files_is_refused(tmp_path, changes, message
         read_volumes(nnunet(tmp_path, **changes))
     assert str(tmp_path) in str(caught.value)
     str(caught.value).encode()
+
+
+@pytest.mark.parametrize("channels", [{"0": "CT"}, {"0": "T1", "1": "FLAIR"}])
+def test_numbers_of_cases_may_look_like_those_of_channels(tmp_path, channels):
+    for i in range(4):
+        for channel in range(len(channels)):
+            save(tmp_path / "imagesTr" / f"case_{i:04d}_{channel:04d}.nii.gz", head(10 * i + channel))
+        save(tmp_path / "labelsTr" / f"case_{i:04d}.nii.gz", lesion(values=(1,)))
+    content = {"channel_names": channels, "labels": {"background": 0, "x": 1}, "numTraining": 4}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    data = read_volumes(tmp_path)
+    assert [case.id for case in data.samples] == ["case_0000", "case_0001", "case_0002", "case_0003"]
+    assert data.samples[0].images[data.modalities[-1]].path.name == "case_0000_0000.nii.gz"
+    assert not data.findings
+    predicted = find_cases(tmp_path / "imagesTr", data.modalities)
+    assert [case.id for case in predicted] == [case.id for case in data.samples]
 
 
 def test_missing_channels_and_unlisted_files(tmp_path):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from preceptor.data.segmentation.cases import find_case, find_cases, read_volumes
-from preceptor.data.segmentation.layouts import patient_of
+from preceptor.data.segmentation.layouts import maybe_one_patient, patient_of, patients_by_names
 from preceptor.data.segmentation.modalities import FileNames, infer_regions
+from preceptor.data.types import Case, VolumeFile
 from preceptor.data.volumes import load_case
 from preceptor.errors import UserError
 from tests.data.dicom_series_files import noise, slices_of, write_slices
@@ -213,6 +214,25 @@ def test_regions_of_brats_are_those_of_brats_only(tmp_path):
     assert infer_regions([1, 2], "maps", ("t1",), brats=True, enhancing=3)[0]["et"] == (3,)
 
 
+def test_the_resection_cavity_of_brats_2024_is_not_the_enhancing_tumour(tmp_path):
+    endings = {"t1ce": "-t1c", "t1": "-t1n", "flair": "-t2f", "t2": "-t2w"}
+    for i in range(3):
+        write_case(tmp_path, f"BraTS-GLI-{i:05d}-100", i, endings, values=(1, 2, 4))
+    with pytest.raises(UserError, match=r"labels 1, 2, 4, .*BraTS 2024, where 4 is the resection cavity"):
+        read_volumes(tmp_path, name="brats")
+    regions = {"et": [3], "tc": [1, 3], "wt": [1, 2, 3], "rc": [4]}
+    assert read_volumes(tmp_path, name="brats", regions=regions).regions["rc"] == (4,)
+
+
+@pytest.mark.parametrize(("labels", "enhancing"), [([4], 3), ([1, 2, 3, 4], 3), ([1, 2, 3], 4), ([1, 2, 3, 4], 4)])
+def test_labels_that_contradict_the_names_of_brats_are_asked_for(labels, enhancing):
+    with pytest.raises(
+        UserError, match=rf"BraTS \(1, 2 and {enhancing}, by the names of the cases\).*set data.regions"
+    ):
+        infer_regions(labels, "maps", FOUR, brats=True, enhancing=enhancing)
+    assert infer_regions([1, 2, enhancing], "maps", FOUR, brats=True, enhancing=enhancing)[0]["et"] == (enhancing,)
+
+
 def test_a_table_of_metadata_is_not_the_table_of_the_cases(tmp_path):
     brats(tmp_path)
     (tmp_path / "cases.csv").write_text("case,age\np0,50\n")
@@ -290,6 +310,13 @@ def test_labels_of_bids_that_keep_the_contrast(name):
         ("UPENN-GBM-00008_21", "UPENN-GBM-00008"),
         ("UCSF-PDGM-0429_FU003d", "UCSF-PDGM-0429"),
         ("OAS2_0001_MR2", "OAS2_0001"),
+        ("OAS30001_MR_d0129", "OAS30001"),
+        ("100101A", "100101"),
+        *[(f"pat0_{word}", "pat0") for word in ("scan1", "exam1", "day1", "run1", "study1", "acq1", "year1", "first")],
+        ("Patient-001_week-000-1", "Patient-001"),
+        ("patient001_frame12", "patient001"),
+        ("P0_second", "P0"),
+        ("C12_day2", "C12"),
         ("p7_visit2", "p7"),
         ("p7-tp-03", "p7"),
         ("p7_baseline", "p7"),
@@ -297,6 +324,12 @@ def test_labels_of_bids_that_keep_the_contrast(name):
         ("BraTS2021_00003", "BraTS2021_00003"),
         ("scan_001", "scan_001"),
         ("IXI002-Guys-0828", "IXI002-Guys-0828"),
+        ("site1_mr_000", "site1_mr_000"),
+        ("3T_mr_00", "3T_mr_00"),
+        ("ds105_mr_01", "ds105_mr_01"),
+        ("mr_train_1001", "mr_train_1001"),
+        ("patient_001", "patient_001"),
+        ("sub-01", "sub-01"),
     ],
 )
 def test_visits_of_one_patient_are_one_group(case, patient):
@@ -308,6 +341,10 @@ def test_visits_of_one_patient_are_one_group(case, patient):
     [
         ("training{0:02d}_{1:02d}", "have names that differ only in the last number"),
         ("pat{0}/s{0}{1}", "are in one folder"),
+        ("R{0}_first{1}", "have names that differ only in the last number or word"),
+        ("R{0}{1}_HGG", None),
+        ("site_mr_{0}{1}", None),
+        ("3T_mr_{0}{1}", None),
         ("BraTS20_Training_{0}{1}", None),
         ("pat{0}/p{0}_visit{1}", None),
     ],
@@ -319,6 +356,48 @@ def test_cases_that_may_be_one_patient_are_a_finding(tmp_path, pattern, found):
         save(tmp_path / f"{name}_seg.nii.gz", lesion(values=(1,)))
     data = read_volumes(tmp_path)
     assert [found in f.reason for f in data.findings] == ([True] if found else [])
+
+
+@pytest.mark.parametrize("names", [("P{}a", "P{}b"), ("R{}_first", "R{}_second"), ("R{}_scan1", "R{}_scan2")])
+def test_words_and_letters_after_a_number_may_be_scans(names):
+    cases = [Case(name.format(i), {}, None, name.format(i), "train") for i in range(3) for name in names]
+    for case in cases:
+        case.images["t1"] = VolumeFile(Path(f"{case.id}_t1.nii.gz"))
+    finding = maybe_one_patient(cases, Path())
+    assert finding is not None
+    assert finding.sample_ids == tuple(case.id for case in cases)
+
+
+def named(*names: str) -> list[Case]:
+    return [Case(name, {}, None, patient_of(name), "train") for name in names]
+
+
+def test_patients_by_names_are_a_note():
+    notes, findings = patients_by_names(named("p1_visit1", "p1_visit2", "p2_visit1", "x"))
+    assert notes == [
+        "2 cases are taken for scans of 1 patient by their names, such as p1_visit1 and p1_visit2; all cases of a "
+        "patient are in one split."
+    ]
+    assert findings == []
+    assert patients_by_names(named("p1", "p2", "site1_mr_000", "site1_mr_001")) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("names", "number"),
+    [
+        ([f"2020_week_{i:02d}" for i in range(6)], 6),  # one patient has all the cases
+        ([f"site{s}_visit_{i:02d}" for s in range(2) for i in range(11)], 11),
+        ([f"sub-01_ses-{i:02d}" for i in range(20)], 0),  # BIDS defines the patient
+        ([f"p{p}_visit{i}" for p in range(2) for i in range(10)], 0),
+    ],
+)
+def test_a_patient_with_implausibly_many_cases_is_a_finding(names, number):
+    _, findings = patients_by_names(named(*names))
+    assert {len(finding.sample_ids) for finding in findings} == ({number} if number else set())
+    for finding in findings:
+        assert finding.severity == "warning"
+        assert f"{number} cases are taken for scans of one patient by their names" in finding.reason
+        assert finding.reason.endswith("write a table with a column group")
 
 
 def test_files_that_are_named_after_folders_of_one_name_ask_for_the_case(tmp_path):

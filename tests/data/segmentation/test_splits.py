@@ -154,10 +154,36 @@ def test_other_files_are_no_split(tmp_path):
         apply_split(cases(range(5)), tmp_path / "empty", [])
 
 
+@pytest.mark.parametrize(
+    ("header", "cells", "message"),
+    [
+        ("case,split,Modalities", "t1", "unknown column 'Modalities'; did you mean 'modalities'"),
+        ("Case,split", None, "unknown column 'Case'; did you mean 'case'"),
+        ("case,Split", None, "unknown column 'Split'; did you mean 'split'"),
+        ("case,split,modality", "b1000", "column 'modality' is not read; rename it to modalities"),
+        ("case,split,contrasts", "T1-Gd+flair", "column 'contrasts' is not read; rename it to modalities"),
+        ("case,split,sequences", "t1 t2w", "column 'sequences' is not read; rename it to modalities"),
+    ],
+)
+def test_columns_of_a_split_file_are_not_ignored(tmp_path, header, cells, message):
+    rows = [f"c00{i},{split}" + (f",{cells}" if cells else "") for i, split in enumerate(("train", "test"))]
+    (tmp_path / "s.csv").write_text("\n".join([header, *rows]))
+    with pytest.raises(UserError, match=message):
+        read_split(tmp_path / "s.csv")
+
+
+def test_other_columns_of_a_split_file_are_ignored(tmp_path):
+    lines = ["case,split,modalities,age,scanner,contrast", "c000,train,t1,50,3T MR,t1", "c001,test,,60,,t2"]
+    (tmp_path / "s.csv").write_text("\n".join(lines))
+    assert [entry.modalities for entry in read_split(tmp_path / "s.csv").values()] == [{"t1"}, None]
+    (tmp_path / "s.csv").write_text("case,split,scanner,note\nc000,train,3T MR,\nc001,test,CT 64,\n")
+    assert [entry.split for entry in read_split(tmp_path / "s.csv").values()] == ["train", "test"]
+
+
 def test_a_patient_in_two_parts_is_an_error_and_validation_is_cut_where_there_is_none(tmp_path):
     names = [f"BraTS-GLI-{patient:05d}-{scan:03d}" for patient in range(5) for scan in range(2)]
     for i, name in enumerate(names):
-        write_case(tmp_path / "data" / name, name, i)
+        write_case(tmp_path / "data" / name, name, i, values=(1, 2, 3))
     file = tmp_path / "s.json"
     file.write_text(json.dumps({"train": names[:7], "test": names[7:]}))
     with pytest.raises(UserError, match="patient 'BraTS-GLI-00003' is in train"):

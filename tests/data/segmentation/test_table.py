@@ -159,6 +159,64 @@ def groups(root, **cells):
     return [case.group for case in data.samples], data
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("Split", "split"), ("SPLIT", "split"), ("splits", "split"), ("Group", "group"), ("Case", "case")],
+)
+def test_a_misspelled_column_is_not_ignored(root, name, meant):
+    rows = rows_of(split=["train", "train", "val", "test"], group=["a", "b", "c", "d"])
+    rows = [{name if key == meant else key: cell for key, cell in row.items()} for row in rows]
+    lines = [",".join(rows[0]), *[",".join(map(str, row.values())) for row in rows]]
+    for table in (jsonl(root, *rows), csv(root, *lines)):
+        with pytest.raises(UserError, match=f"unknown column {name!r}; did you mean {meant!r}"):
+            read_volumes(table, regions={"lesion": [1, 2, 4]})
+
+
+def test_a_misspelled_column_of_label_maps_is_not_ignored(root):
+    csv(root, "case,t1,Mask", *[f"p{i},images/{i}a.nii.gz,images/{i}m.nii.gz" for i in range(4)])
+    with pytest.raises(UserError, match="unknown column 'Mask'; did you mean 'mask'"):
+        read_volumes(root)
+    assert len(read_volumes(root, mask="Mask", regions={"lesion": [1, 2, 4]}).samples) == 4
+
+
+def test_columns_with_similar_words_are_no_misspelling(root):
+    rows = rows_of(age_group=[1, 2, 1, 2], mass=[3, 4, 5, 6], grade=["train", "train", "train", "train"])
+    data = read_volumes(jsonl(root, *rows), regions={"lesion": [1, 2, 4]})
+    assert data.findings == []
+
+
+@pytest.mark.parametrize("name", ["set", "subset", "partition"])
+def test_splits_in_a_column_of_another_name_are_an_error(root, name):
+    splits = ["train", "train", "val", "test"]
+    table = jsonl(root, *rows_of(**{name: splits}))
+    lesion = {"lesion": [1, 2, 4]}
+    for arguments in ({}, {"fold": 0, "folds": 2, "validation_fraction": 0}):
+        (finding,) = read_volumes(table, regions=lesion, **arguments).findings
+        assert finding.severity == "error"
+        assert f"column {name!r} contains names of splits and is not read; rename it to split" in finding.reason
+    (root / "s.json").write_text(json.dumps({"train": ["0", "1"], "val": ["2"], "test": ["3"]}))
+    assert read_volumes(table, regions=lesion, split_file=root / "s.json").findings == []
+    table = jsonl(root, *rows_of(**{name: splits, "split": splits}))
+    assert read_volumes(table, regions=lesion).findings == []
+
+
+def test_a_column_of_another_name_for_patients_is_a_finding(root):
+    rows = rows_of(patient_group=["a", "a", "a", "a"])
+    (finding,) = read_volumes(jsonl(root, *rows), regions={"lesion": [1, 2, 4]}).findings
+    assert "column 'patient_group' may name examinations or patients" in finding.reason
+    assert "rename the column to group" in finding.reason
+
+
+def test_patients_in_the_names_of_cases_are_a_note_unless_groups_are_given(root):
+    names = ["pat1_scan1", "pat1_scan2", "pat2_scan1", "pat2_scan2"]
+    found, data = groups(root, case=names)
+    assert found == ["pat1", "pat1", "pat2", "pat2"]
+    assert any("4 cases are taken for scans of 2 patients by their names" in note for note in data.notes)
+    found, data = groups(root, case=names, group=["a", "b", "c", "d"])
+    assert found == ["a", "b", "c", "d"]
+    assert not any("by their names" in note for note in data.notes)
+
+
 def test_patients_decide_groups_and_zero_is_a_name(root):
     assert groups(root, group=[0, 0, 1, 1])[0] == ["0", "0", "1", "1"]
     found, data = groups(root, PatientID=[0, 7, 0, 7.0])

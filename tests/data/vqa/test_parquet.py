@@ -335,6 +335,85 @@ def test_patients_decide_the_groups_of_parquet_tables(tmp_path):
     assert any("follow the column patient_id" in note for note in data.notes)
 
 
+@pytest.mark.parametrize("name", ["Group", "GROUP", "groups"])
+def test_a_column_that_is_nearly_named_group_is_refused(tmp_path, name):
+    root = with_rows(hub(tmp_path), [{"answer": "yes", name: "p0"}])
+    with pytest.raises(UserError, match=rf"ef\.parquet: unknown column '{name}'; did you mean 'group'"):
+        read(root, tmp_path)
+    with_rows(root, [{"answer": "yes", "group": "p0", "answers": "no", "age_group": "60-70", "image_id": 4}])
+    assert read(root, tmp_path).split("test")[0].group == "p0"
+
+
+def test_patients_in_other_words_are_a_warning_of_parquet_tables(tmp_path):
+    root = hub(tmp_path)
+    for split, shades in (("train", (70, 71)), ("test", (80, 81))):
+        rows = [
+            {
+                "image": {"bytes": png(shade)},
+                "question": "Q?",
+                "answer": "x",
+                "patient_label": "P1",
+                "patient_image": b"x",
+            }
+            for shade in shades
+        ]
+        for path in (root / "data").glob(f"{split}-*"):
+            path.unlink()
+        parquet.write_table(pa.Table.from_pylist(rows), root / "data" / f"{split}-00000-of-00001.parquet")
+    reasons = [finding.reason for finding in read(root, tmp_path).findings]
+    assert sum("column 'patient_label' may name examinations or patients" in reason for reason in reasons) == 1
+    assert not any("patient_image" in reason for reason in reasons)
+
+
+NO_YES = {"names": ["no", "yes"], "_type": "ClassLabel"}
+
+
+def with_features(root: Path, rows: list[dict], features: object) -> Path:
+    """Write the test table with the metadata of the library `datasets`."""
+    table = pa.Table.from_pylist([{"image": {"bytes": png(5), "path": None}, "question": "Q?"} | row for row in rows])
+    info = features if isinstance(features, str) else json.dumps({"info": {"features": features}})
+    path = root / "data" / "test-00000-of-00001-ef.parquet"
+    parquet.write_table(table.replace_schema_metadata({"huggingface": info}), path)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("feature", "answers", "texts"),
+    [
+        (NO_YES, [1, 0], [("yes",), ("no",)]),
+        ({"num_classes": 2, "id": None, **NO_YES}, [0], [("no",)]),
+        ({"feature": NO_YES, "length": -1, "_type": "Sequence"}, [[1, 0]], [("yes", "no")]),
+        ([NO_YES], [[0]], [("no",)]),
+        ({"dtype": "int64", "_type": "Value"}, [1], [("1",)]),
+        (NO_YES, ["yes"], [("yes",)]),  # stored as texts
+    ],
+)
+def test_numbers_of_classes_are_read_as_their_names(tmp_path, feature, answers, texts):
+    root = with_features(hub(tmp_path), [{"answer": answer} for answer in answers], {"answer": feature})
+    samples = read(root, tmp_path).split("test")
+    assert [sample.answers for sample in samples] == texts
+    assert {sample.answer_type for sample in samples} == {"open" if texts == [("1",)] else "closed"}
+
+
+def test_numbers_without_a_class_are_refused(tmp_path):
+    root = with_features(hub(tmp_path), [{"answer": 1}, {"answer": 2}], {"answer": NO_YES})
+    with pytest.raises(
+        UserError, match=r"ef\.parquet: row 1: answer is class 2, but the table has names for 2 classes"
+    ):
+        read(root, tmp_path)
+    with_features(root, [{"answer": -1}], {"answer": NO_YES})
+    with pytest.raises(UserError, match=r"row 0: the question or the answer is empty"):
+        read(root, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "info", ["{", "[]", '{"info": 3}', '{"info": {"features": [1]}}', '{"info": {"features": null}}']
+)
+def test_other_metadata_are_ignored(tmp_path, info):
+    root = with_features(hub(tmp_path), [{"answer": 1}], info)
+    assert read(root, tmp_path).split("test")[0].answers == ("1",)
+
+
 def test_an_image_that_is_only_a_name_is_refused(tmp_path):
     root = with_rows(hub(tmp_path), [{"answer": "yes", "image": {"bytes": None, "path": "a.png"}}])
     with pytest.raises(UserError, match="row 0: the image is only the name of a file"):

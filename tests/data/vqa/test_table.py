@@ -108,6 +108,17 @@ def test_jsonl_line_separators_inside_a_text(folder):
     assert (sample.answers, sample.group, sample.question_type) == (("3",), "7", "")
 
 
+def test_a_blank_before_quotes_is_not_part_of_the_text(folder):
+    data = read_table(write(folder, 'image, question, answer, group\na.png, "Is it, or not?", "yes", p0\n'))
+    (sample,) = data.samples
+    assert (sample.question, sample.answer, sample.answer_type, sample.group) == (
+        "Is it, or not?",
+        "yes",
+        "closed",
+        "p0",
+    )
+
+
 def test_byte_order_mark_and_windows_line_ends(folder):
     data = read_table(write(folder, b"\xef\xbb\xbfimage,question,answer\r\na.png,Q?,\xc3\xa4hnlich\r\n"))
     assert data.samples[0].answer == "ähnlich"
@@ -275,11 +286,12 @@ def test_wrong_paths(folder):
         read_table(write(folder, "[]", "t.json"))
 
 
-@pytest.mark.parametrize("column", ["set", "subset", "partition", "dataset_split"])
-def test_a_column_of_split_names_that_is_not_read_is_an_error(folder, column):
+@pytest.mark.parametrize("values", [("train", "test"), ("Train", "Development"), ("tr", "te")])
+@pytest.mark.parametrize("column", ["set", "subset", "partition", "dataset_split", "phase"])
+def test_a_column_of_split_names_that_is_not_read_is_an_error(folder, column, values):
     rows = [
         {"image": name, "question": "Q?", "answer": "x", column: split}
-        for name, split in (("a.png", "train"), ("b.png", "test"))
+        for name, split in zip(("a.png", "b.png"), values, strict=True)
     ]
     (finding,) = read_table(write_rows(folder, rows, "t.jsonl")).findings
     assert (finding.severity, f"column {column!r} contains names of splits" in finding.reason) == ("error", True)

@@ -135,6 +135,11 @@ def test_published_examples_of_test_lines(tmp_path):
         ("../../secret|is it?|yes", "leaves the folder"),
         ("synpictrain0|is this a ct scan?|no", "occurs twice"),
         ("nowhere|is it?|yes", "1 of 13 image files are missing"),
+        (
+            "synpictrain0|Modality|what kind of image is this?|cta",
+            r"train\.txt:25: 'Modality' is a category, and the form is image\|question\|answer; remove it",
+        ),
+        ("synpictrain0|what kind of image is this?|cta| modality", "'modality' is a category"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, said):
@@ -143,6 +148,14 @@ def test_a_broken_line_is_named(tmp_path, line, said):
     table.write_text(table.read_text() + "\n" + line)
     with pytest.raises(UserError, match=said):
         read_vqa_med_2019(root)
+
+
+def test_an_answer_may_contain_the_separator(tmp_path):
+    root = release(tmp_path, count=1)
+    table = root / "val" / "All_QA_Pairs_val.txt"
+    table.write_text(table.read_text().replace("|axial", "|axial|sagittal plane"))
+    answers = {s.question_type: s.answers for s in read_vqa_med_2019(root).split("test")}
+    assert answers["plane"] == ("axial|sagittal plane",)
 
 
 def test_other_bytes_and_missing_files_are_named(tmp_path):

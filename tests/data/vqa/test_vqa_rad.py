@@ -103,6 +103,20 @@ def test_frames_of_each_split(tmp_path):
     assert frame.tags["phrase_type"] == "frame"
 
 
+@pytest.mark.parametrize("missing", ["None", "nan", "NaN", "n/a", "<NA>", "", " ", None, float("nan")])
+def test_missing_values_as_another_program_writes_them(tmp_path, missing):
+    expected = read_vqa_rad(release(tmp_path / "a"), variant="published")
+    rows = [r | {"question_frame": missing} if r["question_frame"] == "NULL" else r for r in ROWS]
+    # Unlinked rows, of training and of test, are not paraphrases of each other.
+    rows = [r | {"qid_linked_id": missing} for r in rows]
+    # "None" may be an answer.
+    rows[1] = rows[1] | {"answer": "None"}
+    data = read_vqa_rad(release(tmp_path / "b", rows), variant="published")
+    assert {s.id: s.question for s in data.samples} == {s.id: s.question for s in expected.samples}
+    assert by_id(data)["1"].answer == "None"
+    assert not any("qid_linked_id" in note for note in data.notes)
+
+
 def test_default_is_clean_and_notes_count(tmp_path):
     root = release(tmp_path / "rad")
     data = read_vqa_rad(root)
@@ -273,6 +287,19 @@ def test_real_clean_split_holds_no_frame_of_a_test_row(real):
     }
     assert len(of_test) == 200
     assert not of_test & {(s.group, s.question) for s in frames}
+
+
+@pytest.mark.real_data
+def test_real_release_saved_by_pandas(real, tmp_path):
+    rows = json.loads((real / TABLE).read_text("utf-8-sig"))
+    rows = [{key: "None" if value == "NULL" else value for key, value in row.items()} for row in rows]
+    (tmp_path / TABLE).write_text(json.dumps(rows), "utf-8")
+    (tmp_path / IMAGES).symlink_to(real / IMAGES)
+    for split in SPLITS:
+        one, other = (read_vqa_rad(root, variant=split) for root in (real, tmp_path))  # type: ignore[arg-type]
+        assert [(s.id, s.question, s.answers) for s in one.samples] == [
+            (s.id, s.question, s.answers) for s in other.samples
+        ]
 
 
 @pytest.mark.real_data

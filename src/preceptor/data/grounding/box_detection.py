@@ -126,6 +126,15 @@ def _doubt(kind: str, group: _Group, unit: str) -> str:
     return ""
 
 
+def doubt_thousandths(boxes: Iterable[tuple[WrittenBox, str, Sizes]]) -> str:
+    """Return why boxes of a format that counts in thousandths may be in another unit, or an empty text.
+
+    Args:
+        boxes: (marked or bare corners, place, sizes of its images) of a whole data set.
+    """
+    return _doubt("corners", _Group(list(boxes)), "thousandths")
+
+
 def _size_formats(numbers: Sequence[_Numbers], units: Sequence[str]) -> list[str]:
     """Return the formats with positions and sizes in which every box has an area and is inside its image."""
     if any(min(values[2:]) <= 0 for values, *_ in numbers):
@@ -153,12 +162,12 @@ def _decide_group(kind: str, group: _Group) -> FormatDecision:
         return FormatDecision(CANONICAL, len(group.boxes))
     place = numbers[0][1]
     highest = max(max(values) for values, *_ in numbers)
-    fractions = any(value != int(value) for values, *_ in numbers for value in values)
+    fractions = any(value % 1 for values, *_ in numbers for value in values)
     layout = "polygon" if kind == "polygon" else "xyxy"
     if highest <= 1 and not fractions:
         candidates = [f"{layout}-unit", f"{layout}-thousandths"]
         return FormatDecision(None, 0, tuple(candidates), f"all numbers are 0 or 1, such as at {place}")
-    shares = [at for values, at, _ in numbers if max(values) <= 1 and any(value != int(value) for value in values)]
+    shares = [at for values, at, _ in numbers if max(values) <= 1 and any(value % 1 for value in values)]
     if shares and highest > 1:
         reason = f"the numbers of {len(shares)} of {len(numbers)} boxes are from 0 to 1, such as at {shares[0]}, and "
         return FormatDecision(None, 0, (), f"{reason}others are up to {highest:g}; write all boxes in one unit")

@@ -254,14 +254,12 @@ def parse(text: str, format: str, size: Size | None = None) -> list[TextBox]:
 
 def _boxes(passage: Passage, format: BoxFormat, size: Size | None) -> list[TextBox]:
     readable = passage.syntax in format.reads
-    return [
-        TextBox(
-            item.text,
-            _to_box(item.numbers, passage.syntax, format, size) if readable and item.numbers is not None else None,
-            item.label,
-        )
-        for item in passage.items
-    ]
+    boxes = []
+    for item in passage.items:
+        box = _to_box(item.numbers, passage.syntax, format, size) if readable and item.numbers is not None else None
+        finite = box is not None and all(map(math.isfinite, box))  # not 1e999
+        boxes.append(TextBox(item.text, box if finite else None, item.label))
+    return boxes
 
 
 @dataclass(frozen=True)

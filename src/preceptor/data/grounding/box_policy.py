@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from preceptor.data.grounding.box_formats import edit_marked, find_boxes
+from preceptor.data.grounding.box_formats import BoxFormat, WrittenBox, edit_marked, find_boxes
 from preceptor.data.grounding.boxes import Box, repair_box, validate_box
 from preceptor.errors import UserError, nearest
 
 Policy = Literal["refuse", "repair", "drop"]
+NAME_FORMAT = "name the format of the boxes with data.box_format"
 
 
 def apply_policy(text: str, policy: Policy, place: str, counts: Counter[str]) -> str | None:
@@ -72,13 +73,35 @@ def apply_to_turns(
     return tuple((str(question), str(answer)) for question, answer in checked)
 
 
-def require_inside(texts: Iterable[str], format: str, place: str) -> None:
+def require_unit(boxes: Iterable[WrittenBox], format: BoxFormat, place: str, fix: str = NAME_FORMAT) -> None:
+    """Check that no box is in fractions of the image, unless the format counts in them.
+
+    Args:
+        boxes: boxes with their numbers as written.
+        format: format in which they are read.
+        place: place of the boxes, for messages.
+        fix: end of the message.
+
+    Raises:
+        UserError: a box has no value above 1, and a value that is not whole.
+    """
+    for box in boxes:
+        numbers = box.numbers or ()
+        if format.unit != "unit" and any(value % 1 for value in numbers) and max(map(abs, numbers)) <= 1:
+            values = ", ".join(f"{value:g}" for value in numbers)
+            raise UserError(
+                f"{place}: box {values} has values in 0 to 1, but {format.name} counts in {format.unit}; {fix}"
+            )
+
+
+def require_inside(texts: Iterable[str], format: str, place: str, fix: str = NAME_FORMAT) -> None:
     """Check that most boxes are inside their images. Otherwise the format is wrong, and repairing would hide it.
 
     Args:
         texts: texts in the canonical language.
         format: format in which they were read, for messages.
         place: place of the texts, for messages.
+        fix: end of the message.
 
     Raises:
         UserError: there are at least 4 boxes, and more than half of them leave their image.
@@ -87,6 +110,5 @@ def require_inside(texts: Iterable[str], format: str, place: str) -> None:
     outside = sum("outside" in validate_box(box) for box in boxes)
     if len(boxes) >= 4 and outside > len(boxes) / 2:
         raise UserError(
-            f"{place}: {outside} of {len(boxes)} boxes leave their image if they are read as {format}; name the format "
-            "of the boxes with data.box_format"
+            f"{place}: {outside} of {len(boxes)} boxes leave their image if they are read as {format}; {fix}"
         )

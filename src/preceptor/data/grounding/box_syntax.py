@@ -60,6 +60,7 @@ _NAMED = tuple(
         ("left", "top", "right", "bottom"),
     )
 )
+_NUMBERED = re.compile(rf"[\"'](x|y)_?(\d+)[\"']\s*:\s*[\"']?({_N})")
 _SIDES = tuple(
     (layout, tuple(re.compile(rf"[\"'](?:{name})[\"']\s*:\s*[\"']?({_N})", re.IGNORECASE) for name in names))
     for layout, names in (
@@ -76,6 +77,7 @@ _OTHER = re.compile(
     r"|<(?:quad|poly|obb)>(?:[^<]|<(?!/?(?:quad|poly|obb)>))*+</(?:quad|poly|obb)>"
 )
 _CUT_LIST = re.compile(rf"\[\s*{_N}\s*,(?:\s*{_N}\s*,?){{0,3}}\s*\Z")
+_MORE = re.compile(rf"[\s,;]*{_N}")
 _BETWEEN = re.compile(r"[\s,;]*")
 _HINT = re.compile(r"[\[({]|<(?:loc|patch_index|box|\||quad|poly|obb)|bbox_2d|box_2d")
 
@@ -219,14 +221,16 @@ def _find_objects(text: str) -> Iterator[Passage]:
     for match in _OBJECT.finditer(text):
         item = match[0]
         label = _read_label(item)
-        if numbers := _named_numbers(item):
-            yield Passage(match.start(), match.end(), "named", (Item(item, numbers, label),), json=True)
+        if (numbers := _named_numbers(item)) is not None:
+            yield Passage(match.start(), match.end(), "named", (Item(item, numbers or None, label),), json=True)
         elif (points := _POINTS_KEY.search(item)) and (box := _read_points(points[1], "rectangle" in item)):
             yield Passage(match.start(), match.end(), "polygon", (Item(points[1], box, label),), json=True)
         elif key := _KEY.search(item):
             name, value = key[1], key[2]
             list_ = _LISTS.match(value)
             quoted = list_ is not None and not value.startswith(("[", "("))
+            if list_ and _MORE.match(value, list_.end()):  # eight numbers are four points
+                list_ = None
             numbers = tuple(float(n) for n in _NUMBER.findall(list_[0])) if list_ else None
             if name in ("bbox_3d", "point_2d", "bounding_poly"):
                 yield Passage(match.start(), match.end(), "unknown", (Item(item, None, label),), json=True)
@@ -240,11 +244,18 @@ def _find_objects(text: str) -> Iterator[Passage]:
 
 
 def _named_numbers(item: str) -> tuple[float, ...] | None:
-    """Return the corners of a JSON object whose keys name its numbers or their layout, or None."""
+    """Return the corners of a JSON object whose keys name its numbers or their layout, or None.
+
+    More than two numbered points are a polygon, of which the bounding box is returned, or () if a number is missing.
+    """
     if key := _LAYOUT_KEY.search(item):
         layout = _LAYOUTS.get(key[1].lower(), key[1].lower())
         a, b, c, d = (float(number) for number in _NUMBER.findall(key[2]))
         return as_corners((b, a, d, c), "xywh") if layout == "tlwh" else as_corners((a, b, c, d), layout)
+    points = {(axis, int(number)): float(value) for axis, number, value in _NUMBERED.findall(item)}
+    if len(indices := {number for _, number in points}) > 2:
+        complete = item.endswith("}") and len(points) == 2 * len(indices)
+        return bounding_box([points[axis, number] for number in indices for axis in "xy"]) if complete else ()
     for layout, names in (*(("xyxy", names) for names in _NAMED), *_SIDES):
         values = [name.search(item) for name in names]
         if all(values):

@@ -1,22 +1,26 @@
 """Read Med-GRIT-270k (BiRD, Huang et al. 2024): dialogues with boxes about images of SAM-Med2D.
 
 A record is ``{"id": image name without .png, "conversations": [[question, answer], ...]}``. The task of a record is
-inferred from the positions of its boxes, and its modality is the image name up to the first underscore.
+inferred from the positions of its boxes, and its modality is the image name up to the first underscore. Boxes are in
+thousandths of the width and height of the image.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from preceptor.data.findings import Finding
-from preceptor.data.grounding.box_formats import find_boxes, written_boxes
-from preceptor.data.grounding.box_policy import Policy, apply_to_turns
+from preceptor.data.grounding.box_detection import Sizes, doubt_thousandths
+from preceptor.data.grounding.box_formats import BOX_FORMATS, Size, WrittenBox, find_boxes, written_boxes
+from preceptor.data.grounding.box_policy import Policy, apply_to_turns, require_inside, require_unit
 from preceptor.data.grounding.image_marks import place_images
 from preceptor.data.identity import group_by_content
-from preceptor.data.images import require_images
+from preceptor.data.images import ImageError, image_size, require_images
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut
 from preceptor.data.texts import AS_RELEASED, read_json
@@ -24,8 +28,15 @@ from preceptor.data.types import Dialogue, GroundingDataset, GroundingTask, Spli
 from preceptor.errors import UserError
 
 MODALITIES = ("ct", "mr", "x", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound")
+UNKNOWN = "unknown"
+"""Modality of an image whose name does not begin with one."""
 NAME_WORDS = 6
 """Answers about a box with at most this number of words are names, longer ones are descriptions."""
+UNUSUAL_MODALITIES, IMAGES_PER_MODALITY = 4, 4
+"""Number of modalities outside `MODALITIES`, and images for each, from which they are names of something else."""
+_CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+_FORMAT = BOX_FORMATS["bird"]
+_UNIT = "write boxes in thousandths of the width and height of their image, the unit of Med-GRIT"
 
 
 def read_med_grit(
@@ -40,19 +51,31 @@ def read_med_grit(
         require: Whether all images must exist.
 
     Raises:
-        UserError: a file, record or box is invalid. The message names the place.
+        UserError: a file, record or box is invalid, or the boxes are not in thousandths. The message names the place.
     """
     faults: Counter[str] = Counter()
     faulty: list[str] = []
     dialogues: list[Dialogue] = []
     places: dict[Path, str] = {}
     other_boxes: list[str] = []
+    boxes_read: list[tuple[WrittenBox, str, Sizes]] = []
+    sizes_of = cache(_sizes)
     dropped = 0
     for split, file in files.items():
-        for number, record in enumerate(_records(file)):
-            place = f"{file}, record {number}"
-            name, turns = _turns(record, place)
-            other_boxes += [place] if any(_has_other_box(text) for turn in turns for text in turn) else []
+        records = [
+            (place, *_turns(record, place))
+            for number, record in enumerate(_records(file))
+            for place in [f"{file}, record {number}"]
+        ]
+        for place, name, turns in records:
+            written = [box for turn in turns for text in turn for box in written_boxes(text)]
+            read = [box for box in written if box.marked or box.syntax == "corners"]
+            other_boxes += [place] if len(read) < len(written) else []
+            require_unit(read, _FORMAT, place, _UNIT)
+            boxes_read += [(box, place, partial(sizes_of, images / f"{name}.png")) for box in read]
+        texts = (text for *_, turns in records for turn in turns for text in turn)
+        require_inside(texts, _FORMAT.name, str(file), _UNIT)
+        for number, (place, name, turns) in enumerate(records):
             checked_turns = apply_to_turns(turns, boxes, place, faults, faulty)
             if checked_turns is None:
                 dropped += 1
@@ -80,6 +103,10 @@ def read_med_grit(
             f"</box>, such as {other_boxes[0]}; they are read as text. Read such a file with data.name=sharegpt"
         )
         data.findings.append(Finding((), None, reason, "warning"))
+    if doubt := doubt_thousandths(boxes_read):
+        reason = f"the boxes are read in thousandths, but {doubt}; {_UNIT}"
+        data.findings.append(Finding((), None, reason, "warning"))
+    data.findings += modality_findings(dialogues)
     if dropped:
         data.notes.append(
             f"{dropped} of {dropped + len(dialogues)} records with faulty boxes were left out ({dict(faults)})."
@@ -113,13 +140,15 @@ def task_of(turns: Sequence[tuple[str, str]]) -> GroundingTask:
     """Infer the task of a dialogue.
 
     It is vg if an answer contains boxes. Otherwise, if a question contains boxes, it is roc for short answers and rc
-    for long ones. Otherwise it is mia.
+    for long ones. Otherwise it is mia. Chinese and Japanese have no spaces, so two of their characters count as one
+    word.
     """
     if any(find_boxes(answer) for _, answer in turns):
         return "vg"
     answers = [answer for question, answer in turns if find_boxes(question)]
     if answers:
-        return "roc" if all(len(answer.split()) <= NAME_WORDS for answer in answers) else "rc"
+        words = (len(answer.split()) + len(_CJK.findall(answer)) / 2 for answer in answers)
+        return "roc" if all(count <= NAME_WORDS for count in words) else "rc"
     return "mia"
 
 
@@ -138,8 +167,23 @@ def is_inferred(dialogue: Dialogue) -> bool:
 
 
 def modality_of(name: str) -> str:
-    """Return the modality at the beginning of an image name, in lower case."""
-    return name.rpartition("/")[2].partition("_")[0].lower()
+    """Return the modality at the beginning of an image name, up to the first underscore, in lower case."""
+    modality, underscore, _ = name.rpartition("/")[2].partition("_")
+    return modality.lower() if modality and underscore else UNKNOWN
+
+
+def modality_findings(dialogues: Sequence[Dialogue]) -> list[Finding]:
+    """Return a warning if there are so many modalities that they must be names of something else, such as patients."""
+    images = {row.images for row in dialogues}
+    unusual = {row.modality for row in dialogues} - {*MODALITIES, UNKNOWN}
+    if len(unusual) < UNUSUAL_MODALITIES or IMAGES_PER_MODALITY * len(unusual) <= len(images):
+        return []
+    reason = (
+        f"{len(images)} images have {len(unusual)} modalities that are not known, so that mean scores over modalities "
+        "are those of single images; begin the names of the images with their modality and _, or, for data.name="
+        "sharegpt, give every record a modality"
+    )
+    return [Finding((), None, reason, "warning")]
 
 
 def _records(file: Path) -> list[Any]:
@@ -149,8 +193,11 @@ def _records(file: Path) -> list[Any]:
     return records
 
 
-def _has_other_box(text: str) -> bool:
-    return any(box.syntax != "corners" and not box.marked for box in written_boxes(text))
+def _sizes(image: Path) -> tuple[Size, ...] | None:
+    try:
+        return (image_size(image),)
+    except ImageError:
+        return None  # training and `doctor` report it
 
 
 def _turns(record: Any, place: str) -> tuple[str, list[list[str]]]:

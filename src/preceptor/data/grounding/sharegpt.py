@@ -22,7 +22,6 @@ from preceptor.data.findings import Finding
 from preceptor.data.grounding.box_detection import decide_format, require_decision
 from preceptor.data.grounding.box_formats import (
     CANONICAL,
-    BoxFormat,
     Size,
     convert,
     find_boxes,
@@ -30,13 +29,14 @@ from preceptor.data.grounding.box_formats import (
     without_boxes,
     written_boxes,
 )
-from preceptor.data.grounding.box_policy import Policy, apply_to_turns, require_inside
+from preceptor.data.grounding.box_policy import Policy, apply_to_turns, require_inside, require_unit
 from preceptor.data.grounding.box_syntax import may_hold_other_boxes
 from preceptor.data.grounding.image_marks import MARK, place_images
-from preceptor.data.grounding.med_grit import INFERRED, modality_of, task_of
+from preceptor.data.grounding.med_grit import INFERRED, UNKNOWN, modality_findings, modality_of, task_of
 from preceptor.data.identity import (
     examination_columns,
     group_by_content,
+    group_by_patient,
     identifier_findings,
     patient_columns,
     unused_patients,
@@ -101,10 +101,10 @@ def read_sharegpt(
 ) -> GroundingDataset:
     """Read a file of dialogues.
 
-    If no record has a `split`, splits are cut by group in fractions of all rows. The group is `group`, else the column
-    that names the patient, else the path of the first image; dialogues that share the content of an image are in one
-    group in any case. `task` and `modality` default to the values inferred from the boxes and from the name of the
-    first image.
+    If no record has a `split`, splits are cut by group in fractions of all rows. The group is `group`, else the columns
+    that name the patient, which are joined (see `group_by_patient`), else the path of the first image; dialogues that
+    share the content of an image are in one group in any case. `task` and `modality` default to the values inferred
+    from the boxes and from the name of the first image.
 
     Args:
         file: JSON or JSONL file.
@@ -140,6 +140,7 @@ def read_sharegpt(
 
     faults: Counter[str] = Counter()
     rows: list[tuple[Dialogue, Split | None]] = []
+    by_id: dict[str, _Record] = {}
     dropped = 0
     for number, record in enumerate(records, start=1):
         turns = apply_to_turns(record.turns, boxes, record.place, faults, data.faulty)
@@ -147,34 +148,43 @@ def read_sharegpt(
             dropped += 1
             continue
         rows.append(_dialogue(record, turns, number, root))
+        by_id[rows[-1][0].id] = record
     given = {split is not None for row, split in rows if row.split != "unlabelled"}
     if len(given) > 1:
         raise UserError(f"{file}: some records have a split and others do not; give every record a split, or none")
     repeated = [id for id, count in Counter(d.id for d, _ in rows).items() if count > 1]
     if repeated:
         raise UserError(f"{file}: several records have the id {repeated[0]!r}; make ids unique")
-    dialogues = group_by_content(row for row, _ in rows if row.split != "unlabelled")
+    patients = _patients(by_id)
+    labelled = [row for row, _ in rows if row.split != "unlabelled"]
+    dialogues = group_by_content(group_by_patient(labelled, _deciding(patients, by_id), data.notes))
     if True not in given:
         dialogues = cut(dialogues, "test", test_fraction, seed, leave=2)
         dialogues = cut(dialogues, "validation", validation_fraction, seed)
     else:
         data.variant = "given"
     if len(dialogues) < len(rows):
-        dialogues = _with_unlabelled(dialogues, rows)
+        grouped = group_by_content(group_by_patient([row for row, _ in rows], _deciding(patients, by_id)))
+        dialogues = _with_unlabelled(dialogues, grouped, [split for _, split in rows])
     data.samples, data.faults = dialogues, dict(faults)
-    data.findings += _group_findings(records, dialogues, root)
+    data.findings += _group_findings(by_id, patients, dialogues, root)
+    data.findings += modality_findings(dialogues)
     if dropped:
         data.notes.append(f"{dropped} records with faulty boxes were left out ({dict(faults)}).")
     return data
 
 
-def _with_unlabelled(labelled: Sequence[Dialogue], rows: Sequence[tuple[Dialogue, Split | None]]) -> list[Dialogue]:
-    """Return all rows in their order: the labelled ones with their splits, the others tagged if they are held out."""
+def _with_unlabelled(
+    labelled: Sequence[Dialogue], grouped: Sequence[Dialogue], splits: Sequence[Split | None]
+) -> list[Dialogue]:
+    """Return all rows in their order: the labelled ones with their splits, the others tagged if they are held out.
+
+    `grouped` are all rows with groups that the unlabelled ones may join, `splits` are those that their records name.
+    """
     with_splits = {row.id: row for row in labelled}
-    grouped = group_by_content(row for row, _ in rows)
     held_out = {row.group for row in grouped if row.id in with_splits and with_splits[row.id].split != "train"}
     found = []
-    for row, (_, given) in zip(grouped, rows, strict=True):
+    for row, given in zip(grouped, splits, strict=True):
         if row.id not in with_splits and (row.group in held_out or given in ("validation", "test")):
             row = replace(row, tags={**row.tags, HELD_OUT: "yes"})
         found.append(with_splits.get(row.id, row))
@@ -191,9 +201,10 @@ def _dialogue(
     labelled = all(answer for _, answer in turns)
     split: Split = (given or "train") if labelled else "unlabelled"
     id = as_identifier(cells.get("id"), f"{place}: id")
-    group = _group(record) or (record.images[0].relative_to(root).as_posix() if record.images else id or place)
-    stem = record.images[0].stem if record.images else ""
-    modality = as_text(cells.get("modality"), f"{place}: modality") or modality_of(stem)
+    group = as_identifier(cells.get("group"), f"{place}: group")
+    group = group or (record.images[0].relative_to(root).as_posix() if record.images else id or place)
+    modality = as_text(cells.get("modality"), f"{place}: modality").lower()
+    modality = modality or (modality_of(record.images[0].stem) if record.images else UNKNOWN)
     tags = {} if task else INFERRED
     dialogue = Dialogue(
         id or f"row-{number}",
@@ -209,43 +220,46 @@ def _dialogue(
     return dialogue, given
 
 
-def _group_column(record: _Record) -> str:
-    """Return the key that names the group or the patient of a record, or an empty text."""
-    columns = ["group", *patient_columns(record.cells)]
-    return next((column for column in columns if is_given(record.cells.get(column))), "")
+def _patients(records: Mapping[str, _Record]) -> dict[str, dict[str, str]]:
+    """Return the patient of each record, by id, by the name of the column."""
+    columns = patient_columns(dict.fromkeys(key for record in records.values() for key in record.cells))
+    return {
+        column: {id: as_identifier(r.cells.get(column), f"{r.place}: {column}") for id, r in records.items()}
+        for column in columns
+    }
 
 
-def _group(record: _Record) -> str:
-    """Return the group or patient that a record names, or an empty text."""
-    column = _group_column(record)
-    return as_identifier(record.cells[column], f"{record.place}: {column}") if column else ""
+def _deciding(patients: Mapping[str, Mapping[str, str]], records: Mapping[str, _Record]) -> dict[str, dict[str, str]]:
+    """Return the patients of the records without a group, which decides before the patient's columns."""
+    without_group = [id for id, record in records.items() if not is_given(record.cells.get("group"))]
+    return {column: {id: names[id] for id in without_group} for column, names in patients.items()}
 
 
-def _group_findings(records: Sequence[_Record], dialogues: Sequence[Dialogue], root: Path) -> list[Finding]:
+def _group_findings(
+    records: Mapping[str, _Record],
+    patients: Mapping[str, Mapping[str, str]],
+    dialogues: Sequence[Dialogue],
+    root: Path,
+) -> list[Finding]:
     """Return findings about patients that the groups may not follow."""
     findings = []
-    by_id = {f"row-{number}": record for number, record in enumerate(records, start=1)}
-    by_id |= {as_identifier(r.cells.get("id"), r.place): r for r in records if is_given(r.cells.get("id"))}
-    columns = list(dict.fromkeys(key for record in records for key in record.cells))
-    deciding = [column for record in records if (column := _group_column(record))]
-    for column in dict.fromkeys(deciding):
-        names = [as_identifier(r.cells[column], r.place) for r in records if _group_column(r) == column]
-        findings += identifier_findings(column, names)
-    if len(deciding) < len(records):
-        for column in examination_columns(columns):
-            values = {d.id: by_id[d.id].cells.get(column) for d in dialogues}
-            if finding := unused_patients(column, values, dialogues):
-                findings.append(finding)
-    for column in patient_columns(columns):
-        # A group decides before the patient's column.
-        values = {d.id: by_id[d.id].cells.get(column) for d in dialogues if is_given(by_id[d.id].cells.get("group"))}
-        if finding := unused_patients(column, values, dialogues):
-            findings.append(finding)
+    groups = {id: as_identifier(record.cells.get("group"), record.place) for id, record in records.items()}
+    deciding = {"group": groups, **_deciding(patients, records)}
+    for column, names in deciding.items():
+        findings += identifier_findings(column, names.values())
+    undecided = [record for id, record in records.items() if not any(names.get(id) for names in deciding.values())]
+    unused: dict[str, Mapping[str, Any]] = {}
+    if any(groups.values()):
+        unused |= patients
+    if undecided:
+        columns = examination_columns(dict.fromkeys(key for record in records.values() for key in record.cells))
+        unused |= {column: {id: r.cells.get(column) for id, r in records.items()} for column in columns}
+    used = [row for row in dialogues if HELD_OUT not in row.tags]
+    findings += [finding for column, values in unused.items() if (finding := unused_patients(column, values, used))]
     folders: defaultdict[str, set[str]] = defaultdict(set)
-    for record in records:
-        if not _group(record):
-            for path in record.images:
-                folders[path.name].add(path.parent.relative_to(root).as_posix())
+    for record in undecided:
+        for path in record.images:
+            folders[path.name].add(path.parent.relative_to(root).as_posix())
     if len({folder for names in folders.values() for folder in names}) > 1:
         repeated = sum(len(names) > 1 for names in folders.values())
         findings.append(
@@ -336,23 +350,11 @@ def _translate(records: Sequence[_Record], name: str, place: str, size_of: Calla
                 size = None
                 if "pixels" in source.unit and written_boxes(text):
                     size = _one_size([source.size_seen(size) for size in sizes(record)], record.place)
-                _require_unit(text, source, record.place)
+                require_unit(written_boxes(text), source, record.place)
                 turn[i] = convert(text, name, CANONICAL, size)
     require_inside((text for record in records for turn in record.turns for text in turn), name, place)
     how = "as data.box_format says" if chosen else "as their syntax and values show"
     return f"{count} boxes were read in the format {name} (unit: {source.unit}), {how}." if count else "", doubt
-
-
-def _require_unit(text: str, source: BoxFormat, place: str) -> None:
-    """Raise UserError for a box in fractions of the image if the format counts in anything else."""
-    for box in written_boxes(text):
-        fractions = any(value != int(value) for value in box.numbers or ())
-        if source.unit != "unit" and fractions and max(map(abs, box.numbers or ())) <= 1:
-            values = ", ".join(f"{value:g}" for value in box.numbers or ())
-            raise UserError(
-                f"{place}: box {values} has values in 0 to 1, but {source.name} counts in {source.unit}; name the "
-                "format of the boxes with data.box_format"
-            )
 
 
 def _one_size(sizes: Sequence[Size], place: str) -> Size:

@@ -7,21 +7,27 @@ SLAKE becomes one of image analysis. The same files always give the same dialogu
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image
 
+from preceptor.data.findings import Finding
+from preceptor.data.grounding.box_formats import BOX_FORMATS, WrittenBox
+from preceptor.data.grounding.box_policy import require_unit
 from preceptor.data.grounding.boxes import Box, from_pixels, repair_box, validate_box
 from preceptor.data.grounding.questions import LabeledBox, Picture, ask_about_boxes
 from preceptor.data.locations import data_folder
 from preceptor.data.texts import AS_RELEASED, read_json
 from preceptor.data.types import Dialogue, GroundingDataset, Sample
+from preceptor.data.vqa.release import MOST_LISTED
 from preceptor.data.vqa.slake import Language, read_slake
 from preceptor.errors import UserError
 
 BOXES = "detection.json"
+_FORMAT = BOX_FORMATS["xywh-pixels"]
 MODALITIES = {"ct": "ct", "mri": "mr", "x-ray": "x"}
 CHINESE = {
     "Brain Edema": "脑水肿",
@@ -93,7 +99,7 @@ def read_slake_grounding(root: Path, *, language: Language = "en") -> GroundingD
     and counted in `faults`; if nothing remains, the box is dropped. In Chinese the names are translated.
 
     Raises:
-        UserError: `read_slake` refuses the data, or a detection.json is invalid.
+        UserError: `read_slake` refuses the data, a detection.json is invalid, or no image has one.
     """
     questions = read_slake(root, language=language)
     faults: Counter[str] = Counter()
@@ -101,6 +107,9 @@ def read_slake_grounding(root: Path, *, language: Language = "en") -> GroundingD
     by_image: defaultdict[Path, list[Sample]] = defaultdict(list)
     for sample in questions.samples:
         by_image[sample.image].append(sample)
+    absent = sorted(image.parent.name for image in by_image if not image.with_name(BOXES).is_file())
+    if len(absent) == len(by_image):
+        raise UserError(f"{questions.root}: no image has a {BOXES}, which contains its boxes; {AS_RELEASED}")
     for image, samples in by_image.items():
         boxes_by_name = _boxes(image, faults)
         for language_of_samples in dict.fromkeys(sample.tags["language"] for sample in samples):
@@ -115,6 +124,11 @@ def read_slake_grounding(root: Path, *, language: Language = "en") -> GroundingD
     data = GroundingDataset("slake-grounding", questions.variant, questions.root, dialogues, faults=dict(faults))
     data.notes = [*questions.notes, "Grounding questions are generated from the boxes of SLAKE by templates."]
     data.leaking = questions.leaking
+    data.findings = list(questions.findings)
+    if absent:
+        listed = ", ".join(absent[:MOST_LISTED]) + (", ..." if len(absent) > MOST_LISTED else "")
+        reason = f"{len(absent)} of {len(by_image)} images have no {BOXES}, but all released images have one: {listed}"
+        data.findings.append(Finding((), questions.root, reason, "warning"))
     return data
 
 
@@ -138,6 +152,8 @@ def _boxes(image: Path, faults: Counter[str]) -> dict[str, list[Box]]:
     if not file.is_file():
         return {}
     rows = read_json(file)
+    if not isinstance(rows, list):
+        raise UserError(f"{file} is invalid (not a list); {AS_RELEASED}")
     try:
         with Image.open(image) as opened:
             width, height = opened.size
@@ -150,7 +166,9 @@ def _boxes(image: Path, faults: Counter[str]) -> dict[str, list[Box]]:
             )
         boxes: dict[str, list[Box]] = {}
         for row in rows:
-            for name, (x, y, w, h) in row.items():
+            for name, numbers in row.items():
+                x, y, w, h = _numbers(numbers)
+                require_unit([WrittenBox("list", (x, y, w, h), False)], _FORMAT, str(file), AS_RELEASED)
                 box = from_pixels((x, y, x + w, y + h), width, height)
                 faults.update(faults_of_box := validate_box(box))
                 valid = repair_box(box) if faults_of_box else box
@@ -158,9 +176,17 @@ def _boxes(image: Path, faults: Counter[str]) -> dict[str, list[Box]]:
                     boxes.setdefault(str(name), []).append(valid)
     except UserError:
         raise
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, OverflowError, AttributeError, OSError) as error:
         raise UserError(f"{file} is invalid ({error}); {AS_RELEASED}") from error
     return boxes
+
+
+def _numbers(value: Any) -> list[float]:
+    """Return four finite numbers. Raises ValueError if the value is anything else."""
+    numbers = value if isinstance(value, list) and len(value) == 4 else []
+    if numbers and all(type(number) in (int, float) and abs(number) < math.inf for number in numbers):  # not NaN
+        return numbers
+    raise ValueError(f"{str(value)[:60]} is not [x, y, width, height] in pixels")
 
 
 def read(config: Any, scratch: Path) -> GroundingDataset:

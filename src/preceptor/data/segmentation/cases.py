@@ -32,6 +32,7 @@ from preceptor.data.segmentation.layouts import (
     maybe_one_patient,
     named_as_brats,
     patient_of,
+    patients_by_names,
 )
 from preceptor.data.segmentation.modalities import (
     MASK,
@@ -39,6 +40,7 @@ from preceptor.data.segmentation.modalities import (
     canonical_name,
     check_modalities,
     check_regions,
+    contradicting_word,
     infer_regions,
     stem,
 )
@@ -118,6 +120,10 @@ def read_volumes(
             f"{len(merged)} cases share an image with another case and are in its split: {listed(merged)}."
         )
     cases = grouped
+    if not found.group_given:
+        notes, doubts = patients_by_names(cases)
+        found.notes += notes
+        found.findings += doubts
     if found.layout != "table" and (finding := maybe_one_patient(cases, root)):
         found.findings.append(finding)
     if split is not None and split_file is not None:
@@ -135,7 +141,9 @@ def read_volumes(
         cases = cut_labelled(cases, lambda these: cut_fold(these, fold, folds, validation_fraction, seed))
     else:
         cases = cut_labelled(cases, lambda these: cut_splits(these, validation_fraction, test_fraction, seed))
-    if given is not None:
+    if given is None:
+        found.findings += found.unread_splits
+    else:
         require_whole_patients(cases, str(given))
         parts = {case.split for case in cases}
         if validation_fraction and "train" in parts and "validation" not in parts:
@@ -285,8 +293,9 @@ def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
 
     The images are NIfTI files and folders of a DICOM series. Missing modalities are absent from the case. The channels
     of a four-dimensional file are named by the `dataset.json` of the Decathlon in the folder above; without one they
-    are `modalities`. A label map `CASE_seg` becomes the mask of the case. It is in the
-    test split.
+    are `modalities`. A single file whose name contains no modality is that of a network with one modality, which is a
+    remark; in a folder, it is refused. A label map `CASE_seg` becomes the mask of the case. The case is in the test
+    split.
 
     Raises:
         UserError: a path does not exist, a name is unclear or has an unknown modality, a modality occurs twice, or
@@ -300,8 +309,9 @@ def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
     mask: VolumeFile | None = None
     unclear: dict[Path, tuple[str, str]] = {}
     unused: list[str] = []
-    if isinstance(path, Path) and path.is_dir() and not holds_series(path):
-        nested, others = volumes_below(path, names)
+    folder = path if isinstance(path, Path) and path.is_dir() and not holds_series(path) else None
+    if folder is not None:
+        nested, others = volumes_below(folder, names)
         if files and nested:
             raise UserError(
                 f"{place} contains {files[0].name}, and its subfolders contain {listed(nested)}, which may be of other "
@@ -312,7 +322,7 @@ def find_case(path: Path | Sequence[Path], modalities: Sequence[str]) -> Case:
         bare = stem(file.name) or file.name
         parsed = parser.parse(bare, place.name)
         if parsed is None and len(files) == 1:
-            return _one_file(file, bare, names)
+            return _one_file(file, bare, names, in_folder=folder is not None)
         if parsed is None:
             if isinstance(path, Path):  # a folder may contain other files
                 unused.append(file.name)
@@ -389,8 +399,13 @@ def _files(path: Path | Sequence[Path]) -> tuple[Path, list[Path]]:
     return paths[0].resolve().parent, paths
 
 
-def _one_file(file: Path, bare: str, names: tuple[str, ...]) -> Case:
-    """Return the case of a single file whose name contains no modality."""
+def _one_file(file: Path, bare: str, names: tuple[str, ...], *, in_folder: bool) -> Case:
+    """Return the case of a single file whose name ends in no modality.
+
+    Raises:
+        UserError: the number of channels is another one, or the file may be something else: it has one channel and was
+            found in a folder, or its name contains a word that contradicts the modality.
+    """
     # Whoever reads the voxels compares their number with the limit.
     shape = (0, 0, 0) if file.is_dir() else nifti.read_header(file, max_voxels=sys.maxsize)[1]
     channels = shape[3] if len(shape) == 4 else 1
@@ -398,13 +413,21 @@ def _one_file(file: Path, bare: str, names: tuple[str, ...]) -> Case:
     remarks: tuple[str, ...] = ()
     if dataset_json.is_file() and len(channel_names(read_list(dataset_json), dataset_json)) == channels:
         order = channel_names(read_list(dataset_json), dataset_json)
+    elif channels == len(names) > 1:
+        order = list(names)
+        remarks = (
+            f"Nothing names the channels of {file.name}, so they were taken as {', '.join(names)}, in the order of the "
+            "network.",
+        )
     elif channels == len(names):
         order = list(names)
-        if channels > 1:
-            remarks = (
-                f"Nothing names the channels of {file.name}, so they were taken as {', '.join(names)}, in the order of "
-                "the network.",
+        word = contradicting_word(bare, names)
+        if in_folder or word:
+            doubt = (
+                f"may be another image, because its name contains {word!r}" if word else "does not name its modality"
             )
+            raise UserError(f"{file} {doubt}; give it as {names[0]}=PATH if it is {names[0]}, or rename it")
+        remarks = (f"The name of {file.name} does not end in a modality, so it was taken as {names[0]}.",)
     else:
         content = "a DICOM series" if file.is_dir() else f"{' x '.join(map(str, shape))} voxels"
         raise UserError(

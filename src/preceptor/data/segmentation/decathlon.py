@@ -209,7 +209,6 @@ def _images(image: Path, channels: list[str], place: str) -> tuple[str, list[Pat
     if image.is_file():
         return name, [image]
     ending = image.name[len(name) :]
-    name = re.sub(r"_0000$", "", name)
     files = [image.with_name(f"{name}_{channel:04d}{ending}") for channel in range(len(channels))]
     missing = [file for file in files if not file.is_file()]
     if len(missing) == len(files):

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data.findings import Finding
+from preceptor.data.identity import names_patient
 from preceptor.data.segmentation.folders import Listing, list_volumes, listed
 from preceptor.data.segmentation.modalities import (
     KNOWN,
     MASK,
     FileNames,
     ParsedName,
+    names_mask,
     sort_modalities,
     stem,
     words_of,
@@ -40,10 +42,12 @@ class FoundCases:
         cases: The cases.
         regions: Label values of each region, if the layout defines them.
         split_given: Whether the layout assigns cases to splits.
+        group_given: Whether the layout assigns cases to patients.
         notes: Sentences to print with the results.
         findings: Files that were not used, and other doubts.
         maybe_masks: Names of files that were left out and may be label maps.
         patients: Cells of a column that names patients and is not used, by case, with the name of the column.
+        unread_splits: Findings on columns that contain names of splits and are not read.
     """
 
     layout: str
@@ -51,40 +55,90 @@ class FoundCases:
     cases: list[Case]
     regions: dict[str, tuple[int, ...]] | None = None
     split_given: bool = False
+    group_given: bool = False
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     maybe_masks: list[str] = field(default_factory=list)
     patients: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unread_splits: list[Finding] = field(default_factory=list)
 
 
-_VISITS = (
+_FORMATS = (
     r"(BraTS-[A-Za-z]+-\d+)-\d+",
     r"(BraTS-MEN-RT-\d+)-\d+",
     r"(Brats1[789]_.+_.+)_\d+",
     r"(UPENN-GBM-\d+)_\d\d",
     r"(UCSF-PDGM-\d+)_FU\d+d",
+    r"(\d{6})[A-Z]",
+    r"(OAS\d_\d{4}|OAS\d{5})_.+",
     r"(sub-[A-Za-z0-9+]+)_ses-[A-Za-z0-9+]+",
-    r"(.*\d.*?)[_\-. ]+(?:ses|session|visit|tp|timepoint|time|week|wk|month|fu|followup|mr)[_\-]?\d+[a-z]?",
+)
+"""Ids of cases that contain a patient: BraTS, UPENN-GBM, UCSF-PDGM, UCSF-BMSR (100101A), OASIS and BIDS."""
+
+_VISITS = (
+    r"(.*\d.*?)[_\-. ]+(?:ses|session|visit|tp|timepoint|time|day|week|wk|month|year|fu|followup)[_\-]?\d+[a-z]?",
     r"(.*\d.*?)[_\-. ]+(?:baseline|bl|followup|fu|preop|postop)",
 )
-"""Ids of cases that contain a patient and a visit: BraTS, UPENN-GBM, UCSF-PDGM, BIDS, OASIS, and words for visits."""
+"""Ids of cases that end in a word for a visit."""
+
+MOST_SCANS = 10
+"""Number of cases that names may give one patient without a finding."""
 
 
 def patient_of(case: str) -> str:
     """Return the patient in the id of a case.
 
-    BraTS-GLI-00001-000 and -001, UPENN-GBM-00001_11 and _21, sub-01_ses-1 and sub-01_ses-2 of BIDS, and p7_visit1 and
-    p7_visit2 share a patient.
+    The patient is known if the id has the form of a published data set (BraTS-GLI-00001-000, UPENN-GBM-00001_11,
+    OAS30001_MR_d0129, sub-01_ses-1 of BIDS), ends in a word for a visit (p7_visit1), or begins with a word for a person
+    and a number, before another word (pat7_scan1). Otherwise, the case is its own patient.
     """
-    matches = (re.fullmatch(pattern, case, re.IGNORECASE) for pattern in _VISITS)
-    return next((match[1] for match in matches if match), case)
+    if match := _match((*_FORMATS, *_VISITS), case):
+        return match[1]
+    named = re.match(r"(([A-Za-z]+)[_\-. ]?\d+)[_\-. ]+[A-Za-z]", case)
+    return named[1] if named and (names_patient(named[2]) or named[2].lower() == "p") else case
+
+
+def _match(patterns: Sequence[str], case: str) -> re.Match[str] | None:
+    matches = (re.fullmatch(pattern, case, re.IGNORECASE) for pattern in patterns)
+    return next((match for match in matches if match), None)
+
+
+def patients_by_names(cases: Sequence[Case]) -> tuple[list[str], list[Finding]]:
+    """Return a note on the cases that `patient_of` gives one patient, and findings on patients that are implausible.
+
+    These are patients with more than 10 cases, and one patient who has all the cases, unless the id of a published data
+    set tells the patient.
+    """
+    patients: defaultdict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        patients[patient_of(case.id)].append(case.id)
+    several = {patient: ids for patient, ids in patients.items() if len(ids) > 1}
+    if not several:
+        return [], []
+    first = " and ".join(next(iter(several.values()))[:2])
+    note = (
+        f"{sum(map(len, several.values()))} cases are taken for scans of {len(several)} "
+        f"patient{'s' * (len(several) > 1)} by their names, such as {first}; all cases of a patient are in one split."
+    )
+    findings = [
+        Finding(
+            tuple(ids),
+            None,
+            f"{len(ids)} cases are taken for scans of one patient by their names, such as {' and '.join(ids[:2])}; if "
+            "they are of different patients, write a table with a column group",
+            "warning",
+        )
+        for ids in several.values()
+        if (len(ids) > MOST_SCANS or len(patients) == 1) and not _match(_FORMATS, ids[0])
+    ]
+    return [note], findings
 
 
 def maybe_one_patient(cases: Sequence[Case], root: Path) -> Finding | None:
     """Return a finding if cases seem to be scans of one patient and are in different groups, or None.
 
-    These are cases in one subfolder, and cases whose names differ only in a number after another number, if there are
-    at most four for each folder or name on average.
+    These are cases in one subfolder, and cases whose names differ only in a word, a number or a letter after a number,
+    if there are at most four for each folder or name on average.
     """
     folders: defaultdict[str, list[Case]] = defaultdict(list)
     names: defaultdict[str, list[Case]] = defaultdict(list)
@@ -93,9 +147,12 @@ def maybe_one_patient(cases: Sequence[Case], root: Path) -> Finding | None:
         parent = parents.pop()
         if not parents and parent not in (root, *root.parents) and parent.name.lower() != case.id.lower():
             folders[str(parent)].append(case)
-        if match := re.fullmatch(r"(.*\d)[_\-. ]+[A-Za-z]?\d+", case.id):
+        if match := re.fullmatch(r"(.*\d)(?:[_\-. ]+[A-Za-z]*[_\-. ]*\d*[A-Za-z]?|[A-Za-z])", case.id):
             names[match[1]].append(case)
-    for kin, what in ((folders, "are in one folder"), (names, "have names that differ only in the last number")):
+    for kin, what in (
+        (folders, "are in one folder"),
+        (names, "have names that differ only in the last number or word"),
+    ):
         several = [group for group in kin.values() if len({case.group for case in group}) > 1]
         if several and len(kin) > 1 and sum(map(len, kin.values())) <= 4 * len(kin):
             ids = tuple(case.id for group in several for case in group)
@@ -182,7 +239,7 @@ def find_files(
     )
     found.findings = listing.findings
     unused = [*unclear, *unknown, *alone]
-    found.maybe_masks = [path.name for path in unused if _maybe_mask(path)]
+    found.maybe_masks = [path.name for path in unused if any(map(names_mask, words_of(stem(path.name) or path.name)))]
     if not found.maybe_masks and not any(case.mask for case in cases):
         found.maybe_masks = [path.name for path in unused]
     return found
@@ -249,12 +306,6 @@ def _extra_words(case: str, cases: Mapping[str, object]) -> str:
         if shorter in cases:
             return case[len(shorter) + 1 :]
     return ""
-
-
-def _maybe_mask(path: Path) -> bool:
-    words = words_of(stem(path.name) or path.name)
-    kinds = r"d?seg|mask|msk|label|lbl|roi|lesion|tumou?r|annot|gt$|truth|[gcpi]tv|oar|wmh|infarct|contour|manual"
-    return any(re.match(kinds, word) for word in words)
 
 
 def _nothing_found(

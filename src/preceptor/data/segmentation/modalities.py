@@ -211,6 +211,29 @@ def _unclear(before: Sequence[str], ending: tuple[str, ...], known: Mapping[tupl
     return ""
 
 
+def names_mask(word: str) -> bool:
+    """Return whether a word of a file name, in lower case, may tell of a label map."""
+    kinds = r"d?seg|mask|msk|label|lbl|roi|lesion|tumou?r|annot|gt$|truth|[gcpi]tv|oar|wmh|infarct|contour|manual"
+    return re.match(kinds, word) is not None
+
+
+def contradicting_word(name: str, modalities: Sequence[str]) -> str:
+    """Return a word by which a file is not an image of `modalities`, although its name ends in no known kind, or "".
+
+    It tells of a label map, a map of values, a contrast agent, or another contrast.
+    """
+    expected = {*map(canonical_name, modalities), *(word for name in modalities for word in words_of(name))}
+    previous = ""
+    for word in re.findall(r"[^\W_]+", name.lower()):
+        kind = canonical_name(word)
+        other = kind in KNOWN or word in AGENT or names_mask(word) or re.search(r"maps?$|^t[12][a-z]", word)
+        changed = previous in expected and word in QUALIFIERS - {"bet", "brain"}
+        if (other or changed) and not {word, kind} & expected:
+            return word
+        previous = kind
+    return ""
+
+
 def check_regions(regions: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     """Return the regions. Raises UserError unless each has distinct labels from 1 to 255."""
     if not regions:
@@ -251,14 +274,14 @@ def infer_regions(
         enhancing: Label of the enhancing tumour, if the names of the cases tell it.
 
     Raises:
-        UserError: the labels have no defined meaning.
+        UserError: the labels have no defined meaning, or contradict `enhancing`.
     """
     values = sorted(set(labels) - {0})
     if values == [1]:
         return {"lesion": (1,)}, f"Regions inferred from {source}, which contain only label 1: lesion is label 1."
     its_contrasts = all(canonical_name(name) in ORDER or _contrast_of(name) in ORDER for name in modalities)
-    its_labels = set(values) <= {1, 2, 4} or set(values) <= {1, 2, 3}
-    if its_contrasts and (values == [1, 2, 4] or (brats and its_labels)):
+    its_labels = any(set(values) <= {1, 2, value} for value in ((enhancing,) if enhancing else (3, 4)))
+    if its_contrasts and its_labels and (brats or values == [1, 2, 4]):
         enhancing = next((value for value in (3, 4) if value in values), enhancing or 4)
         absent = "" if enhancing in values else " (not in these label maps)"
         return brats_regions(enhancing), (
@@ -266,10 +289,16 @@ def infer_regions(
             f"enhancing tumour is label {enhancing}{absent}; et = {enhancing}, tc = 1 and {enhancing}, wt = 1, 2 and "
             f"{enhancing}."
         )
+    by_names = f" (1, 2 and {enhancing}, by the names of the cases)" if enhancing else ""
+    example = "{liver: [1, 2], tumour: [2]}"
+    if enhancing == 3 and 4 in values:
+        example = "{et: [3], tc: [1, 3], wt: [1, 2, 3], rc: [4]} if this is BraTS 2024, where 4 is the resection cavity"
+    elif its_contrasts and not brats:
+        example += ", or data.name=brats if this is BraTS"
     raise UserError(
-        f"{source} contain the labels {', '.join(map(str, values)) or 'none'}, which are not those of BraTS in its "
-        "four contrasts, so their meaning is not known; set data.regions to the labels of each region, such as {liver: "
-        f"[1, 2], tumour: [2]}}{', or data.name=brats if this is BraTS' if its_contrasts and not brats else ''}"
+        f"{source} contain the labels {', '.join(map(str, values)) or 'none'}, which are not those of BraTS{by_names} "
+        "in its four contrasts, so their meaning is not known; set data.regions to the labels of each region, such as "
+        f"{example}"
     )
 
 

@@ -15,10 +15,20 @@ from preceptor.data.findings import Finding
 from preceptor.data.segmentation.folders import listed
 from preceptor.data.segmentation.modalities import KNOWN, FileNames, canonical_name, stem
 from preceptor.data.splits import SPLIT_NAMES
-from preceptor.data.texts import as_choice, as_identifier, as_text, read_json, read_rows, read_text
+from preceptor.data.texts import (
+    Row,
+    as_choice,
+    as_identifier,
+    as_text,
+    check_column_names,
+    read_json,
+    read_rows,
+    read_text,
+)
 from preceptor.data.types import Case, Split
 from preceptor.errors import UserError, nearest
 
+COLUMNS = ("case", "split", "modalities")
 PUBLISHED_MASK = ("flair", "t1ce", "t1", "t2")
 """Order of the contrasts in the column mask of the lists of IM-Fuse."""
 
@@ -195,8 +205,10 @@ def _csv(file: Path) -> list[tuple[str, Entry]]:
         raise UserError(
             f"{file} is not a split file; give a .json, a .csv, or a folder with train.txt, val.txt, test.txt"
         )
+    rows = read_rows(file, lambda names, place: check_column_names(names, COLUMNS, place))
+    _require_read(rows, file)
     entries: list[tuple[str, Entry]] = []
-    for line, row in read_rows(file):
+    for line, row in rows:
         place = f"{file}:{line}"
         name = as_identifier(row.get("case"), f"{place}: case")
         split = as_choice(row.get("split"), SPLIT_NAMES, f"{place}: split")
@@ -204,6 +216,18 @@ def _csv(file: Path) -> list[tuple[str, Entry]]:
             raise UserError(f"{place}: the columns case and split must both be filled in")
         entries.append((name, Entry(split, place, _modalities(row.get("modalities"), f"{place}: modalities"))))
     return entries
+
+
+def _require_read(rows: Sequence[Row], file: Path) -> None:
+    """Raise UserError if the contrasts of the cases seem to be in a column that is not read."""
+    columns = list(rows[0][1]) if rows else []
+    for column in columns if "modalities" not in columns else []:
+        words = {canonical_name(word) for _, row in rows for word in re.findall(r"[\w-]+", row[column])}
+        if column not in COLUMNS and (column.lower() == "modality" or (words and words <= set(KNOWN))):
+            raise UserError(
+                f"{file}: column {column!r} is not read; rename it to modalities if it lists the contrasts of each "
+                "case, or delete it"
+            )
 
 
 def _modalities(value: object, place: str) -> frozenset[str] | None:

@@ -9,12 +9,12 @@ from typing import Any
 
 from preceptor.data.dicom_series import holds_series
 from preceptor.data.findings import Finding
-from preceptor.data.identity import examination_columns, merge_groups, patient_columns
+from preceptor.data.identity import examination_columns, merge_groups, patient_columns, unread_splits
 from preceptor.data.images import resolve_image
 from preceptor.data.segmentation.layouts import FoundCases, patient_of
 from preceptor.data.segmentation.modalities import KNOWN, MASK, canonical_name, sort_modalities, stem
 from preceptor.data.splits import SPLIT_NAMES
-from preceptor.data.texts import Row, as_choice, as_identifier, read_rows
+from preceptor.data.texts import Row, as_choice, as_identifier, check_column_names, read_rows
 from preceptor.data.types import Case, Split, VolumeFile
 from preceptor.errors import UserError, nearest
 
@@ -56,9 +56,9 @@ def find_table(
     Raises:
         UserError: the table is invalid. The message names the file, the line and the fix.
     """
-    rows = _rows(file)
-    columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
     mask = mask or MASK
+    rows = _rows(file, (*NAMES, mask) if labels else ("case",))
+    columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
     if "case" not in columns:
         fix = "; if this is not the table of the cases, rename it, or set data.name=brats to read the folder"
         raise UserError(
@@ -91,7 +91,8 @@ def find_table(
         cases.append(Case(case_id, present, label, group, splits.get(line, "train")))
     order = modalities or sort_modalities(images)
     found = FoundCases("table", order, sorted(cases, key=lambda case: case.id), split_given=bool(splits))
-    if "group" in columns:
+    found.group_given = "group" in columns
+    if found.group_given:
         found.patients = {
             column: {case: cells.get(column, "") for case, cells in cells_of.items()} for column in patients
         }
@@ -101,6 +102,10 @@ def find_table(
     unused = [c for c in columns if c not in (*NAMES, mask, *patients, *images.values())]
     for column in [] if patients else examination_columns(unused):
         found.patients[column] = {case.id: cells.get(column) for case, (_, cells) in zip(cases, rows, strict=True)}
+    if not splits:
+        for column in unused:
+            if finding := unread_splits(column, (cells.get(column) for _, cells in rows)):
+                found.unread_splits.append(finding)
     _add_findings(found, file, rows, unused)
     return found
 
@@ -131,10 +136,10 @@ def _add_findings(found: FoundCases, file: Path, rows: Sequence[Row], unused: Se
             found.maybe_masks.append(f"those in the column {column!r}")
 
 
-def _rows(file: Path) -> list[Row]:
+def _rows(file: Path, known: Sequence[str]) -> list[Row]:
     if file.suffix.lower() not in SUFFIXES:
         raise UserError(f"{file} is not named as a table; the name must end in {' or '.join(SUFFIXES)}")
-    rows = read_rows(file)
+    rows = read_rows(file, lambda names, place: check_column_names(names, known, place))
     if not rows:
         raise UserError(f"{file} has no rows; it needs the columns case, the modalities and mask")
     return rows

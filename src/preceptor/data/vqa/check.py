@@ -17,6 +17,7 @@ from typing import Literal
 from preceptor.data.findings import Finding
 from preceptor.data.images import ImageError, load_image
 from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
+from preceptor.data.texts import MISSING
 from preceptor.data.types import Dataset, Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
@@ -58,8 +59,9 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
 
     Errors are duplicate ids, empty questions or answers, and answers that are printed lists. Warnings count answers
     that look like a missing value or a truth value, numbers that are written in two ways or that the normaliser
-    changes, questions with a mark for an image, and the test questions without an accepted answer among the answer
-    classes, which `normaliser` and `minimum_count` define as in training.
+    changes, answer classes that contain answers with different signs (HER2+ and HER2-), questions with a mark for an
+    image, and the test questions without an accepted answer among the answer classes, which `normaliser` and
+    `minimum_count` define as in training.
     """
     repeated = [id for id, count in Counter(sample.id for sample in data.samples).items() if count > 1]
     findings = [Finding((id,), None, f"several rows have the id {id!r}; make ids unique") for id in repeated]
@@ -74,7 +76,8 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
     if marked:
         reason = f"{len(marked)} questions contain <image>, which is read as text; remove it"
         findings.append(Finding(marked, None, reason, "warning"))
-    findings += _check_answers(data.samples, NORMALISERS.get(normaliser, str))
+    normalise = NORMALISERS.get(normaliser, str)
+    findings += _check_answers(data.samples, normalise) + _check_signs(data.samples, normalise)
 
     train, test = [sample for sample in data.split("train") if sample.answers], data.split("test")
     try:
@@ -91,7 +94,8 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
     return findings
 
 
-_MISSING = frozenset({"na", "n/a", "n.a.", "#n/a", "<na>", "nan", "nat", "null", "undefined", "-", "--", "?"})
+# "None" is a usual answer.
+_MISSING = MISSING - {"none"} | {"n.a.", "#n/a", "undefined", "-", "--", "?"}
 _PRINTED = re.compile(
     r"\[.*\]|\{.*\}|\(\s*['\"].*\)|b'.*'|b\".*\"|(?:(?:np|numpy|torch|pd|pandas)\.\w+|array|dtype|tensor|Timestamp|Decimal|datetime"
     r"\.\w+)\(.*",
@@ -101,6 +105,10 @@ _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d{1,3})?", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d{1,2})(?!\d)")
 _RAISED = re.compile("\\d[\u00b2\u00b3\u00b9\u2070-\u2079\u00bc-\u00be\u2150-\u215e]")
 """A digit before a superscript or a fraction, which Unicode normalisation joins to it: 10² becomes 102."""
+
+
+_SIGN = re.compile(r"[+<>=]|(?<!\w)-(?=\w)|(?<=\w)-(?!\w)|-(?=\W*$)")
+"""A sign that changes the meaning of an answer. Hyphens between letters, as in x-ray, and spaced dashes do not."""
 
 
 def _is_other_number(text: str, normalised: str) -> bool:
@@ -160,3 +168,27 @@ def _check_answers(samples: Sequence[Sample], normalise: Callable[[str], str]) -
         )
         findings.append(Finding(ids, None, reason, "warning"))
     return findings
+
+
+def _check_signs(samples: Sequence[Sample], normalise: Callable[[str], str]) -> list[Finding]:
+    """Return a finding for answers of one class that differ in signs, such as HER2+ and HER2-."""
+    ids: defaultdict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        for answer in sample.answers:
+            ids[answer.strip()].append(sample.id)
+    classes: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)  # texts by class and signs
+    for text in ids:
+        if not _is_other_number(text, normalised := normalise(text)):
+            classes[normalised].setdefault("".join(_SIGN.findall(plain(text))), []).append(text)
+    merged = [by_signs for by_signs in classes.values() if len(by_signs) > 1]
+    if not merged:
+        return []
+    affected = dict.fromkeys(
+        id for by_signs in merged for texts in by_signs.values() for text in texts for id in ids[text]
+    )
+    examples = " and ".join(f"{texts[0]!r:.60}" for texts in list(merged[0].values())[:2])
+    reason = (
+        f"{len(merged)} answer classes contain answers that differ in signs such as + - < > =, for example {examples}, "
+        "because the normaliser of answers drops them; write the difference in words, unless they mean the same"
+    )
+    return [Finding(tuple(affected), None, reason, "warning")]

@@ -30,7 +30,7 @@ from preceptor.data.identity import (
 from preceptor.data.limits import MAX_BYTES
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut_validation
-from preceptor.data.texts import as_identifier, as_text, is_given
+from preceptor.data.texts import as_identifier, as_text, check_column_names, is_given
 from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.answers import as_answers, inferred_type, mixed_types
 from preceptor.errors import UserError
@@ -73,11 +73,12 @@ def read_parquet(
 
     The columns are `image` (a struct whose `bytes` are the file), `question`, `answer` (a text, or a list of accepted
     answers) and optionally `group`. Without a group, the columns that name a patient decide (see `data.identity`), else
-    the image. Other columns are ignored. Images
-    are written to `extracted-images/` next to the tables, or to `scratch` if that folder is not writable. A later call
-    reuses them if the size and the modification time of the table are unchanged. An id is ``<split>-<row>``, counted
-    from 0. Answers of yes or no make a question closed. If there is no
-    validation split, it is cut from training by image. The caller decides whether splits may share images.
+    the image. Other columns are ignored. Classes of the library `datasets` (`ClassLabel`) are read as their names.
+
+    Images are written to `extracted-images/` next to the tables, or to `scratch` if that folder is not writable. A
+    later call reuses them if the size and the modification time of the table are unchanged. An id is
+    ``<split>-<row>``, counted from 0. Answers of yes or no make a question closed. If there is no validation split, it
+    is cut from training by image. The caller decides whether splits may share images.
 
     Raises:
         UserError: pyarrow is missing, or a file is invalid. The message names the file, the row (from 0) and the fix.
@@ -99,8 +100,8 @@ def read_parquet(
             )
         number = count()
         for file in files:
-            images = _images(file, folders, max_bytes)
             columns = (*COLUMNS[1:], *_identifying_columns(file))
+            images = _images(file, folders, max_bytes)
             for row, (image, cells) in enumerate(zip(images, _cells(file, columns), strict=True)):
                 sample = _sample(cells, f"{file}: row {row}", f"{key}-{next(number)}", split, image)
                 samples.append(sample)
@@ -190,14 +191,20 @@ def _unread_files(root: Path, shards: Mapping[str, Sequence[Path]]) -> list[Find
 
 
 def _identifying_columns(file: Path) -> list[str]:
-    """Return `group` and the columns that name a patient or an examination, as far as a table has them."""
-    names = _schema_names(file)
-    return [*(["group"] if "group" in names else []), *patient_columns(names), *examination_columns(names)]
+    """Return `group` and the columns that name a patient or an examination, as far as a table has them.
 
-
-def _schema_names(file: Path) -> list[str]:
+    Raises:
+        UserError: a column has nearly the name of one that is read, such as `Group`.
+    """
     with _open(file) as table:
-        return list(table.schema_arrow.names)
+        from pyarrow import types
+
+        names = list(table.schema_arrow.names)
+        kinds = list(table.schema_arrow.types)
+    check_column_names(names, (*COLUMNS, "group"), str(file))
+    # Nested and binary cells, such as an embedding or an image, identify nothing.
+    simple = [n for n, kind in zip(names, kinds, strict=True) if not (types.is_nested(kind) or "binary" in str(kind))]
+    return [*(["group"] if "group" in names else []), *patient_columns(names), *examination_columns(simple)]
 
 
 @contextmanager
@@ -232,13 +239,52 @@ def _cells(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
             if names_examination(name):
                 continue
             _check_type(schema.field(name).type, f"{file}: column {name}")
+        classes = _classes(schema.metadata or {})
         try:
             for batch in table.iter_batches(batch_size=_BATCH, columns=list(columns)):
                 for index in range(batch.num_rows):
-                    yield {name: batch.column(name)[index].as_py() for name in columns}
+                    cells = {name: batch.column(name)[index].as_py() for name in columns}
+                    for name in classes.keys() & cells.keys():
+                        cells[name] = _class_name(cells[name], classes[name], f"{file}: row {row}: {name}")
+                    yield cells
                     row += 1
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: row {row}: a text is not UTF-8; {_COPY_AGAIN}, or correct the row") from error
+
+
+def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Return the names of the classes of every column of the type ClassLabel, or of lists of them.
+
+    The library `datasets` stores the numbers of classes in the column, and their names in the metadata of the table.
+    """
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        named = {column: _class_names(feature) for column, feature in features.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # not written by `datasets`
+        return {}
+    return {column: names for column, names in named.items() if names}
+
+
+def _class_names(feature: Any) -> list[str]:
+    if isinstance(feature, list):  # how `datasets` writes some lists
+        return _class_names(feature[0]) if feature else []
+    if not isinstance(feature, dict):
+        return []
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else _class_names(feature.get("feature"))
+    return names if isinstance(names, list) else []
+
+
+def _class_name(value: Any, names: Sequence[str], place: str) -> Any:
+    """Return the name of a class by its number, for each number of a list. -1 means that there is none."""
+    if isinstance(value, list):
+        return [_class_name(one, names, place) for one in value]
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if not -1 <= value < len(names):
+        raise UserError(
+            f"{place} is class {value}, but the table has names for {len(names)} classes; store the names as texts"
+        )
+    return names[value] if value >= 0 else None
 
 
 def _check_type(kind: Any, place: str) -> None:

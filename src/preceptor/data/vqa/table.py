@@ -18,12 +18,21 @@ from preceptor.data.identity import (
     names_examination,
     note_leaks,
     patient_columns,
+    unread_splits,
     unused_patients,
 )
 from preceptor.data.image_folder import IMAGE_SUFFIXES
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import SPLIT_NAMES, cut_validation
-from preceptor.data.texts import Row, as_choice, as_identifier, as_text, is_given, read_rows
+from preceptor.data.texts import (
+    Row,
+    as_choice,
+    as_identifier,
+    as_text,
+    check_column_names,
+    is_given,
+    read_rows,
+)
 from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.answers import ANSWER_TYPES, as_answers, inferred_type, mixed_types
 from preceptor.errors import UserError
@@ -139,14 +148,7 @@ def _table_file(path: Path) -> Path:
 
 
 def _check_names(names: list[str], place: str, required: tuple[str, ...]) -> None:
-    """Raise UserError for missing required columns and for misspelled names, which would silently count as missing."""
-    for name in names:
-        normalised = name.strip().lower().replace(" ", "_").replace("-", "_")
-        if normalised in COLUMNS and name != normalised and normalised in names:
-            raise UserError(f"{place}: the columns {normalised!r} and {name!r} differ only in case; keep one")
-        close = difflib.get_close_matches(normalised, COLUMNS, n=1, cutoff=0.8) if name not in COLUMNS else []
-        if close and close[0] not in names:
-            raise UserError(f"{place}: unknown column {name!r}; did you mean {close[0]!r}? Rename the column")
+    check_column_names(names, COLUMNS, place)
     absent = [name for name in required if name not in names]
     if absent:
         raise UserError(f"{place}: no column {absent[0]!r}; the required columns are {', '.join(required)}")
@@ -171,7 +173,6 @@ def _given_splits(rows: list[Row], file: Path) -> dict[int, Split]:
 
 def _unread_columns(rows: list[Row], columns: list[str]) -> list[Finding]:
     """Return a finding for every column that is not read although it has the content or the name of one that is."""
-    split_names = {*SPLIT_NAMES, "training", "testing"}
     findings = []
     for column in (column for column in columns if column not in COLUMNS):
         given = [cells for _, cells in rows if is_given(cells.get(column))]
@@ -179,9 +180,8 @@ def _unread_columns(rows: list[Row], columns: list[str]) -> list[Finding]:
         images = bool(values) and all(Path(value).suffix in IMAGE_SUFFIXES for value in values)
         other = "image" if images else "answer" if column.lower() in ANSWER_NAMES else ""
         close = difflib.get_close_matches(column.lower(), COLUMNS, n=1, cutoff=0.8)
-        if len(values) > 1 and values <= split_names:
-            reason = f"column {column!r} contains names of splits and is not read; rename it to split"
-            findings.append(Finding((), None, reason))
+        if splits := unread_splits(column, values):
+            findings.append(splits)
         elif other and any(cells[column] != cells.get(other) for cells in given):
             reason = (
                 f"column {column!r} contains names of image files and is not read: a question has one image, that of "

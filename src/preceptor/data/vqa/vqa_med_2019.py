@@ -138,6 +138,10 @@ def _sample(text: str, place: str, images: Path, split: Split, key: str) -> Samp
         filled = len([field for field in fields if field])
         raise UserError(f"{place}: {filled} of the {count} fields of {form}; correct or delete the line")
     name, question, answer = fields[0], fields[-2], fields[-1]
+    # A copy may have the category of the test file, in its place or at the end.
+    stray = [field.strip() for field in (question, *answer.split("|")[1:]) if field.strip().lower() in CATEGORIES]
+    if stray and key != "test":
+        raise UserError(f"{place}: {stray[0]!r} is a category, and the form is image|question|answer; remove it")
     category = fields[1].lower() if key == "test" else category_of(question)
     if category not in CATEGORIES:
         raise UserError(f"{place}: category {fields[1]!r} is not known{nearest(category, CATEGORIES)}")

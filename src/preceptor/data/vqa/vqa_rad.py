@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,7 +17,7 @@ from preceptor.data.identity import shared_contents
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut_validation
-from preceptor.data.texts import as_text, read_json_rows
+from preceptor.data.texts import MISSING, as_text, read_json_rows
 from preceptor.data.types import AnswerType, Dataset, Sample, Split
 from preceptor.data.vqa import parquet
 from preceptor.data.vqa.release import released_counts, unused_images
@@ -98,9 +99,9 @@ def read_vqa_rad(
         samples.append(sample)
         places.setdefault(sample.image, f"qid {sample.id}")
         place = f"{folder / TABLE}: qid {sample.id}"
-        if link := _text(row["qid_linked_id"], f"{place}: qid_linked_id"):
+        if link := _optional(row["qid_linked_id"], f"{place}: qid_linked_id"):
             links[link].append(sample)
-        if frame := _text(row["question_frame"], f"{place}: question_frame"):
+        if frame := _optional(row["question_frame"], f"{place}: question_frame"):
             frames.append(_frame(sample, frame))
     repeated = [id for id, count in Counter(sample.id for sample in samples).items() if count > 1]
     if repeated:
@@ -209,8 +210,8 @@ def _release_folder(root: Path) -> Path:
 def _sample(row: dict[str, Any], folder: Path) -> Sample:
     place = f"{folder / TABLE}: qid {row['qid']!r}"
 
-    def cell(name: str) -> str:
-        return _text(row[name], f"{place}: {name}")
+    def cell(name: str, read: Callable[[Any, str], str] = _text) -> str:
+        return read(row[name], f"{place}: {name}")
 
     question, answer, phrase = cell("question"), cell("answer"), cell("phrase_type")
     kind = cell("answer_type").upper()
@@ -229,8 +230,8 @@ def _sample(row: dict[str, Any], folder: Path) -> Sample:
         answer_type=ANSWER_TYPES[kind],
         group=name,
         split=SPLITS[phrase],
-        question_type=_question_type(cell("question_type")),
-        tags={"phrase_type": phrase, "image_organ": cell("image_organ").upper()},
+        question_type=_question_type(cell("question_type", _optional)),
+        tags={"phrase_type": phrase, "image_organ": cell("image_organ", _optional).upper()},
     )
 
 
@@ -252,6 +253,12 @@ def _text(value: Any, place: str) -> str:
     """Return a cell as text. Some cells are integers, NULL is a missing value, and tabs and double spaces are typos."""
     text = " ".join(as_text(value, place).split())
     return "" if text == "NULL" else text
+
+
+def _optional(value: Any, place: str) -> str:
+    """Return the text of a cell that may be missing. Other programs save its NULL as None, which may be an answer."""
+    text = _text(value, place)
+    return "" if text.lower() in MISSING else text
 
 
 def _question_type(text: str) -> str:
