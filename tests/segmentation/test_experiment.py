@@ -11,13 +11,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import preceptor
 from preceptor.api import run_recipe
 from preceptor.errors import UserError
 from preceptor.pipeline.run_dir import read_predictions
 from preceptor.segmentation.data import examples, read_cases
-from preceptor.segmentation.evaluate import mean_of, predict_case, validation_scores, votes
+from preceptor.segmentation.evaluate import dice_by_case, mean_by_subset, mean_of, predict_case, votes
 from preceptor.segmentation.metrics import dice
 from preceptor.segmentation.model import MultimodalUNet
 from tests.segmentation.conftest import recipe
@@ -77,7 +78,8 @@ def test_the_validation_dice_of_the_model_folder_is_that_of_its_weights(trained:
     config = recipe(trained)
     data = read_cases(config.data, trained / "run" / "data")
     network = MultimodalUNet.load(run / "model").eval()
-    found = validation_scores(network, examples(config, data, "validation", 0), config)
+    cases = examples(config, data, "validation", 0)
+    found = mean_by_subset(dice_by_case(network, cases, config), cases)
     stored = json.loads((run / "model" / "segmentation.json").read_text())["validation"]
     assert set(found) == set(stored)
     for subset, by_region in found.items():
@@ -112,6 +114,19 @@ def test_a_teacher_that_sees_all_modalities(tmp_path: Path) -> None:
     assert set(document["stages"]) == {"teacher", "distilled"}
     lines = log_lines(tmp_path / "run" / "distilled")
     assert any(line.get("full/output", 0) > 0 and "full/features" in line for line in lines)
+
+
+def test_a_run_draws_the_parameters_of_its_terms_from_its_seed(tmp_path: Path) -> None:
+    """With a rate of almost 0, the checkpoint holds the initial weights."""
+    settings = ["stages=[distilled]", "train.epochs=0.3", "train.learning_rate=1e-12", "method.cross_modal.levels=all"]
+    for seed in (0, 7):
+        output = tmp_path / str(seed)
+        projecting = [*settings, "method.cross_modal.projector=true", f"seed={seed}", f"output={output}"]
+        run_recipe(recipe(tmp_path, *projecting))
+        (file,) = output.rglob("checkpoints/step-1/task.safetensors")
+        drawn = load_file(file)["losses.2.projectors.0 flair.weight"]
+        first = torch.empty(4, 4).normal_(0, 0.5, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(drawn, first, rtol=0, atol=1e-7)
 
 
 def test_the_model_folder_lists_the_training_volumes(trained: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from preceptor.api import run_recipe
 from preceptor.data.provenance import read_provenance
 from preceptor.errors import UserError
-from preceptor.segmentation.initial_weights import copy_weights
+from preceptor.segmentation.initial_weights import copied_parameters, copy_weights
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from tests.command_line import call
 from tests.segmentation.conftest import recipe
@@ -71,6 +71,71 @@ def test_other_modalities_are_refused() -> None:
     own = MultimodalUNet(MultimodalUNetConfig(("flair",), REGIONS, channels=(4, 4, 8)), seed=0)
     with pytest.raises(UserError, match=r"modalities=\['flair', .* and the recipe has modalities=\['flair'\]"):
         copy_weights(own, network(channels=(4, 4, 8)), "model.init=x")
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_layer_of_a_new_region_is_not_pretrained(net: str) -> None:
+    earlier = network(("et", "tc", "wt"), seed=1, **NETS[net])
+    names = {name for name, _ in earlier.named_parameters()}
+    for regions in (("et", "tc", "wt"), ("wt", "et")):
+        assert copied_parameters(network(regions, **NETS[net]), earlier) == names
+    own = network(("wt", "lesion"), seed=2, **NETS[net])
+    copy_weights(own, earlier, "")
+    new = {name for name, weight in own.named_parameters() if weight.shape != earlier.get_parameter(name).shape}
+    assert new
+    assert copied_parameters(own, earlier) == names - new
+    for name in names - new:
+        assert torch.equal(own.get_parameter(name), earlier.get_parameter(name))
+
+
+def train_on(folder: Path, trained: Path, *settings: str) -> dict[str, torch.Tensor]:
+    """Return the weights of the last step of a short run on the cases of the finished one."""
+    short = ["train.epochs=1", "train.select=last", "train.ema_decay=0", f"data.root={trained / 'run' / 'data'}"]
+    run_recipe(recipe(folder, *short, "stages=[baseline]", f"output={folder / 'run'}", *settings))
+    return load_file(folder / "run" / "model" / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_pretrained_weights_train_with_their_own_rate(trained: Path, tmp_path: Path) -> None:
+    init = f"model.init={trained / 'run'}"
+    start = load_file(trained / "run" / "distilled" / "model" / "model.safetensors")
+
+    def moved(name: str, *settings: str) -> float:
+        (tmp_path / name).mkdir()
+        found = train_on(tmp_path / name, trained, init, *settings)
+        return sum(float((found[key] - weight).abs().sum()) for key, weight in start.items())
+
+    by_default, slower = moved("default"), moved("slower", "train.pretrained_lr_scale=0.01")
+    assert moved("whole", "train.pretrained_lr_scale=1") == by_default
+    assert moved("lower", "train.learning_rate=2.0e-5") == pytest.approx(slower, rel=1e-3), "0.01 times 2.0e-3"
+    assert 0 < slower < by_default / 20
+    with pytest.raises(UserError, match=r"train\.pretrained_lr_scale=0 freezes all weights .* set it above 0"):
+        moved("frozen", "train.pretrained_lr_scale=0")
+
+
+@pytest.mark.slow
+def test_frozen_weights_leave_the_layer_of_new_regions(trained: Path, tmp_path: Path) -> None:
+    regions = "data.regions={tc: [1, 4], oedema: [2]}"
+    settings = ["data.name=brats", f"data.split_file={trained / 'run' / 'data' / 'splits.json'}", regions]
+    found = train_on(tmp_path, trained, *settings, f"model.init={trained / 'run'}", "train.pretrained_lr_scale=0")
+    start = load_file(trained / "run" / "distilled" / "model" / "model.safetensors")
+    changed = {name for name, weight in start.items() if not torch.equal(found[name], weight)}
+    assert changed == {name for name, weight in start.items() if found[name].shape != weight.shape}
+
+
+@pytest.mark.slow
+def test_a_student_that_starts_from_its_teacher_has_pretrained_weights(trained: Path, tmp_path: Path) -> None:
+    method = "{name: kd, initialise_from_teacher: true, teaching_run: " + f"{trained / 'run'}" + "}"
+    settings = ["stages=[distilled]", f"method={method}"]
+    for name, scale, rate in (("a", 0.01, 2.0e-3), ("b", 1.0, 2.0e-5)):
+        (tmp_path / name).mkdir()
+        both = [f"train.pretrained_lr_scale={scale}", f"train.learning_rate={rate}"]
+        train_on(tmp_path / name, trained, *settings, *both)
+    one, other = (load_file(tmp_path / name / "run" / "model" / "model.safetensors") for name in "ab")
+    for key, weight in one.items():
+        torch.testing.assert_close(weight, other[key], rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="freezes all weights"):
+        train_on(tmp_path, trained, *settings, "train.pretrained_lr_scale=0")
 
 
 @pytest.mark.slow

@@ -106,6 +106,37 @@ def test_students_may_be_compared_through_a_map_of_their_own(levels):
     assert {name.split()[1] for name in taught} == {"t1", "t2"}
 
 
+def test_the_seed_draws_the_parameters_of_the_terms():
+    """Those of seed 0 are the numbers that the generator of seed 0 draws, in the order of levels and modalities."""
+
+    def weights(seed: int, student_seed: int = 0) -> list[torch.Tensor]:
+        config = LckdConfig.model_validate({"cross_modal": {"projector": True, "levels": "all"}})
+        built = config.build_task(network(student_seed), stage="distilled", votes=lambda _: SCORES, seed=seed)
+        return [linear.weight for linear in built.terms[-1].projectors.values()]
+
+    generator = torch.Generator().manual_seed(0)
+    for weight in weights(0):
+        assert torch.equal(weight, torch.empty_like(weight).normal_(0, weight.shape[1] ** -0.5, generator=generator))
+    for one, same, other in zip(weights(1), weights(1, student_seed=5), weights(2), strict=True):
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+
+
+class Drawing(LossTerm):
+    name = "drawing"
+
+    def prepare(self, student, teacher_config, generator):
+        self.drawn = torch.nn.Parameter(torch.rand(3, generator=generator))
+
+
+def test_own_terms_draw_from_the_seed():
+    method = LckdConfig.model_validate({"losses": [{"loss": f"{__name__}:Drawing"}], "cross_modal": {"weight": 0}})
+    built = [method.build_task(network(), stage="distilled", seed=seed) for seed in (0, 1)]
+    for seed, task in enumerate(built):
+        expected = torch.rand(3, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(task.terms[-1].drawn.data, expected)
+
+
 def test_per_task_each_teacher_speaks_where_its_region_lies():
     student = network()
     t = task(student, teachers="per_task", cross_modal={"students": "others"})

@@ -16,6 +16,7 @@ from preceptor.config import TrainConfig
 from preceptor.errors import UserError
 from preceptor.recipe import differences
 from preceptor.task import Batch, LossTerms, Task
+from preceptor.tasks import load_recipe
 from preceptor.training.average import WeightAverage
 from preceptor.training.guards import NonFiniteError, SkipCounter
 from preceptor.training.loop import FitArguments, Interrupted, fit
@@ -201,6 +202,32 @@ def test_only_weights_of_maps_decay_and_pretrained_ones_go_slower():
     assert found["student.3.weight"] == (1.0, 0.3)
     assert found["student.3.bias"] == (1.0, 0.0)
     assert len(found) == 6
+
+
+def test_a_scale_of_0_freezes_pretrained_weights_and_must_leave_some():
+    task = Toy()
+    names = {name for name, _ in task.named_parameters()}
+    task.pretrained_parameters = {"student.0.weight"}
+    _, trained = make_optimizer(task, config(pretrained_lr_scale=0))
+    assert set(trained) == names - {"student.0.weight"}
+    assert not task.student[0].weight.requires_grad
+    task = Toy()
+    task.pretrained_parameters = {name for name in names if name.startswith("student.")}
+    with pytest.raises(UserError, match=r"train\.pretrained_lr_scale=0 freezes all weights"):
+        make_optimizer(task, config(pretrained_lr_scale=0))  # the projector alone would learn
+    assert set(make_optimizer(Toy(), config(pretrained_lr_scale=0))[1]) == names, "nothing is pretrained"
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_grounding_refuses_a_scale_that_it_does_not_apply(role):
+    for scale in (0, 0.5, 2):
+        message = (
+            rf"key {role}\.train\.pretrained_lr_scale: has no effect in grounding, .* remove it.* \(got {scale:g}\)"
+        )
+        with pytest.raises(UserError, match=message):
+            load_recipe("clinkd-demo", [f"{role}.train.pretrained_lr_scale={scale}"])
+    for scale in (1, 0.1):  # the default of all tasks, which the recipe.yaml of a run contains
+        load_recipe("clinkd-demo", [f"{role}.train.pretrained_lr_scale={scale}"])
 
 
 def test_ctrl_c_saves_and_the_next_run_ends_byte_equal(tmp_path):

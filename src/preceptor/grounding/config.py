@@ -95,6 +95,12 @@ class DialogueDataConfig(Section):
     phantom_size: Annotated[int, Field(ge=28, le=1024)] = 112
     """Side of generated images in pixels."""
 
+    def resume_settings(self) -> dict[str, Any]:
+        """Return the settings that must not change when a training is resumed."""
+        return self.model_dump(
+            mode="json", exclude={"root", "images", "workers", "max_image_bytes", "max_image_pixels"}
+        )
+
     @property
     def image_limits(self) -> ImageLimits:
         """The limits of image files, as arguments of `GroundedVlm.load` and `DialogueEncoder`."""
@@ -154,9 +160,24 @@ class VlmConfig(Section):
     """Recompute activations in the backward pass instead of storing them."""
 
 
+def _refuse_scale(scale: float) -> float:
+    # 0.1 is the default of `TrainConfig`. The recipe.yaml of a run contains it, whether or not it was set.
+    if scale not in (0.1, 1.0):
+        raise ValueError(
+            "has no effect in grounding, where all weights train with learning_rate; remove it, or set "
+            "model.training=lora or frozen_vision to freeze weights"
+        )
+    return scale
+
+
+class VlmTrainConfig(TrainConfig):
+    pretrained_lr_scale: Annotated[float, AfterValidator(_refuse_scale)] = 0.1
+    """Not used in grounding: all weights train with `learning_rate`, whether or not they are pretrained."""
+
+
 class VlmRunConfig(Section):
     model: VlmConfig = VlmConfig()
-    train: TrainConfig = TrainConfig(
+    train: VlmTrainConfig = VlmTrainConfig(
         learning_rate=5e-5, epochs=3, batch_size=32, select="last", pretrained_lr_scale=1.0
     )
 

@@ -101,7 +101,8 @@ class VolumeDataConfig(Section):
     foreground_probability: Fraction = 0.5
     """Share of the crops centred on a voxel of a region."""
     broken: Literal["raise", "skip"] = "raise"
-    """raise: a broken case ends the training with its name. skip: it is left out and counted."""
+    """raise: a broken case ends the training with its name. skip: it is left out of the training and counted; in
+    validation and test its Dice is 0, and it has no vote in elections."""
     skip_limit: Fraction = 0.01
     """With `broken: skip`, the largest share of the training cases that may be skipped."""
     max_voxels: Positive = MAX_VOXELS
@@ -132,6 +133,13 @@ class UNetConfig(Section):
     init: Folder | None = None
     """Run or model folder with the initial weights, for example to adapt a network to the images of another hospital.
     The network and its modalities must be the same. Outputs are copied for the regions that both have."""
+
+
+class NetworkTrainConfig(TrainConfig):
+    pretrained_lr_scale: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on the learning rate of the weights that come from `model.init`, or from the teacher with
+    `method.initialise_from_teacher`; 0 freezes them. The outputs of regions that `model.init` lacks are not among them;
+    the layer that has them trains with `learning_rate`."""
 
 
 Method = Annotated[
@@ -205,11 +213,12 @@ class SegmentationRecipe(BaseRecipe):
     task: Literal["segmentation"] = "segmentation"
     stages: tuple[SegmentationStage, ...] = ("baseline", "distilled")
     """teacher: a network that sees all modalities. baseline: the student without distillation. distilled: the student
-    with the method."""
+    with the method. The validation score that selects the weights and that `train.patience` waits for is the mean Dice
+    over all combinations of modalities; that of `teacher` is the mean Dice from all modalities of each case."""
     data: VolumeDataConfig = VolumeDataConfig()
     method: SerializeAsAny[Method] = LckdConfig()
     model: UNetConfig = UNetConfig()
-    train: TrainConfig = TrainConfig()
+    train: NetworkTrainConfig = NetworkTrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     report: SegmentationReport = SegmentationReport()
 

@@ -6,7 +6,7 @@ Shapes: B batch, N modalities, C channels, d h w voxels of a level.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -126,15 +126,17 @@ class CrossModalLoss(LossTerm):
         super().__init__()
         self.schedule, self.config, self.teachers, self.every = config, config, teachers, every
         self.first = first if first is not None else 0 if initial is None else every
-        self.modalities, widths = student.config.modalities, student.config.widths
-        self.levels = list(range(len(widths))) if self.config.levels == "all" else [len(widths) - 1]
+        self.modalities, levels = student.config.modalities, len(student.config.widths)
+        self.levels = list(range(levels)) if self.config.levels == "all" else [levels - 1]
         self.election = Election(student.config.modalities, student.config.regions)
         if initial is not None:
             self.election.appoint(initial)
         # A closure, because an attribute would make the student a submodule of the term.
         self._vote: Callable[[int], None] = lambda step: self.election.vote(step, _evaluated(student, votes))
+
+    def prepare(self, student: nn.Module, teacher_config: Any, generator: torch.Generator) -> None:
         if self.config.projector:
-            generator = torch.Generator().manual_seed(0)
+            widths = cast("MultimodalUNet", student).config.widths
             self.projectors = nn.ModuleDict(
                 {
                     f"{level} {name}": projector(widths[level], widths[level], generator)

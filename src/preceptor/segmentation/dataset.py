@@ -17,6 +17,7 @@ from preceptor.data.volumes import LoadedVolume, content_hash, load_case, resamp
 from preceptor.errors import UserError
 from preceptor.segmentation.augment import Augment, augment_patch, draw_patch, draw_size
 from preceptor.segmentation.intensity import Intensity, bounding_box, normalise
+from preceptor.segmentation.subsets import Subset, subsets, within
 from preceptor.task import Batch, Examples
 
 CACHE_BYTES = 2 * 2**30  # limit for normalised volumes in memory, per process
@@ -143,6 +144,8 @@ class VolumeExamples(Examples):
     ) -> None:
         self.cases, self.data, self.settings, self.seed = list(cases), data, settings, seed
         self.modalities, self.regions = tuple(data.modalities), dict(data.regions)
+        self.unreadable: dict[str, None] = {}
+        """Ids of the cases that `readable` has left out, in the order in which it found them."""
         self._prepared: dict[int, Prepared] = {}
         self._hashes: dict[int, str] = {}
         self._bytes = 0
@@ -204,6 +207,21 @@ class VolumeExamples(Examples):
         images, available = torch.from_numpy(case.full()), torch.from_numpy(case.available)
         key = self.key(index, -1)
         return WholeCase(self.cases[index].id, key, images, available, masks, case.box, case.loaded)
+
+    def readable(self, index: int) -> WholeCase | None:
+        """Return the whole case as `whole` does; None for a broken one if the policy is `skip`."""
+        try:
+            return self.whole(index)
+        except VolumeError:
+            if self.settings.broken == "raise":
+                raise
+            self.unreadable[self.cases[index].id] = None
+            return None
+
+    def subsets_of(self, index: int) -> list[Subset]:
+        """Return the subsets of the modalities of which a case names files, whether or not they can be read."""
+        available = [name in self.cases[index].images for name in self.modalities]
+        return within(subsets(len(self.modalities)), available)
 
     def collate(self, items: Sequence[dict[str, Any] | str]) -> Batch:
         """Return the batch of the readable cases."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 
 from preceptor.data.volumes import load_case, on_source_grid, save_mask, to_labels, to_regions
+from preceptor.errors import UserError
 from preceptor.scores import number_groups
 from preceptor.segmentation.config import EvaluationConfig, SegmentationRecipe
 from preceptor.segmentation.dataset import VolumeExamples, WholeCase
 from preceptor.segmentation.election import mean_scores
 from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.losses import soft_dice
-from preceptor.segmentation.metrics import dice, post_process, score_masks
+from preceptor.segmentation.metrics import dice, post_process, score_masks, unreadable_rows
 from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.settings import ElectionConfig
 from preceptor.segmentation.sliding_window import predict_subsets
@@ -62,12 +64,15 @@ def alone(count: int) -> list[Subset]:
 
 
 def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe) -> Tensor:
-    """Return the soft Dice (N, R) of every single modality, averaged over the cases that have it; NaN if none has."""
+    """Return the soft Dice (N, R) of every single modality, averaged over the cases that have it; NaN if none has.
+
+    Cases that cannot be read have no vote. Raises UserError if none can be read.
+    """
     count, regions = len(cases.modalities), len(cases.regions)
     election = recipe.method.election if isinstance(recipe.method, LckdConfig) else ElectionConfig()
     found = []
-    for index in range(min(len(cases), election.cases or len(cases))):
-        case = cases.whole(index)
+    readable = (case for case in map(cases.readable, range(len(cases))) if case is not None)
+    for case in islice(readable, election.cases or None):
         assert case.masks is not None
         masks = case.masks[(slice(None), *case.box)]
         only = [single for single in alone(count) if bool(case.available[single.index(True)])]
@@ -85,21 +90,29 @@ def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRe
             target = masks.to(probabilities.device, torch.float32)
             scores[single.index(True)] = soft_dice(probabilities[None], target[None])[0].double().cpu()
         found.append(scores)
+    if not found:
+        raise UserError(
+            f"none of the {len(cases)} validation cases can be read, so none can vote in the election of teachers: "
+            f"{', '.join([*cases.unreadable][:3])}; repair their files, or choose other validation cases"
+        )
     return mean_scores(found)
 
 
-def validation_scores(
+def dice_by_case(
     network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe
-) -> dict[str, dict[str, float]]:
-    """Return the mean Dice over cases by subset of modalities and by region.
+) -> list[dict[Subset, np.ndarray]]:
+    """Return the Dice (R,) of each case from every subset of its modalities, the smallest subsets first.
 
-    The masks are those of the label map that would be written. A subset that no case has is left out.
+    The masks are those of the label map that would be written. A case that cannot be read and is skipped scores 0.
     """
-    names = list(cases.regions)
-    rows: dict[str, list[np.ndarray]] = {}
+    found = []
     for index in range(len(cases)):
-        case = cases.whole(index)
+        case = cases.readable(index)
+        if case is None:
+            found.append({subset: np.zeros(len(cases.regions)) for subset in cases.subsets_of(index)})
+            continue
         assert case.masks is not None
+        scores = {}
         target = case.masks[(slice(None), *case.box)].numpy()
         predictions = predict_case(
             network, case, recipe.evaluation, recipe.data.patch_size, overlap=recipe.evaluation.validation_overlap
@@ -107,12 +120,27 @@ def validation_scores(
         for subset, probabilities in predictions.items():
             label = label_map(probabilities.float().cpu().numpy(), cases.regions)
             masks = to_regions(label, cases.regions)
-            scores = np.array([dice(masks[r], target[r]) for r in range(len(names))])
-            rows.setdefault(subset_name(subset, cases.modalities), []).append(scores)
-    ordered = [subset_name(subset, cases.modalities) for subset in subsets(len(cases.modalities))]
-    return {
-        name: dict(zip(names, np.mean(rows[name], axis=0).tolist(), strict=True)) for name in ordered if name in rows
+            scores[subset] = np.array([dice(masks[r], target[r]) for r in range(len(masks))])
+        found.append(scores)
+    return found
+
+
+def mean_by_subset(scores: Sequence[Mapping[Subset, np.ndarray]], cases: VolumeExamples) -> dict[str, dict[str, float]]:
+    """Return the mean Dice over cases by subset and region. A subset that no case has is left out."""
+    rows = {
+        subset_name(subset, cases.modalities): [case[subset] for case in scores if subset in case]
+        for subset in subsets(len(cases.modalities))
     }
+    return {name: _by_region(values, cases) for name, values in rows.items() if values}
+
+
+def mean_from_all(scores: Sequence[Mapping[Subset, np.ndarray]], cases: VolumeExamples) -> dict[str, float]:
+    """Return the mean Dice over cases by region, of each case from all the modalities that it has."""
+    return _by_region([case[max(case, key=sum)] for case in scores if case], cases)
+
+
+def _by_region(values: Sequence[np.ndarray], cases: VolumeExamples) -> dict[str, float]:
+    return dict(zip(cases.regions, np.mean(values, axis=0).tolist(), strict=True))
 
 
 def mean_of(scores: dict[str, dict[str, float]]) -> float:
@@ -125,12 +153,20 @@ def score_cases(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of every case (`metrics.score_masks`), as predicted (`A`) and post-processed (`A-post`).
 
-    A row scores the label map that would be written, on the grid of the source file.
+    A row scores the label map that would be written, on the grid of the source file. A case that cannot be read and is
+    skipped has the rows of `metrics.unreadable_rows`.
     """
     rows: dict[str, list[dict[str, Any]]] = {"A": [], "A-post": []}
     groups, regions = number_groups(cases.cases), list(cases.regions)
     for index in range(len(cases)):
-        case = cases.whole(index)
+        case = cases.readable(index)
+        if case is None:
+            id = cases.cases[index].id
+            for subset in cases.subsets_of(index):
+                name = subset_name(subset, cases.modalities)
+                for found in rows.values():
+                    found += unreadable_rows(id, name, regions, group=groups[id])
+            continue
         target = reference_masks(cases, index, case)
         spacing = case.loaded.geometry.spacing
         for subset, probabilities in whole_probabilities(network, case, recipe):
@@ -192,18 +228,21 @@ def label_map(
 def write_worst(
     folder: Path, network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe, rows: list[dict[str, Any]]
 ) -> None:
-    """Write the label maps of the worst cases for four subsets: all modalities, then ever fewer, the worst ones."""
+    """Write the label maps of the worst cases for four subsets: all modalities, then ever fewer, the worst ones.
+
+    Cases that cannot be read have none.
+    """
     by_case: dict[str, list[float]] = {}
     for row in rows:
         by_case.setdefault(row["id"], []).append(row["dice"])
-    worst = sorted(by_case, key=lambda name: (float(np.mean(by_case[name])), name))[: recipe.report.cases]
+    worst = sorted(by_case, key=lambda name: (float(np.mean(by_case[name])), name))
     places = {case.id: number for number, case in enumerate(cases.cases)}
-    for name in worst:
-        case = cases.whole(places[name])
-        chosen = _four(rows, name, case, cases.modalities)
+    readable = (case for name in worst if (case := cases.readable(places[name])) is not None)
+    for case in islice(readable, recipe.report.cases):
+        chosen = _four(rows, case.id, case, cases.modalities)
         for subset, probabilities in whole_probabilities(network, case, recipe, only=chosen):
             label = label_map(probabilities, cases.regions)
-            save_mask(folder / f"{name}__{subset_name(subset, cases.modalities)}.nii.gz", label, case.loaded)
+            save_mask(folder / f"{case.id}__{subset_name(subset, cases.modalities)}.nii.gz", label, case.loaded)
 
 
 def _four(rows: list[dict[str, Any]], name: str, case: WholeCase, modalities: tuple[str, ...]) -> list[Subset]:

@@ -24,9 +24,19 @@ from preceptor.scores import Metrics
 from preceptor.segmentation import metrics
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.data import examples, held_out_batches, hold_out, read_cases
-from preceptor.segmentation.evaluate import mean_of, predict_case, score_cases, validation_scores, votes, write_worst
+from preceptor.segmentation.dataset import VolumeExamples
+from preceptor.segmentation.evaluate import (
+    dice_by_case,
+    mean_by_subset,
+    mean_from_all,
+    mean_of,
+    predict_case,
+    score_cases,
+    votes,
+    write_worst,
+)
 from preceptor.segmentation.figures import write_figures
-from preceptor.segmentation.initial_weights import copy_weights, require_same_network
+from preceptor.segmentation.initial_weights import copied_parameters, copy_weights, require_same_network
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.model_card import model_card
@@ -62,10 +72,12 @@ class SegmentationExperiment(Experiment):
         labelled, validating = len(data.split("train")), examples(recipe, data, "validation", stage.seed)
         train = examples(recipe, data, "train", stage.seed, unlabelled=distils, without=held_out)
         network = self.new_network(stage.seed)
+        pretrained: frozenset[str] = frozenset()
         if distils and recipe.method.starts_from_teacher and teacher is not None:
             network.load_state_dict(teacher.state_dict())
+            pretrained = frozenset(name for name, _ in network.named_parameters())
         elif recipe.model.init:
-            data.add_note(self._start_from(network, Path(recipe.model.init)))
+            pretrained = self._start_from(network, Path(recipe.model.init))
         task = recipe.method.build_task(
             network,
             stage=stage.kind,
@@ -73,6 +85,8 @@ class SegmentationExperiment(Experiment):
             votes=lambda student: broadcast_from_main(votes(student, validating, recipe)),
             held_out=held_out_batches(recipe, data, held_out, stage.seed) if held_out else None,
             steps_per_epoch=labelled / recipe.train.batch_size,
+            pretrained=pretrained,
+            seed=stage.seed,
         )
         if task.teacher is not None:
             task.teacher.to(state.device)
@@ -84,14 +98,18 @@ class SegmentationExperiment(Experiment):
 
         def validate(_: Task) -> dict[str, float]:
             network.eval()
-            validation_dice.clear()
-            validation_dice.update(validation_scores(network, validating, recipe))
+            scores = dice_by_case(network, validating, recipe)
             network.train()
+            self._warn_of_unreadable(validating, "validation")
+            validation_dice.clear()
+            validation_dice.update(mean_by_subset(scores, validating))
+            # A teacher is trained and used with all that a case has, so that no other subset may select its weights.
+            selecting = {"": mean_from_all(scores, validating)} if stage.kind == "teacher" else validation_dice
             by_region = {
-                region: float(statistics.fmean(scores[region] for scores in validation_dice.values()))
+                region: float(statistics.fmean(means[region] for means in selecting.values()))
                 for region in data.regions
             }
-            return {"score": mean_of(validation_dice), **by_region}
+            return {"score": mean_of(selecting), **by_region}
 
         def export(target: Path) -> None:
             network.save(target)
@@ -115,12 +133,12 @@ class SegmentationExperiment(Experiment):
             summary=summary,
         )
 
-    @staticmethod
-    def _start_from(network: MultimodalUNet, run: Path) -> str:
-        """Give a network the weights of an earlier run, and return what the report says of it."""
+    def _start_from(self, network: MultimodalUNet, run: Path) -> frozenset[str]:
+        """Give a network the weights of an earlier run, and return the names of the parameters that it has from it."""
         earlier = MultimodalUNet.load(model_folder(run))
         regions = ", ".join(copy_weights(network, earlier, f"model.init={run}")) or "no region"
-        return f"Initial weights: those of an earlier run (model.init), with its outputs for {regions}."
+        self.data.add_note(f"Initial weights: those of an earlier run (model.init), with its outputs for {regions}.")
+        return copied_parameters(network, earlier)
 
     def new_network(self, seed: int) -> MultimodalUNet:
         """Return a new network; its weights depend on `seed` alone. Raises UserError for sizes that do not fit it."""
@@ -227,16 +245,25 @@ class SegmentationExperiment(Experiment):
         data = recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_voxels", "split", "split_file"})
         # Without it, a run that was begun before the setting existed can be resumed.
         unset = {"init"} if recipe.model.init is None else set()
+        train = recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"})
+        if not task.pretrained_parameters and train["pretrained_lr_scale"] == 1:
+            train["pretrained_lr_scale"] = 0.1  # the former default, so that such a run can be resumed
         config = {
             "data": {**data, "rows": self.data.fingerprint()},
             "seed": stage.seed,
             "model": recipe.model.model_dump(mode="json", exclude=unset),
-            "train": recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"}),
+            "train": train,
             "method": recipe.method.stage_settings(stage.kind),
             # It selects the weights, and elects teachers.
             "evaluation": recipe.evaluation.model_dump(mode="json", include={"validation_overlap"}),
             "full": task.teacher.fingerprint if task.teacher is not None else None,
         }
+        # Both refuse runs of earlier versions: these selected a teacher by the mean over all subsets, and did not apply
+        # train.pretrained_lr_scale.
+        if stage.kind == "teacher" and recipe.train.select == "best":
+            config["selection"] = "Dice from all modalities"
+        if task.pretrained_parameters:
+            config["pretrained_parameters"] = len(task.pretrained_parameters)
         return json.loads(json.dumps(config))
 
     def stage_recipe(self, stage: Stage, folder: Path) -> SegmentationRecipe:
@@ -283,7 +310,9 @@ class SegmentationExperiment(Experiment):
         ids = {f"{prefix}/{key}": key for key in DESCRIBES}
         if protocol is not None and protocol not in ids:
             raise UserError(f"protocol {protocol!r} is not known{nearest(protocol, ids)}")
-        found = score_cases(model, examples(self.recipe, data, "test", 0), self.recipe)
+        cases = examples(self.recipe, data, "test", 0)
+        found = score_cases(model, cases, self.recipe)
+        self._warn_of_unreadable(cases, "test")
         rows = {id: found[key] for id, key in ids.items() if protocol in (None, id)}
         return Evaluation(
             rows=rows,
@@ -292,6 +321,13 @@ class SegmentationExperiment(Experiment):
             extras={"modalities": list(data.modalities), "regions": list(data.regions)},
         )
 
+    def _warn_of_unreadable(self, cases: VolumeExamples, split: Split) -> None:
+        if cases.unreadable:
+            self.warn(
+                f"{len(cases.unreadable)} of the {len(cases)} {split} cases could not be read and got the Dice 0 "
+                f"(data.broken=skip): {', '.join(cases.unreadable)}."
+            )
+
     def evaluation_settings(self, stage: Stage | None = None) -> dict[str, Any]:
         return {"evaluation": self.recipe.evaluation.model_dump(mode="json", exclude={"validation_overlap"})}
 
@@ -299,7 +335,10 @@ class SegmentationExperiment(Experiment):
         return sum(parameter.numel() for parameter in model.parameters())
 
     def speed_test(self, model: MultimodalUNet) -> SpeedTest:
-        case = examples(self.recipe, self.data, "test", 0).whole(0)
+        cases = examples(self.recipe, self.data, "test", 0)
+        case = next((case for case in map(cases.readable, range(len(cases))) if case is not None), None)
+        if case is None:
+            return SpeedTest("case with all its modalities", list, 0)
         subset = tuple(bool(there) for there in case.available)
 
         def one_case() -> None:

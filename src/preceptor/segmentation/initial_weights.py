@@ -43,6 +43,16 @@ def copy_weights(network: MultimodalUNet, earlier: MultimodalUNet, what: str) ->
     return [network.config.regions[row] for row in rows]
 
 
+def copied_parameters(network: MultimodalUNet, earlier: MultimodalUNet) -> frozenset[str]:
+    """Return the names of the parameters of which `copy_weights` copies every value.
+
+    A layer with outputs for a region that the earlier network does not have is partly new, and not among them.
+    """
+    is_whole = set(network.config.regions) <= set(earlier.config.regions)
+    partly_new = [] if is_whole else _by_region(network.config)
+    return frozenset(name for name, _ in network.named_parameters() if name not in partly_new)
+
+
 def _by_region(config: MultimodalUNetConfig) -> list[str]:
     """Return the names of the tensors with a row per region: those that grow with one region more."""
     more = dataclasses.replace(config, regions=(*config.regions, "".join(config.regions) + "+"))

@@ -133,6 +133,8 @@ class SegmentationMethod(MethodConfig):
         votes: Votes | None = None,
         held_out: HeldOutBatch | None = None,
         steps_per_epoch: float = 1.0,
+        pretrained: frozenset[str] = frozenset(),
+        seed: int = 0,
     ) -> SegmentationTask:
         """Return the training task of a stage.
 
@@ -144,6 +146,8 @@ class SegmentationMethod(MethodConfig):
             votes: returns the soft Dice (N, R) of each modality alone on validation cases; LCKD's election needs it.
             held_out: returns batches of the cases that are held out of the training, if `held_out_share` is above 0.
             steps_per_epoch: optimiser steps per epoch.
+            pretrained: names of the student's parameters that did not start from scratch.
+            seed: seed of the initial weights of the terms' parameters, such as projectors.
         """
         from preceptor.distill.loss_term import own_losses
         from preceptor.distill.task import features_of
@@ -156,7 +160,7 @@ class SegmentationMethod(MethodConfig):
         ]
         if stage != "distilled":
             modality_dropout = ModalityDropoutConfig(kind="none") if stage == "teacher" else self.modality_dropout
-            return SegmentationTask(student, terms, modality_dropout=modality_dropout)
+            return SegmentationTask(student, terms, modality_dropout=modality_dropout, pretrained=pretrained, seed=seed)
         terms += self.loss_terms(student, votes, steps_per_epoch)
         if held_out is not None:
             terms += self.held_out_terms(student, held_out, steps_per_epoch)
@@ -169,6 +173,8 @@ class SegmentationMethod(MethodConfig):
             # A moving average of the student, for example, has the student's configuration.
             teacher_config=getattr(teacher, "config", student.config),
             teacher_masks=teacher is not None,
+            pretrained=pretrained,
+            seed=seed,
         )
 
 

@@ -144,6 +144,12 @@ def score_masks(
     ]
 
 
+def unreadable_rows(id: str, subset: str, regions: Sequence[str], *, group: str = "") -> list[dict[str, Any]]:
+    """Return the rows of a case that cannot be read, as `score_masks` does: Dice 0 and `EMPTY_HD95` in every region."""
+    worst = {"dice": 0.0, "hd95": EMPTY_HD95}
+    return [{"id": id, "group": group or id, "subset": subset, "region": region, **worst} for region in regions]
+
+
 def unit_scores(rows: Sequence[Mapping[str, Any]], protocol: str) -> list[UnitScore]:
     """Return the Dice of every case, region and combination of modalities, cases in the order of their ids."""
     return [

@@ -34,8 +34,18 @@ class SegmentationTask(TaughtTask):
         teacher: Teacher | None = None,
         teacher_config: Any = None,
         teacher_masks: bool = False,
+        pretrained: frozenset[str] = frozenset(),
+        seed: int = 0,
     ) -> None:
-        super().__init__(student, losses, forward=segmentation_forward, teacher=teacher, teacher_config=teacher_config)
+        super().__init__(
+            student,
+            losses,
+            forward=segmentation_forward,
+            teacher=teacher,
+            teacher_config=teacher_config,
+            pretrained=pretrained,
+            seed=seed,
+        )
         self.modality_dropout, self.teacher_masks = modality_dropout, teacher_masks
 
     def forward(self, batch: Batch) -> LossTerms:

@@ -59,6 +59,9 @@ def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimiz
     Pretrained weights have `pretrained_lr_scale` times the learning rate, parameters in `task.learning_rates` their
     own. Weight decay applies to the parameters `weight` with two or more axes: those of linear layers, convolutions of
     any kind and embeddings. It does not apply to biases, norms, positions and other parameters.
+
+    Raises:
+        UserError: `pretrained_lr_scale` is 0, and all weights of the student are pretrained.
     """
     weights = [getattr(module, "weight", None) for module in task.modules()]
     decaying = {id(weight) for weight in weights if isinstance(weight, torch.nn.Parameter) and weight.dim() > 1}
@@ -73,11 +76,16 @@ def make_optimizer(task: Task, config: TrainConfig) -> tuple[torch.optim.Optimiz
         if parameter.requires_grad:
             decay = config.weight_decay if id(parameter) in decaying else 0.0
             groups.setdefault((scale, decay), []).append((name, parameter))
+    names = [name for group in groups.values() for name, _ in group]
+    if config.pretrained_lr_scale == 0 and not any(name.startswith("student.") for name in names):
+        raise UserError(
+            "train.pretrained_lr_scale=0 freezes all weights of the model, because all of them are pretrained, and "
+            "nothing is left to train; set it above 0"
+        )
     settings = [
         {"params": [p for _, p in group], "lr": config.learning_rate * scale, "scale": scale, "weight_decay": decay}
         for (scale, decay), group in groups.items()
     ]
-    names = [name for group in groups.values() for name, _ in group]
     if config.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.99, nesterov=True), names
     return torch.optim.AdamW(settings, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True), names
