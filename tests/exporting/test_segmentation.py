@@ -136,6 +136,8 @@ def test_a_mistake_at_the_runner_is_one_sentence_before_anything_is_computed(seg
     flair, t1, output = f"flair={files['flair']}", f"t1={files['t1']}", tmp_path / "m.nii.gz"
     (tmp_path / "cut.nii.gz").write_bytes(files["t1"].read_bytes()[:500])
     (tmp_path / "text.nii.gz").write_text("no image")
+    (tmp_path / "folder.nii.gz").mkdir()
+    (tmp_path / "link.nii.gz").symlink_to("nowhere")
     for arguments, says in (
         ((output, f"t1={tmp_path / 'none.nii.gz'}"), "none.nii.gz: not a readable NIfTI file"),
         ((output, f"t1={tmp_path / 'cut.nii.gz'}"), "cut.nii.gz: not a readable NIfTI file"),
@@ -145,9 +147,17 @@ def test_a_mistake_at_the_runner_is_one_sentence_before_anything_is_computed(seg
         ((output, flair, f"flair={files['t1']}"), "flair is given twice"),
         ((flair, t1), "is in the place of OUTPUT"),
         ((flair,), "is in the place of OUTPUT"),
-        ((files["flair"], flair), "is an image and the output"),
+        ((files["flair"], flair), "case_flair.nii.gz exists and is not overwritten"),
+        ((f"{tmp_path}/a/../a/case_flair.nii.gz", flair, t1), "case_flair.nii.gz exists and is not overwritten"),
+        ((files["flair"], t1), "case_flair.nii.gz exists and is not overwritten"),
+        ((tmp_path / "folder.nii.gz", flair), "folder.nii.gz exists and is not overwritten"),
+        ((tmp_path / "link.nii.gz", flair), "link.nii.gz exists and is not overwritten"),
+        (("/proc/m.nii.gz", flair), "/proc/m.nii.gz cannot be written"),
         ((output, flair, "model.int9.onnx"), "neither MODALITY=FILE nor a model"),
         ((output, flair, "model.onnx", "model.onnx"), "neither MODALITY=FILE nor a model"),
+        ((output, flair, "README.md"), "README.md is neither MODALITY=FILE nor a model"),
+        ((output, flair, "model.json"), "model.json is neither MODALITY=FILE nor a model"),
+        ((output, flair, "../onnx/model.onnx"), "../onnx/model.onnx is neither MODALITY=FILE nor a model"),
     ):
         before = files["flair"].read_bytes()
         result = segmentation.run(*arguments)
@@ -157,6 +167,59 @@ def test_a_mistake_at_the_runner_is_one_sentence_before_anything_is_computed(seg
         assert files["flair"].read_bytes() == before
     assert not output.exists()
     assert segmentation.run().returncode == 2
+
+
+def test_the_runner_refuses_an_image_that_it_cannot_use_with_one_sentence(segmentation, tmp_path):
+    voxels = np.arange(512).reshape(8, 8, 8).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "sound.nii")
+    header = bytearray((tmp_path / "sound.nii").read_bytes())
+    for name, place, data in (("type.nii", 70, b"\x99\x99"), ("singular.nii", 280, bytes(48))):
+        (tmp_path / name).write_bytes(header[:place] + data + header[place + len(data) :])
+    colour = np.zeros((8, 8, 8), [(name, np.uint8) for name in "RGB"])
+    nibabel.save(nibabel.Nifti1Image(colour, np.eye(4)), tmp_path / "colour.nii")
+    nibabel.save(nibabel.Nifti1Image(voxels.astype(np.complex64), np.eye(4)), tmp_path / "complex.nii")
+    nibabel.save(nibabel.Nifti1Image(voxels[:0], np.eye(4)), tmp_path / "empty.nii")
+    nibabel.save(nibabel.MGHImage(voxels, np.eye(4)), tmp_path / "other.mgz")
+    for name, says in (
+        ("type.nii", "not a readable NIfTI file"),
+        ("singular.nii", "not a readable NIfTI file"),
+        ("colour.nii", "voxels that are not real numbers"),
+        ("complex.nii", "voxels that are not real numbers"),
+        ("empty.nii", "not a 3-D image"),
+        ("other.mgz", "another format"),
+    ):
+        result = segmentation.run(tmp_path / "m.nii.gz", f"t1={tmp_path / name}")
+        assert (result.returncode, result.stdout) == (2, ""), result.stderr
+        assert says in result.stderr
+        assert "Traceback" not in result.stderr
+    nibabel.save(nibabel.Nifti1Pair(voxels, np.eye(4)), tmp_path / "pair.img")
+    nibabel.save(nibabel.Nifti2Image(voxels.astype(np.float64), np.eye(4)), tmp_path / "second.nii")
+    for name in ("sound.nii", "pair.img", "second.nii"):
+        result = segmentation.run(tmp_path / f"mask-{name[:4]}.nii.gz", f"t1={tmp_path / name}", "model.onnx")
+        assert result.returncode == 0, result.stderr
+
+
+def test_an_output_whose_name_is_not_valid_utf_8_is_written_and_printed(segmentation, tmp_path):
+    files = write_case(tmp_path, ("t1",), (20, 20, 20))
+    output = os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.nii.gz")
+    result = segmentation.run(output, f"t1={files['t1']}")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "m\\udcff.nii.gz, wt_ml" in result.stdout
+    assert os.path.exists(output)
+
+
+def test_a_full_disk_at_the_end_is_one_sentence_and_leaves_no_file(segmentation, tmp_path):
+    files = write_case(tmp_path, ("t1",), (20, 20, 20))
+    code = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+    result = segmentation.run(segmentation.folder / "run_onnx.py", tmp_path / "m.nii", f"t1={files['t1']}", code=code)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "m.nii cannot be written to its end (File too large)" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "m.nii").exists()
 
 
 @pytest.mark.parametrize(

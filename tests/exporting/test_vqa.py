@@ -127,10 +127,16 @@ def test_the_runner_refuses_what_it_would_read_differently(runner, tmp_path):
 def test_a_mistake_at_the_runner_is_one_sentence_with_exit_code_2(vqa, tmp_path):
     image = saved(tmp_path)["colour.png"]
     (tmp_path / "cut.png").write_bytes(image.read_bytes()[:200])
+    Image.new("RGB", (9, 7)).save(tmp_path / "exif.png", exif=b"Exif\0\0no TIFF")
     for arguments, says in (
         ((tmp_path / "none.png", QUESTION), "none.png: not a readable PNG or JPEG file"),
         ((tmp_path / "cut.png", QUESTION), "cut.png: not a readable PNG or JPEG file"),
+        ((tmp_path / "exif.png", QUESTION), "exif.png: not a readable PNG or JPEG file"),
         ((image, "Is", "there"), "put the question in quotes"),
+        ((image, QUESTION, "README.md"), "README.md: no such model"),
+        ((image, QUESTION, "model.json"), "model.json: no such model"),
+        ((image, QUESTION, "../onnx/model.onnx"), "../onnx/model.onnx: no such model"),
+        ((image, "\udcff lesion"), r"the question '\udcff lesion' is not valid UTF-8"),
     ):
         result = vqa.run(*arguments)
         assert (result.returncode, result.stdout) == (2, "")
@@ -151,6 +157,8 @@ def test_the_runner_without_torch_prints_what_predict_prints(vqa, tmp_path):
         "",
     )
     assert "tokens and is truncated" in vqa.run(image, "disc " * 60).stderr
+    for arguments in ((QUESTION, "model.int8.onnx"), ("Größe \u2013 \u4e2d?",)):
+        assert vqa.run(image, *arguments).returncode == 0
     blocked = vqa.run(code="import torch")
     assert blocked.returncode == 1
     assert "torch" in blocked.stderr

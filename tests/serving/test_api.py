@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import gzip
 import io
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,13 +21,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
+from starlette.datastructures import UploadFile
 from starlette.testclient import TestClient
 
-from preceptor import api
+from preceptor import api, files
 from preceptor.errors import UserError
 from preceptor.serving.app import DEFAULTS, Limits, create_app, without_paths
 from preceptor.serving.models import ServedModels, unique_names
 from preceptor.serving.server import check_token, listen
+from preceptor.serving.uploads import Scratch
 from tests.data.dicom_series_files import noise, slices_of, write_slices
 from tests.fuzz.case_tables import nifti
 from tests.fuzz.model_folders import templates
@@ -70,7 +74,16 @@ def test_an_answer_equals_that_of_predict(served: TestClient, image: bytes) -> N
     found = served.post("/v1/answer", files={"image": ("x.png", image)}, data={"question": QUESTION, "top": 2})
     (row,) = api.predict(templates() / "vqa", image=templates() / "image.png", question=QUESTION, top=2)
     assert found.status_code == 200
-    assert found.json() == {"answers": row["answers"]}
+    assert found.json() == {"answers": row["answers"], "warnings": []}
+
+
+def test_a_truncated_question_is_answered_with_a_warning(served: TestClient, image: bytes) -> None:
+    question = "disc " * 300
+    found = served.post("/v1/answer", files={"image": ("x.png", image)}, data={"question": question})
+    expected = api.load(templates() / "vqa").answer(templates() / "image.png", question)
+    assert found.status_code == 200
+    assert found.json()["warnings"] == list(expected.warnings)
+    assert "is truncated" in found.json()["warnings"][0]
 
 
 def test_the_activation_map_is_a_png_that_matches_the_model(served: TestClient, image: bytes) -> None:
@@ -446,6 +459,73 @@ def test_a_lack_of_memory_in_torch_is_a_sentence(image: bytes, monkeypatch: pyte
     with client("vqa") as opened:
         found = opened.post("/v1/answer", files={"image": ("x", image)}, data={"question": QUESTION})
     assert (found.status_code, "there is not enough memory" in found.text) == (422, True)
+
+
+def failing(number: int, folder: Path) -> Any:
+    """Return a function that fails as the system does, with a path of this machine."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(folder / "image-1"))
+
+    return fail
+
+
+ROUTES = (
+    ("/v1/answer", {"image": ("x", b"1")}, {"question": QUESTION}),
+    ("/v1/ask", {"image": ("x", b"1")}, {"question": QUESTION}),
+    ("/v1/segment", {"t1": ("x", b"1")}, {}),
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "says"),
+    [
+        (errno.ENOSPC, 507, "the server has no space left for the files of this request"),
+        (errno.EDQUOT, 507, "the server has no space left for the files of this request"),
+        (errno.EMFILE, 503, "too many files are open"),
+        (errno.EIO, 503, "image-1 cannot be read or written"),
+    ],
+)
+@pytest.mark.parametrize("place", ["received", "written", "folder"])
+def test_an_upload_that_the_system_cannot_keep_is_a_sentence_without_paths(
+    monkeypatch: pytest.MonkeyPatch, place: str, number: int, status: int, says: str
+) -> None:
+    owner, name = {"received": (UploadFile, "write"), "written": (UploadFile, "read"), "folder": (Scratch, "new")}[
+        place
+    ]
+    with client(*TASKS) as opened:
+        folder = opened.app.state.scratch.folder
+        monkeypatch.setattr(owner, name, failing(number, folder))
+        for path, files, data in ROUTES:
+            found = opened.post(path, files=files, data=data)
+            assert (found.status_code, says in found.json()["detail"]) == (status, True), found.text
+            assert str(folder) not in found.text
+        assert [path for path in folder.iterdir() if path.is_dir()] == []
+
+
+def test_a_mask_and_a_view_without_space_are_status_507(
+    served: TestClient, volumes: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = served.post("/v1/segment", files=upload(volumes)).json()["case"]
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "flush", failing(errno.ENOSPC, served.app.state.scratch.folder))
+        assert served.post("/v1/segment", data={"case": case}).status_code == 507
+        assert served.get(f"/v1/cases/{case}/t1").status_code == 507
+    assert served.post("/v1/segment", data={"case": case}).status_code == 200
+    assert served.get(f"/v1/cases/{case}/t1").status_code == 200
+
+
+def test_an_error_of_the_system_that_is_a_defect_stays_one(
+    served: TestClient, image: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("a defect")
+
+    for name in ("read", "write"):
+        with monkeypatch.context() as patch:
+            patch.setattr(UploadFile, name, fail)
+            found = served.post("/v1/answer", files={"image": ("x", image)}, data={"question": QUESTION})
+        assert (found.status_code, found.json()["detail"]) == (500, "an error inside the server; its log says more")
 
 
 def test_a_volume_may_be_as_large_as_a_model_was_trained_with(

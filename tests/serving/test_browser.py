@@ -150,6 +150,16 @@ def test_a_question_is_answered_by_keyboard_only(page: Any) -> None:
     assert f"student: {expected[0][0]}" in page.locator("#vqa .message").inner_text()
 
 
+def test_a_truncated_question_has_a_line_below_the_answers(page: Any) -> None:
+    ask(page, "vqa", "disc " * 300)
+    page.wait_for_selector("#vqa .columns:not([hidden])")
+    (warning,) = api.load(templates() / "vqa").answer(image(), "disc " * 300).warnings
+    for name in ("student", "teacher"):
+        assert page.locator(f"article[data-model={name}] .bars ~ .warnings li").all_inner_texts() == [warning]
+    ask(page, "vqa", "Where is the disc?")
+    page.wait_for_selector("#vqa .warnings li", state="detached")
+
+
 def test_bars_are_as_long_as_the_probabilities(page: Any) -> None:
     ask(page, "vqa", "Where is the disc?")
     page.wait_for_selector("#vqa .columns:not([hidden])")

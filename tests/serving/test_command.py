@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -30,6 +31,24 @@ for attempt in $(seq 600); do
   sleep 0.2
 done
 curl --silent --fail -F image=@"$IMAGE" -F 'question=Where is the disc?' http://127.0.0.1:8017/v1/answer
+kill -INT $server
+wait $server
+"""
+
+
+# Serves with little shared memory, and uploads more than it holds, then an image.
+LITTLE_SPACE = """
+mount -t tmpfs -o size=3m none /dev/shm || exit 77
+"$PYTHON" -m preceptor serve "$VQA" "$SEGMENTATION" --port 8018 > "$LOG" 2>&1 &
+server=$!
+for attempt in $(seq 600); do
+  curl --silent --fail --output /dev/null http://127.0.0.1:8018/healthz && break
+  sleep 0.2
+done
+curl --silent --write-out ' %{http_code}\n' -F image=@"$LARGE" -F question=? http://127.0.0.1:8018/v1/answer
+curl --silent --write-out ' %{http_code}\n' -F t1=@"$LARGE" http://127.0.0.1:8018/v1/segment
+curl --silent --write-out ' %{http_code}\n' -F t1=@"$HALF" http://127.0.0.1:8018/v1/segment
+curl --silent -o /dev/null --write-out '%{http_code}\n' -F image=@"$IMAGE" -F question=? http://127.0.0.1:8018/v1/answer
 kill -INT $server
 wait $server
 """
@@ -128,6 +147,57 @@ def test_no_network_is_needed(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr + (tmp_path / "log.txt").read_text()
     assert len(json.loads(done.stdout)["answers"]) == 3
+
+
+@pytest.mark.slow
+def test_a_large_upload_lies_in_the_folder_of_uploads_while_it_is_received() -> None:
+    process, address = start(templates() / "vqa")
+    try:
+        wait_until_ready(address)
+        uploads = uploads_of(process)
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+        connection.putrequest("POST", "/v1/answer")
+        connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+        connection.putheader("Content-Length", str(2**23))
+        connection.endheaders()
+        head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'
+        connection.send(head + bytes(2**22))  # half of it: the server waits for the rest
+        received: list[Path] = []
+        end = time.monotonic() + 60
+        while not received and time.monotonic() < end:
+            opened = [entry.readlink() for entry in Path(f"/proc/{process.pid}/fd").iterdir() if entry.is_symlink()]
+            received = [path for path in opened if path.name.endswith("(deleted)")]
+        assert [path.parent for path in received] == [uploads]
+        connection.close()
+    finally:
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_full_shared_memory_is_status_507_and_the_server_goes_on(tmp_path: Path) -> None:
+    if not all(map(shutil.which, ("unshare", "mount", "curl"))):
+        pytest.skip("needs unshare, mount and curl")
+    for name, size in (("large", 2**22), ("half", 2**21)):
+        (tmp_path / name).write_bytes(bytes(size))
+    environment = {
+        "PYTHON": sys.executable,
+        "VQA": str(templates() / "vqa"),
+        "SEGMENTATION": str(templates() / "segmentation"),
+        "IMAGE": str(templates() / "image.png"),
+        "LARGE": str(tmp_path / "large"),
+        "HALF": str(tmp_path / "half"),
+        "LOG": str(tmp_path / "log.txt"),
+    }
+    command = ["unshare", "--map-root-user", "--mount", "bash", "-c", LITTLE_SPACE]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("this user may not make a mount namespace")
+    refused = '{"detail":"the server has no space left for the files of this request; try again later"} 507'
+    # Of the second volume, the received copy has space and the one in the folder of the case has not.
+    assert done.stdout.splitlines() == [refused, refused, refused, "200"]
+    assert (tmp_path / "log.txt").read_text().count("\n") == 1, "only the address"
 
 
 def test_mistakes_are_sentences(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,16 @@ def scratch() -> Iterator[Scratch]:
     made = Scratch()
     yield made
     made.close()
+
+
+def test_temporary_files_lie_in_the_folder_of_uploads_and_as_before_at_the_end(scratch: Scratch) -> None:
+    before = tempfile.gettempdir()
+    # Starlette makes such a file.
+    with scratch.as_temporary_folder(), tempfile.SpooledTemporaryFile(max_size=1) as received:
+        received.write(b"12")
+        assert Path(f"/proc/self/fd/{received.fileno()}").readlink().parent == scratch.folder
+    assert tempfile.gettempdir() == before
+    assert [path for path in scratch.folder.iterdir() if not path.name.startswith(".")] == []
 
 
 def upload(cases: Cases) -> str:

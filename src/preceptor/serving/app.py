@@ -4,6 +4,7 @@
 
 import asyncio
 import base64
+import errno
 import hashlib
 import inspect
 import io
@@ -44,6 +45,8 @@ _MAP_SIDE = 256
 
 _PICTURE_SIDE = 1024
 """Most pixels per side of the picture of an uploaded image."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 _MOST_SECONDS_BETWEEN_SWEEPS = 60
 """Cases that were not used for `Limits.case_seconds` are removed at most so much later."""
@@ -142,6 +145,7 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         dependencies=[Security(HTTPBearer(auto_error=False))] if token is not None else [],
     )
     app.add_middleware(Guard, token=token, most_bytes=limits.upload_bytes)
+    app.state.scratch = scratch
     add_pages(app, models.tasks, notice=NOTICE, token=token is not None)
 
     async def compute(request: Request, function: Callable[[], Any], folder: Path | None = None) -> Any:
@@ -156,12 +160,23 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         except Late:
             raise Refused(504, f"the answer took longer than {limits.seconds:g} s") from None
         except (UserError, OSError, MemoryError, RuntimeError) as error:
-            sentence = str(error) if isinstance(error, UserError) else describe_os_error(error)
-            if sentence is None:
+            if (found := refusal(error, 422, folder)) is None:
                 raise
-            words = {place: "the upload" for place in (folder, scratch.folder) if place is not None}
-            words |= {place: f"the model {name}" for name, place in models.folders.items()}
-            raise Refused(422, without_paths(sentence, words)) from None
+            raise found from None
+
+    def refusal(error: Exception, status: int, folder: Path | None = None) -> Refused | None:
+        """Return the refusal with a status for an error, without paths of this machine; None for a defect.
+
+        If there is no space left for the files of a request, the status is 507.
+        """
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return Refused(507, "the server has no space left for the files of this request; try again later")
+        sentence = str(error) if isinstance(error, UserError) else describe_os_error(error)
+        if sentence is None:
+            return None
+        words = {place: "the upload" for place in (folder, scratch.folder) if place is not None}
+        words |= {place: f"the model {name}" for name, place in models.folders.items()}
+        return Refused(status, without_paths(sentence, words))
 
     @app.get("/healthz")
     def health() -> Response:
@@ -195,7 +210,7 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
                 from preceptor.vqa.activation_map import color_map
 
                 found = served.answer(path, question, top=top)
-                row = {"answers": found.to_dict()["answers"]}
+                row = {name: value for name, value in found.to_dict().items() if name != "id"}
                 if heatmap:
                     row["heatmap"] = png_url(color_map(found.heatmap(), _MAP_SIDE))
                 return row | ({"picture": picture_url(path)} if picture else {})
@@ -340,8 +355,17 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         headers = {"retry-after": "5"} if error.status == 503 else {}
         return JSONResponse({"detail": error.sentence}, error.status, headers)
 
+    @app.exception_handler(OSError)
+    def system_error(request: Request, error: OSError) -> JSONResponse:
+        """Answer an error outside of `compute`: while an upload is received or written."""
+        if (found := refusal(error, 503)) is None:
+            raise error
+        return refused(request, found)
+
     @app.exception_handler(HTTPException)
     def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, OSError):  # FastAPI reports any error in the reading of a form as status 400
+            return system_error(request, error.__cause__)
         return JSONResponse({"detail": str(error.detail)}, error.status_code)
 
     @app.exception_handler(RequestValidationError)

@@ -62,7 +62,8 @@ def serve(
     name, bound = listening.getsockname()[:2]
     if ready is not None:
         ready(f"http://{f'[{name}]' if ':' in name else name}:{bound}")
-    with contextlib.suppress(KeyboardInterrupt):  # raised again after an orderly end
+    # A KeyboardInterrupt is raised again after an orderly end.
+    with contextlib.suppress(KeyboardInterrupt), app.state.scratch.as_temporary_folder():
         server.run(sockets=[listening])
     if models.error is not None:
         raise UserError(models.error)

@@ -61,6 +61,18 @@ class Scratch:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    @contextmanager
+    def as_temporary_folder(self) -> Iterator[None]:
+        """Let all temporary files of this process lie in the folder.
+
+        Among them are the uploads above 1 MiB that Starlette receives: it writes them to the default temporary folder.
+        """
+        before, tempfile.tempdir = tempfile.tempdir, str(self.folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
     def new(self) -> Path:
         """Return an empty folder; the caller removes it."""
         folder = self.folder / uuid.uuid4().hex
@@ -102,6 +114,7 @@ async def _write(upload: UploadFile, path: Path) -> None:
     with path.open("wb") as opened:
         while chunk := await upload.read(_CHUNK):
             opened.write(chunk)
+    await upload.close()  # frees the received copy before the answer is computed
 
 
 class Crowded(Exception):

@@ -5,6 +5,7 @@ Needs numpy, scipy, nibabel and onnxruntime. The file intensity.py beside this o
 
 import itertools
 import json
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 import onnxruntime
 from intensity import bounding_box, normalise
 from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from nibabel.orientations import OrientationError, apply_orientation, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError
 from scipy.ndimage import gaussian_filter, zoom
 
 FOLDER = Path(__file__).parent
@@ -26,11 +28,13 @@ def read(path):
     """Return a NIfTI file, and its voxels (D, H, W) from feet to head, back to front, left to right."""
     try:
         image = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Pair) or image.get_data_dtype().kind not in "biuf":
+            raise ValueError("another format, or voxels that are not real numbers")
         canonical = nibabel.as_closest_canonical(image)
         voxels = np.asarray(canonical.dataobj, np.float32).squeeze()
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, OrientationError) as error:
         sys.exit(f"{path}: not a readable NIfTI file ({' '.join(str(error).split())}); check the path")
-    if voxels.ndim != 3 or not np.isfinite(voxels).all() or voxels.min() == voxels.max():
+    if voxels.ndim != 3 or not voxels.size or not np.isfinite(voxels).all() or voxels.min() == voxels.max():
         sys.exit(f"{path}: not a 3-D image with finite and different voxels")
     if image.header.get_xyzt_units()[0] not in ("mm", "unknown"):
         sys.exit(f"{path}: its unit of length is not mm; convert it, or use preceptor predict")
@@ -117,27 +121,38 @@ def parse(arguments):
         sys.exit(f"{arguments[0]} is in the place of OUTPUT; give first the file to write, such as mask.nii.gz")
     if not pairs:
         sys.exit(__doc__.strip())
-    if not arguments[0].endswith((".nii", ".nii.gz")) or not Path(arguments[0]).absolute().parent.is_dir():
-        sys.exit(f"{arguments[0]} cannot be written; name a file that ends in .nii.gz, in a folder that exists")
-    if arguments[0] in dict(pairs).values():
-        sys.exit(f"{arguments[0]} is an image and the output; give another output")
+    output = arguments[0]
+    if not output.endswith((".nii", ".nii.gz")):
+        sys.exit(f"{output} cannot be written; name a file that ends in .nii.gz")
     if doubled := [name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number])]:
         sys.exit(f"{doubled[0]} is given twice; give one file for each modality")
-    if len(models) > 1 or not (FOLDER / models[0]).is_file():
+    if len(models) > 1 or models[0] not in [path.name for path in FOLDER.glob("*.onnx")]:
         sys.exit(f"{models[-1]} is neither MODALITY=FILE nor a model in the folder of {Path(__file__).name}")
-    return arguments[0], dict(pairs), models[0]
+    try:
+        open(output, "xb").close()  # permissions do not tell whether a file can be created
+        os.remove(output)
+    except FileExistsError:
+        sys.exit(f"{output} exists and is not overwritten; give another output")
+    except OSError as error:
+        sys.exit(f"{output} cannot be written ({error.strerror}); give a file in a folder that exists and is writable")
+    return output, dict(pairs), models[0]
 
 
 def main(arguments):
     output, files, model = parse(arguments)
     label, image = segment(files, model)
-    save(label, image, output)
+    try:
+        save(label, image, output)
+    except OSError as error:
+        Path(output).unlink(missing_ok=True)
+        sys.exit(f"{output} cannot be written to its end ({error.strerror}); free some space, or give another output")
     millilitres = abs(np.linalg.det(image.affine[:3, :3])) / 1000
     volumes = (f"{name}_ml {np.isin(label, ids).sum() * millilitres:.2f}" for name, ids in CONFIG["regions"].items())
     print(f"mask {output},", ", ".join(volumes))
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may not be valid UTF-8
     try:
         main(sys.argv[1:])
     except SystemExit as error:

@@ -22,14 +22,14 @@ def read_image(path):
         deep = ";16" in str(image.tile) or image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA")
         several = getattr(image, "n_frames", 1) > 1
         image.load()
+        for key in ("XML:com.adobe.xmp", "xmp", "Raw profile type exif"):
+            image.info.pop(key, None)  # only EXIF says how the image is turned
+        upright = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         sys.exit(f"{path}: not a readable PNG or JPEG file ({error}); check the path, or use preceptor predict")
     if deep or several or ("transparency" in image.info and image.mode != "P"):
         sys.exit(f"{path}: only single 8-bit images are read; convert it, or use preceptor predict")
-    for key in ("XML:com.adobe.xmp", "xmp", "Raw profile type exif"):
-        image.info.pop(key, None)  # only EXIF says how the image is turned
-    image = ImageOps.exif_transpose(image)
-    return np.asarray(image.convert("RGBA").convert("RGBa"))[..., :3]
+    return np.asarray(upright.convert("RGBA").convert("RGBa"))[..., :3]
 
 
 def answer(image, question, model="model.onnx"):
@@ -47,13 +47,16 @@ def answer(image, question, model="model.onnx"):
 def main(arguments):
     if len(arguments) not in (2, 3) or not arguments[1].strip():
         sys.exit(__doc__.strip())
-    if len(arguments) == 3 and not (FOLDER / arguments[2]).is_file():
+    if any("\ud800" <= character <= "\udfff" for character in arguments[1]):  # how Python keeps other bytes
+        sys.exit(f"the question {arguments[1]!a} is not valid UTF-8; set the terminal or the program to UTF-8")
+    if len(arguments) == 3 and arguments[2] not in [path.name for path in FOLDER.glob("*.onnx")]:
         sys.exit(f"{arguments[2]}: no such model in the folder of {Path(__file__).name}; put the question in quotes")
     best = answer(read_image(arguments[0]), *arguments[1:])[:3]
     print(", ".join(f"{text} ({probability:.2f})" for text, probability in best))
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # an answer may have characters that the terminal cannot show
     try:
         main(sys.argv[1:])
     except SystemExit as error:

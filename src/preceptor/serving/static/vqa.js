@@ -10,7 +10,8 @@ export function start(section) {
     for (const map of section.querySelectorAll(".map")) map.style.opacity = share;
   });
 
-  askModels(section, "/v1/answer", { top: 5, heatmap: true, picture: true }, ({ answers, heatmap, picture }) => {
+  const fields = { top: 5, heatmap: true, picture: true };
+  askModels(section, "/v1/answer", fields, ({ answers, warnings, heatmap, picture }) => {
     const map = element("img", { className: "map", src: heatmap, alt: `Activation map of ${answers[0].answer}` });
     map.style.opacity = opacity;
     return [
@@ -21,6 +22,7 @@ export function start(section) {
         map,
       ),
       element("figure", { className: "bars" }, element("dl", {}, ...answers.map(bar))),
+      element("ul", { className: "warnings small" }, ...warnings.map((textContent) => element("li", { textContent }))),
     ];
   });
 }
