@@ -23,9 +23,10 @@ class Batch:
 
     Attributes:
         tensors: the inputs and targets of the task, by name. VQA: `pixels` (B, 3, h, w) float, `input_ids` and
-            `attention_mask` (B, L) int64, `labels` (B,) int64, -100 for an answer outside the classes. Segmentation:
-            `images` (B, N, D, H, W) float, zero where a modality is missing, `available` (B, N) bool, `masks`
-            (B, R, D, H, W) float, one channel per region, `labelled` (B,) bool, False if the masks are unknown and 0.
+            `attention_mask` (B, L) int64, `labels` (B,) int64, -100 for an answer outside the classes, `answered` (B,)
+            bool, False if no answer is known. Segmentation: `images` (B, N, D, H, W) float, zero where a modality is
+            missing, `available` (B, N) bool, `masks` (B, R, D, H, W) float, one channel per region, `labelled` (B,)
+            bool, False if the masks are unknown and 0.
         ids: ids in the data set, for error messages and predictions.
         keys: content keys, one per sample: a hash of the image file, the question and the augmentation view. A teacher
             cache is addressed by these keys, never by position.

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,13 +11,14 @@ from preceptor.config import TermConfig
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.distill.schedule import scheduled_weight
 from preceptor.errors import UserError
-from preceptor.task import Batch
+from preceptor.task import Batch, TeacherSignal
 from preceptor.teachers.online import EnsembleTeacher, OnlineTeacher
 from preceptor.training.guards import offenders
 from preceptor.vqa.bundle import VqaBundle, build_bundle, make_tokenizer
 from preceptor.vqa.config import ModelConfig
 from preceptor.vqa.dataset import Preprocessing
 from preceptor.vqa.kd import KdConfig
+from preceptor.vqa.losses import LabelLoss
 from preceptor.vqa.method import VqaMethod
 from preceptor.vqa.mhkd import MhkdConfig
 from preceptor.vqa.task import VqaTask, token_axes
@@ -51,6 +54,7 @@ def batch_of(bundle: VqaBundle, labels: list[int]) -> Batch:
         "input_ids": tokens["input_ids"],
         "attention_mask": tokens["attention_mask"],
         "labels": torch.tensor(labels),
+        "answered": torch.ones(len(labels), dtype=torch.bool),
     }
     names = [f"q{i}" for i in range(len(labels))]
     return Batch(tensors, names, names)
@@ -99,7 +103,7 @@ def test_every_level_is_there_and_weighted():
     c = MhkdConfig.model_validate(EVERY)
     assert terms.weights["embedding/image"] + terms.weights["embedding/question"] == pytest.approx(c.embedding.weight)
     assert terms.weights["hidden/0-1"] + terms.weights["hidden/1-3"] == pytest.approx(c.hidden.weight)
-    assert task.units(batch_of(student, [0, 1, -100, 0])) == {"samples": 4, "labelled": 3}
+    assert task.units(batch_of(student, [0, 1, -100, 0])) == {"samples": 4, "labelled": 3, "answered": 4}
     want = sum(terms.weights[n] * terms.sums[n] / (3 if n == "label" else 4) for n in terms.sums)
     assert torch.allclose(terms.total({"samples": 4, "labelled": 3}), want)
 
@@ -139,6 +143,36 @@ def test_without_a_teacher_only_the_label_teaches():
     scores[[0, 1, 2], [0, 1, 2]] = 1
     want = torch.nn.functional.binary_cross_entropy_with_logits(logits, scores, reduction="sum")
     assert torch.allclose(soft.sums["label"], want)
+
+
+@pytest.mark.parametrize("kind", ["ce", "bce"])
+def test_rows_without_an_answer_have_no_label_term(kind: str):
+    student = model(2, 16, 0)
+    task = task_of(student, None, label={"kind": kind})
+    batch = batch_of(student, [0, -100, 1, -100])
+    batch.tensors["answered"] = torch.tensor([True, False, True, False])
+    labelled = replace(batch, tensors={name: tensor[[0, 2]] for name, tensor in batch.tensors.items()}, ids=["0", "2"])
+    counts = task.units(batch)
+    assert counts == {"samples": 4, "labelled": 2, "answered": 2}
+    torch.testing.assert_close(task(batch).total(counts), task(labelled).total(task.units(labelled)))
+
+    logits = torch.zeros(4, 3, requires_grad=True)
+    batch.tensors |= {"labels": torch.full((4,), -100), "answered": torch.zeros(4, dtype=torch.bool)}
+    loss = LabelLoss(TermConfig(weight=1.0), kind)(TeacherSignal(logits, {}, None), None, batch)
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+def test_an_answer_outside_the_classes_makes_every_class_wrong():
+    logits = torch.zeros(2, 3, requires_grad=True)
+    batch = Batch({"labels": torch.tensor([-100, -100]), "answered": torch.tensor([True, False])}, ["a", "b"], ["", ""])
+    loss = LabelLoss(TermConfig(weight=1.0), "bce")
+    value = loss(TeacherSignal(logits, {}, None), None, batch)
+    value.backward()
+    assert loss.unit == "answered"
+    assert value.item() == pytest.approx(3 * math.log(2))
+    assert logits.grad.tolist() == [[0.5] * 3, [0.0] * 3]
 
 
 def test_ensemble_and_moving_average_teach():

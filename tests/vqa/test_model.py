@@ -214,6 +214,19 @@ def test_init_takes_what_fits(bundle: VqaBundle, tmp_path):
     assert "3 of 4 answers of an earlier run" in built.provenance["init"]
 
 
+def test_init_takes_no_embeddings_of_other_tokens(bundle: VqaBundle, tmp_path):
+    bundle.save(tmp_path / "model")
+    config = ModelConfig.model_validate({**SMALL, "init": str(tmp_path)})
+    other = make_tokenizer([question.replace("lung", "kidney") for question in QUESTIONS])
+    assert len(other) == len(bundle.tokenizer)
+    embeddings = bundle.model.text.get_input_embeddings().weight
+    for tokenizer in (bundle.tokenizer, other):
+        built = build_bundle(config, tokenizer, bundle.preprocessing, bundle.vocabulary, seed=9)
+        same = tokenizer is bundle.tokenizer
+        assert torch.equal(built.model.text.get_input_embeddings().weight, embeddings) == same
+        assert torch.equal(built.model.cls, bundle.model.cls)
+
+
 def test_of_several_vision_models_the_first_that_is_there(bundle: VqaBundle):
     config = ModelConfig.model_validate({**SMALL, "vision": {"pretrained": ["package:none", "someone/no-such-model"]}})
     built = build_bundle(config, bundle.tokenizer, bundle.preprocessing, bundle.vocabulary, seed=0)

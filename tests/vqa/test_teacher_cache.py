@@ -86,8 +86,9 @@ def test_the_content_of_a_tokenizer_depends_on_its_tokens_and_not_on_its_last_ca
 
 def test_the_key_is_the_same_before_and_after_questions_are_tokenized_and_names_their_limit(folder):
     recipe = make_recipe(folder)
-    source, _ = online_teacher(VqaExperiment(recipe, None).teacher_folders(), recipe.method, 1)
-    context = VqaExperiment.read(recipe).context
+    experiment = VqaExperiment.read(recipe)
+    context = experiment.context
+    source, _ = online_teacher(experiment.teacher_folders(), context)
     key = signal_cache_key(context, source, FIELDS)
     context.training_examples(0, with_teacher=True)
     assert signal_cache_key(context, source, FIELDS) == key
@@ -104,7 +105,7 @@ def write_and_read(recipe: VqaRecipe) -> int:
     """Write the cache; return its number of rows after all training rows were found in it."""
     VqaExperiment.cache(recipe, 0)
     experiment = VqaExperiment.read(recipe)
-    source, _ = online_teacher(experiment.teacher_folders(), recipe.method, 1)
+    source, _ = online_teacher(experiment.teacher_folders(), experiment.context)
     paths = recipe.method.teacher_features(1, 1)
     cached = cached_teacher(experiment.cache_folder(), experiment.context, source, paths)
     rows, batches = every_view(experiment.context)

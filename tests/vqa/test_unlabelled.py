@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from preceptor.api import run_recipe
 from preceptor.errors import UserError
 from preceptor.tasks import load_recipe
 from preceptor.vqa.data import read_data
+from preceptor.vqa.experiment import VqaExperiment
 from tests.auditing.made import picture, row, write_table
 from tests.fault.tiny import write_recipe
 
@@ -73,6 +75,28 @@ def test_wrong_entries(tmp_path: Path, entry: str, said: str) -> None:
     config = recipe(tmp_path, labelled(tmp_path / "own"), f"data.unlabelled=[{entry.format(empty=tmp_path / 'empty')}]")
     with pytest.raises(UserError, match=said):
         read_data(config.data, tmp_path / "run" / "data")
+
+
+def test_rows_that_only_the_teacher_answers_are_marked(tmp_path: Path) -> None:
+    folder = images(tmp_path / "more", [40], 90)
+    made = recipe(
+        tmp_path,
+        labelled(tmp_path / "own"),
+        f"data.unlabelled=[{folder}]",
+        "method.teaching.cross_questions=1",
+        "data.minimum_answer_count=4",
+    )
+    experiment = VqaExperiment.read(made)
+    # The three answers about one image are too rare to be a class.
+    train = experiment.data.split("train")
+    rare = train[0].image
+    experiment.data.samples = [replace(s, answers=("rare",)) if s.image == rare else s for s in experiment.data.samples]
+    examples = experiment.context.training_examples(0, with_teacher=True)
+    batch = examples.collate([examples[n] for n in range(len(examples))])
+    answered = [id for id, one in zip(batch.ids, batch["answered"].tolist(), strict=True) if one]
+    assert sorted(answered) == sorted(sample.id for sample in train)
+    assert len(batch) > len(train) == 24
+    assert (batch["labels"] >= 0).sum() == 21
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ class TaughtTask(DistillationTask):
 
 
 class EnsembleTeacher:
-    """Several classifiers with the same answer classes.
+    """Several classifiers with the same answer classes in the same order. The caller checks the order.
 
     `logits` are the logarithms of the members' mean probabilities, so that their softmax is the mean distribution. A
     temperature softens the mean distribution, not each member's. Features and mask are those of the first member,

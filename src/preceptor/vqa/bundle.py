@@ -170,15 +170,28 @@ def choose_text(config: ModelConfig, *, allow_downloads: bool) -> str | None:
 def choose_tokenizer(config: ModelConfig, questions: Sequence[str], *, allow_downloads: bool):
     """Return the tokenizer of the pretrained text encoder, or one built from the questions if there is none."""
     source = choose_text(config, allow_downloads=allow_downloads)
-    if source is None:
-        return make_tokenizer(questions)
+    return make_tokenizer(questions) if source is None else load_tokenizer(source, allow_downloads=allow_downloads)
+
+
+def load_tokenizer(source: str, *, allow_downloads: bool):
+    """Return the tokenizer of a pretrained text encoder. Raises UserError if its folder contains none."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(source, local_files_only=not allow_downloads)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=not allow_downloads)
+    # Without the files of a tokenizer, transformers returns one that knows nothing but the special tokens.
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise UserError(
+            f"the pretrained text encoder {source!r} has no tokenizer, so its tokens are unknown; save its tokenizer "
+            "(tokenizer.json or vocab.txt) into the same folder"
+        )
+    return tokenizer
 
 
 def choose_preprocessing(config: ModelConfig, data: DataConfig, *, allow_downloads: bool) -> Preprocessing:
-    """Return the preprocessing of the recipe, with the pixel statistics of the pretrained vision backbone if any."""
+    """Return the preprocessing of the recipe, with the pixel statistics of the pretrained vision backbone if any.
+
+    Raises UserError if these statistics are unknown.
+    """
     name = choose_vision(config, allow_downloads=allow_downloads)
     if name is None:
         return Preprocessing(data.image_size, max_question_tokens=data.max_question_tokens)
@@ -187,8 +200,18 @@ def choose_preprocessing(config: ModelConfig, data: DataConfig, *, allow_downloa
     from transformers import AutoImageProcessor
 
     source = find_pretrained(name, allow_downloads=allow_downloads)
-    processor = AutoImageProcessor.from_pretrained(source, local_files_only=not allow_downloads)
-    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    try:
+        processor = AutoImageProcessor.from_pretrained(source, local_files_only=not allow_downloads)
+        if processor.do_normalize is False:
+            mean, std = (0.0,) * 3, (1.0,) * 3
+        else:
+            mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the normalization of the pixels of the pretrained vision model {name!r} is unknown: its "
+            "preprocessor_config.json is missing or has no image_mean and image_std; save its image processor into the "
+            "same folder"
+        ) from error
     return Preprocessing(data.image_size, mean, std, data.max_question_tokens)
 
 
@@ -328,14 +351,20 @@ def build_bundle(
     if vision["kind"] != "conv":
         _freeze(model.vision.get_submodule("model"), config.vision.freeze)
     if config.init:
-        provenance["init"] = _start_from(model, VqaBundle.load(Path(config.init)).model)
+        provenance["init"] = _start_from(model, tokenizer, VqaBundle.load(Path(config.init)))
     return VqaBundle(model, tokenizer, preprocessing, vocabulary, provenance, frozenset(pretrained))
 
 
-def _start_from(model: VqaTransformer, earlier: VqaTransformer) -> str:
-    """Copy tensors of equal shape from an earlier model, and the rows of its answer layer for answers of both."""
-    target, state = model.state_dict(), earlier.state_dict()
-    known = {answer: number for number, answer in enumerate(earlier.config.answers)}
+def _start_from(model: VqaTransformer, tokenizer, earlier: VqaBundle) -> str:
+    """Copy tensors of equal shape from an earlier model, and the rows of its answer layer for answers of both.
+
+    The token embeddings are copied only if both models have the same tokens.
+    """
+    target, state = model.state_dict(), earlier.model.state_dict()
+    if tokenizer.get_vocab() != earlier.tokenizer.get_vocab():
+        embeddings = earlier.model.text.get_input_embeddings().weight
+        del state[next(name for name, value in earlier.model.named_parameters() if value is embeddings)]
+    known = {answer: number for number, answer in enumerate(earlier.vocabulary.answers)}
     pairs = [(row, known[answer]) for row, answer in enumerate(model.config.answers) if answer in known]
     for name in ("head.weight", "head.bias"):
         rows = target[name].clone()

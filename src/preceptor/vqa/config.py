@@ -32,7 +32,7 @@ STAGE_KEYS = {
     "baseline": ("data.", "student.", "teacher.model.", "method.label."),
 }
 """Keys of the recipe, by prefix, that the model of a stage depends on; other stages depend on all. A baseline takes the
-tokens and the image size from the teacher's model."""
+tokens and the normalisation of the images from the teacher's model, unless its own encoders are pretrained."""
 
 
 class AugmentConfig(Section):
@@ -209,8 +209,9 @@ class ModelConfig(Section):
     dropout: Fraction = 0.1
     """Dropout of the fusion layers and of a text encoder from scratch."""
     init: Folder | None = None
-    """Run or model folder with the initial weights of this model. Tensors of another shape are initialized anew. In
-    the answer layer, the rows of answers that both models have are copied."""
+    """Run or model folder with the initial weights of this model. Tensors of another shape are initialized anew, and so
+    are the token embeddings if the models have different tokens. In the answer layer, the rows of answers that both
+    models have are copied."""
 
     @model_validator(mode="after")
     def _heads(self) -> ModelConfig:

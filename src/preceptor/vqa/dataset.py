@@ -233,10 +233,14 @@ class VqaExamples(Examples):
             "image": image,
             "tokens": self.tokens[index],
             "label": self.labels[index],
+            "answered": bool(self.samples[index].answers),
         }
 
     def collate(self, items: Sequence[dict[str, Any] | str]) -> Batch:
-        """Return the batch of the readable samples, padded to the longest question."""
+        """Return the batch of the readable samples, padded to the longest question.
+
+        `labels` is -100 if no answer of a sample is a class. `answered` (B,) bool is False if it has no answer.
+        """
         rows = [item for item in items if isinstance(item, dict)]
         skipped = [item for item in items if isinstance(item, str)]
         length = max((len(row["tokens"]) for row in rows), default=1)
@@ -252,5 +256,6 @@ class VqaExamples(Examples):
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(mask),
             "labels": torch.tensor([row["label"] for row in rows], dtype=torch.int64),
+            "answered": torch.tensor([row["answered"] for row in rows], dtype=torch.bool),
         }
         return Batch(tensors, [row["id"] for row in rows], [row["key"] for row in rows], skipped)

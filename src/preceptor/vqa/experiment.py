@@ -45,6 +45,7 @@ from preceptor.vqa.teachers import (
     ema_teacher,
     every_view,
     online_teacher,
+    require_same_inputs,
     signal_cache_key,
 )
 from preceptor.vqa.token_embeddings import inherit_token_embeddings
@@ -79,6 +80,12 @@ class VqaExperiment(Experiment):
 
     # Training
 
+    def require_checkpoints(self) -> None:
+        runs = self.recipe.method.teaching.runs
+        if any(self.has_teacher(kind) for kind in self.recipe.stages):
+            for run in runs:
+                require_same_inputs(Path(run), VqaBundle.load(Path(run)), self.context)
+
     def stages(self) -> list[Stage]:
         found = []
         for kind in self.recipe.stages:
@@ -111,7 +118,7 @@ class VqaExperiment(Experiment):
             teacher_config=teacher_config,
             seed=stage.seed,
         )
-        train = context.training_examples(stage.seed, with_teacher=source is not None)
+        train = context.training_examples(stage.seed, model=config.model, with_teacher=source is not None)
         if recipe.data.augment.repeats:
             remember_images(bundle.model)
         held_out = bundle.examples(self.data.split("validation"), recipe.data)
@@ -144,13 +151,10 @@ class VqaExperiment(Experiment):
                     "none"
                 )
             return None, None
-        layers = recipe.student.model.layers
-        source, config = online_teacher(
-            self.teacher_folders(), recipe.method, layers, repeats=recipe.data.augment.repeats
-        )
+        source, config = online_teacher(self.teacher_folders(), self.context)
         if teaching.kind == "online":
             return source, config
-        paths = recipe.method.teacher_features(layers, config.layers)
+        paths = recipe.method.teacher_features(recipe.student.model.layers, config.layers)
         return cached_teacher(self.cache_folder(), self.context, source, paths), config
 
     def _resume_config(self, stage: Stage, teacher: Teacher | None) -> dict[str, Any]:
@@ -346,12 +350,9 @@ class VqaExperiment(Experiment):
         """
         with processes().main_process_first():
             experiment = cls.read(recipe)
-        layers = recipe.student.model.layers
-        source, config = online_teacher(
-            experiment.teacher_folders(), recipe.method, layers, repeats=recipe.data.augment.repeats
-        )
+        source, config = online_teacher(experiment.teacher_folders(), experiment.context)
         folder = experiment.cache_folder()
-        paths = recipe.method.teacher_features(layers, config.layers)
+        paths = recipe.method.teacher_features(recipe.student.model.layers, config.layers)
         if verify > 0:
             cached = CachedTeacher.open(folder, signal_cache_key(experiment.context, source, ["logits", *paths]))
         else:

@@ -31,22 +31,28 @@ class VqaLoss(LossTerm):
 
 
 class LabelLoss(VqaLoss):
-    """Cross-entropy of the answers, or binary cross-entropy of all classes (``kind: bce``)."""
+    """Cross-entropy of the answers, or binary cross-entropy of all classes (``kind: bce``).
+
+    In both, a row without an answer adds nothing. If no answer of a row is a class, the cross-entropy leaves the row
+    out, and in the binary cross-entropy every class is wrong.
+    """
 
     def __init__(self, schedule: TermConfig, kind: Literal["ce", "bce"] = "ce", label_smoothing: float = 0.0) -> None:
         super().__init__("label", schedule)
         self.kind, self.label_smoothing = kind, label_smoothing
-        self.unit = "samples" if kind == "bce" else "labelled"
+        self.unit = "answered" if kind == "bce" else "labelled"
 
     def forward(self, student: TeacherSignal, teacher: TeacherSignal | None, batch: Batch) -> Tensor:
         assert student.logits is not None
         labels = batch["labels"]
         if self.kind == "ce":
             return losses.cross_entropy(student.logits, labels, self.label_smoothing)
-        targets = torch.zeros_like(student.logits)
+        answered = batch["answered"]
+        logits, labels = student.logits[answered], labels[answered]
+        targets = torch.zeros_like(logits)
         known = labels >= 0
         targets[known, labels[known]] = 1.0
-        return losses.binary_cross_entropy(student.logits, targets)
+        return losses.binary_cross_entropy(logits, targets)
 
 
 class OutputLoss(VqaLoss):

@@ -62,4 +62,5 @@ class VqaTask(TaughtTask):
         )
 
     def units(self, batch: Batch) -> dict[str, int]:
-        return {"samples": len(batch), "labelled": int((batch.tensors["labels"] >= 0).sum())}
+        labelled, answered = int((batch["labels"] >= 0).sum()), int(batch["answered"].sum())
+        return {"samples": len(batch), "labelled": labelled, "answered": answered}

@@ -335,6 +335,16 @@ VISION: dict[str, type[ConvVision] | type[TransformersVision] | type[OwnVision]]
 }
 
 
+def renormalise_pixels(vision: nn.Module, scale: Tensor, shift: Tensor) -> None:
+    """Let a backbone compute ``scale * pixels + shift`` first, with a factor and an offset (3, 1, 1) per channel.
+
+    Both become buffers, so the fingerprint of a teacher contains them.
+    """
+    vision.register_buffer("pixel_scale", scale)
+    vision.register_buffer("pixel_shift", shift)
+    vision.register_forward_pre_hook(lambda module, inputs: module.pixel_scale * inputs[0] + module.pixel_shift)
+
+
 def remember_images(model: nn.Module) -> None:
     """Make every frozen backbone in `model` cache its features (see TransformersVision.remember)."""
     for module in model.modules():
