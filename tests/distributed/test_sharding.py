@@ -101,6 +101,22 @@ def test_fsdp_has_the_loss_curve_of_ddp(fsdp):
 
 
 @pytest.mark.slow
+def test_micro_batches_of_one_dialogue_per_process_become_corrections(tmp_path):
+    """A correction replaces the only row, in both processes at once, so that both run the model equally often."""
+    only = ["stages=[clinkd]", "method.pseudo_labels.share=0", "student.train.gradient_accumulation_steps=4"]
+    finish(command(tmp_path, "ddp", *only))
+    finish(command(tmp_path, "fsdp", *only), **FSDP2)
+    got, want = lines(tmp_path / "fsdp"), lines(tmp_path / "ddp")
+    for one, other in zip(got, want, strict=True):
+        assert one.keys() == other.keys()
+        if "loss" in one:
+            assert one["loss"] == pytest.approx(other["loss"], **CLOSE), one["step"]
+    # Three rounds divide the training into quarters, and there are no corrections in the first one.
+    replaced = sum(line.get("corrections", 0) > 0 for line in want)
+    assert replaced > len(want) / 4
+
+
+@pytest.mark.slow
 def test_the_exported_checkpoint_is_that_of_ddp_and_loads_in_transformers(fsdp):
     from transformers import AutoModelForImageTextToText
 

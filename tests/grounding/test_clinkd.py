@@ -241,6 +241,55 @@ def test_micro_batches_of_a_step_have_different_corrections(folder, rows):
     assert sorted(ids) == ["c0", "c1", "c2", "c3", "c4"]
 
 
+def corrections_used(vlm: GroundedVlm, steps: list[list[list[Dialogue]]], **settings) -> tuple[list[list[int]], int]:
+    """Return the number of corrections in each micro-batch of each step, and the number of rows counted."""
+    task = reflecting(vlm, [], **settings)
+    task.buffer.rounds = [{}] * 3  # no further rounds
+    counts = []
+    for number, micro_batches in enumerate(steps):
+        for name in "abcdefgh":  # never too few
+            task.buffer.add(Correction(f"{name}{number}", "q", "wrong", TEXTS[3], "unlike", 0))
+        task.on_interval(number / len(steps))
+        group = [batch(vlm, rows) for rows in micro_batches]
+        for given in group:
+            task.units(given)
+        parts = [dict(task._split(given)) for given in group]
+        assert [sum(map(len, part.values())) for part in parts] == [len(rows) for rows in micro_batches]
+        counts.append([len(part["corrections"]) if "corrections" in part else 0 for part in parts])
+        task.after_step(number + 1)
+    return counts, int(task.task_state()["rows"])
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_the_ratio_does_not_depend_on_the_size_of_the_micro_batches(folder, rows, size):
+    """A ratio of 0.3 of five steps of 8 rows are 12 corrections: 2, 4, 7, 9 and 12 in total after each step."""
+    vlm = GroundedVlm.load(folder)
+    step = [(rows * 2)[begin : begin + size] for begin in range(0, 8, size)]
+    counts, counted = corrections_used(vlm, [step] * 5, ratio=0.3)
+    assert [sum(step) for step in counts] == [2, 2, 3, 2, 3]
+    assert counted == 40, "micro-batches with the same rows count, too"
+
+
+def test_a_micro_batch_that_consists_of_corrections(folder, rows):
+    vlm = GroundedVlm.load(folder).eval()
+    task = reflecting(vlm, [], ratio=0.5)
+    task.buffer.rounds = [{}] * 3
+    task.buffer.add(Correction("c0", "q", "wrong", TEXTS[3], "unlike", 0))
+    task.on_interval(0.5)
+    group = [batch(vlm, rows[:1]) for _ in range(2)]
+    units, losses = [task.units(given) for given in group], [task(given) for given in group]
+    correction = batch(vlm, [Dialogue("c0", (), (("q", TEXTS[3]),), "mia", "ct", "g", "train")])
+    expected = {"answers": plain(vlm, group[0]), "corrections": plain(vlm, correction)}
+    for name, loss in zip(("answers", "corrections"), losses, strict=True):
+        assert set(loss.sums) == {"answers", "corrections"}
+        assert torch.allclose(loss.sums[name], expected[name], rtol=1e-5)
+        assert loss.total({"tokens": 1.0}).item() == pytest.approx(expected[name].item(), rel=1e-5)
+    tokens = [int((given["labels"][:, 1:] >= 0).sum()) for given in (group[0], correction)]
+    assert units == [{"samples": 1, "tokens": count} for count in tokens]
+    losses[1].total({"tokens": 1.0}).backward()
+    assert vlm.lm_head_weight.grad.abs().sum() > 0
+
+
 def test_pseudo_labels_that_have_not_entered_are_not_computed(folder, rows):
     """Neither the student nor the teacher sees them, and the losses are those of all rows with their weights."""
     vlm, teacher = GroundedVlm.load(folder).eval(), GroundedVlm.load(folder).eval()

@@ -12,13 +12,18 @@ import yaml
 
 import preceptor
 from preceptor.api import run_recipe
+from preceptor.config import TrainConfig
 from preceptor.errors import UserError
 from preceptor.grounding import metrics
 from preceptor.grounding.config import GroundingRecipe, NewVlmConfig
 from preceptor.grounding.data import read_recipe_dialogues
+from preceptor.grounding.experiment import phase_steps
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.vision_init import read_dinov2
 from preceptor.pipeline import dinov2_small
+from preceptor.pipeline import stage as pipeline_stage
+from preceptor.training import loop
+from preceptor.training.loop import FitArguments, TrainState
 from tests.fault.tiny import CLINKD
 from tests.grounding.conftest import dinov2_folder
 
@@ -103,7 +108,79 @@ def test_every_student_takes_the_same_number_of_steps(trained: Path) -> None:
     steps = {stage: results(run / stage)["training"]["steps"] for stage in STAGES[1:]}
     assert steps["baseline"] == steps["guided"]
     assert steps["distilled"] == steps["clinkd"]
-    assert abs(steps["distilled"] + log_lines(run / "prior")[-1]["step"] - steps["baseline"]) <= 1
+    assert steps["distilled"] + log_lines(run / "prior")[-1]["step"] == steps["baseline"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "share", "expected"),
+    [
+        (5, 0.0, (0, 5)),
+        (5, 0.3, (2, 3)),
+        (5, 0.5, (2, 3)),
+        (5, 0.05, (0, 5)),
+        (5, 0.95, (5, 0)),
+        (10, 1.0, (10, 0)),
+        (0.01, 0.3, (0, 1)),
+        (0.01, 1.0, (1, 0)),
+    ],
+)
+def test_the_phases_share_the_steps_of_the_baseline(epochs: float, share: float, expected: tuple[int, int]) -> None:
+    assert phase_steps(TrainConfig(epochs=epochs, batch_size=8), 8, share) == expected
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(12, 0.4), (14, 0.4), (3, 0.3)])
+def test_phases_that_added_up_before_keep_their_steps(epochs: float, share: float) -> None:
+    """The settings of the shipped recipes, with any number of dialogues: each phase was rounded on its own."""
+    equal = 0
+    for rows in range(1, 400):
+        total = max(1, round(epochs * rows / 32))
+        before = tuple(max(1, round(epochs * part * rows / 32)) for part in (share, 1 - share))
+        found = phase_steps(TrainConfig(epochs=epochs, batch_size=32), rows, share)
+        assert sum(found) == total
+        equal += sum(before) == total
+        assert found == before or sum(before) != total
+    assert equal > 200
+
+
+def test_an_empty_phase_is_left_out(trained: Path, tmp_path: Path) -> None:
+    data = {"root": str(trained / "phantom")}
+    method = {"name": "clinkd", "teaching_run": str(trained / "run" / "teacher"), "reflection": {"rounds": 0}}
+    found = {}
+    for name, share in (("all", 1.0), ("none", 0.01)):
+        labels = {"share": share, "max_new_tokens": 8, "logits": "none"}
+        config = recipe(tmp_path / name, data=data, stages=["distilled"], method=method | {"pseudo_labels": labels})
+        config.student.train.epochs = 2
+        found[name] = run_recipe(config)
+        assert not (tmp_path / name / "run" / "prior").exists()
+    total = found["none"]["training"]["steps"]
+    assert found["all"]["training"]["steps"] == total
+    assert found["all"]["pseudo_labels"]["rows"] > 0
+    assert "pseudo_labels" not in found["none"]
+    note = f"method.pseudo_labels.share=0.01 of the {total} steps of the stage distilled is rounded to 0 steps"
+    assert note in found["none"]["notes"]
+    assert not any("is rounded to" in note for note in found["all"]["notes"])
+
+
+def test_the_phase_on_pseudo_labels_is_trained_once_in_a_run_that_starts_over(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[int] = []
+
+    def fit(task: Any, job: FitArguments, config: TrainConfig) -> TrainState:
+        state = loop.fit(task, job, config)
+        if job.folder.name == "prior":
+            times.append((job.folder / "metrics.jsonl").stat().st_mtime_ns)
+        return state
+
+    monkeypatch.setattr(pipeline_stage, "fit", fit)
+    method = {"name": "clinkd", "teaching_run": str(trained / "run" / "teacher"), "reflection": {"rounds": 0}}
+    method |= {"pseudo_labels": {"share": 0.4, "max_new_tokens": 8, "logits": "none"}}
+    data = {"root": str(trained / "phantom")}
+    config = recipe(tmp_path, data=data, stages=["distilled", "clinkd"], method=method, resume="never")
+    config.student.train.epochs = 1
+    for _ in range(2):
+        run_recipe(config)
+    assert times[0] == times[1] < times[2] == times[3]
 
 
 def test_unlabelled_dialogues_hide_their_answers(trained: Path) -> None:

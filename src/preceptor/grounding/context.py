@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +16,8 @@ from preceptor.data import provenance
 from preceptor.data.grounding.box_formats import FAMILY_FORMATS
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.distributed import processes
+from preceptor.errors import UserError
+from preceptor.files import write_text
 from preceptor.grounding.clinkd import ClinkdConfig
 from preceptor.grounding.config import GroundingRecipe, VlmConfig
 from preceptor.grounding.dialogue_encoder import ModalityRows
@@ -21,6 +27,11 @@ from preceptor.grounding.model import GroundedVlm, LoraSettings, checkpoint_box_
 from preceptor.grounding.new_vlm import new_vlm
 from preceptor.grounding.selection import Similarity
 from preceptor.grounding.sentence_similarity import choose_similarity
+from preceptor.pipeline.run_dir import read_object
+from preceptor.recipe import differences
+
+MADE_FROM = "made_from.json"
+"""File in the folder of a new model: the settings and the texts that it was made from."""
 
 
 @dataclass
@@ -80,26 +91,57 @@ class RunContext:
         """Return the checkpoint that a model starts from.
 
         If the recipe names none, a new one is made in the output folder. Its vocabulary is learned from the training
-        texts, so it is the same for teacher and students.
+        texts, so it is the same for teacher and students. A model of other settings or texts is replaced.
+
+        Raises:
+            UserError: a training of this run has started from a model of other settings or texts.
         """
         if config.source is not None:
             return config.source
-        folder = self.recipe.output_folder / f"new-{name}"
-        if not (folder / "preprocessor_config.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            new = config.new
-            new_vlm(
-                folder,
-                corpus(self.data),
-                family=new.family,
-                size=new.size,
-                seed=self.recipe.seed,
-                vocabulary_size=new.vocabulary_size,
-                max_pixels=config.max_pixels,
-                language_model=new.language_model,
-                vision=new.vision,
-            )
+        folder, new, texts = self.recipe.output_folder / f"new-{name}", config.new, corpus(self.data)
+        made_from = {
+            name: {"model": {"new": new.model_dump(mode="json"), "max_pixels": config.max_pixels}},
+            "seed": self.recipe.seed,
+            # A language model has its own vocabulary.
+            "texts": None if new.language_model else hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+        }
+        data = self.recipe.data.resume_settings()
+        if (folder / "preprocessor_config.json").is_file():
+            stored = _read_made_from(folder)
+            if stored is not None and all(stored.get(key) == value for key, value in made_from.items()):
+                return str(folder)
+            if self._has_checkpoints(name):
+                if stored is None:  # by an earlier version; a training compares its own settings when it is resumed
+                    return str(folder)
+                changed = differences(stored, made_from | {"data": data})
+                raise UserError(
+                    f"{self.recipe.output_folder} contains a run of another recipe ({'; '.join(changed[:12])}), which "
+                    f"started from {folder.name}; restore these values, set output=FOLDER to another folder, or start "
+                    "again with resume=never"
+                )
+        shutil.rmtree(folder, ignore_errors=True)
+        new_vlm(
+            folder,
+            texts,
+            family=new.family,
+            size=new.size,
+            seed=self.recipe.seed,
+            vocabulary_size=new.vocabulary_size,
+            max_pixels=config.max_pixels,
+            language_model=new.language_model,
+            vision=new.vision,
+        )
+        # The settings of the data only help to name the cause of other texts.
+        write_text(folder / MADE_FROM, json.dumps(made_from | {"data": data}, indent=1))
         return str(folder)
+
+    def _has_checkpoints(self, name: str) -> bool:
+        """Return whether a training of the teacher or of a student has a checkpoint in the output folder."""
+        root = self.recipe.output_folder
+        of_stages = root.glob("*/checkpoints/step-*")
+        return any(root.glob("checkpoints/step-*")) or any(
+            (path.parent.parent.name == "teacher") == (name == "teacher") for path in of_stages
+        )
 
     def box_format(self, config: VlmConfig, run: str | None = None) -> str:
         """Return the format of the boxes of a model of the recipe, or of the model of another run.
@@ -134,6 +176,11 @@ class RunContext:
         if config.gradient_checkpointing:
             vlm.checkpoint_activations()
         return vlm
+
+
+def _read_made_from(folder: Path) -> dict[str, Any] | None:
+    path = folder / MADE_FROM
+    return read_object(path, path.read_bytes(), f"delete {folder}") if path.is_file() else None
 
 
 def corpus(data: GroundingDataset) -> list[str]:

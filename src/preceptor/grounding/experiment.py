@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from preceptor.config import TrainConfig
 from preceptor.data import provenance
 from preceptor.data.findings import Finding
 from preceptor.data.grounding.check import check_dialogues
@@ -70,9 +71,11 @@ PRIOR = "prior"
 
 @dataclass
 class TrainingPhase:
-    """One phase of a stage's training: its examples, its share of the steps and its initial weights.
+    """One phase of a stage's training: its examples, its initial weights and its steps.
 
     Attributes:
+        steps: number of steps.
+        share: `method.pseudo_labels.share`, or the rest of it for the data set's answers.
         epoch: number of dialogues in an epoch; the labelled ones for every student, whatever the phase draws from.
         prior: whether the answers are pseudo-labels, which enter by the curriculum.
         teacher_on_device: configuration of a teacher that is on the device during training, for the memory estimate.
@@ -82,12 +85,26 @@ class TrainingPhase:
     folder: Path
     source: str
     examples: Sequence[TrainingExample]
+    steps: int
     share: float
     epoch: int
     prior: bool = False
     teacher: Teacher | None = None
     corrector: Ask | None = None
     teacher_on_device: Any = None
+
+
+def phase_steps(train: TrainConfig, epoch: int, share: float) -> tuple[int, int]:
+    """Return the number of steps on pseudo-labels and on the data set's answers; `share` does not change their sum.
+
+    Args:
+        train: settings with the number of epochs.
+        epoch: number of dialogues in an epoch.
+        share: fraction of the steps that train on pseudo-labels.
+    """
+    total = max(1, round(train.epochs * epoch / train.batch_size))
+    prior = round(share * total)
+    return prior, total - prior
 
 
 class GroundingExperiment(Experiment):
@@ -163,15 +180,25 @@ class GroundingExperiment(Experiment):
         config = recipe.teacher if role == "teacher" else recipe.student
         with processes().main_process_first():
             source = context.source(config.model, role)
+        separate = data.split("teacher") if role == "teacher" else []
+        epoch = len(separate) or len(data.split("train"))
         share = method.pseudo_labels.share
+        prior_steps, main_steps = phase_steps(config.train, epoch, share)
+        if (prior_steps > 0, main_steps > 0) != (share > 0, share < 1):
+            self.warn(
+                f"method.pseudo_labels.share={share} of the {prior_steps + main_steps} steps of the stage {stage.name} "
+                f"is rounded to {prior_steps} steps"
+            )
+        if not prior_steps:
+            method.pseudo_labels.share = share = 0.0
         teacher = load_teacher(context) if method.needs_teacher(stage.kind) else None
-        epoch = len(data.split("train"))
         on_device = teacher.config if teacher is not None and recipe.method.teacher_offload == "none" else None
         pseudo_labels: dict[str, Any] | None = None
-        if share > 0:
+        if prior_steps:
             examples = pseudo_labelled_examples(context, teacher)
             pseudo_labels = summary(context, examples, teacher)
-            # It does not depend on what a stage adds, so it is trained once for all of them.
+            # It does not depend on what a stage adds, so it is trained once for all of them. If nothing follows, its
+            # model is that of the stage.
             prior_method = recipe.method.for_stage("distilled")
             tokens = None
             if teacher is not None:
@@ -179,25 +206,28 @@ class GroundingExperiment(Experiment):
                 tokens = token_teacher(context, teacher, student, examples)
             prior = TrainingPhase(
                 PRIOR,
-                recipe.output_folder / PRIOR,
+                recipe.output_folder / PRIOR if main_steps else folder,
                 source,
                 examples,
+                prior_steps,
                 share,
                 epoch,
                 prior=True,
                 teacher=tokens,
                 teacher_on_device=tokens.teacher.config if isinstance(tokens, OnlineTokenTeacher) else on_device,
             )
-            yield self._training(prior, config, prior_method)
+            yield self._training(prior, config, prior_method, pseudo_labels=pseudo_labels)
             source = str(prior.folder / "model")
-        separate = data.split("teacher") if role == "teacher" else []
+        if not main_steps:
+            return
         main = TrainingPhase(
             stage.name,
             folder,
             source,
             [TrainingExample(row) for row in separate or data.split("train")],
+            main_steps,
             1 - share,
-            len(separate) or epoch,
+            epoch,
             corrector=corrector(context, teacher) if teacher is not None else None,
             teacher_on_device=on_device,
         )
@@ -273,7 +303,7 @@ class GroundingExperiment(Experiment):
             folder=phase.folder,
             title=phase.name,
             task=task,
-            config=config.train.model_copy(update={"epochs": config.train.epochs * phase.share}),
+            config=config.train.model_copy(update={"epochs": phase.steps * config.train.batch_size / phase.epoch}),
             loader=lambda batches: examples.loader(batches, recipe.data.workers),
             samples=len(examples),
             epoch_samples=phase.epoch,
@@ -285,11 +315,10 @@ class GroundingExperiment(Experiment):
 
     def _resume_config(self, phase: TrainingPhase, config: VlmRunConfig, method: ClinkdConfig) -> dict[str, Any]:
         recipe = self.recipe
-        excluded = {"root", "images", "workers", "max_image_bytes", "max_image_pixels"}
         rows = [[row.dialogue.id, row.dialogue.turns, row.confidence, row.margin] for row in phase.examples]
         weights = Path(phase.source) / "model.safetensors"
         found = {
-            "data": recipe.data.model_dump(mode="json", exclude=excluded),
+            "data": recipe.data.resume_settings(),
             "seed": recipe.seed,
             "rows": hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest(),
             "model": config.model.model_dump(mode="json", exclude={"source"}),
@@ -364,13 +393,16 @@ class GroundingExperiment(Experiment):
     # Evaluation
 
     def load(self, folder: Path) -> GroundedVlm:
-        config = self.recipe.student.model
+        recipe = self.recipe
+        # A recipe of one stage writes to the output folder itself, one of several to a folder per stage.
+        is_teacher = recipe.stages == ("teacher",) or folder.parent == recipe.output_folder / "teacher"
+        config = (recipe.teacher if is_teacher else recipe.student).model
         vlm = GroundedVlm.load(
             folder,
             max_pixels=config.max_pixels,
             max_length=config.max_length,
             modality_rows=self.context.modality_rows,
-            **self.recipe.data.image_limits,
+            **recipe.data.image_limits,
         )
         return vlm.requires_grad_(False).to(processes().device).eval()
 

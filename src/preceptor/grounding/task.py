@@ -60,8 +60,8 @@ class ClinkdTask(Task):
         self.buffer = CorrectionBuffer(reflection.buffer)
         c = pseudo_labels.curriculum
         self.curriculum = Curriculum(c.begin, c.end, c.over, c.margin_weight, c.weigh)
-        self._parts: dict[tuple[str, ...], list[tuple[str, Batch]]] = {}
-        """The parts of the micro-batches of this step."""
+        self._parts: dict[int, tuple[Batch, list[tuple[str, Batch]]]] = {}
+        """The micro-batches of this step and their parts, by the `id` of the micro-batch: two may have equal rows."""
         self._rows = 0
         """Rows of this process so far."""
         self._order: list[Correction] | None = None
@@ -96,9 +96,10 @@ class ClinkdTask(Task):
             else:
                 total = chunked_cross_entropy(states.hidden, lm_head, states.targets, weights_T=weights)
                 loss.add(name, total, 1.0, "tokens")
-        if self._collate is not None and len(self.buffer) and "corrections" not in loss.sums:
-            # All processes log the same terms.
-            loss.add("corrections", torch.zeros((), device=batch["labels"].device), 1.0, "tokens")
+        if self._collate is not None and len(self.buffer):
+            # All steps log the same terms.
+            for name in {"answers", "corrections"} - loss.sums.keys():
+                loss.add(name, torch.zeros((), device=batch["labels"].device), 1.0, "tokens")
         return loss
 
     def units(self, batch: Batch) -> dict[str, int]:
@@ -118,13 +119,13 @@ class ClinkdTask(Task):
         """Return the parts of a micro-batch that are computed, by name of their loss.
 
         Pseudo-labels that have not entered are left out; if there are no others, the first one stays, with its weight
-        0, because every process must run the model. Otherwise corrections replace the last rows. The same batch gives
-        the same parts until the next step.
+        0, because every process must run the model. Otherwise corrections replace the last rows, or all of them. The
+        same batch object gives the same parts until the next step.
         """
-        key = tuple(batch.keys)
-        if key not in self._parts:
-            self._parts[key] = self._entered(batch) if self.on_pseudo_labels else self._with_corrections(batch)
-        return self._parts[key]
+        if id(batch) not in self._parts:
+            parts = self._entered(batch) if self.on_pseudo_labels else self._with_corrections(batch)
+            self._parts[id(batch)] = batch, parts  # as long as it is referred to, no other object has its id
+        return self._parts[id(batch)][1]
 
     def _entered(self, batch: Batch) -> list[tuple[str, Batch]]:
         kept = self._weights(batch) > 0
@@ -141,9 +142,9 @@ class ClinkdTask(Task):
         self._rows += len(batch)
         count = int(self.reflection.ratio * self._rows + 1e-9) - int(self.reflection.ratio * before + 1e-9)
         # Each process has its own of the next corrections, and all have equally many, because sharded processes must
-        # run the model equally often.
+        # run the model equally often: for the remaining rows, if there are any, and for the corrections.
         state = processes()
-        count = min(count, len(batch) - 1, (len(self.buffer) - self._taken) // state.num_processes)
+        count = min(count, (len(self.buffer) - self._taken) // state.num_processes)
         if count == 0:
             return [("answers", batch)]
         if self._order is None:
@@ -151,7 +152,9 @@ class ClinkdTask(Task):
         chosen = self._order[self._taken + state.process_index * count :][:count]
         self._taken += state.num_processes * count
         corrected = self._collate(chosen).to(batch["labels"].device)
-        return [("answers", batch.narrow(0, len(batch) - count)), ("corrections", corrected)]
+        remaining = len(batch) - count
+        answers = [("answers", batch.narrow(0, remaining))] if remaining else []
+        return [*answers, ("corrections", corrected)]
 
     def on_interval(self, progress: float) -> None:
         self.progress = progress

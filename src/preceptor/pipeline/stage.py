@@ -82,6 +82,8 @@ def _finished(experiment: Experiment, folder: Path, weights: str) -> dict[str, A
 def run_training(experiment: Experiment, stage: Stage, training: Training) -> TrainState:
     """Run one training of a stage; its folder then holds the model, its provenance and the recipe of the stage."""
     recipe = experiment.recipe
+    # With `resume=never`, `run` deletes the folders that stages share at the start, so a training in one is a new one.
+    shared = training.folder in [recipe.output_folder / name for name in experiment.shared_folders]
     with processes().main_process_first():
         sources = provenance_of(experiment, stage)
     files = broadcast_from_main(experiment.files_sha256(TRAINING_SPLITS) if processes().is_main_process else None)
@@ -105,7 +107,7 @@ def run_training(experiment: Experiment, stage: Stage, training: Training) -> Tr
         differences=lambda old, new: _differences(experiment, training.folder, old, new),
         seed=stage.seed,
         skip_limit=recipe.data.skip_limit,
-        resume=recipe.resume == "auto",
+        resume=shared or recipe.resume == "auto",
         title=training.title,
         start=start,
     )
