@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preceptor import tasks
+from preceptor.arguments import as_list, as_output_folder, as_path, as_positive, as_text
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError, nearest
 from preceptor.extension import reference_to, require_trust
 from preceptor.hub import set_offline
 from preceptor.pipeline.paths import check_data_paths, check_paths
-from preceptor.recipe import apply_override, apply_overrides
+from preceptor.recipe import apply_overrides
 from preceptor.scores import Scored
 
 if TYPE_CHECKING:
@@ -126,11 +127,12 @@ def predict(
 
     Args:
         run: a run, a stage or a model folder.
-        output: JSON lines file of a VQA or grounding model; folder of label maps and `predictions.csv` of a
-            segmentation model. Rows are written at once, and a second call continues where the first one stopped.
+        output: JSON lines file of a VQA or grounding model, which writes nothing without it; folder of label maps and
+            `predictions.csv` of a segmentation model, by default the current folder. Rows are written at once, and a
+            second call continues where the first one stopped.
         trust_remote_code: as in `load`.
-        progress: with `output`, called as ``progress(done, total)`` before the first row is predicted and after each
-            row is written.
+        progress: if rows are written, called as ``progress(done, total)`` before the first row is predicted and after
+            each row is written.
         **inputs: for VQA and grounding `image` (a file or a folder) with `question`, or `table`, further `top` (VQA)
             and `modality` (used by grounding only); for segmentation `files` (by modality), `case` (files or folder) or
             `table`, further `post`, `probabilities`, `dicom_seg` and `copy_patient`.
@@ -145,23 +147,17 @@ def predict(
     from preceptor.pipeline.predictions import Origin, stream_predictions
     from preceptor.pipeline.run_dir import model_folder, weights_sha256
 
+    inputs |= _checked_inputs(inputs)
     model = load(run, trust_remote_code=trust_remote_code)
-    for key in ("image", "table", "case"):
-        if isinstance(inputs.get(key), str | Path):
-            inputs[key] = Path(inputs[key])
-    if isinstance(inputs.get("case"), Path):
-        inputs["case"] = [inputs["case"]]
-    elif inputs.get("case"):
-        inputs["case"] = [Path(file) for file in inputs["case"]]
     items = model.items(**inputs)
     _require_inputs_of(model, inputs)
-    path = model.prediction_file(Path(output)) if output is not None else None
-    options = inputs | {"output": Path(output) if output is not None else Path()}
-    if path is None:
-        return list(model.predict_rows(items, **options))
-    predict_rows = partial(model.predict_rows, **options)
+    place = model.default_output if output is None else as_path(output, "output")
+    if place is None:
+        return list(model.predict_rows(items, **inputs))
+    predict_rows = partial(model.predict_rows, **inputs, output=place)
     changing = {name: inputs.get(name, default) for name, default in model.options.items()}
     origin = Origin(weights_sha256(model_folder(Path(run))), changing)
+    path = model.prediction_file(place)
     return list(stream_predictions(path, items, predict_rows, progress, batch_size=model.batch_size, origin=origin))
 
 
@@ -172,6 +168,22 @@ _NO_INPUTS = {
     **dict.fromkeys(("post", "probabilities", "dicom_seg", "copy_patient"), False),
 }
 """The inputs of `predict` of all tasks, with the value that changes nothing. The command line gives all of them."""
+
+
+def _checked_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs of `predict` that are given as the types that models expect. Raises UserError for others."""
+    given = {name: value for name, value in inputs.items() if value is not None}
+    checked: dict[str, Any] = {name: as_path(given[name], name) for name in ("image", "table") if name in given}
+    checked |= {name: as_text(given[name], name) for name in ("question", "modality") if name in given}
+    if "top" in given:
+        checked["top"] = as_positive(given["top"], "top")
+    if "case" in given:
+        checked["case"] = [as_path(file, "case") for file in as_list(given["case"], "case")]
+    if "files" in given:
+        if not isinstance(given["files"], Mapping):
+            raise UserError(f"files must be a mapping of modalities to paths, not {type(given['files']).__name__}")
+        checked["files"] = {name: as_path(file, f"files[{name!r}]") for name, file in given["files"].items()}
+    return checked
 
 
 def _require_inputs_of(model: Any, inputs: Mapping[str, Any]) -> None:
@@ -219,7 +231,7 @@ def serve(
         _trusted_model(folder, trust_remote_code)
     _require_device(device)
     run_server(
-        [Path(folder) for folder in folders],
+        [as_path(folder, "folder") for folder in folders],
         lambda folder: load(folder, device, trust_remote_code=trust_remote_code),
         host=host,
         port=port,
@@ -240,28 +252,35 @@ def evaluate(
     """Score a trained model on the test split of its own or of other data.
 
     Args:
-        run: a run, a stage or a model folder.
+        run: a run, a stage or the `model` folder of a stage. A model that was exported, packed or copied alone has no
+            recipe, so the data to evaluate it on are unknown.
         overrides: settings that choose other data, such as ``{"data.root": "OTHER"}``.
         protocol: only this protocol.
-        output: folder for predictions and results.json; without it, the predictions replace those of the stage.
+        output: folder for predictions and results.json, which must be a new one or that of an earlier evaluation;
+            without it, the predictions replace those of the stage.
         images: ask the questions again about other images, to see whether the model uses them: ``blank``, ``shuffled``
             between patients, ``mirrored`` (not for volumes). The results have `image_reliance`.
         trust_remote_code: as in `load`.
 
     Returns:
         The results: `protocols`, `describes`, `data`, `notes` and what else the task reports.
+
+    Raises:
+        UserError: the model has no recipe, the data, the protocol or the images are unknown, or the results would
+            replace those of a training.
     """
     keep_offline()
     from preceptor.pipeline.run_dir import stage_folder
 
+    folder = None if output is None else as_output_folder(output, "output")
     model, _ = _trusted_model(run, trust_remote_code)
-    recipe = _resolve(str(stage_folder(model)), overrides)
+    recipe = _resolve(str(stage_folder(model, Path(run))), overrides)
     check_data_paths(recipe.data)
     # Imported after the checks: a mistake is reported without waiting for torch.
     from preceptor.pipeline.evaluation import evaluate_model
 
     experiment_class = tasks.module(recipe.task, "experiment").EXPERIMENT
-    return evaluate_model(experiment_class, recipe, model, protocol, Path(output) if output else None, images)
+    return evaluate_model(experiment_class, recipe, model, protocol, folder, as_list(images, "images"))
 
 
 def check(
@@ -295,14 +314,12 @@ def check(
     keep_offline()
     if teacher is None and students:
         raise UserError("students are compared with a teacher; give --teacher RUN, too")
-    if seeds < 1:
-        raise UserError(f"seeds must be 1 or more, not {seeds}")
+    seeds = as_positive(seeds, "seeds")
     if not 0 < budget <= 1:
         raise UserError(f"budget must be above 0 and at most 1, not {budget:g}")
     if str(data).endswith((".csv", ".jsonl")):
         raw = {"task": "vqa", "name": Path(data).stem, "data": {"name": "table", "root": str(data)}}
-        for override in overrides:
-            apply_override(raw, override)
+        apply_overrides(raw, _override_texts(overrides), str(data))
         recipe: BaseRecipe = tasks.recipe_from(raw, str(data))
     else:
         recipe = _resolve(data, overrides)
@@ -312,8 +329,9 @@ def check(
     if teacher is not None:
         from preceptor.pipeline.headroom import estimate_headroom
 
-        runs = [Path(run) for run in students]
-        found["headroom"] = estimate_headroom(experiment_class, recipe, Path(teacher), runs, seeds=seeds, budget=budget)
+        runs = [as_path(run, "a student") for run in as_list(students, "students")]
+        place = as_path(teacher, "teacher")
+        found["headroom"] = estimate_headroom(experiment_class, recipe, place, runs, seeds=seeds, budget=budget)
     return found
 
 
@@ -341,7 +359,7 @@ def report(run: str | Path) -> Path:
     from preceptor.pipeline.run_dir import refuse_several_seeds
 
     keep_offline()
-    folder = Path(run)
+    folder = as_path(run, "run")
     refuse_several_seeds(folder)
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder} has no results.json; `preceptor train` writes it when a run is finished")
@@ -350,7 +368,7 @@ def report(run: str | Path) -> Path:
 
 
 def compare(
-    runs: Sequence[str | Path],
+    runs: str | Path | Sequence[str | Path],
     *,
     baseline: str | None = None,
     protocol: str | None = None,
@@ -359,19 +377,21 @@ def compare(
     """Compare runs of one task on the same test units: differences with intervals and tests.
 
     Args:
-        runs: run folders, folders of their stages, or the folder of a training with several seeds. Runs that differ
-            only in the seed form a group.
+        runs: run folders, folders of their stages, or the folder of a training with several seeds; a single one may be
+            given without a list. Runs that differ only in the seed form a group.
         baseline: group or run to compare with; by default the stage `baseline`.
         protocol: protocol id; by default the main one of the first run.
         output: folder for compare.json, compare.html, compare.csv and compare.tex.
 
     Raises:
-        UserError: the runs were scored on different data or under different protocols.
+        UserError: no run is given, or the runs were scored on different data or under different protocols.
     """
+    places = [as_path(run, "run") for run in as_list(runs, "runs")]
+    folder = as_output_folder(output, "output")
     from preceptor.comparison.run import compare_runs, write_comparison
 
-    comparison = compare_runs([Path(run) for run in runs], baseline=baseline, protocol=protocol)
-    write_comparison(comparison, Path(output))
+    comparison = compare_runs(places, baseline=baseline, protocol=protocol)
+    write_comparison(comparison, folder)
     return comparison
 
 
@@ -386,6 +406,9 @@ def score(predictions: str | Path, protocol: str, **options: Any) -> Scored:
     Raises:
         UserError: no task knows the protocol, an option does not apply to it, or a prediction is missing.
     """
+    place, protocol = as_path(predictions, "predictions"), as_text(protocol, "protocol")
+    if options.get("root") is not None:
+        options["root"] = as_path(options["root"], "root")
     for task in tasks.TASKS:
         module = tasks.module(task, "score")
         if module.knows(protocol):
@@ -393,16 +416,16 @@ def score(predictions: str | Path, protocol: str, **options: Any) -> Scored:
             for name in options:
                 if name not in known:
                     raise UserError(f"--{name} does not apply to protocol {protocol}; omit it")
-            return module.score_file(Path(predictions), protocol, **options)
+            return module.score_file(place, protocol, **options)
     raise UserError(f"protocol {protocol!r} is not known; docs/reference/protocols.md lists the protocols")
 
 
-def audit(data: str | Path, overrides: Iterable[str] = (), **options: Any) -> dict[str, Any]:
+def audit(data: str | Path, overrides: Overrides = (), **options: Any) -> dict[str, Any]:
     """Look for leakage, duplicates, shortcuts and traces of patients in a data set.
 
     Args:
         data: name of a data set, or a CSV or JSONL table.
-        overrides: ``data.key=value`` and ``against.key=value`` settings.
+        overrides: settings of the data sets, such as ``{"data.variant": "published"}`` or ``["against.language=zh"]``.
         **options: `root`, `against`, `against_root`, `output`.
 
     Returns:
@@ -414,11 +437,11 @@ def audit(data: str | Path, overrides: Iterable[str] = (), **options: Any) -> di
     for name in options:
         if name not in defaults:
             raise UserError(f"audit has no option {name!r}{nearest(name, defaults)}")
-    paths = {key: Path(value) if value and key != "against" else value for key, value in options.items()}
-    found = defaults | paths
-    return audit_data(
-        str(data), list(overrides), found["against"], found["root"], found["against_root"], found["output"]
-    )
+    found = defaults | options
+    root, against_root = (found[key] and as_path(found[key], key) for key in ("root", "against_root"))
+    against = found["against"] and str(found["against"])
+    output = as_output_folder(found["output"], "output")
+    return audit_data(str(data), _override_texts(overrides), against, root, against_root, output)
 
 
 def export(
@@ -451,8 +474,9 @@ def export(
     from preceptor.pipeline.run_dir import model_folder
 
     keep_offline()
-    table = Path(table) if table else None
-    return export_model(model_folder(Path(run)), Path(output), to=to, int8=int8, table=table)
+    place, target = as_path(run, "run"), as_path(output, "output")
+    table = None if table is None else as_path(table, "table")
+    return export_model(model_folder(place), target, to=to, int8=int8, table=table)
 
 
 def push_to_hub(run: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
@@ -474,7 +498,7 @@ def push_to_hub(run: str | Path, repo_id: str, *, private: bool = True, token: s
     from preceptor.hub import push_folder
     from preceptor.pipeline.run_dir import model_folder
 
-    return push_folder(model_folder(Path(run)), repo_id, private=private, token=token)
+    return push_folder(model_folder(as_path(run, "run")), as_text(repo_id, "repo_id"), private=private, token=token)
 
 
 def keep_offline(allow_downloads: bool = False) -> None:
@@ -510,7 +534,7 @@ def _trusted_model(run: str | Path, trust_remote_code: bool) -> tuple[Path, str]
     """Return the model folder of a run and its task. Raises UserError if it needs code that is not trusted."""
     from preceptor.pipeline.run_dir import model_folder
 
-    folder = model_folder(Path(run))
+    folder = model_folder(as_path(run, "run"))
     task = tasks.task_of_model(folder)
     require_trust(folder, trust_remote_code)
     return folder, task
@@ -530,8 +554,11 @@ def _resolve(recipe: str | Path | Mapping[str, Any] | BaseRecipe, overrides: Ove
 
 
 def _override_texts(overrides: Overrides) -> list[str]:
+    """Return overrides as ``key.sub=value``. Raises UserError for a single text, which may mean several settings."""
+    if isinstance(overrides, str):
+        raise UserError(f"overrides must be a list or a mapping, not the text {overrides!r}; give [{overrides!r}]")
     if not isinstance(overrides, Mapping):
-        return list(overrides)
+        return [as_text(override, "an override") for override in as_list(overrides, "overrides")]
     values = {key: json.dumps(value, default=_text, ensure_ascii=False) for key, value in overrides.items()}
     return [f"{key}={text}" for key, text in values.items()]  # JSON is YAML
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from preceptor.arguments import as_list, is_integer
 from preceptor.comparison.run import compare_seeds, write_comparison
 from preceptor.config import BaseRecipe
 from preceptor.distributed import processes
@@ -28,11 +29,9 @@ def train_seeds(recipe: BaseRecipe, seeds: int | Sequence[int]) -> tuple[Path, d
         The output folder, and the document of the comparison, which is also written to ``OUTPUT/compare``.
 
     Raises:
-        UserError: no seed is given, or one is given twice.
+        UserError: no seed is given, one is given twice, or one is not a whole number from 0 to 2**32 - 1.
     """
-    chosen = list(range(recipe.seed, recipe.seed + seeds)) if isinstance(seeds, int) else list(seeds)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise UserError(f"seeds must be at least one number, each once, not {seeds}")
+    chosen = _chosen_seeds(recipe, seeds)
     root = recipe.output_folder
     folders = [root / f"seed-{seed}" for seed in chosen]
     document: dict[str, Any] = {}
@@ -48,3 +47,13 @@ def train_seeds(recipe: BaseRecipe, seeds: int | Sequence[int]) -> tuple[Path, d
             document = write_comparison(compare_seeds(folders), root / "compare")
         processes().wait_for_everyone()
     return root, document
+
+
+def _chosen_seeds(recipe: BaseRecipe, seeds: Any) -> list[int]:
+    chosen = list(range(recipe.seed, recipe.seed + seeds)) if is_integer(seeds) else as_list(seeds, "seeds")
+    for seed in chosen:
+        if not is_integer(seed) or not 0 <= seed < 2**32:
+            raise UserError(f"seeds contains {seed!r}; a seed is a whole number from 0 to {2**32 - 1}")
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UserError(f"seeds must be at least one number, each once, not {seeds}")
+    return [int(seed) for seed in chosen]

@@ -175,6 +175,15 @@ def test_further_files_with_a_name_that_cannot_be_packed_are_refused(name: str, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_evaluation_needs_a_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no recipe"):
-        preceptor.evaluate(packed(tmp_path))
+def test_an_evaluation_needs_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(templates() / "vqa", tmp_path / "exported")
+    # Of another training, as in the folder of a run that a model is exported into.
+    (tmp_path / "recipe.yaml").write_text("task: vqa\nname: other\n")
+    monkeypatch.chdir(tmp_path)
+    for given in (packed(tmp_path), Path("exported")):
+        with pytest.raises(UserError) as error:
+            preceptor.evaluate(given)
+        assert str(error.value) == (
+            f"{given} has no recipe.yaml of its training, so the data to evaluate it on are unknown; give the run or "
+            "stage folder that it comes from, or predict on data of your own with `preceptor predict`"
+        )

@@ -88,11 +88,53 @@ def test_all_files_are_checked_before_a_case_is_segmented(model, tmp_path, monke
 def test_a_call_without_output_writes_over_nothing(model, tmp_path, monkeypatch):
     image = save(tmp_path / "p1_flair.nii.gz", head(0))
     monkeypatch.chdir(tmp_path)
-    preceptor.predict(model, files={"flair": image})
-    written = (tmp_path / "p1_flair_seg.nii.gz").read_bytes()
+    rows = preceptor.predict(model, files={"flair": image})
+    written = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {path.name for path in written} == {image.name, "p1_flair_seg.nii.gz", "predictions.csv"}
+    assert preceptor.predict(model, files={"flair": image}) == rows
+    assert {path: path.read_bytes() for path in written} == written
+    (tmp_path / "predictions.csv").unlink()
     with pytest.raises(UserError, match=r"p1_flair_seg.nii.gz exists"):
         preceptor.predict(model, files={"flair": image})
-    assert (tmp_path / "p1_flair_seg.nii.gz").read_bytes() == written
+    assert (tmp_path / "p1_flair_seg.nii.gz").read_bytes() == written[tmp_path / "p1_flair_seg.nii.gz"]
+
+
+def test_a_table_without_output_is_resumed(model, tmp_path, monkeypatch):
+    save(tmp_path / "p1_flair.nii.gz", head(0))
+    (tmp_path / "t.csv").write_text("case,flair\np1,p1_flair.nii.gz\n")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        code, out, err = call("predict", str(model), "--table", "t.csv", "--json")
+        assert code == 0, err
+        (row,) = json.loads(out)
+        assert (row["id"], row["mask"]) == ("p1", "p1_seg.nii.gz")
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["p0_t1.nii.gz", "link.nii.gz", "sub/../p0_t1.nii.gz"])
+@pytest.mark.parametrize("write", ["save", "save_probabilities"])
+def test_no_result_is_written_over_an_image_of_its_case(model, tmp_path, name, write):
+    image = save(tmp_path / "p0_t1.nii.gz", head(0))
+    (tmp_path / "link.nii.gz").symlink_to(image)
+    (tmp_path / "sub").mkdir()
+    before, found = image.read_bytes(), preceptor.load(model).segment({"t1": image})
+    with pytest.raises(UserError, match=r"\.nii\.gz is an image of case p0_t1, which would be lost; give another path"):
+        getattr(found, write)(tmp_path / name)
+    assert image.read_bytes() == before
+    for _ in range(2):  # its own result may be written again
+        assert getattr(found, write)(str(tmp_path / "result.nii.gz")) == tmp_path / "result.nii.gz"
+
+
+def test_no_object_is_written_over_a_slice_of_its_series(model, tmp_path):
+    pytest.importorskip("highdicom")
+    series = identified_series(tmp_path / "series", noise((20, 22, 24)))
+    slices = {path: path.read_bytes() for path in series.iterdir()}
+    found = preceptor.load(model).segment({"t1": series})
+    for path in (next(iter(slices)), series):
+        with pytest.raises(UserError, match=r"is an image of case .*, which would be lost"):
+            found.save_dicom_seg(path)
+    assert {path: path.read_bytes() for path in series.iterdir()} == slices
+    assert found.save_dicom_seg(tmp_path / "seg.dcm").is_file()
 
 
 @pytest.mark.parametrize("killed", ["_first", "_row", "_mask"])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import preceptor
 from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.experiment import VqaExperiment
 from preceptor.vqa.predict import VqaModel
+from tests.command_line import call
 from tests.vqa.conftest import make_bundle, make_data
 
 LONG = "The history of the patient is confidential. " * 6
@@ -80,3 +83,41 @@ def test_answering_warns_once_per_call_without_the_question(model, tmp_path, cap
     with caplog.at_level(logging.WARNING, "preceptor"):
         model.answer(image, LONG)
     assert caplog.messages == [message]
+
+
+def test_an_answer_says_that_its_question_was_truncated(model, tmp_path):
+    image = next((tmp_path / "images").glob("*.png"))
+    short, cut = model.answer_many([(image, "Where is the disc?"), (image, LONG)])
+    warning = (
+        "The question has more than 24 tokens and is truncated; shorten it, or train the model with a larger "
+        "data.max_question_tokens."
+    )
+    assert (short.warnings, cut.warnings) == ((), (warning,))
+    assert (short.to_dict()["warnings"], cut.to_dict()["warnings"]) == ([], [warning])
+
+
+def test_rows_of_predict_have_the_warnings_and_older_files_are_resumed(model, tmp_path):
+    image = next((tmp_path / "images").glob("*.png"))
+    model.save_pretrained(tmp_path / "model")
+    asked = tmp_path / "images" / "asked.csv"
+    rows = [["a", image.name, "Where is it?"], ["b", image.name, LONG]]
+    with asked.open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "image", "question"], *rows])
+    output = tmp_path / "answers.jsonl"
+    first, second = preceptor.predict(tmp_path / "model", table=asked, output=output)
+    assert first["warnings"] == []
+    assert second["warnings"][0].startswith("The question has more than 24 tokens and is truncated; ")
+    assert [json.loads(line) for line in output.read_text().splitlines()] == [first, second]
+    del first["warnings"]  # as an earlier version wrote it
+    output.write_text(json.dumps(first) + "\n")
+    assert preceptor.predict(tmp_path / "model", table=asked, output=output) == [first, second]
+
+
+def test_the_command_line_warns_on_standard_error_alone(model, tmp_path):
+    image = next((tmp_path / "images").glob("*.png"))
+    model.save_pretrained(tmp_path / "model")
+    code, out, err = call("predict", tmp_path / "model", "--image", image, "--question", LONG)
+    assert code == 0
+    assert "more than 24 tokens" in err
+    assert len(out.splitlines()) == 1
+    assert "tokens" not in out

@@ -86,7 +86,8 @@ def predict(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="JSONL file for answers; folder for segmentations. If it exists, prediction resumes.",
+            help="JSONL file for answers; folder for segmentations, default: the current one. If it exists, prediction "
+            "resumes.",
             callback=options.expand_home,
         ),
     ] = None,
@@ -126,16 +127,9 @@ def predict(
         "post": post,
     }
     require_one_input(inputs)
-    segmenting = bool(inputs["case"] or inputs["files"])
     log_to_stderr()
     with show_progress("predictions") as progress:
-        rows = api.predict(
-            run,
-            output=output or (Path() if segmenting else None),
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-            **inputs,
-        )
+        rows = api.predict(run, output=output, trust_remote_code=trust_remote_code, progress=progress, **inputs)
 
     def show(rows: list[dict[str, Any]]) -> None:
         if len(rows) == 1 and "mask" in rows[0]:
@@ -149,7 +143,8 @@ def predict(
         else:
             for row in rows:
                 sentence(", ".join(f"{key} {value}" for key, value in row.items() if value != "" and key != "warnings"))
-        notes(row["warnings"] for row in rows if row.get("warnings"))
+        # The log shows those of answers, so that standard output has nothing but the answers.
+        notes(row["warnings"] for row in rows if "mask" in row and row.get("warnings"))
 
     say(rows, as_json, show)
 

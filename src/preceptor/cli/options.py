@@ -18,7 +18,7 @@ Overrides = Annotated[
 ]
 Run = Annotated[
     Path,
-    typer.Argument(metavar="RUN", exists=True, file_okay=False, help="Run folder, stage folder or model folder."),
+    typer.Argument(metavar="RUN", exists=True, file_okay=False, help="Run folder or stage folder."),
 ]
 Model = Annotated[
     Path,

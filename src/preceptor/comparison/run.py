@@ -125,8 +125,10 @@ def compare_runs(
         resamples: number of bootstrap samples, raised if there are many tests.
 
     Raises:
-        UserError: a run cannot be read, or the runs must not be compared.
+        UserError: no run is given, one cannot be read, or the runs must not be compared.
     """
+    if not runs:
+        raise UserError("no run was given; give the output folder of at least one training")
     models, repeats = read_models(runs, protocol)
     first = models[0]
     unit = module(first.task, "metrics").UNIT

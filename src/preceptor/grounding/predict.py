@@ -12,12 +12,13 @@ from typing import Any, ClassVar, Self
 
 import torch
 
+from preceptor.arguments import as_list, as_path, as_positive, as_question, as_text
 from preceptor.data.grounding.box_formats import find_boxes
 from preceptor.data.grounding.boxes import Box
 from preceptor.data.images import ImageError, load_image
 from preceptor.data.types import Dialogue
 from preceptor.data.vqa.table import read_table
-from preceptor.errors import UserError
+from preceptor.errors import UserError, nearest
 from preceptor.grounding.config import DialogueDataConfig, GroundingRecipe
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.settings import MODALITIES
@@ -68,6 +69,8 @@ class GroundingModel:
     """Number of items that `predict_rows` computes together."""
     options: ClassVar[Mapping[str, Any]] = {"modality": ""}
     """Inputs of `preceptor predict` that change its rows, with their defaults."""
+    default_output: ClassVar[Path | None] = None
+    """Where `preceptor predict` writes without `output`; None: nowhere."""
 
     def __init__(self, vlm: GroundedVlm, folder: Path | None = None) -> None:
         self.vlm, self.folder = vlm.eval(), folder
@@ -107,13 +110,14 @@ class GroundingModel:
             modality: ct, mr, x, pet, endoscopy, dermoscopy, fundus or ultrasound; a model that guides its positions by
                 the modality needs it.
             history: earlier (question, answer) turns of the dialogue.
-            max_new_tokens: largest number of tokens of the answer.
+            max_new_tokens: largest number of tokens of the answer, 1 or more.
 
         Raises:
-            UserError: the question is empty, an image cannot be read, or the modality is needed and unknown.
+            UserError: the question is empty or not a text, there is no image, one cannot be read, the modality is
+                unknown, or it is needed and missing.
         """
-        paths = [image] if isinstance(image, str | Path) else list(image)
-        dialogue = as_dialogue([Path(path) for path in paths], question, modality, history)
+        paths = [as_path(path, "the image") for path in as_list(image, "image")]
+        dialogue = as_dialogue(paths, question, as_modality(modality), history)
         return next(iter(self.ask_dialogues([dialogue], max_new_tokens=max_new_tokens)))
 
     def ask_many(
@@ -124,15 +128,24 @@ class GroundingModel:
         batch_size: int = BATCH_SIZE,
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> Iterator[GroundedAnswer]:
-        """Yield the answers to (image, question) pairs in order. One batch is in memory at a time."""
-        dialogues = (as_dialogue([Path(image)], question, modality) for image, question in questions)
+        """Yield the answers to (image, question) pairs in order. One batch is in memory at a time.
+
+        Raises:
+            UserError: as `ask`; or `batch_size` is below 1.
+        """
+        modality = as_modality(modality)
+        dialogues = (as_dialogue([as_path(image, "the image")], question, modality) for image, question in questions)
         return self.ask_dialogues(dialogues, batch_size=batch_size, max_new_tokens=max_new_tokens)
 
     def ask_dialogues(
         self, dialogues: Iterable[Dialogue], *, batch_size: int = BATCH_SIZE, max_new_tokens: int = MAX_NEW_TOKENS
     ) -> Iterator[GroundedAnswer]:
-        """Yield the answer to the last question of each dialogue in order."""
-        return self._answers(dialogues, _DEFAULTS, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        """Yield the answer to the last question of each dialogue in order.
+
+        Raises UserError if `batch_size` or `max_new_tokens` is below 1.
+        """
+        size, most = as_positive(batch_size, "batch_size"), as_positive(max_new_tokens, "max_new_tokens")
+        return self._answers(dialogues, _DEFAULTS, batch_size=size, max_new_tokens=most)
 
     def _answers(
         self, dialogues: Iterable[Dialogue], limits: DialogueDataConfig, *, batch_size: int, max_new_tokens: int
@@ -191,14 +204,15 @@ class GroundingModel:
     ) -> Sequence[Dialogue]:
         """Return the dialogues of an image, of a folder of images or of a table.
 
-        Raises UserError if the inputs do not belong together.
+        Raises UserError if the inputs do not belong together, or if the modality is unknown.
         """
+        modality = as_modality(modality)
         if table is not None and image is None and question is None:
             samples = read_table(table, answered=False).samples
             return [replace(as_dialogue([s.image], s.question, modality), id=s.id, group=s.group) for s in samples]
         if image is not None and question is not None and table is None:
             if image.is_dir():
-                data = read_images(image, [question])
+                data = read_images(image, [as_question(question)])
                 for finding in data.findings:
                     logging.getLogger("preceptor").warning("%s: %s", finding.file, finding.reason)
                 return [replace(row, modality=modality or row.modality) for row in data.samples]
@@ -220,10 +234,21 @@ _DEFAULTS = DialogueDataConfig()
 def as_dialogue(
     images: Sequence[Path], question: str, modality: str = "", history: Sequence[tuple[str, str]] = ()
 ) -> Dialogue:
-    """Return the dialogue that asks a question about images. Raises UserError for an empty question."""
-    if not question.strip():
-        raise UserError("the question is empty")
-    return Dialogue(images[0].name, tuple(images), (*history, (question, "")), "mia", modality, "", "test")
+    """Return the dialogue that asks a question about images.
+
+    Raises UserError if there is no image, or for a question that is empty or no text.
+    """
+    if not images:
+        raise UserError("no image was given; give at least one")
+    turns = [(as_text(asked, "history"), as_text(answer, "history")) for asked, answer in history]
+    return Dialogue(images[0].name, tuple(images), (*turns, (as_question(question), "")), "mia", modality, "", "test")
+
+
+def as_modality(modality: Any) -> str:
+    """Return a modality that a user has named. Raises UserError if it is neither empty nor one of `MODALITIES`."""
+    if modality == "" or modality in MODALITIES:
+        return modality
+    raise UserError(f"modality {modality!r} is not known{nearest(str(modality), MODALITIES)}")
 
 
 MODEL = GroundingModel

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def evaluate_model(
     model card and the report are written again.
 
     Raises:
-        UserError: the task does not know one of the `images`; or there is no `output`, and the stage was evaluated with
-            other settings or on other test data.
+        UserError: the task does not know one of the `images`; `output` has results that no evaluation wrote; or there
+            is no `output`, and the stage was evaluated with other settings or on other test data.
     """
     known = ("real", *experiment_class.other_images)
     for kind in images:
@@ -42,7 +43,9 @@ def evaluate_model(
     # A stage of several lies in the folder of its run, which has the log; a training locks that folder.
     stage = run_dir.stage_folder(model)
     run = stage.parent if (stage.parent / "log.txt").is_file() else stage
-    with exclusive(output or run):
+    if output is not None:
+        _require_own_folder(output)
+    with _removed_if_empty(output or run), exclusive(output or run):
         experiment = experiment_class.read(recipe, needed=("test",))
         if output is None:
             stored = run_dir.read_results(stage) or {}
@@ -57,6 +60,30 @@ def evaluate_model(
                     experiment.write_report(run)
         processes().wait_for_everyone()
         return results
+
+
+def _require_own_folder(output: Path) -> None:
+    """Raise UserError if a folder belongs to a training, or has a results.json that no evaluation wrote."""
+    traces = [output / name for name in ("recipe.yaml", "log.txt", "model") if (output / name).exists()]
+    if found := next(iter([*traces, *run_dir.seed_folders(output)]), None):
+        raise UserError(f"{output} is a folder of a training, because it contains {found.name}; give another --output")
+    results = run_dir.read_results(output)
+    # A training also writes the seed and the weights.
+    if results is not None and ("seed" in results or not results.keys() >= {"task", "stage", "protocols", "data"}):
+        raise UserError(f"{output / 'results.json'} was not written by `preceptor evaluate`; give another --output")
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    """Remove a folder, and those above it, after an error if they did not exist before and are empty."""
+    new = [one for one in (folder, *folder.parents) if not one.exists()] if processes().is_main_process else []
+    try:
+        yield
+    except BaseException:
+        for one in new:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+        raise
 
 
 def _evaluate(

@@ -84,12 +84,19 @@ def model_folder(folder: Path) -> Path:
     )
 
 
-def stage_folder(model: Path) -> Path:
-    """Return the folder of the stage that a model folder belongs to. Raises UserError if it has no recipe."""
-    folder = model.parent
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{folder} has no recipe.yaml, so the data that {model} was trained for are unknown")
-    return folder
+def stage_folder(model: Path, given: Path | None = None) -> Path:
+    """Return the folder of the stage whose `model` a folder is.
+
+    Raises UserError, which names `given` (default: the model folder), for another model, such as an exported one: the
+    recipe of another training may lie beside it.
+    """
+    model = model if model.name == "model" else model.resolve()  # the user may be inside of it
+    if model.name != "model" or not (model.parent / "recipe.yaml").is_file():
+        raise UserError(
+            f"{given or model} has no recipe.yaml of its training, so the data to evaluate it on are unknown; give the "
+            "run or stage folder that it comes from, or predict on data of your own with `preceptor predict`"
+        )
+    return model.parent
 
 
 def weights_sha256(model: Path) -> str:

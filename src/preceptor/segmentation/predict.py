@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
+from preceptor.arguments import as_list, as_path
 from preceptor.data.dicom_series import holds_series
 from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.nifti import Geometry
@@ -70,6 +71,7 @@ class Segmentation:
         regions: the labels of `mask` that form each region.
         series: folder of the first DICOM series of the case, or None if it has none.
         series_grid: grid of that series.
+        sources: files and folders of DICOM series that were segmented; no result is written over them.
     """
 
     case: str
@@ -87,16 +89,22 @@ class Segmentation:
     regions: Mapping[str, tuple[int, ...]] = field(repr=False, default_factory=dict)
     series: Path | None = field(repr=False, default=None)
     series_grid: Geometry | None = field(repr=False, default=None)
+    sources: tuple[Path, ...] = field(repr=False, default=())
 
     def save(self, path: str | Path) -> Path:
-        """Write the label map as NIfTI with the grid and the orientation of the source; return its path."""
-        save_mask(Path(path), self.mask, self.loaded)
-        return Path(path)
+        """Write the label map as NIfTI with the grid and the orientation of the source; return its path.
+
+        Raises UserError if the path does not end in .nii or .nii.gz, or is a file that was segmented.
+        """
+        target = self._target(path)
+        save_mask(target, self.mask, self.loaded)
+        return target
 
     def save_probabilities(self, path: str | Path) -> Path:
-        """Write the probabilities (X, Y, Z, regions) as NIfTI; return the path."""
-        save_probabilities(Path(path), self.probabilities, self.loaded)
-        return Path(path)
+        """Write the probabilities (X, Y, Z, regions) as NIfTI; return the path. Raises UserError as `save`."""
+        target = self._target(path)
+        save_probabilities(target, self.probabilities, self.loaded)
+        return target
 
     def save_dicom_seg(self, path: str | Path, *, copy_patient: bool = False) -> Path:
         """Write the regions as the segments of a DICOM Segmentation object that refers to the series; return the path.
@@ -104,18 +112,28 @@ class Segmentation:
         With `copy_patient`, the fields of the patient and the study are copied from the series; else they are empty.
 
         Raises:
-            UserError: the case is no DICOM series, or as `data.dicom_seg.write_dicom_seg`.
+            UserError: the case is no DICOM series, the path is a file that was segmented, or as
+                `data.dicom_seg.write_dicom_seg`.
         """
         from preceptor.data.dicom_seg import write_dicom_seg
 
+        target = self._target(path)
         if self.series is None:
             raise _no_series(self.case)
         regions = to_regions(self.mask, self.regions)
         assert self.series_grid is not None  # not `loaded.geometry`, which may be that of a NIfTI file
         masks = np.stack([self.series_grid.source(region) for region in regions]).astype(bool)
         labels = {name: f"labels {', '.join(map(str, values))}" for name, values in self.regions.items()}
-        write_dicom_seg(Path(path), masks, labels, self.series, copy_patient=copy_patient)
-        return Path(path)
+        write_dicom_seg(target, masks, labels, self.series, copy_patient=copy_patient)
+        return target
+
+    def _target(self, path: str | Path) -> Path:
+        """Return the path of a new file. Raises UserError if it is one that was segmented, under whatever name."""
+        target = as_path(path, "path")
+        files = [file for source in self.sources for file in (source, *(source.iterdir() if source.is_dir() else ()))]
+        if target.exists() and any(file.exists() and file.samefile(target) for file in files):
+            raise UserError(f"{target} is an image of case {self.case}, which would be lost; give another path")
+        return target
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the voxels, ready for JSON."""
@@ -135,6 +153,8 @@ class SegmentationModel:
     """Number of items that `predict_rows` computes together."""
     options: ClassVar[Mapping[str, Any]] = dict.fromkeys(("post", "probabilities", "dicom_seg", "copy_patient"), False)
     """Inputs of `preceptor predict` that change its rows, with their defaults."""
+    default_output: ClassVar[Path | None] = Path()
+    """Where `preceptor predict` writes without `output`."""
 
     def __init__(self, network: MultimodalUNet, config: dict[str, Any], folder: Path | None = None) -> None:
         self.network, self.config, self.folder = network.eval(), config, folder
@@ -226,11 +246,12 @@ class SegmentationModel:
             regions=self.regions,
             series=source.images[series].path if series else None,
             series_grid=whole.loaded.grids[series] if series else None,
+            sources=tuple(file.path.absolute() for file in source.images.values()),
         )
 
     def segment_many(self, cases: Iterable[CaseSource], *, post: bool = False) -> Iterator[Segmentation]:
-        """Yield the segmentation of each case in order; one case is in memory at a time."""
-        for case in cases:
+        """Yield the segmentation of each case in order; one case is in memory at a time. A path is one case."""
+        for case in [cases] if isinstance(cases, str | os.PathLike) else cases:
             yield self.segment(case, post=post)
 
     # What `preceptor predict` calls
@@ -408,7 +429,7 @@ def holds_one_case(path: Path, modalities: Sequence[str]) -> bool:
 def as_case(source: CaseSource, modalities: Sequence[str]) -> Case:
     """Return the case of images by modality, a folder, a list of files or one 4-D file.
 
-    Raises UserError for a modality that the network does not know.
+    Raises UserError for a modality that the network does not know, and for what is no path.
     """
     if isinstance(source, Case):
         return source
@@ -418,10 +439,13 @@ def as_case(source: CaseSource, modalities: Sequence[str]) -> Case:
             raise UserError(f"{unknown[0]} is not a modality of this network; it knows {', '.join(modalities)}")
         if not source:
             raise UserError(f"no file was given; give at least one of {', '.join(modalities)}")
-        files = {name: VolumeFile(Path(source[name])) for name in modalities if name in source}
+        files = {name: VolumeFile(as_path(source[name], name)) for name in modalities if name in source}
         id = _id_of(next(iter(files.values())).path.absolute())
         return Case(id, files, None, id, "test")
-    return find_case(Path(source) if isinstance(source, str | Path) else [Path(file) for file in source], modalities)
+    paths = [as_path(file, "a file of the case") for file in as_list(source, "case")]
+    if not paths:
+        raise UserError("no file was given; give the files of a case, or its folder")
+    return find_case(paths[0] if isinstance(source, str | os.PathLike) else paths, modalities)
 
 
 def _id_of(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
+from preceptor.arguments import as_path, as_positive, as_question
 from preceptor.data.image_folder import find_images
 from preceptor.data.images import ImageError, load_image
 from preceptor.data.types import Sample
@@ -43,6 +44,7 @@ class Answer:
         text: the most probable answer.
         probability: its softmax probability.
         alternatives: the most probable answers with their probabilities, best first; `text` is the first one.
+        warnings: sentences for the reader of the answer, such as that the question was truncated.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Answer:
     alternatives: tuple[tuple[str, float], ...]
     _sample: Sample = field(repr=False, compare=False)
     _model: VqaModel = field(repr=False, compare=False)
+    warnings: tuple[str, ...] = ()
 
     def heatmap(self, answer: str | None = None) -> np.ndarray:
         """Return the Grad-CAM map (side, side) in [0, 1] of an answer class, row 0 at the top of the image.
@@ -60,8 +63,9 @@ class Answer:
         return self._model.heatmap(self._sample, answer or self.text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a dictionary ready for JSON: `id` and `answers` with their probabilities, best first."""
-        return {"id": self.id, "answers": [{"answer": text, "probability": p} for text, p in self.alternatives]}
+        """Return a dictionary ready for JSON: `id`, `answers` with their probabilities, best first, and `warnings`."""
+        answers = [{"answer": text, "probability": p} for text, p in self.alternatives]
+        return {"id": self.id, "answers": answers, "warnings": list(self.warnings)}
 
 
 class VqaModel:
@@ -71,6 +75,8 @@ class VqaModel:
     """Number of items that `predict_rows` computes together."""
     options: ClassVar[Mapping[str, Any]] = {"top": TOP}
     """Inputs of `preceptor predict` that change its rows, with their defaults."""
+    default_output: ClassVar[Path | None] = None
+    """Where `preceptor predict` writes without `output`; None: nowhere."""
 
     def __init__(self, bundle: VqaBundle, folder: Path | None = None) -> None:
         self.bundle, self.folder = bundle, folder
@@ -97,18 +103,22 @@ class VqaModel:
         Args:
             image: path of the image.
             question: the question.
-            top: number of alternatives to return.
+            top: number of alternatives to return, 1 or more; at most all answers of the model are.
 
         Raises:
-            UserError: the question is empty, or the image cannot be read.
+            UserError: the question is empty or not a text, the image cannot be read, or `top` is below 1.
         """
         return next(iter(self.answer_many([(image, question)], top=top)))
 
     def answer_many(
         self, questions: Iterable[tuple[str | Path, str]], *, top: int = TOP, batch_size: int = BATCH_SIZE
     ) -> Iterator[Answer]:
-        """Yield the answers to (image, question) pairs in order. One batch is in memory at a time."""
-        samples = (as_sample(Path(image), question) for image, question in questions)
+        """Yield the answers to (image, question) pairs in order. One batch is in memory at a time.
+
+        Raises:
+            UserError: as `answer`; or `batch_size` is below 1.
+        """
+        samples = (as_sample(as_path(image, "the image"), question) for image, question in questions)
         return self.answer_samples(samples, top=top, batch_size=batch_size)
 
     def answer_samples(
@@ -116,31 +126,35 @@ class VqaModel:
     ) -> Iterator[Answer]:
         """Yield the answers to samples in order.
 
-        A warning is logged once if a question is longer than the model reads.
+        A warning is logged once if a question is longer than the model reads. Raises UserError if `top` or `batch_size`
+        is below 1.
         """
-        return self._answers(samples, _DEFAULTS, top=top, batch_size=batch_size)
+        size, top = as_positive(batch_size, "batch_size"), as_positive(top, "top")
+        return self._answers(samples, _DEFAULTS, top=top, batch_size=size)
 
     def _answers(self, samples: Iterable[Sample], limits: DataConfig, *, top: int, batch_size: int) -> Iterator[Answer]:
         remaining, warned = iter(samples), False
+        truncation = (
+            f"question has more than {self.bundle.preprocessing.max_question_tokens} tokens and is truncated; shorten "
+            "it, or train the model with a larger data.max_question_tokens"
+        )
         classes = self.bundle.vocabulary.answers
         while group := list(islice(remaining, batch_size)):
             examples = self.bundle.examples(group, limits)
             if any(examples.truncated) and not warned:
                 warned = True
-                log.warning(
-                    "A question has more than %d tokens and is truncated; shorten it, or train the model with a larger "
-                    "data.max_question_tokens",
-                    self.bundle.preprocessing.max_question_tokens,
-                )
+                log.warning("A %s", truncation)
             with self._reading(limits):
                 batch = next(iter(examples.loader([list(range(len(group)))]))).to(self.device)
             with torch.inference_mode():
                 logits = self.bundle.model(batch["pixels"], batch["input_ids"], batch["attention_mask"]).logits
             require_finite(logits, self.folder)
             best = logits.softmax(-1).topk(min(top, len(classes)))
-            for sample, indices, values in zip(group, best.indices.tolist(), best.values.tolist(), strict=True):
+            rows = zip(group, examples.truncated, best.indices.tolist(), best.values.tolist(), strict=True)
+            for sample, truncated, indices, values in rows:
                 alternatives = tuple((classes[i], p) for i, p in zip(indices, values, strict=True))
-                yield Answer(sample.id, *alternatives[0], alternatives, sample, self)
+                warnings = (f"The {truncation}.",) if truncated else ()
+                yield Answer(sample.id, *alternatives[0], alternatives, sample, self, warnings)
 
     def heatmap(self, sample: Sample, answer: str) -> np.ndarray:
         """Return the Grad-CAM map (side, side) in [0, 1] of an answer class for a sample."""
@@ -199,8 +213,12 @@ class VqaModel:
         raise UserError("a VQA model needs --image FILE_OR_FOLDER with --question TEXT, or --table FILE")
 
     def predict_rows(self, items: Sequence[Sample], *, top: int = TOP, **_: Any) -> Iterator[dict[str, Any]]:
-        """Yield one JSON-able row per sample. Images may be as large as those of the run."""
-        answers = self._answers(items, self._run_limits, top=top, batch_size=BATCH_SIZE)
+        """Yield one JSON-able row per sample. Images may be as large as those of the run.
+
+        Raises:
+            UserError: at once, if `top` is below 1.
+        """
+        answers = self._answers(items, self._run_limits, top=as_positive(top, "top"), batch_size=BATCH_SIZE)
         return (answer.to_dict() for answer in answers)
 
 
@@ -208,10 +226,8 @@ _DEFAULTS = DataConfig()
 
 
 def as_sample(image: Path, question: str, id: str | None = None) -> Sample:
-    """Return the sample of a question about an image file. Raises UserError for an empty question."""
-    if not question.strip():
-        raise UserError("the question is empty")
-    return Sample(id or image.name, image, question, ("",), "open", "", "test")
+    """Return the sample of a question about an image file. Raises UserError for a question that is empty or no text."""
+    return Sample(id or image.name, image, as_question(question), ("",), "open", "", "test")
 
 
 MODEL = VqaModel

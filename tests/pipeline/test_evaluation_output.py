@@ -1,0 +1,99 @@
+"""`preceptor evaluate --output` replaces no results of a training, and a failed call leaves no folder behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import preceptor
+from preceptor.errors import UserError
+from tests.command_line import call
+from tests.fault.tiny import RECIPE, write_recipe
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated")
+    settings = ["stages=[teacher,baseline]", "teacher.train.epochs=1", "student.train.epochs=1"]
+    return preceptor.train(write_recipe(folder, RECIPE), [*settings, f"output={folder / 'run'}"]).folder
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("place", ["", "teacher", "baseline"])
+def test_results_of_a_training_are_not_replaced(run: Path, place: str) -> None:
+    before = content(run)
+    code, _, err = call("evaluate", run / "baseline", "--output", run / place)
+    assert code == 2
+    assert f"{run / place} is a folder of a training, because it contains recipe.yaml; give another --output" in err
+    assert content(run) == before
+
+
+@pytest.mark.parametrize("trace", ["log.txt", "model/", "seed-0/recipe.yaml", "results.json", "other/results.json"])
+def test_a_folder_with_a_trace_of_a_training_is_refused(run: Path, tmp_path: Path, trace: str) -> None:
+    (tmp_path / trace).parent.mkdir(exist_ok=True)
+    if trace.endswith("/"):
+        (tmp_path / trace).mkdir()
+    elif trace == "results.json":  # of a stage that was copied without its recipe
+        shutil.copy(run / "teacher" / "results.json", tmp_path)
+    else:
+        (tmp_path / trace).write_text('{"accuracy": 0.5}')
+    output = tmp_path / "other" if trace.startswith("other") else tmp_path
+    with pytest.raises(UserError, match=r"is a folder of a training|was not written by `preceptor evaluate`"):
+        preceptor.evaluate(run / "baseline", output=output)
+    assert not (output / "predictions").exists()
+
+
+def test_an_evaluation_is_written_again(run: Path, tmp_path: Path) -> None:
+    first = preceptor.evaluate(run / "teacher", output=tmp_path)
+    (tmp_path / "notes.txt").write_text("of the user")
+    written = json.loads((tmp_path / "results.json").read_text())
+    for key in ("evaluation", "parameters"):  # which earlier versions did not write
+        del written[key]
+    (tmp_path / "results.json").write_text(json.dumps(written))
+    assert preceptor.evaluate(run / "teacher", output=tmp_path) == first
+    assert json.loads((tmp_path / "results.json").read_text())["protocols"] == first["protocols"]
+
+
+def test_a_failed_call_leaves_no_folder_that_it_made(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for output in ("new", "there", "there/new/deep"):
+        with pytest.raises(UserError, match=r"did you mean"):
+            preceptor.evaluate(run / "baseline", protocol="phantom/givne", output=tmp_path / output)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_model_of_a_stage_is_evaluated_from_inside(run: Path, tmp_path: Path, monkeypatch) -> None:
+    scores = preceptor.evaluate(run / "teacher", output=tmp_path / "a")["protocols"]
+    assert preceptor.evaluate(run / "teacher" / "model", output=tmp_path / "b")["protocols"] == scores
+    monkeypatch.chdir(run / "teacher" / "model")
+    assert preceptor.evaluate(".", output=tmp_path / "c")["protocols"] == scores
+
+
+def test_one_kind_of_images_needs_no_list(run: Path, tmp_path: Path) -> None:
+    one, other = (
+        preceptor.evaluate(run / "baseline", images=kind, output=tmp_path / "x") for kind in ("blank", ["blank"])
+    )
+    assert one == other
+    assert all("blank" in kinds for kinds in one["image_reliance"].values())
+
+
+@pytest.mark.parametrize("output", ["file", "", "a\0b", 5])
+def test_an_output_that_cannot_be_a_folder_is_refused(run: Path, tmp_path: Path, monkeypatch, output) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for function in (preceptor.evaluate, preceptor.compare):
+        with pytest.raises(UserError, match=r"^output "):
+            function(run, output=output)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_run_is_compared_without_a_list(run: Path, tmp_path: Path) -> None:
+    texts = [repr(preceptor.compare(runs, output=tmp_path)) for runs in (str(run), run, [run])]
+    assert len(set(texts)) == 1
