@@ -18,10 +18,10 @@ from preceptor.data.grounding.boxes import Box
 from preceptor.data.images import ImageError, load_image
 from preceptor.data.types import Dialogue
 from preceptor.data.vqa.table import read_table
-from preceptor.errors import UserError, nearest
+from preceptor.errors import UserError
 from preceptor.grounding.config import DialogueDataConfig, GroundingRecipe
 from preceptor.grounding.model import GroundedVlm
-from preceptor.grounding.settings import MODALITIES
+from preceptor.grounding.settings import MODALITIES, as_modality
 from preceptor.grounding.sources import read_images
 from preceptor.pipeline.image_limits import limits_of_run, name_recipe
 from preceptor.pipeline.model_files import require_finite
@@ -242,13 +242,6 @@ def as_dialogue(
         raise UserError("no image was given; give at least one")
     turns = [(as_text(asked, "history"), as_text(answer, "history")) for asked, answer in history]
     return Dialogue(images[0].name, tuple(images), (*turns, (as_question(question), "")), "mia", modality, "", "test")
-
-
-def as_modality(modality: Any) -> str:
-    """Return a modality that a user has named. Raises UserError if it is neither empty nor one of `MODALITIES`."""
-    if modality == "" or modality in MODALITIES:
-        return modality
-    raise UserError(f"modality {modality!r} is not known{nearest(str(modality), MODALITIES)}")
 
 
 MODEL = GroundingModel

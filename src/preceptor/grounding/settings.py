@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from preceptor.config import Folder, Fraction, Positive, PositiveNumber, Section
+from preceptor.errors import UserError, nearest
 
 Modality = Literal["ct", "mr", "x", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 """Modalities of Med-GRIT-270k (image names up to ``_``), in the order of the rows of a guidance table."""
+
+
+def as_modality(modality: Any) -> str:
+    """Return a modality that a user has named. Raises UserError if it is neither empty nor one of `MODALITIES`."""
+    if modality == "" or modality in MODALITIES:
+        return modality
+    raise UserError(f"modality {modality!r} is not known{nearest(str(modality), MODALITIES)}")
 
 
 class GuidanceConfig(Section):

@@ -344,6 +344,7 @@ class SegmentationModel:
                 row |= {f"{region}_ml": volume for region, volume in result.volumes_ml.items()}
                 row |= {f"{region}_expected_dice": expected.get(region, "") for region in self.regions}
                 yield row | {"warnings": " ".join(result.warnings)}
+                row = {}  # the next one is asked for once this one is written
         finally:
             if resumable:
                 if row and all(written["id"] != row["id"] for written in read_rows(rows)[0]):

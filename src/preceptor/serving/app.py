@@ -30,7 +30,7 @@ from preceptor.data.nifti import write
 from preceptor.data.types import VolumeFile
 from preceptor.data.volumes import Reader
 from preceptor.errors import UserError, nearest, printable
-from preceptor.grounding.settings import MODALITIES
+from preceptor.grounding.settings import as_modality
 from preceptor.os_errors import describe_os_error
 from preceptor.serving.jobs import Full, JobQueue, Late
 from preceptor.serving.models import ServedModels
@@ -231,8 +231,10 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         await check_fields(request, several=("image",))
         if len(image) > limits.images:
             raise Refused(422, f"{len(image)} images; at most {limits.images} are allowed")
-        if modality and modality not in MODALITIES:
-            raise Refused(422, f"modality {modality!r} is not known{nearest(modality, MODALITIES)}")
+        try:
+            as_modality(modality)  # before the images are written
+        except UserError as error:
+            raise Refused(422, str(error)) from None
         served = await known(model, "grounding")
         with scratch.request() as folder:
             paths = [await save_image(upload, folder, number) for number, upload in enumerate(image, 1)]

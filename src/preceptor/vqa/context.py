@@ -68,9 +68,11 @@ class RunContext:
 
     def have_same_tokens(self, one: Any, other: Any) -> bool:
         """Return whether two tokenizers have the same vocabulary and give the training questions the same ids."""
+        if one.get_vocab() != other.get_vocab():
+            return False
         questions = [sample.question for sample in self.data.split("train")]
         ids = [tokenize(tokenizer, questions, self.recipe.data.max_question_tokens)[0] for tokenizer in (one, other)]
-        return one.get_vocab() == other.get_vocab() and ids[0] == ids[1]
+        return ids[0] == ids[1]
 
     def preprocessing(self, config: ModelConfig) -> Preprocessing:
         """Return the size and normalisation of a model's images.
