@@ -1,12 +1,19 @@
-"""One thread per test process, and no network: as many processes as cores then run side by side."""
+"""One thread per test process, no network, and an absolute path of the real data sets.
+
+With one thread per process, as many processes as cores run side by side.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PRECEPTOR_DATA" in os.environ:
+    # Some tests link to real files from a temporary folder, or run commands there.
+    os.environ["PRECEPTOR_DATA"] = str(Path(os.environ["PRECEPTOR_DATA"]).resolve())
 
 import pytest
 import torch
