@@ -244,6 +244,7 @@ def evaluate(
     run: str | Path,
     overrides: Overrides = (),
     *,
+    recipe: str | Path | Mapping[str, Any] | BaseRecipe | None = None,
     protocol: str | None = None,
     output: str | Path | None = None,
     images: Sequence[str] = (),
@@ -252,9 +253,10 @@ def evaluate(
     """Score a trained model on the test split of its own or of other data.
 
     Args:
-        run: a run, a stage or the `model` folder of a stage. A model that was exported, packed or copied alone has no
-            recipe, so the data to evaluate it on are unknown.
+        run: a run, a stage or a model folder.
         overrides: settings that choose other data, such as ``{"data.root": "OTHER"}``.
+        recipe: the recipe whose data the model is evaluated on, by default the one it was trained with. A model that
+            was exported, packed or copied alone has none, so it needs this argument. `output` is then required.
         protocol: only this protocol.
         output: folder for predictions and results.json, which must be a new one or that of an earlier evaluation;
             without it, the predictions replace those of the stage.
@@ -266,21 +268,29 @@ def evaluate(
         The results: `protocols`, `describes`, `data`, `notes` and what else the task reports.
 
     Raises:
-        UserError: the model has no recipe, the data, the protocol or the images are unknown, or the results would
-            replace those of a training.
+        UserError: the model has no recipe and none is given, or one of another task; the data, the protocol or the
+            images are unknown; or the results would replace those of a training.
     """
     keep_offline()
     from preceptor.pipeline.run_dir import stage_folder
 
     folder = None if output is None else as_output_folder(output, "output")
-    model, _ = _trusted_model(run, trust_remote_code)
-    recipe = _resolve(str(stage_folder(model, Path(run))), overrides)
-    check_data_paths(recipe.data)
+    model, task = _trusted_model(run, trust_remote_code)
+    if recipe is None:
+        stage = stage_folder(model, Path(run))
+        name, resolved = stage.name, _resolve(str(stage), overrides)
+    else:
+        name, resolved = _model_name(model, Path(run)), _resolve(recipe, overrides)
+        if folder is None:
+            raise UserError("the results on the data of another recipe need their own folder; give --output FOLDER")
+        if resolved.task != task:
+            raise UserError(f"{run} is a model for {task}, but the recipe is for {resolved.task}; give another recipe")
+    check_data_paths(resolved.data)
     # Imported after the checks: a mistake is reported without waiting for torch.
     from preceptor.pipeline.evaluation import evaluate_model
 
-    experiment_class = tasks.module(recipe.task, "experiment").EXPERIMENT
-    return evaluate_model(experiment_class, recipe, model, protocol, folder, as_list(images, "images"))
+    experiment_class = tasks.module(task, "experiment").EXPERIMENT
+    return evaluate_model(experiment_class, resolved, model, name, protocol, folder, as_list(images, "images"))
 
 
 def check(
@@ -508,6 +518,12 @@ def keep_offline(allow_downloads: bool = False) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # transformers imports DeepSpeed if it is installed, which would print to standard output that there is no GPU.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _model_name(model: Path, given: Path) -> str:
+    """Return the name of a model: that of its stage, of its folder, or of the packed file."""
+    place = model.resolve()
+    return given.stem if given.is_file() else place.parent.name if place.name == "model" else place.name
 
 
 def _require_device(device: str | torch.device | None) -> None:

@@ -76,6 +76,24 @@ def test_a_model_of_a_stage_is_evaluated_from_inside(run: Path, tmp_path: Path, 
     assert preceptor.evaluate(".", output=tmp_path / "c")["protocols"] == scores
 
 
+def test_a_model_without_a_recipe_is_evaluated_on_the_data_of_one_that_is_given(run: Path, tmp_path: Path) -> None:
+    scores = preceptor.evaluate(run / "teacher", output=tmp_path / "own")["protocols"]
+    shutil.copytree(run / "teacher" / "model", tmp_path / "copied.v1")
+    preceptor.export(run / "teacher", tmp_path / "packed.zip", to="zip")
+    for given, name in (("copied.v1", "copied.v1"), ("packed.zip", "packed")):
+        arguments = ("evaluate", tmp_path / given, "--recipe", run, "--json")
+        code, _, err = call(*arguments)
+        assert code == 2
+        assert "give --output FOLDER" in err
+        code, out, err = call(*arguments, "--output", tmp_path / name.upper())
+        assert code == 0, err
+        found = json.loads(out)
+        assert (found["stage"], found["protocols"]) == (name, scores)
+    with pytest.raises(UserError, match=r"is a model for vqa, but the recipe is for segmentation"):
+        preceptor.evaluate(tmp_path / "packed.zip", recipe="lckd-demo", output=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_one_kind_of_images_needs_no_list(run: Path, tmp_path: Path) -> None:
     one, other = (
         preceptor.evaluate(run / "baseline", images=kind, output=tmp_path / "x") for kind in ("blank", ["blank"])

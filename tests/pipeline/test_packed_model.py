@@ -185,5 +185,5 @@ def test_an_evaluation_needs_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             preceptor.evaluate(given)
         assert str(error.value) == (
             f"{given} has no recipe.yaml of its training, so the data to evaluate it on are unknown; give the run or "
-            "stage folder that it comes from, or predict on data of your own with `preceptor predict`"
+            "stage folder that it comes from, or the data with --recipe RECIPE"
         )

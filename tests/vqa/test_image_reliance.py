@@ -161,9 +161,9 @@ def test_unknown_images_and_other_tasks_are_refused(tmp_path: Path) -> None:
     from preceptor.vqa.experiment import VqaExperiment
 
     with pytest.raises(UserError, match="--images: vqa has no images 'inverted'; known: real, blank, shuffled"):
-        evaluate_model(VqaExperiment, None, tmp_path, None, None, ["inverted"])  # type: ignore[arg-type]
+        evaluate_model(VqaExperiment, None, tmp_path, "", None, None, ["inverted"])  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"--images: segmentation has no images 'blank'; known: real$"):
-        evaluate_model(SegmentationExperiment, None, tmp_path, None, None, ["blank"])  # type: ignore[arg-type]
+        evaluate_model(SegmentationExperiment, None, tmp_path, "", None, None, ["blank"])  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

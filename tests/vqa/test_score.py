@@ -14,6 +14,7 @@ from preceptor.data.types import Prediction, Sample
 from preceptor.errors import UserError
 from preceptor.pipeline.run_dir import read_predictions, write_predictions
 from preceptor.vqa.metrics import score
+from preceptor.vqa.predict import Answer
 from preceptor.vqa.protocols import Protocol
 from preceptor.vqa.score import score_file
 
@@ -98,6 +99,20 @@ def test_a_reference_in_the_file_does_not_make_answer_the_prediction(tmp_path):
         score_file(predictions(tmp_path, [row]), "mine/given", references="file")
     row = {"id": "1", "prediction": "no", "answers": ["yes"], "pred": "no", "model": "llava"}
     assert score_file(predictions(tmp_path, [row]), "mine/given", references="file").scores["accuracy"] == 0
+
+
+def test_the_most_probable_answer_that_predict_wrote_is_the_prediction(tmp_path):
+    ranked = {"1": ("yes", "no"), "2": ("brain", "lung"), "3": ("two", "three")}
+    rows = [
+        Answer(id, one, 0.6, ((one, 0.6), (other, 0.4)), None, None).to_dict()  # type: ignore[arg-type]
+        for id, (one, other) in ranked.items()
+    ]
+    scored = score_file(predictions(tmp_path, rows), "mine/given", root=table(tmp_path))
+    assert [row["prediction"] for row in scored.rows] == ["yes", "brain", "2"]
+    assert [row["probability"] for row in scored.rows] == [0.6] * 3
+    assert scored.scores["accuracy"] == pytest.approx(2 / 3)
+    with pytest.raises(UserError, match=r"said.jsonl:1: no answers to score against; add answers or target"):
+        score_file(predictions(tmp_path, rows), "mine/given", references="file")
 
 
 def test_deep_brackets_in_another_key_are_read(tmp_path):

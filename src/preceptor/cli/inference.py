@@ -17,7 +17,8 @@ EVALUATE_EXAMPLES = """\
 preceptor evaluate runs/mhkd-demo
 preceptor evaluate runs/mhkd-vqa-rad data.root=OTHER_RAD --output runs/other
 preceptor evaluate runs/mhkd-vqa-rad --images real,blank,shuffled,mirrored
-preceptor evaluate runs/lckd-brats/baseline --json"""
+preceptor evaluate runs/lckd-brats/baseline --json
+preceptor evaluate slake.zip --recipe mhkd-slake-en data.root=SLAKE --output runs/given"""
 
 PREDICT_EXAMPLES = """\
 preceptor predict runs/rad --image a.png --question "Is there a lesion?"
@@ -30,8 +31,15 @@ preceptor predict runs/clinkd-demo --image SLICES --question "Where is it?"
 
 
 def evaluate(
-    run: options.Run,
+    run: options.Model,
     overrides: options.Overrides = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Evaluate on the data of this recipe, for a model without one. Default: that of its training.",
+        ),
+    ] = None,
     protocol: options.Protocol = None,
     output: Annotated[
         Path | None,
@@ -55,7 +63,13 @@ def evaluate(
     log_to_stderr()
     kinds = [kind.strip() for kind in images.split(",") if kind.strip()]
     results = api.evaluate(
-        run, overrides or [], protocol=protocol, output=output, images=kinds, trust_remote_code=trust_remote_code
+        run,
+        overrides or [],
+        recipe=recipe,
+        protocol=protocol,
+        output=output,
+        images=kinds,
+        trust_remote_code=trust_remote_code,
     )
     say(results, as_json, show_results)
 

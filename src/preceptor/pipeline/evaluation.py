@@ -21,6 +21,7 @@ def evaluate_model(
     experiment_class: type[Experiment],
     recipe: BaseRecipe,
     model: Path,
+    name: str,
     protocol: str | None,
     output: Path | None,
     images: Sequence[str] = (),
@@ -29,7 +30,7 @@ def evaluate_model(
 
     The predictions go to `output` together with results.json. Without `output` they replace those of the model's stage,
     and so do the scores in its results.json. With `images`, the questions are asked again about other images, and the
-    model card and the report are written again.
+    model card and the report are written again. `name` is that of the model in the results.
 
     Raises:
         UserError: the task does not know one of the `images`; `output` has results that no evaluation wrote; or there
@@ -40,20 +41,26 @@ def evaluate_model(
         if kind not in known:
             raise UserError(f"--images: {experiment_class.task} has no images {kind!r}; known: {', '.join(known)}")
     others = [kind for kind in dict.fromkeys(images) if kind != "real"]
+    if output is not None:
+        _require_own_folder(output)
+        with _removed_if_empty(output), exclusive(output):
+            results, rows = _evaluate(experiment_class.read(recipe, needed=("test",)), model, name, protocol, others)
+            if processes().is_main_process:
+                run_dir.write_predictions(output, rows)
+                run_dir.write_results(output, results)
+            processes().wait_for_everyone()
+            return results
     # A stage of several lies in the folder of its run, which has the log; a training locks that folder.
     stage = run_dir.stage_folder(model)
     run = stage.parent if (stage.parent / "log.txt").is_file() else stage
-    if output is not None:
-        _require_own_folder(output)
-    with _removed_if_empty(output or run), exclusive(output or run):
+    with exclusive(run):
         experiment = experiment_class.read(recipe, needed=("test",))
-        if output is None:
-            stored = run_dir.read_results(stage) or {}
-            run_dir.require_same_evaluation(stored, experiment.evaluation_settings(), stage)
-            run_dir.require_same_test_data(stored, experiment.describe_data(), stage)
-        results, rows = _evaluate(experiment, model, stage.name, protocol, others)
+        stored = run_dir.read_results(stage) or {}
+        run_dir.require_same_evaluation(stored, experiment.evaluation_settings(), stage)
+        run_dir.require_same_test_data(stored, experiment.describe_data(), stage)
+        results, rows = _evaluate(experiment, model, name, protocol, others)
         if processes().is_main_process:
-            written = _write(results, rows, stage, output)
+            written = _write(results, rows, stage)
             if others and written:
                 write_text(model / "README.md", experiment.model_card(written))
                 if (run / "report.html").is_file():
@@ -87,7 +94,7 @@ def _removed_if_empty(folder: Path) -> Iterator[None]:
 
 
 def _evaluate(
-    experiment: Experiment, model: Path, stage: str, protocol: str | None, images: Sequence[str]
+    experiment: Experiment, model: Path, name: str, protocol: str | None, images: Sequence[str]
 ) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """Return the results of a model and its rows by protocol."""
     ids, seen = contaminated(experiment, provenance.read_provenance(model) or [])
@@ -102,7 +109,7 @@ def _evaluate(
         evaluation.extras["image_reliance"] = experiment.image_reliance(loaded, images, evaluation)
     results = {
         "task": experiment.task,
-        "stage": stage,
+        "stage": name,
         "protocols": evaluation.scores,
         "evaluation": experiment.evaluation_settings(),
         "describes": evaluation.describes,
@@ -114,12 +121,9 @@ def _evaluate(
     return results, evaluation.rows
 
 
-def _write(results: dict[str, Any], rows: Mapping[str, Any], stage: Path, output: Path | None) -> dict[str, Any] | None:
-    """Write predictions and scores; return the results of the stage if the scores became part of them."""
-    run_dir.write_predictions(output or stage, rows)
-    if output is not None:
-        run_dir.write_results(output, results)
-        return None
+def _write(results: dict[str, Any], rows: Mapping[str, Any], stage: Path) -> dict[str, Any] | None:
+    """Replace predictions and scores of a stage; return its results, or None if it has none."""
+    run_dir.write_predictions(stage, rows)
     written = run_dir.read_results(stage)
     if written is None:
         return None

@@ -94,7 +94,7 @@ def stage_folder(model: Path, given: Path | None = None) -> Path:
     if model.name != "model" or not (model.parent / "recipe.yaml").is_file():
         raise UserError(
             f"{given or model} has no recipe.yaml of its training, so the data to evaluate it on are unknown; give the "
-            "run or stage folder that it comes from, or predict on data of your own with `preceptor predict`"
+            "run or stage folder that it comes from, or the data with --recipe RECIPE"
         )
     return model.parent
 

@@ -43,10 +43,11 @@ def score_file(
     """Score a JSONL file of predictions under a protocol.
 
     Args:
-        predictions: a line has `id` (that of the data set, see `Sample.id`) and `answer` (the predicted text verbatim)
-            or `prediction`. In many files, `answer` is the reference, and the system's answer has another name, such as
-            `output`. Next to `answer`, a line must therefore not have `prediction` or a text with an unknown name,
-            unless an evaluation of Preceptor wrote it.
+        predictions: a line has `id` (that of the data set, see `Sample.id`) and `answer` (the predicted text verbatim),
+            `prediction`, or the `answers` with their probabilities that `preceptor predict` writes. In many files,
+            `answer` is the reference, and the system's answer has another name, such as `output`. Next to `answer`, a
+            line must therefore not have `prediction` or a text with an unknown name, unless an evaluation of Preceptor
+            wrote it.
         protocol: id; one of no public data set means the table at `root`.
         root: data set that contains the references; default: its folder under PRECEPTOR_DATA.
         references: ``file`` if the lines contain the references: `answers` (a list) or `target`, optionally
@@ -141,10 +142,21 @@ def _read(path: Path) -> list[tuple[int, dict[str, Any]]]:
                 f"{path}:{number}: id {row['id']!r} is also in line {lines[row['id']]}; keep one prediction for it"
             )
         lines[row["id"]] = number
-        rows.append((number, row))
+        rows.append((number, _with_prediction(row)))
     if not rows:
         raise UserError(f"{path} contains no predictions; every line is {_FORM}")
     return rows
+
+
+def _with_prediction(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of `preceptor predict` with its most probable answer as `prediction`, and any other row as it is."""
+    ranked = row.get("answers")
+    if "answer" in row or "prediction" in row or not isinstance(ranked, list) or not ranked:
+        return row
+    if not all(isinstance(one, dict) and one.keys() == {"answer", "probability"} for one in ranked):
+        return row
+    others = {key: value for key, value in row.items() if key != "answers"}
+    return others | {"prediction": ranked[0]["answer"], "probability": ranked[0]["probability"]}
 
 
 def _check_ids(path: Path, rows: list[tuple[int, dict[str, Any]]], wanted: list[str], protocol: str) -> list[str]:
