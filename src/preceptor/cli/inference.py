@@ -18,7 +18,7 @@ preceptor evaluate runs/mhkd-demo
 preceptor evaluate runs/mhkd-vqa-rad data.root=OTHER_RAD --output runs/other
 preceptor evaluate runs/mhkd-vqa-rad --images real,blank,shuffled,mirrored
 preceptor evaluate runs/lckd-brats/baseline --json
-preceptor evaluate slake.zip --recipe mhkd-slake-en data.root=SLAKE --output runs/given"""
+preceptor evaluate slake.zip --recipe mhkd-slake-en --output runs/given"""
 
 PREDICT_EXAMPLES = """\
 preceptor predict runs/rad --image a.png --question "Is there a lesion?"
