@@ -3,12 +3,12 @@
     python bench/chunked_kl.py                  # 2,048 tokens x 151,936 words, width 1,536, as Qwen2-VL-2B
     python bench/chunked_kl.py --tokens 512 --repeats 3
 
-Plain is the way of the code published with ClinKD: the logits of both models in full, cross_entropy, log_softmax and
-softmax at the temperature, kl_div. Each run is a process of its own; its memory is the greatest resident set
-(ru_maxrss) less the resident set once both models' weights and hidden states are there: what the loss and its gradients
-take. "Above" is what of it is not the gradients that are returned, which no way can do without: that to the output
-weights is as large as they are. With --frozen there is none. The time is that of forward and backward. Runs of both
-ways alternate. For Linux.
+"Plain" computes the loss as the code published with ClinKD does: full logits of both models, cross_entropy, log_softmax
+and softmax at the temperature, kl_div. Each run is a separate process. Its memory is the peak resident set (ru_maxrss)
+minus the resident set after both models' weights and hidden states are allocated: the memory of the loss and its
+gradients. "Above" is this memory without the returned gradients, which no method can avoid; the gradient of the output
+weights is as large as the weights. With --frozen there is none. The time is that of the forward and the backward pass.
+Runs of both methods alternate. For Linux.
 """
 
 from __future__ import annotations

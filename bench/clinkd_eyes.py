@@ -3,9 +3,9 @@
     python bench/clinkd_eyes.py --output runs/bench-eyes                            # clinkd-slake, clinkd-slake-dinov2
     python bench/clinkd_eyes.py --output runs/bench-eyes --recipes --data SLAKE     # the blind baseline alone
 
-The blind baseline never looks: its answer is the median box of the name and the modality among the training dialogues
-of the teacher or of the students. It has nothing to choose, and is measured on test images too. The models are the
-stage `teacher` of each recipe, measured on validation images, of which a few choose the checkpoint. Accuracy counts the
+The baseline without the image answers with the median box of the name and the modality in the training dialogues of the
+teacher or of the students. It has no settings to select, so it is also measured on test images. The models are the
+stage `teacher` of each recipe, measured on validation images, some of which select the checkpoint. Accuracy counts the
 reference boxes that an answer's best box meets with an IoU above 0.5; the mean IoU is over reference boxes.
 """
 

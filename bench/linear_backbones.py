@@ -1,6 +1,6 @@
 """How far do pretrained vision backbones go with a linear model, on validation questions?
 
-    python bench/linear_backbones.py --output runs/bench-linear                       # VQA-RAD, split clean
+    python bench/linear_backbones.py --output runs/bench-linear                       # VQA-RAD, variant clean
     python bench/linear_backbones.py --output runs/bench-linear --recipe mhkd-slake-en
 
 The validation split of the recipe plays the test split; a tenth of the training images chooses the regularisation. The

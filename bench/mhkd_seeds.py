@@ -1,6 +1,6 @@
 """Does MHKD help? Students with and without distillation at equal budget, over several seeds.
 
-    python bench/mhkd_seeds.py --output runs/bench-mhkd                         # VQA-RAD, split clean, five seeds
+    python bench/mhkd_seeds.py --output runs/bench-mhkd                         # VQA-RAD, variant clean, five seeds
     python bench/mhkd_seeds.py --output runs/bench-slake --recipe mhkd-slake-en
     python bench/mhkd_seeds.py --output runs/bench-med --recipe mhkd-vqa-med-2019 \\
         student.train.epochs=4 student.train.evaluate_every=4

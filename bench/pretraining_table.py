@@ -7,7 +7,7 @@ r"""Write a table of VQA-Med 2019 (train) and SLAKE (English, train) to pretrain
         'teacher.model.vision.freeze=["embeddings.*", "encoder.blocks.?.*", "encoder.blocks.1[01].*", "encoder.top_*"]'
     preceptor train mhkd-vqa-rad teacher.model.init=runs/pretrained teacher.train.learning_rate=3e-4
 
-Images of VQA-RAD are left out, whichever part they are in, as `data.exclude_images_of` would: by perceptual hash. (42
+Images of VQA-RAD are left out, whichever split they are in, as `data.exclude_images_of` would: by perceptual hash. (42
 images are the same in both sets as released; sizes and bytes differ here, so hashes of files do not find them.) Images
 are copied at a short side of 160 pixels; 4 % of them validate and 2 % test, so that the recipe runs. Needs
 PRECEPTOR_DATA.

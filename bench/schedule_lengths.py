@@ -1,4 +1,4 @@
-"""Is the distilled student better, or only sooner? Both students with schedules of one, two and four times the length.
+"""Is the distilled student better, or only faster? Train both students with one, two and four times the schedule.
 
     python bench/schedule_lengths.py --output runs/lengths                            # mhkd-demo, three seeds
     python bench/schedule_lengths.py --output runs/lengths --recipe mhkd-slake-en --data SLAKE

@@ -2,7 +2,7 @@
 
     python bench/teacher_speed.py --output runs/bench-speed --seeds 0 1 2
 
-MEVF (Nguyen et al. 2019): 62.6 % on the 308 free-form questions of the published (leaking) split; its code takes about
+MEVF (Nguyen et al. 2019): 62.6 % on the 308 free-form questions of the leaking variant; its code takes about
 155 s per epoch on two idle cores, for 20 epochs. The number of epochs is the recipe's and was chosen on validation
 images. With `--validation question`, questions about training images are held out instead, as the release does for its
 test split, so that every test image is trained on, as in MEVF.

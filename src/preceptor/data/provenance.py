@@ -123,7 +123,7 @@ def match_images(files: dict[Path, tuple[str, str]], images: dict[str, str]) -> 
     """Return the files whose SHA-256 or perceptual hash occurs in `images`.
 
     Args:
-        found: (SHA-256, perceptual hash) of each file.
+        files: (SHA-256, perceptual hash) of each file.
         images: Perceptual hashes by SHA-256.
     """
     if not files or not images:

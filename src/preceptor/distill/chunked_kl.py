@@ -63,9 +63,9 @@ def distillation_loss(
 
     Args:
         hidden_TD, weight_VD: the student's last hidden states and output weights; logits are hidden @ weight.T.
-        targets_T: ids of the right words.
-        teacher: hidden states of a teacher that is there, or its cached likeliest words.
-        weights_T: of every token; 1 without it.
+        targets_T: ids of the target tokens.
+        teacher: hidden states of an online teacher, or its cached most probable tokens.
+        weights_T: weight of every token; default 1.
         chunk: tokens per chunk.
 
     Raises:

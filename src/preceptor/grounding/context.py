@@ -184,7 +184,7 @@ def _read_made_from(folder: Path) -> dict[str, Any] | None:
 
 
 def corpus(data: GroundingDataset) -> list[str]:
-    """Return the texts of the training parts, in their order: what new words are learnt from."""
+    """Return the texts of the splits `train` and `teacher`, on which the tokenizer of a new model is trained."""
     return [text for row in data.samples if row.split in ("train", "teacher") for turn in row.turns for text in turn]
 
 

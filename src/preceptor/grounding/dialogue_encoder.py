@@ -37,7 +37,7 @@ ModalityRows = Callable[[Dialogue], Tensor]
 
 
 class LongDialogue(UserError):
-    """A dialogue with more tokens than the cut-off. Dialogues are not truncated; catch this error to skip the row.
+    """A dialogue with more than `max_length` tokens. Dialogues are not truncated; catch this error to skip the row.
 
     `tokens` is the number of tokens, or 0 if the error comes from a worker process, which passes on only the message.
     """
@@ -109,7 +109,7 @@ class DialogueEncoder:
         """Encode a dialogue, or with `prompt` only the part before the last answer.
 
         Raises:
-            LongDialogue: the dialogue is longer than the cut-off.
+            LongDialogue: the dialogue has more than `max_length` tokens.
             UserError: an answer is empty, a text contains a special token other than `MARKS`, the chat template
                 misplaces an image or an answer, or an image cannot be read.
         """

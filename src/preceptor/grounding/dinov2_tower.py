@@ -1,4 +1,4 @@
-"""Qwen2-VL with DINOv2 (Oquab et al., 2023) as its vision tower: pretrained eyes for a small language model.
+"""Qwen2-VL with DINOv2 (Oquab et al., 2023) as its vision tower, for a small language model.
 
 Both have patches of 14 pixels, so that image processor, image tokens and rotary positions are those of Qwen2-VL. The
 final patch tokens of DINOv2 go through the patch merger of Qwen2-VL, which has new weights: it maps each 2 x 2 tokens

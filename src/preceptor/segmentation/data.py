@@ -118,7 +118,7 @@ def hold_out(data: SegmentationDataset, share: float, seed: int) -> list[Case]:
             f"method.importance.held_out={share} holds out {len(held_out)} of {len(data.split('train'))} training "
             "cases, but both parts need a patient; use more cases"
         )
-    # Only a given split has a patient in two of its parts.
+    # A patient can be in two splits only if the splits are given.
     rest = [case for case in data.split("unlabelled") if case.group in groups]
     for what, cases in (("validation", data.split("validation")), ("training", others + rest)):
         known, hashes = {case.group for case in cases}, {digest for case in cases for digest in _hashes(case)}

@@ -1,4 +1,4 @@
-"""The networks of the method `specialists` as one teacher: which of them speaks depends on what the student sees.
+"""The networks of the method `specialists` as one teacher, which depends on the modalities that the student sees.
 
 Shapes: B batch, N modalities, R regions, D H W voxels.
 """

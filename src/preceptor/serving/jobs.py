@@ -22,7 +22,7 @@ class JobQueue:
 
     Args:
         most_waiting: Number of functions that may wait or run at a time.
-        seconds: Time after which the caller gets up. A function that has begun is not interrupted.
+        seconds: Time after which `run` raises `Late`. A function that has begun is not interrupted.
     """
 
     def __init__(self, most_waiting: int, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Class activation maps: which parts of the image speak for a model's answer.
+"""Class activation maps: the parts of the image that raise the logit of an answer.
 
 Grad-CAM (Selvaraju et al., ICCV 2017) on the image tokens that enter the fusion, A (I, D): the weight of channel d is
 the mean over the tokens of the gradient of the answer's logit, and the map is ReLU(sum over d of weight_d A_id). The
@@ -26,7 +26,7 @@ def activation_map(model: nn.Module, batch: Batch, class_index: int | None = Non
     """Return the Grad-CAM map (side, side) in [0, 1] of one answer class, row 0 at the top of the image.
 
     `model` is a VqaTransformer and `batch` holds one sample. Without `class_index` the map is that of the most probable
-    class. The largest value is 1, unless no part of the image speaks for the class: then the map is 0 everywhere.
+    class. The largest value is 1. If no part of the image raises the logit, the map is 0 everywhere.
     Gradients of parameters and the training mode of modules do not change.
     """
     assert len(batch) == 1, f"one sample, not {len(batch)}"

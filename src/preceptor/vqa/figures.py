@@ -66,8 +66,8 @@ def write_figures(
 def choose(samples: Sequence[Sample], number: int) -> list[Sample]:
     """Choose `number` questions, the same for every model and whatever the order of `samples`.
 
-    One after the other, the question is taken whose kind is rarest among those taken so far: first open or closed, then
-    the question type, then the image. Among equals the hash of the id decides.
+    Each step takes the question whose kind is rarest among the chosen ones. The order of the kinds is: open or closed,
+    question type, image. The hash of the id breaks ties.
     """
     remaining = sorted(samples, key=lambda sample: hashlib.sha256(sample.id.encode()).hexdigest())
     taken: Counter[tuple[str, Any]] = Counter()

@@ -46,12 +46,12 @@ def apply_split(
 ) -> list[Case]:
     """Return the cases that a split file names, each in its split. Other cases are left out, which is a finding.
 
-    With the name of a shipped split (`key` is then `data.split`), a folder may lack all cases of a part, such as those
-    of training. If it has none of the listed cases at all, all of its cases are test cases, which is a finding.
+    With the name of a shipped split (`key` is then `data.split`), a folder may lack all cases of one split, such as
+    training. If it has none of the listed cases at all, all of its cases are test cases, which is a finding.
 
     Raises:
-        UserError: the file is invalid, names an unknown case, or puts a case in two splits; or a part of a shipped
-            split is incomplete.
+        UserError: the file is invalid, names an unknown case, or puts a case in two splits; or one split of a
+            shipped file is incomplete.
     """
     entries = read_split(file)
     by_name = {case.id: case for case in cases}
