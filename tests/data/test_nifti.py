@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from preceptor.data.nifti import VolumeError
+from preceptor.data.nifti import VolumeError, channels_of, remarks_of, volume_shape
 from preceptor.data.types import Case, VolumeFile
 from preceptor.data.volumes import load_case, load_label, save_mask
 from tests.data.volume_files import LPS, head, lesion, save
@@ -115,6 +115,50 @@ def test_lengths_are_in_mm_whatever_the_units(tmp_path, code, factor):
         assert result.GetSpacing() == pytest.approx(source.GetSpacing())
         assert result.GetOrigin() == pytest.approx(source.GetOrigin())
     assert result.GetSpacing() == pytest.approx((0.9, 1.5, 2.5))
+
+
+def test_channels_as_itk_writes_them(tmp_path):
+    """ITK writes the elements of a vector as the fifth dimension: (X, Y, Z, 1, C)."""
+    sitk = pytest.importorskip("SimpleITK")
+    voxels = np.random.default_rng(0).integers(1, 900, (5, 6, 7, 2)).astype(np.int16)  # (Z, Y, X, C)
+    file = tmp_path / "a.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(voxels, isVector=True), str(file))
+    assert nibabel.load(file).shape == (7, 6, 5, 1, 2)
+    assert channels_of(file) == 2
+    for channel in (0, 1):
+        loaded = load_case(Case("c", {"t1": VolumeFile(file, channel)}, None, "c", "test"))
+        # ITK's axes point to the left, the back and the head.
+        np.testing.assert_array_equal(loaded.images["t1"], voxels[:, ::-1, ::-1, channel])
+        assert remarks_of(file, channel) == ()
+    with pytest.raises(VolumeError, match="7 x 6 x 5 x 1 x 2 voxels have no channel 2"):
+        load_case(Case("c", {"t1": VolumeFile(file, 2)}, None, "c", "test"))
+    with pytest.raises(VolumeError, match="7 x 6 x 5 x 1 x 2 voxels are not a volume: 5-D, but a 3-D image"):
+        load(file)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channel", "fits"),
+    [
+        ((4, 5, 6), None, True),
+        ((4, 5, 6, 1), None, True),
+        ((4, 5, 6, 1, 1), None, True),
+        ((4, 5, 6, 1), 0, True),
+        ((4, 5, 6, 3), 2, True),
+        ((4, 5, 6, 3, 1), 2, True),
+        ((4, 5, 6, 1, 3), 2, True),
+        ((4, 5, 6, 3), None, False),
+        ((4, 5, 6, 3), 3, False),
+        ((4, 5, 6), 0, False),
+        ((4, 5, 6, 2, 3), 1, False),
+    ],
+    ids=str,
+)
+def test_which_shapes_have_a_channel(tmp_path, shape, channel, fits):
+    if fits:
+        assert volume_shape(tmp_path, shape, channel) == (4, 5, 6)
+        return
+    with pytest.raises(VolumeError, match=" x ".join(map(str, shape)) + " voxels (have no channel|are not a volume)"):
+        volume_shape(tmp_path, shape, channel)
 
 
 @pytest.mark.parametrize("change", ["sform", "qform", "scaled", "big-endian", "4-D of one volume"])

@@ -16,7 +16,7 @@ from preceptor.exporting.segmentation import WindowNetwork, label_table, stand_a
 from preceptor.segmentation import intensity
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.sliding_window import predict_subsets
-from preceptor.segmentation.subsets import subsets
+from preceptor.segmentation.subsets import all_subsets
 from tests.command_line import call
 from tests.exporting.conftest import Exported, export, save_segmentation, unsettle
 
@@ -91,7 +91,7 @@ def test_the_runner_segments_what_predict_segments(segmentation, tmp_path):
 
 def test_every_subset_of_the_modalities_and_cases_of_any_size(segmentation, tmp_path):
     all_files = write_case(tmp_path / "a", ("flair", "t1", "t2"), (33, 20, 24))
-    cases = [{name: all_files[name] for name, there in zip(all_files, s, strict=True) if there} for s in subsets(3)]
+    cases = [{name: all_files[name] for name, there in zip(all_files, s, strict=True) if there} for s in all_subsets(3)]
     cases += [write_case(tmp_path / "small", ("t1",), (9, 40, 12)), write_case(tmp_path / "one", ("t2",), (16, 24, 16))]
     difference, voxels = compare(segmentation, cases, tmp_path)
     assert difference < 1e-5
@@ -114,6 +114,20 @@ def test_other_settings_of_preparation_and_inference(changes, tmp_path):
     difference, voxels = compare(exported, [write_case(tmp_path, ("flair", "t1"), (30, 26, 17), affine)], tmp_path)
     assert difference < 1e-4
     assert voxels <= 2
+
+
+def test_regions_that_exclude_each_other(tmp_path):
+    regions = {"wt": [1], "tc": [2], "et": [3]}
+    model = save_segmentation(tmp_path / "model", ("flair", "t1"), (16, 16, 16), regions=regions)
+    exported = export(model, tmp_path / "onnx")
+    files = write_case(tmp_path, ("flair", "t1"), (30, 26, 17))
+    difference, voxels = compare(exported, [files], tmp_path)
+    assert difference < 1e-4
+    assert voxels <= 2
+    found = preceptor.load(model).segment(files)
+    several = (found.probabilities >= 0.5).sum(0) > 1
+    assert several.sum() > 100
+    np.testing.assert_array_equal(found.mask[several], found.probabilities.argmax(0)[several] + 1)
 
 
 def test_the_runner_refuses_what_preceptor_refuses(segmentation, tmp_path):
@@ -276,7 +290,7 @@ def test_one_hundred_cubes_of_brats_with_every_combination_of_contrasts(tmp_path
     model = save_segmentation(tmp_path / "model", modalities, (16, 16, 16))
     exported = export(model, tmp_path / "onnx", int8=True)
     folders = sorted(path for path in (Path(os.environ["PRECEPTOR_DATA"]) / "brats20_cubes").iterdir() if path.is_dir())
-    patterns = subsets(4)
+    patterns = all_subsets(4)
     cases = [
         {
             m: folder / f"{folder.name}_{m}.nii.gz"

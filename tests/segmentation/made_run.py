@@ -194,7 +194,7 @@ def make_stage(
         shown = ["+".join(modalities[:size]) for size in range(len(modalities), 0, -1)][:4]
         write_predicted(folder / "predictions" / "masks", data, shown, rng, masks)
     (folder / "results.json").write_text(json.dumps(results), "utf-8")
-    write_figures(folder, None, data, recipe, rows)
+    write_figures(folder, data, recipe, rows)
     return results
 
 

@@ -10,7 +10,7 @@ from preceptor.api import run_recipe
 from preceptor.errors import UserError
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.sliding_window import predict_subsets
-from preceptor.segmentation.subsets import subsets
+from preceptor.segmentation.subsets import all_subsets
 from tests.segmentation.conftest import recipe
 
 MODALITIES, REGIONS, CHANNELS = ("flair", "t1", "t1ce", "t2"), ("et", "tc", "wt"), (4, 6, 8)
@@ -27,7 +27,7 @@ def volume(*size: int) -> torch.Tensor:
 def test_every_subset_of_a_volume_is_segmented_in_windows():
     model, images = network(), volume(20, 16, 24)
     found = predict_subsets(model, images, (True,) * 4, (16, 16, 16), 0.5)
-    assert list(found) == subsets(4)
+    assert list(found) == all_subsets(4)
     one = predict_subsets(model, images, (True,) * 4, (16, 16, 16), 0.5, [(False, True, False, True)])
     torch.testing.assert_close(one[False, True, False, True], found[False, True, False, True])
     assert found[True, True, True, True].shape == (3, 20, 16, 24)

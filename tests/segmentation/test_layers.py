@@ -8,7 +8,7 @@ from torch.nn.functional import conv3d
 from preceptor.segmentation.layers import Conv, StandardisedConv, standardised
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.sliding_window import predict_subsets
-from preceptor.segmentation.subsets import subsets
+from preceptor.segmentation.subsets import all_subsets
 
 
 @pytest.mark.parametrize("kind", [Conv, StandardisedConv])
@@ -84,7 +84,7 @@ def test_a_network_gives_the_same_with_and_without_doubling(encoder, monkeypatch
 
     def run():
         model.zero_grad()
-        found = predict_subsets(model, images, (True, True), size, subsets=subsets(2))
+        found = predict_subsets(model, images, (True, True), size, subsets=all_subsets(2))
         logits = model(images[None], torch.tensor([[True, False]])).logits
         logits.sigmoid().mean().backward()
         weight = next(p for p in model.parameters() if p.dim() == 5)

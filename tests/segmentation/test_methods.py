@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from preceptor.api import run_recipe
 from preceptor.data.synthetic.cases import write_phantom_cases
 from preceptor.errors import UserError
 from preceptor.pipeline.run_dir import weights_sha256
+from preceptor.segmentation.experiment import SegmentationExperiment
 from preceptor.segmentation.task import SegmentationTask
 from tests.segmentation.conftest import recipe
 
@@ -75,6 +77,27 @@ def test_a_method_trains_resumes_exactly_and_is_reported(kind, teachers, tmp_pat
     resumed = run_recipe(recipe(tmp_path, *settings, f"output={tmp_path / 'cut'}"))
     assert weights_sha256(tmp_path / "cut" / "model") == weights_sha256(tmp_path / "whole" / "model")
     assert resumed.get("importance") == results.get("importance")
+
+
+def test_cases_that_a_teacher_of_some_modalities_cannot_see_are_named_before_training(teachers, tmp_path):
+    method = json.dumps({"name": "kd", "teaching_run": str(teachers["t1ce"])})
+    settings = [f"data.root={teachers['cases']}", "data.phantom.missing=0", "stages=[distilled]", f"method={method}"]
+    made = SegmentationExperiment.read(recipe(tmp_path, *settings))
+    made.require_checkpoints()
+    complete = list(made.data.samples)
+    first, second, *_ = made.data.split("train")
+    for split in ("train", "unlabelled"):
+        made.data.samples = [
+            replace(case, split=split, images={"flair": case.images["flair"]}) if case in (first, second) else case
+            for case in complete
+        ]
+        message = rf"2 of 6 training cases have none of the modalities t1ce .*t1ce sees: {first.id}, {second.id}; leave"
+        with pytest.raises(UserError, match=message):
+            made.require_checkpoints()
+    made.data.samples = [
+        replace(case, images={"flair": case.images["flair"]}) if case.split != "train" else case for case in complete
+    ]
+    made.require_checkpoints()
 
 
 def test_a_held_out_case_is_not_trained_on(teachers, tmp_path, monkeypatch):

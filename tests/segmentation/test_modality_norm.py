@@ -12,7 +12,7 @@ from preceptor.errors import UserError
 from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.subset_decoder import SubsetDecoder
-from preceptor.segmentation.subsets import subsets
+from preceptor.segmentation.subsets import all_subsets
 from preceptor.training.setup import make_optimizer
 from tests.segmentation.test_lckd import MODALITIES, REGIONS, batch
 
@@ -67,7 +67,7 @@ def test_all_subsets_at_once_are_those_of_single_passes(fill):
     network = randomised(MultimodalUNet(config(fill, norm_per_modality=True), seed=0)).eval()
     images = batch(rows=2)["images"][1:]
     for available in ([True] * 4, [True, False, True, True]):
-        chosen = [s for s in subsets(4) if all(there or not used for used, there in zip(s, available, strict=True))]
+        chosen = [s for s in all_subsets(4) if all(there or not used for used, there in zip(s, available, strict=True))]
         present = images[0, torch.tensor(available)]
         with torch.inference_mode():
             decoder = SubsetDecoder(network, available, chosen, SIZE)

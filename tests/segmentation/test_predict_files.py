@@ -26,7 +26,8 @@ from preceptor.segmentation.config import EvaluationConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
 from preceptor.segmentation.evaluate import reference_masks
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
-from preceptor.segmentation.predict import STARTED, Segmentation, SegmentationModel
+from preceptor.segmentation.predict import Segmentation, SegmentationModel
+from preceptor.segmentation.prediction_files import STARTED
 from preceptor.segmentation.score import score_file
 from tests.command_line import call
 from tests.data.dicom_series_files import noise, slices_of, write_slices
@@ -35,9 +36,9 @@ from tests.data.volume_files import LPS, head, lesion, save
 MARK = "SECRET"
 
 
-def made_model(**preparation) -> SegmentationModel:
+def made_model(modalities: tuple[str, ...] = ("flair", "t1"), **preparation) -> SegmentationModel:
     """Return a network of random weights."""
-    network = MultimodalUNet(MultimodalUNetConfig(("flair", "t1"), ("whole",), channels=(2, 2, 4)))
+    network = MultimodalUNet(MultimodalUNetConfig(modalities, ("whole",), channels=(2, 2, 4)), seed=0)
     config = {
         "regions": {"whole": [1]},
         "preparation": {"patch_size": [16, 16, 16], "intensity": "zscore", "spacing": None} | preparation,
@@ -254,6 +255,65 @@ def test_test_cases_of_a_decathlon_are_segmented(model, tmp_path):
     assert "has no test cases, so the training cases were predicted" in row["warnings"]
 
 
+@pytest.mark.parametrize("names", [("FLAIR", "T1w"), ("t2f", "t1n"), ("FLAIR", "t1")])
+@pytest.mark.parametrize("layout", ["decathlon", "nnU-Net"])
+def test_modalities_may_have_an_alias_as_their_name(tmp_path, names, layout):
+    """The channels are T1w and FLAIR; the results are those of a network with the canonical names."""
+    root = decathlon(tmp_path / "data", ["imagesTs/B_2.nii.gz"] if layout == "decathlon" else None)
+    (root / "imagesTs" / "B_3.nii.gz").unlink()
+    case = root / "imagesTs" / "B_2.nii.gz"
+    if layout == "nnU-Net":
+        for channel in (0, 1):
+            save(root / "imagesTs" / f"B_2_000{channel}.nii.gz", np.asarray(nibabel.load(case).dataobj)[..., channel])
+        case.unlink()
+    places = [root, root / "imagesTs", root / "imagesTr"] + [case] * (layout == "decathlon")
+    for number, place in enumerate(places):
+        probabilities = []
+        for modalities in (names, ("flair", "t1")):
+            folder = tmp_path / f"{number}-{modalities[0]}"
+            made_model(modalities).save_pretrained(folder / "model")
+            (row,) = preceptor.predict(folder / "model", case=place, output=folder / "out", probabilities=True)
+            assert (row["modalities"], row["missing"]) == ("+".join(modalities), "")
+            probabilities.append(np.asarray(nibabel.load(row["probabilities"]).dataobj))
+        np.testing.assert_array_equal(*probabilities)
+
+
+def test_a_network_for_one_channel_under_an_alias(tmp_path):
+    made_model(("T1W",)).save_pretrained(tmp_path / "model")
+    rows = preceptor.predict(tmp_path / "model", case=decathlon(tmp_path / "data", None), output=tmp_path / "out")
+    assert [(row["id"], row["modalities"]) for row in rows] == [("B_2", "T1W"), ("B_3", "T1W")]
+    made_model(("CT",)).save_pretrained(tmp_path / "ct")
+    with pytest.raises(UserError, match="contains no case with any of the modalities CT"):
+        preceptor.predict(tmp_path / "ct", case=tmp_path / "data", output=tmp_path / "none")
+    content = (tmp_path / "data" / "dataset.json").read_text()
+    (tmp_path / "data" / "dataset.json").write_text(content.replace("FLAIR", "CT"))
+    rows = preceptor.predict(tmp_path / "ct", case=tmp_path / "data", output=tmp_path / "ct-out")
+    assert [row["modalities"] for row in rows] == ["CT", "CT"]
+
+
+def test_volumes_in_other_formats_are_named(model, tmp_path):
+    case = tmp_path / "p1"
+    save(case / "p1_t1.nii.gz", head(0))
+    for name in ("p1_t1.img", "p1_adc.nrrd", "p1_seg.MHA", "notes.txt"):
+        (case / name).write_text("")
+    (case / "extra").mkdir()
+    (case / "extra" / "p1_t2.mgz").write_text("")
+    (row,) = preceptor.predict(model, case=case, output=tmp_path / "out")
+    assert "formats are not read: p1_adc.nrrd, p1_seg.MHA, p1_t1.img, p1_t2.mgz." in row["warnings"]
+    assert row["missing"] == "flair"
+    for name in ("p1_flair.nrrd", "p1-FLAIR.MHA", "flair.img", "p1_t2_flair.hdr", "extra/p1_flair.mgz"):
+        (case / name).write_text("")
+        message = rf"{Path(name).name} is named as flair, but is .* not read; convert it to \.nii\.gz"
+        with pytest.raises(UserError, match=message):
+            preceptor.predict(model, case=case, output=tmp_path / "none")
+        (case / name).unlink()
+    (case / "p1_flair.mha.gz").write_text("")
+    save(case / "p1_flair.nii.gz", head(1))
+    row = preceptor.load(model).segment(case)
+    assert row.missing == ()
+    assert any("p1_flair.mha.gz" in warning for warning in row.warnings)
+
+
 def test_channels_of_nnunet_are_one_case(model, tmp_path):
     root = decathlon(tmp_path / "data", [])
     for file in (root / "imagesTs").iterdir():
@@ -268,6 +328,21 @@ def test_channels_of_nnunet_are_one_case(model, tmp_path):
 def test_the_order_of_channels_that_nothing_names_is_a_warning(model, tmp_path):
     path = save(tmp_path / "x.nii.gz", np.stack([head(0), head(1)], -1))
     assert any("taken as flair, t1, in the order of" in text for text in preceptor.load(model).segment(path).warnings)
+
+
+def test_channels_may_be_the_fifth_dimension(model, tmp_path):
+    """ITK writes (X, Y, Z, 1, C)."""
+    plain = decathlon(tmp_path / "plain", ["imagesTs/B_2.nii.gz"])
+    itk = decathlon(tmp_path / "itk", ["imagesTs/B_2.nii.gz"])
+    for file in itk.rglob("images*/*.nii.gz"):
+        save(file, np.asarray(nibabel.load(file).dataobj)[..., None, :])
+    for inside in ("", "imagesTs", "imagesTs/B_2.nii.gz"):
+        masks = []
+        for root in (plain, itk):
+            (row, *_) = preceptor.predict(model, case=root / inside, output=tmp_path / f"out-{root.name}{len(inside)}")
+            assert (row["id"], row["modalities"]) == ("B_2", "flair+t1")
+            masks.append(np.asarray(nibabel.load(row["mask"]).dataobj))
+        np.testing.assert_array_equal(*masks)
 
 
 def test_one_image_for_two_modalities_is_refused(model, tmp_path):

@@ -19,7 +19,7 @@ from PIL import Image
 from preceptor.data.types import Case, SegmentationDataset
 from preceptor.errors import UserError
 from preceptor.report.contents import RunRecord, StageRecord, read_run
-from preceptor.segmentation import combinations
+from preceptor.segmentation import subset_scores
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.figures import write_figures
 from preceptor.segmentation.report import headline, render, write_report
@@ -200,7 +200,7 @@ def test_the_numbers_of_the_finding_are_those_of_the_results(written: str, made:
 def headline_with(entry: dict | None, made: MadeSegmentation) -> str:
     run = read_run(made.folder)
     run.results["comparison"]["phantom/by-file/A"]["distilled - baseline"] = entry
-    text = " ".join(headline(run, combinations.subject_of(run.document)))
+    text = " ".join(headline(run, subset_scores.subject_of(run.document)))
     return text.replace("\u00a0", " ").replace(MINUS, "-")
 
 
@@ -295,7 +295,7 @@ def test_cases_that_cannot_be_drawn_are_left_out(copied: MadeSegmentation, tmp_p
 def draw(made: MadeSegmentation, data: SegmentationDataset, recipe: SegmentationRecipe) -> None:
     """Write the figures of the last stage again."""
     stage = read_run(made.folder).focus
-    write_figures(stage.folder, None, data, recipe, stage.rows)
+    write_figures(stage.folder, data, recipe, stage.rows)
 
 
 def test_as_many_cases_as_the_recipe_says(copied: MadeSegmentation):

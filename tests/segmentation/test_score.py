@@ -64,6 +64,27 @@ def test_combinations_in_folders_and_names(data: Path, tmp_path: Path) -> None:
     assert all(row["dice"] == pytest.approx(1) for row in scored.rows if row["region"] == "wt")
 
 
+@pytest.mark.parametrize("ids", [("site1__001", "site1__002"), ("a", "a__1"), ("a_", "_b")])
+@pytest.mark.parametrize(
+    "names", [["{}"], ["{}_seg"], ["{}__flair", "{}__t1", "{}__flair+t1"], ["t1/{}", "{}__flair_seg"]]
+)
+def test_ids_may_contain_what_separates_the_combination(tmp_path: Path, ids: tuple[str, str], names: list[str]) -> None:
+    """Slabs of four voxels that overlap the reference in three (Dice 6/8) and in all of them (Dice 1)."""
+    rng = np.random.default_rng(0)
+    lines = ["case,flair,t1,mask"]
+    for number, (id, start) in enumerate(zip(ids, (1, 2), strict=True)):
+        for kind in ("flair", "t1"):
+            write(tmp_path / f"{number}-{kind}.nii.gz", rng.random((8, 6, 4), np.float32))
+        write(tmp_path / f"{number}-mask.nii.gz", slab(2, 6, label=1))
+        lines.append(f"{id},{number}-flair.nii.gz,{number}-t1.nii.gz,{number}-mask.nii.gz")
+        for name in names:
+            write(tmp_path / "masks" / f"{name.format(id)}.nii.gz", slab(start, start + 4, label=1))
+    (tmp_path / "cases.csv").write_text("\n".join(lines))
+    scored = score_file(tmp_path / "masks", "volumes/all/A", root=tmp_path / "cases.csv")
+    assert len(scored.rows) == 2 * len(names)
+    assert {(row["id"], round(row["dice"], 6)) for row in scored.rows} == {(ids[0], 0.75), (ids[1], 1)}
+
+
 def test_another_orientation_of_the_same_grid_gives_the_same_scores(data: Path, tmp_path: Path) -> None:
     mirrored = AFFINE.copy()
     mirrored[0] = [-1, 0, 0, 7]
@@ -131,7 +152,7 @@ def test_the_masks_of_a_run_have_the_scores_of_its_evaluation(tmp_path: Path) ->
     from preceptor.segmentation.data import examples
     from preceptor.segmentation.evaluate import label_map, whole_probabilities
     from preceptor.segmentation.experiment import SegmentationExperiment
-    from preceptor.segmentation.subsets import name as subset_name
+    from preceptor.segmentation.subsets import subset_name
     from preceptor.tasks import load_recipe
     from tests.fault.tiny import LCKD, write_recipe
 

@@ -9,21 +9,25 @@ from preceptor.errors import UserError
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig, fill_with_mean
 from preceptor.segmentation.sliding_window import predict_subsets
 from preceptor.segmentation.subset_decoder import SubsetDecoder
-from preceptor.segmentation.subsets import name, subsets, within
+from preceptor.segmentation.subsets import all_subsets, subset_name, within
 
 MODALITIES, REGIONS = ("flair", "t1", "t1ce", "t2"), ("et", "wt", "tc")
 ALL = (True,) * 4
 
 
 def test_the_published_order():
-    names = [name(s, ("F", "T1", "T1c", "T2")) for s in subsets(4)]
+    names = [subset_name(s, ("F", "T1", "T1c", "T2")) for s in all_subsets(4)]
     rows = "F, T1, T1c, T2, F+T1, F+T1c, F+T2, T1+T1c, T1+T2, T1c+T2, F+T1+T1c, F+T1+T2, F+T1c+T2, T1+T1c+T2"
     assert ", ".join(names) == f"{rows}, F+T1+T1c+T2"
-    assert subsets(1) == [(True,)]
+    assert all_subsets(1) == [(True,)]
     for n in (2, 3, 5):
-        assert set(subsets(n)) == set(itertools.product((False, True), repeat=n)) - {(False,) * n}
-        assert len(subsets(n)) == 2**n - 1
-    assert within(subsets(3), (True, False, True)) == [(True, False, False), (False, False, True), (True, False, True)]
+        assert set(all_subsets(n)) == set(itertools.product((False, True), repeat=n)) - {(False,) * n}
+        assert len(all_subsets(n)) == 2**n - 1
+    assert within(all_subsets(3), (True, False, True)) == [
+        (True, False, False),
+        (False, False, True),
+        (True, False, True),
+    ]
 
 
 def net(**options) -> MultimodalUNet:
@@ -75,7 +79,7 @@ CASES = [
 def test_all_subsets_equal_the_naive_loop(encoder, fill, mode, blend, size, window, overlap):
     model, images = net(encoder=encoder, fill=fill, channels=(4, 6, 8)), volume(*size)
     got = predict_subsets(model, images, ALL, window, overlap, mode=mode, blend=blend)
-    assert list(got) == subsets(4)
+    assert list(got) == all_subsets(4)
     for subset, probabilities in got.items():
         want = naive(model, images, subset, window, overlap, mode, blend)
         assert probabilities.shape == (3, *size)
@@ -89,7 +93,7 @@ def test_the_compact_network_equals_the_naive_loop(fill):
     size = (32, 32, 32)
     model, images = net(fill=fill), volume(*size)
     got = predict_subsets(model, images, ALL, size)
-    for subset in subsets(4):
+    for subset in all_subsets(4):
         want = naive(model, images, subset, size, 0.5, "constant", "probabilities")
         assert torch.allclose(got[subset], want, rtol=0, atol=1e-5), subset
         with torch.no_grad():
@@ -104,7 +108,7 @@ def test_the_reference_network_equals_the_naive_loop(encoder, fill):
     """In float64: with random weights its fifty layers enlarge float32's rounding to 2e-5, whoever computes them."""
     size = (16, 32, 64)
     model, images = net(net="reference", encoder=encoder, fill=fill).double(), volume(*size).double()
-    some = subsets(4)[1::4]
+    some = all_subsets(4)[1::4]
     got = predict_subsets(model, images, ALL, size, subsets=some)
     for subset in some:
         want = naive(model, images, subset, size, 0.5, "constant", "probabilities")
@@ -122,7 +126,7 @@ def test_a_case_that_lacks_modalities(encoder, fill):
     for subset, probabilities in got.items():
         want = naive(model, images, subset, (8, 12, 16), 0.5, "constant", "probabilities")
         assert torch.allclose(probabilities, want, rtol=0, atol=1e-5)
-    singles = [s for s in subsets(4) if sum(s) == 1]
+    singles = [s for s in all_subsets(4) if sum(s) == 1]
     assert predict_subsets(model, nothing, have, (8, 12, 16), subsets=[ALL]) == {}
     few = predict_subsets(model, nothing, have, (8, 12, 16), subsets=[*singles, ALL])
     assert list(few) == singles[::2]

@@ -137,6 +137,29 @@ def test_no_other_teacher_is_accepted_beside_the_student(tmp_path):
         load_recipe("lckd-demo", ["method={name: kd, teacher: ema, teaching_run: runs/a}"])
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            "{name: lckd, teaching_run: runs/a}",
+            r"full\.weight=0 has no other .*=runs/a is not used; remove it, or set meth",
+        ),
+        ("{name: metakd, teaching_run: runs/a}", r"method\.name=metakd has no other .*=runs/a is not used; remove it"),
+    ],
+)
+def test_a_teaching_run_without_effect_is_refused(method, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe("lckd-demo", [f"method={method}"])
+
+
+@pytest.mark.parametrize(
+    "method", ["{name: lckd, full: {weight: 1}, teaching_run: RUN}", "{name: kd, teaching_run: RUN}"]
+)
+def test_a_teaching_run_with_effect_is_accepted(tmp_path, method):
+    recipe = load_recipe("lckd-demo", [f"method={method.replace('RUN', str(tmp_path))}", "stages=[distilled]"])
+    assert recipe.method.teaching_run == str(tmp_path)
+
+
 def test_a_student_cannot_start_from_itself():
     with pytest.raises(UserError, match=r"initialise_from_teacher=true needs a trained teacher, and .*=self has none"):
         load_recipe("lckd-demo", ["method={name: kd, teacher: self, initialise_from_teacher: true}"])

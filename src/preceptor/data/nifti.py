@@ -126,7 +126,15 @@ def read_header(path: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[Any, tuple
 
 def channels_of(path: Path) -> int:
     """Return the number of volumes that a file holds, by its header. Raises VolumeError as `read_header`."""
-    return prod(read_header(path)[1][3:])
+    return count_channels(read_header(path)[1])
+
+
+def count_channels(shape: tuple[int, ...]) -> int:
+    """Return the number of volumes in a file of this shape: (X, Y, Z, C), or (X, Y, Z, 1, C) as ITK writes it.
+
+    The fourth dimension of NIfTI is time, and the fifth is for the elements of a vector.
+    """
+    return prod(shape[3:])
 
 
 def remarks_of(path: Path, channel: int | None = None) -> tuple[str, ...]:
@@ -370,20 +378,19 @@ def volume_shape(path: Path, shape: tuple[int, ...], channel: int | None) -> tup
     """Return the shape (X, Y, Z) of a volume.
 
     Raises:
-        VolumeError: the file is two-dimensional, is four-dimensional although no channel is given, or lacks the
-            channel.
+        VolumeError: the file is two-dimensional, has several channels although none is given, lacks the channel, or
+            has several points in time with several channels each.
     """
-    while len(shape) > 3 and shape[-1] == 1 and channel is None:
-        shape = shape[:-1]
     sides = " x ".join(map(str, shape))
+    axes = [size for size in shape[3:] if size > 1]
     if len(shape) < 3 or min(shape[:3]) < 2:
         raise VolumeError(f"{path}: {sides} voxels are not a volume; give a 3-D file")
-    if channel is None and len(shape) > 3:
+    if len(axes) > (0 if channel is None else 1):
         raise VolumeError(
             f"{path}: {sides} voxels are not a volume: {len(shape)}-D, but a 3-D image is expected; split it into one "
             "file per image"
         )
-    if channel is not None and (len(shape) != 4 or channel >= shape[3]):
+    if channel is not None and (len(shape) == 3 or channel >= count_channels(shape)):
         raise VolumeError(f"{path}: {sides} voxels have no channel {channel}; give a 4-D file with more channels")
     return shape[0], shape[1], shape[2]
 

@@ -48,7 +48,7 @@ class Reader:
             self._four_d[file.path] = header, voxels
         shape = nifti.volume_shape(file.path, voxels.shape, file.channel)
         grid = nifti.geometry(file.path, header, shape)
-        voxels = voxels.reshape(shape, order="F") if file.channel is None else voxels[..., file.channel]
+        voxels = voxels.reshape((*shape, -1), order="F")[..., file.channel or 0]
         invalid = 0 if voxels.dtype.kind in "iu" else int(np.size(voxels) - np.isfinite(voxels).sum())
         if invalid:
             which = "" if file.channel is None else f", channel {file.channel}"

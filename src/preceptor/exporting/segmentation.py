@@ -16,12 +16,12 @@ from preceptor.data.volumes import to_labels
 from preceptor.errors import UserError
 from preceptor.exporting.onnx_files import MODEL, Inputs, check_outputs, quantise, trace
 from preceptor.files import write_text
-from preceptor.segmentation import intensity
+from preceptor.segmentation import intensity, region_masks
 from preceptor.segmentation.evaluate import THRESHOLD
 from preceptor.segmentation.model import MultimodalUNet, Size
 from preceptor.segmentation.predict import SegmentationModel
 from preceptor.segmentation.sliding_window import predict_subsets
-from preceptor.segmentation.subsets import subsets
+from preceptor.segmentation.subsets import all_subsets
 
 _MOST_REGIONS = 16
 _MOST_SUBSETS, _MOST_OF_LARGE, _LARGE = 15, 5, 2**18
@@ -108,6 +108,7 @@ def write_onnx(model: Path, folder: Path, *, int8: bool) -> dict[str, Any]:
     if int8:
         settings["int8"] = quantise(folder, inputs, expected)
     write_text(folder / "intensity.py", stand_alone_intensity())
+    write_text(folder / "region_masks.py", inspect.getsource(region_masks))
     return settings
 
 
@@ -126,7 +127,7 @@ def stand_alone_intensity() -> str:
 
 def _generated_inputs(network: MultimodalUNet, window: Size) -> list[dict[str, np.ndarray]]:
     """Return windows of noise, each with other modalities: all subsets, or some of them. Missing ones are NaN."""
-    choices = subsets(len(network.config.modalities))
+    choices = all_subsets(len(network.config.modalities))
     count = _MOST_SUBSETS if prod(window) <= _LARGE else _MOST_OF_LARGE
     picked = np.unique(np.linspace(0, len(choices) - 1, count).round().astype(int))
     rng = np.random.default_rng(0)

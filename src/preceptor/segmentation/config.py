@@ -223,7 +223,7 @@ class SegmentationRecipe(BaseRecipe):
     report: SegmentationReport = SegmentationReport()
 
     @model_validator(mode="after")
-    def _agree(self) -> SegmentationRecipe:
+    def _validate_stages_and_data(self) -> SegmentationRecipe:
         if len(set(self.data.modalities)) != len(self.data.modalities) or not self.data.modalities:
             raise ValueError(f"data.modalities {self.data.modalities} must name at least one modality, each once")
         self.method.check_modalities(self.data.modalities)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from preceptor.data.identity import note_leaks
+from preceptor.data.groups import note_leaks
 from preceptor.data.readers import SEGMENTATION, read_named
 from preceptor.data.segmentation.check import cheap_findings
 from preceptor.data.segmentation.table import require_file_name
-from preceptor.data.splits import cut, groups_of_share
+from preceptor.data.splits import cut, empty_split, groups_of_share
 from preceptor.data.types import Case, SegmentationDataset, Split
 from preceptor.data.volumes import content_hash
 from preceptor.errors import UserError
@@ -42,7 +42,7 @@ def read_cases(config: VolumeDataConfig, scratch: Path, needed: tuple[Split, ...
             )
         if not data.split(split):
             raise UserError(
-                f"{data.name} has no {split} case; check data.split_file, data.fold, data.validation_fraction and "
+                f"{empty_split(data, split, 'cases')}; check data.split_file, data.fold, data.validation_fraction and "
                 "data.test_fraction"
             )
     return data

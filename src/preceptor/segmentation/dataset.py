@@ -17,8 +17,9 @@ from preceptor.data.volumes import LoadedVolume, content_hash, load_case, resamp
 from preceptor.errors import UserError
 from preceptor.segmentation.augment import Augment, augment_patch, draw_patch, draw_size
 from preceptor.segmentation.intensity import Intensity, bounding_box, normalise
-from preceptor.segmentation.subsets import Subset, subsets, within
-from preceptor.task import Batch, Examples
+from preceptor.segmentation.subsets import SubsetFlags, all_subsets, within
+from preceptor.task import Batch
+from preceptor.training.batch_loader import Examples
 
 CACHE_BYTES = 2 * 2**30  # limit for normalised volumes in memory, per process
 
@@ -218,10 +219,10 @@ class VolumeExamples(Examples):
             self.unreadable[self.cases[index].id] = None
             return None
 
-    def subsets_of(self, index: int) -> list[Subset]:
+    def subsets_of(self, index: int) -> list[SubsetFlags]:
         """Return the subsets of the modalities of which a case names files, whether or not they can be read."""
         available = [name in self.cases[index].images for name in self.modalities]
-        return within(subsets(len(self.modalities)), available)
+        return within(all_subsets(len(self.modalities)), available)
 
     def collate(self, items: Sequence[dict[str, Any] | str]) -> Batch:
         """Return the batch of the readable cases."""

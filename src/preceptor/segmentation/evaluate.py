@@ -21,10 +21,10 @@ from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.losses import soft_dice
 from preceptor.segmentation.metrics import dice, post_process, score_masks, unreadable_rows
 from preceptor.segmentation.model import MultimodalUNet
+from preceptor.segmentation.region_masks import threshold_regions
 from preceptor.segmentation.settings import ElectionConfig
 from preceptor.segmentation.sliding_window import predict_subsets
-from preceptor.segmentation.subsets import Subset, subsets
-from preceptor.segmentation.subsets import name as subset_name
+from preceptor.segmentation.subsets import SubsetFlags, all_subsets, subset_name
 
 THRESHOLD = 0.5
 
@@ -36,9 +36,9 @@ def predict_case(
     window: tuple[int, int, int],
     *,
     overlap: float | None = None,
-    only: list[Subset] | None = None,
+    only: list[SubsetFlags] | None = None,
     blend: Literal["probabilities", "logits"] = "probabilities",
-) -> dict[Subset, Tensor]:
+) -> dict[SubsetFlags, Tensor]:
     """Return the probabilities (R, d, h, w) inside the case's box from every subset of its modalities, or from `only`.
 
     Outside the box there is no foreground, and no network is asked.
@@ -58,7 +58,7 @@ def predict_case(
         )
 
 
-def alone(count: int) -> list[Subset]:
+def alone(count: int) -> list[SubsetFlags]:
     """Return the subsets of one modality each."""
     return [tuple(i == m for i in range(count)) for m in range(count)]
 
@@ -66,13 +66,13 @@ def alone(count: int) -> list[Subset]:
 def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe) -> Tensor:
     """Return the soft Dice (N, R) of every single modality, averaged over the cases that have it; NaN if none has.
 
-    Cases that cannot be read have no vote. Raises UserError if none can be read.
+    `method.election.cases` of the cases vote, by name; before them, those with a modality that the others lack. Cases
+    that cannot be read have no vote. Raises UserError if none can be read.
     """
     count, regions = len(cases.modalities), len(cases.regions)
     election = recipe.method.election if isinstance(recipe.method, LckdConfig) else ElectionConfig()
-    found = []
-    readable = (case for case in map(cases.readable, range(len(cases))) if case is not None)
-    for case in islice(readable, election.cases or None):
+    found = {}
+    for index, case in islice(voters(cases), election.cases or None):
         assert case.masks is not None
         masks = case.masks[(slice(None), *case.box)]
         only = [single for single in alone(count) if bool(case.available[single.index(True)])]
@@ -89,18 +89,32 @@ def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRe
         for single, probabilities in predictions.items():
             target = masks.to(probabilities.device, torch.float32)
             scores[single.index(True)] = soft_dice(probabilities[None], target[None])[0].double().cpu()
-        found.append(scores)
+        found[index] = scores
     if not found:
         raise UserError(
             f"none of the {len(cases)} validation cases can be read, so none can vote in the election of teachers: "
             f"{', '.join([*cases.unreadable][:3])}; repair their files, or choose other validation cases"
         )
-    return mean_scores(found)
+    return mean_scores([found[index] for index in sorted(found)])
+
+
+def voters(cases: VolumeExamples) -> Iterator[tuple[int, WholeCase]]:
+    """Yield the cases that can be read, each with its index, first those with modalities that no case before has.
+
+    Thus every modality of a few cases has a vote. If all cases have the same modalities, their order does not change.
+    """
+    left, seen = list(range(len(cases))), set[str]()
+    while left:
+        index = max(left, key=lambda index: len(cases.cases[index].images.keys() - seen))
+        left.remove(index)
+        if (case := cases.readable(index)) is not None:
+            seen |= cases.cases[index].images.keys()
+            yield index, case
 
 
 def dice_by_case(
     network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe
-) -> list[dict[Subset, np.ndarray]]:
+) -> list[dict[SubsetFlags, np.ndarray]]:
     """Return the Dice (R,) of each case from every subset of its modalities, the smallest subsets first.
 
     The masks are those of the label map that would be written. A case that cannot be read and is skipped scores 0.
@@ -125,16 +139,18 @@ def dice_by_case(
     return found
 
 
-def mean_by_subset(scores: Sequence[Mapping[Subset, np.ndarray]], cases: VolumeExamples) -> dict[str, dict[str, float]]:
+def mean_by_subset(
+    scores: Sequence[Mapping[SubsetFlags, np.ndarray]], cases: VolumeExamples
+) -> dict[str, dict[str, float]]:
     """Return the mean Dice over cases by subset and region. A subset that no case has is left out."""
     rows = {
         subset_name(subset, cases.modalities): [case[subset] for case in scores if subset in case]
-        for subset in subsets(len(cases.modalities))
+        for subset in all_subsets(len(cases.modalities))
     }
     return {name: _by_region(values, cases) for name, values in rows.items() if values}
 
 
-def mean_from_all(scores: Sequence[Mapping[Subset, np.ndarray]], cases: VolumeExamples) -> dict[str, float]:
+def mean_from_all(scores: Sequence[Mapping[SubsetFlags, np.ndarray]], cases: VolumeExamples) -> dict[str, float]:
     """Return the mean Dice over cases by region, of each case from all the modalities that it has."""
     return _by_region([case[max(case, key=sum)] for case in scores if case], cases)
 
@@ -193,8 +209,8 @@ def reference_masks(cases: VolumeExamples, index: int, case: WholeCase) -> np.nd
 
 
 def whole_probabilities(
-    network: MultimodalUNet, case: WholeCase, recipe: SegmentationRecipe, only: list[Subset] | None = None
-) -> Iterator[tuple[Subset, np.ndarray]]:
+    network: MultimodalUNet, case: WholeCase, recipe: SegmentationRecipe, only: list[SubsetFlags] | None = None
+) -> Iterator[tuple[SubsetFlags, np.ndarray]]:
     """Yield (subset, probabilities (R, D, H, W) float32) of a whole case; 0 outside the box of its images."""
     shape = tuple(case.images.shape[1:])
     predictions = predict_case(network, case, recipe.evaluation, recipe.data.patch_size, only=only)
@@ -209,10 +225,11 @@ def label_map(
 ) -> np.ndarray:
     """Return the label map (D, H, W) uint8 of region probabilities (R, D, H, W).
 
-    Probabilities are cut at `THRESHOLD`, then post-processed by the settings `post` (`metrics.post_process`), if given.
-    Scores, volumes and files are all made from this label map, in which the regions are nested.
+    Probabilities are cut at `THRESHOLD`; of regions that share no label, the most probable one is kept
+    (`threshold_regions`). The label map is post-processed by the settings `post` (`metrics.post_process`), if given.
+    Scores, volumes and files are all made from this label map, in which the regions are nested or exclude each other.
     """
-    label = to_labels(probabilities >= THRESHOLD, regions)
+    label = to_labels(threshold_regions(probabilities, regions, THRESHOLD), regions)
     if post is None:
         return label
     return post_process(
@@ -245,13 +262,13 @@ def write_worst(
             save_mask(folder / f"{case.id}__{subset_name(subset, cases.modalities)}.nii.gz", label, case.loaded)
 
 
-def _four(rows: list[dict[str, Any]], name: str, case: WholeCase, modalities: tuple[str, ...]) -> list[Subset]:
+def _four(rows: list[dict[str, Any]], name: str, case: WholeCase, modalities: tuple[str, ...]) -> list[SubsetFlags]:
     """Return all available modalities, and then, one modality less each time, the worst subset of the one before."""
     scores: dict[str, list[float]] = {}
     for row in rows:
         if row["id"] == name:
             scores.setdefault(row["subset"], []).append(row["dice"])
-    chosen: list[Subset] = [tuple(bool(a) for a in case.available)]
+    chosen: list[SubsetFlags] = [tuple(bool(a) for a in case.available)]
     while sum(chosen[-1]) > 1 and len(chosen) < 4:
         smaller = [
             tuple(kept and m != gone for m, kept in enumerate(chosen[-1]))

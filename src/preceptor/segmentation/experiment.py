@@ -9,17 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from preceptor.data.findings import Finding
 from preceptor.data.segmentation.check import check_cases
+from preceptor.data.segmentation.folders import listed
 from preceptor.data.types import Case, SegmentationDataset, Split
 from preceptor.distributed import broadcast_from_main, processes
 from preceptor.errors import UserError, nearest
 from preceptor.files import write_text
 from preceptor.pipeline.experiment import SPLITS, Evaluation, Experiment, Stage, Training
-from preceptor.pipeline.run_dir import model_folder
+from preceptor.pipeline.run_dir import model_folder, read_results, require_same_evaluation, weights_sha256
 from preceptor.pipeline.speed import SpeedTest
+from preceptor.recipe import read_recipe
 from preceptor.scores import Metrics
 from preceptor.segmentation import metrics
 from preceptor.segmentation.config import SegmentationRecipe
@@ -43,8 +45,9 @@ from preceptor.segmentation.model_card import model_card
 from preceptor.segmentation.predict import INFERENCE_CONFIG, read_inference_config
 from preceptor.segmentation.report import write_report
 from preceptor.segmentation.task import SegmentationTask
-from preceptor.segmentation.teachers import require_same
+from preceptor.segmentation.teachers import PartialNetwork, require_same
 from preceptor.task import Task
+from preceptor.training import checkpoint
 
 
 class SegmentationExperiment(Experiment):
@@ -66,6 +69,7 @@ class SegmentationExperiment(Experiment):
     def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
         recipe, data, state = self.recipe, self.data, processes()
         distils = stage.kind == "distilled"
+        self._require_same_mode(folder)
         teacher = self._teacher_network() if recipe.method.needs_teacher(stage.kind) else None
         held_out = self._held_out if distils else []
         # A stage that holds out cases takes as many steps as the others.
@@ -82,7 +86,7 @@ class SegmentationExperiment(Experiment):
             network,
             stage=stage.kind,
             teacher=teacher,
-            votes=lambda student: broadcast_from_main(votes(student, validating, recipe)),
+            votes=lambda student: self._votes(student, validating),
             held_out=held_out_batches(recipe, data, held_out, stage.seed) if held_out else None,
             steps_per_epoch=labelled / recipe.train.batch_size,
             pretrained=pretrained,
@@ -132,6 +136,44 @@ class SegmentationExperiment(Experiment):
             resume_config=self._resume_config(stage, task),
             summary=summary,
         )
+        self._store_evaluation_settings(stage, folder)
+
+    def _require_same_mode(self, folder: Path) -> None:
+        """Raise UserError if the training in `folder` was begun with another `evaluation.mode`.
+
+        The mode has a part in validation, which selects the weights, and in elections. It is compared with the recipe
+        of the stage, because checkpoints of earlier versions do not contain it.
+        """
+        recipe, file = self.recipe, folder / "recipe.yaml"
+        if recipe.resume == "never" or not file.is_file() or not checkpoint.folders(folder / "checkpoints"):
+            return
+        before, mode = read_recipe(str(file))[0]["evaluation"]["mode"], recipe.evaluation.mode
+        if before != mode:
+            raise UserError(
+                f"{folder} contains a run of another recipe (evaluation.mode: {before!r} -> {mode!r}); restore this "
+                "value, set output=FOLDER to another folder, or start again with resume=never"
+            )
+
+    def _store_evaluation_settings(self, stage: Stage, folder: Path) -> None:
+        """Write the settings of the evaluation into the model, unless it is evaluated. A resume may change them.
+
+        Raises UserError if it was evaluated with other settings.
+        """
+        file, results = folder / "model" / INFERENCE_CONFIG, read_results(folder) or {}
+        if results.get("weights_sha256") == weights_sha256(file.parent):
+            require_same_evaluation(results, self.evaluation_settings(stage), folder)
+        elif processes().is_main_process:
+            stored = json.loads(file.read_text("utf-8"))
+            stored["inference"] = self.recipe.evaluation.model_dump(mode="json")
+            write_text(file, json.dumps(stored, indent=1))
+
+    def _votes(self, student: MultimodalUNet, cases: VolumeExamples) -> Tensor:
+        """Return the votes of validation cases, and warn of modalities without one, which cannot be elected."""
+        scores = broadcast_from_main(votes(student, cases, self.recipe))
+        absent = [name for name, row in zip(self.data.modalities, scores, strict=True) if bool(row.isnan().all())]
+        if absent:
+            self.warn(f"No validation case that votes has {', '.join(absent)}, so no election can make it a teacher.")
+        return scores
 
     def _start_from(self, network: MultimodalUNet, run: Path) -> frozenset[str]:
         """Give a network the weights of an earlier run, and return the names of the parameters that it has from it."""
@@ -179,7 +221,23 @@ class SegmentationExperiment(Experiment):
     def _teacher_network(self) -> nn.Module:
         """Return the network of the runs that teach. Raises UserError if one does not fit the recipe."""
         networks = {key: self._load_teacher(run) for key, run in self._teacher_runs().items()}
-        return self.recipe.method.combine_teachers(networks, self.data.modalities)
+        teacher = self.recipe.method.combine_teachers(networks, self.data.modalities)
+        if isinstance(teacher, PartialNetwork):
+            self._require_seen_by(teacher)
+        return teacher
+
+    def _require_seen_by(self, teacher: PartialNetwork) -> None:
+        """Raise UserError if a training case has none of the modalities of the teacher, which cannot teach it."""
+        names = teacher.network.config.modalities
+        cases = [*self.data.split("train"), *self.data.split("unlabelled")]
+        lacking = [case.id for case in cases if not case.images.keys() & set(names)]
+        if lacking:
+            (key, run), *_ = self._teacher_runs().items()
+            raise UserError(
+                f"{len(lacking)} of {len(cases)} training cases have none of the modalities {', '.join(names)} that "
+                f"the teacher {key}={run} sees: {listed(lacking)}; leave them out of the training, such as with "
+                "data.split_file, or give a teacher that sees more modalities"
+            )
 
     def _load_teacher(self, run: Path) -> MultimodalUNet:
         recipe = self.recipe
@@ -352,7 +410,7 @@ class SegmentationExperiment(Experiment):
         worst = next(iter(evaluation.rows.values()))
         cases = examples(self.recipe, self.data, "test", 0)
         write_worst(folder / "predictions" / "masks", model, cases, self.recipe, worst)
-        write_figures(folder, model, self.data, self.recipe, evaluation.rows)
+        write_figures(folder, self.data, self.recipe, evaluation.rows)
 
     def model_card(self, results: dict[str, Any]) -> str:
         return model_card(results, self.recipe)

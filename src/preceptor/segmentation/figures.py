@@ -14,8 +14,9 @@ from preceptor.data.types import Case, SegmentationDataset
 from preceptor.errors import UserError
 from preceptor.report.pictures import FigureWriter
 from preceptor.segmentation import planes
-from preceptor.segmentation.combinations import Subset, mean, parse
 from preceptor.segmentation.config import SegmentationRecipe
+from preceptor.segmentation.subset_scores import mean
+from preceptor.segmentation.subsets import Subset, parse_subset
 
 log = logging.getLogger("preceptor")
 
@@ -27,7 +28,6 @@ PREFERRED_IMAGES = ("flair", "t1ce", "t2")
 
 def write_figures(
     folder: Path,
-    model: object,
     data: SegmentationDataset,
     recipe: SegmentationRecipe,
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -39,7 +39,6 @@ def write_figures(
 
     Args:
         folder: folder of the stage.
-        model: not used: the label maps are already written.
         data: the data set.
         recipe: settings of the report and limits for volumes.
         rows: scores {id, subset, region, dice} by protocol id, the main protocol first.
@@ -47,7 +46,7 @@ def write_figures(
     modalities = tuple(data.modalities)
     scores: dict[str, dict[Subset, dict[str, float]]] = {}
     for row in next(iter(rows.values()), []):
-        if subset := parse(row["subset"], modalities):
+        if subset := parse_subset(row["subset"], modalities):
             scores.setdefault(row["id"], {}).setdefault(subset, {})[row["region"]] = row["dice"]
     overall = {
         id: mean(value for by_region in found.values() for value in by_region.values()) for id, found in scores.items()
@@ -92,7 +91,7 @@ def _predicted_masks(folder: Path, modalities: Sequence[str]) -> dict[str, dict[
     found: dict[str, dict[Subset, Path]] = {}
     for path in sorted((folder / "predictions" / "masks").glob("*__*.nii.gz")):
         id, _, name = path.name.removesuffix(".nii.gz").rpartition("__")
-        if subset := parse(name, modalities):
+        if subset := parse_subset(name, modalities):
             found.setdefault(id, {})[subset] = path
     return found
 

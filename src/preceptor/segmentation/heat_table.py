@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from preceptor.report.format import SPACE, percent, points, signed
 from preceptor.report.page import Fragment
-from preceptor.segmentation.combinations import Scores, Subject, column_mean, name_of, name_subset, sort_subsets
+from preceptor.segmentation.subset_scores import Scores, Subject, column_mean
+from preceptor.segmentation.subsets import name_of, sort_subsets, subset_title
 
 LEVELS = 9
 """Colours: h0 is the worst score, h8 the best."""
@@ -81,7 +82,7 @@ def heat_table(
     subsets = sort_subsets((subset for column in columns for subset in column.table), subject.modalities)
     rows = [
         {
-            "name": name_subset(subset),
+            "name": subset_title(subset),
             "present": [modality in subset for modality in subject.modalities],
             "larger": before is not None and len(subset) > len(before),
             "cells": _cells(subject, columns, [column.table.get(subset, {}) for column in columns], scale),

@@ -21,7 +21,7 @@ With `initialise_from_teacher` the student of the first two begins with the teac
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
@@ -31,9 +31,10 @@ from preceptor.errors import UserError
 from preceptor.segmentation.method import SegmentationMethod
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from preceptor.distill.loss_term import LossTerm
+    from preceptor.segmentation.method import Votes
     from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
     from preceptor.task import Teacher
 
@@ -67,12 +68,7 @@ class KdConfig(SegmentationMethod):
     prototypes: PrototypeTerm = PrototypeTerm()
 
     @model_validator(mode="after")
-    def _one_teacher(self) -> KdConfig:
-        if self.teaching_run and not self.needs_teacher("distilled"):
-            raise ValueError(
-                f"method.teacher={self.teacher} has no other teacher, so method.teaching_run={self.teaching_run} is "
-                "not used; remove it, or set method.teacher=stage"
-            )
+    def _validate_start(self) -> KdConfig:
         if self.initialise_from_teacher and not self.needs_teacher("distilled"):
             raise ValueError(
                 f"method.initialise_from_teacher=true needs a trained teacher, and method.teacher={self.teacher} has "
@@ -81,10 +77,7 @@ class KdConfig(SegmentationMethod):
         return self
 
     def loss_terms(
-        self,
-        student: MultimodalUNet,
-        votes: Callable[[MultimodalUNet], Tensor] | None = None,
-        steps_per_epoch: float = 1.0,
+        self, student: MultimodalUNet, votes: Votes | None = None, steps_per_epoch: float = 1.0
     ) -> list[LossTerm]:
         from preceptor.segmentation.losses import OutputLoss
         from preceptor.segmentation.prototypes import PrototypeLoss
@@ -99,6 +92,10 @@ class KdConfig(SegmentationMethod):
 
     def needs_teacher(self, stage: str) -> bool:
         return stage == "distilled" and self.teacher in ("stage", "baseline")
+
+    @property
+    def without_teacher(self) -> tuple[str, str]:
+        return f"method.teacher={self.teacher}", "method.teacher=stage"
 
     @property
     def teaching_stage(self) -> str:

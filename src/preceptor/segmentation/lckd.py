@@ -13,16 +13,15 @@ Where the paper and the published code leave something open or differ, there is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from preceptor.segmentation.method import SegmentationMethod, require_features
 from preceptor.segmentation.settings import CrossModalTerm, ElectionConfig, FullTeacherTerm
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from preceptor.distill.loss_term import LossTerm
+    from preceptor.segmentation.method import Votes
     from preceptor.segmentation.model import MultimodalUNet
 
 
@@ -38,10 +37,7 @@ class LckdConfig(SegmentationMethod):
     election: ElectionConfig = ElectionConfig()
 
     def loss_terms(
-        self,
-        student: MultimodalUNet,
-        votes: Callable[[MultimodalUNet], Tensor] | None = None,
-        steps_per_epoch: float = 1.0,
+        self, student: MultimodalUNet, votes: Votes | None = None, steps_per_epoch: float = 1.0
     ) -> list[LossTerm]:
         from preceptor.segmentation.cross_modal import CrossModalLoss
         from preceptor.segmentation.losses import FusedFeatureLoss, OutputLoss
@@ -75,6 +71,10 @@ class LckdConfig(SegmentationMethod):
 
     def needs_teacher(self, stage: str) -> bool:
         return stage == "distilled" and self.full.weight > 0
+
+    @property
+    def without_teacher(self) -> tuple[str, str]:
+        return "method.full.weight=0", "method.full.weight above 0"
 
     @property
     def learns_without_masks(self) -> bool:

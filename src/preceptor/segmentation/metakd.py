@@ -15,18 +15,15 @@ network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from preceptor.segmentation.method import SegmentationMethod, require_features
 from preceptor.segmentation.settings import ImportanceConfig, WeightedPairsTerm
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from preceptor.distill.loss_term import LossTerm
+    from preceptor.segmentation.method import HeldOutBatch, Votes
     from preceptor.segmentation.model import MultimodalUNet
-    from preceptor.task import Batch
 
 
 class MetaKdConfig(SegmentationMethod):
@@ -37,15 +34,12 @@ class MetaKdConfig(SegmentationMethod):
     importance: ImportanceConfig = ImportanceConfig()
 
     def loss_terms(
-        self,
-        student: MultimodalUNet,
-        votes: Callable[[MultimodalUNet], Tensor] | None = None,
-        steps_per_epoch: float = 1.0,
+        self, student: MultimodalUNet, votes: Votes | None = None, steps_per_epoch: float = 1.0
     ) -> list[LossTerm]:
         return []
 
     def held_out_terms(
-        self, student: MultimodalUNet, held_out: Callable[[int], Batch], steps_per_epoch: float = 1.0
+        self, student: MultimodalUNet, held_out: HeldOutBatch, steps_per_epoch: float = 1.0
     ) -> list[LossTerm]:
         from preceptor.segmentation.importance import WeightedPairsLoss
 

@@ -8,7 +8,9 @@ imported in functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import model_validator
 
 from preceptor.config import Folder, MethodConfig, TermConfig
 from preceptor.errors import UserError
@@ -34,11 +36,23 @@ class SegmentationMethod(MethodConfig):
     teaching_run: Folder | None = None
     """A trained run that teaches, instead of a stage of this recipe."""
 
+    @model_validator(mode="after")
+    def _validate_teaching_run(self) -> Self:
+        if self.teaching_run and not self.needs_teacher("distilled"):
+            setting, fix = self.without_teacher
+            raise ValueError(
+                f"{setting} has no other teacher, so method.teaching_run={self.teaching_run} is not used; remove it"
+                + (f", or set {fix}" if fix else "")
+            )
+        return self
+
+    @property
+    def without_teacher(self) -> tuple[str, str]:
+        """The setting by which no trained network teaches, and its value with which one does, or ""."""
+        return f"method.name={self.name}", ""
+
     def loss_terms(
-        self,
-        student: MultimodalUNet,
-        votes: Votes | None = None,
-        steps_per_epoch: float = 1.0,
+        self, student: MultimodalUNet, votes: Votes | None = None, steps_per_epoch: float = 1.0
     ) -> list[LossTerm]:
         """Return the terms that the stage `distilled` adds to the loss of the masks, in the order of their sum.
 

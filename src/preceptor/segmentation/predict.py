@@ -12,14 +12,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from preceptor.arguments import as_list, as_path
-from preceptor.data.dicom_series import holds_series
+from preceptor.arguments import as_path
 from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.nifti import Geometry
-from preceptor.data.segmentation.cases import find_case, find_cases, volumes_below
-from preceptor.data.segmentation.decathlon import LIST, holds_images
-from preceptor.data.segmentation.modalities import FileNames, stem
-from preceptor.data.types import Case, SegmentationDataset, VolumeFile
+from preceptor.data.segmentation.case_files import CaseSource, as_case, find_cases, holds_one_case
+from preceptor.data.types import Case, SegmentationDataset
 from preceptor.data.volumes import (
     LoadedVolume,
     content_hash,
@@ -29,7 +26,7 @@ from preceptor.data.volumes import (
     to_regions,
 )
 from preceptor.errors import UserError
-from preceptor.files import sha256, write_text
+from preceptor.files import write_text
 from preceptor.pipeline.model_files import COPY_AGAIN, read_settings, reading, require_finite
 from preceptor.pipeline.predictions import read_rows
 from preceptor.pipeline.run_dir import model_folder
@@ -37,18 +34,11 @@ from preceptor.segmentation.config import EvaluationConfig, InferenceConfig
 from preceptor.segmentation.dataset import VolumeExamples, VolumeSettings
 from preceptor.segmentation.evaluate import label_map, predict_case
 from preceptor.segmentation.model import MultimodalUNet
-from preceptor.segmentation.subsets import name as subset_name
+from preceptor.segmentation.prediction_files import STARTED, files_of, note_started, require_new_files
+from preceptor.segmentation.subsets import subset_name
 
-STARTED = ".predictions.csv.started"
-"""File in the output that names the case whose files are being written, and their hashes once they are complete.
-
-Only a killed process leaves it behind."""
-_FILES = {"mask": "_seg.nii.gz", "probabilities": "_prob.nii.gz", "dicom_seg": "_seg.dcm"}
-"""Endings of the files of a case in the output, by the column of its row that names each."""
 INFERENCE_CONFIG = "segmentation.json"
 """What prediction needs beside the weights: regions, preparation, inference settings, Dice on validation data."""
-
-CaseSource = str | Path | Mapping[str, str | Path] | Sequence[str | Path] | Case
 
 
 @dataclass(frozen=True)
@@ -250,8 +240,13 @@ class SegmentationModel:
         )
 
     def segment_many(self, cases: Iterable[CaseSource], *, post: bool = False) -> Iterator[Segmentation]:
-        """Yield the segmentation of each case in order; one case is in memory at a time. A path is one case."""
-        for case in [cases] if isinstance(cases, str | os.PathLike) else cases:
+        """Yield the segmentation of each case in order; one case is in memory at a time.
+
+        A path and a mapping of files by modality are one case. Raises UserError as `segment`.
+        """
+        single = isinstance(cases, str | os.PathLike | Mapping) or not isinstance(cases, Iterable)
+        listed: Iterable[Any] = [cases] if single else cases
+        for case in listed:
             yield self.segment(case, post=post)
 
     # What `preceptor predict` calls
@@ -313,7 +308,7 @@ class SegmentationModel:
             UserError: at once, before a case is segmented, if `output` already contains a file of that name that no
                 interrupted call wrote, or lacks one that `predictions.csv` names.
         """
-        _require_new_files(items, self.prediction_file(output))
+        require_new_files(items, self.prediction_file(output))
         return self._write_rows(items, output, post, probabilities, dicom_seg, copy_patient)
 
     def _write_rows(
@@ -326,7 +321,7 @@ class SegmentationModel:
         try:
             for result in self.segment_many(items, post=post):
                 if resumable:
-                    _note_started(output, result.case, None)
+                    note_started(output, result.case, None)
                 row = {
                     "id": result.case,
                     "modalities": result.modalities,
@@ -339,7 +334,7 @@ class SegmentationModel:
                     path = output / f"{result.case}_seg.dcm"
                     row["dicom_seg"] = str(result.save_dicom_seg(path, copy_patient=copy_patient))
                 if resumable:
-                    _note_started(output, result.case, _files(row))
+                    note_started(output, result.case, files_of(row))
                 expected = result.expected_dice or {}
                 row |= {f"{region}_ml": volume for region, volume in result.volumes_ml.items()}
                 row |= {f"{region}_expected_dice": expected.get(region, "") for region in self.regions}
@@ -348,45 +343,9 @@ class SegmentationModel:
         finally:
             if resumable:
                 if row and all(written["id"] != row["id"] for written in read_rows(rows)[0]):
-                    for file in _files(row):  # a full disk or Ctrl-C came before its row
+                    for file in files_of(row):  # a full disk or Ctrl-C came before its row
                         file.unlink(missing_ok=True)
                 (output / STARTED).unlink(missing_ok=True)
-
-
-def _files(row: Mapping[str, Any]) -> list[Path]:
-    """Return the files of a case that its row names."""
-    return [Path(row[key]) for key in _FILES if row.get(key)]
-
-
-def _require_new_files(items: Sequence[Case], rows: Path) -> None:
-    """Raise UserError if a file of a case without a row already exists, or if one that a row names does not.
-
-    An interrupted call may have written files of one case, which `STARTED` names, without its row.
-    """
-    if rows.is_file():
-        for row in read_rows(rows)[0]:
-            for file in _files(row):
-                if not (rows.parent / file.name).exists():
-                    raise UserError(
-                        f"{rows} has a prediction of {row['id']}, but {rows.parent / file.name} does not exist; "
-                        "restore the file, delete the row to segment the case again, or give another --output"
-                    )
-    started = rows.parent / STARTED
-    found = json.loads(started.read_text("utf-8")) if rows.is_file() and started.is_file() else {}
-    for case in items:
-        for ending in _FILES.values():
-            path = rows.parent / f"{case.id}{ending}"
-            if not os.path.lexists(path):
-                continue
-            interrupted = found.get("case") == case.id
-            if not (interrupted and (found["files"] is None or found["files"].get(path.name) == sha256(path))):
-                raise UserError(f"{path} exists and is not a prediction of this output; give another --output")
-
-
-def _note_started(output: Path, case: str, files: Sequence[Path] | None) -> None:
-    """Write which case is written to the output, and its files once they are complete."""
-    hashes = None if files is None else {file.name: sha256(file) for file in files}
-    write_text(output / STARTED, json.dumps({"case": case, "files": hashes}))
 
 
 def _require_distinct(case: Case) -> None:
@@ -412,49 +371,6 @@ def _no_series(case: str) -> UserError:
         f"{case} has no DICOM series that a DICOM segmentation could refer to; give the folder of a series, or write "
         "NIfTI"
     )
-
-
-def holds_one_case(path: Path, modalities: Sequence[str]) -> bool:
-    """Return whether a path is a NIfTI file, a DICOM series, or a folder with the images of a single case in it."""
-    if not path.is_dir() or holds_series(path):
-        return not path.is_file() or stem(path.name) is not None
-    if (path / LIST).is_file() or holds_images(path):
-        return False
-    parser = FileNames(modalities)
-    names = [entry.name if holds_series(entry) else stem(entry.name) for entry in path.iterdir()]
-    found = [parser.parse(name, path.name) for name in names if name is not None]
-    cases = {parsed.case or path.name for parsed in found if parsed is not None}
-    return len(cases) == 1 and not volumes_below(path, modalities)[0]
-
-
-def as_case(source: CaseSource, modalities: Sequence[str]) -> Case:
-    """Return the case of images by modality, a folder, a list of files or one 4-D file.
-
-    Raises UserError for a modality that the network does not know, and for what is no path.
-    """
-    if isinstance(source, Case):
-        return source
-    if isinstance(source, Mapping):
-        unknown = sorted(set(source) - set(modalities))
-        if unknown:
-            raise UserError(f"{unknown[0]} is not a modality of this network; it knows {', '.join(modalities)}")
-        if not source:
-            raise UserError(f"no file was given; give at least one of {', '.join(modalities)}")
-        files = {name: VolumeFile(as_path(source[name], name)) for name in modalities if name in source}
-        id = _id_of(next(iter(files.values())).path.absolute())
-        return Case(id, files, None, id, "test")
-    paths = [as_path(file, "a file of the case") for file in as_list(source, "case")]
-    if not paths:
-        raise UserError("no file was given; give the files of a case, or its folder")
-    return find_case(paths[0] if isinstance(source, str | os.PathLike) else paths, modalities)
-
-
-def _id_of(path: Path) -> str:
-    """Return the id of a case that is given by its images: the name of a file without .nii.gz, or of a folder."""
-    if not path.is_dir():
-        return stem(path.name) or path.name
-    parsed = FileNames().parse(path.name)
-    return path.parent.name if parsed is not None and not parsed.case else path.name  # the folder `t1` of a case
 
 
 def read_inference_config(folder: Path) -> dict[str, Any]:

@@ -39,25 +39,27 @@ from preceptor.report.plots import Box, Dot, Line, box_plot, interval_plot, line
 from preceptor.report.sections import cost_table, heading, record_section, skipped_note, training_section
 from preceptor.report.tables import Table
 from preceptor.segmentation import metrics
-from preceptor.segmentation.combinations import (
-    LONG,
-    MEAN,
+from preceptor.segmentation.heat_table import Column, heat_table
+from preceptor.segmentation.subset_scores import (
     POST,
     Scores,
     Subject,
-    Subset,
-    all_subsets,
     column_mean,
     gain,
-    name_of,
-    name_subset,
-    parse,
     scores_of,
-    sort_subsets,
     subject_of,
     validation_scores,
 )
-from preceptor.segmentation.heat_table import Column, heat_table
+from preceptor.segmentation.subsets import (
+    LONG,
+    MEAN,
+    Subset,
+    all_subsets,
+    name_of,
+    parse_subset,
+    sort_subsets,
+    subset_title,
+)
 
 SUBJECTS = {"distilled": "The distilled network", "baseline": "The baseline", "teacher": "The teacher"}
 TEACHERS = {
@@ -157,7 +159,7 @@ def _all_combinations(results: Mapping[str, Any], subject: Subject) -> Table:
     ]
     rows = [
         [
-            name_subset(subset),
+            subset_title(subset),
             *(percent(tables[name].get(subset, {}).get(region)) for region in subject.regions for name in stages),
         ]
         for subset in subsets
@@ -181,7 +183,7 @@ def headline(run: RunRecord, subject: Subject) -> list[str]:
     overall = finite(stage.score(subject.protocol, "dice"))
     if overall is None:
         return ["This run has no scores yet."]
-    possible = len(all_subsets(subject.modalities))
+    possible = len(all_subsets(len(subject.modalities)))
     over = ""
     if len(subject.modalities) > 1:
         number = f"all {possible}" if len(scores) in (0, possible) else f"{len(scores)} of the {possible}"
@@ -209,9 +211,8 @@ def _one_modality(scores: Scores, subject: Subject) -> str:
         return ""
     low, high = min(single, key=lambda s: single[s]), max(single, key=lambda s: single[s])
     average = sum(single.values()) / len(single)
-    span = (
-        f"from {percent(single[low])} ({name_subset(low)}) to {percent(single[high], unit=True)} ({name_subset(high)})"
-    )
+    worst, best = subset_title(low), subset_title(high)
+    span = f"from {percent(single[low])} ({worst}) to {percent(single[high], unit=True)} ({best})"
     together = get_nested(scores.get(tuple(subject.modalities)), column)
     every = "both" if len(subject.modalities) == 2 else f"all {len(subject.modalities)}"
     whole = f"; {every} together give {percent(together, unit=True)}" if together is not None else ""
@@ -378,7 +379,7 @@ def _distribution(run: RunRecord, subject: Subject) -> list[Any]:
             present = [modality in subset for modality in subject.modalities]
             other = others.get((subset, region))
             median = float(np.median(other)) if other else None
-            boxes.append(Box(name_subset(subset), stage.kind, present, values[subset, region], median))
+            boxes.append(Box(subset_title(subset), stage.kind, present, values[subset, region], median))
         title = f"Dice of {name_of(region)} over cases by combination, {stage.title}"
         charts.append((name_of(region), box_plot(title, boxes, x_title=f"Dice,{SPACE}%")))
     cases = len({row.get("id") for row in stage.rows[protocol]})
@@ -396,7 +397,7 @@ def _by_row(stage: StageRecord, protocol: str, subject: Subject) -> dict[tuple[S
     """Return the Dice of the cases by combination and region."""
     found: dict[tuple[Subset, str], list[float]] = {}
     for row in stage.rows.get(protocol, []):
-        subset, value = parse(str(row.get("subset")), subject.modalities), finite(row.get("dice"))
+        subset, value = parse_subset(str(row.get("subset")), subject.modalities), finite(row.get("dice"))
         if subset and value is not None and row.get("region") in subject.regions:
             found.setdefault((subset, row["region"]), []).append(value)
     return found
@@ -492,7 +493,7 @@ def _cases(run: RunRecord, subject: Subject) -> list[Any]:
     for case in read_figures(run.focus.folder).get("cases", []):
         views = []
         for entry in case["combinations"]:
-            subset = parse(entry["subset"], subject.modalities) or ()
+            subset = parse_subset(entry["subset"], subject.modalities) or ()
             scores = [
                 f"{name_of(region)}{SPACE}{percent(value)}"
                 for region in subject.regions
@@ -508,7 +509,7 @@ def _cases(run: RunRecord, subject: Subject) -> list[Any]:
                 }
                 for plane in entry["planes"]
             ]
-            title = "All modalities" if len(subset) == len(subject.modalities) else name_subset(subset)
+            title = "All modalities" if len(subset) == len(subject.modalities) else subset_title(subset)
             views.append(
                 {"title": title, "scores": " · ".join(scores), "image": name_of(entry["image"]), "planes": planes}
             )

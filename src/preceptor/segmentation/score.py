@@ -14,7 +14,7 @@ from preceptor.recipe import read_recipe, validate
 from preceptor.scores import Scored, number_groups, percent
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.metrics import DESCRIBES, score_masks, table
-from preceptor.segmentation.subsets import name as subset_name
+from preceptor.segmentation.subsets import subset_name
 
 MOST_LISTED = 5
 ALL = "all"
@@ -110,7 +110,9 @@ def _match(
         base = stem(path.name)
         if base is None or base.endswith("_prob") or path.name.startswith("."):
             continue
-        id, _, given = base.partition("__")
+        # The id of a case may contain "__" itself.
+        whole = "__" not in base or base in by_id or base.removesuffix("_seg") in by_id
+        id, given = (base, "") if whole else base.rpartition("__")[::2]
         given = given or "+".join(path.parent.relative_to(folder).parts)
         case = by_id.get(id) or by_id.get(id.removesuffix("_seg"))
         if case is None:

@@ -38,7 +38,8 @@ class ElectionConfig(Section):
     every: Annotated[float, Field(gt=0)] = 5.0
     """Epochs between elections. The first one is before the first step, unless `initial` or `first` is set."""
     cases: Positive | None = None
-    """Largest number of validation cases that vote; default: all."""
+    """Largest number of validation cases that vote; default: all. The first cases vote, and before them those with a
+    modality that the others lack."""
     initial: str | None = None
     """Modality that is the teacher until the first election, which then takes place after `first` steps or else after
     `every` epochs (the published code: flair)."""
@@ -48,7 +49,7 @@ class ElectionConfig(Section):
     """Whether probabilities or logits (the published code) are averaged where windows overlap."""
 
     @model_validator(mode="after")
-    def _somebody_teaches(self) -> ElectionConfig:
+    def _validate_first_election(self) -> ElectionConfig:
         if self.first is not None and self.initial is None:
             raise ValueError("method.election.first needs method.election.initial, the teacher before that step")
         return self

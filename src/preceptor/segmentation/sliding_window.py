@@ -19,8 +19,7 @@ from torch import Tensor
 from preceptor.errors import UserError
 from preceptor.segmentation.model import MultimodalUNet, Size
 from preceptor.segmentation.subset_decoder import SubsetDecoder
-from preceptor.segmentation.subsets import Subset, within
-from preceptor.segmentation.subsets import subsets as all_subsets
+from preceptor.segmentation.subsets import SubsetFlags, all_subsets, within
 
 
 @torch.no_grad()
@@ -30,11 +29,11 @@ def predict_subsets(
     available_N: Sequence[bool],
     window: Size,
     overlap: float = 0.5,
-    subsets: Sequence[Subset] | None = None,
+    subsets: Sequence[SubsetFlags] | None = None,
     *,
     mode: Literal["constant", "gaussian"] = "constant",
     blend: Literal["probabilities", "logits"] = "probabilities",
-) -> dict[Subset, Tensor]:
+) -> dict[SubsetFlags, Tensor]:
     """Return the probabilities (R, D, H, W) float32 of a volume for each subset of its modalities.
 
     Args:
@@ -96,7 +95,7 @@ def predict_subsets(
 
 
 def _each_subset(
-    model: MultimodalUNet, available_N: Sequence[bool], subsets: Sequence[Subset], crop_nDHW: Tensor
+    model: MultimodalUNet, available_N: Sequence[bool], subsets: Sequence[SubsetFlags], crop_nDHW: Tensor
 ) -> Iterator[Tensor]:
     """Yield the logits (1, R, D, H, W) of each subset of a crop, one forward pass for each."""
     images = crop_nDHW.new_zeros(1, len(available_N), *crop_nDHW.shape[1:])

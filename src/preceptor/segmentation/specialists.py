@@ -12,7 +12,7 @@ its own teaches, but replaces its features by the logits of a network that spend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -23,9 +23,10 @@ from preceptor.segmentation.method import SegmentationMethod
 from preceptor.segmentation.settings import FULL
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from preceptor.distill.loss_term import LossTerm
+    from preceptor.segmentation.method import Votes
     from preceptor.segmentation.model import MultimodalUNet
     from preceptor.task import Teacher
 
@@ -47,10 +48,7 @@ class SpecialistsConfig(SegmentationMethod):
         return self
 
     def loss_terms(
-        self,
-        student: MultimodalUNet,
-        votes: Callable[[MultimodalUNet], Tensor] | None = None,
-        steps_per_epoch: float = 1.0,
+        self, student: MultimodalUNet, votes: Votes | None = None, steps_per_epoch: float = 1.0
     ) -> list[LossTerm]:
         from preceptor.segmentation.losses import OutputLoss
 

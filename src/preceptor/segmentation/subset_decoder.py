@@ -17,7 +17,7 @@ from torch import Tensor
 
 from preceptor.segmentation.layers import Join
 from preceptor.segmentation.model import MultimodalUNet, Size, mean_mixes
-from preceptor.segmentation.subsets import Subset
+from preceptor.segmentation.subsets import SubsetFlags
 
 _ELEMENTS_AT_ONCE = 2**22
 """Limit for the elements of a map of subsets that are decoded together. Small maps are faster together; large maps of
@@ -27,7 +27,7 @@ _PRODUCTS_PER_PART = 33
 """Number of multiplications that take as long on a CPU as reading one number of a part from memory."""
 
 
-def single_mixes(sources: Sequence[int], subsets: Sequence[Subset], *, there: bool) -> Tensor:
+def single_mixes(sources: Sequence[int], subsets: Sequence[SubsetFlags], *, there: bool) -> Tensor:
     """Return coefficients (S, n, N) like `mean_mixes`: only W_j x_j, for subsets with j (`there`) or without j."""
     rows = [[[float(m == j and s[j] == there) for m in range(len(s))] for j in sources] for s in subsets]
     return torch.tensor(rows)
@@ -81,7 +81,7 @@ class SubsetDecoder:
     """
 
     def __init__(
-        self, model: MultimodalUNet, available_N: Sequence[bool], subsets: Sequence[Subset], size: Size
+        self, model: MultimodalUNet, available_N: Sequence[bool], subsets: Sequence[SubsetFlags], size: Size
     ) -> None:
         self.model, self.size, self.count = model, size, len(subsets)
         self.sources = [m for m, there in enumerate(available_N) if there]

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preceptor.data.segmentation.cases import find_case, read_volumes
+from preceptor.data.segmentation.case_files import find_case
+from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.segmentation.modalities import FileNames, brats_regions
 from preceptor.data.volumes import load_case
 from preceptor.errors import UserError

@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from preceptor.data.identity import note_leaks
+from preceptor.data.groups import note_leaks
 from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.segmentation.check import cheap_findings, check_cases
 from preceptor.data.types import VolumeFile

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preceptor.data.segmentation.cases import find_cases, read_volumes
+from preceptor.data.segmentation.case_files import find_cases
+from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.segmentation.decathlon import label_regions
 from preceptor.errors import UserError
 from tests.data.volume_files import head, lesion, save

@@ -10,7 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from preceptor.data.segmentation.cases import find_case, find_cases, read_volumes
+from preceptor.data.segmentation.case_files import find_case, find_cases
+from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.segmentation.layouts import maybe_one_patient, patient_of, patients_by_names
 from preceptor.data.segmentation.modalities import FileNames, infer_regions
 from preceptor.data.types import Case, VolumeFile

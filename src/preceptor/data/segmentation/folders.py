@@ -26,6 +26,8 @@ class Listing:
     volumes: list[Path] = field(default_factory=list)
     series: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+    foreign: list[Path] = field(default_factory=list)
+    """Volumes in formats that are not read."""
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, paths: Sequence[Path], reason: str, root: Path) -> None:
@@ -34,6 +36,13 @@ class Listing:
             file = paths[0] if len(paths) == 1 else None
             text = f"{reason.format(len(paths))}: {listed([p.relative_to(root).as_posix() for p in paths])}"
             self.findings.append(Finding((), file, text, "warning"))
+
+
+def foreign_stem(file_name: str) -> str | None:
+    """Return the name of a file without its suffix if it is one of `OTHER_VOLUMES`, perhaps compressed, or None."""
+    name = file_name[:-3] if file_name.lower().endswith(".gz") else file_name
+    base, dot, suffix = name.rpartition(".")
+    return base if dot + suffix.lower() in OTHER_VOLUMES else None
 
 
 def listed(names: Collection[str]) -> str:
@@ -56,7 +65,6 @@ def list_volumes(root: Path, used: Collection[str] = ()) -> Listing:
     seen: dict[Path, Path] = {}
     twice: list[Path] = []
     dead: list[Path] = []
-    foreign: list[Path] = []
 
     def visit(folder: Path, above: tuple[Path, ...]) -> None:
         real = folder.resolve()
@@ -81,8 +89,8 @@ def list_volumes(root: Path, used: Collection[str] = ()) -> Listing:
                 folders.append(path)
             elif stem(entry.name) is not None:
                 listing.volumes.append(path)
-            elif entry.name.lower().removesuffix(".gz").endswith(OTHER_VOLUMES):
-                foreign.append(path)
+            elif foreign_stem(entry.name) is not None:
+                listing.foreign.append(path)
             elif entry.name not in used and not entry.name.lower().startswith(_DOCUMENTS):
                 listing.others.append(path)
         if holds_series(folder):
@@ -96,5 +104,5 @@ def list_volumes(root: Path, used: Collection[str] = ()) -> Listing:
         paths.sort()
     listing.add(twice, "{} links lead to a folder that was read before, and were left out", root)
     listing.add(dead, "{} links lead to nothing, and were left out; correct or remove them", root)
-    listing.add(foreign, "{} files of other volume formats were left out; convert them to .nii.gz", root)
+    listing.add(listing.foreign, "{} files of other volume formats were left out; convert them to .nii.gz", root)
     return listing

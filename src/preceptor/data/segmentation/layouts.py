@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data.findings import Finding
-from preceptor.data.identity import names_patient
+from preceptor.data.groups import names_patient
 from preceptor.data.segmentation.folders import Listing, list_volumes, listed
 from preceptor.data.segmentation.modalities import (
     KNOWN,

@@ -9,8 +9,8 @@ from typing import Any
 
 from preceptor.data.dicom_series import holds_series
 from preceptor.data.findings import Finding
-from preceptor.data.identity import examination_columns, merge_groups, patient_columns, unread_splits
-from preceptor.data.images import resolve_image
+from preceptor.data.groups import examination_columns, merge_groups, patient_columns, unread_splits
+from preceptor.data.images import backslash_fix, resolve_image
 from preceptor.data.segmentation.layouts import FoundCases, patient_of
 from preceptor.data.segmentation.modalities import KNOWN, MASK, canonical_name, sort_modalities, stem
 from preceptor.data.splits import SPLIT_NAMES
@@ -44,7 +44,7 @@ def find_table(
     """Read the cases of a table. An empty cell (null in JSONL) is a missing modality; every other cell is a file.
 
     The files are NIfTI files, or folders of a DICOM series. Cases of one patient are in one group: by the column
-    `group` if there is one, else by the columns that name a patient (see `preceptor.data.identity`).
+    `group` if there is one, else by the columns that name a patient (see `preceptor.data.groups`).
 
     Args:
         file: CSV or JSONL.
@@ -198,5 +198,6 @@ def _file(table: Path, cells: Mapping[str, Any], column: str, place: str, *, ser
     if series and path.is_dir() and not holds_series(path):
         raise UserError(f"{place}: the folder {path} contains no DICOM file")
     if not path.exists() or (path.is_dir() and not series):
-        raise UserError(f"{place}: {path} does not exist; paths are relative to {table.parent}")
+        fix = backslash_fix([path]) or f"paths are relative to {table.parent}"
+        raise UserError(f"{place}: {path} does not exist; {fix}")
     return VolumeFile(path)

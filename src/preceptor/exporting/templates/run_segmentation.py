@@ -1,6 +1,7 @@
 """Segment a case: python run_onnx.py OUTPUT.nii.gz MODALITY=FILE.nii.gz ... [MODEL.onnx]
 
-Needs numpy, scipy, nibabel and onnxruntime. The file intensity.py beside this one normalises the images.
+Needs numpy, scipy, nibabel and onnxruntime. Of the files beside this one, intensity.py normalises the
+images, and region_masks.py applies the threshold.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from intensity import bounding_box, normalise
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import OrientationError, apply_orientation, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
+from region_masks import threshold_regions
 from scipy.ndimage import gaussian_filter, zoom
 
 FOLDER = Path(__file__).parent
@@ -97,7 +99,7 @@ def segment(files, model="model.onnx"):
     shape = next(iter(volumes.values())).shape
     images = np.stack([volumes.get(name, np.zeros(shape, np.float32))[box] for name in CONFIG["modalities"]])
     label = np.zeros(shape, np.uint8)
-    present = probabilities(images, available, model) >= CONFIG["threshold"]
+    present = threshold_regions(probabilities(images, available, model), CONFIG["regions"], CONFIG["threshold"])
     label[box] = np.array(CONFIG["labels"], np.uint8)[(present << np.arange(len(present))[:, None, None, None]).sum(0)]
     nearest = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(source.shape, shape)]
     return label[np.ix_(*nearest)], first

@@ -7,9 +7,10 @@ import pytest
 
 from preceptor.report.contents import RunRecord, StageRecord
 from preceptor.report.format import enumerate_words, finite
-from preceptor.segmentation import combinations
+from preceptor.segmentation import subset_scores
 from preceptor.segmentation.heat_table import LEVELS, Column, Scale
 from preceptor.segmentation.report import headline, tally
+from preceptor.segmentation.subsets import parse_subset
 
 MINUS = "\u2212"
 
@@ -22,7 +23,7 @@ def test_headline_in_words():
     stages = [StageRecord("baseline", Path(), before), StageRecord("distilled", Path(), results)]
     entry = {"difference": 0.04, "low": -0.001, "high": 0.081}
     run = RunRecord(Path(), stages, {"comparison": {"p": {"distilled - baseline": entry}}})
-    found = " ".join(headline(run, combinations.subject_of(run.document))).replace("\u00a0", " ").replace(MINUS, "-")
+    found = " ".join(headline(run, subset_scores.subject_of(run.document))).replace("\u00a0", " ").replace(MINUS, "-")
     assert found == (
         "The distilled network reaches a mean Dice of 70.0 % over all 3 combinations of CT and PET on 40 test cases "
         "for lesion. The baseline, the same network without distillation, reaches 66.0 %. The difference is +4.0 "
@@ -37,7 +38,7 @@ def test_tally_counts_what_the_table_prints():
         return StageRecord(name, Path(), {"protocols": {"p": {"subsets": subsets}}, "modalities": ["a", "b"]})
 
     run = RunRecord(Path(), [stage("baseline", [0.5, 0.5, 0.5]), stage("distilled", [0.6, 0.4, 0.50001])], {})
-    assert tally(run, combinations.subject_of(run.document)) == (
+    assert tally(run, subset_scores.subject_of(run.document)) == (
         "The distilled network scores higher than the baseline in 1 of 3 combinations, lower in 1, equally in 1. "
         "This count is not a test."
     )
@@ -46,14 +47,14 @@ def test_tally_counts_what_the_table_prints():
 def test_what_a_modality_adds():
     table = {("a",): {"x": 0.3}, ("b",): {"x": 0.4}, ("a", "b"): {"x": 0.9}, ("c",): {"x": 0.2}, ("b", "c"): {"x": 0.5}}
     # a: (a, b) less (b); nothing to compare (a) with.
-    assert combinations.gain(table, "a", "x") == pytest.approx(0.5)
-    assert combinations.gain(table, "b", "x") == pytest.approx(((0.9 - 0.3) + (0.5 - 0.2)) / 2)
-    assert combinations.gain({("a",): {"x": 1.0}}, "a", "x") is None
+    assert subset_scores.gain(table, "a", "x") == pytest.approx(0.5)
+    assert subset_scores.gain(table, "b", "x") == pytest.approx(((0.9 - 0.3) + (0.5 - 0.2)) / 2)
+    assert subset_scores.gain({("a",): {"x": 1.0}}, "a", "x") is None
 
 
 def test_names_of_combinations():
-    assert combinations.parse("t1+flair", ("flair", "t1", "t2")) == ("flair", "t1")
-    assert combinations.parse("t1+pet", ("flair", "t1")) is None
+    assert parse_subset("t1+flair", ("flair", "t1", "t2")) == ("flair", "t1")
+    assert parse_subset("t1+pet", ("flair", "t1")) is None
     assert enumerate_words(["a"]) == "a"
     assert enumerate_words(["a", "b", "c"]) == "a, b and c"
     assert [finite(v) for v in (1, 0.5, True, None, "1", math.nan, math.inf)] == [1.0, 0.5] + [None] * 5

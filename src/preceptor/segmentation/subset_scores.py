@@ -1,68 +1,20 @@
-"""Combinations of modalities: their order, their names, and the scores that results hold for each."""
+"""The scores that results hold for each subset of the modalities."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 from preceptor.report.contents import first_value, get_nested, protocols_of, stages_of
 from preceptor.report.format import finite
+from preceptor.segmentation.subsets import MEAN, Subset, parse_subset, sort_subsets
 
-Subset = tuple[str, ...]
 Scores = dict[Subset, dict[str, float]]
 """A score by combination and region."""
 
 POST = "-post"  # ends the id of a protocol that scores post-processed masks
-MEAN = "mean"
-
-_NAMES = {
-    "flair": "FLAIR",
-    "t1": "T1",
-    "t1ce": "T1ce",
-    "t1c": "T1c",
-    "t2": "T2",
-    "ct": "CT",
-    "pet": "PET",
-    "adc": "ADC",
-    "dwi": "DWI",
-    "swi": "SWI",
-    "pd": "PD",
-    "et": "ET",
-    "tc": "TC",
-    "wt": "WT",
-    MEAN: "Mean",
-}
-LONG = {"et": "enhancing tumour", "tc": "tumour core", "wt": "whole tumour"}
-
-
-def name_of(key: str) -> str:
-    """Return the usual spelling of a modality or region."""
-    return _NAMES.get(key, key)
-
-
-def name_subset(subset: Iterable[str], joint: str = " + ") -> str:
-    """Return the modalities of a combination: ``FLAIR + T1``."""
-    return joint.join(name_of(modality) for modality in subset)
-
-
-def sort_subsets(subsets: Iterable[Subset], modalities: Sequence[str]) -> list[Subset]:
-    """Return combinations in the order of the published tables: by size, then in the order of `modalities`."""
-    places = {modality: place for place, modality in enumerate(modalities)}
-    return sorted(set(subsets), key=lambda subset: (len(subset), [places[modality] for modality in subset]))
-
-
-def all_subsets(modalities: Sequence[str]) -> list[Subset]:
-    """Return all combinations of at least one modality, in the order of the published tables."""
-    return [subset for size in range(1, len(modalities) + 1) for subset in combinations(modalities, size)]
-
-
-def parse(name: str, modalities: Sequence[str]) -> Subset | None:
-    """Return the combination named ``flair+t1``, or None if a name is not among `modalities`."""
-    parts = set(name.split("+"))
-    return tuple(m for m in modalities if m in parts) if parts <= set(modalities) else None
 
 
 def mean(values: Iterable[float]) -> float | None:
@@ -124,7 +76,7 @@ def validation_scores(stage: Mapping[str, Any], subject: Subject) -> Scores:
 def _scores(found: Mapping[str, Any], subject: Subject) -> Scores:
     table: Scores = {}
     for name, scores in found.items():
-        subset = parse(name, subject.modalities)
+        subset = parse_subset(name, subject.modalities)
         known = {region: finite(get_nested(scores, region)) for region in subject.regions}
         row = {region: value for region, value in known.items() if value is not None}
         if not subset or not row:
