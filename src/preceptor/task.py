@@ -1,20 +1,15 @@
-"""The types that all tasks share: Batch, Examples, TeacherSignal, Teacher, LossTerms, Task.
+"""The types that all tasks share: Batch, TeacherSignal, Teacher, LossTerms, Task.
 
 Shape suffixes in names: B batch, C answer classes, L tokens, D width, H heads.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-
-from preceptor.errors import UserError
 
 
 @dataclass
@@ -61,54 +56,13 @@ class Batch:
         return replace(self, tensors=tensors, ids=self.ids[rows], keys=self.keys[rows], skipped=[])
 
 
-# Without it, an iterator whose workers cannot start prints a traceback of its own when it is freed.
-torch.utils.data.dataloader._MultiProcessingDataLoaderIter._shutdown = True  # type: ignore[attr-defined]
-
-
-class BatchLoader(DataLoader):
-    """Raises a mistake that a worker finds as its one sentence, in front of which PyTorch puts the traceback."""
-
-    def __iter__(self) -> Any:
-        return self._read(super().__iter__())  # the workers start here, not with the first batch
-
-    def _read(self, batches: Any) -> Iterator[Any]:
-        try:
-            yield from batches
-        except UserError as error:
-            # What follows the last name of an exception at the start of a line.
-            text = re.split(r"^[\w.]+(?:Error|Refused): ", error.given, flags=re.MULTILINE)[-1].strip()
-            raise UserError(text) from error
-        finally:
-            # Otherwise an exception that refers to the iterator keeps the workers alive, and the interpreter waits for
-            # them.
-            getattr(batches, "_shutdown_workers", lambda: None)()
-
-
-class Examples(Dataset):
-    """Base class of the encoded samples of a task."""
-
-    def collate(self, items: Sequence[Any]) -> Batch:
-        """Return the batch of items. The ids of unreadable ones become its `skipped`."""
-        raise NotImplementedError
-
-    def loader(self, batches: Iterable[Any], workers: int = 0) -> DataLoader:
-        """Return a loader. Each element of `batches` is the list of items of one batch."""
-        return BatchLoader(
-            self,
-            batch_sampler=batches,  # type: ignore[arg-type]
-            collate_fn=self.collate,
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=False,
-        )
-
-
 @dataclass(frozen=True)
 class HiddenTeacher:
     """Logits over a large vocabulary as factors: hidden states (T, E) of T tokens and output weights (W, E).
 
     No gradient reaches either. If W differs from the student's vocabulary size V, both distributions are those of the
-    first min(V, W) tokens, renormalised: the extra columns must be padding (`vocabulary.same_vocabulary` checks it).
+    first min(V, W) tokens, renormalised: the extra columns must be padding (see
+    `vocabulary.require_same_vocabulary`).
     """
 
     hidden_TE: Tensor

@@ -9,8 +9,8 @@ from PIL import Image
 from scipy.fft import dctn, idctn
 
 from preceptor.auditing.duplicates import COARSE, Pair, correlations, find_pairs
-from preceptor.auditing.images import look, look_at
-from preceptor.auditing.overlap import Atlas
+from preceptor.auditing.images import summarize, summarize_files
+from preceptor.auditing.overlap import ImageIndex
 from preceptor.data.phash import thumbnail
 from preceptor.data.types import Dataset, Sample, Split
 from tests.auditing.made import picture
@@ -33,7 +33,7 @@ def test_every_kind_of_duplicate_is_found_once_by_its_surest_proof(tmp_path: Pat
         save(tmp_path, "g.png", Image.new("L", (99, 99), 5), compress_level=1),  # blank, equal pixels
     ]
     (tmp_path / "h.png").write_bytes(b"no image")
-    pairs = find_pairs(look_at([*paths, tmp_path / "h.png"], workers=2))
+    pairs = find_pairs(summarize_files([*paths, tmp_path / "h.png"], workers=2))
     kinds = {(pair.left, pair.right): pair.kind for pair in pairs}
     assert kinds == {
         (0, 1): "bytes",
@@ -57,7 +57,7 @@ def test_an_image_with_other_detail_is_alike_and_no_copy(tmp_path: Path) -> None
     spectrum[fine] += detail
     other = Image.fromarray(np.clip(idctn(spectrum, norm="ortho"), 0, 255).astype(np.uint8))
     paths = [save(tmp_path, "a.png", Image.fromarray(grey.astype(np.uint8))), save(tmp_path, "b.png", other)]
-    assert [pair.kind for pair in find_pairs(look_at(paths))] == ["alike"]
+    assert [pair.kind for pair in find_pairs(summarize_files(paths))] == ["alike"]
 
 
 def test_correlation_is_that_of_the_images_through_a_high_pass_filter() -> None:
@@ -78,10 +78,10 @@ def test_a_broken_file_says_why_without_its_path(tmp_path: Path) -> None:
     picture(0).save(buffer, "JPEG")
     path = tmp_path / "secret-name.jpg"
     path.write_bytes(buffer.getvalue()[:-200])
-    found = look(path)
+    found = summarize(path)
     assert "truncated" in found.broken
     assert "secret" not in found.broken
-    assert "limit" in look(save(tmp_path, "large.png", picture(0, 64)), max_pixels=100).broken
+    assert "limit" in summarize(save(tmp_path, "large.png", picture(0, 64)), max_pixels=100).broken
 
 
 def test_no_images_have_no_pairs() -> None:
@@ -107,19 +107,19 @@ def test_overlap_counts_each_image_once_by_its_surest_kind() -> None:
         sample("7", "f", "validation"),
         sample("8", "g", "test"),
     )
-    atlas = Atlas.of([one])
-    number = {path.name: n for path, n in atlas.numbers.items()}
-    atlas.pairs = [
+    index = ImageIndex.of([one])
+    number = {path.name: n for path, n in index.numbers.items()}
+    index.pairs = [
         Pair(number["b"], number["c"], "copy", 2, 0.99),
         Pair(number["b"], number["d"], "alike", 22, 0.9),
         Pair(number["e"], number["f"], "alike", 30, 0.8),
         Pair(number["c"], number["d"], "copy", 3, 0.98),
     ]
-    overlap = atlas.overlap("test", [(0, "test")], "learnt", [(0, "train"), (0, "validation")])
+    overlap = index.overlap("test", [(0, "test")], "learnt", [(0, "train"), (0, "validation")])
     assert overlap.images == 4
     assert overlap.same == 2
-    assert overlap.found == {number["a"]: "file", number["b"]: "copy", number["e"]: "alike"}
-    classes = atlas.classes()
+    assert overlap.kinds == {number["a"]: "file", number["b"]: "copy", number["e"]: "alike"}
+    classes = index.classes()
     assert classes[Path("b")] == classes[Path("c")] == classes[Path("d")]
     assert len(set(classes.values())) == 5
 
@@ -127,4 +127,4 @@ def test_overlap_counts_each_image_once_by_its_surest_kind() -> None:
 @pytest.mark.parametrize("workers", [1, 4])
 def test_looks_keep_their_order(tmp_path: Path, workers: int) -> None:
     paths = [save(tmp_path, f"{n}.png", picture(n, 64)) for n in range(8)]
-    assert [found.file for found in look_at(paths, workers=workers)] == [look(path).file for path in paths]
+    assert [found.file for found in summarize_files(paths, workers=workers)] == [summarize(path).file for path in paths]

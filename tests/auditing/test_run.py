@@ -103,7 +103,7 @@ def test_no_file_name_group_or_header_value_is_written(leaking: Path) -> None:
 def test_two_tables(clean: Path, leaking: Path) -> None:
     """Images 0 to 4 are in both, in two sizes."""
     found = audit(read_table(clean), read_table(leaking))
-    overlaps = {(overlap.of, overlap.among): overlap.same for overlap in found.overlaps}
+    overlaps = {(overlap.of, overlap.other): overlap.same for overlap in found.overlaps}
     one, two = found.names
     assert one != two
     assert overlaps[one, two] == 5
@@ -213,7 +213,7 @@ def test_vqa_rad_leaks_as_published(variant: str, images: int, frames: int) -> N
 @pytest.mark.real_data
 def test_slake_shares_images_across_its_languages() -> None:
     found = audit(real("slake", language="en"), real("slake", language="zh"))
-    overlaps = {(overlap.of, overlap.among): (overlap.same, overlap.images) for overlap in found.overlaps}
+    overlaps = {(overlap.of, overlap.other): (overlap.same, overlap.images) for overlap in found.overlaps}
     assert overlaps["slake en test", "slake zh train"] == (72, 96)
     assert found.leaks
 
@@ -226,7 +226,7 @@ def test_vqa_rad_images_are_found_in_vqa_med_2019_after_resizing() -> None:
     found = audit(rad, med)
     names = {sample.image.name for sample in rad.samples} & {sample.image.name for sample in med.samples}
     assert len(names) == 38
-    files = list(found.atlas.numbers)
+    files = list(found.index.numbers)
     copies = [pair for pair in found.crossing() if pair.kind != "alike"]
     assert {pair.kind for pair in copies} == {"copy"}  # sizes and bytes differ
     assert {files[pair.left].name for pair in copies} == names
@@ -237,11 +237,11 @@ def test_vqa_rad_images_are_found_in_vqa_med_2019_after_resizing() -> None:
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_slices_without_text_are_rarely_suspected_of_it() -> None:
-    from preceptor.auditing.images import look_at
+    from preceptor.auditing.images import summarize_files
 
     slices = {s.image for s in real("slake").samples if s.tags["modality"] in ("CT", "MRI")}
     assert len(slices) == 463
-    assert sum(found.text for found in look_at(sorted(slices))) <= 5
+    assert sum(found.text for found in summarize_files(sorted(slices))) <= 5
 
 
 def test_what_reading_has_found_is_in_the_audit(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pydicom import dcmread
 from pydicom.uid import MRImageStorage, generate_uid
 
 from preceptor import api
-from preceptor.data.dicom_seg import write_dicom_seg
+from preceptor.data.dicom_seg import is_lesion, write_dicom_seg
 from preceptor.data.dicom_series import read_series
 from preceptor.errors import UserError
 from tests.data.dicom_series_files import enhanced_of, noise, slices_of, write_slices
@@ -108,6 +108,90 @@ def test_fields_of_the_patient_are_copied_on_request_only(tmp_path: Path) -> Non
         assert text not in content
 
 
+def rewrite(series: Path, **fields) -> None:
+    """Set fields of all slices; None deletes a field."""
+    for file in series.iterdir():
+        data = dcmread(file)
+        for name, value in fields.items():
+            if value is None:
+                del data[name]
+            else:
+                setattr(data, name, value)
+        data.save_as(file)
+
+
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("ISO-IR 100", "Müller^Jörg"),  # misspelt
+        ("ISO_IR 100", "Müller^Jörg"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+        ("ISO_IR 192", "Διονυσιος"),
+    ],
+)
+def test_copied_texts_keep_their_characters(tmp_path: Path, character_set, name: str) -> None:
+    series = write_series(tmp_path / "a")
+    rewrite(series, SpecificCharacterSet=character_set, PatientName=name)
+    write_dicom_seg(
+        tmp_path / "a.dcm", random_masks(series), {"肝": "labels 1", "wt": "labels 2"}, series, copy_patient=True
+    )
+    found = hd.seg.segread(tmp_path / "a.dcm")
+    assert (str(found.PatientName), found.SpecificCharacterSet) == (name, "ISO_IR 192")
+    assert [segment.SegmentLabel for segment in found.SegmentSequence] == ["肝", "wt"]
+
+
+@pytest.mark.parametrize("character_set", [None, "NO SUCH SET"])
+def test_characters_that_nobody_can_know_are_copied_as_bytes(tmp_path: Path, character_set: str | None) -> None:
+    series = write_series(tmp_path / "a")
+    written = "Müller^".encode()
+    fields = {} if character_set is None else {"SpecificCharacterSet": character_set}
+    rewrite(series, PatientName=written, **fields)
+    write_dicom_seg(tmp_path / "a.dcm", random_masks(series), REGIONS, series, copy_patient=True)
+    found = dcmread(tmp_path / "a.dcm")
+    assert "SpecificCharacterSet" not in found
+    assert found.get_item("PatientName").value.rstrip() == written
+    with pytest.raises(UserError, match="names of regions need one"):
+        write_dicom_seg(tmp_path / "b.dcm", random_masks(series)[:1], {"肝": "labels 1"}, series, copy_patient=True)
+
+
+def test_fields_of_the_patient_are_copied_as_they_are_and_never_quoted(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "a")
+    rewrite(series, PatientBirthDate="1970-01-01", PatientSex="m", PatientWeight="70.25")
+    for file in series.iterdir():
+        file.write_bytes(file.read_bytes().replace(b"70.25", b"70,25"))
+    write_dicom_seg(tmp_path / "a.dcm", random_masks(series), REGIONS, series, copy_patient=True)
+    found = hd.seg.segread(tmp_path / "a.dcm")
+    assert (found.PatientBirthDate, found.PatientSex, found.PatientWeight) == ("1970-01-01", "m", "70,25")
+    rewrite(series, SpecificCharacterSet="ISO_IR 192", PatientName=b"D\xfcrer^ALBRECHT")
+    with pytest.raises(UserError, match="PatientName is not written in the SpecificCharacterSet") as caught:
+        write_dicom_seg(tmp_path / "b.dcm", random_masks(series), REGIONS, series, copy_patient=True)
+    assert "ALBRECHT" not in str(caught.value)
+
+
+def test_regions_are_lesions_by_their_names_only(tmp_path: Path) -> None:
+    lesions = ["et", "TC", "wt", "tumor", "liver_tumour", "white matter lesions", "Lesion1"]
+    others = ["liver", "whole", "1", "edema", "peritumoral", "tumorous_liver"]
+    assert [name for name in (*lesions, *others) if is_lesion(name)] == lesions
+    series = write_series(tmp_path / "a")
+    write_dicom_seg(tmp_path / "a.dcm", random_masks(series), {"liver": "labels 1", "tumor": "labels 2"}, series)
+    names = ("SegmentedPropertyCategoryCodeSequence", "SegmentedPropertyTypeCodeSequence")
+    codes = [[segment[name][0].CodeValue for name in names] for segment in dcmread(tmp_path / "a.dcm").SegmentSequence]
+    assert codes == [["85756007", "85756007"], ["49755003", "52988006"]]  # SNOMED CT: tissue; lesion
+
+
+@pytest.mark.parametrize("thickness", [None, ""])
+def test_a_series_without_a_thickness_of_slices(tmp_path: Path, thickness: str | None) -> None:
+    series = write_series(tmp_path / "a", spacing=(1.5, 0.5, 2.5))
+    rewrite(series, SliceThickness=thickness)
+    write_dicom_seg(tmp_path / "a.dcm", random_masks(series), REGIONS, series)
+    found = hd.seg.segread(tmp_path / "a.dcm")
+    measures = found.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SliceThickness == 2.5
+    assert found.get_volume(combine_segments=False).spacing[0] == pytest.approx(2.5)
+
+
 def test_an_enhanced_file_with_frames_in_another_order(tmp_path: Path) -> None:
     slices = slices_of(noise((5, 6, 4)), kind=MRImageStorage)
     data = enhanced_of(slices, [3, 0, 4, 1, 2])
@@ -132,12 +216,13 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
     series = write_series(tmp_path / "a")
     with pytest.raises(UserError, match=r"must end in \.dcm"):
         write_dicom_seg(tmp_path / "a.nii", random_masks(series), REGIONS, series)
-    for file in series.iterdir():
-        data = dcmread(file)
-        del data.FrameOfReferenceUID
-        data.save_as(file)
-    with pytest.raises(UserError, match="cannot refer to it"):
+    rewrite(series, FrameOfReferenceUID=None)
+    with pytest.raises(UserError, match=r"cannot refer to it, because \S+ has no FrameOfReferenceUID"):
         write_dicom_seg(tmp_path / "a.dcm", random_masks(series), REGIONS, series)
+    other = write_slices(tmp_path / "b", slices_of(noise((5, 6, 4))))  # each with its own study
+    rewrite(other, FrameOfReferenceUID=generate_uid())
+    with pytest.raises(UserError, match="its slices have 5 different StudyInstanceUID"):
+        write_dicom_seg(tmp_path / "a.dcm", random_masks(other), REGIONS, other)
 
 
 @pytest.mark.slow

@@ -314,3 +314,14 @@ def test_missing_images_are_reported_together(tmp_path):
     assert message.count(".png") == 10
     assert "10.png (line 10)" in message
     assert "and 2 more" in message
+
+
+def test_backslashes_of_windows_are_named(tmp_path):
+    (tmp_path / "i").mkdir()
+    for name in ("0.png", "1.png"):
+        (tmp_path / "i" / name).touch()
+    places = {resolve_image(tmp_path, f"i\\{number}.png", ""): f"line {number}" for number in range(2)}
+    with pytest.raises(UserError, match=r"2 of 2 image files are missing; write / in the place of .* 'i/0\.png'$"):
+        require_images(places, tmp_path / "t.csv")
+    with pytest.raises(UserError, match="3 of 3 image files are missing; copy them there"):
+        require_images({**places, tmp_path / "i\\2.png": "line 2"}, tmp_path / "t.csv")

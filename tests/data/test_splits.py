@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preceptor.data.identity import group_by_content
+from preceptor.data.groups import group_by_content
 from preceptor.data.splits import cross_questions, cut_validation, subsample
 from preceptor.data.types import Sample
 from preceptor.errors import UserError

@@ -126,6 +126,27 @@ def test_a_quote_after_a_comma_and_blanks_begins_a_text(tmp_path: Path):
     assert rows[1] == {"image": "b.png", "question": 'an "old" one ', "answer": " "}
 
 
+@pytest.mark.parametrize("empty", ["", ",,", " , ,", '"",,', ",", ",,,,,", ",\u200b,"])
+def test_rows_without_any_value_are_left_out_of_csv(tmp_path: Path, empty: str):
+    (tmp_path / "t.csv").write_text(f"{empty}\na,b,c\n1,2,3\n{empty}\n4,,\n{empty}\n{empty}\n")
+    assert [(line, cells["a"]) for line, cells in read_rows(tmp_path / "t.csv")] == [(3, "1"), (5, "4")]
+
+
+@pytest.mark.parametrize("line", ["sep=,", "sep=;", "SEP=,", '"sep=,"'])
+def test_an_instruction_for_excel_is_named(tmp_path: Path, line: str):
+    (tmp_path / "t.csv").write_text(f"{line}\na,b,c\n1,2,3\n")
+    with pytest.raises(
+        UserError, match=r"t\.csv:1: the line '(sep|SEP)=[,;]' is an instruction for Excel .* delete the"
+    ):
+        read_rows(tmp_path / "t.csv")
+
+
+def test_a_short_name_is_no_misspelling_of_another_one():
+    check_column_names(["uid", "pid", "idx"], ["id", "split"], "t:1")
+    with pytest.raises(UserError, match="unknown column 'ID'; did you mean 'id'"):
+        check_column_names(["ID"], ["id", "split"], "t:1")
+
+
 @pytest.mark.parametrize("name", ["Split", "splits", " split", "SPLIT", "spilt"])
 def test_a_column_that_is_nearly_named_as_a_known_one_is_refused(name: str):
     with pytest.raises(UserError, match=rf"^t:1: unknown column '{name}'; did you mean 'split'\? Rename the column$"):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, BitImageProcessorPil, Dinov2Model
 
+from preceptor.backbones import dinov2_small
 from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 from preceptor.grounding.dataset import DialogueExamples, TrainingExample
@@ -22,7 +23,6 @@ from preceptor.grounding.dinov2_tower import Dinov2Tower
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.new_vlm import new_vlm
 from preceptor.grounding.vision_init import read_dinov2
-from preceptor.pipeline import dinov2_small
 from tests.grounding.conftest import CORPUS, dinov2_folder
 
 FAMILY = "qwen2_vl_dinov2"

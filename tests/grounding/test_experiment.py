@@ -12,6 +12,7 @@ import yaml
 
 import preceptor
 from preceptor.api import run_recipe
+from preceptor.backbones import dinov2_small
 from preceptor.config import TrainConfig
 from preceptor.errors import UserError
 from preceptor.grounding import metrics
@@ -20,7 +21,6 @@ from preceptor.grounding.data import read_recipe_dialogues
 from preceptor.grounding.experiment import phase_steps
 from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.vision_init import read_dinov2
-from preceptor.pipeline import dinov2_small
 from preceptor.pipeline import stage as pipeline_stage
 from preceptor.training import loop
 from preceptor.training.loop import FitArguments, TrainState

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from preceptor.errors import UserError
-from preceptor.grounding.guided_rope import FAMILIES, MODALITIES, Guidance, attach, per_image, positions
+from preceptor.grounding.guided_rope import FAMILIES, MODALITIES, Guidance, attach, positions
 
 PAD, TEXT, START, END, IMAGE = 0, 5, 6, 7, 8
 
@@ -348,7 +348,7 @@ def test_the_loss_trains_the_table(family: str, checkpointing: bool, vlm_folder:
         model.train()
     batch = batch_of(model, PLANS["several"])
     guidance = Guidance("clip", table=TABLE, learnable=True)
-    shares = per_image(torch.eye(8)[[0, 5, 2]], [2, 0, 1])
+    shares = torch.eye(8)[[0, 0, 2]]
     probe = torch.randn(model.config.text_config.vocab_size, generator=torch.Generator().manual_seed(0))
 
     def value() -> Tensor:

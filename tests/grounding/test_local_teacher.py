@@ -35,7 +35,7 @@ def test_answers_are_the_models_with_their_confidence(vlm, tmp_path):
     """Confidence and margin against a forward pass over the answer, without a cache and without a batch."""
     whole = data(tmp_path / "images", 2, 2)
     teach(tmp_path / "store", whole, whole.samples, LocalTeacher(vlm, max_tokens=6, batch_size=3))
-    labels = PseudoLabels.open(tmp_path / "store", whole, cut_off=True)
+    labels = PseudoLabels.open(tmp_path / "store", whole, allow_truncated=True)
     assert len(labels.labelled) == 4
     assert len({d.turns[0][1] for d in labels.dialogues}) > 1
     assert labels.teacher == vlm_fingerprint(vlm)
@@ -149,5 +149,5 @@ def test_the_command(folder, tmp_path):
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert (document["answered"], document["with_confidence"]) == (3, 3)
-    labels = PseudoLabels.open(tmp_path / "store", read_dialogues(str(file)), cut_off=True)
+    labels = PseudoLabels.open(tmp_path / "store", read_dialogues(str(file)), allow_truncated=True)
     assert labels.left_out == {"not asked": 1}

@@ -44,11 +44,11 @@ def check(recipe: GroundingRecipe) -> tuple[list[str], list[str]]:
 def test_the_longest_dialogue_of_a_micro_batch_counts(vlm):
     recipe = tiny()
     rows = [Dialogue(str(i), (), ((TEXTS[0] * i, TEXTS[1]),), "mia", "mr", "g", "train") for i in (1, 9, 3)]
-    found = estimate_memory(recipe, recipe.student, vlm.config, vlm.encoder, rows)
+    found = estimate_memory(recipe.student, vlm.config, vlm.encoder, rows)
     tokens = len(vlm.encoder.encode(rows[1]).input_ids)
     assert found == memory_estimate(vlm.config, tokens=8 * tokens, dtype=torch.float32)
     recipe.student.train.gradient_accumulation_steps = 4
-    assert estimate_memory(recipe, recipe.student, vlm.config, vlm.encoder, rows) == memory_estimate(
+    assert estimate_memory(recipe.student, vlm.config, vlm.encoder, rows) == memory_estimate(
         vlm.config, tokens=2 * tokens, dtype=torch.float32
     )
 

@@ -5,7 +5,7 @@ import pytest
 from preceptor.data.grounding.box_formats import write_box, write_reference
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as dialogues
-from preceptor.grounding.captions import METRICS, caption_scores
+from preceptor.grounding.captions import METRICS, caption_scores_by_group
 from preceptor.grounding.metrics import headline_scores, row_score, score_rows, unit_scores
 
 A, B, C = (100, 100, 300, 300), (500, 500, 700, 900), (0, 0, 50, 50)
@@ -61,7 +61,9 @@ def test_by_hand(without_java):
 def test_texts_are_scored_by_pycocoevalcap():
     pytest.importorskip("pycocoevalcap")
     found = score_rows(ROWS, "birdeval")
-    want = caption_scores({"a": ["a brain tumour is seen"], "b": ["no"]}, {"a": "a brain tumour is seen", "b": "yes"})
+    (want,) = caption_scores_by_group(
+        [({"a": ["a brain tumour is seen"], "b": ["no"]}, {"a": "a brain tumour is seen", "b": "yes"})]
+    )
     assert {name: found["tasks"]["mia"][name] for name in want} == pytest.approx(want)
     assert found["notes"] == []
 

@@ -203,7 +203,7 @@ def test_unusable_answers_are_left_out_and_counted(tmp_path):
     labels = PseudoLabels.open(tmp_path / "store", whole)
     assert [row.dialogue.id for row in labels.labelled] == ["0-0"]
     assert labels.left_out == {"empty": 1, "cut off": 1, "not asked": 1}
-    with_cut = PseudoLabels.open(tmp_path / "store", whole, cut_off=True)
+    with_cut = PseudoLabels.open(tmp_path / "store", whole, allow_truncated=True)
     assert [row.confidence for row in with_cut.labelled] == [0.5, 0.7]
 
 

@@ -164,7 +164,7 @@ def test_the_pictures_of_the_report_are_of_single_questions(tmp_path: Path) -> N
     _, _, answers = evaluate(tmp_path, rows)
     recipe = GroundingRecipe.model_validate({"name": "t"})
     data = GroundingDataset("made", "given", tmp_path, rows)
-    write_figures(tmp_path / "stage", object(), data, recipe, {"made/given/strict": answers})
+    write_figures(tmp_path / "stage", data, recipe, {"made/given/strict": answers})
     (file,) = (tmp_path / "stage").rglob("*.json")
     entries = json.loads(file.read_text())["images"]
     assert [entry["turn"] for entry in entries] == [1, 3]

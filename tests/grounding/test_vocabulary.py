@@ -7,7 +7,7 @@ import pytest
 
 from preceptor.errors import UserError
 from preceptor.grounding.new_vlm import train_tokenizer
-from preceptor.grounding.vocabulary import SharedVocabulary, same_vocabulary, tokenizer_fingerprint
+from preceptor.grounding.vocabulary import require_same_vocabulary, tokenizer_fingerprint
 
 CORPUS = ("where is the liver? the liver is on the left. what is shown? a ct of the head.",) * 4
 
@@ -21,25 +21,23 @@ def made(corpus: tuple[str, ...] = CORPUS, more: tuple[str, ...] = ()) -> Any:
 
 def test_the_same_tokens_with_padding_on_either_side():
     length = len(made())
-    assert same_vocabulary(made(), train_tokenizer(CORPUS, 300)) == SharedVocabulary(length, 0, 0, 0)
+    require_same_vocabulary(made(), train_tokenizer(CORPUS, 300))
     # As Qwen2-VL's models of 2 and 7 billion weights: 151,936 and 152,064 columns over the same tokens.
-    found = same_vocabulary(made(), made(), student_columns=length + 3, teacher_columns=length + 131)
-    assert found == SharedVocabulary(length, 3, 131, 0)
+    require_same_vocabulary(made(), made(), student_columns=length + 3, teacher_columns=length + 131)
 
 
 def test_tokens_of_the_teacher_alone_are_behind_the_students():
     length = len(made())
     teacher = made(CORPUS, ("<new-1>", "<new-2>"))
-    found = same_vocabulary(made(), teacher, student_columns=length, teacher_columns=length + 10)
-    assert found == SharedVocabulary(length, 0, 8, 2)
+    require_same_vocabulary(made(), teacher, student_columns=length, teacher_columns=length + 10)
     with pytest.raises(UserError, match=rf"id {length} is '<new-1>' for the student and 'no token' for the teacher"):
-        same_vocabulary(teacher, made())
+        require_same_vocabulary(teacher, made())
 
 
 def test_other_tokens_leave_pseudo_labels_alone():
     other = made(("quite another text about a kidney and a spleen of a dog",) * 4)
     with pytest.raises(UserError, match=r"different vocabularies: id \d+ is .* ids differ.*`preceptor teach`"):
-        same_vocabulary(made(), other)
+        require_same_vocabulary(made(), other)
 
 
 class Ids:
@@ -54,17 +52,17 @@ def test_one_swapped_pair_among_many_is_found():
     ids = {f"t{i}": i for i in range(1000)}
     swapped = {**ids, "t500": 700, "t700": 500}
     with pytest.raises(UserError, match=r"id 500 is 't500' for the student and 't700' for the teacher \(2 ids"):
-        same_vocabulary(Ids(ids), Ids(swapped))
+        require_same_vocabulary(Ids(ids), Ids(swapped))
     # A column that is padding for the student must not be a token of the teacher in the midst of others.
     gap = {token: id for token, id in ids.items() if id != 10}
     with pytest.raises(UserError, match=r"id 10 is 'no token' for the student and 't10' for the teacher \(1 ids"):
-        same_vocabulary(Ids(gap), Ids(ids))
-    assert same_vocabulary(Ids(gap), Ids(gap)) == SharedVocabulary(999, 1, 1, 0)
+        require_same_vocabulary(Ids(gap), Ids(ids))
+    require_same_vocabulary(Ids(gap), Ids(gap))
 
 
 def test_a_model_narrower_than_its_tokenizer_is_wrong():
     with pytest.raises(UserError, match="the student's tokenizer has the id"):
-        same_vocabulary(made(), made(), student_columns=10)
+        require_same_vocabulary(made(), made(), student_columns=10)
 
 
 def test_a_fingerprint_is_of_all_that_turns_text_into_ids():

@@ -24,7 +24,7 @@ from preceptor.comparison.summary import headline
 from preceptor.errors import UserError
 from preceptor.grounding import metrics as grounding_metrics
 from preceptor.pipeline.run_dir import read_predictions, seed_folders, weights_sha256
-from preceptor.segmentation.predict import STARTED
+from preceptor.segmentation.prediction_files import STARTED
 from preceptor.tasks import load_recipe
 from tests.fault.tiny import CLINKD, LCKD, RECIPE, write_recipe
 

@@ -8,7 +8,7 @@ import torch
 
 from preceptor.files import recover, replace_folder, write_text
 from preceptor.training import checkpoint
-from preceptor.training.trackers import MetricsFile, read_metrics
+from preceptor.training.metrics_file import MetricsFile, read_metrics
 
 
 def save(root: Path, step: int, keep: int = 2) -> Path:

@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from preceptor.config import TrainConfig
 from preceptor.errors import UserError
 from preceptor.recipe import differences
-from preceptor.task import Batch, BatchLoader, LossTerms, Task
+from preceptor.task import Batch, LossTerms, Task
+from preceptor.training.batch_loader import BatchLoader
 from preceptor.training.loop import FitArguments, fit
+from preceptor.training.metrics_file import read_metrics
 from preceptor.training.setup import make_accelerator
-from preceptor.training.trackers import read_metrics
 
 
 class Mean(Task):

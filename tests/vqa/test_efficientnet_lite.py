@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import EfficientNetConfig, EfficientNetModel
 
+from preceptor.backbones import efficientnet_lite
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
-from preceptor.vqa import efficientnet_lite
 from preceptor.vqa.bundle import VqaBundle, build_bundle, choose_preprocessing, make_tokenizer
 from preceptor.vqa.config import ModelConfig
 from preceptor.vqa.dataset import Preprocessing

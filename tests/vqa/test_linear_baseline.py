@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from preceptor.backbones import efficientnet_lite
 from preceptor.data.types import Dataset, Sample
-from preceptor.vqa import efficientnet_lite
 from preceptor.vqa.config import VqaRecipe
 from preceptor.vqa.experiment import VqaExperiment
 from preceptor.vqa.linear_baseline import _fit, image_features, linear, linear_baseline

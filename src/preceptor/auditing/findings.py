@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from preceptor.auditing.duplicates import Pair
-from preceptor.auditing.overlap import Atlas, Overlap
+from preceptor.auditing.overlap import ImageIndex, Overlap
 from preceptor.auditing.rows import Match
 from preceptor.auditing.shortcuts import Shortcut
 from preceptor.data.types import Dataset, Sample, Split
@@ -46,7 +46,7 @@ class Audit:
     """The findings in one data set, or between two."""
 
     data: list[Dataset[Sample]]
-    atlas: Atlas
+    index: ImageIndex
     findings: list[Finding] = field(default_factory=list)
     overlaps: list[Overlap] = field(default_factory=list)
     shortcuts: list[Shortcut] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Audit:
         """Return the pairs of similar images in different splits, or in different data sets if there are two."""
 
         def sides(number: int) -> set[Any]:
-            places = self.atlas.rows[number]
+            places = self.index.rows[number]
             return {side for side, _ in places} if len(self.data) > 1 else set(places)
 
-        return [pair for pair in self.atlas.pairs if sides(pair.left) != sides(pair.right)]
+        return [pair for pair in self.index.pairs if sides(pair.left) != sides(pair.right)]

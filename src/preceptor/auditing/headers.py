@@ -10,7 +10,7 @@ from PIL import ExifTags
 
 from preceptor.data.containers import read_container
 from preceptor.data.dicom_header import is_dicom, silent_pydicom
-from preceptor.data.structure import Entry, Refused
+from preceptor.data.image_structure import Entry, Refused
 
 # EXIF and TIFF tags with texts, names, times, places or serial numbers. The other tags are technical.
 EXIF_TAGS = {

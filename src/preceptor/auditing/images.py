@@ -21,7 +21,7 @@ from preceptor.errors import printable
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageSummary:
     """The properties of an image file that an audit uses.
 
     Attributes:
@@ -41,22 +41,24 @@ class Look:
     broken: str = ""
 
 
-def look(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Look:
+def summarize(path: Path, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> ImageSummary:
     """Summarise one image file. A broken file raises no error."""
     try:
         image = load_image(path, max_bytes=max_bytes, max_pixels=max_pixels)
-        return Look(content_hash(path), _pixel_hash(image), thumbnail(image), has_text(image), identifying_tags(path))
+        return ImageSummary(
+            content_hash(path), _pixel_hash(image), thumbnail(image), has_text(image), identifying_tags(path)
+        )
     except ImageError as error:
         blank = np.zeros((SIDE, SIDE), np.uint8)
-        return Look("", "", blank, False, (), broken=str(error).removeprefix(f"{printable(str(path))}: "))
+        return ImageSummary("", "", blank, False, (), broken=str(error).removeprefix(f"{printable(str(path))}: "))
 
 
-def look_at(
+def summarize_files(
     paths: Sequence[Path], *, workers: int | None = None, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
-) -> list[Look]:
+) -> list[ImageSummary]:
     """Summarise all files in order. Threads help, because decoders release the interpreter lock."""
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda path: look(path, max_bytes=max_bytes, max_pixels=max_pixels), paths))
+        return list(pool.map(lambda path: summarize(path, max_bytes=max_bytes, max_pixels=max_pixels), paths))
 
 
 def _pixel_hash(image: Image.Image) -> str:

@@ -22,28 +22,28 @@ class Overlap:
 
     Attributes:
         of: Name of the first set.
-        among: Name of the second set.
+        other: Name of the second set.
         images: Number of images in the first set.
-        found: Kind of overlap by the number of the image.
+        kinds: Kind of overlap by the number of the image.
     """
 
     of: str
-    among: str
+    other: str
     images: int
-    found: dict[int, str]
+    kinds: dict[int, str]
 
     @property
     def counts(self) -> Counter[str]:
-        return Counter(self.found.values())
+        return Counter(self.kinds.values())
 
     @property
     def same(self) -> int:
         """Number of images that are in both sets, of any kind except `alike`."""
-        return sum(kind != "alike" for kind in self.found.values())
+        return sum(kind != "alike" for kind in self.kinds.values())
 
 
 @dataclass
-class Atlas:
+class ImageIndex:
     """The distinct image files of one or two data sets by number, and the samples that use them."""
 
     numbers: dict[Path, int]
@@ -51,7 +51,7 @@ class Atlas:
     pairs: list[Pair] = field(default_factory=list)
 
     @classmethod
-    def of(cls, data: Sequence[Dataset[Sample]]) -> Atlas:
+    def of(cls, data: Sequence[Dataset[Sample]]) -> ImageIndex:
         numbers: dict[Path, int] = {}
         rows: defaultdict[int, dict[Place, list[Sample]]] = defaultdict(dict)
         for side, dataset in enumerate(data):
@@ -71,7 +71,7 @@ class Atlas:
         place = next((place for place in places or () if place in used), next(iter(used)))
         return place, used[place][0]
 
-    def overlap(self, of: str, places: Iterable[Place], among: str, other_places: Iterable[Place]) -> Overlap:
+    def overlap(self, of: str, places: Iterable[Place], other: str, other_places: Iterable[Place]) -> Overlap:
         """Return the images of `places` that also occur in `other_places`, or resemble an image there."""
         images, others = self.within(places), self.within(other_places)
         kinds: dict[int, str] = dict.fromkeys(images & others, "file")
@@ -79,7 +79,7 @@ class Atlas:
             for one, two in ((pair.left, pair.right), (pair.right, pair.left)):
                 if one in images and two in others:
                     kinds.setdefault(one, pair.kind)
-        return Overlap(of, among, len(images), dict(sorted(kinds.items())))
+        return Overlap(of, other, len(images), dict(sorted(kinds.items())))
 
     def classes(self) -> dict[Path, int]:
         """Return the number of the first file with the same image, for every file."""

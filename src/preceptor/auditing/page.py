@@ -70,7 +70,7 @@ def _overlaps(audit: Audit) -> Table:
     columns = ["Images of", "Images", "Compared with", "In both", "Same file"]
     columns += ["Equal bytes", "Equal pixels", "Copy", "Only alike"]
     rows = [
-        [o.of, str(o.images), o.among, str(o.same), *(str(o.counts[kind]) for kind in KINDS)]
+        [o.of, str(o.images), o.other, str(o.same), *(str(o.counts[kind]) for kind in KINDS)]
         for o in audit.overlaps
         if o.images
     ]
@@ -81,7 +81,7 @@ def _pairs(audit: Audit) -> list[dict[str, Any]]:
     kinds: defaultdict[str, list[Pair]] = defaultdict(list)
     for pair in audit.crossing():
         kinds[pair.kind].append(pair)
-    paths = list(audit.atlas.numbers)
+    paths = list(audit.index.numbers)
     found = []
     for kind, title in TITLES.items():
         chosen = _spread(kinds[kind])
@@ -104,7 +104,7 @@ def _spread(pairs: Sequence[Pair]) -> list[Pair]:
 def _pair(audit: Audit, pair: Pair, paths: Sequence[Path]) -> dict[str, Any]:
     sides = []
     for number in (pair.left, pair.right):
-        (side, split), sample = audit.atlas.row(number)
+        (side, split), sample = audit.index.row(number)
         place = f"{audit.names[side]} {split}" if len(audit.data) > 1 else split
         sides.append({"id": sample.id, "place": place, "picture": _picture(paths[number])})
     return {"sides": sides, "about": f"{pair.bits} of {BITS} bits differ, correlation {pair.correlation:.3f}"}

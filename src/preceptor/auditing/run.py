@@ -10,12 +10,12 @@ from typing import Any
 
 from preceptor.auditing.duplicates import COPY_CORRELATION, SAME, find_pairs
 from preceptor.auditing.findings import SPLITS, TRAINING_SPLITS, Audit, Finding, Severity
-from preceptor.auditing.images import Look, look_at
-from preceptor.auditing.overlap import KINDS, Atlas, Place
+from preceptor.auditing.images import ImageSummary, summarize_files
+from preceptor.auditing.overlap import KINDS, ImageIndex, Place
 from preceptor.auditing.page import render
 from preceptor.auditing.rows import RESTATED, Match, asked_in_both, frames_of, restated, shared_groups
 from preceptor.auditing.shortcuts import shortcuts
-from preceptor.data.identity import counts_crossings
+from preceptor.data.groups import counts_crossings
 from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
 from preceptor.data.locations import FOLDERS
 from preceptor.data.phash import ALIKE_BITS, BITS
@@ -98,14 +98,14 @@ def audit(
     Broken image files become findings and raise no error.
     """
     sets = [data] if against is None else [data, against]
-    result = Audit(sets, Atlas.of(sets))
-    looks = look_at(list(result.atlas.numbers), workers=workers, max_bytes=max_bytes, max_pixels=max_pixels)
-    result.atlas.pairs = find_pairs(looks)
+    result = Audit(sets, ImageIndex.of(sets))
+    summaries = summarize_files(list(result.index.numbers), workers=workers, max_bytes=max_bytes, max_pixels=max_pixels)
+    result.index.pairs = find_pairs(summaries)
     if against is None:
         _audit_one(result, normaliser, minimum_count)
     else:
         _audit_two(result, normaliser, minimum_count)
-    _check_files(result, looks)
+    _check_files(result, summaries)
     return result
 
 
@@ -113,11 +113,11 @@ def audit(
 
 
 def _audit_one(result: Audit, normaliser: str, minimum_count: int) -> None:
-    data, atlas = result.data[0], result.atlas
+    data, index = result.data[0], result.index
     test: list[Place] = [(0, "test")]
     training: list[Place] = [(0, "train"), (0, "validation")]
     _check_images(result, test, training)
-    inner = atlas.overlap("validation", [(0, "validation")], "train", [(0, "train")])
+    inner = index.overlap("validation", [(0, "validation")], "train", [(0, "train")])
     result.overlaps.append(inner)
     if inner.same:
         says = "These validation images are also training images; validation does not measure new images."
@@ -141,7 +141,7 @@ def _audit_one(result: Audit, normaliser: str, minimum_count: int) -> None:
 
 
 def _audit_two(result: Audit, normaliser: str, minimum_count: int) -> None:
-    atlas, names = result.atlas, result.names
+    index, names = result.index, result.names
     all_places: list[list[Place]] = [[(side, split) for split in SPLITS] for side in (0, 1)]
     for data in result.data:
         _add_findings_of_reader(result, data)
@@ -157,10 +157,10 @@ def _audit_two(result: Audit, normaliser: str, minimum_count: int) -> None:
         vocabulary = _vocabulary(result.data[other], normaliser, minimum_count)
         _check_answers(result, vocabulary, held_out, names[other], main=side == 0)
     for side, other in ((0, 1), (1, 0)):
-        result.overlaps.append(atlas.overlap(names[side], all_places[side], names[other], all_places[other]))
+        result.overlaps.append(index.overlap(names[side], all_places[side], names[other], all_places[other]))
     overlap = result.overlaps[-2]
     says = f"Images of {names[0]} that are also in {names[1]}, in any split."
-    ids = tuple(atlas.row(n, all_places[0])[1].id for n, kind in overlap.found.items() if kind != "alike")
+    ids = tuple(index.row(n, all_places[0])[1].id for n, kind in overlap.kinds.items() if kind != "alike")
     if overlap.same:
         result.findings.append(
             Finding("images", "note", "images in both sets", overlap.same, overlap.images, says, ids)
@@ -186,10 +186,10 @@ def _check_images(result: Audit, test: list[Place], training: list[Place]) -> No
     test_name, other_name = (
         f"{result.names[places[0][0]]} " if len(result.data) > 1 else "" for places in (test, training)
     )
-    overlap = result.atlas.overlap(f"{test_name}test", test, f"{other_name}train or validation", training)
+    overlap = result.index.overlap(f"{test_name}test", test, f"{other_name}train or validation", training)
     result.overlaps.append(overlap)
     result.overlaps += [
-        result.atlas.overlap(f"{test_name}test", test, f"{other_name}{place[1]}", [place]) for place in training
+        result.index.overlap(f"{test_name}test", test, f"{other_name}{place[1]}", [place]) for place in training
     ]
     if not overlap.images:
         return
@@ -203,11 +203,11 @@ def _check_images(result: Audit, test: list[Place], training: list[Place]) -> No
     listed = ", ".join(f"{counts[kind]} {description}" for kind, description in descriptions.items() if counts[kind])
 
     def ids(kinds: set[str]) -> tuple[str, ...]:
-        return tuple(result.atlas.row(number, test)[1].id for number, kind in overlap.found.items() if kind in kinds)
+        return tuple(result.index.row(number, test)[1].id for number, kind in overlap.kinds.items() if kind in kinds)
 
-    title = f"{overlap.of} images in {overlap.among}"
+    title = f"{overlap.of} images in {overlap.other}"
     if overlap.same:
-        splits = ", ".join(f"{o.same} in {o.among}" for o in result.overlaps[-2:] if o.same)
+        splits = ", ".join(f"{o.same} in {o.other}" for o in result.overlaps[-2:] if o.same)
         says = f"{listed}; {splits}."
         same = {"file", *SAME}
         result.findings.append(Finding("test_images", "leak", title, overlap.same, overlap.images, says, ids(same)))
@@ -216,7 +216,7 @@ def _check_images(result: Audit, test: list[Place], training: list[Place]) -> No
             "They resemble an image there but differ in detail. Most are adjacent slices of a scan, so the same "
             "patient, or altered copies. Check them by eye."
         )
-        alike_title = f"{overlap.of} images that resemble one in {overlap.among}"
+        alike_title = f"{overlap.of} images that resemble one in {overlap.other}"
         result.findings.append(
             Finding("alike_images", "suspicion", alike_title, alike, overlap.images, says, ids({"alike"}))
         )
@@ -234,7 +234,7 @@ def _check_rows(
 ) -> None:
     if not training or not held_out:
         return
-    classes = result.atlas.classes()
+    classes = result.index.classes()
 
     def image(sample: Sample) -> int:
         return classes[sample.image]
@@ -305,22 +305,22 @@ def _check_answers(
         result.findings.append(Finding("unseen_answers", "note", title, len(unseen), len(test), says, ids))
 
 
-def _check_files(result: Audit, looks: Sequence[Look]) -> None:
-    atlas = result.atlas
+def _check_files(result: Audit, summaries: Sequence[ImageSummary]) -> None:
+    index = result.index
 
     def add(check: str, severity: Severity, title: str, numbers: list[int], says: str) -> None:
         if numbers:
-            ids = tuple(atlas.row(number)[1].id for number in numbers)
-            result.findings.append(Finding(check, severity, title, len(numbers), len(looks), says, ids))
+            ids = tuple(index.row(number)[1].id for number in numbers)
+            result.findings.append(Finding(check, severity, title, len(numbers), len(summaries), says, ids))
 
-    broken = [n for n, look in enumerate(looks) if look.broken]
-    reasons = sorted({look.broken.partition(";")[0] for look in looks if look.broken})
+    broken = [n for n, summary in enumerate(summaries) if summary.broken]
+    reasons = sorted({summary.broken.partition(";")[0] for summary in summaries if summary.broken})
     add("broken", "broken", "image files that cannot be read", broken, f"{'; '.join(reasons[:5])}.")
-    texts = [n for n, look in enumerate(looks) if look.text]
+    texts = [n for n, summary in enumerate(summaries) if summary.text]
     says = "Rows of small strokes near a border may be names or dates. Check them before you share images."
     add("burned_in_text", "suspicion", "images with burned-in text", texts, says)
-    tags = sorted({tag for look in looks for tag in look.tags})
-    tagged = [n for n, look in enumerate(looks) if look.tags]
+    tags = sorted({tag for summary in summaries for tag in summary.tags})
+    tagged = [n for n, summary in enumerate(summaries) if summary.tags]
     says = (
         f"These tags have values: {', '.join(tags)}. The values were not read. Remove headers before you share files."
     )
@@ -354,7 +354,7 @@ def as_document(result: Audit) -> dict[str, Any]:
             }
             for data in result.data
         ],
-        "images": len(result.atlas.numbers),
+        "images": len(result.index.numbers),
         "thresholds": {"hash_bits": BITS, "alike_bits": ALIKE_BITS, "copy_correlation": COPY_CORRELATION},
         "findings": [
             {
@@ -370,7 +370,7 @@ def as_document(result: Audit) -> dict[str, Any]:
             for f in result.findings
         ],
         "overlaps": [
-            {"of": o.of, "in": o.among, "images": o.images, "same": o.same, **{k: o.counts[k] for k in KINDS}}
+            {"of": o.of, "in": o.other, "images": o.images, "same": o.same, **{k: o.counts[k] for k in KINDS}}
             for o in result.overlaps
         ],
         "ceiling": result.ceiling,
@@ -392,5 +392,5 @@ def as_document(result: Audit) -> dict[str, Any]:
 
 
 def _describe_image(result: Audit, number: int) -> dict[str, str]:
-    (side, split), sample = result.atlas.row(number)
+    (side, split), sample = result.index.row(number)
     return {"data": result.names[side], "split": split, "id": sample.id}

@@ -272,11 +272,13 @@ def _group(comparison: Comparison, group: Group) -> dict[str, Any]:
     }
 
 
+def _category(category: Category) -> dict[str, Any]:
+    return {"metric": category.metric, "kind": category.kind, "category": category.name}
+
+
 def _score(score: Score) -> dict[str, Any]:
     return {
-        "metric": score.category.metric,
-        "kind": score.category.kind,
-        "category": score.category.name,
+        **_category(score.category),
         "n": score.n,
         "groups": score.category.independent,
         "mean": score.mean,
@@ -303,9 +305,7 @@ def _contrast(c: Contrast) -> dict[str, Any]:
 
 def _delta(delta: Delta) -> dict[str, Any]:
     return {
-        "metric": delta.category.metric,
-        "kind": delta.category.kind,
-        "category": delta.category.name,
+        **_category(delta.category),
         "n": delta.n,
         "groups": delta.groups,
         "seeds": delta.seeds,

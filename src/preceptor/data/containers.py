@@ -12,8 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 
-from preceptor.data.jpeg import read_jpeg
-from preceptor.data.structure import (
+from preceptor.data.image_structure import (
     MAX_PARTS,
     SAVE_AS_PNG,
     SAVE_FRAMES,
@@ -24,6 +23,7 @@ from preceptor.data.structure import (
     inflated_size,
     orientation_of,
 )
+from preceptor.data.jpeg import read_jpeg
 from preceptor.data.tiff import read_tiff
 
 

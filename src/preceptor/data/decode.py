@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from preceptor.data.containers import check_image_data
-from preceptor.data.structure import STOPS, Container, Refused
+from preceptor.data.image_structure import STOPS, Container, Refused
 from preceptor.data.tiff import check_parts
 
 _BAND_PIXELS = 2**21  # pixels that are converted at a time, to bound the memory for intermediate values

@@ -24,7 +24,7 @@ from preceptor.data.dicom_header import (
     value_of,
 )
 from preceptor.data.dicom_pixels import check_codestream, decode_pixels
-from preceptor.data.structure import Refused
+from preceptor.data.image_structure import Refused
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preceptor.data.structure import COPY_AGAIN, STOPS, Refused, check_size
+from preceptor.data.image_structure import COPY_AGAIN, STOPS, Refused, check_size
 
 if TYPE_CHECKING:
     from pydicom import Dataset

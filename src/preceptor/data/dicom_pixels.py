@@ -15,8 +15,8 @@ import numpy as np
 from preceptor.data.containers import read_container
 from preceptor.data.decode import decode
 from preceptor.data.dicom_header import EXPORT, contradiction
+from preceptor.data.image_structure import COPY_AGAIN, Refused, check_size
 from preceptor.data.jpeg import jpeg_header
-from preceptor.data.structure import COPY_AGAIN, Refused, check_size
 from preceptor.data.tiff import packbits_size
 
 if TYPE_CHECKING:

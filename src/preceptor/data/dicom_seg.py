@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,16 @@ _GEOMETRY = frozenset(
         "PixelMeasuresSequence",
     )
 )
-"""Fields of the slices, also inside sequences, that an object without fields of the patient is made from."""
+"""Fields of the slices, also inside sequences, that the object is made from before fields of the patient are copied."""
+
+_REFERENCE = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID")
+"""Fields with the same value in all slices, by which the object refers to them."""
+
+_TUMOR_REGIONS = frozenset(("et", "tc", "wt"))
+"""Names of regions of BraTS."""
+
+_LESION = re.compile(r"(?<![a-z])(tumou?r|lesion)s?(?![a-z])")
+"""Words that say that a region is a lesion."""
 
 
 def import_highdicom() -> Any:
@@ -80,9 +90,11 @@ def write_dicom_seg(
             Else they are empty, and nothing is taken from the series but its geometry, how it was compressed, and the
             unique identifiers of the study and of the slices, because the object refers to them.
 
+    Regions that are lesions by their names are coded as lesions, all others as tissue.
+
     Raises:
-        UserError: highdicom is not installed, the name does not end in .dcm, or a field that the standard requires is
-            missing in the series.
+        UserError: highdicom is not installed, the name does not end in .dcm, a field that the standard requires is
+            missing in the series, or a field of the patient cannot be read. Values of fields are never quoted.
     """
     if path.suffix.lower() != ".dcm":
         raise UserError(f"{path} must end in .dcm")
@@ -94,8 +106,11 @@ def write_dicom_seg(
     assert masks.shape[3] == len(slices), f"{masks.shape[3]} slices of masks, {len(slices)} of the series"
     with silent_pydicom():
         sources = {file: dcmread(file, stop_before_pixels=True) for file, _ in slices}
+        _require_references(series, sources)
+        places = [np.array(data.get("ImagePositionPatient", 0), np.float64) for data in sources.values()]
+        distance = float(np.linalg.norm(places[-1] - places[0])) / max(1, len(places) - 1)
         for data in sources.values():
-            _complete(data, copy_patient)
+            _complete(data, distance)
         # Frames of a file with several are in the order of the file.
         order = sorted(range(len(slices)), key=lambda z: slices[z][1]) if len(sources) == 1 else range(len(slices))
         pixels = masks.transpose(3, 2, 1, 0)[list(order)].astype(np.uint8)
@@ -106,14 +121,15 @@ def write_dicom_seg(
             hd.seg.SegmentDescription(
                 segment_number=number,
                 segment_label=label,
-                segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-                segmented_property_type=codes.SCT.Lesion,
+                segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure if lesion else codes.SCT.Tissue,
+                segmented_property_type=codes.SCT.Lesion if lesion else codes.SCT.Tissue,
                 algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
                 algorithm_identification=algorithm,
                 tracking_id=description,
                 tracking_uid=hd.UID(),
             )
             for number, (label, description) in enumerate(regions.items(), 1)
+            for lesion in [is_lesion(label)]
         ]
         try:
             found = hd.seg.Segmentation(
@@ -132,19 +148,93 @@ def write_dicom_seg(
                 series_description="Segmentation, for research only",
                 content_label="SEGMENTATION",
             )
-        except (AttributeError, ValueError, TypeError) as error:
-            raise UserError(f"{series}: a DICOM segmentation cannot refer to it ({error})") from error
-    write_bytes(path, _encoded(found))
+        except (AttributeError, LookupError, ValueError, TypeError) as error:
+            # The text of the error may quote the header.
+            raise UserError(
+                f"{series}: a DICOM segmentation cannot refer to it ({type(error).__name__}); write NIfTI"
+            ) from None
+        if copy_patient:
+            _copy_patient(found, next(iter(sources)))
+        content = _encoded(found)
+    write_bytes(path, content)
 
 
-def _complete(data: Any, copy_patient: bool) -> None:
-    """Set the fields that every object needs, and remove all but the geometry unless the patient shall be copied."""
-    if not copy_patient:
-        _keep_geometry(data)
-        data.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, for the names of the regions
+def is_lesion(region: str) -> bool:
+    """Return whether a region is a lesion by its name: a region of BraTS, or a name with the word tumor or lesion."""
+    name = region.lower()
+    return name in _TUMOR_REGIONS or _LESION.search(name) is not None
+
+
+def _require_references(series: Path, sources: Mapping[Path, Any]) -> None:
+    """Raise UserError if a slice lacks a field by which the object refers to it, or if slices differ in one."""
+    for name in (*_REFERENCE, "SOPInstanceUID"):
+        if missing := next((file.name for file, data in sources.items() if not data.get(name)), None):
+            raise UserError(
+                f"{series}: a DICOM segmentation cannot refer to it, because {missing} has no {name}; take the series "
+                "from its source again, or write NIfTI"
+            )
+    for name in _REFERENCE:
+        if (number := len({data[name].value for data in sources.values()})) > 1:
+            raise UserError(
+                f"{series}: a DICOM segmentation cannot refer to it, because its slices have {number} different "
+                f"{name}; correct the headers, or write NIfTI"
+            )
+
+
+def _complete(data: Any, distance: float) -> None:
+    """Remove all fields but the geometry, and set the fields that every object needs.
+
+    The voxels of a mask are as thick as the `distance` of the slices in mm if the series gives no thickness.
+    """
+    _keep_geometry(data)
+    data.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, for the names of the regions
     for name, empty in _PATIENT.items():
-        if name not in data:
-            setattr(data, name, empty)
+        setattr(data, name, empty)
+    if distance and data.get("SliceThickness") is None:
+        data.SliceThickness = float(f"{distance:.9g}")
+
+
+def _copy_patient(found: Any, file: Path) -> None:
+    """Copy the fields of the patient and the study from a slice as they are, with their texts in UTF-8.
+
+    Raises UserError, which names fields and never quotes them, if one cannot be read.
+    """
+    from pydicom import dcmread
+    from pydicom.charset import convert_encodings, default_encoding
+
+    source = dcmread(file, stop_before_pixels=True)
+    # pydicom uses the default if the field is missing or unknown. It defines no characters beyond ASCII.
+    declared = {*convert_encodings(source.get("SpecificCharacterSet"))} != {default_encoding}
+    before = {element.tag: element for element in found}
+    try:
+        found.copy_patient_and_study_information(source)
+        copied = [element for element in found if before.get(element.tag) is not element]
+        texts = {element.keyword: list(_texts(element)) for element in copied}
+    except (AttributeError, LookupError, ValueError, TypeError, NotImplementedError):
+        raise _unreadable(file, "a field of the patient or the study cannot be read") from None
+    wrong = [name for name, values in texts.items() if any("\ufffd" in text for text in values)]
+    if wrong:
+        raise _unreadable(file, f"{' and '.join(wrong)} is not written in the SpecificCharacterSet of the file")
+    if not declared and not all(text.isascii() for values in texts.values() for text in values):
+        # Nobody knows which characters these are. Without a declaration, the bytes of the series are written.
+        if not all(segment.SegmentLabel.isascii() for segment in found.SegmentSequence):
+            raise _unreadable(file, "texts beyond ASCII have no SpecificCharacterSet, and names of regions need one")
+        del found.SpecificCharacterSet
+
+
+def _texts(element: Any) -> Iterator[str]:
+    """Decode an element, also inside sequences, and yield its texts."""
+    if element.VR != "SQ":
+        yield str(element.value)
+        return
+    for item in element.value:
+        item.decode()
+        for inner in item:
+            yield from _texts(inner)
+
+
+def _unreadable(file: Path, reason: str) -> UserError:
+    return UserError(f"{file}: {reason}; correct its header, or copy no fields of the patient (without --copy-patient)")
 
 
 def _keep_geometry(data: Any) -> None:

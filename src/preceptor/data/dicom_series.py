@@ -14,9 +14,9 @@ import numpy as np
 
 from preceptor.data.dicom import decode_grey, modality_table
 from preceptor.data.dicom_header import DEFLATED, IMAGE_FIELDS, VALUE_FIELDS, is_dicom, silent_pydicom
+from preceptor.data.image_structure import STOPS, Refused
 from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.nifti import Geometry, VolumeError
-from preceptor.data.structure import STOPS, Refused
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -25,7 +25,11 @@ MAX_FILES = 4096
 MAX_FILE_BYTES = 300 * 2**20
 """Largest file. 512 x 512 x 512 voxels of 16 bits in a file of several frames have 256 MiB."""
 SUFFIXES = (".dcm", ".dicom", ".ima")
-_OTHER_SUFFIXES = (".txt", ".json", ".xml", ".csv", ".tsv", ".md", ".ini", ".db", ".html", ".pdf", ".png", ".jpg")
+OTHER_ENDINGS = (
+    *(".nii", ".gz", ".txt", ".json", ".xml", ".csv", ".tsv", ".md", ".ini", ".db", ".html", ".pdf", ".png", ".jpg"),
+    "dicomdir",
+)
+"""Endings of the names, in lower case, of files in the folder of a series that are ignored."""
 _NO_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTIMAGE", "PR", "KO", "SR", "REG")
 _CONSTANT = ("Modality", "Units", "RescaleType", "EchoTime", "ComplexImageComponent")
 """Fields that say what the values mean, and are therefore equal in all slices of a volume."""
@@ -78,13 +82,13 @@ def holds_series(folder: Path) -> bool:
     files = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()]
     if any(path.suffix.lower() in SUFFIXES for path in files):
         return True
-    unknown = [p for p in files if not _is_other(p)]
+    unknown = [path for path in files if not is_other(path.name)]
     return any(_is_dicom(path) for path in unknown[:MAX_FILES])
 
 
-def _is_other(path: Path) -> bool:
-    name = path.name.lower()
-    return name.endswith((".nii", ".gz", *_OTHER_SUFFIXES)) or name == "dicomdir"
+def is_other(name: str) -> bool:
+    """Return whether a file in the folder of a series is not a slice by its name."""
+    return name.lower().endswith(OTHER_ENDINGS)
 
 
 def _is_dicom(path: Path) -> bool:
@@ -167,7 +171,7 @@ def _files(folder: Path) -> tuple[list[Path], list[str]]:
     if dead := [path for path in folder.iterdir() if path.is_symlink() and not path.exists()]:
         raise VolumeError(f"{dead[0]} is a link that leads to nothing, so that a slice may be missing; correct it")
     entries = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    files = [path for path in entries if path.suffix.lower() in SUFFIXES or not _is_other(path)]
+    files = [path for path in entries if path.suffix.lower() in SUFFIXES or not is_other(path.name)]
     if not files:
         raise VolumeError(f"{folder} contains no DICOM file; give the folder of the slices")
     inner = [path for path in folder.iterdir() if not path.name.startswith(".") and holds_series(path)]

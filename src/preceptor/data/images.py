@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -19,8 +19,8 @@ from preceptor.data import dicom
 from preceptor.data.containers import read_container
 from preceptor.data.decode import bands, decode
 from preceptor.data.dicom_header import is_dicom
+from preceptor.data.image_structure import COPY_AGAIN, Container, Refused, check_size
 from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
-from preceptor.data.structure import COPY_AGAIN, Container, Refused, check_size
 from preceptor.errors import UserError, printable
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -121,6 +121,8 @@ def require_images(places: Mapping[Path, str], source: Path) -> None:
         UserError: some files are missing. The message gives their number and lists the first ten.
     """
     missing = [(path, place) for path, place in places.items() if not path.is_file()]
+    if missing and (fix := backslash_fix(path for path, _ in missing)):
+        raise UserError(f"{source}: {len(missing)} of {len(places)} image files are missing; {fix}")
     if missing:
         listed = "".join(f"\n  {printable(str(path))} ({printable(place)})" for path, place in missing[:10])
         more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
@@ -128,6 +130,15 @@ def require_images(places: Mapping[Path, str], source: Path) -> None:
             f"{source}: {len(missing)} of {len(places)} image files are missing; copy them there or correct the "
             f"names:{listed}{more}"
         )
+
+
+def backslash_fix(missing: Iterable[Path]) -> str:
+    """Return how to correct names if all of these files exist under names with / in the place of a backslash."""
+    paths = list(missing)
+    if not all("\\" in path.name and Path(str(path).replace("\\", "/")).exists() for path in paths):
+        return ""
+    right = paths[0].name.replace("\\", "/")
+    return f"write / in the place of the backslashes of Windows, such as {right!r}"
 
 
 @contextmanager

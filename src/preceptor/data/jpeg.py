@@ -6,7 +6,7 @@ import re
 import struct
 from dataclasses import dataclass, field
 
-from preceptor.data.structure import (
+from preceptor.data.image_structure import (
     MAX_PARTS,
     SAVE_AS_PNG,
     SAVE_FRAMES,

@@ -12,20 +12,38 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
-from preceptor.data.types import Case, Dialogue, Sample, Split
+from preceptor.data.types import Case, Dataset, Dialogue, Sample, Split
 from preceptor.errors import UserError
 
 Row = TypeVar("Row", Sample, Case, Dialogue)
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
+    "training": "train",
     "validation": "validation",
     "val": "validation",
     "valid": "validation",
     "dev": "validation",
+    "development": "validation",
     "test": "test",
+    "testing": "test",
 }
 """Split by the names that tables and split files may use."""
+FIX_SPLITS = "add groups, or correct the splits that the data name"
+"""Fix of an empty split."""
+
+
+def empty_split(data: Dataset[Row], split: Split, what: str = "rows") -> str:
+    """Return the sentence that a split of a data set is empty, with the number of groups, which splits do not divide.
+
+    `what` names the missing rows.
+    """
+    rows = [row for row in data.samples if row.split in ("train", "validation", "test")]
+    groups = len({row.group for row in rows})
+    return (
+        f"{data.name} has no {split} {what}: there are {len(rows):,} rows in {groups:,} group{'s' * (groups != 1)} "
+        "(patients or images), and a group is in one split"
+    )
 
 
 def cut_validation(samples: Iterable[Row], fraction: float, seed: int) -> list[Row]:

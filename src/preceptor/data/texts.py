@@ -152,8 +152,8 @@ def json_lines(text: str, place: str) -> list[tuple[int, Any]]:
 def read_rows(file: Path, check_names: Callable[[list[str], str], None] = lambda names, place: None) -> list[Row]:
     """Return the rows of a CSV file (commas, header in the first line) or of a JSONL file.
 
-    Cells of CSV are texts without the blanks before them or before their quotes. Cells of JSONL are JSON values;
-    `as_text` and its neighbours convert both.
+    Rows of CSV in which no cell has a value (see `is_given`) are left out. Cells of CSV are texts without the blanks
+    before them or before their quotes. Cells of JSONL are JSON values; `as_text` and its neighbours convert both.
 
     Args:
         file: Table; its suffix .csv or .jsonl decides the format.
@@ -185,16 +185,18 @@ def _csv_rows(text: str, file: Path, check_names: Callable[[list[str], str], Non
     line = 1
     try:
         for fields in reader:
-            if header is None and any(field.strip() for field in fields):
+            if not any(is_given(field) for field in fields):
+                pass  # spreadsheets write rows without a value after the last one
+            elif header is None:
                 header = [field.strip() for field in fields]
                 _check_header(header, f"{file}:{line}")
                 check_names(header, f"{file}:{line}")
-            elif header is not None and fields:
-                if len(fields) != len(header):
-                    raise UserError(
-                        f"{file}:{line}: {len(fields)} fields, but the header has {len(header)}; put texts with "
-                        "commas or line breaks in double quotes"
-                    )
+            elif len(fields) != len(header):
+                raise UserError(
+                    f"{file}:{line}: {len(fields)} fields, but the header has {len(header)}; put texts with "
+                    "commas or line breaks in double quotes"
+                )
+            else:
                 rows.append((line, dict(zip(header, fields, strict=True))))
             line = reader.line_num + 1  # a quoted field may span lines; report the first one
     except csv.Error as error:
@@ -217,12 +219,17 @@ def check_column_names(names: Iterable[str], known: Sequence[str], place: str) -
         normalised = name.strip().lower().replace(" ", "_").replace("-", "_")
         if normalised in known and normalised in names:
             raise UserError(f"{place}: the columns {normalised!r} and {name!r} differ only in case; keep one")
-        close = difflib.get_close_matches(normalised, known, n=1, cutoff=0.8)
+        # Of a name of two letters, such as id, other short names are no misspellings: uid, pid, idx.
+        similar = [one for one in known if len(one) > 2 or one == normalised]
+        close = difflib.get_close_matches(normalised, similar, n=1, cutoff=0.8)
         if close and close[0] not in names:
             raise UserError(f"{place}: unknown column {name!r}; did you mean {close[0]!r}? Rename the column")
 
 
 def _check_header(header: list[str], place: str) -> None:
+    if header[0].lower().startswith("sep=") and not any(header[1:]):
+        line = ",".join(header)
+        raise UserError(f"{place}: the line {line!r} is an instruction for Excel and not a header; delete the line")
     if len(header) == 1 and any(sign in header[0] for sign in ";\t|"):
         raise UserError(f"{place}: the header {header[0]!r} has no comma; save the table with commas")
     repeated = sorted({name for name in header if name and header.count(name) > 1})

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from preceptor.data.structure import (
+from preceptor.data.image_structure import (
     SAVE_AS_PNG,
     SAVE_FRAMES,
     TYPE_BYTES,

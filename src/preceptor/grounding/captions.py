@@ -25,8 +25,10 @@ Responses = Mapping[str, str]
 Tokenised = dict[str, list[str]]
 
 
-def caption_scores(references: References, responses: Responses) -> dict[str, float]:
-    """Return the corpus scores `METRICS` and ``mbmr`` of responses with one or more references per id.
+def caption_scores_by_group(groups: Sequence[tuple[References, Responses]]) -> list[dict[str, float]]:
+    """Return the corpus scores `METRICS` and ``mbmr`` of each group of references and responses.
+
+    Every id has one response and one or more references.
 
     BLEU, METEOR and ROUGE-L are in [0, 1], CIDEr is in [0, 10]. CIDEr weights words by the number of references that
     contain them, so that it cannot be compared between data sets. ``mbmr`` (Med-GRIT-270k) is the mean of BLEU-1 to -4,
@@ -35,11 +37,6 @@ def caption_scores(references: References, responses: Responses) -> dict[str, fl
     Raises:
         UserError: pycocoevalcap or Java is missing or fails, the ids differ, or there is nothing to score.
     """
-    return caption_scores_by_group([(references, responses)])[0]
-
-
-def caption_scores_by_group(groups: Sequence[tuple[References, Responses]]) -> list[dict[str, float]]:
-    """Return the `caption_scores` of each group of references and responses."""
     require_captions()
     for references, responses in groups:
         if references.keys() != responses.keys():

@@ -226,7 +226,7 @@ class GroundingRecipe(BaseRecipe):
     report: GroundingReport = GroundingReport()
 
     @model_validator(mode="after")
-    def _agree(self) -> GroundingRecipe:
+    def _validate_stages_and_data(self) -> GroundingRecipe:
         needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
         if needs_teacher and "teacher" not in self.stages and not self.method.teaching_run:
             raise ValueError(

@@ -11,10 +11,10 @@ from typing import Any, get_args
 from preceptor.data.grounding.check import fault_findings
 from preceptor.data.grounding.med_grit import is_inferred, task_of_turn
 from preceptor.data.grounding.sharegpt import HELD_OUT, UNANSWERED
-from preceptor.data.identity import note_leaks
+from preceptor.data.groups import folder_findings, note_leaks, ungrouped_images
 from preceptor.data.locations import FOLDERS
 from preceptor.data.readers import GROUNDING, read_named
-from preceptor.data.splits import groups_of_share, ordered
+from preceptor.data.splits import FIX_SPLITS, empty_split, groups_of_share, ordered
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
 from preceptor.grounding.config import DialogueDataConfig
@@ -44,6 +44,8 @@ def read_recipe_dialogues(
     """
     data = read_named(GROUNDING, config, scratch)
     data.findings += fault_findings(data, config.boxes)
+    if ":" in config.name:
+        data.findings += folder_findings(ungrouped_images(data.samples))
     _leave_out_held_out(data, unanswered)
     # The task of an unanswered question is not known, unless the file names it.
     rows = [
@@ -69,9 +71,8 @@ def read_recipe_dialogues(
     for split in needed:
         if not data.split(split):
             tasks = ", ".join(config.tasks)
-            raise UserError(
-                f"{data.name} has no {split} dialogues of the tasks {tasks}; check its splits or data.tasks"
-            )
+            what = f"dialogues of the tasks {tasks}"
+            raise UserError(f"{empty_split(data, split, what)}; {FIX_SPLITS}, or widen data.tasks")
     return data
 
 

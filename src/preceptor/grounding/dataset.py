@@ -13,7 +13,8 @@ from preceptor.data.types import Dialogue
 from preceptor.grounding.dialogue_encoder import IGNORED, DialogueEncoder, EncodedDialogue
 from preceptor.grounding.pseudo_labels import ContentHashes
 from preceptor.grounding.topk_cache import answers_key
-from preceptor.task import Batch, Examples
+from preceptor.task import Batch
+from preceptor.training.batch_loader import Examples
 
 
 @dataclass(frozen=True)

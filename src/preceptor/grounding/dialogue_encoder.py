@@ -299,6 +299,11 @@ class DialogueEncoder:
             if number <= len(answered) and not answer.strip():
                 raise UserError(f"turn {number} of dialogue {dialogue.id!r} has no answer; add one, or remove the turn")
 
+    def forget_images(self) -> None:
+        """Remove all images from the cache, so that their files are read again."""
+        self._read.clear()
+        self._bytes = 0
+
     def _images(self, dialogue: Dialogue) -> tuple[Tensor | None, Tensor | None]:
         if not dialogue.images:
             return None, None

@@ -498,7 +498,7 @@ class GroundingExperiment(Experiment):
     # Files
 
     def write_figures(self, folder: Path, model: GroundedVlm, evaluation: Evaluation) -> None:
-        write_figures(folder, model, self.data, self.recipe, evaluation.rows)
+        write_figures(folder, self.data, self.recipe, evaluation.rows)
 
     def model_card(self, results: dict[str, Any]) -> str:
         return model_card(results, self.recipe)
@@ -549,7 +549,7 @@ class GroundingExperiment(Experiment):
                     model, encoder = load_model_config(config.model, source, recipe.allow_downloads, recipe.data)
                     if role == "student" or "teacher" in recipe.stages:
                         on_device = teacher if distils and stays else None
-                        parts = estimate_memory(recipe, config, model, encoder, rows, on_device)
+                        parts = estimate_memory(config, model, encoder, rows, on_device)
                         notes.append(sentence(f"memory to train the {role}", parts, available()))
                         doubt = warning(f"training the {role}", parts, available(), config, recipe)
                         doubts += [doubt] if doubt else []

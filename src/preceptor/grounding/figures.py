@@ -18,7 +18,6 @@ T = TypeVar("T")
 
 def write_figures(
     folder: Path,
-    model: object,
     data: GroundingDataset,
     recipe: GroundingRecipe,
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -30,7 +29,6 @@ def write_figures(
 
     Args:
         folder: folder of the stage.
-        model: not used: the boxes are in the predictions.
         data: the data set.
         recipe: settings of the report and limits for images.
         rows: predictions by protocol id, the main protocol first.

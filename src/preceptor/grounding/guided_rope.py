@@ -133,7 +133,7 @@ class Guidance(nn.Module):
         if probabilities.shape != (images, len(MODALITIES)):
             raise UserError(
                 f"probabilities have shape {tuple(probabilities.shape)} for {images} images; give one row of "
-                f"{len(MODALITIES)} for each image (per_image spreads rows of samples)"
+                f"{len(MODALITIES)} for each image"
             )
         row_sums = probabilities.sum(dim=1)
         if not ((probabilities >= 0).all() and ((row_sums - 1).abs() < 1e-3).all()):
@@ -141,11 +141,6 @@ class Guidance(nn.Module):
                 f"modality probabilities must not be negative and must sum to 1, but the sums are {row_sums.tolist()}"
             )
         return probabilities @ table_83
-
-
-def per_image(probabilities_B8: Tensor, images: Sequence[int]) -> Tensor:
-    """Repeat the row of each sample for each of its images, (N, 8). `images` are the numbers of images."""
-    return torch.repeat_interleave(probabilities_B8, torch.tensor(images, device=probabilities_B8.device), dim=0)
 
 
 def positions(

@@ -30,7 +30,6 @@ SAMPLED = 64
 
 
 def estimate_memory(
-    recipe: GroundingRecipe,
     config: VlmRunConfig,
     model: Any,
     encoder: DialogueEncoder,
@@ -162,7 +161,7 @@ def announce(
     teacher: Any = None,
 ) -> None:
     """Log the estimate of a phase of training, and a warning if the memory is insufficient."""
-    parts, available_bytes = estimate_memory(recipe, config, model, encoder, rows, teacher), available()
+    parts, available_bytes = estimate_memory(config, model, encoder, rows, teacher), available()
     log.info(sentence(f"memory of {title}", parts, available_bytes))
     if (message := warning(title, parts, available_bytes, config, recipe)) is not None:
         log.warning(message)

@@ -64,11 +64,11 @@ class ModalityClip:
     (zero-shot classification, Radford et al. 2021). For SigLIP, whose sigmoids do not sum to 1, the same softmax is
     used; its bias cancels.
 
-    `identity` is a hash of model and prompts. A file of probabilities is valid for one identity only.
+    `cache_key` is a hash of model and prompts. A file of probabilities is valid for one key only.
     """
 
-    def __init__(self, model: Any, processor: Any, prompts_8D: Tensor, identity: str) -> None:
-        self.model, self.processor, self.prompts_8D, self.identity = model, processor, prompts_8D, identity
+    def __init__(self, model: Any, processor: Any, prompts_8D: Tensor, cache_key: str) -> None:
+        self.model, self.processor, self.prompts_8D, self.cache_key = model, processor, prompts_8D, cache_key
 
     @classmethod
     @hide_progress_bars()
@@ -154,12 +154,12 @@ def modality_probabilities(
     if file is not None and file.exists():
         try:
             document = json.loads(file.read_text("utf-8"))
-            known, identity, order = document["probabilities"], document["model"], document["modalities"]
+            known, cache_key, order = document["probabilities"], document["model"], document["modalities"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{file} is not a valid file of modality probabilities ({error!r}); delete it to compute it again"
             ) from error
-        if identity != clip.identity or order != list(MODALITIES):
+        if cache_key != clip.cache_key or order != list(MODALITIES):
             raise UserError(f"{file} contains probabilities of another CLIP model or other prompts; give another file")
     keys = [content_hash(path) for path in paths]
     missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
@@ -170,6 +170,6 @@ def modality_probabilities(
         for (key, _), row in zip(part, scores.tolist(), strict=True):
             known[key] = row
         if file is not None:
-            document = {"model": clip.identity, "modalities": list(MODALITIES), "probabilities": known}
+            document = {"model": clip.cache_key, "modalities": list(MODALITIES), "probabilities": known}
             write_text(file, json.dumps(document))
     return torch.tensor([known[key] for key in keys]).reshape(len(keys), len(MODALITIES))

@@ -67,8 +67,9 @@ def new_vlm(
     With `vision`, the vision tower is a pretrained DINOv2 with a new patch merger (see `dinov2_tower`), and `size`
     applies to the text tower only. The folder then loads after `import preceptor`.
 
-    `tiny` has about 2 million parameters and `small` about 14 million, with a vocabulary of 2,000. The folder loads
-    with `AutoModelForImageTextToText`, `AutoTokenizer` and `AutoImageProcessor` of transformers.
+    With a vocabulary of 2,000, `tiny` has 1.6 to 1.8 million parameters and `small` 14 to 15 million, depending on the
+    family. The folder loads with `AutoModelForImageTextToText`, `AutoTokenizer` and `AutoImageProcessor` of
+    transformers.
 
     Args:
         folder: Output folder. It must not exist, or be empty.

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from preceptor.arguments import as_list, as_path, as_positive, as_question, as_text
+from preceptor.arguments import as_list, as_pairs, as_path, as_positive, as_question, as_text
 from preceptor.data.grounding.box_formats import find_boxes
 from preceptor.data.grounding.boxes import Box
 from preceptor.data.images import ImageError, load_image
@@ -114,7 +114,7 @@ class GroundingModel:
 
         Raises:
             UserError: the question is empty or not a text, there is no image, one cannot be read, the modality is
-                unknown, or it is needed and missing.
+                unknown, or it is needed and missing; or `history` is not a list of pairs.
         """
         paths = [as_path(path, "the image") for path in as_list(image, "image")]
         dialogue = as_dialogue(paths, question, as_modality(modality), history)
@@ -131,10 +131,11 @@ class GroundingModel:
         """Yield the answers to (image, question) pairs in order. One batch is in memory at a time.
 
         Raises:
-            UserError: as `ask`; or `batch_size` is below 1.
+            UserError: as `ask`; `questions` is not a list of pairs; or `batch_size` is below 1.
         """
         modality = as_modality(modality)
-        dialogues = (as_dialogue([as_path(image, "the image")], question, modality) for image, question in questions)
+        pairs = as_pairs(questions, "questions", "image, question")
+        dialogues = (as_dialogue([as_path(image, "the image")], question, modality) for image, question in pairs)
         return self.ask_dialogues(dialogues, batch_size=batch_size, max_new_tokens=max_new_tokens)
 
     def ask_dialogues(
@@ -176,7 +177,10 @@ class GroundingModel:
 
     @contextmanager
     def _reading(self, limits: DialogueDataConfig) -> Iterator[None]:
-        """Read images up to `limits`, and name the setting of the run in an error about them."""
+        """Read images up to `limits`, and name the setting of the run in an error about them.
+
+        No image is kept: the file at its path may change, and a server promises to remove uploads after the answer.
+        """
         encoder = self.vlm.encoder
         before = encoder.max_image_bytes, encoder.max_image_pixels
         encoder.max_image_bytes, encoder.max_image_pixels = limits.max_image_bytes, limits.max_image_pixels
@@ -186,6 +190,8 @@ class GroundingModel:
             raise name_recipe(error, self._recipe if limits is self._run_limits else None) from error.__cause__
         finally:
             encoder.max_image_bytes, encoder.max_image_pixels = before
+            encoder.forget_images()
+            self.vlm.forget_images()
 
     # What `preceptor predict` calls
 
@@ -236,11 +242,12 @@ def as_dialogue(
 ) -> Dialogue:
     """Return the dialogue that asks a question about images.
 
-    Raises UserError if there is no image, or for a question that is empty or no text.
+    Raises UserError if there is no image, for a question that is empty or no text, and for a history without pairs.
     """
     if not images:
         raise UserError("no image was given; give at least one")
-    turns = [(as_text(asked, "history"), as_text(answer, "history")) for asked, answer in history]
+    pairs = as_pairs(history, "history", "question, answer")
+    turns = [(as_text(asked, "history"), as_text(answer, "history")) for asked, answer in pairs]
     return Dialogue(images[0].name, tuple(images), (*turns, (as_question(question), "")), "mia", modality, "", "test")
 
 

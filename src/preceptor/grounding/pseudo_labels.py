@@ -166,10 +166,12 @@ class PseudoLabels:
         self.labelled, self.left_out, self.boxes = labelled, left_out, dict(boxes or {})
 
     @classmethod
-    def open(cls, folder: Path, data: GroundingDataset, *, split: Split | None = None, cut_off: bool = False) -> Self:
+    def open(
+        cls, folder: Path, data: GroundingDataset, *, split: Split | None = None, allow_truncated: bool = False
+    ) -> Self:
         """Read the labels for the dialogues of `data`: those of `split`, by default `train` and `unlabelled`.
 
-        With `cut_off`, answers that reached the maximum number of tokens are used, too.
+        With `allow_truncated`, answers that reached the maximum number of tokens are used, too.
 
         Raises:
             UserError: there are no labels, they are damaged, or none belongs to a question of these data.
@@ -185,7 +187,7 @@ class PseudoLabels:
         for dialogue in wanted:
             answers = [labels.get(key) for key in hashes.keys(dialogue)]
             matched = matched or any(answers)
-            reason = _unusable(answers, cut_off)
+            reason = _unusable(answers, allow_truncated)
             if reason is None:
                 labelled.append(_with_answers(dialogue, [label for label in answers if label is not None]))
             else:
@@ -246,11 +248,11 @@ class PseudoLabels:
         return table[:, 0], table[:, 1]
 
 
-def _unusable(labels: Sequence[Label | None], cut_off: bool) -> str | None:
+def _unusable(labels: Sequence[Label | None], allow_truncated: bool) -> str | None:
     if any(label is None for label in labels):
         return NOT_ASKED
     reasons = [reason for label in labels if label is not None for reason in _reasons(label)]
-    return first([reason for reason in reasons if not (cut_off and reason == "cut off")])
+    return first([reason for reason in reasons if not (allow_truncated and reason == "cut off")])
 
 
 def _reasons(label: Label) -> list[str]:

@@ -27,7 +27,7 @@ from preceptor.grounding.model import GroundedVlm
 from preceptor.grounding.pseudo_labels import ContentHashes, PseudoLabels
 from preceptor.grounding.reflection_round import Ask
 from preceptor.grounding.topk_cache import TopKCache, TopKCacheKey, answers_key, topk_cache_key, write_topk_cache
-from preceptor.grounding.vocabulary import same_vocabulary
+from preceptor.grounding.vocabulary import require_same_vocabulary
 from preceptor.pipeline.run_dir import model_folder
 from preceptor.task import Batch, HiddenTeacher, Teacher, TeacherSignal
 
@@ -164,7 +164,7 @@ class OnlineTokenTeacher:
 
     def __init__(self, teacher: GroundedVlm, student: GroundedVlm, offload: str = "none") -> None:
         """`offload` is `method.teacher_offload`. Raises UserError if the two vocabularies differ."""
-        same_vocabulary(
+        require_same_vocabulary(
             student.encoder.tokenizer,
             teacher.encoder.tokenizer,
             len(student.lm_head_weight),

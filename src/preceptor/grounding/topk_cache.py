@@ -87,12 +87,12 @@ def topk_cache_key(
 ) -> TopKCacheKey:
     """Return the key of a cache of `teacher` for a student with `tokenizer` and `vocab_size` logits.
 
-    `data` is the fingerprint of the rows. Raises UserError if the two vocabularies differ (`same_vocabulary`).
+    `data` is the fingerprint of the rows. Raises UserError if the two vocabularies differ (`require_same_vocabulary`).
     """
     from preceptor.grounding.local_teacher import preprocessing, vlm_fingerprint
-    from preceptor.grounding.vocabulary import same_vocabulary, tokenizer_fingerprint
+    from preceptor.grounding.vocabulary import require_same_vocabulary, tokenizer_fingerprint
 
-    same_vocabulary(tokenizer, teacher.encoder.tokenizer, vocab_size, len(teacher.lm_head_weight))
+    require_same_vocabulary(tokenizer, teacher.encoder.tokenizer, vocab_size, len(teacher.lm_head_weight))
     return TopKCacheKey(
         vlm_fingerprint(teacher),
         tokenizer_fingerprint(tokenizer),

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from preceptor.backbones import dinov2_small
 from preceptor.errors import UserError
 from preceptor.hub import find_pretrained
-from preceptor.pipeline import dinov2_small
 from preceptor.pipeline.model_files import reading
 
 

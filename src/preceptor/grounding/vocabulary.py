@@ -3,25 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import Any
 
 from preceptor.errors import UserError
 from preceptor.teachers.tokenizer_json import tokenizer_json
-
-
-@dataclass(frozen=True)
-class SharedVocabulary:
-    """Sizes of a vocabulary that student and teacher share.
-
-    `tokens` is the number of common tokens, the paddings are the numbers of logits without a token, and `only_teacher`
-    is the number of the teacher's tokens that the student lacks, all with larger ids.
-    """
-
-    tokens: int
-    student_padding: int
-    teacher_padding: int
-    only_teacher: int
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -35,9 +20,9 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def same_vocabulary(
+def require_same_vocabulary(
     student: Any, teacher: Any, student_columns: int | None = None, teacher_columns: int | None = None
-) -> SharedVocabulary:
+) -> None:
     """Check that the teacher's logits refer to the student's tokens.
 
     The models may be of different families. Every token of the student must be a token of the teacher with the same
@@ -73,9 +58,3 @@ def same_vocabulary(
             f"{entries[1]!r} for the teacher ({len(wrong) + len(between)} ids differ), so the teacher's logits cannot "
             "be used; use its answers instead: write pseudo-labels with `preceptor teach` and train on them"
         )
-    only_teacher = len(teacher_ids) - len(student_ids)
-    student_width = max(student_ids) + 1 if student_columns is None else student_columns
-    teacher_width = max(teacher_ids) + 1 if teacher_columns is None else teacher_columns
-    return SharedVocabulary(
-        len(student_ids), student_width - len(student_ids), teacher_width - len(teacher_ids), only_teacher
-    )

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from preceptor.config import BaseRecipe, TrainConfig
 from preceptor.data.findings import Finding
 from preceptor.data.provenance import Source
+from preceptor.data.splits import FIX_SPLITS, empty_split
 from preceptor.data.types import Split
 from preceptor.data.volumes import content_hash
 from preceptor.pipeline.speed import SpeedTest
@@ -315,6 +316,9 @@ class Experiment(ABC):
         """Return what `doctor` finds in the data of a recipe: `name`, `variant`, `notes`, `rows` and `findings`."""
         experiment = cls.for_check(recipe)
         data = experiment.data
+        empty = [
+            Finding((), None, f"{empty_split(data, split)}; {FIX_SPLITS}") for split in SPLITS if not data.split(split)
+        ]
         findings = [
             {
                 "severity": finding.severity,
@@ -322,7 +326,7 @@ class Experiment(ABC):
                 "file": finding.file.name if finding.file else "",
                 "reason": finding.reason,
             }
-            for finding in [*data.findings, *experiment.findings()]
+            for finding in [*data.findings, *empty, *experiment.findings()]
         ]
         reasons = {finding["reason"] for finding in findings}
         files = {path for split in SPLITS for paths in experiment.images(split).values() for path in paths}

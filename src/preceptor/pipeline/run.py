@@ -20,7 +20,7 @@ from preceptor.pipeline.comparison import compare_stages
 from preceptor.pipeline.experiment import Experiment
 from preceptor.pipeline.speed import measure_speed
 from preceptor.pipeline.stage import run_stage
-from preceptor.pipeline.teaching import nothing_to_teach
+from preceptor.pipeline.teacher_check import nothing_to_teach
 from preceptor.recipe import dump_recipe
 
 log = logging.getLogger("preceptor")

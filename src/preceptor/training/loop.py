@@ -34,11 +34,11 @@ from preceptor.training.average import WeightAverage
 from preceptor.training.fsdp import gather_full, is_sharded, shard, shard_settings, shard_state_dict, summon_full_params
 from preceptor.training.guards import SkipCounter, offenders, refuse_non_finite
 from preceptor.training.lr_schedule import factor
+from preceptor.training.metrics_file import MetricsFile
 from preceptor.training.progress import Progress
 from preceptor.training.sampler import StepBatches, mix_seed
 from preceptor.training.setup import make_accelerator, make_optimizer
 from preceptor.training.stop import Stop, stop_signals
-from preceptor.training.trackers import MetricsFile
 
 
 class Interrupted(Exception):

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from preceptor.backbones import dinov2_small, efficientnet_lite, lite_medsam
 from preceptor.data.types import Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
 from preceptor.errors import UserError, nearest
 from preceptor.files import apply_umask, write_text
 from preceptor.hub import find_pretrained, hide_progress_bars, public_name
-from preceptor.pipeline import dinov2_small
 from preceptor.pipeline.model_files import (
     COPY_AGAIN,
     bounded_by_weights,
@@ -29,7 +29,6 @@ from preceptor.pipeline.model_files import (
     require_finite,
 )
 from preceptor.pipeline.run_dir import model_folder
-from preceptor.vqa import efficientnet_lite, lite_medsam
 from preceptor.vqa.config import DataConfig, ModelConfig
 from preceptor.vqa.dataset import Preprocessing, VqaExamples, pixels
 from preceptor.vqa.model import VqaTransformer, VqaTransformerConfig

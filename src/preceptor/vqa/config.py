@@ -258,7 +258,7 @@ class VqaRecipe(BaseRecipe):
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
-    def _agree(self) -> VqaRecipe:
+    def _validate_stages_and_data(self) -> VqaRecipe:
         teaching = self.method.teaching
         needs_teacher = any(self.method.needs_teacher(stage) for stage in self.stages)
         endless = self.data.augment.enabled and self.data.augment.views < 1

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data.findings import Finding
-from preceptor.data.identity import note_leaks, renew_leaks
+from preceptor.data.groups import folder_findings, note_leaks, renew_leaks, ungrouped_images
 from preceptor.data.image_folder import find_images
 from preceptor.data.locations import FOLDERS
 from preceptor.data.provenance import CACHE, hash_images, leave_out, match_images, note_undecoded
 from preceptor.data.readers import VQA, read_named
-from preceptor.data.splits import subsample
+from preceptor.data.splits import FIX_SPLITS, empty_split, subsample
 from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.check import check_data
 from preceptor.data.vqa.table import read_table
@@ -69,6 +69,7 @@ def read_data(
     data = read_named(VQA, config, scratch)
     if ":" in config.name:
         note_leaks(data)
+        data.findings += folder_findings(ungrouped_images(data.samples))
     limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
     for entry in config.exclude_images_of:
         excluded = _images_of(entry, scratch, data.findings)
@@ -83,9 +84,7 @@ def read_data(
     add_unlabelled(data, config, scratch)
     for split in needed:
         if not data.split(split):
-            raise UserError(
-                f"{data.name} has no {split} questions; check its split column, or set data.validation_fraction"
-            )
+            raise UserError(f"{empty_split(data, split, 'questions')}; {FIX_SPLITS}")
     data.findings += check_data(data, config.normaliser, config.minimum_answer_count)
     return data
 

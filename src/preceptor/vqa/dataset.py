@@ -17,7 +17,8 @@ from preceptor.data.findings import Finding
 from preceptor.data.images import ImageError, content_hash, load_image
 from preceptor.data.types import Sample
 from preceptor.data.vqa.answers import AnswerVocabulary
-from preceptor.task import Batch, Examples
+from preceptor.task import Batch
+from preceptor.training.batch_loader import Examples
 from preceptor.vqa.config import AugmentConfig, DataConfig
 
 CACHE_BYTES = 2 * 2**30

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from preceptor.vqa.tiny_vit import TinyVitConfig, TinyVitModel
+from preceptor.backbones.tiny_vit import TinyVitConfig, TinyVitModel
 from preceptor.vqa.vision import VISION
 
 

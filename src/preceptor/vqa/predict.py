@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from preceptor.arguments import as_path, as_positive, as_question
+from preceptor.arguments import as_pairs, as_path, as_positive, as_question
 from preceptor.data.image_folder import find_images
 from preceptor.data.images import ImageError, load_image
 from preceptor.data.types import Sample
@@ -58,7 +58,9 @@ class Answer:
     def heatmap(self, answer: str | None = None) -> np.ndarray:
         """Return the Grad-CAM map (side, side) in [0, 1] of an answer class, row 0 at the top of the image.
 
-        Without `answer`, the map of the most probable answer. Raises UserError for a text that is no answer class.
+        Without `answer`, the map of the most probable answer. The image file is read again.
+
+        Raises UserError for a text that is no answer class, and if the image cannot be read.
         """
         return self._model.heatmap(self._sample, answer or self.text)
 
@@ -116,9 +118,10 @@ class VqaModel:
         """Yield the answers to (image, question) pairs in order. One batch is in memory at a time.
 
         Raises:
-            UserError: as `answer`; or `batch_size` is below 1.
+            UserError: as `answer`; `questions` is not a list of pairs; or `batch_size` is below 1.
         """
-        samples = (as_sample(as_path(image, "the image"), question) for image, question in questions)
+        pairs = as_pairs(questions, "questions", "image, question")
+        samples = (as_sample(as_path(image, "the image"), question) for image, question in pairs)
         return self.answer_samples(samples, top=top, batch_size=batch_size)
 
     def answer_samples(

@@ -212,6 +212,34 @@ def test_other_keys_are_listed(tmp_path):
     )
 
 
+@pytest.mark.parametrize("key", ["Split", "Group", "groups", "Modality", "Task", "ID"])
+def test_a_key_that_is_nearly_named_as_a_known_one_is_refused(tmp_path, key):
+    with pytest.raises(UserError, match=rf"record 0: unknown column '{key}'; did you mean '\w+'\?"):
+        read(tmp_path, talk(image="a.png", **{key: "train"}))
+
+
+@pytest.mark.parametrize("key", ["set", "phase"])
+def test_a_key_of_split_names_that_is_not_read_is_an_error(tmp_path, key):
+    records = [talk(image=f"{number}.png", **{key: ("train", "test")[number % 2]}) for number in range(8)]
+    (finding,) = read(tmp_path, *records).findings
+    assert finding.severity == "error"
+    assert finding.reason == f"column '{key}' contains names of splits and is not read; rename it to split"
+    # One value for all records is not a split of them.
+    (finding,) = read(tmp_path, *(talk(image=f"{n}.png", **{key: "train"}) for n in range(8))).findings
+    assert finding.severity == "warning"
+
+
+def test_groups_of_cases_in_other_words_are_a_warning(tmp_path):
+    data = read(tmp_path, *(talk(image=f"{number}.png", case_group=f"c{number % 4}") for number in range(40)))
+    assert any("column 'case_group' may name examinations or patients" in finding.reason for finding in data.findings)
+
+
+def test_merged_groups_are_a_note(tmp_path):
+    data = read(tmp_path, *(talk(images=[f"{n}.png", f"{n + 1}.png"]) for n in range(12)))
+    assert {d.split for d in data.samples} == {"train"}
+    assert data.notes[-1] == "Groups with an image in common were merged (11 fewer groups)."
+
+
 def test_zero_is_an_id_and_a_group_and_an_empty_split_is_none(tmp_path):
     records = [talk(image=f"{i}.png", id=i, group=0, split="") for i in range(3)]
     data = read(tmp_path, *records)
@@ -367,9 +395,24 @@ def test_a_byte_order_mark_is_no_error(tmp_path):
     assert len(read_sharegpt(file).samples) == 1
 
 
-def test_repeated_ids(tmp_path):
-    with pytest.raises(UserError, match="several records have the id '1'"):
-        read(tmp_path, talk(id=1), talk(id="1"))
+def test_records_with_repeated_ids_are_named_by_their_number(tmp_path):
+    records = [talk(id="x0", image="0.png"), talk(id="x0", image="0.png"), talk(id="x1", image="1.png")]
+    data = read(tmp_path, *records)
+    assert [d.id for d in data.samples] == ["row-1", "row-2", "row-3"]
+    assert data.samples[0].group == data.samples[1].group != data.samples[2].group
+    (finding,) = data.findings
+    assert finding.severity == "warning"
+    assert "1 ids belong to several records, such as 'x0'" in finding.reason
+    assert [d.id for d in read(tmp_path, talk(image="0.png"), talk(id="row-1", image="1.png")).samples] == [
+        "row-1",
+        "row-2",
+    ]
+    assert [d.id for d in read(tmp_path, talk(image="0.png"), talk(id="x1", image="1.png")).samples] == ["row-1", "x1"]
+
+
+def test_records_without_an_image_and_with_one_id_are_one_group(tmp_path):
+    data = read(tmp_path, talk(id=1, answer="yes"), talk(id="1", answer="no"), talk(id=2, answer="no"))
+    assert [d.group for d in data.samples] == ["1", "1", "2"]
 
 
 def one(tmp_path, answer, question="Where is it?", count=1, size=(400, 300), **settings):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from preceptor.data.synthetic import questions_table as phantom
-from preceptor.data.synthetic.anatomy import ENHANCING, NECROSIS, OEDEMA, make_case
+from preceptor.data.synthetic.anatomy import ENHANCING, NECROSIS, OEDEMA, bounding_box, make_case
 from preceptor.data.synthetic.questions import (
     VISIBLE,
     _lesion_questions,
@@ -153,13 +153,13 @@ def test_boxes_of_the_images_fit_the_masks():
 def test_an_organ_lies_where_its_box_says_in_the_image():
     """The eyes are the brightest thing inside their own box in t2, and the lungs the darkest part of a ct."""
     head = make_case(1, 0, region="head", size=48)
-    z0, y0, x0, z1, y1, x1 = head.organ_boxes["left eye"]
+    z0, y0, x0, z1, y1, x1 = bounding_box(head.organ_mask("left eye"))
     eye = head.contrast("t2")[z0:z1, y0:y1, x0:x1]
     inside = head.organ_mask("left eye")[z0:z1, y0:y1, x0:x1]
     assert eye[inside].mean() > 1.3 * eye[~inside].mean()
     assert (x0 + x1) / 2 > 24  # the patient's left is on the right of the image
     torso = make_case(1, 1, region="torso", size=48, contrasts=("ct",))
-    z0, y0, x0, z1, y1, x1 = torso.organ_boxes["right lung"]
+    z0, y0, x0, z1, y1, x1 = bounding_box(torso.organ_mask("right lung"))
     assert torso.contrast("ct")[torso.organ_mask("right lung") & (torso.label == 0)].mean() < -600
     assert (x0 + x1) / 2 < 24
 

@@ -6,7 +6,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -333,6 +335,121 @@ def test_patients_decide_the_groups_of_parquet_tables(tmp_path):
     data = read(root, tmp_path)
     assert len({sample.group for sample in data.split("test")}) == 1
     assert any("follow the column patient_id" in note for note in data.notes)
+
+
+def described(root: Path, **columns: Any) -> list[dict]:
+    """Return two rows per split of a copy whose images have the names `paths`, by default none."""
+    paths = columns.pop("paths", [None] * 6)
+    for file in (root / "data").glob("*.parquet"):
+        file.unlink()
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"image": {"bytes": png(n), "path": path}, "question": "Which?", "answer": "no" if n % 2 else "lung"}
+        | {name: values[n] for name, values in columns.items()}
+        for n, path in enumerate(paths)
+    ]
+    for n, split in enumerate(("train", "validation", "test")):
+        table = pa.Table.from_pylist(rows[2 * n : 2 * n + 2])
+        parquet.write_table(table, root / "data" / f"{split}-00000-of-00001.parquet")
+    return rows
+
+
+def reasons(root: Path, scratch: Path) -> list[tuple[str, str]]:
+    """Return severity and reason of the findings, except the numbers of rows of the release."""
+    found = read(root, scratch).findings
+    return [(f.severity, f.reason) for f in found if "but the release has" not in f.reason]
+
+
+def test_types_of_questions_and_answers_are_read(tmp_path):
+    described(tmp_path, answer_type=["OPEN", "open"] * 2 + ["closed", None], question_type=["organ"] * 5 + [None])
+    data = read(tmp_path, tmp_path)
+    assert [s.answer_type for s in data.samples] == ["open", "open", "open", "open", "closed", "closed"]
+    assert [s.question_type for s in data.samples] == ["organ"] * 5 + [""]
+    assert any("Answer types are inferred" in note for note in data.notes)  # of one row
+    described(tmp_path, answer_type=["OPEN"] * 6)
+    assert not any("Answer types are inferred" in note for note in read(tmp_path, tmp_path).notes)
+
+
+def test_other_types_of_answers_are_a_warning_and_are_inferred(tmp_path):
+    described(tmp_path, answer_type=["other", "yes/no"] * 3)
+    data = read(tmp_path, tmp_path)
+    assert [s.answer_type for s in data.samples] == ["open", "closed"] * 3
+    ((severity, reason),) = reasons(tmp_path, tmp_path)
+    assert severity == "warning"
+    assert reason.startswith("column 'answer_type' contains 'other', which is not open or closed, and is not used")
+
+
+def test_columns_that_are_not_read_are_findings(tmp_path):
+    described(tmp_path, id=list("abcdef"))
+    assert reasons(tmp_path, tmp_path) == [
+        ("warning", "column 'id' is not read: rows are named by their split and number, such as test-0")
+    ]
+    described(tmp_path, label=["liver"] * 6)
+    ((severity, reason),) = reasons(tmp_path, tmp_path)
+    assert (severity, "column 'label' may contain answers and is not read" in reason) == ("warning", True)
+
+
+@pytest.mark.parametrize("column", ["split", "set"])
+def test_a_column_of_splits_must_agree_with_the_files(tmp_path, column):
+    agreeing = ["train", "training", "val", "validation", "test", "Test"]
+    described(tmp_path, **{column: agreeing})
+    assert reasons(tmp_path, tmp_path) == []
+    described(tmp_path, **{column: ["train", "test", *agreeing[2:]]})
+    ((severity, reason),) = reasons(tmp_path, tmp_path)
+    assert severity == "error"
+    assert reason.startswith(f"column {column!r} of 1 rows names another split than their file, which decides")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"image_name": [f"{n}.png" for n in range(6)]},
+        {"question_id": list(range(6))},
+        {"embedding": [[0.5, 0.25]] * 6},
+        {"mask": [b"x"] * 6},
+        {"taken": [datetime(2020, 1, 1)] * 6},
+        {"reviewed": [True] * 6},
+        {"gt_answer": ["lung", "no"] * 3},
+        {"options": [["lung", "liver", "no"]] * 6},
+    ],
+)
+def test_harmless_columns_are_no_findings(tmp_path, column):
+    described(tmp_path, **column)
+    assert reasons(tmp_path, tmp_path) == []
+
+
+@pytest.mark.parametrize("answer", [["A", "B", "C"] * 2, [0, 1, 2] * 2])
+@pytest.mark.parametrize("name", ["options", "choices"])
+def test_multiple_choice_in_parquet_tables_is_an_error(tmp_path, answer, name):
+    described(tmp_path, answer=answer, **{name: [["kidney", "lung", "liver"]] * 6})
+    (reason,) = (reason for severity, reason in reasons(tmp_path, tmp_path) if severity == "error")
+    assert f"are letters or numbers of the options in {name!r}" in reason
+
+
+def test_images_of_one_folder_in_several_splits_are_a_warning(tmp_path):
+    described(tmp_path, paths=[f"p{n % 2}/{n}.png" for n in range(6)])
+    ((severity, reason),) = reasons(tmp_path, tmp_path)
+    assert (severity, reason[:35]) == ("warning", "no group and no patient is given fo")
+    described(tmp_path, paths=[f"p{n % 2}/{n}.png" for n in range(6)], patient_id=[0, 0, 1, 1, 2, 2])
+    assert reasons(tmp_path, tmp_path) == []
+    for paths in ([f"{n}.png" for n in range(6)], [f"f{n // 2}/{n % 2}.png" for n in range(6)], ["0.png"] * 6):
+        described(tmp_path, paths=paths)
+        assert reasons(tmp_path, tmp_path) == []
+
+
+def test_the_number_of_rows_of_path_vqa_is_compared_with_the_release(tmp_path):
+    described(tmp_path)
+    assert [f.reason for f in read(tmp_path, tmp_path).findings] == [
+        "train-*.parquet has 2 rows, but the release has 19,654",
+        "validation-*.parquet has 2 rows, but the release has 6,259",
+        "test-*.parquet has 2 rows, but the release has 6,719",
+    ]
+    (tmp_path / "data" / "validation-00000-of-00001.parquet").unlink()
+    found = [f.reason for f in read(tmp_path, tmp_path).findings]
+    assert found[:2] == [
+        "train-*.parquet has 2 rows, but the release has 19,654",
+        "validation-*.parquet has 0 rows, but the release has 6,259",
+    ]
 
 
 @pytest.mark.parametrize("name", ["Group", "GROUP", "groups"])

@@ -133,6 +133,18 @@ def test_broken_files_are_named(tmp_path):
         read_slake(root)
 
 
+def test_the_name_of_the_validation_file_on_the_hub(tmp_path):
+    root = release(tmp_path, TRAIN, VALIDATE, TEST)
+    expected = read_slake(root).samples
+    (root / "validate.json").rename(root / "validation.json")
+    data = read_slake(root)
+    assert data.samples == expected
+    assert [f.file.name for f in data.findings if "but the release has 2,099" in f.reason] == ["validation.json"]
+    (root / "validate.json").write_text("[]")
+    with pytest.raises(UserError, match=r"contains validate\.json and validation\.json; keep the one of your release"):
+        read_slake(root)
+
+
 @pytest.mark.real_data
 def test_the_real_files(tmp_path):
     english = read_data(DataConfig(name="slake"), tmp_path)

@@ -323,3 +323,34 @@ def test_a_column_that_competes_with_one_that_is_read_is_a_finding(folder, colum
 def test_a_text_of_invisible_signs_is_empty(folder, column, sign):
     with pytest.raises(UserError, match=f"the {column} is empty"):
         read_table(write_rows(folder, [{"image": "a.png", "question": "Q?", "answer": "x", column: sign}], "t.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("training", "validation", "testing"), ("train", "validation", "test")),
+        (("TRAINING", "development", "Test"), ("train", "validation", "test")),
+    ],
+)
+def test_other_names_of_splits(folder, names, splits):
+    rows = [
+        {"image": image, "question": "Q?", "answer": "yes", "split": name}
+        for image, name in zip(("a.png", "b.png", "sub/c.png"), names, strict=True)
+    ]
+    assert tuple(sample.split for sample in read_table(write_rows(folder, rows, "t.csv")).samples) == splits
+
+
+def test_only_the_columns_of_questions_are_read_if_there_are_no_answers(folder):
+    row = {"image": "a.png", "question": "Q?", "answer_type": "other", "split": "fold 1", "Answer": "x"}
+    (sample,) = read_table(write_rows(folder, [row], "t.jsonl"), answered=False).samples
+    assert (sample.question, sample.answers, sample.split) == ("Q?", ("",), "test")
+    with pytest.raises(UserError, match="answer_type 'other' is not known"):
+        read_table(write_rows(folder, [{**FULL[0], "answer_type": "other"}], "u.jsonl"))
+
+
+def test_multiple_choice_is_an_error(folder):
+    rows = "".join(f"{name},Which organ?,C,kidney,lung,liver,heart\n" for name in ("a.png", "b.png", "sub/c.png"))
+    path = write(folder, f"image,question,answer,option_A,option_B,option_C,option_D\n{rows}")
+    (finding,) = (f for f in read_table(path).findings if f.severity == "error")
+    assert finding.sample_ids == ("row-2", "row-3", "row-4")
+    assert "3 of 3 answers, such as 'C', are letters or numbers of the options in 'option_A'" in finding.reason

@@ -1,4 +1,4 @@
-"""Geometry of boxes: convert them to pixels, check and repair them, compare them.
+"""Geometry of boxes: convert them from pixels, check and repair them, compare them.
 
 A box is (x0, y0, x1, y1) in thousandths of the width and height of the image, from the upper left corner.
 """
@@ -15,12 +15,6 @@ def from_pixels(box: Sequence[float], width: int, height: int) -> Box:
     """Convert corners (x0, y0, x1, y1) from pixels to thousandths."""
     x0, y0, x1, y1 = box
     return (SIDE * x0 / width, SIDE * y0 / height, SIDE * x1 / width, SIDE * y1 / height)
-
-
-def to_pixels(box: Sequence[float], width: int, height: int) -> Box:
-    """Convert corners from thousandths to pixels, the inverse of `from_pixels`."""
-    x0, y0, x1, y1 = box
-    return (x0 * width / SIDE, y0 * height / SIDE, x1 * width / SIDE, y1 * height / SIDE)
 
 
 def validate_box(box: Sequence[float]) -> list[str]:

@@ -19,7 +19,7 @@ from preceptor.data.grounding.box_detection import Sizes, doubt_thousandths
 from preceptor.data.grounding.box_formats import BOX_FORMATS, Size, WrittenBox, find_boxes, written_boxes
 from preceptor.data.grounding.box_policy import Policy, apply_to_turns, require_inside, require_unit
 from preceptor.data.grounding.image_marks import place_images
-from preceptor.data.identity import group_by_content
+from preceptor.data.groups import group_by_content
 from preceptor.data.images import ImageError, image_size, require_images
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut

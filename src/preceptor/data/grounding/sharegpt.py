@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -33,12 +33,14 @@ from preceptor.data.grounding.box_policy import Policy, apply_to_turns, require_
 from preceptor.data.grounding.box_syntax import may_hold_other_boxes
 from preceptor.data.grounding.image_marks import MARK, place_images
 from preceptor.data.grounding.med_grit import INFERRED, UNKNOWN, modality_findings, modality_of, task_of
-from preceptor.data.identity import (
+from preceptor.data.groups import (
     examination_columns,
+    folder_findings,
     group_by_content,
     group_by_patient,
     identifier_findings,
     patient_columns,
+    unread_splits,
     unused_patients,
 )
 from preceptor.data.images import image_size, require_images, resolve_image
@@ -49,6 +51,7 @@ from preceptor.data.texts import (
     as_choice,
     as_identifier,
     as_text,
+    check_column_names,
     is_given,
     json_lines,
     parse_json,
@@ -60,7 +63,8 @@ from preceptor.errors import UserError
 SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
 UNANSWERED, HELD_OUT = "unanswered", "held_out"
 """Tags of a dialogue with an unanswered question (see `read_sharegpt`)."""
-KEYS = {"conversations", "messages", "image", "images", "system", "id", "task", "modality", "group", "split"}
+OPTIONAL_KEYS = ("id", "task", "modality", "group", "split")
+KEYS = {"conversations", "messages", "image", "images", "system", *OPTIONAL_KEYS}
 TURN_KEYS = {"from", "value", "role", "content"}
 _IMAGE_KEY = re.compile(
     r"(image|img|imgs|picture|pic|pics|photo|video|audio|frame|scan|dicom|media|file|filename|filepath|path|url)s?"
@@ -138,26 +142,25 @@ def read_sharegpt(
         reason = f"{doubt}; name the format with data.box_format"
         data.findings.append(Finding((), file, reason, "warning"))
 
+    ids, repeated = _ids(records)
+    data.findings += repeated
     faults: Counter[str] = Counter()
     rows: list[tuple[Dialogue, Split | None]] = []
     by_id: dict[str, _Record] = {}
     dropped = 0
-    for number, record in enumerate(records, start=1):
+    for id, record in zip(ids, records, strict=True):
         turns = apply_to_turns(record.turns, boxes, record.place, faults, data.faulty)
         if turns is None:
             dropped += 1
             continue
-        rows.append(_dialogue(record, turns, number, root))
-        by_id[rows[-1][0].id] = record
+        rows.append(_dialogue(record, turns, id, root))
+        by_id[id] = record
     given = {split is not None for row, split in rows if row.split != "unlabelled"}
     if len(given) > 1:
         raise UserError(f"{file}: some records have a split and others do not; give every record a split, or none")
-    repeated = [id for id, count in Counter(d.id for d, _ in rows).items() if count > 1]
-    if repeated:
-        raise UserError(f"{file}: several records have the id {repeated[0]!r}; make ids unique")
     patients = _patients(by_id)
     labelled = [row for row, _ in rows if row.split != "unlabelled"]
-    dialogues = group_by_content(group_by_patient(labelled, _deciding(patients, by_id), data.notes))
+    dialogues = group_by_content(group_by_patient(labelled, _deciding(patients, by_id), data.notes), data.notes)
     if True not in given:
         dialogues = cut(dialogues, "test", test_fraction, seed, leave=2)
         dialogues = cut(dialogues, "validation", validation_fraction, seed)
@@ -167,7 +170,7 @@ def read_sharegpt(
         grouped = group_by_content(group_by_patient([row for row, _ in rows], _deciding(patients, by_id)))
         dialogues = _with_unlabelled(dialogues, grouped, [split for _, split in rows])
     data.samples, data.faults = dialogues, dict(faults)
-    data.findings += _group_findings(by_id, patients, dialogues, root)
+    data.findings += _group_findings(by_id, patients, dialogues)
     data.findings += modality_findings(dialogues)
     if dropped:
         data.notes.append(f"{dropped} records with faulty boxes were left out ({dict(faults)}).")
@@ -191,8 +194,23 @@ def _with_unlabelled(
     return found
 
 
+def _ids(records: Sequence[_Record]) -> tuple[list[str], list[Finding]]:
+    """Return the id of each record, and a finding if the ids are not unique. All records are then numbered."""
+    numbered = [f"row-{number}" for number, _ in enumerate(records, start=1)]
+    given = [as_identifier(record.cells.get("id"), f"{record.place}: id") for record in records]
+    ids = [id or number for id, number in zip(given, numbered, strict=True)]
+    repeated = [id for id, count in Counter(ids).items() if count > 1]
+    if not repeated:
+        return ids, []
+    reason = (
+        f"{len(repeated)} ids belong to several records, such as {repeated[0]!r}; all records are named by their "
+        "number instead, row-1 for the first; make the ids unique to keep them"
+    )
+    return numbered, [Finding((), None, reason, "warning")]
+
+
 def _dialogue(
-    record: _Record, turns: tuple[tuple[str, str], ...], number: int, root: Path
+    record: _Record, turns: tuple[tuple[str, str], ...], id: str, root: Path
 ) -> tuple[Dialogue, Split | None]:
     """Return a dialogue, and the split that its record names."""
     cells, place = record.cells, record.place
@@ -200,14 +218,13 @@ def _dialogue(
     given = as_choice(cells.get("split"), SPLIT_NAMES, f"{place}: split")
     labelled = all(answer for _, answer in turns)
     split: Split = (given or "train") if labelled else "unlabelled"
-    id = as_identifier(cells.get("id"), f"{place}: id")
     group = as_identifier(cells.get("group"), f"{place}: group")
-    group = group or (record.images[0].relative_to(root).as_posix() if record.images else id or place)
+    group = group or _default_group(record, root)
     modality = as_text(cells.get("modality"), f"{place}: modality").lower()
     modality = modality or (modality_of(record.images[0].stem) if record.images else UNKNOWN)
     tags = {} if task else INFERRED
     dialogue = Dialogue(
-        id or f"row-{number}",
+        id,
         record.images,
         turns,
         task or task_of(turns),
@@ -218,6 +235,13 @@ def _dialogue(
         system=record.system,
     )
     return dialogue, given
+
+
+def _default_group(record: _Record, root: Path) -> str:
+    """Return the first image, else the id that the record gives, which may be that of several records."""
+    if record.images:
+        return record.images[0].relative_to(root).as_posix()
+    return as_identifier(record.cells.get("id"), f"{record.place}: id") or record.place
 
 
 def _patients(records: Mapping[str, _Record]) -> dict[str, dict[str, str]]:
@@ -239,7 +263,6 @@ def _group_findings(
     records: Mapping[str, _Record],
     patients: Mapping[str, Mapping[str, str]],
     dialogues: Sequence[Dialogue],
-    root: Path,
 ) -> list[Finding]:
     """Return findings about patients that the groups may not follow."""
     findings = []
@@ -247,7 +270,7 @@ def _group_findings(
     deciding = {"group": groups, **_deciding(patients, records)}
     for column, names in deciding.items():
         findings += identifier_findings(column, names.values())
-    undecided = [record for id, record in records.items() if not any(names.get(id) for names in deciding.values())]
+    undecided = {id for id in records if not any(names.get(id) for names in deciding.values())}
     unused: dict[str, Mapping[str, Any]] = {}
     if any(groups.values()):
         unused |= patients
@@ -256,23 +279,7 @@ def _group_findings(
         unused |= {column: {id: r.cells.get(column) for id, r in records.items()} for column in columns}
     used = [row for row in dialogues if HELD_OUT not in row.tags]
     findings += [finding for column, values in unused.items() if (finding := unused_patients(column, values, used))]
-    folders: defaultdict[str, set[str]] = defaultdict(set)
-    for record in undecided:
-        for path in record.images:
-            folders[path.name].add(path.parent.relative_to(root).as_posix())
-    if len({folder for names in folders.values() for folder in names}) > 1:
-        repeated = sum(len(names) > 1 for names in folders.values())
-        findings.append(
-            Finding(
-                (),
-                None,
-                f"no group and no patient is given for images in several folders ({repeated} file names occur in more "
-                "than one); every image is a group of its own, so that a patient with several images may be in several "
-                "splits; add group to the records if a folder or name stands for a patient",
-                "warning",
-            )
-        )
-    return findings
+    return findings + folder_findings((path, row.split) for row in used if row.id in undecided for path in row.images)
 
 
 def _text_findings(records: Sequence[_Record], file: Path) -> list[Finding]:
@@ -406,6 +413,7 @@ def _is_json_lines(text: str) -> bool:
 
 def _read_record(place: str, cells: dict[str, Any], root: Path, answered: bool) -> _Record:
     _check_keys(cells, KEYS, place)
+    check_column_names(cells, OPTIONAL_KEYS, place)
     chosen = [key for key in ("conversations", "messages") if is_given(cells.get(key))]
     entries = cells[chosen[0]] if chosen else None
     if len(chosen) != 1 or not isinstance(entries, list) or not entries:
@@ -522,17 +530,22 @@ def _check_keys(cells: Mapping[str, Any], known: set[str], place: str) -> None:
 
 
 def _unknown_keys(records: Sequence[_Record], file: Path) -> list[Finding]:
-    """Return a finding that lists the keys that are not read."""
+    """Return a finding that lists the keys that are not read, and one for each that seems to name the splits."""
     counts: Counter[str] = Counter()
     for record in records:
         counts.update(key for key in record.cells if key not in KEYS and not patient_columns([key]))
         for entries in (record.cells.get("conversations"), record.cells.get("messages")):
             for entry in entries or ():
                 counts.update(f"{key} of a message" for key in entry if key not in TURN_KEYS)
-    if not counts:
-        return []
-    listed = ", ".join(f"{key} ({count})" for key, count in sorted(counts.items()))
-    return [Finding((), file, f"keys of the records that are not read: {listed}", "warning")]
+    findings = []
+    for key in list(counts):
+        if splits := unread_splits(key, (record.cells.get(key) for record in records)):
+            findings.append(splits)
+            del counts[key]
+    if counts:
+        listed = ", ".join(f"{key} ({count})" for key, count in sorted(counts.items()))
+        findings.append(Finding((), file, f"keys of the records that are not read: {listed}", "warning"))
+    return findings
 
 
 def read(config: Any, scratch: Path) -> GroundingDataset:

@@ -17,7 +17,6 @@ import numpy as np
 Region = Literal["head", "torso"]
 Side = Literal["left", "right"]
 SizeClass = Literal["small", "large"]
-Box = tuple[int, int, int, int, int, int]
 
 MR_CONTRASTS = ("t1", "t1ce", "t2", "flair")
 CONTRASTS = (*MR_CONTRASTS, "ct")
@@ -138,17 +137,6 @@ class PhantomCase:
         """Return the bool mask of an organ (a key of `ORGANS`), including lesions inside it."""
         indices = [TISSUE[name] for name in ORGANS[organ]]
         return np.isin(self.tissue, indices) if len(indices) > 1 else self.tissue == indices[0]
-
-    @property
-    def organ_boxes(self) -> dict[str, Box]:
-        """Boxes (z0, y0, x0, z1, y1, x1) of the organs, in voxels with exclusive ends."""
-        masks = {organ: self.organ_mask(organ) for organ in ORGANS}
-        boxes = {}
-        for organ, mask in masks.items():
-            if mask.any():
-                z0, y0, x0, z1, y1, x1 = bounding_box(mask)
-                boxes[organ] = (z0, y0, x0, z1, y1, x1)
-        return boxes
 
 
 def make_case(

@@ -164,7 +164,7 @@ class _Candidate:
         return self.choices == ("yes", "no")
 
 
-class Ledger:
+class AnswerBalance:
     """Counts the questions of one split to balance the answers, so that the wording of a question gives nothing away.
 
     For each closed question the numbers of yes and no differ by at most one. An open question is skipped while its
@@ -280,8 +280,10 @@ def _near_largest_area(view: View, lesion: Lesion) -> bool:
     return bool(view.lesions[lesion].sum() >= 0.7 * areas.max())
 
 
-def ask(view: View, rng: np.random.Generator, number: int, ledger: Ledger | None = None) -> list[GeneratedQuestion]:
-    """Return up to `number` questions about a view. A `ledger` shared by many views balances their answers."""
+def ask(
+    view: View, rng: np.random.Generator, number: int, balance: AnswerBalance | None = None
+) -> list[GeneratedQuestion]:
+    """Return up to `number` questions about a view. A `balance` shared by many views balances their answers."""
     kinds = (_modality, _plane, _organ, _lesion_questions)
     candidates = [candidate for kind in kinds for candidate in kind(view)]
-    return (ledger or Ledger()).choose(candidates, rng, number)
+    return (balance or AnswerBalance()).choose(candidates, rng, number)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from preceptor.data.synthetic.anatomy import Region, make_case
 from preceptor.data.synthetic.folder import write_once
-from preceptor.data.synthetic.questions import ABNORMALITIES, Ledger, ask, make_view
+from preceptor.data.synthetic.questions import ABNORMALITIES, AnswerBalance, ask, make_view
 from preceptor.errors import UserError
 
 FORMAT = 3
@@ -54,8 +54,8 @@ def write_phantom(
 def _write(folder: Path, arguments: dict[str, Any]) -> None:
     (folder / "images").mkdir()
     splits = _splits(arguments["cases"], arguments["seed"])
-    ledgers = {split: Ledger() for split in ("train", "validation", "test")}
-    rows = [row for i, split in enumerate(splits) for row in _case(folder, i, split, ledgers[split], arguments)]
+    balances = {split: AnswerBalance() for split in ("train", "validation", "test")}
+    rows = [row for i, split in enumerate(splits) for row in _case(folder, i, split, balances[split], arguments)]
     (folder / TABLE).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (folder / "README.txt").write_text(_readme(arguments), "utf-8")
 
@@ -78,7 +78,9 @@ def _splits(cases: int, seed: int) -> list[str]:
     return splits
 
 
-def _case(folder: Path, number: int, split: str, ledger: Ledger, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+def _case(
+    folder: Path, number: int, split: str, balance: AnswerBalance, arguments: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Write the images of a case and return its rows."""
     seed, size = arguments["seed"], arguments["image_size"]
     region: Region = "head" if np.random.default_rng([seed, number, 100]).random() < 0.5 else "torso"
@@ -96,7 +98,7 @@ def _case(folder: Path, number: int, split: str, ledger: Ledger, arguments: dict
             for key, (x0, y0, x1, y1) in view.boxes().items()
         }
         findings = {f"lesion {lesion.index}": ABNORMALITIES[lesion.organ] for lesion in view.visible_lesions()}
-        for k, question in enumerate(ask(view, rng, arguments["questions_per_image"], ledger)):
+        for k, question in enumerate(ask(view, rng, arguments["questions_per_image"], balance)):
             rows.append(
                 {
                     "id": f"{case.id}-{i}-{k}",

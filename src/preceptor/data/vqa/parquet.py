@@ -13,31 +13,35 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from preceptor.data.findings import Finding
-from preceptor.data.identity import (
+from preceptor.data.groups import (
     equal_files,
     examination_columns,
+    folder_findings,
     group_by_patient,
     identifier_findings,
-    names_examination,
     patient_columns,
+    unread_splits,
     unused_patients,
 )
 from preceptor.data.limits import MAX_BYTES
 from preceptor.data.locations import data_folder
-from preceptor.data.splits import cut_validation
+from preceptor.data.splits import SPLIT_NAMES, cut_validation
 from preceptor.data.texts import as_identifier, as_text, check_column_names, is_given
 from preceptor.data.types import Dataset, Sample, Split
-from preceptor.data.vqa.answers import as_answers, inferred_type, mixed_types
+from preceptor.data.vqa.answers import ANSWER_TYPES, as_answers, inferred_type, mixed_types
+from preceptor.data.vqa.columns import lists_options, unread_columns
 from preceptor.errors import UserError
 from preceptor.files import lock, write_text
 
 SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "test": "test"}
 COLUMNS = ("image", "question", "answer")
+DESCRIBING = ("answer_type", "question_type")
 IMAGES = "extracted-images"
 _MARKS = {
     re.compile(rb"\x89PNG"): ".png",
@@ -72,13 +76,15 @@ def read_parquet(
     """Read ``train-*.parquet``, ``validation-*.parquet`` and ``test-*.parquet`` from a folder or from its `data/`.
 
     The columns are `image` (a struct whose `bytes` are the file), `question`, `answer` (a text, or a list of accepted
-    answers) and optionally `group`. Without a group, the columns that name a patient decide (see `data.identity`), else
-    the image. Other columns are ignored. Classes of the library `datasets` (`ClassLabel`) are read as their names.
+    answers) and optionally `group`, `question_type` and `answer_type` (open or closed; a column with other types is not
+    used). Without a group, the columns that name a patient decide (see `data.groups`), else the image. Other columns
+    are ignored; those that may matter are findings. Classes of the library `datasets` (`ClassLabel`) are read as their
+    names.
 
     Images are written to `extracted-images/` next to the tables, or to `scratch` if that folder is not writable. A
     later call reuses them if the size and the modification time of the table are unchanged. An id is
-    ``<split>-<row>``, counted from 0. Answers of yes or no make a question closed. If there is no validation split, it
-    is cut from training by image. The caller decides whether splits may share images.
+    ``<split>-<row>``, counted from 0. Without an answer type, answers of yes or no make a question closed. If there is
+    no validation split, it is cut from training by image. The caller decides whether splits may share images.
 
     Raises:
         UserError: pyarrow is missing, or a file is invalid. The message names the file, the row (from 0) and the fix.
@@ -91,7 +97,8 @@ def read_parquet(
     require_shards(shards)
     patients: dict[str, dict[str, Any]] = {}
     grouped = False
-    answers: list[Any] = []
+    rows: dict[str, dict[str, Any]] = {}
+    names: dict[str, str] = {}
     for key, split in SPLITS.items():
         files = shards[key]
         if not files and key != "validation":
@@ -100,21 +107,25 @@ def read_parquet(
             )
         number = count()
         for file in files:
-            columns = (*COLUMNS[1:], *_identifying_columns(file))
+            identifying, described, others = _columns(file)
             images = _images(file, folders, max_bytes)
-            for row, (image, cells) in enumerate(zip(images, _cells(file, columns), strict=True)):
+            all_cells = _cells(file, (*COLUMNS[1:], *identifying, *described), others)
+            image_names = _image_names(file)
+            for row, (image, cells) in enumerate(zip(images, all_cells, strict=True)):
                 sample = _sample(cells, f"{file}: row {row}", f"{key}-{next(number)}", split, image)
                 samples.append(sample)
-                answers.append(cells["answer"])
+                rows[sample.id] = cells
+                names[sample.id] = image_names[row] if image_names else ""
                 grouped = grouped or is_given(cells.get("group"))
-                for column in columns[2:]:
-                    value = cells[column]
-                    if not names_examination(column):
-                        value = as_identifier(value, f"{file}: row {row}: {column}")
+                for column in identifying:
+                    value = as_identifier(cells[column], f"{file}: row {row}: {column}")
                     patients.setdefault(column, {})[sample.id] = value
-    notes = ["Answer types are inferred: yes and no are closed, all others open."]
+    samples, notes, findings_of_types = _with_answer_types(samples, rows)
     groups = patients.pop("group", {})
-    examinations = {column: patients.pop(column) for column in examination_columns(list(patients))}
+    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    examinations = {
+        column: {id: cells.get(column) for id, cells in rows.items()} for column in examination_columns(columns)
+    }
     findings = [
         finding for column, values in patients.items() for finding in identifier_findings(column, values.values())
     ]
@@ -133,7 +144,14 @@ def read_parquet(
     data.findings += [
         finding for column, values in unused.items() if (finding := unused_patients(column, values, samples))
     ]
-    data.findings += mixed_types(answers, "column answer")
+    without_group = [
+        sample
+        for sample in samples
+        if not groups.get(sample.id) and not any(values.get(sample.id) for values in patients.values())
+    ]
+    data.findings += folder_findings((Path(names[s.id]), s.split) for s in without_group if names[s.id])
+    data.findings += findings_of_types + _unread(rows, columns)
+    data.findings += mixed_types([cells["answer"] for cells in rows.values()], "column answer")
     data.findings += _unread_files(root, shards)
     return data
 
@@ -190,8 +208,64 @@ def _unread_files(root: Path, shards: Mapping[str, Sequence[Path]]) -> list[Find
     return [Finding((), unread[0], reason)]
 
 
-def _identifying_columns(file: Path) -> list[str]:
-    """Return `group` and the columns that name a patient or an examination, as far as a table has them.
+def _with_answer_types(
+    samples: Sequence[Sample], rows: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Sample], list[str], list[Finding]]:
+    """Return the samples with the answer types of their rows, notes and findings."""
+    given = {
+        id: str(cells["answer_type"]).strip().lower()
+        for id, cells in rows.items()
+        if is_given(cells.get("answer_type"))
+    }
+    findings = []
+    if unknown := sorted(set(given.values()) - ANSWER_TYPES.keys()):
+        reason = (
+            f"column 'answer_type' contains {unknown[0]!r:.40}, which is not open or closed, and is not used: yes and "
+            "no are closed, all others open"
+        )
+        findings.append(Finding((), None, reason, "warning"))
+        given = {}
+    inferred = "Answer types are inferred: yes and no are closed, all others open."
+    notes = [inferred] if len(given) < len(samples) else []
+    typed = [replace(s, answer_type=ANSWER_TYPES[given[s.id]]) if s.id in given else s for s in samples]
+    return typed, notes, findings
+
+
+def _unread(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[Finding]:
+    """Return findings on columns that are not read. The files decide the splits, and number the rows."""
+    findings = []
+    splits = [c for c in columns if c == "split" or unread_splits(c, (cells.get(c) for cells in rows.values()))]
+    for column in splits:
+        given = {id: SPLIT_NAMES.get(str(cells.get(column)).strip().lower()) for id, cells in rows.items()}
+        others = tuple(id for id, split in given.items() if split and split != SPLITS[id.partition("-")[0]])
+        if others:
+            reason = (
+                f"column {column!r} of {len(others)} rows names another split than their file, which decides; move "
+                "the rows to the file of their split, or delete the column"
+            )
+            findings.append(Finding(others, None, reason))
+    if "id" in columns:
+        reason = "column 'id' is not read: rows are named by their split and number, such as test-0"
+        findings.append(Finding((), None, reason, "warning"))
+    return findings + unread_columns(rows, [column for column in columns if column not in splits])
+
+
+def _image_names(file: Path) -> list[str]:
+    """Return the name that a table stores with each image, or an empty list if it stores none."""
+    from pyarrow import types
+
+    with _open(file) as table:
+        kind = table.schema_arrow.field("image").type
+        if not types.is_struct(kind) or kind.get_field_index("path") < 0:
+            return []
+        cells = [cell for batch in table.iter_batches(columns=["image.path"]) for cell in batch.column(0).to_pylist()]
+    return [str(cell["path"]).replace("\\", "/") if cell and cell["path"] else "" for cell in cells]
+
+
+def _columns(file: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return the columns besides `COLUMNS`: those that name a group or a patient, those that describe, all others.
+
+    Nested and binary columns, such as an embedding or an image, are not among the others, unless they list options.
 
     Raises:
         UserError: a column has nearly the name of one that is read, such as `Group`.
@@ -201,10 +275,15 @@ def _identifying_columns(file: Path) -> list[str]:
 
         names = list(table.schema_arrow.names)
         kinds = list(table.schema_arrow.types)
-    check_column_names(names, (*COLUMNS, "group"), str(file))
-    # Nested and binary cells, such as an embedding or an image, identify nothing.
-    simple = [n for n, kind in zip(names, kinds, strict=True) if not (types.is_nested(kind) or "binary" in str(kind))]
-    return [*(["group"] if "group" in names else []), *patient_columns(names), *examination_columns(simple)]
+    check_column_names(names, (*COLUMNS, "group", *DESCRIBING), str(file))
+    identifying = [*(["group"] if "group" in names else []), *patient_columns(names)]
+    simple = [
+        name
+        for name, kind in zip(names, kinds, strict=True)
+        if "binary" not in str(kind) and (lists_options(name) or not types.is_nested(kind)) and names.count(name) == 1
+    ]
+    described = [name for name in DESCRIBING if name in simple]
+    return identifying, described, [n for n in simple if n not in (*COLUMNS, *identifying, *described)]
 
 
 @contextmanager
@@ -225,7 +304,8 @@ def _open(file: Path) -> Iterator[Any]:
         raise UserError(f"{file} cannot be read as parquet ({reason}); {_COPY_AGAIN}") from error
 
 
-def _cells(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _cells(file: Path, columns: Sequence[str], others: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yield the cells of each row. Cells of `others` that have no value in Python are None."""
     row = 0
     with _open(file) as table:
         schema = table.schema_arrow
@@ -236,16 +316,17 @@ def _cells(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         if repeated:
             raise UserError(f"{file}: column {repeated[0]!r} occurs twice; keep one")
         for name in columns:
-            if names_examination(name):
-                continue
             _check_type(schema.field(name).type, f"{file}: column {name}")
         classes = _classes(schema.metadata or {})
         try:
-            for batch in table.iter_batches(batch_size=_BATCH, columns=list(columns)):
+            for batch in table.iter_batches(batch_size=_BATCH, columns=[*columns, *others]):
                 for index in range(batch.num_rows):
                     cells = {name: batch.column(name)[index].as_py() for name in columns}
                     for name in classes.keys() & cells.keys():
                         cells[name] = _class_name(cells[name], classes[name], f"{file}: row {row}: {name}")
+                    for name in others:
+                        with suppress(ValueError):  # a text that is not UTF-8, or a time in nanoseconds
+                            cells[name] = batch.column(name)[index].as_py()
                     yield cells
                     row += 1
         except UnicodeDecodeError as error:
@@ -310,6 +391,7 @@ def _sample(cells: dict[str, Any], place: str, name: str, split: Split, image: P
         answer_type=inferred_type(answers[0]),
         group=as_identifier(cells.get("group"), f"{place}: group") or image.stem[:16],
         split=split,
+        question_type=as_text(cells.get("question_type"), f"{place}: question_type"),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from preceptor.data.identity import group_by_content, note_leaks
+from preceptor.data.groups import group_by_content, note_leaks
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.locations import data_folder
 from preceptor.data.texts import as_text, read_json_rows
@@ -18,7 +18,9 @@ from preceptor.errors import UserError, nearest
 Language = Literal["en", "zh", "both"]
 Variant = Literal["clean", "published"]
 FILES: dict[Split, str] = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
-RELEASED_ROWS = {"train.json": 9835, "validate.json": 2099, "test.json": 2094}
+HUB_VALIDATION = "validation.json"
+"""Name of `validate.json` in the authors' copy on the Hugging Face hub."""
+RELEASED_ROWS: dict[Split, int] = {"train": 9835, "validation": 2099, "test": 2094}
 IMAGES = "imgs"
 NAMES = {"en": "English", "zh": "Chinese"}
 ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
@@ -26,7 +28,7 @@ NEEDED = ("qid", "img_id", "img_name", "question", "answer", "q_lang", "answer_t
 
 
 def read_slake(root: Path, *, language: Language = "en", variant: Variant | None = None) -> Dataset[Sample]:
-    """Read SLAKE from its folder with `train.json`, `validate.json`, `test.json` and `imgs/`.
+    """Read SLAKE from its folder with `train.json`, `validate.json` (or `validation.json`), `test.json` and `imgs/`.
 
     The splits are the official ones. Within a language they share no images, but across the languages they do. With
     `language="both"`, the variant `clean` (the default) drops training and validation samples about test images, and
@@ -51,7 +53,8 @@ def read_slake(root: Path, *, language: Language = "en", variant: Variant | None
     unanswered: list[str] = []
     counts: dict[Path, int] = {}
     all_images: set[Path] = set()
-    for split, name in FILES.items():
+    files = _files(folder)
+    for split, name in files.items():
         for number, row in enumerate(read_json_rows(folder / name, NEEDED), start=1):
             place = f"{folder / name}: entry {number} (qid {row['qid']!r})"
             counts[folder / name] = number
@@ -86,7 +89,7 @@ def read_slake(root: Path, *, language: Language = "en", variant: Variant | None
     label = "both-published" if (language, variant) == ("both", "published") else language
     data = Dataset("slake", label, folder, samples, notes)
     note_leaks(data, published=True)
-    data.findings += released_counts(counts, {folder / name: RELEASED_ROWS[name] for name in FILES.values()})
+    data.findings += released_counts(counts, {folder / name: RELEASED_ROWS[split] for split, name in files.items()})
     data.findings += unused_images(folder / IMAGES, all_images, "*/source.jpg")
     return data
 
@@ -129,10 +132,19 @@ def _release_folder(root: Path) -> Path:
     found = [root] if (root / FILES["train"]).is_file() else sorted(p.parent for p in root.glob(f"*/{FILES['train']}"))
     if len(found) != 1:
         raise UserError(f"{root} contains {len(found)} SLAKE releases; give the folder that contains {content}")
-    absent = [name for name in (*FILES.values(), IMAGES) if not (found[0] / name).exists()]
+    absent = [name for name in (*_files(found[0]).values(), IMAGES) if not (found[0] / name).exists()]
     if absent:
         raise UserError(f"{found[0]} lacks {', '.join(absent)}; the SLAKE folder must contain {content}")
     return found[0]
+
+
+def _files(folder: Path) -> dict[Split, str]:
+    """Return the file of each split in a folder. Raises UserError if the validation split is there under both names."""
+    if not (folder / HUB_VALIDATION).exists():
+        return FILES
+    if (folder / FILES["validation"]).exists():
+        raise UserError(f"{folder} contains {FILES['validation']} and {HUB_VALIDATION}; keep the one of your release")
+    return {**FILES, "validation": HUB_VALIDATION}
 
 
 def _language(row: dict[str, Any], place: str) -> str:

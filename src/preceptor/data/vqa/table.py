@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from preceptor.data.findings import Finding
-from preceptor.data.identity import (
+from preceptor.data.groups import (
     examination_columns,
+    folder_findings,
     group_by_content,
     group_by_patient,
     identifier_findings,
-    names_examination,
     note_leaks,
     patient_columns,
-    unread_splits,
     unused_patients,
 )
-from preceptor.data.image_folder import IMAGE_SUFFIXES
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import SPLIT_NAMES, cut_validation
 from preceptor.data.texts import (
@@ -35,14 +31,13 @@ from preceptor.data.texts import (
 )
 from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.answers import ANSWER_TYPES, as_answers, inferred_type, mixed_types
+from preceptor.data.vqa.columns import COLUMNS, REQUIRED, unread_columns
 from preceptor.errors import UserError
 
-REQUIRED = ("image", "question", "answer")
-COLUMNS = (*REQUIRED, "id", "answer_type", "group", "split", "question_type")
-ANSWER_NAMES = ("label", "labels", "target", "targets", "gold", "gt", "ground_truth", "reference", "correct")
-"""Names under which other tables keep their answers."""
 FOLDER_NAMES = ("questions.jsonl", "questions.csv")
 SUFFIXES = (".csv", ".jsonl")
+ONLY_ANSWERED = ("answer", "answer_type", "split")
+"""Columns that are not read from a table whose questions are to be answered."""
 
 
 def read_table(
@@ -65,7 +60,8 @@ def read_table(
     another split unless it joins two groups. If there are no validation rows, `cut_validation` moves
     `validation_fraction` of the training rows by group.
 
-    With `answered=False` answers may be missing, and all rows are in the test split.
+    With `answered=False` the columns `answer`, `answer_type` and `split` are not read, and all rows are in the test
+    split.
 
     Raises:
         UserError: the table is invalid. The message names the file, the line and the fix.
@@ -74,7 +70,8 @@ def read_table(
     root = file.parent
     default_name = root.resolve().name if file.name in FOLDER_NAMES else file.stem
     required = REQUIRED if answered else REQUIRED[:2]
-    rows = read_rows(file, lambda names, place: _check_names(names, place, required))
+    known = COLUMNS if answered else tuple(name for name in COLUMNS if name not in ONLY_ANSWERED)
+    rows = read_rows(file, lambda names, place: _check_names(names, place, known, required))
     if not rows:
         raise UserError(f"{file} has no rows; it needs the columns {', '.join(required)}")
 
@@ -125,7 +122,15 @@ def read_table(
         samples = cut_validation(samples, validation_fraction, seed)
     data.samples = samples
     data.findings += [finding for name, values in unused.items() if (finding := unused_patients(name, values, samples))]
-    data.findings += _unread_columns(rows, columns)
+    data.findings += unread_columns(
+        {sample.id: cells for sample, (_, cells) in zip(samples, rows, strict=True)}, columns
+    )
+    without_group = [
+        sample
+        for sample, (_, cells) in zip(samples, rows, strict=True)
+        if not is_given(cells.get("group")) and not any(values[sample.id] for values in patients.values())
+    ]
+    data.findings += folder_findings((sample.image, sample.split) for sample in without_group)
     note_leaks(data)
     data.findings += mixed_types([cells.get("answer") for _, cells in rows], f"{file.name}: column answer")
     if not splits and not data.split("test"):
@@ -147,8 +152,8 @@ def _table_file(path: Path) -> Path:
     return path
 
 
-def _check_names(names: list[str], place: str, required: tuple[str, ...]) -> None:
-    check_column_names(names, COLUMNS, place)
+def _check_names(names: list[str], place: str, known: tuple[str, ...], required: tuple[str, ...]) -> None:
+    check_column_names(names, known, place)
     absent = [name for name in required if name not in names]
     if absent:
         raise UserError(f"{place}: no column {absent[0]!r}; the required columns are {', '.join(required)}")
@@ -171,37 +176,13 @@ def _given_splits(rows: list[Row], file: Path) -> dict[int, Split]:
     return splits
 
 
-def _unread_columns(rows: list[Row], columns: list[str]) -> list[Finding]:
-    """Return a finding for every column that is not read although it has the content or the name of one that is."""
-    findings = []
-    for column in (column for column in columns if column not in COLUMNS):
-        given = [cells for _, cells in rows if is_given(cells.get(column))]
-        values = {str(cells[column]).strip().lower() for cells in given}
-        images = bool(values) and all(Path(value).suffix in IMAGE_SUFFIXES for value in values)
-        other = "image" if images else "answer" if column.lower() in ANSWER_NAMES else ""
-        close = difflib.get_close_matches(column.lower(), COLUMNS, n=1, cutoff=0.8)
-        if splits := unread_splits(column, values):
-            findings.append(splits)
-        elif other and any(cells[column] != cells.get(other) for cells in given):
-            reason = (
-                f"column {column!r} contains names of image files and is not read: a question has one image, that of "
-                "the column 'image'"
-                if images
-                else f"column {column!r} may contain answers and is not read, only 'answer' is; put all answers there"
-            )
-            findings.append(Finding((), None, reason, "warning"))
-        elif close and values and not names_examination(column):
-            reason = f"column {column!r} is not read, only {close[0]!r} is; put all values there, or rename the column"
-            findings.append(Finding((), None, reason, "warning"))
-    return findings
-
-
 def _sample(cells: Mapping[str, Any], line: int, file: Path, split: Split, answered: bool) -> Sample:
     def place(column: str) -> str:
         return f"{file}:{line}: {column}"
 
     image, question = as_text(cells["image"], place("image")), as_text(cells["question"], place("question"))
     answers = as_answers(cells["answer"], place("answer")) if answered else ("",)
+    answer_type = as_choice(cells.get("answer_type"), ANSWER_TYPES, place("answer_type")) if answered else None
     filled = {"image": image, "question": question, "answer": not answered or (all(answers) and answers)}
     for column, value in filled.items():
         if not value:
@@ -212,8 +193,7 @@ def _sample(cells: Mapping[str, Any], line: int, file: Path, split: Split, answe
         image=path,
         question=question,
         answers=answers,
-        answer_type=as_choice(cells.get("answer_type"), ANSWER_TYPES, place("answer_type"))
-        or inferred_type(answers[0]),
+        answer_type=answer_type or inferred_type(answers[0]),
         group=as_identifier(cells.get("group"), place("group")) or path.relative_to(file.parent).as_posix(),
         split=split,
         question_type=as_text(cells.get("question_type"), place("question_type")),

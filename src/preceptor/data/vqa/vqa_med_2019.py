@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from preceptor.data.findings import Finding
-from preceptor.data.identity import group_by_content, note_leaks
+from preceptor.data.groups import group_by_content, note_leaks
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut_validation

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from preceptor.data.findings import Finding
-from preceptor.data.identity import shared_contents
+from preceptor.data.groups import shared_contents
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.locations import data_folder
 from preceptor.data.splits import cut_validation

@@ -64,7 +64,7 @@ _JOINED_EXAMINATIONS = {name + number for name in _EXAMINATIONS for number in _N
     *("studyinstanceuid", "seriesinstanceuid", "hn", "mrno", "mrnumber", "medicalrecordid", "hospitalid", "chartid"),
 }
 _UNKNOWN = MISSING | {"unknown", "anonymous", "anonymised", "anonymized", "-", "?"}
-_SPLITS = {*SPLIT_NAMES, "training", "testing", "development", "tr", "va", "te"}
+_SPLITS = {*SPLIT_NAMES, "tr", "va", "te"}
 
 
 def _words(column: str) -> list[str]:
@@ -90,14 +90,15 @@ def names_patient(column: str) -> bool:
 def names_examination(column: str) -> bool:
     """Return whether a column may identify examinations, or patients in other words.
 
-    Such names are accession_number, case_no, HN, anon_id, patient_label and source_subject_id. Their values may also be
-    those of a trial, a visit, a scanner or a diagnosis. They do not decide the groups; `unused_patients` reports them.
+    Such names are accession_number, case_no, case_group, HN, anon_id, patient_label and source_subject_id. Their values
+    may also be those of a trial, a visit, a scanner or a diagnosis. They do not decide the groups; `unused_patients`
+    reports them.
     """
     words = _words(column)
     named = [word for word in words if word not in _HIDDEN]
     if names_patient(column) or not named:
         return False
-    numbers = [word for word in named if word in _NUMBERS or word in ("instance", "nbr")]
+    numbers = [word for word in named if word in _NUMBERS or word in ("instance", "nbr", "group")]
     examination = len(named) - len(numbers) == 1 and bool(_EXAMINATIONS.intersection(named))
     alone = len(named) > 1 or named[0] in ("case", "study", "accession", "exam", "病例")
     return (examination and alone) or "".join(named) in _JOINED_EXAMINATIONS or _may_name_person(set(words))
@@ -334,6 +335,46 @@ def unused_patients(column: str, values: Mapping[str, Any], rows: Sequence[Sampl
         "or make it follow the patients"
     )
     return Finding(affected, None, reason, leak=True)
+
+
+def ungrouped_images(rows: Sequence[Sample | Dialogue]) -> list[tuple[Path, Split]]:
+    """Return the images of rows and their splits if no group has several images, otherwise an empty list."""
+    images: defaultdict[str, set[Path]] = defaultdict(set)
+    for row in rows:
+        images[row.group].update(images_of(row))
+    if any(len(paths) > 1 for paths in images.values()):
+        return []
+    return [(path, row.split) for row in rows for path in images_of(row)]
+
+
+def folder_findings(images: Iterable[tuple[Path, Split]]) -> list[Finding]:
+    """Return a warning if images of one folder, or of one name in folders of their own, are in several splits.
+
+    A folder that contains all images does not count.
+
+    Args:
+        images: Image files of the rows for which neither a group nor a patient is given, with the splits of the rows.
+    """
+    splits: defaultdict[Path, set[Split]] = defaultdict(set)
+    for path, split in images:
+        splits[path].add(_trained_on(split))
+    folders: defaultdict[Path, list[Path]] = defaultdict(list)
+    names: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in splits:
+        names[path.name].append(path)
+        for folder in path.parents:
+            folders[folder].append(path)
+    alone = [[path for path in paths if len(folders[path.parent]) == 1] for paths in names.values()]
+    alike = [*(paths for paths in folders.values() if len(paths) < len(splits)), *alone]
+    if not any(len(set[Split]().union(*(splits[path] for path in paths))) > 1 for paths in alike if len(paths) > 1):
+        return []
+    repeated = sum(len(paths) > 1 for paths in names.values())
+    reason = (
+        f"no group and no patient is given for images in several folders ({repeated} file names occur in more than "
+        "one); every image is a group of its own, so that a patient with several images may be in several splits; add "
+        "group to the rows if a folder or name stands for a patient"
+    )
+    return [Finding((), None, reason, "warning")]
 
 
 def unread_splits(column: str, values: Iterable[Any]) -> Finding | None:

