@@ -17,10 +17,10 @@ if "PRECEPTOR_DATA" in os.environ:
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # No test is timed: a busy machine is no defect.
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 torch.set_num_threads(1)

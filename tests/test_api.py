@@ -111,6 +111,7 @@ def test_an_unknown_option_of_audit_is_refused(tmp_path: Path) -> None:
 
 IMAGE = QUESTION["image"]
 ARRAY = np.zeros((8, 8), np.uint8)
+PAIRS = "questions must be a list of pairs (image, question), but one of its elements is "
 
 
 def vqa() -> Any:
@@ -143,6 +144,30 @@ def segmentation() -> Any:
         (lambda: grounding().ask(IMAGE, "Where?", max_new_tokens=0), "max_new_tokens must be a whole number of 1 or"),
         (lambda: grounding().ask(IMAGE, None), "the question must be a text, not None"),
         (lambda: grounding().ask(IMAGE, "?", history=[("\ud800", "a")]), r"history contains '\ud800', which is not"),
+        (lambda: vqa().answer_many((IMAGE, "?")).__next__(), PAIRS),
+        (lambda: vqa().answer_many([IMAGE]).__next__(), PAIRS),
+        (lambda: vqa().answer_many(["ab"]).__next__(), "questions must be a list of pairs (image, question), but one "),
+        (lambda: vqa().answer_many([(IMAGE, "?", "!")]).__next__(), PAIRS),
+        (lambda: vqa().answer_many([QUESTION]).__next__(), PAIRS),
+        (lambda: vqa().answer_many([{IMAGE, "?"}]).__next__(), PAIRS),
+        (lambda: vqa().answer_many({IMAGE: "?"}), "questions must be a list of pairs (image, question), not dict"),
+        (lambda: vqa().answer_many(None), "questions must be a list of pairs (image, question), not None"),
+        (lambda: grounding().ask_many([QUESTION]).__next__(), PAIRS),
+        (lambda: grounding().ask_many(3), "questions must be a list of pairs (image, question), not 3"),
+        (lambda: grounding().ask(IMAGE, "?", history=["x"]), "history must be a list of pairs (question, answer), but"),
+        (lambda: grounding().ask(IMAGE, "?", history="xy"), "history must be a list of pairs (question, answer), not"),
+        (lambda: list(segmentation().segment_many(3)), "case must be a list, not 3"),
+        (lambda: preceptor.serve(templates() / "vqa", port="80"), "port must be a whole number, not '80'"),
+        (lambda: preceptor.serve(templates() / "vqa", token=5), "token must be a text, not 5"),
+        (lambda: preceptor.serve(templates() / "vqa", host=None), "host must be a text, not None"),
+        (lambda: preceptor.check("mhkd-demo", budget="x"), "budget must be above 0 and at most 1, not 'x'"),
+        (lambda: preceptor.check("mhkd-demo", budget=float("nan")), "budget must be above 0 and at most 1, not nan"),
+        (lambda: preceptor.cache("mhkd-demo", verify="0.1"), "verify must be from 0 to 1, not '0.1'"),
+        (lambda: preceptor.cache("mhkd-demo", verify=-1), "verify must be from 0 to 1, not -1"),
+        (lambda: preceptor.evaluate(templates() / "vqa", protocol=3), "protocol must be a text, not 3"),
+        (lambda: preceptor.compare("runs/a", protocol=3), "protocol must be a text, not 3"),
+        (lambda: preceptor.compare("runs/a", baseline=3), "baseline must be a text, not 3"),
+        (lambda: preceptor.push_to_hub(templates() / "vqa", "a/b", token=3), "token must be a text, not 3"),
         (lambda: segmentation().segment([]), "no file was given; give the files of a case, or its folder"),
         (lambda: segmentation().segment({}), "no file was given; give at least one of flair, t1"),
         (lambda: segmentation().segment({"flair": None}), "flair must be the path of a file or folder, not None"),
@@ -176,6 +201,41 @@ def test_a_wrong_argument_is_named_in_one_sentence(wrong: Callable[[], Any], say
     with pytest.raises(UserError) as error:
         wrong()
     assert str(error.value).startswith(says)
+
+
+def test_pairs_may_be_lists_rows_of_arrays_or_generated() -> None:
+    expected = vqa().answer(IMAGE, "Where?").alternatives
+    pairs: tuple[Any, ...] = (
+        [[str(IMAGE), "Where?"]],
+        np.array([[IMAGE, "Where?"]], object),
+        iter([(IMAGE, "Where?")]),
+    )
+    for questions in pairs:
+        assert [answer.alternatives for answer in vqa().answer_many(questions)] == [expected]
+
+
+def test_one_case_may_be_given_without_a_list() -> None:
+    file = templates() / "p0_flair.nii"
+    for cases in ({"flair": file}, [{"flair": file}], file, [file]):
+        (found,) = segmentation().segment_many(cases)
+        assert found.modalities == "flair"
+
+
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "a.png").write_bytes(IMAGE.read_bytes())
+    (tmp_path / "home" / "flair.nii").write_bytes((templates() / "p0_flair.nii").read_bytes())
+    preceptor.predict(templates() / "vqa", image="~/a.png", question="Where?", output="~/answers.jsonl")
+    segmentation().segment({"flair": "~/flair.nii"}).save("~/mask.nii.gz")
+    assert {"answers.jsonl", "mask.nii.gz"} <= {path.name for path in (tmp_path / "home").iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    with pytest.raises(UserError, match=f"{tmp_path}/home/none.yaml"):
+        preceptor.train("~/none.yaml")
+    (tmp_path / "~no-such-user").mkdir()
+    (tmp_path / "~no-such-user" / "a.png").write_bytes(IMAGE.read_bytes())
+    assert vqa().answer("~no-such-user/a.png", "Where?").id == "a.png"
 
 
 @pytest.mark.parametrize(

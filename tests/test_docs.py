@@ -200,6 +200,20 @@ def test_the_architecture_page_lists_the_packages() -> None:
     assert listed == packages, sorted(path.name for path in listed ^ packages)
 
 
+def test_the_home_page_and_the_navigation_list_the_same_pages() -> None:
+    config = (ROOT / "mkdocs.yml").read_text("utf-8")
+    listed = []
+    for title, path in re.findall(
+        r"^ +- (?:(.+): )?(\S+\.(?:md|ipynb))$", config.partition("\nnav:\n")[2], re.MULTILINE
+    ):
+        heading = re.match(r"# (.+)", (DOCS / path).read_text("utf-8"))
+        listed.append((title or (heading[1] if heading else ""), path))
+    home = re.findall(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", (DOCS / "index.md").read_text("utf-8"))
+    assert home == [entry for entry in listed if entry[1] not in ("index.md", "changelog.md")]
+    pages = {path.relative_to(DOCS).as_posix() for path in [*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")]}
+    assert {path for _, path in listed} == pages
+
+
 @pytest.mark.slow
 def test_the_site_builds_strictly_and_loads_nothing_from_another_host(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -152,6 +153,15 @@ def test_a_refused_upload_is_an_error_of_one_sentence(hub: Hub, run: Path) -> No
     with pytest.raises(UserError, match="someone/tiny cannot be uploaded"):
         preceptor.push_to_hub(run, "someone/tiny", token="hf_secret")
     assert hub.files == {}
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_of_one_sentence(run: Path, monkeypatch) -> None:
+    with socket.socket() as closed:  # bound, and not listening
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"someone/tiny cannot be uploaded: .*[Cc]onnection refused"):
+            preceptor.push_to_hub(run, "someone/tiny", token="hf_secret")
 
 
 def test_a_name_that_the_hub_does_not_allow(hub: Hub, run: Path) -> None:

@@ -18,7 +18,6 @@ from preceptor.statistics import (
     mcnemar,
     mean_interval,
     paired_bootstrap,
-    paired_bootstrap_runs,
     score_interval,
     welch,
     wilson,
@@ -128,7 +127,7 @@ def test_groups_of_unequal_size_by_enumeration():
 def test_runs_that_all_agree_are_one_run():
     rng = np.random.default_rng(4)
     a, b = rng.random(80) < 0.6, rng.random(80) < 0.5
-    runs = paired_bootstrap_runs(np.tile(a, (4, 1)), np.tile(b, (4, 1)), resamples=20_000)
+    runs = paired_bootstrap(np.tile(a, (4, 1)), np.tile(b, (4, 1)), resamples=20_000)
     one = paired_bootstrap(a, b, resamples=20_000)
     assert runs.mean == pytest.approx(one.mean)
     assert (runs.low, runs.high) == pytest.approx((one.low, one.high), abs=0.013)  # one question of 80
@@ -137,7 +136,7 @@ def test_runs_that_all_agree_are_one_run():
 def test_runs_with_one_question_resample_seeds_only():
     a = np.array([[0.1], [0.2], [0.6], [0.3], [0.8]])
     expected = stats.bootstrap((a[:, 0],), np.mean, n_resamples=20_000, method="percentile", rng=0)
-    interval = paired_bootstrap_runs(a, np.zeros_like(a), resamples=20_000)
+    interval = paired_bootstrap(a, np.zeros_like(a), resamples=20_000)
     assert interval.low == pytest.approx(expected.confidence_interval.low, abs=0.01)
     assert interval.high == pytest.approx(expected.confidence_interval.high, abs=0.01)
 
@@ -146,9 +145,9 @@ def test_more_resamples_than_fit_at_once(monkeypatch):
     """The chunks change nothing but the memory: interval and p stay those of one large draw, up to sampling error."""
     rng = np.random.default_rng(5)
     a, b = rng.random((3, 60)) < 0.6, rng.random((3, 60)) < 0.5
-    whole = paired_bootstrap_runs(a, b)
+    whole = paired_bootstrap(a, b)
     monkeypatch.setattr("preceptor.statistics._ELEMENTS_AT_ONCE", 7 * 60)
-    chunked = paired_bootstrap_runs(a, b)
+    chunked = paired_bootstrap(a, b)
     assert (chunked.low, chunked.high) == pytest.approx((whole.low, whole.high), abs=0.01)
 
 
@@ -194,7 +193,7 @@ def test_coverage_of_runs_with_seed_effects():
         gain = 0.05 + 0.04 * rng.standard_normal(5)
         a = np.clip(0.15 + 0.6 * skill + gain[:, None], 0, 1) > rng.random((5, 200))
         b = np.clip(0.15 + 0.6 * skill, 0, 1) > rng.random((5, 200))
-        runs = paired_bootstrap_runs(a, b, resamples=400, seed=repeat)
+        runs = paired_bootstrap(a, b, resamples=400, seed=repeat)
         mean = paired_bootstrap(a.mean(0), b.mean(0), resamples=400, seed=repeat)
         covered["runs"] += runs.low <= 0.05 <= runs.high
         covered["questions"] += mean.low <= 0.05 <= mean.high

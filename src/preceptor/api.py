@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preceptor import tasks
-from preceptor.arguments import as_list, as_output_folder, as_path, as_positive, as_text
+from preceptor.arguments import (
+    as_integer,
+    as_list,
+    as_optional_text,
+    as_output_folder,
+    as_path,
+    as_positive,
+    as_share,
+    as_text,
+)
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError, nearest
 from preceptor.extension import reference_to, require_trust
@@ -227,6 +236,7 @@ def serve(
         raise UserError(f"serving needs {error.name}: pip install 'preceptor[serve]'") from None
     if not folders:
         raise UserError("no model was given; give the folder of a run, a stage or a model")
+    host, port, token = as_text(host, "host"), as_integer(port, "port"), as_optional_text(token, "token")
     for folder in folders:
         _trusted_model(folder, trust_remote_code)
     _require_device(device)
@@ -275,6 +285,7 @@ def evaluate(
     from preceptor.pipeline.run_dir import stage_folder
 
     folder = None if output is None else as_output_folder(output, "output")
+    protocol = as_optional_text(protocol, "protocol")
     model, task = _trusted_model(run, trust_remote_code)
     if recipe is None:
         stage = stage_folder(model, Path(run))
@@ -324,9 +335,7 @@ def check(
     keep_offline()
     if teacher is None and students:
         raise UserError("students are compared with a teacher; give --teacher RUN, too")
-    seeds = as_positive(seeds, "seeds")
-    if not 0 < budget <= 1:
-        raise UserError(f"budget must be above 0 and at most 1, not {budget:g}")
+    seeds, budget = as_positive(seeds, "seeds"), as_share(budget, "budget", positive=True)
     if str(data).endswith((".csv", ".jsonl")):
         raw = {"task": "vqa", "name": Path(data).stem, "data": {"name": "table", "root": str(data)}}
         apply_overrides(raw, _override_texts(overrides), str(data))
@@ -349,8 +358,9 @@ def cache(recipe: str | Path | BaseRecipe, overrides: Overrides = (), *, verify:
     """Build the teacher cache of a recipe if it is missing or stale. With `verify > 0`, verify that fraction instead.
 
     Raises:
-        UserError: the recipe has no teacher to cache, or the teacher is not trained yet.
+        UserError: the recipe has no teacher to cache, the teacher is not trained yet, or `verify` is not a share.
     """
+    verify = as_share(verify, "verify")
     resolved = _resolve(recipe, overrides)
     resolved.require_teacher_cache()
     check_paths(resolved)
@@ -398,6 +408,7 @@ def compare(
     """
     places = [as_path(run, "run") for run in as_list(runs, "runs")]
     folder = as_output_folder(output, "output")
+    baseline, protocol = as_optional_text(baseline, "baseline"), as_optional_text(protocol, "protocol")
     from preceptor.comparison.run import compare_runs, write_comparison
 
     comparison = compare_runs(places, baseline=baseline, protocol=protocol)
@@ -508,7 +519,8 @@ def push_to_hub(run: str | Path, repo_id: str, *, private: bool = True, token: s
     from preceptor.hub import push_folder
     from preceptor.pipeline.run_dir import model_folder
 
-    return push_folder(model_folder(as_path(run, "run")), as_text(repo_id, "repo_id"), private=private, token=token)
+    folder, name = model_folder(as_path(run, "run")), as_text(repo_id, "repo_id")
+    return push_folder(folder, name, private=private, token=as_optional_text(token, "token"))
 
 
 def keep_offline(allow_downloads: bool = False) -> None:
@@ -566,7 +578,7 @@ def _resolve(recipe: str | Path | Mapping[str, Any] | BaseRecipe, overrides: Ove
         raw = dict(recipe)
         apply_overrides(raw, texts, "the recipe")
         return tasks.recipe_from(raw, "the recipe")
-    return tasks.load_recipe(str(recipe), texts)
+    return tasks.load_recipe(os.path.expanduser(str(recipe)), texts)
 
 
 def _override_texts(overrides: Overrides) -> list[str]:

@@ -148,7 +148,7 @@ class TrainConfig(Section):
     """Trackers that receive metrics in addition to `metrics.jsonl`; each needs its own package."""
 
     @model_validator(mode="after")
-    def _stops(self) -> TrainConfig:
+    def _validate_patience(self) -> TrainConfig:
         if self.select == "last" and self.patience:
             raise ValueError(
                 "select=last keeps the last step, so there is nothing for patience to wait for: set one of them"
@@ -225,7 +225,8 @@ class BaseRecipe(Section):
     resume: Literal["auto", "never"] = "auto"
     """`auto`: resume from the newest valid checkpoint. `never`: delete the earlier results of the stages first."""
     allow_downloads: bool = False
-    """Allow models to be downloaded from a hub. Otherwise the network is never used."""
+    """Allow models to be downloaded from a hub. Otherwise nothing is downloaded. This key has no effect on trackers
+    with a server, `teach --endpoint`, `serve` and `preceptor.push_to_hub`, which use the network in any case."""
     data: Any
     """Which data are read, and how."""
     method: Any

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from preceptor.errors import UserError
 
@@ -41,7 +42,7 @@ def find_pretrained(name: str, *, allow_downloads: bool) -> str | None:
 
     Args:
         name: ``package:NAME/FOLDER`` for a folder inside an installed Python package, the path of a folder, or the name
-            of a model on the hub.
+            of a model on the hub. ``~`` is the home folder.
         allow_downloads: Whether a hub model may be downloaded. Otherwise it must be in the local hub cache.
     """
     if name.startswith("package:"):
@@ -51,6 +52,7 @@ def find_pretrained(name: str, *, allow_downloads: bool) -> str | None:
             if (Path(root) / inner / "config.json").is_file():
                 return str(Path(root) / inner)
         return None
+    name = os.path.expanduser(name)
     if (Path(name) / "config.json").is_file():
         return name
     if is_local(name) or name.count("/") > 1:
@@ -100,6 +102,8 @@ def push_folder(folder: Path, repo_id: str, *, private: bool = True, token: str 
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    # OSError, and the error of the library that sends the requests, which is raised without a network.
+    failures: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OfflineModeIsEnabled, ValueError)
     api = HfApi(token=token)
     try:
         with online():
@@ -107,8 +111,8 @@ def push_folder(folder: Path, repo_id: str, *, private: bool = True, token: str 
             commit = api.upload_folder(
                 folder_path=folder, repo_id=repo_id, commit_message="Upload model with Preceptor"
             )
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        raise UserError(f"{repo_id} cannot be uploaded: {error}") from error
+    except failures as error:
+        raise UserError(f"{repo_id} cannot be uploaded: {str(error) or type(error).__name__}") from error
     return commit.commit_url
 
 

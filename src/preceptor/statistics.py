@@ -138,7 +138,7 @@ def compare_scores(
         over_seeds = mean_interval((x - y).mean(axis=1).tolist())
     elif fewest > 1:
         over_seeds = welch(x.mean(axis=1).tolist(), y.mean(axis=1).tolist())
-    draw = paired_bootstrap_runs if paired else bootstrap_unpaired_seeds
+    draw = paired_bootstrap if paired else bootstrap_unpaired_seeds
     bootstrap = draw(x, y, resamples=resamples, groups=apart)
     exact = len(x) == len(y) == 1 and _binary(x, y)
     p_mcnemar = mcnemar(x[0], y[0], apart) if exact else None
@@ -182,7 +182,7 @@ def score_interval(
     if _binary(x) and (len(x) == 1 or same):
         return wilson_clustered(x[0], apart)
     zeros = np.zeros_like(x)
-    bootstrap = paired_bootstrap_runs(x, zeros, resamples=resamples, groups=apart)
+    bootstrap = paired_bootstrap(x, zeros, resamples=resamples, groups=apart)
     low, high = _hull(bootstrap, crossed_test(x, zeros, paired=True, groups=apart))
     return Interval(float(x.mean()), max(0.0, low), min(1.0, high))
 
@@ -210,42 +210,20 @@ def paired_bootstrap(
     level: float = 0.95,
     groups: Sequence[Hashable] | None = None,
 ) -> Interval:
-    """Return the mean of a - b over the same units with its percentile bootstrap interval.
-
-    Args:
-        a: (n,) scores of a model, for example 0 or 1 for wrong and right answers.
-        b: (n,) scores of the other model on the same units in the same order.
-        resamples: number of bootstrap samples.
-        seed: of the random numbers.
-        level: of the interval.
-        groups: (n,) the group of each unit, such as its image. Whole groups are then drawn, because their units are
-            not independent (cluster bootstrap, Field and Welsh 2007).
-    """
-    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    return paired_bootstrap_runs(x[None], y[None], resamples=resamples, seed=seed, level=level, groups=groups)
-
-
-def paired_bootstrap_runs(
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-    level: float = 0.95,
-    groups: Sequence[Hashable] | None = None,
-) -> Interval:
     """Return the mean of a - b over training seeds and units, with an interval that covers both.
 
-    `a`, `b`: (seeds, n). Row s of both was trained with the same seed; column q is the same unit everywhere. Each
-    resample draws seeds and, independently, units (or whole `groups`) with replacement: the pigeonhole bootstrap for
+    `a`, `b`: (seeds, n), or (n,) for one seed. Row s of both was trained with the same seed; column q is the same unit
+    everywhere. Each resample draws seeds and, independently, units with replacement: the pigeonhole bootstrap for
     crossed factors (Owen 2007, Annals of Applied Statistics 1:386-411). p is 2 min(P(d* <= 0), P(d* >= 0)), with one
-    resample added so that it is never 0.
+    resample added so that it is never 0. `groups` are those of the units, (n,), such as their images: whole groups are
+    then drawn, because their units are not independent (cluster bootstrap, Field and Welsh 2007).
 
     The interval is conservative if single units vary between seeds, because that variance counts twice. It is too
     narrow if whole seeds differ: few draws understate their variance by (seeds - 1) / seeds.
     """
     assert np.shape(a) == np.shape(b), f"two models on the same questions, not {np.shape(a)} and {np.shape(b)}"
-    return _bootstrap([np.asarray(a, dtype=float) - np.asarray(b, dtype=float)], resamples, seed, level, groups)
+    differences_SN = np.atleast_2d(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+    return _bootstrap([differences_SN], resamples, seed, level, groups)
 
 
 def bootstrap_unpaired_seeds(
@@ -259,7 +237,7 @@ def bootstrap_unpaired_seeds(
 ) -> Interval:
     """Return the mean of a - b on the same units if the seeds of `a` are not those of `b`.
 
-    `a`: (seeds of a, n), `b`: (seeds of b, n). As `paired_bootstrap_runs`, but the seeds of `a` and `b` are drawn
+    `a`: (seeds of a, n), `b`: (seeds of b, n). As `paired_bootstrap`, but the seeds of `a` and `b` are drawn
     independently; only the units are paired. A model with one seed adds no variance of seeds.
     """
     assert np.shape(a)[1] == np.shape(b)[1], f"the same questions, not {np.shape(a)} and {np.shape(b)}"
@@ -379,7 +357,7 @@ def crossed_test(
     the method of Dorfman, Berbaum and Metz (1992, Investigative Radiology 27:723-731) with the degrees of freedom of
     Hillis (2007, Statistics in Medicine 26:596-619), applied to the scores themselves. The variance of the mean is
     that of the seeds' means plus that of the units' means minus their common residual. If seeds differ it is a t test
-    over the seeds; if they do not, it has the power of all units. So it is exact where `paired_bootstrap_runs` is too
+    over the seeds; if they do not, it has the power of all units. So it is exact where `paired_bootstrap` is too
     narrow: few seeds, many units.
 
     With `groups`, the (n,) groups of the units, each group enters as one unit, by its linearised contribution to the

@@ -13,6 +13,7 @@ from preceptor.errors import UserError
 from preceptor.grounding.score import _text
 from preceptor.pipeline.run_dir import read_predictions, read_results
 from tests.command_line import call
+from tests.fuzz.model_folders import templates
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
@@ -29,6 +30,37 @@ def test_the_home_folder_of_an_output_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     assert expand_home(Path("~/out")) == Path("/home/someone/out")
     assert expand_home(None) is None
+
+
+def test_the_home_folder_of_an_input_is_expanded(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name, source in (("a.png", "image.png"), ("flair.nii", "p0_flair.nii")):
+        (home / name).write_bytes((templates() / source).read_bytes())
+    (home / "t.jsonl").write_text('{"image": "a.png", "question": "Where?"}\n')
+    vqa, segmentation = templates() / "vqa", templates() / "segmentation"
+    for arguments in (
+        (vqa, "--image=~/a.png", "--question", "Where?"),
+        (vqa, "--table=~/t.jsonl"),
+        (segmentation, "--case=~/flair.nii", "--output=~/a"),
+        (segmentation, "flair=~/flair.nii", "--output=~/b"),
+    ):
+        code, _, err = call("predict", *arguments)
+        assert code == 0, err
+    assert {"a", "b"} <= {path.name for path in home.iterdir()}
+    for arguments in (
+        ("predict", vqa, "--image=~/none", "--question", "Where?"),
+        ("audit", "slake", "--root=~/none"),
+        ("audit", "slake", "--against", "vqa-rad", "--against-root=~/none"),
+        ("serve", vqa, "--token-file=~/none"),
+    ):
+        code, _, err = call(*arguments)
+        assert (code, f"'{home}/none' does not exist" in err) == (2, True), err
+    code, _, err = call("doctor", "mhkd-demo", "--teacher=~/a.png")
+    assert (code, f"Directory '{home}/a.png' is a file" in err) == (2, True), err
+    code, _, err = call("export", vqa, "--output=~/c", "--table=~/a")
+    assert (code, f"File '{home}/a' is a directory" in err) == (2, True), err
 
 
 @pytest.mark.parametrize("data", [b"null", b"[1]", b"{", b"\xff", b"1", b"[" * 100_000])

@@ -36,6 +36,7 @@ from tests.fuzz.model_folders import templates
 
 TASKS = ("vqa", "segmentation", "grounding")
 QUESTION = "Where is the disc?"
+FORM = "application/x-www-form-urlencoded"
 PATIENT = "DOE_JANE_19700101"
 
 
@@ -199,6 +200,42 @@ def test_a_dicom_series_can_be_shown(served: TestClient, tmp_path: Path) -> None
     voxels, geometry = read_series(tmp_path)
     assert np.array_equal(image.get_fdata(), voxels)
     assert np.allclose(image.affine, geometry.affine)
+
+
+def test_other_files_of_a_series_are_ignored_and_reported_as_by_predict(served: TestClient, tmp_path: Path) -> None:
+    write_slices(tmp_path, slices_of(noise((16, 16, 16))))
+    slices = [("flair", (path.name, path.read_bytes())) for path in sorted(tmp_path.iterdir())]
+    names = [f"{PATIENT}.JSON", "DICOMDIR", "notes.txt"]
+    others = [("flair", (name, b"{}")) for name in names]
+    found = served.post("/v1/segment", files=[others[0], *slices, *others[1:]])
+    assert found.status_code == 200, found.text
+    (warning,) = found.json()["warnings"]
+    assert "3 files that are not DICOM were ignored" in warning
+    assert PATIENT not in found.text
+    alone = served.post("/v1/segment", files=slices).json()
+    assert (alone["volumes_ml"], alone["warnings"]) == (found.json()["volumes_ml"], [])
+    for name in ("slice", "slice.dcm", "1.2.840.3"):
+        damaged = served.post("/v1/segment", files=[*slices, ("flair", (name, b"{}" * 200))])
+        assert (damaged.status_code, "not a DICOM file" in damaged.text) == (422, True), damaged.text
+
+
+def test_several_files_of_a_contrast_are_one_series(served: TestClient, volumes: dict[str, bytes]) -> None:
+    found = served.post("/v1/segment", files=[("flair", (name, data)) for name, data in volumes.items()])
+    assert found.status_code == 422
+    assert found.json()["detail"].startswith("flair has 2 files, and one of them is NIfTI; give one NIfTI file")
+
+
+@pytest.mark.parametrize("text", ["t1+flair", "t1,flair", "t1 flair", " t1, flair "])
+def test_contrasts_may_be_separated_as_a_form_writes_them(
+    served: TestClient, volumes: dict[str, bytes], text: str
+) -> None:
+    case = served.post("/v1/segment", files=upload(volumes)).json()["case"]
+    found = served.post("/v1/segment", data={"case": case, "modalities": text})
+    assert found.json()["modalities"] == "flair+t1"
+    refused = served.post("/v1/segment", data={"case": case, "modalities": "t1,t2"})
+    assert refused.json()["detail"] == "the case has no t2; it has flair, t1"
+    raw = {"content": f"case={case}&modalities=t1+flair", "headers": {"content-type": FORM}}
+    assert served.post("/v1/segment", **raw).json()["modalities"] == "flair+t1"
 
 
 def test_models_are_described(served: TestClient) -> None:
@@ -400,6 +437,14 @@ def test_pages_of_other_sites_cannot_use_the_server(served: TestClient, headers:
     assert served.get("/v1/models", headers=headers).status_code == status
 
 
+def test_the_page_works_behind_a_proxy_that_passes_on_the_host() -> None:
+    headers = {"origin": "https://ai.example:8443", "authorization": f"Bearer {'a' * 20}"}
+    with client("vqa", token="a" * 20) as served:
+        assert served.get("/v1/models", headers={**headers, "host": "ai.example:8443"}).status_code == 200
+        refused = served.get("/v1/models", headers={**headers, "host": "127.0.0.1:8000"})
+    assert (refused.status_code, "a proxy in front of it must pass on the header Host" in refused.text) == (403, True)
+
+
 def test_a_token_guards_the_api_and_not_the_health_check() -> None:
     token = "a" * 20
     with client("segmentation", token=token) as opened:
@@ -443,7 +488,7 @@ def test_a_model_that_cannot_be_loaded_is_reported_without_its_path(
 
 def test_the_other_models_answer_when_one_cannot_be_loaded(tmp_path: Path, image: bytes) -> None:
     models = with_damaged(tmp_path)
-    assert not models.hopeless
+    assert not models.all_failed
     with TestClient(create_app(models), base_url="http://127.0.0.1") as opened:
         data = {"question": QUESTION, "model": "whole"}
         assert opened.post("/v1/answer", files={"image": ("x", image)}, data=data).status_code == 200

@@ -7,7 +7,8 @@ import io
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,100 @@ def test_a_folder_of_dicom_series_is_a_volume_for_each_folder(page: Any, tmp_pat
     page.click("#segmentation button[type=submit]")
     page.wait_for_selector("canvas[data-shown=flair]")
     assert "Segmented from flair, t1." in page.locator("#segmentation .message").first.inner_text()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_files_that_are_no_slices_by_their_names_are_not_used(page: Any, tmp_path: Path, whole: bool) -> None:
+    write_slices(tmp_path / "case" / "flair", slices_of(noise((16, 16, 16))))
+    for name in ("series.json", "DICOMDIR", "report.PDF"):
+        (tmp_path / "case" / "flair" / name).write_bytes(b"{}")
+    if whole:
+        page.set_input_files("#segmentation-folder", str(tmp_path / "case"))
+        playwright.expect(page.locator(".found .volume label")).to_have_text(["flair (16 files)"])
+    else:
+        page.set_input_files("#file-flair", [str(path) for path in (tmp_path / "case" / "flair").iterdir()])
+    page.click("#segmentation button[type=submit]")
+    says = "Segmented from flair. Not used, because they are no images by their names: 3 of the files."
+    playwright.expect(page.locator("#segmentation form .message")).to_have_text(says)
+    assert page.locator(".warnings li").all_inner_texts() == [], "they were not sent"
+
+
+class Renamed:
+    """The segmentation model of the template with another name for its region."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.modalities, self.config = model, model.modalities, model.config
+        self.max_voxels = model.max_voxels
+        self.regions = {"core": model.regions["whole"]}
+
+    def segment(self, *arguments: Any, **options: Any) -> Any:
+        found = self.model.segment(*arguments, **options)
+        return replace(
+            found, regions=self.regions, volumes_ml={"core": 7.0}, expected_dice=None, expected_dice_of_all=None
+        )
+
+
+def held_requests(page: Any, path: str) -> list[Any]:
+    """Return the list of requests to a path; they are held until the test continues them."""
+    held: list[Any] = []
+    page.route(f"**{path}", lambda route: held.append(route))
+    return held
+
+
+def wait_until(page: Any, condition: Callable[[], Any]) -> None:
+    while not condition():
+        page.wait_for_timeout(20)
+
+
+def test_a_change_of_the_model_aborts_the_request_to_the_other_one(browser: Any, tmp_path: Path) -> None:
+    loaded: list[Any] = []
+
+    def load(folder: Path) -> Any:
+        loaded.append(api.load(folder))
+        return loaded[-1] if len(loaded) == 1 else Renamed(loaded[-1])
+
+    models = {"first": "segmentation", "second": "segmentation"}
+    with running(models, load) as address, page_of(browser, address) as page:
+        page.wait_for_selector("#segmentation fieldset:not([disabled])")
+        message, files = page.locator("#segmentation form .message"), case_files(tmp_path, "flair", "t1")
+        held = held_requests(page, "/v1/segment")
+        page.set_input_files("#file-flair", files[0])
+        page.click("#segmentation button[type=submit]")
+        wait_until(page, lambda: held)
+        page.select_option("#segmentation-model", "second")
+        playwright.expect(message).to_have_text("Cancelled.")
+        with suppress(playwright.Error):  # Chromium has dropped it
+            held[0].continue_()
+        page.unroute("**/v1/segment")
+        page.wait_for_timeout(1000)
+        assert page.is_hidden("#segmentation .case")
+        page.set_input_files("#file-flair", files[0])
+        page.click("#segmentation button[type=submit]")
+        page.wait_for_selector("canvas[data-shown=flair]")
+        assert shown_numbers(page) == {"core": ["7.00", "unknown", "unknown"]}
+        held = held_requests(page, "/v1/cases/**")
+        page.select_option("#segmentation-model", "first")  # hides the case
+        page.set_input_files("#file-t1", files[1])
+        page.click("#segmentation button[type=submit]")
+        wait_until(page, lambda: held)
+        assert list(shown_numbers(page)) == ["whole"]
+
+
+def test_a_change_of_the_question_or_the_image_aborts_the_request(page: Any, tmp_path: Path) -> None:
+    Image.new("L", (30, 20), 99).save(tmp_path / "other.png")
+    held = held_requests(page, "/v1/answer")
+    message = page.locator("#vqa .message")
+    changes = (
+        lambda: page.fill("#vqa-question", "Another?"),
+        lambda: page.set_input_files("#vqa-image", str(tmp_path / "other.png")),
+    )
+    for number, change in enumerate(changes, 1):
+        ask(page, "vqa", "Where is the disc?")
+        wait_until(page, lambda number=number: len(held) >= 2 * number)  # of both models
+        playwright.expect(message).to_have_text("Waiting for the answer …")
+        change()
+        playwright.expect(message).to_have_text("Cancelled.")
+    assert page.is_hidden("#vqa .columns")
 
 
 def test_two_volumes_of_a_contrast_and_no_volume_are_sentences(page: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from preceptor.serving.jobs import Full, JobQueue, Late
+from preceptor.serving.jobs import JobQueue, QueueFull, RequestTimeout
 
 
 def test_jobs_run_one_at_a_time_and_in_order() -> None:
@@ -34,7 +34,7 @@ def test_a_full_queue_refuses_and_recovers() -> None:
     async def main() -> None:
         jobs = [asyncio.create_task(queue.run(gate.wait)) for _ in range(2)]
         await asyncio.sleep(0.05)
-        with pytest.raises(Full):
+        with pytest.raises(QueueFull):
             await queue.run(gate.wait)
         gate.set()
         await asyncio.gather(*jobs)
@@ -48,7 +48,7 @@ def test_a_late_job_gives_up_and_its_place_is_free_when_it_ends() -> None:
     queue, gate = JobQueue(1, 0.05), threading.Event()
 
     async def main() -> None:
-        with pytest.raises(Late):
+        with pytest.raises(RequestTimeout):
             await queue.run(gate.wait)
         assert queue.waiting == 1  # it still uses the processors
         gate.set()

@@ -18,7 +18,7 @@ import pytest
 from preceptor import api
 from preceptor.errors import UserError
 from preceptor.serving.app import Limits
-from preceptor.serving.uploads import _SHARED_MEMORY, Cases, Crowded, Scratch
+from preceptor.serving.uploads import _SHARED_MEMORY, Cases, Scratch, TooManyCases
 from tests.fuzz.case_tables import nifti
 from tests.serving.server import running
 from tests.serving.test_disconnect import wait_for
@@ -69,7 +69,7 @@ def test_a_case_is_refused_when_all_are_in_use_and_their_number_stays_bounded(sc
     kept = [upload(cases), upload(cases)]
     with ExitStack() as use:
         made = [use.enter_context(cases.new()) for _ in kept]
-        with pytest.raises(Crowded), cases.new():
+        with pytest.raises(TooManyCases), cases.new():
             pass
         assert len(folders(cases)) == 4
         for id in made:

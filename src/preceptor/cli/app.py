@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from preceptor.cli import data, exporting, inference, options, recipes, results, serving, teach, teaching, training
+from preceptor.cli import (
+    cache,
+    data,
+    exporting,
+    inference,
+    new_vlm,
+    options,
+    recipes,
+    results,
+    serving,
+    teach,
+    training,
+)
 from preceptor.cli.errors import exit_with, flush_stdout, print_any_character
 
 EXAMPLES = """\
@@ -66,9 +78,9 @@ for verb, examples in (
     (results.report, results.REPORT_EXAMPLES),
     (data.doctor, data.DOCTOR_EXAMPLES),
     (data.audit, data.AUDIT_EXAMPLES),
-    (teaching.cache, teaching.CACHE_EXAMPLES),
+    (cache.cache, cache.CACHE_EXAMPLES),
     (teach.teach, teach.EXAMPLES),
-    (teaching.new_vlm, teaching.NEW_VLM_EXAMPLES),
+    (new_vlm.new_vlm, new_vlm.NEW_VLM_EXAMPLES),
 ):
     app.command(cls=options.Verb, epilog=examples)(verb)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from preceptor import api
+from preceptor.arguments import as_path
 from preceptor.cli import options
 from preceptor.cli.results import show_results
 from preceptor.cli.terminal import log_to_stderr, notes, say, sentence, show_progress
@@ -187,11 +188,12 @@ def files_by_modality(texts: list[str]) -> dict[str, Path]:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise UserError(f"{text!r} must look like MODALITY=PATH")
-        if not Path(path).exists():
+        file = as_path(path, name)
+        if not file.exists():
             raise UserError(f"{text}: there is no such file or folder")
         if name in files:
             raise UserError(f"the modality {name} is given twice")
-        files[name] = Path(path)
+        files[name] = file
     return files
 
 

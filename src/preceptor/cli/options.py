@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from preceptor import arguments
+
 Recipe = Annotated[
     str,
     typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, path of a YAML file, or a run folder."),
@@ -47,7 +49,7 @@ class Verb(TyperCommand):
 
 def expand_home(path: Path | None) -> Path | None:
     """Replace ``~`` by the home folder: a shell does not do it in ``--output=~/folder``."""
-    return None if path is None else path.expanduser()
+    return None if path is None else arguments.expand_home(path)
 
 
 def output_folder(help: str) -> Any:
@@ -61,5 +63,20 @@ def output_file(help: str) -> Any:
 
 
 def existing(metavar: str, help: str, *, file: bool = True, folder: bool = True) -> Any:
-    """Return an option for a path that must exist."""
-    return typer.Option(metavar=metavar, exists=True, file_okay=file, dir_okay=folder, help=help)
+    """Return an option for a path, or for several, that must exist. ``~`` is expanded before that is checked."""
+    kind = "Path" if file and folder else "File" if file else "Directory"
+
+    def check(value: Path | list[Path] | None) -> Path | list[Path] | None:
+        if isinstance(value, list | tuple):
+            return [require(path) for path in value]
+        return None if value is None else require(value)
+
+    def require(given: Path) -> Path:
+        path = arguments.expand_home(given)
+        if not path.exists():
+            raise typer.BadParameter(f"{kind} '{path}' does not exist.")
+        if not (folder if path.is_dir() else file):
+            raise typer.BadParameter(f"{kind} '{path}' is a {'directory' if path.is_dir() else 'file'}.")
+        return path
+
+    return typer.Option(metavar=metavar, help=help, callback=check)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from preceptor.errors import UserError
-from preceptor.training.trackers import read_metrics
+from preceptor.training.metrics_file import read_metrics
 
 ORDER = ("teacher", "baseline", "guided", "distilled", "clinkd")
 TITLES = {"teacher": "Teacher", "baseline": "Baseline", "distilled": "Distilled"}

@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -32,11 +33,11 @@ from preceptor.data.volumes import Reader
 from preceptor.errors import UserError, nearest, printable
 from preceptor.grounding.settings import as_modality
 from preceptor.os_errors import describe_os_error
-from preceptor.serving.jobs import Full, JobQueue, Late
+from preceptor.serving.jobs import JobQueue, QueueFull, RequestTimeout
 from preceptor.serving.models import ServedModels
 from preceptor.serving.pages import add_pages
 from preceptor.serving.security import Guard
-from preceptor.serving.uploads import Cases, Crowded, Scratch, save_image, save_volume
+from preceptor.serving.uploads import Cases, Scratch, TooManyCases, save_image, save_volume
 
 NOTICE = "For research only. Not a medical device; not for diagnosis or treatment."
 
@@ -90,7 +91,10 @@ _SEGMENT_BODY = {
                         "files of a DICOM series",
                     },
                     "case": {"type": "string", "description": "instead of files: id of an uploaded case"},
-                    "modalities": {"type": "string", "description": "contrasts to use, such as flair+t1; default: all"},
+                    "modalities": {
+                        "type": "string",
+                        "description": "contrasts to use, such as flair+t1 or flair,t1; default: all",
+                    },
                     "post": {"type": "boolean", "description": "whether to post-process the mask"},
                     "model": {"type": "string", "description": "default: the first segmentation model"},
                 },
@@ -155,9 +159,9 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         """
         try:
             return await unless_disconnected(request, queue.run(function))
-        except Full:
+        except QueueFull:
             raise Refused(503, f"{limits.waiting} requests are waiting; try again later") from None
-        except Late:
+        except RequestTimeout:
             raise Refused(504, f"the answer took longer than {limits.seconds:g} s") from None
         except (UserError, OSError, MemoryError, RuntimeError) as error:
             if (found := refusal(error, 422, folder)) is None:
@@ -268,14 +272,17 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
                 if files:
                     try:
                         id = use.enter_context(cases.new())  # removed if this request fails
-                    except Crowded:
+                    except TooManyCases:
                         raise Refused(503, f"{limits.cases} cases are in use; try again later") from None
                     available = await save_files(id, files, served.modalities)
                     cases.add(id, available)
                 else:
                     id = fields["case"]
                     available = use.enter_context(case(id, 422))
-            chosen = [name for name in fields.get("modalities", "").split("+") if name] or list(available)
+            names = fields.get("modalities", "")
+            chosen = [name for name in names.split("+") if name] or list(available)
+            if not set(chosen) <= set(available):  # in a urlencoded form, + means a blank
+                chosen = re.split(r"[+,\s]+", names.strip())
             if unknown := sorted(set(chosen) - set(available)):
                 raise Refused(422, f"the case has no {unknown[0]}; it has {', '.join(available)}")
             key = mask_key(fields.get("model", ""), chosen, post)

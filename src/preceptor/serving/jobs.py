@@ -9,11 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 
-class Full(Exception):
+class QueueFull(Exception):
     """The queue has no free place."""
 
 
-class Late(Exception):
+class RequestTimeout(Exception):
     """A computation was not finished in time."""
 
 
@@ -22,7 +22,7 @@ class JobQueue:
 
     Args:
         most_waiting: Number of functions that may wait or run at a time.
-        seconds: Time after which `run` raises `Late`. A function that has begun is not interrupted.
+        seconds: Time after which `run` raises `RequestTimeout`. A function that has begun is not interrupted.
     """
 
     def __init__(self, most_waiting: int, seconds: float) -> None:
@@ -35,20 +35,20 @@ class JobQueue:
         """Return the result of a function. If the caller is cancelled, a function that still waits is dropped.
 
         Raises:
-            Full: `most_waiting` functions wait or run already.
-            Late: the result is not there after `seconds`.
+            QueueFull: `most_waiting` functions wait or run already.
+            RequestTimeout: the result is not there after `seconds`.
             Exception: the error of the function.
         """
         with self._lock:
             if self.waiting >= self.most_waiting:
-                raise Full
+                raise QueueFull
             self.waiting += 1
         job = self._thread.submit(function, *arguments)
         job.add_done_callback(self._leave)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(job), self.seconds)
         except TimeoutError:
-            raise Late from None
+            raise RequestTimeout from None
 
     def _leave(self, job: Future[Any]) -> None:
         with self._lock:

@@ -71,7 +71,7 @@ class ServedModels:
         return self.loaded and not self.errors
 
     @property
-    def hopeless(self) -> bool:
+    def all_failed(self) -> bool:
         """Whether no model can be loaded at all."""
         return self.loaded and not self._models
 

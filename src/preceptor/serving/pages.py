@@ -13,6 +13,8 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 
+from preceptor.data.dicom_series import OTHER_ENDINGS
+
 # A page loads its own files and asks this server, nothing else. Pictures are data: URLs of the API and blob: URLs of
 # chosen files; Swagger UI and NiiVue have icons and a font in data: URLs. Neither needs WebAssembly, workers, eval or
 # inline styles.
@@ -48,7 +50,7 @@ def add_pages(app: FastAPI, tasks: Mapping[str, str], *, notice: str, token: boo
 
     @app.get("/", include_in_schema=False)
     def home() -> Response:
-        return page("home.html.j2", models=models, token=token)
+        return page("home.html.j2", models=models, token=token, other_endings=OTHER_ENDINGS)
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> Response:

@@ -67,7 +67,10 @@ class Guard:
             return 400, "this server answers on 127.0.0.1 only; start it with a token to use it by another name"
         origin = headers.get("origin")
         if origin is not None and _split(origin).netloc != host:
-            return 403, "pages of other sites cannot use this server"
+            return (
+                403,
+                "pages of other sites cannot use this server; a proxy in front of it must pass on the header Host",
+            )
         if self.token is not None and path.startswith("/v1"):
             given = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self.token.encode()):

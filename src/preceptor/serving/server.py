@@ -44,8 +44,8 @@ def serve(
     logging.getLogger("uvicorn.error").addFilter(lambda record: not _INTERRUPTION.search(record.getMessage()))
     listening = listen(host, port)
 
-    async def stop_if_hopeless() -> None:
-        server.should_exit = server.should_exit or models.hopeless
+    async def stop_if_all_failed() -> None:
+        server.should_exit = server.should_exit or models.all_failed
 
     config = uvicorn.Config(
         app,
@@ -55,7 +55,7 @@ def serve(
         timeout_keep_alive=10,
         backlog=MOST_WAITING_CONNECTIONS,
         h11_max_incomplete_event_size=2**16,
-        callback_notify=stop_if_hopeless,
+        callback_notify=stop_if_all_failed,
         timeout_notify=1,
     )
     server = uvicorn.Server(config)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from starlette.datastructures import UploadFile
 
+from preceptor.data.dicom_series import OTHER_ENDINGS
 from preceptor.errors import UserError
 from preceptor.files import LockedError, lock
 
@@ -88,17 +89,31 @@ async def save_image(upload: UploadFile, folder: Path, number: int = 1) -> Path:
 
 
 async def save_volume(uploads: Sequence[UploadFile], folder: Path, modality: str) -> Path:
-    """Write the NIfTI file of a modality, or the files of a DICOM series into a folder; return its path."""
+    """Write the NIfTI file of a modality, or the files of a DICOM series into a folder; return its path.
+
+    Of the names that the client gives, nothing is kept but an ending by which the reader ignores a file of a series.
+
+    Raises:
+        UserError: there are several files and one of them is NIfTI, or a single one is neither NIfTI nor DICOM.
+    """
     first = folder / modality
     if len(uploads) > 1:
         first.mkdir()
         for number, upload in enumerate(uploads):
-            await _write(upload, first / f"{number:05}.dcm")
+            path = first / f"{number:05}.dcm"
+            await _write(upload, path)
+            if _nifti_ending(_head(path)):
+                raise UserError(
+                    f"{modality} has {len(uploads)} files, and one of them is NIfTI; give one NIfTI file, or the files "
+                    "of one DICOM series"
+                )
+            if other := next((end for end in OTHER_ENDINGS if (upload.filename or "").lower().endswith(end)), None):
+                path.unlink()
+                (first / f"{number:05}{other}").touch()  # the reader ignores it, and reports that
         return first
     await _write(uploads[0], first)
-    with first.open("rb") as opened:
-        head = opened.read(352)
-    ending = next((ending for at, mark, ending in _KINDS if head[at : at + len(mark)] == mark), None)
+    head = _head(first)
+    ending = _nifti_ending(head)
     if ending is None and head[128:132] != b"DICM":
         first.unlink()
         raise UserError(f"the file of {modality} is neither NIfTI nor DICOM")
@@ -110,6 +125,15 @@ async def save_volume(uploads: Sequence[UploadFile], folder: Path, modality: str
     return first.rename(folder / f"{modality}{ending}")
 
 
+def _head(path: Path) -> bytes:
+    with path.open("rb") as opened:
+        return opened.read(352)
+
+
+def _nifti_ending(head: bytes) -> str | None:
+    return next((ending for at, mark, ending in _KINDS if head[at : at + len(mark)] == mark), None)
+
+
 async def _write(upload: UploadFile, path: Path) -> None:
     with path.open("wb") as opened:
         while chunk := await upload.read(_CHUNK):
@@ -117,7 +141,7 @@ async def _write(upload: UploadFile, path: Path) -> None:
     await upload.close()  # frees the received copy before the answer is computed
 
 
-class Crowded(Exception):
+class TooManyCases(Exception):
     """All places for cases are in use."""
 
 
@@ -150,12 +174,12 @@ class Cases:
     def new(self) -> Iterator[str]:
         """Yield the id of a new case in use, whose folder is empty; `add` gives it files. An error in it removes it.
 
-        Raises Crowded if `most` cases are in use.
+        Raises TooManyCases if `most` cases are in use.
         """
         with self._lock:
             self.expire()
             if sum(case.users > 0 for case in self._cases.values()) >= self.most:
-                raise Crowded
+                raise TooManyCases
             id = self.scratch.new().name
             self._cases[id] = _Case({}, time.monotonic(), users=1)
         try:

@@ -21,6 +21,7 @@ from preceptor.integrations.lmms_eval.tasks import (
     doc_to_target,
     doc_to_text,
     doc_to_visual,
+    main,
     mean,
     process_results,
     write_task,
@@ -198,3 +199,17 @@ def test_the_answers_are_those_of_predict(tmp_path, caplog):
         caplog.clear()
         answer_images(bundle, images[:1], [question])
         assert ("A question has more than" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("place", "says"), [("a file", "is a file; choose"), ("a file/inner", "a file is in the place of")]
+)
+def test_an_output_that_is_no_folder_is_a_sentence(place: str, says: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(sys, "argv", ["tasks", "vqa-rad/clean/451", "--output", str(tmp_path / place)])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    assert exited.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert says in error

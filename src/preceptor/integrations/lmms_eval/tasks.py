@@ -17,10 +17,12 @@ from typing import Any, cast
 
 import yaml
 
+from preceptor.arguments import as_output_folder, as_path
 from preceptor.data.images import load_image
 from preceptor.data.types import AnswerType, Prediction, Sample
 from preceptor.errors import UserError
 from preceptor.files import json_lines, write_text
+from preceptor.os_errors import describe_os_error
 from preceptor.vqa.metrics import score
 from preceptor.vqa.protocols import protocol_named
 from preceptor.vqa.score import protocol_alone, read_for
@@ -128,10 +130,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("lmms-tasks"))
     args = parser.parse_args()
     try:
+        output = as_output_folder(args.output, "--output")
+        root = None if args.root is None else as_path(args.root, "--root")
         for protocol in args.protocols:
-            print(write_task(protocol, args.root, args.output))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+            print(write_task(protocol, root, output))
+    except Exception as error:
+        sentence = str(error) if isinstance(error, UserError) else describe_os_error(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -2,6 +2,8 @@
 
 import { element, onDrop } from "./dom.js";
 
+const NIFTI = /\.nii(\.gz)?$/i;
+
 /**
  * @typedef {{name: string, files: File[], guess: string}} Volume A NIfTI file or the files of a folder; `guess` is the
  *   contrast that its name says, or empty.
@@ -12,13 +14,17 @@ import { element, onDrop } from "./dom.js";
  *
  * @param {HTMLFormElement} form
  * @param {string[]} contrasts
- * @returns {() => FormData} Function that returns the chosen files by contrast. It throws an error if there are none or
- *   a contrast has two volumes.
+ * @returns {() => {data: FormData, unused: number}} Function that returns the chosen files by contrast, and the number
+ *   of files that are no images by their names. It throws an error if there are none or a contrast has two volumes.
  */
 export function caseFiles(form, contrasts) {
   const single = form.querySelector(".contrast-files");
   const found = form.querySelector(".found");
+  const endings = found.dataset.otherEndings.split(" ");
+  /** Return whether a file is no image by its name: the reader of the server ignores it in a series. */
+  const isOther = ({ name }) => !NIFTI.test(name) && endings.some((ending) => name.toLowerCase().endsWith(ending));
   let volumes = [];
+  let others = 0;
 
   const inputs = contrasts.map((name) => element("input", { type: "file", multiple: true, id: `file-${name}`, name }));
   single.replaceChildren(
@@ -30,7 +36,9 @@ export function caseFiles(form, contrasts) {
   show([]);
 
   function show(entries) {
-    volumes = toVolumes(entries, contrasts);
+    const images = entries.filter(({ file }) => !isOther(file));
+    others = entries.length - images.length;
+    volumes = toVolumes(images, contrasts);
     found.replaceChildren(
       ...(volumes.length ? [element("p", { className: "small", textContent: "Check the contrast of each:" })] : []),
     );
@@ -59,23 +67,33 @@ export function caseFiles(form, contrasts) {
     input.onchange = () => show([...input.files].map((file) => ({ file, path: file.webkitRelativePath || file.name })));
   }
   const zone = form.querySelector(".drop");
-  if (!zone.dataset.ready) onDrop(zone, async (transfer) => zone.show(await droppedFiles(transfer)));
+  if (!zone.dataset.ready) {
+    onDrop(zone, async (transfer) => {
+      zone.dispatchEvent(new Event("input", { bubbles: true }));
+      zone.show(await droppedFiles(transfer));
+    });
+  }
   zone.dataset.ready = "yes";
   zone.show = show;
 
   return () => {
     const data = new FormData();
+    let unused = others;
     const add = (name, files) => {
       if (data.has(name)) throw new Error(`two volumes are given for ${name}; choose one`);
       for (const file of files) data.append(name, file, "volume"); // the server needs no names
     };
-    for (const input of inputs) if (input.files.length) add(input.name, input.files);
+    for (const input of inputs) {
+      const images = [...input.files].filter((file) => input.files.length === 1 || !isOther(file));
+      unused += input.files.length - images.length;
+      if (images.length) add(input.name, images);
+    }
     volumes.forEach(({ files }, i) => {
       const contrast = form.querySelector(`#volume-${i}`).value;
       if (contrast) add(contrast, files);
     });
     if (![...data.keys()].length) throw new Error(`give the files of at least one contrast: ${contrasts.join(", ")}`);
-    return data;
+    return { data, unused };
   };
 }
 
@@ -85,7 +103,7 @@ function toVolumes(entries, contrasts) {
   for (const { file, path } of entries) {
     if (file.name.startsWith(".")) continue;
     const folder = path.split("/").slice(0, -1).join("/");
-    const key = /\.nii(\.gz)?$/i.test(file.name) ? path : folder;
+    const key = NIFTI.test(file.name) ? path : folder;
     groups.set(key, [...(groups.get(key) ?? []), file]);
   }
   const volumes = [...groups].map(([key, files]) => {

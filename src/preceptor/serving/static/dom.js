@@ -29,12 +29,11 @@ export const percent = (share) => `${(100 * share).toFixed(1)} %`;
  *
  * @param {{message: HTMLElement, cancel?: HTMLElement}} elements Live region and cancel button.
  * @returns {(waiting: string, task: (signal: AbortSignal) => Promise<string>) => Promise<void>} Function that runs a
- *   task. It shows `waiting`, then the sentence of the task or its error.
+ *   task. It shows `waiting`, then the sentence of the task or its error. Its method `abort` aborts the task that runs.
  */
 export function taskRunner({ message, cancel }) {
   let running = null;
-  cancel?.addEventListener("click", () => running?.abort());
-  return async (waiting, task) => {
+  const run = async (waiting, task) => {
     running?.abort();
     const controller = (running = new AbortController());
     if (cancel) cancel.hidden = false;
@@ -53,10 +52,14 @@ export function taskRunner({ message, cancel }) {
     }
     say(message, ...outcome);
   };
+  run.abort = () => running?.abort();
+  cancel?.addEventListener("click", run.abort);
+  return run;
 }
 
 /**
- * Run a task when a form is submitted; see `taskRunner`.
+ * Run a task when a form is submitted; see `taskRunner`. A change of the form aborts it: its answer would be shown
+ * below other inputs than it belongs to.
  *
  * @param {HTMLFormElement} form Form with a live region `.message` and a button `.cancel`.
  * @param {string} waiting
@@ -68,6 +71,7 @@ export function onSubmit(form, waiting, task) {
     event.preventDefault();
     run(waiting, task);
   });
+  form.addEventListener("input", run.abort);
 }
 
 /** Call `use` with the DataTransfer of what is dropped on an element. */
@@ -95,7 +99,7 @@ export function imageInput(form) {
     const one = new DataTransfer();
     one.items.add(files[0]);
     input.files = one.files;
-    input.dispatchEvent(new Event("change"));
+    for (const type of ["input", "change"]) input.dispatchEvent(new Event(type, { bubbles: true }));
   });
   preview.addEventListener("load", () => (preview.hidden = false));
   input.addEventListener("change", () => {

@@ -16,7 +16,7 @@ export function start(section, models) {
   const imageSelect = find("#shown-contrast");
   const run = taskRunner({ message: find("#case-message") });
   const canvas = find("canvas");
-  let model, takeFiles, viewer, current, mask;
+  let model, takeFiles, viewer, current, mask; // `model` is the chosen one, `current.model` that of the case
 
   find("#segmentation-model").addEventListener("change", chooseModel);
   find("#shown-view").addEventListener("change", () => viewer?.setView(Number(find("#shown-view").value)));
@@ -27,15 +27,17 @@ export function start(section, models) {
   function chooseModel() {
     model = models.find(({ name }) => name === find("#segmentation-model").value);
     takeFiles = caseFiles(form, model.modalities);
+    run.abort();
     panel.hidden = true;
   }
 
   onSubmit(form, "Uploading and segmenting …", async (signal) => {
     panel.hidden = true;
-    const data = takeFiles();
-    data.set("model", model.name);
+    const { data, unused } = takeFiles();
+    const asked = model;
+    data.set("model", asked.name);
     const result = await post("/v1/segment", data, signal);
-    current = { id: result.case, images: new Map() };
+    current = { id: result.case, model: asked, images: new Map() };
     find(".contrasts").replaceChildren(find(".contrasts legend"), ...result.available.map(checkbox));
     imageSelect.replaceChildren(...result.available.map((name) => new Option(name)));
     showNumbers(result);
@@ -44,7 +46,8 @@ export function start(section, models) {
       await newMask(result, shown);
       return view(shown);
     });
-    return `Segmented from ${result.available.join(", ")}.`;
+    const ignored = unused ? ` Not used, because they are no images by their names: ${unused} of the files.` : "";
+    return `Segmented from ${result.available.join(", ")}.${ignored}`;
   });
 
   function checkbox(name) {
@@ -59,8 +62,8 @@ export function start(section, models) {
     run("Segmenting …", async (signal) => {
       if (!chosen.length) throw new Error("choose at least one contrast");
       const data = new FormData();
-      for (const [name, value] of Object.entries({ case: current.id, modalities: chosen.join("+"), model: model.name }))
-        data.set(name, value);
+      const fields = { case: current.id, modalities: chosen.join("+"), model: current.model.name };
+      for (const [name, value] of Object.entries(fields)) data.set(name, value);
       const result = await post("/v1/segment", data, signal);
       showNumbers(result);
       await newMask(result, signal);
@@ -78,15 +81,13 @@ export function start(section, models) {
   /** Show the chosen image with the mask. Returns the sentence for the live region. */
   async function view(signal) {
     const name = imageSelect.value;
-    if (!current.images.has(name)) {
-      current.images.set(
-        name,
-        await (await request(`/v1/cases/${current.id}/${encodeURIComponent(name)}`, { signal })).blob(),
-      );
+    const { id, images, model: asked } = current;
+    if (!images.has(name)) {
+      images.set(name, await (await request(`/v1/cases/${id}/${encodeURIComponent(name)}`, { signal })).blob());
     }
     viewer ??= await openViewer(canvas);
     viewer.setOpacity(find("#mask-opacity").value / 100);
-    await viewer.show(current.images.get(name), mask, labelsOf(model));
+    await viewer.show(images.get(name), mask, labelsOf(asked), signal);
     canvas.dataset.shown = name;
     return "";
   }
@@ -104,9 +105,9 @@ export function start(section, models) {
     const caption = `Mask from ${used}. Expected Dice: mean over ${cases} validation cases with these contrasts, and with all.`;
     find(".volumes caption").replaceChildren(element("span", { textContent: caption }));
     find(".volumes tbody").replaceChildren(
-      ...model.regions.map((region) => {
+      ...current.model.regions.map((region) => {
         const cells = [volumes[region].toFixed(2), dice(expected, region), dice(all, region)];
-        const head = element("th", { scope: "row" }, region, " ", ...model.labels[region].map(chip));
+        const head = element("th", { scope: "row" }, region, " ", ...current.model.labels[region].map(chip));
         const row = element("tr", {}, head, ...cells.map((textContent) => element("td", { textContent })));
         row.dataset.region = region;
         return row;
@@ -123,7 +124,7 @@ export function start(section, models) {
 
   function chip(value) {
     const made = element("i", { className: "chip", title: `label ${value}` });
-    made.style.background = colorOf(value, labelsOf(model));
+    made.style.background = colorOf(value, labelsOf(current.model));
     return made;
   }
 }

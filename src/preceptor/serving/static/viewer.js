@@ -60,10 +60,12 @@ export async function openViewer(canvas) {
    * @param {Blob} image
    * @param {Blob} mask
    * @param {number[]} labels Values of the mask.
+   * @param {AbortSignal} signal
    */
-  async function show(image, mask, labels) {
+  async function show(image, mask, labels, signal) {
     const load = (blob, name) => NVImage.loadFromFile({ file: new File([blob], name), name });
     const [shown, overlay] = await Promise.all([load(image, "image.nii.gz"), load(mask, "mask.nii.gz")]);
+    signal.throwIfAborted(); // another case or contrast was chosen meanwhile
     overlay.setColormapLabel(colormapOf(labels));
     overlay.opacity = opacity;
     while (niivue.volumes.length) niivue.removeVolumeByIndex(niivue.volumes.length - 1);
