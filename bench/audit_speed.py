@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from preceptor.auditing.duplicates import find_pairs
-from preceptor.auditing.images import look_at
+from preceptor.auditing.images import summarize_files
 from preceptor.auditing.run import audit, write_audit
 from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import read_data
@@ -33,9 +33,9 @@ def main() -> None:
         data = {name: read_data(DataConfig.model_validate({"name": name}), Path(folder), needed=()) for name in SETS}
         lap("reading the questions")
         images = list(dict.fromkeys(sample.image for one in data.values() for sample in one.samples))
-        looks = look_at(images)
+        summaries = summarize_files(images)
         lap(f"decoding and hashing {len(images)} images")
-        pairs = find_pairs(looks)
+        pairs = find_pairs(summaries)
         lap(f"comparing all with all: {len(pairs)} pairs")
         for name, one in data.items():
             write_audit(audit(one), Path(folder) / name)

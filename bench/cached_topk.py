@@ -1,12 +1,12 @@
-"""What a training step costs with a teacher's cached words, compared with a supervised one. Prints ratios of one run.
+"""What a training step costs with a teacher's cached tokens, compared with the baseline. Prints ratios of one run.
 
-    python bench/cached_topk.py                      # a small Qwen2-VL, 2,000 words
-    python bench/cached_topk.py --words 151936       # as many words as Qwen2-VL has: most of a step is then the loss
+    python bench/cached_topk.py                              # a small Qwen2-VL, 2,000 tokens
+    python bench/cached_topk.py --vocabulary-size 151936     # that of Qwen2-VL: most of a step is then the loss
 
-A step is reading, images and tokens, the forward pass, the loss in chunks, the backward pass and AdamW. Supervised:
-cross-entropy. Cached: (0.5 KL + CE) / 1.5 with the K likeliest words of a teacher of the same shape, found by content
-key in memory-mapped files. Online: the same with the teacher's own forward pass and all its words. The steps take turns
-on the same batches, so that whatever else the machine does falls on all of them alike.
+A step is reading, images and tokens, the forward pass, the loss in chunks, the backward pass and AdamW. Baseline:
+cross-entropy. Cached: (0.5 KL + CE) / 1.5 with the K most likely tokens of a teacher of the same shape, found by
+content key in memory-mapped files. Online: the same with the teacher's own forward pass and its whole vocabulary. The
+steps take turns on the same batches, so that whatever else the machine does falls on all of them alike.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="small")
-    parser.add_argument("--words", type=int, default=None, help="pad the vocabulary to as many")
+    parser.add_argument("--vocabulary-size", type=int, default=None, help="pad the vocabulary to so many tokens")
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
@@ -56,12 +56,12 @@ def main() -> None:
         corpus = [text for row in rows for turn in row.turns for text in turn]
         folder = new_vlm(root / "model", corpus, size=args.size)
         models = {name: GroundedVlm.load(folder) for name in ("baseline", "cached", "online", "teacher")}
-        if args.words:
+        if args.vocabulary_size:
             for model in models.values():
-                model.base.resize_token_embeddings(args.words, mean_resizing=False)
+                model.base.resize_token_embeddings(args.vocabulary_size, mean_resizing=False)
         teacher = models.pop("teacher").requires_grad_(False).eval()
-        words = len(teacher.lm_head_weight)
-        cache_key = topk_cache_key(teacher, teacher.encoder.tokenizer, words, "bench", k=args.k)
+        vocabulary_size = len(teacher.lm_head_weight)
+        cache_key = topk_cache_key(teacher, teacher.encoder.tokenizer, vocabulary_size, "bench", k=args.k)
         hashes = ContentHashes()
         begun = time.perf_counter()
         write_topk_cache(root / "cache", teacher, rows, cache_key, hashes)
@@ -81,9 +81,9 @@ def main() -> None:
                     loss = chunked_cross_entropy(hidden, weight, targets)
                 elif name == "cached":
                     before = time.perf_counter()
-                    words_of_teacher = cache.gather([answers_key(row, hashes) for row in picked], targets)
+                    teacher_tokens = cache.gather([answers_key(row, hashes) for row in picked], targets)
                     reading.append(time.perf_counter() - before)
-                    loss = distillation_loss(hidden, weight, targets, words_of_teacher).loss
+                    loss = distillation_loss(hidden, weight, targets, teacher_tokens).loss
                 else:
                     far = teacher.lm_head_weight
                     with torch.no_grad():
@@ -105,7 +105,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "words": words,
+                "vocabulary_size": vocabulary_size,
                 "k": args.k,
                 "batch": args.batch,
                 "steps": args.steps,

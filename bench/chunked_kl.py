@@ -1,6 +1,6 @@
 """KL and cross-entropy over a large vocabulary: chunked against plain, in memory, time and gradients.
 
-    python bench/chunked_kl.py                  # 2,048 tokens x 151,936 words, width 1,536, as Qwen2-VL-2B
+    python bench/chunked_kl.py                  # 2,048 tokens x a vocabulary of 151,936, width 1,536, as Qwen2-VL-2B
     python bench/chunked_kl.py --tokens 512 --repeats 3
 
 "Plain" computes the loss as the code published with ClinKD does: full logits of both models, cross_entropy, log_softmax
@@ -29,7 +29,7 @@ from typing import Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--words", type=int, default=151_936)
+    parser.add_argument("--vocabulary-size", type=int, default=151_936)
     parser.add_argument("--width", type=int, default=1536)
     parser.add_argument("--chunk", type=int, default=None, help="tokens at a time; default: the library's")
     parser.add_argument("--repeats", type=int, default=1)
@@ -54,7 +54,7 @@ def main() -> None:
     above = {way: memory[way] - found[way][0]["gradients"] for way in found}
     seconds = {way: statistics.median(row["seconds"] for row in rows) for way, rows in found.items()}
     print(
-        f"{args.tokens} tokens x {args.words} words, width {args.width}, {args.dtype}, "
+        f"{args.tokens} tokens x vocabulary of {args.vocabulary_size}, width {args.width}, {args.dtype}, "
         f"{found['plain'][0]['threads']} threads, {args.repeats} runs of each"
     )
     for way in found:
@@ -84,9 +84,10 @@ def run(args: argparse.Namespace) -> None:
 
     # Hidden states after a norm are about 1; logits then have a standard deviation of about 3.
     scale = 3 / args.width**0.5
-    hidden, weight = draw(args.tokens, 1.0).requires_grad_(), draw(args.words, scale).requires_grad_(not args.frozen)
-    teacher_hidden, teacher_weight = draw(args.tokens, 1.0), draw(args.words, scale)
-    targets = torch.randint(0, args.words, (args.tokens,), generator=g)
+    hidden = draw(args.tokens, 1.0).requires_grad_()
+    weight = draw(args.vocabulary_size, scale).requires_grad_(not args.frozen)
+    teacher_hidden, teacher_weight = draw(args.tokens, 1.0), draw(args.vocabulary_size, scale)
+    targets = torch.randint(0, args.vocabulary_size, (args.tokens,), generator=g)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     begun = time.perf_counter()
     if args.way == "plain":

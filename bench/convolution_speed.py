@@ -36,7 +36,7 @@ def main() -> None:
     from preceptor.segmentation.layers import Conv
     from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
     from preceptor.segmentation.sliding_window import predict_subsets
-    from preceptor.segmentation.subsets import subsets
+    from preceptor.segmentation.subsets import all_subsets
 
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.threads == 1 else time.perf_counter
@@ -63,7 +63,7 @@ def main() -> None:
         "encoder, one volume": encode,
         "votes of four modalities": lambda: predict(alone(4)),
         "one case, all modalities": lambda: predict([everything]),
-        "one case, 15 combinations": lambda: predict(subsets(4)),
+        "one case, 15 combinations": lambda: predict(all_subsets(4)),
         "training step, one crop": lambda: step(1),
         "training step, four crops": lambda: step(4),
     }

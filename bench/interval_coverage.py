@@ -20,7 +20,6 @@ from preceptor.statistics import (
     crossed_test,
     mcnemar,
     paired_bootstrap,
-    paired_bootstrap_runs,
     score_interval,
     wilson,
 )
@@ -44,7 +43,7 @@ def coverage(questions: int, seeds: int, of_seed: float, repeats: int, resamples
         skill = rng.uniform(0.25, 0.75, questions)
         mine = skill + 0.1 * rng.standard_normal(questions) + of_seed * rng.standard_normal((seeds, 1))
         a, b = (np.clip(mine, 0, 1) > rng.random((seeds, questions)), skill > rng.random((seeds, questions)))
-        drawn = paired_bootstrap_runs(a, b, resamples=resamples, seed=repeat)
+        drawn = paired_bootstrap(a, b, resamples=resamples, seed=repeat)
         crossed = crossed_test(a, b, paired=True)
         low, high = min(drawn.low, crossed.low), max(drawn.high, crossed.high)
         held += [drawn.low <= 0 <= drawn.high, crossed.low <= 0 <= crossed.high, low <= 0 <= high]

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import preceptor
-from preceptor.data.segmentation.cases import find_case
+from preceptor.data.segmentation.case_files import find_case
 from preceptor.data.types import SegmentationDataset, Split
 from preceptor.pipeline.experiment import Stage
 from preceptor.pipeline.stage import run_stage

@@ -33,17 +33,17 @@ VARIANTS: dict[str, list[str]] = {
     "cross": ["method.teaching.cross_questions=2"],
     "cross_output_only": ["method.teaching.cross_questions=2"]
     + [f"method.{term}.weight=0" for term in ("embedding", "hidden", "attention")],
-    "words": ["method.inherit_token_embeddings=true"],
-    "cross_words": ["method.teaching.cross_questions=1", "method.inherit_token_embeddings=true"],
-    "cross3_words": ["method.teaching.cross_questions=3", "method.inherit_token_embeddings=true"],
-    "rest_words": [
+    "inherit": ["method.inherit_token_embeddings=true"],
+    "cross_inherit": ["method.teaching.cross_questions=1", "method.inherit_token_embeddings=true"],
+    "cross3_inherit": ["method.teaching.cross_questions=3", "method.inherit_token_embeddings=true"],
+    "rest_inherit": [
         "data.unlabelled=[rest]",
         "method.teaching.cross_questions=1",
         "method.inherit_token_embeddings=true",
     ],
-    "rest_only_words": ["data.unlabelled=[rest]", "method.inherit_token_embeddings=true"],
+    "rest_only_inherit": ["data.unlabelled=[rest]", "method.inherit_token_embeddings=true"],
     # With data.unlabelled=[...] among the settings.
-    "unlabelled_words": ["method.teaching.cross_questions=1", "method.inherit_token_embeddings=true"],
+    "unlabelled_inherit": ["method.teaching.cross_questions=1", "method.inherit_token_embeddings=true"],
     "ema": ["method.teaching.kind=ema", "method.teaching.ema_decay=0.99"],
 }
 

@@ -32,12 +32,12 @@ def main() -> None:
     from preceptor.environment import machine, versions
     from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig, Size, fill_with_mean
     from preceptor.segmentation.subset_decoder import SubsetDecoder
-    from preceptor.segmentation.subsets import Subset, subsets
+    from preceptor.segmentation.subsets import SubsetFlags, all_subsets
 
     torch.set_num_threads(1)
     everything = torch.ones(1, 4, dtype=torch.bool)
 
-    def naive(model: MultimodalUNet, crop_NDHW: torch.Tensor, subset: Subset) -> torch.Tensor:
+    def naive(model: MultimodalUNet, crop_NDHW: torch.Tensor, subset: SubsetFlags) -> torch.Tensor:
         flags = torch.tensor([subset])
         there = flags[:, :, None, None, None]
         features = model.encode_available(crop_NDHW[None] * there, everything)
@@ -49,7 +49,7 @@ def main() -> None:
         joined = [join(f) for join, f in zip(model.decoder.joins, filled, strict=True)]
         return model.decoder.finish(joined, tuple(crop_NDHW.shape[1:]))[0].sigmoid()
 
-    order = subsets(4)
+    order = all_subsets(4)
     for net in [args.net] if args.net else ["reference", "compact"]:
         text = args.window or ("48,96,96" if net == "reference" else "64,64,64")
         window: Size = tuple(map(int, text.split(",")))  # type: ignore[assignment]

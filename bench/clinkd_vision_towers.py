@@ -1,7 +1,7 @@
 """Boxes of SLAKE: a blind baseline, and one model from several vision towers at equal steps.
 
-    python bench/clinkd_eyes.py --output runs/bench-eyes                            # clinkd-slake, clinkd-slake-dinov2
-    python bench/clinkd_eyes.py --output runs/bench-eyes --recipes --data SLAKE     # the blind baseline alone
+    python bench/clinkd_vision_towers.py --output runs/bench-towers       # clinkd-slake, clinkd-slake-dinov2
+    python bench/clinkd_vision_towers.py --output runs/bench-towers --recipes --data SLAKE     # the blind baseline
 
 The baseline without the image answers with the median box of the name and the modality in the training dialogues of the
 teacher or of the students. It has no settings to select, so it is also measured on test images. The models are the
