@@ -304,6 +304,7 @@ def truncate(path: Path) -> None:
 
 def test_doctor_lists_broken_images_and_faulty_boxes(trained: Path, tmp_path: Path) -> None:
     answers = {"good": ("train", SWAPPED), "cut": ("train", "nowhere")}
+    answers |= {"held": ("validation", "left"), "last": ("test", "right")}
     rows = write_dialogues(trained / "phantom", tmp_path, answers)
     truncate(tmp_path / "cut.png")
     data = {"name": "sharegpt", "root": str(rows), "boxes": "repair"}
