@@ -286,12 +286,13 @@ def evaluate(
 
     folder = None if output is None else as_output_folder(output, "output")
     protocol = as_optional_text(protocol, "protocol")
-    model, task = _trusted_model(run, trust_remote_code)
+    given = as_path(run, "run")
+    model, task = _trusted_model(given, trust_remote_code)
     if recipe is None:
-        stage = stage_folder(model, Path(run))
+        stage = stage_folder(model, given)
         name, resolved = stage.name, _resolve(str(stage), overrides)
     else:
-        name, resolved = _model_name(model, Path(run)), _resolve(recipe, overrides)
+        name, resolved = _model_name(model, given), _resolve(recipe, overrides)
         if folder is None:
             raise UserError("the results on the data of another recipe need their own folder; give --output FOLDER")
         if resolved.task != task:

@@ -160,7 +160,7 @@ class SegmentationExperiment(Experiment):
         Raises UserError if it was evaluated with other settings.
         """
         file, results = folder / "model" / INFERENCE_CONFIG, read_results(folder) or {}
-        if results.get("weights_sha256") == weights_sha256(file.parent):
+        if results and results.get("weights_sha256") == weights_sha256(file.parent):
             require_same_evaluation(results, self.evaluation_settings(stage), folder)
         elif processes().is_main_process:
             stored = json.loads(file.read_text("utf-8"))

@@ -20,10 +20,7 @@ from preceptor.data.segmentation.decathlon import (
     read_list,
 )
 from preceptor.data.segmentation.folders import foreign_stem, list_volumes, listed
-from preceptor.data.segmentation.layouts import (
-    find_files,
-    patient_of,
-)
+from preceptor.data.segmentation.layouts import find_files, patient_of
 from preceptor.data.segmentation.modalities import (
     MASK,
     FileNames,
@@ -251,9 +248,10 @@ def _one_file(file: Path, bare: str, names: tuple[str, ...], *, in_folder: bool)
     shape = (0, 0, 0) if file.is_dir() else nifti.read_header(file, max_voxels=sys.maxsize)[1]
     channels = nifti.count_channels(shape)
     dataset_json = file.parent.parent / LIST
+    order = channel_names(read_list(dataset_json), dataset_json) if dataset_json.is_file() else []
     remarks: tuple[str, ...] = ()
-    if dataset_json.is_file() and len(channel_names(read_list(dataset_json), dataset_json)) == channels:
-        order = channel_names(read_list(dataset_json), dataset_json)
+    if order and len(order) == channels:
+        pass  # the list names the channels
     elif channels == len(names) > 1:
         order = list(names)
         remarks = (
