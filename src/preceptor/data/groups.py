@@ -385,6 +385,37 @@ def unread_splits(column: str, values: Iterable[Any]) -> Finding | None:
     return Finding((), None, f"column {column!r} contains names of splits and is not read; rename it to split")
 
 
+def column_findings(
+    groups: Mapping[str, str],
+    patients: Mapping[str, Mapping[str, str]],
+    examinations: Mapping[str, Mapping[str, Any]],
+    rows: Sequence[Sample],
+) -> list[Finding]:
+    """Return findings about the columns of a table that decide the groups, and about those that do not.
+
+    Args:
+        groups: Cells of the column `group` by the id of the row. If one is given, patients decide nothing.
+        patients: Cells of the columns that name patients, likewise.
+        examinations: Cells of the columns that may name examinations, likewise.
+        rows: Rows after the splits were made.
+    """
+    grouped = any(groups.values())
+    deciding = {"group": groups} if grouped else patients
+    findings = [found for column, values in deciding.items() for found in identifier_findings(column, values.values())]
+    unused = {**(patients if grouped else {}), **examinations}
+    if not grouped and any(all(values.values()) for values in patients.values()):
+        unused = {}  # every patient is known
+    return findings + [found for column, values in unused.items() if (found := unused_patients(column, values, rows))]
+
+
+def without_group(
+    rows: Sequence[Sample], groups: Mapping[str, str], patients: Mapping[str, Mapping[str, str]]
+) -> list[Sample]:
+    """Return the rows for which neither a group nor a patient is given; see `column_findings`."""
+    columns = [groups, *patients.values()]
+    return [row for row in rows if not any(values.get(row.id) for values in columns)]
+
+
 def identifier_findings(column: str, values: Iterable[str]) -> list[Finding]:
     """Return warnings about the identifiers in a column that decides the groups. They contain no identifier.
 

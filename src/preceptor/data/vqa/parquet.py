@@ -20,14 +20,14 @@ from typing import Any
 
 from preceptor.data.findings import Finding
 from preceptor.data.groups import (
+    column_findings,
     equal_files,
     examination_columns,
     folder_findings,
     group_by_patient,
-    identifier_findings,
     patient_columns,
     unread_splits,
-    unused_patients,
+    without_group,
 )
 from preceptor.data.limits import MAX_BYTES
 from preceptor.data.locations import data_folder
@@ -96,7 +96,6 @@ def read_parquet(
     shards = {key: _files(root, key) for key in SPLITS}
     require_shards(shards)
     patients: dict[str, dict[str, Any]] = {}
-    grouped = False
     rows: dict[str, dict[str, Any]] = {}
     names: dict[str, str] = {}
     for key, split in SPLITS.items():
@@ -116,7 +115,6 @@ def read_parquet(
                 samples.append(sample)
                 rows[sample.id] = cells
                 names[sample.id] = image_names[row] if image_names else ""
-                grouped = grouped or is_given(cells.get("group"))
                 for column in identifying:
                     value = as_identifier(cells[column], f"{file}: row {row}: {column}")
                     patients.setdefault(column, {})[sample.id] = value
@@ -126,30 +124,15 @@ def read_parquet(
     examinations = {
         column: {id: cells.get(column) for id, cells in rows.items()} for column in examination_columns(columns)
     }
-    findings = [
-        finding for column, values in patients.items() for finding in identifier_findings(column, values.values())
-    ]
-    if grouped:
-        findings = identifier_findings("group", groups.values())
-    else:
+    if not any(groups.values()):
         samples = group_by_patient(samples, patients, notes)
     if not any(sample.split == "validation" for sample in samples):
         samples = cut_validation(samples, validation_fraction, seed)
         notes.append("Validation is cut from training by image.")
     data = Dataset(name, variant, root, samples, notes)
-    data.findings += findings
-    unused = {**(patients if grouped else {}), **examinations}
-    if not grouped and any(all(values.values()) for values in patients.values()):
-        unused = {}  # every patient is known
-    data.findings += [
-        finding for column, values in unused.items() if (finding := unused_patients(column, values, samples))
-    ]
-    without_group = [
-        sample
-        for sample in samples
-        if not groups.get(sample.id) and not any(values.get(sample.id) for values in patients.values())
-    ]
-    data.findings += folder_findings((Path(names[s.id]), s.split) for s in without_group if names[s.id])
+    data.findings += column_findings(groups, patients, examinations, samples)
+    ungrouped = without_group(samples, groups, patients)
+    data.findings += folder_findings((Path(names[s.id]), s.split) for s in ungrouped if names[s.id])
     data.findings += findings_of_types + _unread(rows, columns)
     data.findings += mixed_types([cells["answer"] for cells in rows.values()], "column answer")
     data.findings += _unread_files(root, shards)

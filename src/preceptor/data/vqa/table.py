@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data.groups import (
+    column_findings,
     examination_columns,
     folder_findings,
     group_by_content,
     group_by_patient,
-    identifier_findings,
     note_leaks,
     patient_columns,
-    unused_patients,
+    without_group,
 )
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import SPLIT_NAMES, cut_validation
@@ -26,7 +26,6 @@ from preceptor.data.texts import (
     as_identifier,
     as_text,
     check_column_names,
-    is_given,
     read_rows,
 )
 from preceptor.data.types import Dataset, Sample, Split
@@ -94,43 +93,28 @@ def read_table(
 
     columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
 
-    def column_of(name: str) -> dict[str, Any]:
-        return {sample.id: cells.get(name) for sample, (_, cells) in zip(samples, rows, strict=True)}
-
-    patients = {
-        column: {
-            sample.id: as_identifier(cells.get(column), f"{file}:{line}: {column}")
+    def identifiers(name: str) -> dict[str, str]:
+        return {
+            sample.id: as_identifier(cells.get(name), f"{file}:{line}: {name}")
             for sample, (line, cells) in zip(samples, rows, strict=True)
         }
-        for column in patient_columns(columns)
+
+    groups = identifiers("group")
+    patients = {column: identifiers(column) for column in patient_columns(columns)}
+    by_id = {sample.id: cells for sample, (_, cells) in zip(samples, rows, strict=True)}
+    examinations = {
+        column: {id: cells.get(column) for id, cells in by_id.items()} for column in examination_columns(columns)
     }
-    unused: dict[str, Mapping[str, Any]] = {column: column_of(column) for column in examination_columns(columns)}
-    grouped = any(is_given(cells.get("group")) for _, cells in rows)
-    if grouped:
-        given = [sample.group for sample, (_, cells) in zip(samples, rows, strict=True) if is_given(cells.get("group"))]
-        data.findings += identifier_findings("group", given)
-        unused = {**patients, **unused}
-    else:
-        for column, values in patients.items():
-            data.findings += identifier_findings(column, values.values())
-        if any(all(values.values()) for values in patients.values()):
-            unused = {}  # every patient is known
+    if not any(groups.values()):
         samples = group_by_content(group_by_patient(samples, patients, data.notes), data.notes)
     if not splits:
         samples = [replace(sample, split=_split_by_hash(sample.group)) for sample in samples]
     if not any(sample.split == "validation" for sample in samples):
         samples = cut_validation(samples, validation_fraction, seed)
     data.samples = samples
-    data.findings += [finding for name, values in unused.items() if (finding := unused_patients(name, values, samples))]
-    data.findings += unread_columns(
-        {sample.id: cells for sample, (_, cells) in zip(samples, rows, strict=True)}, columns
-    )
-    without_group = [
-        sample
-        for sample, (_, cells) in zip(samples, rows, strict=True)
-        if not is_given(cells.get("group")) and not any(values[sample.id] for values in patients.values())
-    ]
-    data.findings += folder_findings((sample.image, sample.split) for sample in without_group)
+    data.findings += column_findings(groups, patients, examinations, samples)
+    data.findings += unread_columns(by_id, columns)
+    data.findings += folder_findings((s.image, s.split) for s in without_group(samples, groups, patients))
     note_leaks(data)
     data.findings += mixed_types([cells.get("answer") for _, cells in rows], f"{file.name}: column answer")
     if not splits and not data.split("test"):
