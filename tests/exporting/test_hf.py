@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoTokenizer
 
 import preceptor
 from preceptor.exporting import hf
@@ -71,6 +71,25 @@ def test_a_grounding_model_is_equal_and_says_what_plain_programs_miss(guided, im
     original, exported = preceptor.load(guided), preceptor.load(tmp_path / "hf")
     assert equal(AutoModelForImageTextToText.from_pretrained(tmp_path / "hf", dtype="auto"), original.vlm.base)
     assert original.ask(image, "Where?") == exported.ask(image, "Where?")
+
+
+def test_the_keys_of_transformers_4_are_added_and_change_nothing(guided, tmp_path):
+    """transformers 4.57.6 computed equal logits from such folders; without the keys, it takes its own defaults."""
+    preceptor.export(guided, tmp_path / "hf", to="hf")
+    text = json.loads((tmp_path / "hf" / "config.json").read_text())["text_config"]
+    config = AutoConfig.from_pretrained(guided)
+    rope = config.text_config.rope_parameters
+    assert text["rope_theta"] == rope["rope_theta"] == 10_000
+    assert text["rope_scaling"] == {"rope_type": "default", "mrope_section": rope["mrope_section"]}
+    assert text["tie_word_embeddings"] is config.tie_word_embeddings
+    tokenizer = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert "<|image_pad|>" in tokenizer["additional_special_tokens"]
+    assert not isinstance(tokenizer.get("extra_special_tokens"), list)
+    assert AutoConfig.from_pretrained(tmp_path / "hf").text_config.rope_parameters == rope
+    one, other = (AutoTokenizer.from_pretrained(folder) for folder in (guided, tmp_path / "hf"))
+    assert one.all_special_tokens == other.all_special_tokens
+    question = "<|im_start|>Is there a fracture?<|image_pad|>"
+    assert one(question).input_ids == other(question).input_ids
 
 
 def test_without_its_guidance_the_model_is_what_transformers_computes(guided, image):

@@ -219,6 +219,27 @@ def test_other_files_of_a_series_are_ignored_and_reported_as_by_predict(served: 
         assert (damaged.status_code, "not a DICOM file" in damaged.text) == (422, True), damaged.text
 
 
+def test_contrasts_may_have_other_names(served: TestClient, volumes: dict[str, bytes]) -> None:
+    found = served.post("/v1/segment", files=upload({"T2f": volumes["flair"], "t1w": volumes["t1"]}))
+    assert found.json()["available"] == ["flair", "t1"]
+    case = found.json()["case"]
+    row = served.post("/v1/segment", data={"case": case, "modalities": "T1n"}).json()
+    assert row["modalities"] == "t1"
+    assert served.get(f"/v1/cases/{case}/t1n").status_code == 200
+    twice = served.post("/v1/segment", files=upload({"t1": volumes["flair"], "t1w": volumes["t1"]}))
+    assert (twice.status_code, twice.json()["detail"]) == (
+        422,
+        "'t1' and 't1w' are the same modality; give one of them",
+    )
+    twice = served.post("/v1/segment", data={"case": case, "modalities": "t1+t1w"})
+    assert (twice.status_code, twice.json()["detail"]) == (
+        422,
+        "'t1' and 't1w' are the same modality; give one of them",
+    )
+    text = served.post("/v1/segment", data={"t1w": "x"})
+    assert text.json()["detail"].startswith("t1w is a text, not a file")
+
+
 def test_several_files_of_a_contrast_are_one_series(served: TestClient, volumes: dict[str, bytes]) -> None:
     found = served.post("/v1/segment", files=[("flair", (name, data)) for name, data in volumes.items()])
     assert found.status_code == 422
@@ -331,6 +352,59 @@ def test_a_field_of_a_question_that_is_not_understood_is_refused(served: TestCli
     ):
         found = served.post(path, **request)
         assert (found.status_code, says in found.json()["detail"]) == (422, True), found.text
+
+
+JSON = {"content": b'{"question": "?"}', "headers": {"content-type": "application/json"}}
+IMAGE = {"image": ("x", b"GIF89a")}
+
+
+@pytest.mark.parametrize(
+    ("path", "request_", "says"),
+    [
+        ("/v1/answer", JSON, "the request is application/json; send its fields as a multipart form"),
+        ("/v1/ask", JSON, "the request is application/json; send its fields as a multipart form"),
+        ("/v1/segment", JSON, "the request is application/json; send its fields as a multipart form"),
+        ("/v1/answer", {"files": IMAGE}, "the field question is missing"),
+        ("/v1/answer", {"files": IMAGE, "data": {"question": ""}}, "the question is empty"),
+        ("/v1/ask", {"files": IMAGE, "data": {"question": ""}}, "the question is empty"),
+        ("/v1/answer", {"data": {"question": "?"}}, "the field image is missing"),
+        (
+            "/v1/answer",
+            {"data": {"question": "?"}, "files": {"image": (None, b"GIF89a")}},
+            "image is a text, not a file",
+        ),
+        ("/v1/ask", {"data": {"question": "?"}, "files": {"image": (None, b"GIF89a")}}, "image is a text, not a file"),
+        (
+            "/v1/answer",
+            {"files": IMAGE, "data": {"question": "?", "top": "many"}},
+            "top: Input should be a valid integer",
+        ),
+    ],
+)
+def test_a_request_that_is_not_understood_is_told_what_is_wrong(
+    served: TestClient, path: str, request_: dict[str, Any], says: str
+) -> None:
+    found = served.post(path, **request_)
+    assert found.status_code == 422
+    assert found.json()["detail"].startswith(says)
+
+
+def test_a_text_of_more_than_a_mebibyte_is_refused(served: TestClient, image: bytes) -> None:
+    large = bytes(2**20 + 1)
+    for uploads in ({"image": ("x", image), "question": (None, large)}, {"image": (None, large)}):
+        found = served.post("/v1/answer", files=uploads)
+        assert found.status_code == 400
+        assert found.json()["detail"].endswith(
+            "a field that is not a file is larger than 1 MiB; send files with a file name"
+        )
+
+
+@pytest.mark.parametrize("text", [",", "+", " ", ", ,"])
+def test_contrasts_without_a_name_are_not_all_contrasts(
+    served: TestClient, volumes: dict[str, bytes], text: str
+) -> None:
+    found = served.post("/v1/segment", files=upload(volumes), data={"modalities": text})
+    assert (found.status_code, "names no contrast; give some" in found.text) == (422, True)
 
 
 def test_unknown_paths_cases_and_methods(served: TestClient) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from tests.command_line import call
 from tests.fuzz.model_folders import templates
+from tests.serving.test_disconnect import half_a_request
 
 # Serves in a network namespace that has no route, and asks there. Prints the status of /healthz and of an answer.
 WITHOUT_NETWORK = """
@@ -108,6 +109,24 @@ def test_a_second_interruption_ends_it_at_once_and_cleanly() -> None:
         process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert output.strip() == ""
+    assert not uploads.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interruptions", [1, 2])
+def test_a_client_that_stalls_does_not_keep_the_server_from_stopping(interruptions: int) -> None:
+    process, address = start(templates() / "grounding")
+    wait_until_ready(address)
+    uploads = uploads_of(process)
+    with half_a_request(address):
+        time.sleep(1)  # until the request has begun
+        for _ in range(interruptions):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)  # two signals at a time are one
+        output, _ = process.communicate(timeout=45)  # below the 60 s after which the upload is refused
+    assert process.returncode == 0
+    # One line of uvicorn may say that the request was cancelled. No traceback follows.
+    assert output.count("\n") <= 1, output
     assert not uploads.exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from pathlib import Path
@@ -55,6 +56,31 @@ def test_a_waiting_question_is_dropped_when_its_client_disconnects() -> None:
         third.join(10)
         assert model.asked == ["first", "third"]
         wait_for(lambda: list(scratch.iterdir()) == [])
+
+
+def half_a_request(address: str) -> socket.socket:
+    """Send the beginning of an upload, and nothing more; return the connection."""
+    connection = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=30)
+    connection.sendall(
+        b"POST /v1/ask HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n"
+        b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + bytes(400)
+    )
+    return connection
+
+
+def test_an_upload_that_stalls_is_refused_and_a_client_that_waits_is_not() -> None:
+    model = Gated()
+    with running({"grounding": "grounding"}, lambda folder: model, limits=Limits(stalled_seconds=0.5)) as address:
+        with half_a_request(address) as connection:
+            received = b"".join(iter(lambda: connection.recv(2**16), b""))  # until the server closes it
+        assert received.startswith(b"HTTP/1.1 408 ")
+        assert received.endswith(b'{"detail":"no data of the request arrived for 0.5 s; send it again"}')
+        opened = threading.Timer(1.5, model.gate.set)
+        opened.start()
+        found = httpx.post(f"{address}/v1/ask", files={"image": ("x", b"1")}, data={"question": "?"}, timeout=20)
+        assert found.status_code == 200
+        opened.join()
 
 
 def wait_for(condition: Any) -> None:

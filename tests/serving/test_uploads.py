@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import io
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -14,9 +16,11 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 import pytest
+from starlette.datastructures import UploadFile
 
 from preceptor import api
 from preceptor.errors import UserError
+from preceptor.serving import uploads
 from preceptor.serving.app import Limits
 from preceptor.serving.uploads import _SHARED_MEMORY, Cases, Scratch, TooManyCases
 from tests.fuzz.case_tables import nifti
@@ -41,6 +45,44 @@ def test_temporary_files_lie_in_the_folder_of_uploads_and_as_before_at_the_end(s
     assert [path for path in scratch.folder.iterdir() if not path.name.startswith(".")] == []
 
 
+def test_a_file_that_is_dropped_by_its_name_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    write = uploads._write
+
+    async def record(upload: UploadFile, path: Path) -> None:
+        written.append(path.name)
+        await write(upload, path)
+
+    monkeypatch.setattr(uploads, "_write", record)
+    dicom = bytes(128) + b"DICM"
+    names = {"1.dcm": dicom, "DICOMDIR": dicom, "SMITH.JSON": b"{}", "2": dicom}
+    received = [UploadFile(io.BytesIO(data), filename=name) for name, data in names.items()]
+    folder = asyncio.run(uploads.save_volume(received, tmp_path, "t1"))
+    assert written == ["00000.dcm", "00003.dcm"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "00000.dcm": dicom,
+        "00001dicomdir": b"",
+        "00002.json": b"",
+        "00003.dcm": dicom,
+    }
+    assert all(one.file.closed for one in received)
+
+
+def test_one_file_is_kept_by_its_content_and_another_kind_is_not_written(tmp_path: Path) -> None:
+    for number, (data, name) in enumerate(
+        ((bytes(128) + b"DICM", "t1/00000.dcm"), (b"\x1f\x8b1", "t1.nii.gz"), (bytes(344) + b"n+1\0", "t1.nii"))
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        made = asyncio.run(uploads.save_volume([UploadFile(io.BytesIO(data), filename="a.txt")], folder, "t1"))
+        assert made == folder / name.partition("/")[0]
+        assert (folder / name).read_bytes() == data
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="the file of t1 is neither NIfTI nor DICOM"):
+        asyncio.run(uploads.save_volume([UploadFile(io.BytesIO(b"text"), filename="a.nii")], empty, "t1"))
+    assert not list(empty.iterdir())
+
+
 def upload(cases: Cases) -> str:
     """Return the id of a new case with a file, which is not in use."""
     with cases.new() as id:
@@ -62,6 +104,16 @@ def test_a_case_in_use_makes_no_room(scratch: Scratch) -> None:
         assert folders(cases) == {old, new}
         with pytest.raises(UserError, match="upload it again"), cases.use(other):
             pass
+
+
+def test_the_case_that_was_unused_for_the_longest_time_makes_room(scratch: Scratch) -> None:
+    cases = Cases(scratch, 2, 900)
+    first, second = upload(cases), upload(cases)
+    with cases.use(first):
+        pass
+    assert folders(cases) == {first, second}
+    third = upload(cases)
+    assert folders(cases) == {first, third}
 
 
 def test_a_case_is_refused_when_all_are_in_use_and_their_number_stays_bounded(scratch: Scratch) -> None:

@@ -46,7 +46,8 @@ def serve(
         raise UserError(f"{token_file} is empty; write a token of at least 16 characters into it")
 
     def ready(address: str) -> None:
-        sentence(f"Serving {len(folders)} models on {address}. For research only. Stop with Ctrl+C.")
+        models = "1 model" if len(folders) == 1 else f"{len(folders)} models"
+        sentence(f"Serving {models} on {address}. For research only. Stop with Ctrl+C.")
 
     api.serve(
         *folders, host=host, port=port, token=token, device=device, trust_remote_code=trust_remote_code, ready=ready

@@ -15,9 +15,9 @@ from PIL import Image
 
 from preceptor import tasks
 from preceptor.errors import UserError
-from preceptor.files import write_text
+from preceptor.files import to_json, write_text
 from preceptor.hub import hide_progress_bars
-from preceptor.pipeline.model_files import check_loaded
+from preceptor.pipeline.model_files import check_loaded, read_settings
 
 CARD = "README.md"
 # The class of transformers that loads a model, and where the network of torch is in the class of Preceptor.
@@ -45,6 +45,8 @@ def write_hf(model: Path, folder: Path, table: Path | None = None) -> dict[str, 
     loaded = tasks.module(task, "predict").MODEL.load(model)
     dialogues = [] if table is None else _questions(loaded, table)
     loaded.save_pretrained(folder)
+    if task == "grounding":
+        _add_earlier_keys(folder, loaded.vlm.base.config)
     if (model / CARD).is_file():
         shutil.copyfile(model / CARD, folder / CARD)
     document: dict[str, Any] = {"class": name, "tensors": _compare(attrgetter(network)(loaded), folder, name)}
@@ -56,6 +58,21 @@ def write_hf(model: Path, folder: Path, table: Path | None = None) -> dict[str, 
             card = (folder / CARD).read_text("utf-8") if (folder / CARD).is_file() else ""
             write_text(folder / CARD, f"{card}\n## Guided positions\n\n{document['statement']}\n")
     return document
+
+
+def _add_earlier_keys(folder: Path, config: Any) -> None:
+    """Add the keys that transformers 4 reads to a folder that transformers 5 wrote.
+
+    Without them, transformers 4 takes the default RoPE and a new `lm_head`, and cannot read the tokenizer.
+    """
+    settings, tokenizer = (read_settings(folder / name) for name in ("config.json", "tokenizer_config.json"))
+    rope = dict(config.text_config.rope_parameters)
+    settings["text_config"] |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    settings["text_config"]["tie_word_embeddings"] = config.tie_word_embeddings
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    write_text(folder / "config.json", to_json(settings, indent=2) + "\n")
+    write_text(folder / "tokenizer_config.json", to_json(tokenizer, indent=2) + "\n")
 
 
 @hide_progress_bars()

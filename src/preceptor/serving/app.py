@@ -28,6 +28,7 @@ from starlette.exceptions import HTTPException
 
 from preceptor.data.images import load_image
 from preceptor.data.nifti import write
+from preceptor.data.segmentation.modalities import find_modality, spelled_as
 from preceptor.data.types import VolumeFile
 from preceptor.data.volumes import Reader
 from preceptor.errors import UserError, nearest, printable
@@ -59,6 +60,7 @@ class Limits:
 
     Attributes:
         upload_bytes: Largest request.
+        stalled_seconds: Longest time in which nothing of a request arrives; then status 408.
         images: Most images of a question.
         waiting: Most requests that wait for a model or use it; others get status 503.
         seconds: Longest time of a request after its upload; then status 504.
@@ -68,6 +70,7 @@ class Limits:
     """
 
     upload_bytes: int = 512 * 2**20
+    stalled_seconds: float = 60.0
     images: int = 8
     waiting: int = 256
     seconds: float = 120.0
@@ -148,7 +151,7 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         # Describes the token in /openapi.json; `Guard` checks it.
         dependencies=[Security(HTTPBearer(auto_error=False))] if token is not None else [],
     )
-    app.add_middleware(Guard, token=token, most_bytes=limits.upload_bytes)
+    app.add_middleware(Guard, token=token, most_bytes=limits.upload_bytes, seconds=limits.stalled_seconds)
     app.state.scratch = scratch
     add_pages(app, models.tasks, notice=NOTICE, token=token is not None)
 
@@ -257,13 +260,15 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         The first request uploads a NIfTI file, or the files of a DICOM series, for each contrast, and gets the id of
         the case. Further requests give this `case` and the `modalities` to use, such as ``flair+t1``.
         """
+        if sentence := not_a_form(request):
+            raise Refused(422, sentence)
         with ExitStack() as use:
             async with request.form(max_files=10_000, max_fields=10) as form:
                 fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
                 files = [(name, value) for name, value in form.multi_items() if not isinstance(value, str)]
                 served = await known(fields.get("model", ""), "segmentation")
-                if text := next((name for name in served.modalities if name in fields), None):
-                    raise Refused(422, f"{text} is a text, not a file; send it as a file (curl: -F {text}=@FILE)")
+                if text := next((name for name in fields if find_modality(name, served.modalities)), None):
+                    raise Refused(422, not_a_file(text))
                 texts = [name for name, value in form.multi_items() if isinstance(value, str)]
                 refuse_fields(request, texts, ("case", "modalities", "post", "model"))
                 post = parse_switch("post", fields.get("post", ""))
@@ -280,9 +285,16 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
                     id = fields["case"]
                     available = use.enter_context(case(id, 422))
             names = fields.get("modalities", "")
-            chosen = [name for name in names.split("+") if name] or list(available)
-            if not set(chosen) <= set(available):  # in a urlencoded form, + means a blank
-                chosen = re.split(r"[+,\s]+", names.strip())
+            try:
+                chosen = spelled_as(list(available), dict.fromkeys(name for name in names.split("+") if name))
+                if not set(chosen) <= set(available):  # in a urlencoded form, + means a blank
+                    listed = (name for name in re.split(r"[+,\s]+", names) if name)
+                    chosen = spelled_as(list(available), dict.fromkeys(listed))
+            except UserError as error:
+                raise Refused(422, str(error)) from None
+            if names and not chosen:
+                raise Refused(422, f"modalities is {names!r}, which names no contrast; give some, such as flair+t1")
+            chosen = chosen or list(available)
             if unknown := sorted(set(chosen) - set(available)):
                 raise Refused(422, f"the case has no {unknown[0]}; it has {', '.join(available)}")
             key = mask_key(fields.get("model", ""), chosen, post)
@@ -300,12 +312,13 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
         id: str, files: Sequence[tuple[str, datastructures.UploadFile]], modalities: Sequence[str]
     ) -> dict[str, Path]:
         """Write the uploaded files of a case; return their paths by modality."""
-        given = {name for name, _ in files}
-        if unknown := sorted(given - set(modalities)):
-            raise Refused(422, f"{unknown[0]!r} is not a contrast of this model; it knows {', '.join(modalities)}")
-        folder, names = scratch.folder / id, [name for name in modalities if name in given]
+        fields = list(dict.fromkeys(name for name, _ in files))
         try:
-            return {name: await save_volume([f for n, f in files if n == name], folder, name) for name in names}
+            given = dict(zip(spelled_as(modalities, fields), fields, strict=True))
+            if unknown := sorted(set(given) - set(modalities)):
+                raise Refused(422, f"{unknown[0]!r} is not a contrast of this model; it knows {', '.join(modalities)}")
+            folder, names = scratch.folder / id, [name for name in modalities if name in given]
+            return {name: await save_volume([f for n, f in files if n == given[name]], folder, name) for name in names}
         except UserError as error:
             raise Refused(422, str(error)) from None
 
@@ -322,6 +335,7 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
     async def volume(request: Request, id: str, contrast: str) -> Response:
         """The volume of a contrast of a case as the model reads it, as .nii.gz; from a DICOM series, too."""
         with case(id, 404) as available:
+            contrast = find_modality(contrast, available) or contrast
             if contrast not in available:
                 raise Refused(404, f"the case has no {contrast}; it has {', '.join(available)}")
             path = scratch.folder / id / "view" / f"{contrast}.nii.gz"
@@ -375,12 +389,22 @@ def create_app(models: ServedModels, *, token: str | None = None, limits: Limits
     def http_error(request: Request, error: HTTPException) -> JSONResponse:
         if isinstance(error.__cause__, OSError):  # FastAPI reports any error in the reading of a form as status 400
             return system_error(request, error.__cause__)
-        return JSONResponse({"detail": str(error.detail)}, error.status_code)
+        detail = str(error.detail)
+        if error.status_code == 400:  # raised by Starlette only, for a form
+            large = "exceeded maximum size" in detail
+            reason = "a field that is not a file is larger than 1 MiB; send files with a file name" if large else detail
+            detail = f"the form cannot be read: {reason}"
+        return JSONResponse({"detail": detail}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        return JSONResponse({"detail": f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"}, 422)
+        name, sentence = str(first["loc"][1]), not_a_form(request)
+        if sentence is None and first["type"] == "missing":  # FastAPI takes a field without a text for missing
+            sentence = f"the {name} is empty" if name in error.body else f"the field {name} is missing"
+        elif sentence is None and isinstance(first["input"], str) and first["type"] == "value_error":
+            sentence = not_a_file(name)
+        return JSONResponse({"detail": sentence or f"{name}: {first['msg']}"}, 422)
 
     @app.exception_handler(Exception)
     def defect(request: Request, error: Exception) -> JSONResponse:
@@ -409,6 +433,19 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Any]) 
     finally:
         for task in (job, watch):
             task.cancel()
+
+
+def not_a_form(request: Request) -> str | None:
+    """Return the refusal of a request whose body is not a form, such as JSON; None for a form or an empty body."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("", "multipart/form-data", "application/x-www-form-urlencoded"):
+        return None
+    return f"the request is {printable(kind)}; send its fields as a multipart form (curl: -F NAME=VALUE or NAME=@FILE)"
+
+
+def not_a_file(name: str) -> str:
+    """Return the refusal of a field that was sent as text, or as a file without its name, which forms take for text."""
+    return f"{name} is a text, not a file; send it as a file, with a file name (curl: -F {name}=@FILE)"
 
 
 async def check_fields(request: Request, several: Collection[str] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from urllib.parse import SplitResult, urlsplit
 
@@ -25,19 +26,20 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware that refuses requests from other pages, without the token, or with too large a body.
+    """ASGI middleware that refuses requests from other pages, without the token, or whose body is too large or stalls.
 
     Args:
         app: The application.
         token: Token of ``Authorization: Bearer TOKEN`` for paths below /v1; None asks for no token.
         most_bytes: Largest body.
+        seconds: Longest time without any bytes of a body.
 
     A page of another origin cannot use a server without a token: browsers send the header Origin, and a name that is
     bound to 127.0.0.1 to get around that (DNS rebinding) is not among the hosts of this machine.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str | None, most_bytes: int) -> None:
-        self.app, self.token, self.most_bytes = app, token, most_bytes
+    def __init__(self, app: ASGIApp, *, token: str | None, most_bytes: int, seconds: float) -> None:
+        self.app, self.token, self.most_bytes, self.seconds = app, token, most_bytes, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,18 +50,24 @@ class Guard:
             status, sentence = refusal
             await JSONResponse({"detail": sentence}, status)(scope, receive, send)
             return
-        received = 0
+        received, complete = 0, False
 
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
+        # FastAPI passes on errors of this kind while it reads a body.
+        async def limited() -> Message:
+            nonlocal received, complete
+            try:
+                # After the body, the next message is the disconnection of a client, who may wait for long.
+                async with asyncio.timeout(None if complete else self.seconds):
+                    message = await receive()
+            except TimeoutError:
+                sentence = f"no data of the request arrived for {self.seconds:g} s; send it again"
+                raise HTTPException(408, sentence, {"connection": "close"}) from None
+            received, complete = received + len(message.get("body", b"")), not message.get("more_body", False)
             if received > self.most_bytes:
-                # FastAPI passes on errors of this kind while it reads a body.
                 raise HTTPException(413, self._too_large())
             return message
 
-        await self.app(scope, counted, send)
+        await self.app(scope, limited, send)
 
     def _refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")

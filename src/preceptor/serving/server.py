@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -20,6 +21,8 @@ from preceptor.serving.models import ServedModels, unique_names
 MOST_WAITING_CONNECTIONS = 1024
 SHORTEST_TOKEN = 16
 _INTERRUPTION = re.compile("KeyboardInterrupt|CancelledError")
+_SECONDS_TO_STOP = 8
+"""Time that requests have to end when the server stops. Docker kills a container after ten seconds."""
 
 
 def serve(
@@ -40,8 +43,7 @@ def serve(
     models = ServedModels(unique_names(folders), load)
     app = create_app(models, token=token, limits=limits)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a line for each malformed request
-    # A second Ctrl+C stops the server at once, which uvicorn reports with a traceback.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not _INTERRUPTION.search(record.getMessage()))
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not _is_interruption(record))
     listening = listen(host, port)
 
     async def stop_if_all_failed() -> None:
@@ -53,6 +55,7 @@ def serve(
         access_log=False,  # the address of a request may name a case
         server_header=False,
         timeout_keep_alive=10,
+        timeout_graceful_shutdown=_SECONDS_TO_STOP,
         backlog=MOST_WAITING_CONNECTIONS,
         h11_max_incomplete_event_size=2**16,
         callback_notify=stop_if_all_failed,
@@ -67,6 +70,13 @@ def serve(
         server.run(sockets=[listening])
     if models.error is not None:
         raise UserError(models.error)
+
+
+def _is_interruption(record: logging.LogRecord) -> bool:
+    """Return whether a record of uvicorn is the traceback of a request or a server that was stopped, not a defect."""
+    error = record.exc_info[1] if record.exc_info else None
+    stopped = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
+    return stopped or _INTERRUPTION.search(record.getMessage()) is not None
 
 
 def check_token(host: str, token: str | None) -> None:

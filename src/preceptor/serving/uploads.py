@@ -23,6 +23,8 @@ from preceptor.files import LockedError, lock
 _SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "preceptor-serve-"
 _CHUNK = 2**20
+_HEAD = 352
+"""Number of bytes that tell the format of a file."""
 
 # First bytes of a file, where they are, and the ending that our readers expect. DICOM may lack its mark.
 _KINDS = ((0, b"\x1f\x8b", ".nii.gz"), (344, b"n+1\0", ".nii"), (344, b"ni1\0", ".nii"), (4, b"n+2\0", ".nii"))
@@ -96,38 +98,29 @@ async def save_volume(uploads: Sequence[UploadFile], folder: Path, modality: str
     Raises:
         UserError: there are several files and one of them is NIfTI, or a single one is neither NIfTI nor DICOM.
     """
-    first = folder / modality
-    if len(uploads) > 1:
-        first.mkdir()
-        for number, upload in enumerate(uploads):
-            path = first / f"{number:05}.dcm"
-            await _write(upload, path)
-            if _nifti_ending(_head(path)):
-                raise UserError(
-                    f"{modality} has {len(uploads)} files, and one of them is NIfTI; give one NIfTI file, or the files "
-                    "of one DICOM series"
-                )
-            if other := next((end for end in OTHER_ENDINGS if (upload.filename or "").lower().endswith(end)), None):
-                path.unlink()
-                (first / f"{number:05}{other}").touch()  # the reader ignores it, and reports that
-        return first
-    await _write(uploads[0], first)
-    head = _head(first)
-    ending = _nifti_ending(head)
-    if ending is None and head[128:132] != b"DICM":
-        first.unlink()
-        raise UserError(f"the file of {modality} is neither NIfTI nor DICOM")
-    if ending is None:
-        single = first.rename(folder / "one.dcm")
-        first.mkdir()
-        single.rename(first / "00000.dcm")
-        return first
-    return first.rename(folder / f"{modality}{ending}")
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as opened:
-        return opened.read(352)
+    several, series = len(uploads) > 1, folder / modality
+    for number, upload in enumerate(uploads):
+        head = await upload.read(_HEAD)
+        await upload.seek(0)
+        ending = _nifti_ending(head)
+        if ending and several:
+            raise UserError(
+                f"{modality} has {len(uploads)} files, and one of them is NIfTI; give one NIfTI file, or the files of "
+                "one DICOM series"
+            )
+        if ending:
+            await _write(upload, volume := folder / f"{modality}{ending}")
+            return volume
+        if not several and head[128:132] != b"DICM":
+            raise UserError(f"the file of {modality} is neither NIfTI nor DICOM")
+        series.mkdir(exist_ok=True)
+        name = (upload.filename or "").lower()
+        if several and (other := next((ending for ending in OTHER_ENDINGS if name.endswith(ending)), None)):
+            (series / f"{number:05}{other}").touch()  # the reader ignores it, and reports that
+            await upload.close()
+        else:
+            await _write(upload, series / f"{number:05}.dcm")
+    return series
 
 
 def _nifti_ending(head: bytes) -> str | None:

@@ -149,8 +149,10 @@ def main(arguments):
         Path(output).unlink(missing_ok=True)
         sys.exit(f"{output} cannot be written to its end ({error.strerror}); free some space, or give another output")
     millilitres = abs(np.linalg.det(image.affine[:3, :3])) / 1000
-    volumes = (f"{name}_ml {np.isin(label, ids).sum() * millilitres:.2f}" for name, ids in CONFIG["regions"].items())
-    print(f"mask {output},", ", ".join(volumes))
+    volumes = {name: np.isin(label, ids).sum() * millilitres for name, ids in CONFIG["regions"].items()}
+    # Two digits, so that a lesion of a few voxels is not 0.
+    digits = {name: f"{ml:.2f}" if ml == 0 or ml >= 0.1 else f"{ml:.2g}" for name, ml in volumes.items()}
+    print(f"mask {output},", ", ".join(f"{name}_ml {text}" for name, text in digits.items()))
 
 
 if __name__ == "__main__":

@@ -101,12 +101,13 @@ export function start(section, models) {
     warnings,
   }) {
     const dice = (values, region) => (values ? values[region].toFixed(3) : "unknown");
+    const millilitres = (ml) => (ml === 0 || ml >= 0.1 ? ml.toFixed(2) : String(Number(ml.toPrecision(2))));
     const used = modalities.split("+").join(", ");
     const caption = `Mask from ${used}. Expected Dice: mean over ${cases} validation cases with these contrasts, and with all.`;
     find(".volumes caption").replaceChildren(element("span", { textContent: caption }));
     find(".volumes tbody").replaceChildren(
       ...current.model.regions.map((region) => {
-        const cells = [volumes[region].toFixed(2), dice(expected, region), dice(all, region)];
+        const cells = [millilitres(volumes[region]), dice(expected, region), dice(all, region)];
         const head = element("th", { scope: "row" }, region, " ", ...current.model.labels[region].map(chip));
         const row = element("tr", {}, head, ...cells.map((textContent) => element("td", { textContent })));
         row.dataset.region = region;
