@@ -249,7 +249,7 @@ def make_segmentation(
             for protocol in results["protocols"]:
                 mine, theirs = (by_case(folder / name, protocol, list(regions)) for name in ("distilled", "baseline"))
                 entry = difference(mine.mean(1), theirs.mean(1)) | {
-                    "interval": "95 %, paired bootstrap over cases, one seed",
+                    "interval": "95 %, the wider of paired bootstrap and analysis of variance over cases, one seed",
                     "regions": {r: difference(mine[:, i], theirs[:, i]) for i, r in enumerate(regions)},
                 }
                 results["comparison"][protocol] = {"distilled - baseline": entry}

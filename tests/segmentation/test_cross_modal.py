@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from preceptor.segmentation.cross_modal import cross_modal
+from preceptor.segmentation.cross_modal import _on_grid, cross_modal
 
 B, N, C = 4, 4, 3
 AVAILABLE = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [1, 0, 0, 0], [0, 1, 1, 1]]).bool()
@@ -127,3 +127,10 @@ def test_gradients_with_a_region():
         )[0],
         students,
     )
+
+
+def test_a_cell_is_in_a_region_if_any_of_its_voxels_is():
+    region, expected = torch.zeros(1, 4, 4, 4), torch.zeros(1, 2, 2, 2)
+    region[0, 0, 1, 0], region[0, 2:, 2:, 2:] = 1, 1
+    expected[0, 0, 0, 0] = expected[0, 1, 1, 1] = 1
+    assert torch.equal(_on_grid(region, (2, 2, 2)), expected)

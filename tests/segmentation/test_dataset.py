@@ -116,6 +116,16 @@ def test_the_whole_case(data, tmp_path):
     assert np.array_equal(np.asarray(nibabel.load(tmp_path / "out.nii.gz").dataobj), np.asarray(source.dataobj))
 
 
+def test_the_box_holds_the_foreground_of_every_modality(data, tmp_path):
+    larger = head(0)
+    larger[1, 5, 5] = larger[5, 13, 5] = 150
+    save(tmp_path / "c0" / "c0_t2.nii.gz", larger)
+    whole = examples(data).whole(0)
+    expected = normalise(load_case(data.samples[0], data).images["t2"], "zscore")
+    assert torch.equal(whole.images[3], torch.from_numpy(expected))
+    assert [side.stop - side.start for side in whole.box] == [6, 12, 9]
+
+
 def test_patches_come_from_the_volume(data):
     """Unaugmented patches of half the seeds hold a lesion's voxel in the middle, others lie anywhere."""
     made = examples(data, augment="none", foreground_probability=1.0)

@@ -41,6 +41,35 @@ def test_a_modality_that_no_case_has_is_not_elected():
         e.vote(1, torch.zeros(3, 4))
 
 
+def test_a_region_without_a_vote_keeps_its_teacher():
+    e, nan = election(), math.nan
+    e.vote(0, torch.tensor([[nan, 0.2, 0.3], [nan, 0.1, 0.4], [nan, 0.5, 0.1], [nan, 0.3, 0.2]]))
+    assert e.teachers("per_task") == [-1, 2, 1]
+    assert e.teachers("multi") == [1, 2]
+    assert e.history()[0]["elected"] == {"et": None, "tc": "t1ce", "wt": "t1"}
+    e.vote(5, torch.tensor([[0.1, 0.9, 0.3], [0.2, 0.1, 0.4], [0.1, 0.5, 0.1], [0.3, 0.3, 0.2]]))
+    e.vote(9, torch.tensor([[nan, 0.9, nan], [nan, 0.1, nan], [nan, 0.5, nan], [nan, 0.3, nan]]))
+    assert e.teachers("per_task") == [3, 0, 1]
+    assert [vote["elected"]["et"] for vote in e.history()] == [None, "t2", "t2"]
+    other = election()
+    other.load(e.state())
+    assert other.history() == e.history()
+    appointed = election()
+    appointed.appoint("T1c")  # an alias
+    appointed.vote(0, torch.tensor([[nan, 0.2, 0.3], [nan, 0.1, 0.4], [nan, 0.5, 0.1], [nan, 0.3, 0.2]]))
+    assert appointed.teachers("per_task") == [2, 2, 1]
+    assert appointed.history()[0]["elected"]["et"] == "t1ce"
+
+
+def test_the_best_over_all_regions_is_compared_where_all_have_votes():
+    """Without its vote in the hard region et, t1ce would have the largest mean."""
+    e, nan = election(), math.nan
+    e.vote(0, torch.tensor([[0.1, 0.7, 0.8], [0.0, 0.1, 0.2], [nan, 0.6, 0.8], [0.2, 0.2, 0.2]]))
+    assert e.teachers("single") == [0]
+    e.vote(1, torch.tensor([[nan, 0.7, 0.8], [nan, nan, nan], [0.9, nan, nan], [nan, 0.2, 0.2]]))
+    assert e.teachers("single") == [2], "nothing is in common: each by its own regions"
+
+
 def test_the_appointed_teach_until_the_first_vote():
     e = election()
     e.appoint("flair")

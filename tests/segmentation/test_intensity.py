@@ -58,6 +58,14 @@ def test_histogram_as_published():
     assert not normalise(image, "histogram")[~inside].any()
 
 
+def test_histogram_clips_at_a_bin_of_exactly_50_voxels():
+    image = np.zeros((10, 10, 20), np.float32)
+    image.reshape(-1)[1000:1602] = [*[60] * 551, *[90] * 50, 120]
+    values = np.minimum(image[image > 0], 90).astype(np.float64)
+    expected = (values - values.mean()) / values.std()
+    assert np.allclose(normalise(image, "histogram")[image > 0], expected, atol=1e-4)
+
+
 def test_histogram_refuses_what_it_is_not_for():
     image, _ = ball()
     with pytest.raises(UserError, match="it applies to integer intensities"):

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from preceptor.segmentation.losses import bce_loss, dice_loss, soft_dice
+from preceptor.config import TermConfig
+from preceptor.segmentation.losses import BceLoss, DiceLoss, FusedFeatureLoss, bce_loss, dice_loss, soft_dice
+from preceptor.task import Batch, TeacherSignal
 
 
 def draw(*shape: int, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
@@ -54,3 +56,19 @@ def test_losses_add_up_over_micro_batches():
     for loss in (dice_loss, bce_loss):
         parts = loss(LOGITS[:1], TARGETS[:1]) + loss(LOGITS[1:], TARGETS[1:])
         assert loss(LOGITS, TARGETS).item() == pytest.approx(parts.item())
+
+
+def test_fused_features_are_those_that_each_network_saw():
+    student, teacher = (torch.tensor(values).reshape(1, 2, 1, 1, 1, 1) for values in ([1.0, 5.0], [1.0, 7.0]))
+    batch = Batch({"visible": torch.tensor([[True, False]]), "available": torch.tensor([[True, True]])}, ["a"], [""])
+    loss = FusedFeatureLoss("full/features", TermConfig(weight=2.0), 0.5)
+    value = loss(TeacherSignal(None, {"bottleneck": student}), TeacherSignal(None, {"bottleneck": teacher}), batch)
+    assert value.item() == abs(1 - (1 + 7) / 2)
+    assert loss.weight_at(0.5) == 2.0 * 0.5
+
+
+@pytest.mark.parametrize(("term", "function"), [(DiceLoss, dice_loss), (BceLoss, bce_loss)])
+def test_samples_without_masks_add_nothing(term, function):
+    batch = Batch({"masks": TARGETS, "labelled": torch.tensor([True, False, True])}, ["a", "b", "c"], [""] * 3)
+    value = term(TermConfig(weight=1.0))(TeacherSignal(LOGITS), None, batch)
+    assert value.item() == pytest.approx(function(LOGITS[[0, 2]], TARGETS[[0, 2]]).item())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import pytest
 
 import preceptor
 from preceptor.api import run_recipe
+from preceptor.config import OwnLossConfig
 from preceptor.data.synthetic.cases import write_phantom_cases
 from preceptor.errors import UserError
 from preceptor.pipeline.run_dir import weights_sha256
+from preceptor.segmentation import experiment
+from preceptor.segmentation.data import read_cases
 from preceptor.segmentation.experiment import SegmentationExperiment
 from preceptor.segmentation.task import SegmentationTask
 from tests.segmentation.conftest import recipe
@@ -79,7 +83,7 @@ def test_a_method_trains_resumes_exactly_and_is_reported(kind, teachers, tmp_pat
     assert resumed.get("importance") == results.get("importance")
 
 
-def test_cases_that_a_teacher_of_some_modalities_cannot_see_are_named_before_training(teachers, tmp_path):
+def test_cases_that_a_teacher_of_some_modalities_cannot_see_are_noted_before_training(teachers, tmp_path):
     method = json.dumps({"name": "kd", "teaching_run": str(teachers["t1ce"])})
     settings = [f"data.root={teachers['cases']}", "data.phantom.missing=0", "stages=[distilled]", f"method={method}"]
     made = SegmentationExperiment.read(recipe(tmp_path, *settings))
@@ -91,13 +95,55 @@ def test_cases_that_a_teacher_of_some_modalities_cannot_see_are_named_before_tra
             replace(case, split=split, images={"flair": case.images["flair"]}) if case in (first, second) else case
             for case in complete
         ]
-        message = rf"2 of 6 training cases have none of the modalities t1ce .*t1ce sees: {first.id}, {second.id}; leave"
-        with pytest.raises(UserError, match=message):
-            made.require_checkpoints()
+        made.data.notes.clear()
+        made.require_checkpoints()
+        made.require_checkpoints()
+        assert made.data.notes == [
+            "2 of 6 training cases have none of the modalities t1ce that the teacher (method.teaching_run) sees, and "
+            f"do not learn from it: {first.id}, {second.id}."
+        ]
+    own = [OwnLossConfig(loss="preceptor.distill:LossTerm")]
+    made.recipe.method.losses = own
+    with pytest.raises(UserError, match=rf"sees, and method\.losses may compare .* it: {first.id}, {second.id}; leave"):
+        made.require_checkpoints()
+    made.recipe.method.losses = []
+    made.data.samples = [replace(case, images={"flair": case.images["flair"]}) for case in complete]
+    with pytest.raises(
+        UserError, match=r"6 of 6 training cases have none of the modalities t1ce .*t1ce sees: .*; leave"
+    ):
+        made.require_checkpoints()
+    made.recipe.method.losses = own
     made.data.samples = [
         replace(case, images={"flair": case.images["flair"]}) if case.split != "train" else case for case in complete
     ]
     made.require_checkpoints()
+
+
+def test_cases_that_a_teacher_cannot_see_learn_from_their_masks_alone(teachers, tmp_path, monkeypatch, caplog):
+    """A run on data of which three of the training cases, with and without masks, lack the teacher's modality."""
+
+    def incomplete(config, scratch, needed):
+        data, found = read_cases(config, scratch, needed), iter(range(3))
+        data.samples = [
+            replace(case, images={"flair": case.images["flair"]})
+            if case.split in ("train", "unlabelled") and next(found, None) is not None
+            else case
+            for case in data.samples
+        ]
+        return data
+
+    monkeypatch.setattr(experiment, "read_cases", lambda config, folder, *, needed: incomplete(config, folder, needed))
+    settings = [*SMALL, f"data.root={teachers['cases']}", "data.phantom.missing=0", "stages=[distilled]"]
+    settings += [f"method={json.dumps({'name': 'kd', 'teaching_run': str(teachers['t1ce'])})}"]
+    caplog.set_level(logging.INFO, "preceptor")
+    results = run_recipe(recipe(tmp_path, *settings, "data.train_share=0.7", "data.unlabelled=rest"))
+    (note,) = [note for note in results["notes"] if "do not learn from it" in note]
+    assert note.startswith("3 of 6 training cases have none of the modalities t1ce that the teacher")
+    page, log = ((tmp_path / "run" / name).read_text("utf-8") for name in ("report.html", "log.txt"))
+    assert "3 of 6 training cases have none of the modalities t1ce" in page
+    assert log.count("do not learn from it") == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any(line.get("output", 0) > 0 for line in lines)
 
 
 def test_a_held_out_case_is_not_trained_on(teachers, tmp_path, monkeypatch):

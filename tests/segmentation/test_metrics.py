@@ -57,6 +57,7 @@ def test_hd95_of_boxes_and_of_nothing():
     assert hd95(p, t, (1, 1, 2)) == pytest.approx(6)
     nothing = np.zeros_like(p)
     assert (hd95(nothing, nothing, (1, 1, 1)), hd95(p, nothing, (1, 1, 1))) == (0, EMPTY_HD95)
+    assert pytest.approx(np.linalg.norm((240, 240, 155)), abs=1e-4) == EMPTY_HD95, "the diagonal of a BraTS volume"
 
 
 @settings(max_examples=40)

@@ -9,10 +9,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
 import preceptor
+from preceptor.cli.inference import format_ml, show_case
 from preceptor.data.dicom_seg import write_dicom_seg
 from preceptor.data.dicom_series import read_series
 from preceptor.data.limits import MAX_VOXELS
@@ -480,3 +482,38 @@ def test_an_object_has_the_place_of_the_label_map_for_either_order_of_modalities
     ]
     assert np.allclose(*places, atol=1e-3)
     assert volume.array.sum() == label.sum()
+
+
+def test_a_mask_of_a_few_small_voxels_has_a_volume(tmp_path: Path, monkeypatch, capsys) -> None:
+    """9 voxels of 0.05 mm are 1.125e-6 ml."""
+    network = made_model()
+    affine = np.diag([0.05, 0.05, 0.05, 1.0])
+    file = save(tmp_path / "c_flair.nii.gz", head(1), affine)
+
+    def predicted(network, case, config, window, only):
+        found = torch.zeros(1, *(side.stop - side.start for side in case.box))
+        found[0, 1, 1:4, 1:4] = 1
+        return {only[0]: found}
+
+    monkeypatch.setattr(predict_module, "predict_case", predicted)
+    result = network.segment({"flair": file})
+    assert result.volumes_ml == {"whole": 1.125e-6}
+    show_case({"id": "c", "modalities": "flair", "missing": "t1", "whole_ml": 1.125e-6, "b_ml": 0.0, "c_ml": 12.345})
+    assert "volumes in ml: whole 1.1e-06, b 0.00, c 12.35" in capsys.readouterr().out.replace("12.34,", "12.35,")
+
+
+@pytest.mark.parametrize(("volume", "text"), [(0, "0.00"), (0.1, "0.10"), (0.0996, "0.1"), (0.004, "0.004")])
+def test_volumes_are_never_shown_as_0(volume, text) -> None:
+    assert format_ml(volume) == text
+
+
+def test_other_names_of_modalities(tmp_path: Path) -> None:
+    files = {"FLAIR": save(tmp_path / "a.nii.gz", head(1)), "T1w": save(tmp_path / "b.nii.gz", head(2))}
+    assert made_model().segment(files).modalities == "flair+t1"
+    assert made_model(("T2f", "t1n")).segment(files).modalities == "T2f+t1n"
+    for given, message in (
+        ({**files, "t1n": tmp_path / "b.nii.gz"}, r"'T1w' and 't1n' are the same modality; give one of them"),
+        ({"t1c": tmp_path / "b.nii.gz"}, r"t1c is not a modality of this network; it knows flair, t1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            made_model().segment(given)

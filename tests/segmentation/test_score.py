@@ -85,6 +85,25 @@ def test_ids_may_contain_what_separates_the_combination(tmp_path: Path, ids: tup
     assert {(row["id"], round(row["dice"], 6)) for row in scored.rows} == {(ids[0], 0.75), (ids[1], 1)}
 
 
+def test_names_of_data_and_links_are_read_as_in_a_folder_of_cases(data: Path, tmp_path: Path) -> None:
+    """A dash before seg (BraTS 2023), another name of a modality, and a link to a folder elsewhere."""
+    for case in "ab":
+        write(tmp_path / "elsewhere" / f"{case}-seg.nii.gz", slab(2, 6))
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "T2f").symlink_to(tmp_path / "elsewhere")
+    write(tmp_path / "masks" / "a__t1n.nii.gz", slab(2, 6))
+    scored = score_file(tmp_path / "masks", "brats/all/A", root=data)
+    order = [(row["id"], row["subset"]) for row in scored.rows if row["region"] == "wt"]
+    assert order == [("a", "flair"), ("a", "t1"), ("b", "flair")]
+    write(tmp_path / "masks" / "a__t1+T1w.nii.gz", slab(2, 6))
+    with pytest.raises(UserError, match="'t1' and 'T1w' are the same modality; give one of them"):
+        score_file(tmp_path / "masks", "brats/all/A", root=data)
+    (tmp_path / "masks" / "a__t1+T1w.nii.gz").unlink()
+    (tmp_path / "masks" / "dead").symlink_to(tmp_path / "nothing")
+    notes = score_file(tmp_path / "masks", "brats/all/A", root=data).results["notes"]
+    assert any("1 links lead to nothing" in note for note in notes)
+
+
 def test_another_orientation_of_the_same_grid_gives_the_same_scores(data: Path, tmp_path: Path) -> None:
     mirrored = AFFINE.copy()
     mirrored[0] = [-1, 0, 0, 7]

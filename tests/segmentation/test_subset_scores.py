@@ -52,6 +52,16 @@ def test_what_a_modality_adds():
     assert subset_scores.gain({("a",): {"x": 1.0}}, "a", "x") is None
 
 
+def test_means_are_of_finite_values_and_need_every_region():
+    assert subset_scores.mean([1.0, math.nan, 3.0]) == 2.0
+    assert subset_scores.mean([math.nan]) is None
+    subject = subset_scores.Subject(("t1", "t2"), ("a", "b"), None)
+    found = subset_scores.validation_scores(
+        {"validation_subsets": {"t1": {"a": 0.2, "b": 0.4}, "t2": {"a": 0.2}}}, subject
+    )
+    assert found == {("t1",): {"a": 0.2, "b": 0.4, "mean": pytest.approx(0.3)}, ("t2",): {"a": 0.2}}
+
+
 def test_names_of_combinations():
     assert parse_subset("t1+flair", ("flair", "t1", "t2")) == ("flair", "t1")
     assert parse_subset("t1+pet", ("flair", "t1")) is None

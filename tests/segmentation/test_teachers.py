@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.distributions import Bernoulli, kl_divergence
 
+import preceptor
+from preceptor import api
 from preceptor.errors import UserError
 from preceptor.segmentation.kd import KdConfig
 from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.specialist_networks import SpecialistNetworks
 from preceptor.segmentation.specialists import SpecialistsConfig
+from preceptor.strict_yaml import read_yaml, write_yaml
 from preceptor.tasks import load_recipe
 from preceptor.teachers.online import EmaTeacher
 from tests.segmentation.test_lckd import ALL, MODALITIES, REGIONS, batch, network
+
+SEEN = ("images", "available")
 
 
 def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 2.0) -> torch.Tensor:
@@ -125,6 +133,53 @@ def test_a_teacher_of_some_modalities_is_given_those_alone():
     assert torch.equal(masks[2], (logits[2] > 0).float())
 
 
+@pytest.mark.parametrize("prototypes", [0.0, 0.1])
+def test_the_terms_of_a_teacher_are_means_over_the_samples_that_it_sees(prototypes):
+    """The others learn from their masks, if they have any, whatever the teacher would say."""
+    student, own, b = network(), single("", 1, ("t1ce", "flair")), batch(rows=4)
+    b.tensors["available"] = b["available"] & torch.tensor([[True] * 4, [False, True, False, True]])[[0, 1, 0, 1]]
+    b.tensors["images"] = b["images"] * b["available"][:, :, None, None, None]
+    b.tensors["labelled"] = torch.tensor([True, True, False, False])
+    method = KdConfig.model_validate({"modality_dropout": ALL, "prototypes": {"weight": prototypes}})
+    teacher = method.combine_teachers({"method.teaching_run": own}, MODALITIES)
+    task = method.build_task(student, stage="distilled", teacher=teacher)
+    seen = method.build_task(student, stage="distilled", teacher=teacher)
+    assert task.units(b) == {"samples": 4, "labelled": 3, "taught": 2}
+    loss = task(b)
+    two = replace(b, tensors={k: v[[0, 2]] for k, v in b.tensors.items()}, ids=["0", "2"], keys=["0", "2"])
+    alone = seen(two)
+    for name in ("output", "prototypes")[: 1 + (prototypes > 0)]:
+        assert (loss.units[name], alone.units[name]) == ("taught", "taught")
+        torch.testing.assert_close(loss.sums[name], alone.sums[name], rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        want = kl(student(two["images"], two["available"]).logits, own(*(two[k][:, [2, 0]] for k in SEEN)).logits)
+    torch.testing.assert_close(loss.sums["output"].detach(), want, rtol=1e-4, atol=1e-6)
+    masks = task.prepare(
+        replace(b, tensors={**b.tensors, "taught": teacher.sees(b["available"])}), task.teacher.signal(b)
+    )
+    assert masks["labelled"].tolist() == [True, True, True, False]
+    assert torch.equal(masks["masks"][:2], b["masks"][:2])
+    # Nothing teaches a sample without a mask that the teacher does not see.
+    changed = replace(b, tensors={**b.tensors, "images": b["images"].clone()})
+    changed.tensors["images"][3] *= 2
+    for name, value in task(changed).sums.items():
+        torch.testing.assert_close(value, loss.sums[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_of_samples_that_the_teacher_does_not_see_has_no_gradient_from_it():
+    student, own, b = network(), single("", 1, ("t1ce",)), batch(rows=2)
+    b.tensors["available"] = b["available"] & torch.tensor([True, True, False, True])
+    method = KdConfig.model_validate({"modality_dropout": ALL})
+    task = method.build_task(
+        student, stage="distilled", teacher=method.combine_teachers({"method.teaching_run": own}, MODALITIES)
+    )
+    loss = task(b)
+    assert task.units(b)["taught"] == 0
+    assert loss.sums["output"].item() == 0
+    gradients = torch.autograd.grad(loss.sums["output"], list(student.parameters()), allow_unused=True)
+    assert all(one is None or not bool(one.any()) for one in gradients)
+
+
 def test_a_teacher_of_other_modalities_or_with_other_features_is_refused():
     full = {"cross_modal": {"weight": 0}, "full": {"weight": 1, "features": 0.1}}
     for method, own in ((KdConfig(), ("flair", "pd")), (LckdConfig.model_validate(full), ("flair", "t1ce"))):
@@ -134,7 +189,7 @@ def test_a_teacher_of_other_modalities_or_with_other_features_is_refused():
 
 def test_no_other_teacher_is_accepted_beside_the_student(tmp_path):
     with pytest.raises(UserError, match=r"method\.teacher=ema has no other teacher.*remove it"):
-        load_recipe("lckd-demo", ["method={name: kd, teacher: ema, teaching_run: runs/a}"])
+        preceptor.train("lckd-demo", ["method={name: kd, teacher: ema, teaching_run: runs/a}"])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +204,25 @@ def test_no_other_teacher_is_accepted_beside_the_student(tmp_path):
 )
 def test_a_teaching_run_without_effect_is_refused(method, message):
     with pytest.raises(UserError, match=message):
-        load_recipe("lckd-demo", [f"method={method}"])
+        preceptor.train("lckd-demo", [f"method={method}", "data.unlabelled=none"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lckd", "metakd"])
+def test_a_finished_run_with_a_teaching_run_without_effect_is_evaluated(trained, tmp_path, method):
+    """Earlier versions accepted it. Nothing is trained, so that it need not exist."""
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    for place in (run / "recipe.yaml", run / "distilled" / "recipe.yaml"):
+        raw = read_yaml(place.read_text("utf-8"), str(place))
+        raw["method"] = (raw["method"] if method == "lckd" else {"name": method}) | {"teaching_run": "runs/gone"}
+        place.write_text(write_yaml(raw), "utf-8")
+    scores = json.loads((run / "distilled" / "results.json").read_text("utf-8"))["protocols"]
+    assert preceptor.evaluate(run, output=tmp_path / "other")["protocols"] == scores
+    assert preceptor.evaluate(run)["protocols"] == scores
+    assert api.report(run).is_file()
+    assert preceptor.compare([run / "distilled", run / "baseline"], output=tmp_path / "compared").groups
+    with pytest.raises(UserError, match=r"method\.teaching_run=runs/gone is not used; remove it"):
+        preceptor.train(run)
 
 
 @pytest.mark.parametrize(

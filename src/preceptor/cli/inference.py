@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -169,16 +170,21 @@ def show_case(row: dict[str, Any]) -> None:
     missing = f"; missing: {row['missing']}" if row["missing"] else ""
     sentence(f"{row['id']}: segmented from {row['modalities']}{missing}")
 
-    def by_region(ending: str, form: str) -> str:
+    def by_region(ending: str, form: Callable[[float], str]) -> str:
         found = {key.removesuffix(ending): value for key, value in row.items() if key.endswith(ending) and value != ""}
-        return ", ".join(f"{region} {value:{form}}" for region, value in found.items())
+        return ", ".join(f"{region} {form(value)}" for region, value in found.items())
 
-    sentence(f"volumes in ml: {by_region('_ml', '.2f')}")
-    if expected := by_region("_expected_dice", ".3f"):
+    sentence(f"volumes in ml: {by_region('_ml', format_ml)}")
+    if expected := by_region("_expected_dice", "{:.3f}".format):
         sentence(f"expected Dice of these modalities, from the validation cases: {expected}")
     for key in ("mask", "dicom_seg", "probabilities"):
         if row.get(key):
             sentence(f"{key}: {row[key]}")
+
+
+def format_ml(volume: float) -> str:
+    """Return a volume with two decimals, or with two significant digits if it is below 0.1 ml. 0 means no voxel."""
+    return f"{volume:.2f}" if volume == 0 or volume >= 0.1 else f"{volume:.2g}"
 
 
 def files_by_modality(texts: list[str]) -> dict[str, Path]:

@@ -1,11 +1,15 @@
 """Read a folder with one DICOM series as a volume: a file for each slice, or enhanced images of several frames.
 
 Slices are placed by Image Position (Patient) and Image Orientation (Patient) as DICOM PS3.3 C.7.6.2 defines. Whatever
-does not form a regular grid is refused. Only geometry and pixels are parsed: names, dates and free texts are not.
+does not form a regular grid is refused. Only geometry and pixels are parsed: names, dates and free texts are not. The
+identifier of the patient is read only to compare it (`patient_key`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +21,7 @@ from preceptor.data.dicom_header import DEFLATED, IMAGE_FIELDS, VALUE_FIELDS, is
 from preceptor.data.image_structure import STOPS, Refused
 from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.nifti import Geometry, VolumeError
+from preceptor.data.texts import is_given
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -56,6 +61,8 @@ _FRAME_FIELDS = {
 """Fields of a frame in an enhanced image, by functional group (PS3.3 C.7.6.16.2)."""
 _HEADER_FIELDS += _GROUPS
 _PIXEL_FIELDS = [*_HEADER_FIELDS, *VALUE_FIELDS]
+_NO_PATIENT = ("anon", "anonymous", "anonymised", "anonymized", "unknown", "none", "0")
+_SALT = os.urandom(16)
 _COPY_AGAIN = "copy the series again from its source"
 _ONE_VOLUME = "move each volume to its own folder"
 
@@ -153,6 +160,20 @@ def read_series(folder: Path, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarr
         remarks.append(f"{len(ignored)} files that are not DICOM were ignored: {', '.join(sorted(ignored)[:20])}")
     integers = bool((volume == np.rint(volume)).all()) and np.abs(volume).max() < 2**31
     return volume.astype(np.int32 if integers else np.float32), Geometry(shape, affine, 1, 1, tuple(remarks))
+
+
+def patient_key(folder: Path) -> str | None:
+    """Return a text that is equal for the series of one patient, by the Patient ID of the first file, or None.
+
+    None stands for an identifier that is missing, as in "unknown", and for files that cannot be read. The result is a
+    hash with a salt of this process, so that it does not identify the patient.
+    """
+    with suppress(VolumeError, OSError), silent_pydicom():
+        value = _parse(_files(folder)[0][0], ["PatientID"], pixels=False).get("PatientID")
+        text = str(value or "").strip()
+        if is_given(text) and text.lower() not in _NO_PATIENT:
+            return hashlib.sha256(_SALT + text.encode("utf-8", "surrogatepass")).hexdigest()
+    return None
 
 
 def slice_frames(folder: Path) -> list[tuple[Path, int]]:

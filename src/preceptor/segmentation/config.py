@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from preceptor.config import (
 from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.readers import SegmentationName
 from preceptor.data.segmentation.named_splits import check_split_name
+from preceptor.errors import UserError
 from preceptor.extension import Reference
 from preceptor.segmentation.kd import KdConfig
 from preceptor.segmentation.lckd import LckdConfig
@@ -69,10 +71,10 @@ class VolumeDataConfig(Section):
     split: Annotated[str, AfterValidator(check_split_name)] | None = None
     """Name of a shipped split, such as `brats2020-219-50-100` (see how-to/volumes)."""
     split_file: Folder | None = None
-    """JSON with train, validation and test; CSV with case, split and perhaps modalities; or a folder with train.txt,
-    val.txt and test.txt."""
+    """JSON with train, validation and test; CSV with case, split and perhaps modalities; a folder with train.txt,
+    val.txt and test.txt; or, with `fold`, splits_final.json of nnU-Net."""
     fold: Annotated[int, Field(ge=0)] | None = None
-    """Fold of `folds` that is the test split."""
+    """Fold of `folds`, or of the list in `split_file`, that is the test split."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Number of folds that the patients are divided into."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
@@ -240,3 +242,18 @@ class SegmentationRecipe(BaseRecipe):
                 "method.pairs.levels=all)"
             )
         return self
+
+    def require_distillation(self, modalities: Sequence[str]) -> None:
+        """Raise UserError before a training if the stage `distilled` would be trained as the stage `baseline` is.
+
+        It is not a validator, because finished runs of earlier versions have such a recipe and are still evaluated.
+        """
+        method = self.method
+        draws_masks = self.data.unlabelled == "rest" and method.needs_teacher("distilled")
+        if "distilled" not in self.stages or method.losses or method.starts_from_teacher or draws_masks:
+            return
+        if why := method.without_distillation(modalities):
+            raise UserError(
+                f"{why}, so the stage distilled would be trained as the baseline is; correct it, or set "
+                "stages=[baseline]"
+            )

@@ -152,7 +152,7 @@ class CrossModalLoss(LossTerm):
         # With `per_task` the teacher of a region teaches inside that region only.
         groups: list[tuple[list[int], Tensor | None]] = [(teachers, None)]
         if self.teachers == "per_task":
-            groups = [([teacher], batch["masks"][:, region]) for region, teacher in enumerate(teachers)]
+            groups = [([t] if t >= 0 else [], batch["masks"][:, region]) for region, t in enumerate(teachers)]
         total = student.logits.new_zeros(len(visible), dtype=torch.float32)
         for level in self.levels:
             features = student.features[f"level.{level}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import torch
 from preceptor.data.limits import MAX_VOXELS
 from preceptor.data.nifti import VolumeError
 from preceptor.data.types import Case, SegmentationDataset
-from preceptor.data.volumes import LoadedVolume, content_hash, load_case, resampled, resize, to_regions
+from preceptor.data.volumes import LoadedVolume, content_hash, load_case, load_label, resampled, resize, to_regions
 from preceptor.errors import UserError
 from preceptor.segmentation.augment import Augment, augment_patch, draw_patch, draw_size
 from preceptor.segmentation.intensity import Intensity, bounding_box, normalise
@@ -149,6 +150,7 @@ class VolumeExamples(Examples):
         """Ids of the cases that `readable` has left out, in the order in which it found them."""
         self._prepared: dict[int, Prepared] = {}
         self._hashes: dict[int, str] = {}
+        self._regions_of: dict[int, frozenset[str]] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -218,6 +220,18 @@ class VolumeExamples(Examples):
                 raise
             self.unreadable[self.cases[index].id] = None
             return None
+
+    def regions_of(self, index: int) -> frozenset[str]:
+        """Return the regions that the label map of a case contains; none if it has no label map or cannot be read."""
+        if index not in self._regions_of:
+            mask, found = self.cases[index].mask, frozenset[str]()
+            if mask is not None:
+                with suppress(VolumeError):
+                    label, _ = load_label(mask, self.regions, max_voxels=self.settings.max_voxels)
+                    masks = to_regions(label, self.regions)
+                    found = frozenset(name for name, mask in zip(self.regions, masks, strict=True) if mask.any())
+            self._regions_of[index] = found
+        return self._regions_of[index]
 
     def subsets_of(self, index: int) -> list[SubsetFlags]:
         """Return the subsets of the modalities of which a case names files, whether or not they can be read."""

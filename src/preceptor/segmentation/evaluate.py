@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preceptor.data.volumes import load_case, on_source_grid, save_mask, to_labels, to_regions
+from preceptor.data.types import SegmentationDataset
+from preceptor.data.volumes import load_label, on_source_grid, save_mask, to_labels, to_regions
 from preceptor.errors import UserError
 from preceptor.scores import number_groups
 from preceptor.segmentation.config import EvaluationConfig, SegmentationRecipe
 from preceptor.segmentation.dataset import VolumeExamples, WholeCase
-from preceptor.segmentation.election import mean_scores
+from preceptor.segmentation.election import Election, mean_scores
 from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.losses import soft_dice
+from preceptor.segmentation.method import SegmentationMethod
 from preceptor.segmentation.metrics import dice, post_process, score_masks, unreadable_rows
 from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.region_masks import threshold_regions
@@ -64,17 +66,18 @@ def alone(count: int) -> list[SubsetFlags]:
 
 
 def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRecipe) -> Tensor:
-    """Return the soft Dice (N, R) of every single modality, averaged over the cases that have it; NaN if none has.
+    """Return the soft Dice (N, R) of every single modality, averaged over the cases that have it and have the region.
 
-    `method.election.cases` of the cases vote, by name; before them, those with a modality that the others lack. Cases
-    that cannot be read have no vote. Raises UserError if none can be read.
+    NaN if there is no such case. The soft Dice is that of the whole volume on the grid of the network.
+
+    `method.election.cases` of the cases vote, by name; before them, those with a modality or a region that the others
+    lack. Cases that cannot be read have no vote. Raises UserError if none can be read, or none contains a region.
     """
     count, regions = len(cases.modalities), len(cases.regions)
     election = recipe.method.election if isinstance(recipe.method, LckdConfig) else ElectionConfig()
     found = {}
     for index, case in islice(voters(cases), election.cases or None):
         assert case.masks is not None
-        masks = case.masks[(slice(None), *case.box)]
         only = [single for single in alone(count) if bool(case.available[single.index(True)])]
         predictions = predict_case(
             network,
@@ -87,29 +90,87 @@ def votes(network: MultimodalUNet, cases: VolumeExamples, recipe: SegmentationRe
         )
         scores = torch.full((count, regions), torch.nan, dtype=torch.float64)
         for single, probabilities in predictions.items():
-            target = masks.to(probabilities.device, torch.float32)
-            scores[single.index(True)] = soft_dice(probabilities[None], target[None])[0].double().cpu()
+            scores[single.index(True)] = _soft_dice_of_whole(probabilities, case)
         found[index] = scores
     if not found:
         raise UserError(
             f"none of the {len(cases)} validation cases can be read, so none can vote in the election of teachers: "
             f"{', '.join([*cases.unreadable][:3])}; repair their files, or choose other validation cases"
         )
-    return mean_scores([found[index] for index in sorted(found)])
+    means = mean_scores([found[index] for index in sorted(found)])
+    if bool(means.isnan().all()):
+        raise UserError(
+            f"none of the {len(found)} validation cases that vote contains any of the regions "
+            f"{', '.join(cases.regions)}, so no teacher can be elected; choose other validation cases, or set "
+            "method.cross_modal.weight=0"
+        )
+    return means
+
+
+def _soft_dice_of_whole(probabilities: Tensor, case: WholeCase) -> Tensor:
+    """Return the soft Dice (R,) of probabilities (R, d, h, w) inside the box of a case, which are 0 outside.
+
+    NaN for a region that the case does not contain: it tells nothing about the modality.
+    """
+    assert case.masks is not None
+    target = case.masks[(slice(None), *case.box)]
+    total, known = (masks.flatten(1).sum(dim=1) for masks in (case.masks, target))
+    scores = soft_dice(probabilities[None], target[None].to(probabilities.device, torch.float32))[0].double().cpu()
+    divisor = probabilities.float().flatten(1).sum(dim=1).double().cpu() + known + 1
+    return torch.where(total > 0, scores * (divisor / (divisor + total - known)), torch.nan)
 
 
 def voters(cases: VolumeExamples) -> Iterator[tuple[int, WholeCase]]:
-    """Yield the cases that can be read, each with its index, first those with modalities that no case before has.
+    """Yield the cases that can be read, each with its index, first those that have what no case before has.
 
-    Thus every modality of a few cases has a vote. If all cases have the same modalities, their order does not change.
+    This is a modality of the images in a region of the label map. Thus every modality has a vote in every region of a
+    few cases. If all cases have the same modalities and regions, their order does not change.
     """
-    left, seen = list(range(len(cases))), set[str]()
+    left, seen = list(range(len(cases))), set[tuple[str, str]]()
+
+    def content(index: int) -> set[tuple[str, str]]:
+        regions = ("", *cases.regions_of(index))  # a case without any region still has its modalities
+        return {(modality, region) for modality in cases.cases[index].images for region in regions}
+
     while left:
-        index = max(left, key=lambda index: len(cases.cases[index].images.keys() - seen))
+        index = max(left, key=lambda index: len(content(index) - seen))
         left.remove(index)
         if (case := cases.readable(index)) is not None:
-            seen |= cases.cases[index].images.keys()
+            seen |= content(index)
             yield index, case
+
+
+def doubts_of_votes(scores: Tensor, data: SegmentationDataset, method: SegmentationMethod) -> list[str]:
+    """Return sentences on votes (N, R) that are missing, and on an election by which nothing is distilled."""
+    modalities, regions = tuple(data.modalities), tuple(data.regions)
+    missing = scores.isnan()
+    absent = [name for name, row in zip(modalities, missing, strict=True) if bool(row.all())]
+    empty = [name for name, column in zip(regions, missing.T, strict=True) if bool(column.all())]
+    pairs = [
+        f"{modality} and {region}"
+        for modality, row in zip(modalities, missing.tolist(), strict=True)
+        for region, lacks in zip(regions, row, strict=True)
+        if lacks and modality not in absent and region not in empty
+    ]
+    doubts = []
+    if absent:
+        doubts.append(f"No validation case that votes has {', '.join(absent)}, so no election can make it a teacher.")
+    if empty:
+        doubts.append(f"No validation case that votes contains {', '.join(empty)}, so no election finds its teacher.")
+    if pairs:
+        doubts.append(
+            f"No validation case that votes has {', or '.join(pairs)}, so no election can make this modality the "
+            "teacher of this region."
+        )
+    if isinstance(method, LckdConfig) and method.cross_modal.students == "others" and len(modalities) > 1:
+        election = Election(modalities, regions)
+        election.vote(0, scores)
+        if method.teachers == "multi" and len(election.teachers("multi")) == len(modalities):
+            doubts.append(
+                "In an election every modality became a teacher, so that none learned from another until the next one "
+                "(method.cross_modal.students=others); set it to all, or method.teachers to single or per_task."
+            )
+    return doubts
 
 
 def dice_by_case(
@@ -117,7 +178,8 @@ def dice_by_case(
 ) -> list[dict[SubsetFlags, np.ndarray]]:
     """Return the Dice (R,) of each case from every subset of its modalities, the smallest subsets first.
 
-    The masks are those of the label map that would be written. A case that cannot be read and is skipped scores 0.
+    The masks are those of the label map that would be written, on the grid of the source file, and the reference is the
+    whole label map. A case that cannot be read and is skipped scores 0.
     """
     found = []
     for index in range(len(cases)):
@@ -125,18 +187,30 @@ def dice_by_case(
         if case is None:
             found.append({subset: np.zeros(len(cases.regions)) for subset in cases.subsets_of(index)})
             continue
-        assert case.masks is not None
+        target = reference_masks(cases, index, case)
+        is_resampled = case.loaded.shape != case.loaded.geometry.canonical_shape
+        # Without a change of the grid, the box is enough: outside of it, nothing is predicted.
+        inside = target if is_resampled else target[(slice(None), *case.box)]
+        outside = [int(np.count_nonzero(a) - np.count_nonzero(b)) for a, b in zip(target, inside, strict=True)]
         scores = {}
-        target = case.masks[(slice(None), *case.box)].numpy()
         predictions = predict_case(
             network, case, recipe.evaluation, recipe.data.patch_size, overlap=recipe.evaluation.validation_overlap
         )
         for subset, probabilities in predictions.items():
             label = label_map(probabilities.float().cpu().numpy(), cases.regions)
+            if is_resampled:
+                label = on_source_grid(_in_whole(label, case), case.loaded)
             masks = to_regions(label, cases.regions)
-            scores[subset] = np.array([dice(masks[r], target[r]) for r in range(len(masks))])
+            scores[subset] = np.array([dice(m, t, o) for m, t, o in zip(masks, inside, outside, strict=True)])
         found.append(scores)
     return found
+
+
+def _in_whole(inside: np.ndarray, case: WholeCase) -> np.ndarray:
+    """Return (..., D, H, W) of a whole case with the values (..., d, h, w) in its box, and 0 elsewhere."""
+    whole = np.zeros((*inside.shape[:-3], *case.images.shape[1:]), inside.dtype)
+    whole[(..., *case.box)] = inside
+    return whole
 
 
 def mean_by_subset(
@@ -203,21 +277,19 @@ def reference_masks(cases: VolumeExamples, index: int, case: WholeCase) -> np.nd
     assert case.masks is not None
     if case.loaded.shape == case.loaded.geometry.canonical_shape:
         return case.masks.numpy()
-    source = load_case(cases.cases[index], cases.data, max_voxels=cases.settings.max_voxels)
-    assert source.label is not None
-    return to_regions(source.label, cases.regions)
+    mask = cases.cases[index].mask
+    assert mask is not None
+    label, _ = load_label(mask, cases.regions, max_voxels=cases.settings.max_voxels)
+    return to_regions(label, cases.regions)
 
 
 def whole_probabilities(
     network: MultimodalUNet, case: WholeCase, recipe: SegmentationRecipe, only: list[SubsetFlags] | None = None
 ) -> Iterator[tuple[SubsetFlags, np.ndarray]]:
     """Yield (subset, probabilities (R, D, H, W) float32) of a whole case; 0 outside the box of its images."""
-    shape = tuple(case.images.shape[1:])
     predictions = predict_case(network, case, recipe.evaluation, recipe.data.patch_size, only=only)
     for subset, probabilities in predictions.items():
-        whole = np.zeros((len(probabilities), *shape), np.float32)
-        whole[(slice(None), *case.box)] = probabilities.float().cpu().numpy()
-        yield subset, whole
+        yield subset, _in_whole(probabilities.float().cpu().numpy(), case)
 
 
 def label_map(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from preceptor.data.findings import Finding
@@ -26,19 +28,28 @@ from preceptor.scores import Metrics
 from preceptor.segmentation import metrics
 from preceptor.segmentation.config import SegmentationRecipe
 from preceptor.segmentation.data import examples, held_out_batches, hold_out, read_cases
-from preceptor.segmentation.dataset import VolumeExamples
+from preceptor.segmentation.dataset import VolumeExamples, WholeCase
 from preceptor.segmentation.evaluate import (
     dice_by_case,
+    doubts_of_votes,
     mean_by_subset,
     mean_from_all,
     mean_of,
     predict_case,
     score_cases,
+    voters,
     votes,
     write_worst,
 )
 from preceptor.segmentation.figures import write_figures
-from preceptor.segmentation.initial_weights import copied_parameters, copy_weights, require_same_network
+from preceptor.segmentation.initial_weights import (
+    copied_parameters,
+    copy_weights,
+    load_network,
+    require_same_network,
+)
+from preceptor.segmentation.intensity import foreground
+from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
 from preceptor.segmentation.model_card import model_card
@@ -47,7 +58,6 @@ from preceptor.segmentation.report import write_report
 from preceptor.segmentation.task import SegmentationTask
 from preceptor.segmentation.teachers import PartialNetwork, require_same
 from preceptor.task import Task
-from preceptor.training import checkpoint
 
 
 class SegmentationExperiment(Experiment):
@@ -69,7 +79,6 @@ class SegmentationExperiment(Experiment):
     def trainings(self, stage: Stage, folder: Path) -> Iterator[Training]:
         recipe, data, state = self.recipe, self.data, processes()
         distils = stage.kind == "distilled"
-        self._require_same_mode(folder)
         teacher = self._teacher_network() if recipe.method.needs_teacher(stage.kind) else None
         held_out = self._held_out if distils else []
         # A stage that holds out cases takes as many steps as the others.
@@ -133,26 +142,11 @@ class SegmentationExperiment(Experiment):
             epoch_samples=labelled,
             validate=validate,
             export=export,
-            resume_config=self._resume_config(stage, task),
+            resume_config=self._resume_config(stage, task, validating),
+            resume_defaults=lambda: self._resume_defaults(stage, folder, validating),
             summary=summary,
         )
         self._store_evaluation_settings(stage, folder)
-
-    def _require_same_mode(self, folder: Path) -> None:
-        """Raise UserError if the training in `folder` was begun with another `evaluation.mode`.
-
-        The mode has a part in validation, which selects the weights, and in elections. It is compared with the recipe
-        of the stage, because checkpoints of earlier versions do not contain it.
-        """
-        recipe, file = self.recipe, folder / "recipe.yaml"
-        if recipe.resume == "never" or not file.is_file() or not checkpoint.folders(folder / "checkpoints"):
-            return
-        before, mode = read_recipe(str(file))[0]["evaluation"]["mode"], recipe.evaluation.mode
-        if before != mode:
-            raise UserError(
-                f"{folder} contains a run of another recipe (evaluation.mode: {before!r} -> {mode!r}); restore this "
-                "value, set output=FOLDER to another folder, or start again with resume=never"
-            )
 
     def _store_evaluation_settings(self, stage: Stage, folder: Path) -> None:
         """Write the settings of the evaluation into the model, unless it is evaluated. A resume may change them.
@@ -168,16 +162,15 @@ class SegmentationExperiment(Experiment):
             write_text(file, json.dumps(stored, indent=1))
 
     def _votes(self, student: MultimodalUNet, cases: VolumeExamples) -> Tensor:
-        """Return the votes of validation cases, and warn of modalities without one, which cannot be elected."""
+        """Return the votes of validation cases, and warn of those that are missing and of what follows."""
         scores = broadcast_from_main(votes(student, cases, self.recipe))
-        absent = [name for name, row in zip(self.data.modalities, scores, strict=True) if bool(row.isnan().all())]
-        if absent:
-            self.warn(f"No validation case that votes has {', '.join(absent)}, so no election can make it a teacher.")
+        for sentence in doubts_of_votes(scores, self.data, self.recipe.method):
+            self.warn(sentence)
         return scores
 
     def _start_from(self, network: MultimodalUNet, run: Path) -> frozenset[str]:
         """Give a network the weights of an earlier run, and return the names of the parameters that it has from it."""
-        earlier = MultimodalUNet.load(model_folder(run))
+        earlier = load_network(model_folder(run), self.data.modalities)
         regions = ", ".join(copy_weights(network, earlier, f"model.init={run}")) or "no region"
         self.data.add_note(f"Initial weights: those of an earlier run (model.init), with its outputs for {regions}.")
         return copied_parameters(network, earlier)
@@ -205,12 +198,19 @@ class SegmentationExperiment(Experiment):
     def require_checkpoints(self) -> None:
         method, init = self.recipe.method, self.recipe.model.init
         if init:
-            earlier = MultimodalUNet.load(model_folder(Path(init)))
+            earlier = load_network(model_folder(Path(init)), self.data.modalities)
             require_same_network(self._network_config, earlier.config, f"model.init={init}")
+        self.recipe.require_distillation(self.data.modalities)
         if "distilled" in self.recipe.stages:
-            if method.needs_teacher("distilled") and method.teacher_runs():
-                self._teacher_network()
+            teacher: nn.Module | None = None
+            if method.needs_teacher("distilled"):
+                teacher = self._teacher_network() if method.teacher_runs() else self.new_network(self.recipe.seed)
             assert self._held_out is not None  # refuses an overlap
+            # Refuses terms that do not fit the networks before the stages that come first are trained.
+            no_votes = torch.zeros(len(self.data.modalities), len(self.data.regions))
+            method.build_task(
+                self.new_network(self.recipe.seed), stage="distilled", teacher=teacher, votes=lambda _: no_votes
+            )
 
     @cached_property
     def _held_out(self) -> list[Case]:
@@ -223,26 +223,31 @@ class SegmentationExperiment(Experiment):
         networks = {key: self._load_teacher(run) for key, run in self._teacher_runs().items()}
         teacher = self.recipe.method.combine_teachers(networks, self.data.modalities)
         if isinstance(teacher, PartialNetwork):
-            self._require_seen_by(teacher)
+            self._note_unseen(teacher)
         return teacher
 
-    def _require_seen_by(self, teacher: PartialNetwork) -> None:
-        """Raise UserError if a training case has none of the modalities of the teacher, which cannot teach it."""
-        names = teacher.network.config.modalities
+    def _note_unseen(self, teacher: PartialNetwork) -> None:
+        """Note the training cases without any modality of the teacher, which do not learn from it.
+
+        Raises UserError if no other case is left, or if a loss term of the user's compares all cases with the teacher.
+        """
+        names, ((key, run), *_) = teacher.config.modalities, self._teacher_runs().items()
         cases = [*self.data.split("train"), *self.data.split("unlabelled")]
-        lacking = [case.id for case in cases if not case.images.keys() & set(names)]
-        if lacking:
-            (key, run), *_ = self._teacher_runs().items()
+        unseen = [case.id for case in cases if not case.images.keys() & set(names)]
+        found = f"{len(unseen)} of {len(cases)} training cases have none of the modalities {', '.join(names)}"
+        if len(unseen) == len(cases) or (unseen and self.recipe.method.losses):
+            why = "" if len(unseen) == len(cases) else ", and method.losses may compare them with it"
             raise UserError(
-                f"{len(lacking)} of {len(cases)} training cases have none of the modalities {', '.join(names)} that "
-                f"the teacher {key}={run} sees: {listed(lacking)}; leave them out of the training, such as with "
-                "data.split_file, or give a teacher that sees more modalities"
+                f"{found} that the teacher {key}={run} sees{why}: {listed(unseen)}; leave them out of the training, "
+                "such as with data.split_file, or give a teacher that sees more modalities"
             )
+        if unseen:
+            self.data.add_note(f"{found} that the teacher ({key}) sees, and do not learn from it: {listed(unseen)}.")
 
     def _load_teacher(self, run: Path) -> MultimodalUNet:
         recipe = self.recipe
         folder = model_folder(run)
-        teacher, preparation = MultimodalUNet.load(folder), read_inference_config(folder)["preparation"]
+        teacher, preparation = load_network(folder, self.data.modalities), read_inference_config(folder)["preparation"]
         require_same(f"the teacher {folder}", "regions", teacher.config.regions, self.data.regions)
         for key in ("spacing", "intensity"):
             own, its = getattr(recipe.data, key), preparation[key]
@@ -279,8 +284,7 @@ class SegmentationExperiment(Experiment):
         """The teacher sees all modalities, so only the score from all of them tells what it can teach."""
         found = super().validation(folder, training) | {"score": None}
         if by_region := training["validation_subsets"].get("+".join(self.data.modalities)):
-            spacing = f", spacing {self.recipe.data.spacing}" if self.recipe.data.spacing else ""
-            found |= {"score": statistics.fmean(by_region.values()), "metric": f"{self.validation_metric}{spacing}"}
+            found["score"] = statistics.fmean(by_region.values())
         return found
 
     def _inference_config(self, validation_dice: Mapping[str, dict[str, float]]) -> dict[str, Any]:
@@ -298,31 +302,52 @@ class SegmentationExperiment(Experiment):
             "validation": validation_dice,
         }
 
-    def _resume_config(self, stage: Stage, task: SegmentationTask) -> dict[str, Any]:
+    def _resume_config(self, stage: Stage, task: SegmentationTask, validating: VolumeExamples) -> dict[str, Any]:
         recipe = self.recipe
         data = recipe.data.model_dump(mode="json", exclude={"root", "workers", "max_voxels", "split", "split_file"})
-        # Without it, a run that was begun before the setting existed can be resumed.
-        unset = {"init"} if recipe.model.init is None else set()
         train = recipe.train.model_dump(mode="json", exclude={"keep_checkpoints", "log_every", "trackers"})
         if not task.pretrained_parameters and train["pretrained_lr_scale"] == 1:
             train["pretrained_lr_scale"] = 0.1  # the former default, so that such a run can be resumed
         config = {
             "data": {**data, "rows": self.data.fingerprint()},
             "seed": stage.seed,
-            "model": recipe.model.model_dump(mode="json", exclude=unset),
+            "model": recipe.model.model_dump(mode="json"),
             "train": train,
             "method": recipe.method.stage_settings(stage.kind),
-            # It selects the weights, and elects teachers.
-            "evaluation": recipe.evaluation.model_dump(mode="json", include={"validation_overlap"}),
+            # They select the weights, and elect teachers.
+            "evaluation": recipe.evaluation.model_dump(mode="json", include={"validation_overlap", "mode"}),
             "full": task.teacher.fingerprint if task.teacher is not None else None,
         }
-        # Both refuse runs of earlier versions: these selected a teacher by the mean over all subsets, and did not apply
+        if limit := self._most_voters(stage):
+            config["voters"] = _ids(validating, islice(voters(validating), limit))
+        # All refuse runs of earlier versions: these selected a teacher by the mean over all subsets, and did not apply
         # train.pretrained_lr_scale.
         if stage.kind == "teacher" and recipe.train.select == "best":
             config["selection"] = "Dice from all modalities"
+        if recipe.data.spacing and recipe.train.select == "best":  # formerly on the grid of the network
+            config["validation"] = "Dice on the grid of the files"
         if task.pretrained_parameters:
             config["pretrained_parameters"] = len(task.pretrained_parameters)
         return json.loads(json.dumps(config))
+
+    def _resume_defaults(self, stage: Stage, folder: Path, validating: VolumeExamples) -> dict[str, Any]:
+        """Return the settings that checkpoints of earlier versions in `folder` do not contain, as they were then."""
+        file = folder / "recipe.yaml"
+        before = read_recipe(str(file))[0] if file.is_file() else {}
+        defaults: dict[str, Any] = {"model": {"init": None}}
+        if mode := (before.get("evaluation") or {}).get("mode"):
+            defaults["evaluation"] = {"mode": mode}
+        if limit := self._most_voters(stage):  # the first cases voted, whatever their modalities
+            readable = ((n, case) for n in range(len(validating)) if (case := validating.readable(n)) is not None)
+            defaults["voters"] = _ids(validating, islice(readable, limit))
+        return defaults
+
+    def _most_voters(self, stage: Stage) -> int | None:
+        """Return `method.election.cases` if a stage has elections and not all validation cases vote, or else None."""
+        method = self.recipe.method
+        if stage.kind != "distilled" or not isinstance(method, LckdConfig) or method.cross_modal.weight == 0:
+            return None
+        return method.election.cases
 
     def stage_recipe(self, stage: Stage, folder: Path) -> SegmentationRecipe:
         recipe = self.recipe.model_copy(deep=True)
@@ -357,7 +382,7 @@ class SegmentationExperiment(Experiment):
     # Evaluation
 
     def load(self, folder: Path) -> MultimodalUNet:
-        network = MultimodalUNet.load(folder).to(processes().device).eval()
+        network = load_network(folder, self.data.modalities).to(processes().device).eval()
         for name in ("modalities", "regions"):
             require_same(f"the network of {folder}", name, getattr(network.config, name), getattr(self.data, name))
         return network
@@ -421,7 +446,14 @@ class SegmentationExperiment(Experiment):
     # Commands beside training
 
     def findings(self) -> list[Finding]:
-        return check_cases(self.data, max_voxels=self.recipe.data.max_voxels)
+        data = self.recipe.data
+        seen = partial(foreground, kind=data.intensity)
+        return check_cases(self.data, max_voxels=data.max_voxels, foreground=seen)
+
+
+def _ids(cases: VolumeExamples, chosen: Iterable[tuple[int, WholeCase]]) -> list[str]:
+    """Return the ids of chosen cases, in the order of all."""
+    return [cases.cases[index].id for index in sorted(index for index, _ in chosen)]
 
 
 EXPERIMENT = SegmentationExperiment

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor
 
+from preceptor.data.segmentation.modalities import spelled_as
 from preceptor.errors import UserError
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
+
+
+def load_network(folder: Path, modalities: Sequence[str]) -> MultimodalUNet:
+    """Load a network for data with these modalities, whose spelling replaces its own: t1ce for t1c, for example.
+
+    Raises UserError as `MultimodalUNet.load`.
+    """
+    network = MultimodalUNet.load(folder)
+    names = tuple(spelled_as(modalities, network.config.modalities))
+    network.config = dataclasses.replace(network.config, modalities=names)
+    return network
 
 
 def require_same_network(own: MultimodalUNetConfig, earlier: MultimodalUNetConfig, what: str) -> None:

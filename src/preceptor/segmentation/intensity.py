@@ -34,12 +34,9 @@ def normalise(image: np.ndarray, kind: Intensity) -> np.ndarray:
     if kind not in get_args(Intensity):
         raise UserError(f"intensity {kind!r} is not known{nearest(kind, get_args(Intensity))}")
     image = np.asarray(image, np.float32)
+    inside = foreground(image, kind)
     if kind == "histogram":
-        corner = image[0, 0, 0]
-        image = np.clip(image, corner, _histogram_top(image))
-        inside = image != corner
-    else:
-        inside = foreground(image)
+        image = np.clip(image, image[0, 0, 0], _histogram_top(image))
     values = image[inside]
     out = np.zeros(image.shape, np.float32)
     if len(values) == 0:
@@ -72,16 +69,18 @@ def _histogram_top(image: np.ndarray) -> np.float32:
     return np.float32(top)
 
 
-def foreground(image: np.ndarray) -> np.ndarray:
-    """Return the mask (D, H, W) bool of the foreground.
+def foreground(image: np.ndarray, kind: Intensity = "zscore") -> np.ndarray:
+    """Return the mask (D, H, W) bool of the foreground. For ``histogram``, it is brighter than the corner voxel.
 
-    The background is connected to the border and at most as bright as the corners plus 1 % of the range (or plus the
-    noise of the corners, if that is larger). Dark parts that are enclosed by the foreground, such as fluid or air in
-    the lungs, belong to it. If the corners are not the darkest part, as in a crop from inside a head, everything is
-    foreground.
+    Otherwise, the background is connected to the border and at most as bright as the corners plus 1 % of the range (or
+    plus the noise of the corners, if that is larger). Dark parts that are enclosed by the foreground, such as fluid or
+    air in the lungs, belong to it. If the corners are not the darkest part, as in a crop from inside a head, everything
+    is foreground.
     """
     from scipy.ndimage import label
 
+    if kind == "histogram":
+        return image > image[0, 0, 0]
     low, high = float(image.min()), float(np.percentile(image, PERCENTILES[1]))
     if high <= low:
         high = float(image.max())

@@ -90,6 +90,10 @@ class KdConfig(SegmentationMethod):
             terms.append(PrototypeLoss(self.prototypes))
         return terms
 
+    def without_distillation(self, modalities: Sequence[str]) -> str:
+        used = self.output.weight > 0 or self.prototypes.weight > 0
+        return "" if used else "method.output.weight and method.prototypes.weight are 0"
+
     def needs_teacher(self, stage: str) -> bool:
         return stage == "distilled" and self.teacher in ("stage", "baseline")
 

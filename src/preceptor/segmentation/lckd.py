@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from preceptor.segmentation.method import SegmentationMethod, require_features
+from preceptor.data.segmentation.modalities import find_modality
+from preceptor.segmentation.method import SegmentationMethod, of_one_modality, require_features
 from preceptor.segmentation.settings import CrossModalTerm, ElectionConfig, FullTeacherTerm
 
 if TYPE_CHECKING:
@@ -66,11 +67,18 @@ class LckdConfig(SegmentationMethod):
 
     def check_modalities(self, modalities: Sequence[str]) -> None:
         initial = self.election.initial
-        if initial is not None and initial not in modalities:
+        if initial is not None and find_modality(initial, modalities) is None:
             raise ValueError(f"method.election.initial {initial!r} is not among data.modalities {modalities}")
 
     def needs_teacher(self, stage: str) -> bool:
         return stage == "distilled" and self.full.weight > 0
+
+    def without_distillation(self, modalities: Sequence[str]) -> str:
+        if self.full.weight > 0:
+            return ""
+        if self.cross_modal.weight > 0:
+            return of_one_modality(modalities)
+        return "method.cross_modal.weight and method.full.weight are 0"
 
     @property
     def without_teacher(self) -> tuple[str, str]:

@@ -114,7 +114,17 @@ def _labelled(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return logits[rows], batch["masks"][rows]
 
 
-class OutputLoss(SegmentationLoss):
+class TeacherLoss(SegmentationLoss):
+    """A term that compares the student with a teacher. If a teacher sees some samples only, a batch holds `taught`
+    (B,), which samples these are; the others have no part in the term."""
+
+    def total(self, values_B: Tensor, batch: Batch) -> Tensor:
+        """Return the sum over the samples that the teacher sees."""
+        taught_B = batch.tensors.get("taught")
+        return (values_B if taught_B is None else torch.where(taught_B, values_B, values_B.new_zeros(()))).sum()
+
+
+class OutputLoss(TeacherLoss):
     """T^2 KL(teacher || student) of the probability of every voxel and region (`binary_kl`)."""
 
     def __init__(self, name: str, schedule: TermConfig, temperature: float) -> None:
@@ -124,10 +134,10 @@ class OutputLoss(SegmentationLoss):
     def forward(self, student: TeacherSignal, teacher: TeacherSignal, batch: Batch) -> Tensor:
         assert student.logits is not None
         assert teacher.logits is not None
-        return binary_kl(student.logits, teacher.logits, self.temperature).sum()
+        return self.total(binary_kl(student.logits, teacher.logits, self.temperature), batch)
 
 
-class FusedFeatureLoss(SegmentationLoss):
+class FusedFeatureLoss(TeacherLoss):
     """L1 distance of the bottlenecks, each the mean over the modalities that the network saw.
 
     The weight is `relative` times that of the schedule.
@@ -143,7 +153,7 @@ class FusedFeatureLoss(SegmentationLoss):
     def forward(self, student: TeacherSignal, teacher: TeacherSignal, batch: Batch) -> Tensor:
         s = mean_available(student.features["bottleneck"], batch["visible"])
         t = mean_available(teacher.features["bottleneck"], batch["available"])
-        return (s - t).abs().flatten(1).mean(dim=1).sum()
+        return self.total((s - t).abs().flatten(1).mean(dim=1), batch)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from preceptor.segmentation.method import SegmentationMethod, require_features
+from preceptor.segmentation.method import SegmentationMethod, of_one_modality, require_features
 from preceptor.segmentation.settings import ImportanceConfig, WeightedPairsTerm
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class MetaKdConfig(SegmentationMethod):
     @property
     def held_out_share(self) -> float:
         return self.importance.held_out if self.pairs.weight > 0 else 0.0
+
+    def without_distillation(self, modalities: Sequence[str]) -> str:
+        return of_one_modality(modalities) if self.pairs.weight > 0 else "method.pairs.weight is 0"
 
     def needs_teacher(self, stage: str) -> bool:
         return False

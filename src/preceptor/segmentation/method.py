@@ -8,11 +8,10 @@ imported in functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
-
-from pydantic import model_validator
+from typing import TYPE_CHECKING, Any
 
 from preceptor.config import Folder, MethodConfig, TermConfig
+from preceptor.data.segmentation.modalities import spelled_as
 from preceptor.errors import UserError
 from preceptor.segmentation.settings import ModalityDropoutConfig, SegmentationLoss
 
@@ -36,15 +35,21 @@ class SegmentationMethod(MethodConfig):
     teaching_run: Folder | None = None
     """A trained run that teaches, instead of a stage of this recipe."""
 
-    @model_validator(mode="after")
-    def _validate_teaching_run(self) -> Self:
+    def require_used_teaching_run(self) -> None:
+        """Raise UserError before a training if `teaching_run` is given but no trained network teaches.
+
+        It is not a validator, because finished runs of earlier versions have such a recipe and are still evaluated.
+        """
         if self.teaching_run and not self.needs_teacher("distilled"):
             setting, fix = self.without_teacher
-            raise ValueError(
+            raise UserError(
                 f"{setting} has no other teacher, so method.teaching_run={self.teaching_run} is not used; remove it"
                 + (f", or set {fix}" if fix else "")
             )
-        return self
+
+    def without_distillation(self, modalities: Sequence[str]) -> str:
+        """Return the setting by which no term of the method has an effect on data with these modalities, or ""."""
+        return ""
 
     @property
     def without_teacher(self) -> tuple[str, str]:
@@ -99,7 +104,7 @@ class SegmentationMethod(MethodConfig):
         from preceptor.segmentation.teachers import PartialNetwork, require_same
 
         ((key, network),) = networks.items()
-        own = network.config.modalities
+        own = spelled_as(modalities, network.config.modalities)
         if set(own) < set(modalities) and not self.compares_features:
             return PartialNetwork(network, modalities)
         require_same(f"the network of {key}", "modalities", own, modalities)
@@ -187,9 +192,15 @@ class SegmentationMethod(MethodConfig):
             # A moving average of the student, for example, has the student's configuration.
             teacher_config=getattr(teacher, "config", student.config),
             teacher_masks=teacher is not None,
+            taught_by=getattr(teacher, "sees", None),
             pretrained=pretrained,
             seed=seed,
         )
+
+
+def of_one_modality(modalities: Sequence[str]) -> str:
+    """Return why no modality can teach another one, or "" if there are several."""
+    return "" if len(modalities) > 1 else f"data.modalities={list(modalities)} has no modality that teaches another one"
 
 
 def require_features(student: MultimodalUNet, key: str) -> None:

@@ -29,10 +29,14 @@ DESCRIBES = {
 }
 
 
-def dice(predicted: np.ndarray, target: np.ndarray) -> float:
-    """Return (2 |P and T| + 1e-8) / (|P| + |T| + 1e-8) of two bool masks (protocol A: RFNet, mmFormer and later)."""
+def dice(predicted: np.ndarray, target: np.ndarray, outside: int = 0) -> float:
+    """Return (2 |P and T| + 1e-8) / (|P| + |T| + 1e-8) of two bool masks (protocol A: RFNet, mmFormer and later).
+
+    `outside` is the number of voxels of the target that lie outside the arrays, where nothing is predicted.
+    """
     overlap = np.count_nonzero(predicted & target)
-    return float((2 * overlap + EPSILON) / (np.count_nonzero(predicted) + np.count_nonzero(target) + EPSILON))
+    total = np.count_nonzero(predicted) + np.count_nonzero(target) + outside
+    return float((2 * overlap + EPSILON) / (total + EPSILON))
 
 
 def hd95(predicted: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> float:

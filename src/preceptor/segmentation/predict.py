@@ -51,7 +51,7 @@ class Segmentation:
         missing: modalities of the network that the case does not have.
         mask: label map (D, H, W) uint8: from feet to head, back to front, left to right of the patient.
         probabilities: (R, D, H, W) float32 by region on the grid of the network, before thresholding.
-        volumes_ml: volume of each region in ml, counted in `mask`.
+        volumes_ml: volume of each region in ml, counted in `mask`, to six significant digits.
         expected_dice: mean Dice of these modalities on the validation cases by region; None if no case had them.
         expected_dice_of_all: the same with all modalities.
         validation_cases: number of validation cases.
@@ -226,7 +226,7 @@ class SegmentationModel:
             missing=missing,
             mask=label,
             probabilities=probabilities,
-            volumes_ml={r: round(float(masks[i].sum()) * millilitres, 2) for i, r in enumerate(self.regions)},
+            volumes_ml={r: float(f"{masks[i].sum() * millilitres:.6g}") for i, r in enumerate(self.regions)},
             expected_dice=expected,
             expected_dice_of_all=validation.get(subset_name((True,) * len(self.modalities), self.modalities)),
             validation_cases=self.config["data"]["validation"],

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from preceptor.config import TermConfig
-from preceptor.segmentation.losses import SegmentationLoss
+from preceptor.segmentation.losses import TeacherLoss
 from preceptor.task import Batch, TeacherSignal
 
 FEATURES = "decoder.features"
@@ -69,8 +69,8 @@ def prototype_loss(student_BC: Tensor, teacher_BC: Tensor, masks_BR: Tensor) -> 
     return torch.where(present_BK, squared_BK, squared_BK.new_zeros(())).sum(dim=1) / present_BK.sum(dim=1)
 
 
-class PrototypeLoss(SegmentationLoss):
-    """`prototype_loss` of the last maps of the decoders, for the samples that have masks."""
+class PrototypeLoss(TeacherLoss):
+    """`prototype_loss` of the last maps of the decoders, for the samples that have masks and that the teacher sees."""
 
     unit = "labelled"
     student_features = teacher_features = (f"*{FEATURES}",)
@@ -79,7 +79,7 @@ class PrototypeLoss(SegmentationLoss):
         super().__init__("prototypes", schedule)
 
     def forward(self, student: TeacherSignal, teacher: TeacherSignal, batch: Batch) -> Tensor:
-        rows = batch["labelled"]
+        rows = batch["labelled"] & batch.tensors.get("taught", batch["labelled"])
         s, t = (_decoded(signal)[rows] for signal in (student, teacher))
         return prototype_loss(s, t, batch["masks"][rows]).sum()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from preceptor.data.limits import MAX_VOXELS
-from preceptor.data.segmentation.modalities import stem
+from preceptor.data.segmentation.folders import list_volumes
+from preceptor.data.segmentation.modalities import spelled_as, stem
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.errors import UserError, nearest
 from preceptor.recipe import read_recipe, validate
@@ -32,9 +34,10 @@ def score_file(predictions: Path, protocol: str, *, root: Path | None = None) ->
     Masks are scored as they are. Under ``A-post`` they are expected to be post-processed already.
 
     Args:
-        predictions: folder of ``CASE.nii.gz`` or ``CASE_seg.nii.gz`` from all modalities that a case has. Masks from a
-            combination of modalities are in a subfolder (``flair+t1/CASE.nii.gz``) or named ``CASE__flair+t1.nii.gz``.
-            Label values are those of the references; they are on the grid of the case.
+        predictions: folder of ``CASE.nii.gz``, ``CASE_seg.nii.gz`` or ``CASE-seg.nii.gz`` from all modalities that a
+            case has. Masks from a combination of modalities are in a subfolder (``flair+t1/CASE.nii.gz``) or named
+            ``CASE__flair+t1.nii.gz``. Links are followed as in a folder of cases. Label values are those of the
+            references; they are on the grid of the case.
         protocol: ``NAME/VARIANT/A``. `VARIANT` is that of the data set, whose test split is scored, or ``all``.
         root: the data set: a folder of cases, a table of files, or a recipe or run folder with its data settings.
 
@@ -106,19 +109,20 @@ def _match(
     masks: dict[tuple[str, tuple[bool, ...]], Path] = {}
     ignored: list[str] = []
     combinations: set[tuple[bool, ...] | None] = set()
-    for path in sorted(folder.rglob("*.nii*")):
-        base = stem(path.name)
-        if base is None or base.endswith("_prob") or path.name.startswith("."):
+    listing = list_volumes(folder)
+    for path in listing.volumes:
+        base = stem(path.name) or ""
+        if base.endswith("_prob"):
             continue
         # The id of a case may contain "__" itself.
-        whole = "__" not in base or base in by_id or base.removesuffix("_seg") in by_id
+        whole = "__" not in base or base in by_id or _without_seg(base) in by_id
         id, given = (base, "") if whole else base.rpartition("__")[::2]
         given = given or "+".join(path.parent.relative_to(folder).parts)
-        case = by_id.get(id) or by_id.get(id.removesuffix("_seg"))
+        case = by_id.get(id) or by_id.get(_without_seg(id))
         if case is None:
             ignored.append(path.name)
             continue
-        subset = _subset(given.removesuffix("_seg"), case, data.modalities, path)
+        subset = _subset(_without_seg(given), case, data.modalities, path)
         combinations.add(subset if given else None)
         before = masks.setdefault((case.id, subset), path)
         if before != path:
@@ -136,14 +140,22 @@ def _match(
     if missing:
         raise UserError(f"{folder}: {len(missing)} masks are missing: {_first(missing)}; add them, empty if need be")
     notes = [f"{len(ignored)} files for cases outside the protocol are ignored: {_first(ignored)}."] if ignored else []
-    return masks, notes
+    return masks, notes + [f"In {folder}: {finding.reason}." for finding in listing.findings]
+
+
+def _without_seg(name: str) -> str:
+    """Return the case in the name of a label map, such as ``CASE_seg``, ``CASE-seg`` and ``CASE_dseg`` of BIDS.
+
+    Other names are returned as they are.
+    """
+    return re.sub(r"[_\-.\s]d?seg$", "", name, flags=re.IGNORECASE)
 
 
 def _subset(given: str, case: Case, modalities: Sequence[str], path: Path) -> tuple[bool, ...]:
     """Return the modalities that a mask was made from, by default all that the case has."""
     if not given:
         return tuple(m in case.images for m in modalities)
-    names = given.split("+")
+    names = spelled_as(modalities, given.split("+"))
     for modality in names:
         if modality not in modalities:
             raise UserError(f"{path}: {modality!r} is not a modality{nearest(modality, modalities)}")

@@ -39,7 +39,7 @@ class ElectionConfig(Section):
     """Epochs between elections. The first one is before the first step, unless `initial` or `first` is set."""
     cases: Positive | None = None
     """Largest number of validation cases that vote; default: all. The first cases vote, and before them those with a
-    modality that the others lack."""
+    modality or a region that the others lack."""
     initial: str | None = None
     """Modality that is the teacher until the first election, which then takes place after `first` steps or else after
     `every` epochs (the published code: flair)."""

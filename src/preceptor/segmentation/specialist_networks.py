@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from preceptor.data.segmentation.modalities import spelled_as
 from preceptor.errors import UserError
 from preceptor.segmentation.model import MultimodalUNet
 from preceptor.segmentation.settings import FULL
@@ -30,7 +31,7 @@ class SpecialistNetworks(nn.Module):
         self.modalities = tuple(modalities)
         names = [name for name in (*self.modalities, FULL) if name in networks]
         for name in names:
-            key, own = f"method.runs.{name}", networks[name].config.modalities
+            key, own = f"method.runs.{name}", spelled_as(modalities, networks[name].config.modalities)
             if name == FULL:
                 require_same(f"the network of {key}", "modalities", own, modalities)
             elif name not in own or not set(own) <= set(modalities):
@@ -72,7 +73,7 @@ class SpecialistNetworks(nn.Module):
     def _alone(self, name: str, images_BNDHW: Tensor) -> Tensor:
         """Return the logits of the specialist of a modality, from this modality."""
         network = self._network(name)
-        own = network.config.modalities
+        own = spelled_as(self.modalities, network.config.modalities)
         places = [self.modalities.index(m) for m in own]
         only = torch.tensor([m == name for m in own], device=images_BNDHW.device)
         return network(images_BNDHW[:, places], only.expand(len(images_BNDHW), -1)).logits

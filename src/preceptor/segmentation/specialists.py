@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from preceptor.config import Folder
+from preceptor.data.segmentation.modalities import spelled_as
 from preceptor.segmentation.kd import OutputTerm
 from preceptor.segmentation.method import SegmentationMethod
 from preceptor.segmentation.settings import FULL
@@ -54,10 +55,14 @@ class SpecialistsConfig(SegmentationMethod):
 
         return [OutputLoss("output", self.output, self.output.temperature)]
 
+    def without_distillation(self, modalities: Sequence[str]) -> str:
+        return "" if self.output.weight > 0 else "method.output.weight is 0"
+
     def check_modalities(self, modalities: Sequence[str]) -> None:
-        if unknown := sorted(self.runs.keys() - {*modalities, FULL}):
+        taught = spelled_as(modalities, self.runs)
+        if unknown := sorted({*taught} - {*modalities, FULL}):
             raise ValueError(f"method.runs.{unknown[0]} is neither full nor among data.modalities {list(modalities)}")
-        lacking = [m for m in modalities if m not in self.runs]
+        lacking = [m for m in modalities if m not in taught]
         if lacking and FULL not in self.runs:
             raise ValueError(
                 f"method.runs has no teacher for {', '.join(lacking)}: give a run of each modality, or method.runs.full"
@@ -69,7 +74,8 @@ class SpecialistsConfig(SegmentationMethod):
     def combine_teachers(self, networks: Mapping[str, MultimodalUNet], modalities: Sequence[str]) -> nn.Module:
         from preceptor.segmentation.specialist_networks import SpecialistNetworks
 
-        return SpecialistNetworks({key.removeprefix("method.runs."): n for key, n in networks.items()}, modalities)
+        names = spelled_as(modalities, [key.removeprefix("method.runs.") for key in networks])
+        return SpecialistNetworks(dict(zip(names, networks.values(), strict=True)), modalities)
 
     def make_teacher(self, student: nn.Module, network: nn.Module | None, paths: Sequence[str]) -> Teacher | None:
         from preceptor.distill.task import HookedForward

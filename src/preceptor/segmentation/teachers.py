@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from preceptor.data.segmentation.modalities import spelled_as
 from preceptor.distill.task import Forward, HookedForward
 from preceptor.errors import UserError
 from preceptor.segmentation.model import MultimodalUNet, Segmentation
@@ -51,17 +52,24 @@ def full_modality_teacher(network: nn.Module, paths: Sequence[str] = ()) -> Onli
 class PartialNetwork(nn.Module):
     """A network that was trained on some of the modalities of the data. It is given these, and never the others.
 
-    `modalities` are those of the data, in order; a sample needs one of the network's. The features of its signal are
-    those of its own modalities.
+    `modalities` are those of the data, in order. The features of its signal are those of its own modalities. The output
+    of a sample without any of these means nothing (`sees`).
     """
 
     def __init__(self, network: MultimodalUNet, modalities: Sequence[str]) -> None:
         super().__init__()
         self.network, self.config = network, network.config
-        self.places = [list(modalities).index(name) for name in network.config.modalities]
+        names = spelled_as(modalities, network.config.modalities)
+        self.places = [list(modalities).index(name) for name in names]
 
     def forward(self, images_BNDHW: Tensor, available_BN: Tensor) -> Segmentation:
-        return self.network(images_BNDHW[:, self.places], available_BN[:, self.places])
+        # The network needs a modality. A sample that it does not see is all zero, and its output is not used.
+        available = available_BN[:, self.places] | ~self.sees(available_BN)[:, None]
+        return self.network(images_BNDHW[:, self.places], available)
+
+    def sees(self, available_BN: Tensor) -> Tensor:
+        """Return (B,) bool: whether a sample has a modality of the network."""
+        return available_BN[:, self.places].any(dim=1)
 
 
 class SelfTeacher:

@@ -120,3 +120,20 @@ def test_doubts_about_headers_are_one_finding_for_each_kind(data, tmp_path):
     assert finding.sample_ids == ("c0", "c1")
     assert "c0_t1.nii.gz: qform and sform place voxels up to 50 units apart" in finding.reason
     assert finding.reason.endswith("(so in 2 files)")
+
+
+def test_labels_outside_the_foreground_are_counted(data, tmp_path):
+    """The heads leave two background voxels all around; the box around them is the largest of all contrasts."""
+    foreground = lambda image: image > 0  # noqa: E731
+    assert check_cases(data, foreground=foreground) == []
+    label = lesion()
+    label[:2, :3, 5] = 1
+    save(tmp_path / "c1" / "c1_seg.nii.gz", label)
+    wide = head(3)
+    wide[1, 5, 5] = 150
+    save(tmp_path / "c1" / "c1_t2.nii.gz", wide)
+    (finding,) = check_cases(data, foreground=foreground)
+    assert (finding.sample_ids, finding.file.name, finding.severity) == (("c1",), "c1_seg.nii.gz", "warning")
+    # Of the labels at x = 0 and 1, y = 0 to 2, those at x = 1, y = 2 are in the box.
+    assert finding.reason.startswith(f"5 of {np.count_nonzero(label)} labelled voxels of case c1 are outside the box")
+    assert check_cases(data) == []

@@ -133,3 +133,19 @@ def test_a_file_with_another_number_of_channels_is_refused(tmp_path, number):
         save(tmp_path / "imagesTr" / f"case_{i}.nii.gz", image[..., 0] if image.shape[-1] == 1 else image)
     with pytest.raises(UserError, match=rf"case_2.nii.gz has {number} channels, but .* names 2 \(t1, flair\)"):
         read_volumes(tmp_path)
+
+
+def test_channels_with_one_name_are_numbered(tmp_path):
+    """In nnU-Net 2, the name of a channel chooses its normalisation: all phases of a CT are named CT."""
+    for i in range(3):
+        for channel in range(3):
+            save(tmp_path / "imagesTr" / f"c{i}_{channel:04d}.nii.gz", head(10 * i + channel))
+        save(tmp_path / "labelsTr" / f"c{i}.nii.gz", lesion(values=(1,)))
+    content = {"channel_names": {"0": "CT", "1": "pet", "2": "ct"}, "labels": {"background": 0, "tumour": 1}}
+    (tmp_path / "dataset.json").write_text(json.dumps({**content, "numTraining": 3, "file_ending": ".nii.gz"}))
+    data = read_volumes(tmp_path, test_fraction=0.3)
+    assert data.modalities == ("ct_0", "ct_2", "pet")
+    assert data.samples[0].images["ct_2"].path.name == "c0_0002.nii.gz"
+    assert "Channels with one name in dataset.json have their numbers as well: ct_0, ct_2." in data.notes
+    (case, *_) = find_cases(tmp_path / "imagesTr", ["pet", "ct_2"])
+    assert [file.path.name for file in case.images.values()] == ["c0_0001.nii.gz", "c0_0002.nii.gz"]

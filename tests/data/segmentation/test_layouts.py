@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from preceptor.data.dicom_series import read_series
 from preceptor.data.segmentation.case_files import find_case, find_cases
 from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.segmentation.layouts import maybe_one_patient, patient_of, patients_by_names
@@ -401,11 +402,114 @@ def test_a_patient_with_implausibly_many_cases_is_a_finding(names, number):
         assert finding.reason.endswith("write a table with a column group")
 
 
-def test_files_that_are_named_after_folders_of_one_name_ask_for_the_case(tmp_path):
-    for i in range(3):
-        save(tmp_path / f"pat{i}" / "week-000" / "T1.nii.gz", head(i))
-    with pytest.raises(UserError, match=r"both named after their folder week-000.*rename the files as CASE_t1.nii.gz"):
+def made(root: Path, folders: list[str]) -> Path:
+    """Write a case into each folder, whose files are named by the contrast alone."""
+    for number, folder in enumerate(folders):
+        save(root / folder / "T1.nii.gz", head(number))
+        save(root / folder / "seg.nii.gz", lesion(values=(1,)))
+    return root
+
+
+def visits(pattern: str, patients: int = 4, number: int = 2) -> list[str]:
+    return [pattern.format(patient, visit) for patient in range(patients) for visit in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("folders", "first"),
+    [
+        (visits("{0:05d}/20{0}{1}0115"), ("20000115", "00000")),
+        (visits("PAT{0:03d}/2011{0}{1}15"), ("20110015", "PAT000")),
+        (visits("PAT{0}/week-{1:03d}"), ("PAT0_week-000", "PAT0")),
+        (visits("{0}/{0}{1}/anat"), ("0_00_anat", "0")),  # an examination in each folder, two in that of the patient
+        (visits("train/{0}/v{1}", 2) + visits("test/a{0}/v{1}", 2), ("0_v0", "0")),
+        (visits("centre/PAT{0}/v{1}", 12, 3), ("centre_PAT0_v0", "centre/PAT0")),
+        (visits("PAT{0}/month{1:02d}-x", 3, 8), ("PAT0_month00-x", "PAT0")),  # persons may have many
+    ],
+)
+def test_the_folder_above_those_of_cases_is_the_patient(tmp_path, folders, first):
+    data = read_volumes(made(tmp_path, folders), test_fraction=0.3, regions={"lesion": [1]})
+    by_folder = {case.images["t1"].path.parent.relative_to(tmp_path).as_posix(): case for case in data.samples}
+    case = by_folder[folders[0]]
+    assert (case.id, case.group) == first
+    assert len({case.id for case in data.samples}) == len(folders)
+    assert {case.split for case in data.samples} == {"train", "validation", "test"}
+    splits: dict[str, set[str]] = {}
+    for folder, case in by_folder.items():
+        splits.setdefault(folder.split("/")[-3 if "anat" in folder else -2], set()).add(case.split)
+    assert all(len(its_splits) == 1 for its_splits in splits.values())
+    assert f"{len(folders)} cases are taken for scans of" in reasons(data)
+    assert not data.findings
+    cases = find_cases(tmp_path, ["t1"])
+    assert {case.id for case in cases} == {case.id for case in data.samples}
+
+
+@pytest.mark.parametrize(
+    ("folders", "found"),
+    [
+        (visits("centre{0}/c{0}{1}", 2, 8), True),  # more than four in each
+        (visits("a{0}/c{0}{1}") + visits("b{0}/c{0}{1}x", 1, 11), True),  # more than ten in one
+        ([*visits("a{0}/c{0}{1}"), "c"], True),  # one case is in no folder
+        (visits("HGG/h{0}{1}") + visits("LGG/l{0}{1}"), False),
+        (visits("imagesTr/h{0}{1}") + visits("imagesTs/l{0}{1}"), False),
+        (visits("all/c{0}{1}"), False),
+        (visits("c{0}{1}"), False),
+        (visits("x{0}/BraTS20_Training_{0}0{1}"), False),  # the published id is that of a patient
+        (visits("{0}/c{0}", 8, 1), False),
+    ],
+)
+def test_folders_above_cases_that_may_not_be_patients(tmp_path, folders, found):
+    data = read_volumes(made(tmp_path, folders), test_fraction=0.2, regions={"lesion": [1]})
+    assert all(case.group == case.id == case.images["t1"].path.parent.name for case in data.samples)
+    doubts = [finding.reason for finding in data.findings if "are in folders with other cases" in finding.reason]
+    assert len(doubts) == found
+    assert not [note for note in data.notes if "by the folders above" in note]
+
+
+def test_trees_of_images_and_labels_are_of_the_same_cases(tmp_path):
+    for i in range(4):
+        save(tmp_path / "images" / f"c{i}" / "T1.nii.gz", head(i))
+        save(tmp_path / "labels" / f"c{i}" / "seg.nii.gz", lesion(values=(1,)))
+    data = read_volumes(tmp_path, test_fraction=0.3)
+    assert [(case.id, case.group) for case in data.samples] == [(f"c{i}", f"c{i}") for i in range(4)]
+
+
+def test_two_trees_of_the_same_images_ask_for_the_case(tmp_path):
+    made(tmp_path, [f"{tree}/c{i}" for tree in ("raw", "registered") for i in range(6)])
+    with pytest.raises(UserError, match=r"both named after their folder c0.*rename the files as CASE_t1.nii.gz"):
         read_volumes(tmp_path)
+
+
+def write_series(root: Path, ids: dict[str, str]) -> None:
+    for number, (case, patient) in enumerate(ids.items()):
+        slices = slices_of(noise(seed=number))
+        for one in slices:
+            one.PatientID = patient
+        write_slices(root / case / "t1", slices)
+        grid = read_series(root / case / "t1")[1]
+        label = np.zeros(grid.shape, np.uint8)
+        label[1, 1, 1] = 1
+        save(root / case / f"{case}_seg.nii.gz", label, grid.affine)
+
+
+def test_cases_with_one_patient_id_are_in_one_split(tmp_path):
+    write_series(tmp_path, {f"c{i}": f"SECRET{i % 4}" for i in range(8)} | {"x": "ANON", "y": "ANON", "z": ""})
+    data = read_volumes(tmp_path, test_fraction=0.3, regions={"lesion": [1]})
+    groups = {case.id: case.group for case in data.samples}
+    assert groups == {f"c{i}": f"c{i % 4}" for i in range(8)} | {name: name for name in "xyz"}
+    assert "8 cases are scans of 4 patients by the Patient ID of their DICOM files" in reasons(data)
+    assert "SECRET" not in repr(data)
+
+
+@pytest.mark.parametrize("ids", [{f"c{i}": "X" for i in range(5)}, {f"c{i}": f"X{i // 11}" for i in range(13)}])
+def test_a_patient_id_of_many_cases_is_no_patient(tmp_path, ids):
+    """Programs that remove the patient from a file often write one text into all of them."""
+    write_series(tmp_path, ids)
+    data = read_volumes(tmp_path, test_fraction=0.3, regions={"lesion": [1]})
+    (finding,) = [finding for finding in data.findings if "Patient ID" in finding.reason]
+    assert len(finding.sample_ids) == min(11, len(ids))
+    assert {case.id: case.group for case in data.samples if case.id in finding.sample_ids} == {
+        id: id for id in finding.sample_ids
+    }
 
 
 def test_two_separators_before_the_contrast_do_not_belong_to_the_case():

@@ -15,7 +15,7 @@ from preceptor.data.segmentation.split_files import apply_split, read_split
 from preceptor.data.segmentation.splits import cut_fold, cut_labelled, cut_splits, require_whole_patients
 from preceptor.data.types import Case, VolumeFile
 from preceptor.errors import UserError
-from tests.data.volume_files import write_case
+from tests.data.volume_files import REGIONS, write_case
 
 
 def cases(groups) -> list[Case]:
@@ -212,3 +212,30 @@ def test_names_in_another_unicode_form_are_the_same_case(tmp_path, kind):
         path = tmp_path
         (path / "train.txt").write_text(f"{name}\n", "utf-8")
     assert list(read_split(path)) == ["caf\u00e9"]
+
+
+def test_the_folds_of_nnunet(tmp_path):
+    names = [f"c{i:03d}" for i in range(10)]
+    for number, name in enumerate(names):
+        write_case(tmp_path / "data" / name, name, number)
+    file = tmp_path / "splits_final.json"
+    folds = [{"train": [n for n in names if n not in names[k::5]], "val": names[k::5]} for k in range(5)]
+    file.write_text(json.dumps(folds))
+    for fold in range(5):
+        data = read_volumes(tmp_path / "data", split_file=file, fold=fold, regions=REGIONS)
+        assert [case.id for case in data.split("test")] == names[fold::5]
+        assert data.split("validation")
+        assert data.variant == f"splits_final-fold-{fold}"
+        assert f"Fold {fold} of splits_final.json: its cases val are the test split." in data.notes
+    for fold, message in (
+        (None, r"splits_final.json has 5 folds, and set data.fold to one of 0 to 4"),
+        (5, r"has 5 folds, and data.fold=5 must be one of 0 to 4"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_volumes(tmp_path / "data", split_file=file, fold=fold)
+    file.write_text(json.dumps([{"train": names[:8], "test": names[8:]}]))
+    with pytest.raises(UserError, match=r"fold 0: split 'test' is not known"):
+        read_volumes(tmp_path / "data", split_file=file, fold=0)
+    file.write_text(json.dumps({"train": names[:8], "test": names[8:]}))
+    with pytest.raises(UserError, match=r"fold=0 cannot be combined with the split of .*splits_final.json"):
+        read_volumes(tmp_path / "data", split_file=file, fold=0)

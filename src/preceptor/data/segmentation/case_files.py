@@ -27,6 +27,7 @@ from preceptor.data.segmentation.modalities import (
     canonical_name,
     check_modalities,
     contradicting_word,
+    spelled_as,
     stem,
 )
 from preceptor.data.segmentation.table import find_table
@@ -52,11 +53,13 @@ def holds_one_case(path: Path, modalities: Sequence[str]) -> bool:
 def as_case(source: CaseSource, modalities: Sequence[str]) -> Case:
     """Return the case of images by modality, a folder, a list of files or one 4-D file.
 
-    Raises UserError for a modality that the network does not know, and for what is no path.
+    The modalities of a mapping may have any of their names. Raises UserError for a modality that the network does not
+    know, for two names of one modality, and for what is no path.
     """
     if isinstance(source, Case):
         return source
     if isinstance(source, Mapping):
+        source = dict(zip(spelled_as(modalities, source), source.values(), strict=True))
         unknown = sorted(set(source) - set(modalities))
         if unknown:
             raise UserError(f"{unknown[0]} is not a modality of this network; it knows {', '.join(modalities)}")

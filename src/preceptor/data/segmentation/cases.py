@@ -17,6 +17,7 @@ from preceptor.data.segmentation.decathlon import (
     LIST,
     find_decathlon,
 )
+from preceptor.data.segmentation.dicom_patients import group_by_patient_id
 from preceptor.data.segmentation.folders import listed
 from preceptor.data.segmentation.layouts import (
     FoundCases,
@@ -107,6 +108,9 @@ def read_volumes(
         )
     cases = grouped
     if not found.group_given:
+        cases, notes, doubts = group_by_patient_id(cases)
+        found.notes += notes
+        found.findings += doubts
         notes, doubts = patients_by_names(cases)
         found.notes += notes
         found.findings += doubts
@@ -115,12 +119,15 @@ def read_volumes(
     if split is not None and split_file is not None:
         raise UserError(f"data.split={split} cannot be combined with data.split_file={split_file}; set one to null")
     given = named_splits()[split] if split else split_file or (root if found.split_given else None)
-    if given is not None and fold is not None:
+    if given is not None and fold is not None and split_file is None:
         raise UserError(f"fold={fold} cannot be combined with the split of {split or given}; remove one of them")
     if split is not None or split_file is not None:
         assert given is not None
         key = "data.split" if split else "data.split_file"
-        cases, split_by = apply_split(cases, given, found.findings, key=key), given.stem
+        cases = apply_split(cases, given, found.findings, key=key, fold=fold)
+        split_by = given.stem if fold is None else f"{given.stem}-fold-{fold}"
+        if fold is not None:
+            found.notes.append(f"Fold {fold} of {given.name}: its cases val are the test split.")
     elif found.split_given:
         split_by = "given"
     elif fold is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -17,23 +18,32 @@ from preceptor.data.nifti import Geometry, VolumeError
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import Reader, content_hash, intensities, label_map, require_same_grid
 
+Foreground = Callable[[np.ndarray], np.ndarray]
 
-def check_cases(data: SegmentationDataset, *, max_voxels: int = MAX_VOXELS) -> list[Finding]:
+
+def check_cases(
+    data: SegmentationDataset, *, max_voxels: int = MAX_VOXELS, foreground: Foreground | None = None
+) -> list[Finding]:
     """Read every file once and return all findings: case by case.
 
     Errors: missing or unreadable files, NaN, constant images, files of a case on different grids, unknown label values,
-    one file under two names. Warnings: empty label maps, and doubts about DICOM series. Patients and files in several
+    one file under two names. Warnings: empty label maps, labels outside the box around the foreground of the images
+    (`foreground` returns that of an image (D, H, W)), and doubts about DICOM series. Patients and files in several
     splits (`identity.note_leaks`) and `cheap_findings` are findings of the data set itself.
     """
     findings: list[Finding] = []
     hashes: dict[Path, str] = {}
     for case in data.samples:
-        findings += _check_case(case, data, max_voxels, hashes)
+        findings += _check_case(case, data, max_voxels, hashes, foreground)
     return findings
 
 
-def _check_case(case: Case, data: SegmentationDataset, max_voxels: int, hashes: dict[Path, str]) -> list[Finding]:
+def _check_case(
+    case: Case, data: SegmentationDataset, max_voxels: int, hashes: dict[Path, str], foreground: Foreground | None
+) -> list[Finding]:
     findings: list[Finding] = []
+    images: list[np.ndarray] = []
+    label: np.ndarray | None = None
 
     def add(file: Path | None, reason: str, severity: Literal["error", "warning"] = "error") -> None:
         findings.append(Finding((case.id,), file, reason, severity))
@@ -67,12 +77,46 @@ def _check_case(case: Case, data: SegmentationDataset, max_voxels: int, hashes: 
             add(file.path, str(error))
         try:
             if file is not case.mask:
-                intensities(volume, file)
-            elif not np.any(label_map(volume, file, data.regions)):
-                add(file.path, f"{file.path}: the label map is empty", "warning")
+                images.append(intensities(volume, file))
+            else:
+                label = label_map(volume, file, data.regions)
+                if not label.any():
+                    add(file.path, f"{file.path}: the label map is empty", "warning")
         except VolumeError as error:
             add(file.path, str(error))
+    if label is not None and label.any() and images and foreground and not any(f.severity == "error" for f in findings):
+        outside = _outside(label > 0, images, foreground)
+        reason = (
+            f"{outside} of {np.count_nonzero(label)} labelled voxels of case {case.id} are outside the box around the "
+            "foreground of its images, where nothing is learned or predicted; they count as missed in all scores"
+        )
+        if outside:
+            add(case.mask.path if case.mask else None, reason, "warning")
     return findings
+
+
+def _outside(label: np.ndarray, images: Sequence[np.ndarray], foreground: Foreground) -> int:
+    """Return the number of voxels of a mask outside the box around the foreground of all images.
+
+    The foreground is expensive: further images are not looked at if the box of the first ones contains the mask.
+    """
+    low, high = _ends(label)
+    box_low, box_high = np.full(3, np.iinfo(int).max), np.zeros(3, int)
+    for image in images:
+        first, last = _ends(foreground(image))
+        box_low, box_high = np.minimum(box_low, first), np.maximum(box_high, last)
+        if (low >= box_low).all() and (high <= box_high).all():
+            return 0
+    inside = label[tuple(slice(a, b) for a, b in zip(box_low, box_high, strict=True))]
+    return int(np.count_nonzero(label) - np.count_nonzero(inside))
+
+
+def _ends(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first voxel of a mask (D, H, W) along each axis, and the one after its last; all if it is empty."""
+    if not mask.any():
+        return np.zeros(3, int), np.array(mask.shape)
+    hits = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return np.array([hit[0] for hit in hits]), np.array([hit[-1] + 1 for hit in hits])
 
 
 def cheap_findings(data: SegmentationDataset) -> list[Finding]:

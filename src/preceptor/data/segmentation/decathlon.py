@@ -67,6 +67,9 @@ def find_decathlon(root: Path, modalities: tuple[str, ...] | None) -> FoundCases
     found = FoundCases("dataset.json", selected, sorted(cases, key=lambda case: case.id))
     found.regions, note = label_regions(content["labels"], file)
     found.notes.append(note)
+    written = [canonical_name(name) for name in content["modality"].values()]
+    if repeated := [name for name in channels if name not in written]:
+        found.notes.append(f"Channels with one name in {LIST} have their numbers as well: {', '.join(repeated)}.")
     listing = Listing()
     listing.add(
         [
@@ -294,10 +297,19 @@ def read_list(file: Path) -> dict[str, Any]:
 
 
 def channel_names(content: Mapping[str, Any], file: Path) -> list[str]:
-    """Return the canonical modality names of the channels, in order."""
+    """Return the canonical modality names of the channels, in order.
+
+    A name of several channels is followed by the number of each: ct_0 and ct_1. In nnU-Net 2, the name chooses the
+    normalisation, so that all phases of a CT are named CT.
+    """
+    written = content["modality"]
+    uses = Counter(str(name).lower() for name in written.values())
     try:
-        numbered = {int(channel): canonical_name(name) for channel, name in content["modality"].items()}
-    except (ValueError, TypeError):
+        numbered = {
+            int(channel): canonical_name(name) + (f"_{int(channel)}" if uses[name.lower()] > 1 else "")
+            for channel, name in written.items()
+        }
+    except (ValueError, TypeError, AttributeError):
         numbered = {}
     if sorted(numbered) != list(range(len(numbered))) or not numbered or len(set(numbered.values())) < len(numbered):
         raise UserError(f"{file}: modality {content['modality']} does not number distinct channels from 0")

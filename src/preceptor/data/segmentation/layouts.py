@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from preceptor.data.findings import Finding
-from preceptor.data.groups import names_patient
+from preceptor.data.groups import merge_groups, names_patient
 from preceptor.data.segmentation.folders import Listing, list_volumes, listed
 from preceptor.data.segmentation.modalities import (
     KNOWN,
@@ -23,6 +23,7 @@ from preceptor.data.segmentation.modalities import (
     stem,
     words_of,
 )
+from preceptor.data.splits import SPLIT_NAMES
 from preceptor.data.types import Case, VolumeFile
 from preceptor.errors import UserError
 
@@ -83,6 +84,8 @@ _VISITS = (
 
 MOST_SCANS = 10
 """Number of cases that names may give one patient without a finding."""
+MEAN_SCANS = 4
+"""Largest mean number of cases in folders, or with similar names, that may be those of one patient each."""
 
 
 def patient_of(case: str) -> str:
@@ -134,11 +137,70 @@ def patients_by_names(cases: Sequence[Case]) -> tuple[list[str], list[Finding]]:
     return [note], findings
 
 
+_COLLECTIONS = {*SPLIT_NAMES, "hgg", "lgg", "imagestr", "imagests", "images", "data"}
+"""Names, in lower case, of folders of cases that are not a patient."""
+
+
+def patients_by_folders(folders: Collection[Path], root: Path) -> dict[Path, str] | None:
+    """Return the patient of each case, by the folder of the case, if the folders above it tell the patient, or None.
+
+    These are the highest folders below `root` that are all named as persons (PAT001), or else those that hold at most
+    ten cases each and four on average. Every case must have one. Folders such as HGG and train are no patients.
+    """
+    above = {
+        folder: [part for part in folder.relative_to(root).parts[:-1] if part.lower() not in _COLLECTIONS]
+        for folder in folders
+    }
+    depths = range(1, 1 + min(map(len, above.values()), default=0))
+    levels = [{folder: "/".join(parts[:depth]) for folder, parts in above.items()} for depth in depths]
+    return next(filter(_are_persons, levels), None) or next(filter(_are_few, levels), None)
+
+
+def _are_persons(patients: Mapping[Path, str]) -> bool:
+    names = (re.match(r"([A-Za-z]+)[_\-. ]?\d", patient.rpartition("/")[2]) for patient in patients.values())
+    return all(name and (names_patient(name[1]) or name[1].lower() == "p") for name in names)
+
+
+def _are_few(patients: Mapping[Path, str]) -> bool:
+    sizes = Counter(patients.values())
+    return len(sizes) > 1 and max(sizes.values()) <= MOST_SCANS and len(patients) <= MEAN_SCANS * len(sizes)
+
+
+def _notes_on_folders(
+    folders: Mapping[str, Path], patients: Mapping[str, str], root: Path
+) -> tuple[list[str], list[Finding]]:
+    """Return a note on the cases, by name, that their folders give one patient, or a finding if they may do so."""
+    above: defaultdict[str, list[str]] = defaultdict(list)
+    for case, folder in folders.items():
+        parent = folder.parent
+        if patients or (parent != root and parent.name.lower() not in _COLLECTIONS):
+            above[patients.get(case, parent.relative_to(root).as_posix())].append(case)
+    several = {name: cases for name, cases in above.items() if len(cases) > 1}
+    count = sum(map(len, several.values()))
+    if not several:
+        return [], []
+    name, cases = next(iter(several.items()))
+    example = f"such as {cases[0]} and {cases[1]} in {name}"
+    if patients:
+        return [
+            f"{count} cases are taken for scans of {len(several)} patient{'s' * (len(several) > 1)} by the folders "
+            f"above them, {example}; all cases of a patient are in one split."
+        ], []
+    if len(above) == 1 or all(_match((*_FORMATS, *_BRATS), case) for case in folders):
+        return [], []
+    reason = (
+        f"{count} cases are in folders with other cases, {example}, and are taken for different patients; if such a "
+        "folder holds the scans of one patient, write a table with a column patient_id"
+    )
+    return [], [Finding(tuple(case for cases in several.values() for case in cases), None, reason, "warning")]
+
+
 def maybe_one_patient(cases: Sequence[Case], root: Path) -> Finding | None:
     """Return a finding if cases seem to be scans of one patient and are in different groups, or None.
 
     These are cases in one subfolder, and cases whose names differ only in a word, a number or a letter after a number,
-    if there are at most four for each folder or name on average.
+    if there are at most four for each folder or name on average. Cases with folders of their own are not meant (see
+    `patients_by_folders`).
     """
     folders: defaultdict[str, list[Case]] = defaultdict(list)
     names: defaultdict[str, list[Case]] = defaultdict(list)
@@ -154,7 +216,7 @@ def maybe_one_patient(cases: Sequence[Case], root: Path) -> Finding | None:
         (names, "have names that differ only in the last number or word"),
     ):
         several = [group for group in kin.values() if len({case.group for case in group}) > 1]
-        if several and len(kin) > 1 and sum(map(len, kin.values())) <= 4 * len(kin):
+        if several and len(kin) > 1 and sum(map(len, kin.values())) <= MEAN_SCANS * len(kin):
             ids = tuple(case.id for group in several for case in group)
             reason = (
                 f"{len(ids)} cases {what} with another case, such as {' and '.join(c.id for c in several[0][:2])}, and "
@@ -198,7 +260,7 @@ def find_files(
     """
     listing = list_volumes(root, used)
     names = FileNames(modalities, mask)
-    files, unclear, unknown = _assign(listing, names, root)
+    files, unclear, unknown, folders, patients = _assign(listing, names, root)
     wanted = set(KNOWN) | set(names.names.values()) if modalities is None else set(modalities)
     found_names = {kind for by_kind in files.values() for kind in by_kind} - {MASK}
     if not found_names & wanted:
@@ -217,11 +279,15 @@ def find_files(
     listing.add(alone, "{} label maps were left out, because their cases have no image", root)
     rest = sorted(found_names - wanted)
     cases = [
-        _case(case, {kind: path for kind, path in by_kind.items() if kind in wanted or kind == MASK}, root)
+        _case(case, {k: path for k, path in by_kind.items() if k in wanted or k == MASK}, root, patients.get(case))
         for case, by_kind in sorted(files.items())
         if set(by_kind) & wanted
     ]
+    # A patient that its name tells may be in several folders.
+    cases = merge_groups(cases, lambda case: [patient_of(case.id)])
     found = FoundCases("files by case", modalities or sort_modalities(found_names & wanted), cases)
+    used_folders = {case.id: folders[case.id] for case in cases if case.id in folders}
+    found.notes, found.findings = _notes_on_folders(used_folders, patients, root)
     if rest:
         found.notes.append(f"Images of the contrasts {', '.join(rest)} are not used (data.modalities).")
     if listing.others:
@@ -237,7 +303,7 @@ def find_files(
         f"({', '.join(sorted(wanted))})",
         root,
     )
-    found.findings = listing.findings
+    found.findings = [*listing.findings, *found.findings]
     unused = [*unclear, *unknown, *alone]
     found.maybe_masks = [path.name for path in unused if any(map(names_mask, words_of(stem(path.name) or path.name)))]
     if not found.maybe_masks and not any(case.mask for case in cases):
@@ -247,8 +313,11 @@ def find_files(
 
 def _assign(
     listing: Listing, names: FileNames, root: Path
-) -> tuple[dict[str, dict[str, Path]], dict[Path, str], list[Path]]:
+) -> tuple[dict[str, dict[str, Path]], dict[Path, str], list[Path], dict[str, Path], dict[str, str]]:
     """Return the files by case and kind, the files with unclear names and why, and those with unknown names.
+
+    Then follow the folders of the cases that are named after them, and the patients of cases by `patients_by_folders`.
+    If several folders of cases have one name, that of a case begins with the folders above it.
 
     Raises:
         UserError: two files are the same kind of one case.
@@ -266,36 +335,74 @@ def _assign(
             unknown.append(path)
         else:
             by_folder[path.parent].append((parsed, path))
+    # A folder with the name of its files is a case, and so is one whose files are named by the contrast alone.
+    own = {
+        folder: {parsed.kind for parsed, _ in entries}
+        for folder, entries in by_folder.items()
+        if folder != root and any(parsed.case in ("", folder.name) for parsed, _ in entries if not parsed.bids)
+    }
+    names_of, patient_of_folder = _cases_of_folders(own, root, whole=len(own) == len(by_folder))
+    folders: dict[str, Path] = {}
+    patients: dict[str, str] = {}
     bids = set()
     for folder, entries in by_folder.items():
-        # A folder with the name of its files is a case, and so is one whose files are named by the contrast alone.
-        one_case = folder != root and any(parsed.case in ("", folder.name) for parsed, _ in entries if not parsed.bids)
         for parsed, path in entries:
+            is_own = folder in own and not parsed.bids
             case = unicodedata.normalize("NFC", parsed.case or folder.resolve().name)
             if parsed.unclear:
                 unclear[path] = parsed.unclear
-            elif one_case and not parsed.bids and parsed.case not in ("", folder.name):
+                continue
+            if is_own and parsed.case not in ("", folder.name):
                 unclear[path] = f"it does not begin with the case {folder.name}"
-            elif parsed.kind in files[case] and not parsed.case and files[case][parsed.kind].parent != folder:
+                continue
+            if is_own:
+                case = names_of.get(folder, case)
+                folders[case] = folder
+                if folder in patient_of_folder:
+                    patients[case] = patient_of_folder[folder]
+            if parsed.kind in files[case] and not parsed.case and files[case][parsed.kind].parent != folder:
                 raise UserError(
                     f"{files[case][parsed.kind]} and {path} are both named after their folder {folder.name}, so that "
                     f"their cases have one name; rename the files as CASE_{parsed.kind}.nii.gz, or write a table "
                     "(docs/how-to/volumes.md)"
                 )
-            elif parsed.kind in files[case]:
+            if parsed.kind in files[case]:
                 raise UserError(
                     f"case {case}: {files[case][parsed.kind]} and {path} are both its {parsed.kind}; keep one, or set "
                     f"{'data.mask' if parsed.kind == MASK else 'data.modalities'} to the longer end of its name"
                 )
-            else:
-                files[case][parsed.kind] = path
-                bids |= {case} if parsed.bids else set()
+            files[case][parsed.kind] = path
+            bids |= {case} if parsed.bids else set()
     for case in list(files):
         extra = None if case in bids else _extra_words(case, files)
         if extra:
             for path in files.pop(case).values():
                 unclear[path] = f"{extra} may be part of the case or change the image"
-    return {case: by_kind for case, by_kind in files.items() if by_kind}, unclear, unknown
+    return {case: by_kind for case, by_kind in files.items() if by_kind}, unclear, unknown, folders, patients
+
+
+def _cases_of_folders(
+    own: Mapping[Path, set[str]], root: Path, *, whole: bool
+) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Return the names of cases that need more than that of their folder, and the patients, both by folder.
+
+    `own` are the folders of cases with the kinds of their files, `whole` whether all files are in one of these.
+    """
+    kinds: defaultdict[Path, set[str]] = defaultdict(set)
+    for folder, its_kinds in own.items():
+        kinds[folder.parent] |= its_kinds
+    is_parallel = sum(map(len, kinds.values())) == len(set().union(*kinds.values()))  # images/CASE and labels/CASE
+    formats = all(_match((*_FORMATS, *_BRATS), folder.name) for folder in own)
+    patients = None if formats or not whole or is_parallel else patients_by_folders(own, root)
+    has_own_names = len({folder.name.lower() for folder in own}) == len(own)
+    if patients is None or (has_own_names and len(set(patients.values())) == len(own)):
+        return {}, {}
+    if has_own_names:
+        return {}, patients
+    parts = {
+        folder: [part for part in folder.relative_to(root).parts if part.lower() not in _COLLECTIONS] for folder in own
+    }
+    return {folder: unicodedata.normalize("NFC", "_".join(name)) for folder, name in parts.items()}, patients
 
 
 def _extra_words(case: str, cases: Mapping[str, object]) -> str:
@@ -322,13 +429,13 @@ def _nothing_found(
     )
 
 
-def _case(name: str, files: Mapping[str, Path], root: Path) -> Case:
+def _case(name: str, files: Mapping[str, Path], root: Path, patient: str | None) -> Case:
     images = {kind: VolumeFile(path) for kind, path in files.items() if kind != MASK}
     parents = {parent.upper() for path in files.values() for parent in path.relative_to(root).parts[:-1]}
     grade = parents & {"HGG", "LGG"}
     tags = {"grade": grade.pop()} if len(grade) == 1 else {}
     mask = VolumeFile(files[MASK]) if MASK in files else None
-    return Case(name, images, mask, patient_of(name), "train", tags)
+    return Case(name, images, mask, patient or patient_of(name), "train", tags)
 
 
 def _require_all(modalities: Sequence[str] | None, names: set[str], root: Path) -> None:

@@ -302,9 +302,31 @@ def infer_regions(
     )
 
 
+def find_modality(name: str, modalities: Iterable[str]) -> str | None:
+    """Return the element of `modalities` that is `name` or another name of the same modality, or None."""
+    known = list(modalities)
+    if name in known:
+        return name
+    return next((modality for modality in known if canonical_name(modality) == canonical_name(name)), None)
+
+
 def require_known(name: str, modalities: Sequence[str], place: str) -> str:
-    """Return the element of `modalities` that is an alias of `name`. Raises UserError if there is none."""
-    for modality in modalities:
-        if canonical_name(modality) == canonical_name(name):
-            return modality
-    raise UserError(f"{place}: modality {name!r} is not known{nearest(name, modalities)}")
+    """Return the result of `find_modality`. Raises UserError if there is none."""
+    if (found := find_modality(name, modalities)) is None:
+        raise UserError(f"{place}: modality {name!r} is not known{nearest(name, modalities)}")
+    return found
+
+
+def spelled_as(modalities: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Return `names` with the spelling of `modalities`; those that are not among them are unchanged.
+
+    Raises:
+        UserError: two of the names mean one modality.
+    """
+    given: dict[str, str] = {}
+    for name in names:
+        spelled = find_modality(str(name), modalities) or name
+        if spelled in given:
+            raise UserError(f"{given[spelled]!r} and {name!r} are the same modality; give one of them")
+        given[spelled] = name
+    return list(given)

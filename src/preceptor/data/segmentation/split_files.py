@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from preceptor.data.findings import Finding
 from preceptor.data.segmentation.folders import listed
@@ -42,18 +42,24 @@ class Entry(NamedTuple):
 
 
 def apply_split(
-    cases: Sequence[Case], file: Path, findings: list[Finding], *, key: str = "data.split_file"
+    cases: Sequence[Case],
+    file: Path,
+    findings: list[Finding],
+    *,
+    key: str = "data.split_file",
+    fold: int | None = None,
 ) -> list[Case]:
     """Return the cases that a split file names, each in its split. Other cases are left out, which is a finding.
 
     With the name of a shipped split (`key` is then `data.split`), a folder may lack all cases of one split, such as
-    training. If it has none of the listed cases at all, all of its cases are test cases, which is a finding.
+    training. If it has none of the listed cases at all, all of its cases are test cases, which is a finding. `fold` is
+    the one to read of a list of folds (see `read_split`).
 
     Raises:
         UserError: the file is invalid, names an unknown case, or puts a case in two splits; or one split of a
             shipped file is incomplete.
     """
-    entries = read_split(file)
+    entries = read_split(file, fold)
     by_name = {case.id: case for case in cases}
     matches = {name: _match(name, by_name) for name in entries}
     missing = [name for name, case in matches.items() if case is None]
@@ -127,7 +133,7 @@ def _left_out(source: str, cases: Mapping[str, Case], assigned: Mapping[str, Cas
     return findings
 
 
-def read_split(path: Path) -> dict[str, Entry]:
+def read_split(path: Path, fold: int | None = None) -> dict[str, Entry]:
     """Return what a split file says of each case.
 
     Accepted are JSON ``{"train": [...], "validation": [...], "test": [...]}``, CSV with the columns case, split and
@@ -136,10 +142,19 @@ def read_split(path: Path) -> dict[str, Entry]:
     folder may have val15splits.csv and test15splits.csv of IM-Fuse. The mask there is the contrasts of a validation
     case; test cases are scored in all combinations there as here.
 
+    JSON may also be a list of folds (splits_final.json of nnU-Net), of which number `fold` is read: its cases `val` are
+    the test cases, as those of a fold always are.
+
     Raises:
-        UserError: the file is invalid or puts a case in two splits.
+        UserError: the file is invalid or puts a case in two splits, or `fold` is not one of its folds.
     """
-    lists = _folder(path) if path.is_dir() else _json(path) if path.suffix == ".json" else _csv(path)
+    if path.suffix == ".json" and not path.is_dir():
+        content = read_json(path, "correct the file")
+        lists, has_folds = _json(content, path, fold), isinstance(content, list)
+    else:
+        lists, has_folds = (_folder(path) if path.is_dir() else _csv(path)), False
+    if fold is not None and not has_folds:
+        raise UserError(f"data.fold={fold} cannot be combined with the split of {path}; remove one of them")
     splits: dict[str, Entry] = {}
     for written, entry in lists:
         name = unicodedata.normalize("NFC", written)  # as the ids of cases
@@ -186,17 +201,22 @@ def _published_mask(value: object, place: str) -> frozenset[str]:
     return frozenset(name for name, word in zip(PUBLISHED_MASK, words, strict=True) if word == "True")
 
 
-def _json(file: Path) -> list[tuple[str, Entry]]:
-    content = read_json(file, "correct the file")
+def _json(content: Any, file: Path, fold: int | None) -> list[tuple[str, Entry]]:
+    place, splits = str(file), SPLIT_NAMES
+    if isinstance(content, list) and content:
+        if fold is None or fold >= len(content):
+            unset = "set data.fold to" if fold is None else f"data.fold={fold} must be"
+            raise UserError(f"{file} has {len(content)} folds, and {unset} one of 0 to {len(content) - 1}")
+        content, place, splits = content[fold], f"{file}: fold {fold}", {"train": "train", "val": "test"}
     if not isinstance(content, dict):
-        raise UserError(f'{file} must be an object such as {{"train": [...], "validation": [...], "test": [...]}}')
+        raise UserError(f'{place} must be an object such as {{"train": [...], "validation": [...], "test": [...]}}')
     entries: list[tuple[str, Entry]] = []
     for key, names in content.items():
-        if key.lower() not in SPLIT_NAMES:
-            raise UserError(f"{file}: split {key!r} is not known{nearest(key.lower(), SPLIT_NAMES)}")
+        if key.lower() not in splits:
+            raise UserError(f"{place}: split {key!r} is not known{nearest(key.lower(), splits)}")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{file}: {key} must be a list of case names (strings)")
-        entries += [(name, Entry(SPLIT_NAMES[key.lower()], f"{file}: {key}")) for name in names]
+            raise UserError(f"{place}: {key} must be a list of case names (strings)")
+        entries += [(name, Entry(splits[key.lower()], f"{place}: {key}")) for name in names]
     return entries
 
 
