@@ -15,6 +15,7 @@ from PIL import Image
 import preceptor
 from preceptor import api, hub
 from preceptor.errors import UserError
+from preceptor.prediction_inputs import NO_INPUTS
 from tests.command_line import call
 from tests.fuzz.model_folders import templates
 
@@ -98,7 +99,7 @@ def test_a_question_with_a_modality_can_be_put_to_models_of_both_tasks() -> None
 
 
 def test_the_inputs_that_the_command_line_gives_for_all_tasks_are_accepted() -> None:
-    rows = preceptor.predict(templates() / "vqa", **(api._NO_INPUTS | QUESTION))
+    rows = preceptor.predict(templates() / "vqa", **(NO_INPUTS | QUESTION))
     assert rows == preceptor.predict(templates() / "vqa", **QUESTION)
 
 

@@ -50,6 +50,16 @@ def test_overrides_are_yaml_and_nested():
         ("data.augment=yes please", r"key data\.augment"),
         ("student.model.width=65", r"width 65 is not a multiple of heads 2"),
         ("method.teaching.kind=cached data.augment.views=0", None),
+        (
+            "student.model.vision={package: nosuch}",
+            r"vision\.package'; known: student\.model\.vision\.arguments, ",
+        ),
+        ("method={name: kd, alhpa: 1}", r"unknown key 'method\.alhpa'; did you mean 'method\.alpha'\?"),
+        (
+            "method={name: kd, hidden: {}}",
+            r"'method\.hidden', which belongs to method\.name=mhkd, not to kd; re",
+        ),
+        ("method.name=kd", r"replace the section with method=\{name: kd\}"),
         ("student.epochs=3", r"did you mean 'student\.train\.epochs'\?"),
         ("data.zq=3", r"unknown key 'data\.zq'; (did you mean 'data\.|known: data\.)"),
         ("qqqq=3", r"known: allow_downloads, data, description, method, name, output, report, resume, seed, stages, "),

@@ -6,10 +6,9 @@ Importing this module is fast: torch and the networks are imported by the functi
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,17 +27,16 @@ from preceptor.arguments import (
 )
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError, nearest
-from preceptor.extension import reference_to, require_trust
 from preceptor.hub import set_offline
+from preceptor.model_arguments import model_name, require_device, trusted_model
 from preceptor.pipeline.paths import check_data_paths, check_paths
+from preceptor.prediction_inputs import NO_INPUTS, checked_inputs, require_inputs_of
 from preceptor.recipe import apply_overrides
+from preceptor.recipe_arguments import Overrides, override_texts, resolve
 from preceptor.scores import Scored
 
 if TYPE_CHECKING:
     import torch
-
-Overrides = Mapping[str, Any] | Iterable[str]
-"""Settings of a recipe to change: ``{"data.root": "VQA_RAD"}`` or ``["data.root=VQA_RAD"]``."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def train(
     Raises:
         UserError: the recipe or the data cannot be used.
     """
-    resolved = _resolve(recipe, overrides)
+    resolved = resolve(recipe, overrides)
     check_paths(resolved)
     keep_offline(resolved.allow_downloads)
     if seeds is not None:
@@ -119,8 +117,8 @@ def load(folder: str | Path, device: str | torch.device | None = None, *, trust_
         UserError: the folder holds no model, a file of it is damaged, or the device cannot be used.
     """
     keep_offline()
-    place, task = _trusted_model(folder, trust_remote_code)
-    _require_device(device)
+    place, task = trusted_model(folder, trust_remote_code)
+    require_device(device)
     return tasks.module(task, "predict").MODEL.load(place, device)
 
 
@@ -151,56 +149,23 @@ def predict(
             cannot be used.
     """
     for name in inputs:
-        if name not in _NO_INPUTS:
-            raise UserError(f"predict has no input {name!r}{nearest(name, _NO_INPUTS)}")
-    from preceptor.pipeline.predictions import Origin, stream_predictions
-    from preceptor.pipeline.run_dir import model_folder, weights_sha256
+        if name not in NO_INPUTS:
+            raise UserError(f"predict has no input {name!r}{nearest(name, NO_INPUTS)}")
+    from preceptor.pipeline.predictions import Origin, model_sha256, stream_predictions
+    from preceptor.pipeline.run_dir import model_folder
 
-    inputs |= _checked_inputs(inputs)
+    inputs |= checked_inputs(inputs)
     model = load(run, trust_remote_code=trust_remote_code)
     items = model.items(**inputs)
-    _require_inputs_of(model, inputs)
+    require_inputs_of(model, inputs)
     place = model.default_output if output is None else as_path(output, "output")
     if place is None:
         return list(model.predict_rows(items, **inputs))
     predict_rows = partial(model.predict_rows, **inputs, output=place)
     changing = {name: inputs.get(name, default) for name, default in model.options.items()}
-    origin = Origin(weights_sha256(model_folder(Path(run))), changing)
+    origin = Origin(model_sha256(model_folder(Path(run))), changing)
     path = model.prediction_file(place)
     return list(stream_predictions(path, items, predict_rows, progress, batch_size=model.batch_size, origin=origin))
-
-
-_NO_INPUTS = {
-    **dict.fromkeys(("image", "question", "table", "case", "files")),
-    "top": 3,
-    "modality": "",
-    **dict.fromkeys(("post", "probabilities", "dicom_seg", "copy_patient"), False),
-}
-"""The inputs of `predict` of all tasks, with the value that changes nothing. The command line gives all of them."""
-
-
-def _checked_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs of `predict` that are given as the types that models expect. Raises UserError for others."""
-    given = {name: value for name, value in inputs.items() if value is not None}
-    checked: dict[str, Any] = {name: as_path(given[name], name) for name in ("image", "table") if name in given}
-    checked |= {name: as_text(given[name], name) for name in ("question", "modality") if name in given}
-    if "top" in given:
-        checked["top"] = as_positive(given["top"], "top")
-    if "case" in given:
-        checked["case"] = [as_path(file, "case") for file in as_list(given["case"], "case")]
-    if "files" in given:
-        if not isinstance(given["files"], Mapping):
-            raise UserError(f"files must be a mapping of modalities to paths, not {type(given['files']).__name__}")
-        checked["files"] = {name: as_path(file, f"files[{name!r}]") for name, file in given["files"].items()}
-    return checked
-
-
-def _require_inputs_of(model: Any, inputs: Mapping[str, Any]) -> None:
-    """Raise UserError for an input that the task of a model does not have, and that is more than its default."""
-    known = {name for function in (model.items, model.predict_rows) for name in inspect.signature(function).parameters}
-    for name, value in inputs.items():
-        if name not in known and value and value != _NO_INPUTS[name]:
-            raise UserError(f"{name} does not apply to {type(model).__name__}; omit it")
 
 
 def serve(
@@ -238,8 +203,8 @@ def serve(
         raise UserError("no model was given; give the folder of a run, a stage or a model")
     host, port, token = as_text(host, "host"), as_integer(port, "port"), as_optional_text(token, "token")
     for folder in folders:
-        _trusted_model(folder, trust_remote_code)
-    _require_device(device)
+        trusted_model(folder, trust_remote_code)
+    require_device(device)
     run_server(
         [as_path(folder, "folder") for folder in folders],
         lambda folder: load(folder, device, trust_remote_code=trust_remote_code),
@@ -287,12 +252,12 @@ def evaluate(
     folder = None if output is None else as_output_folder(output, "output")
     protocol = as_optional_text(protocol, "protocol")
     given = as_path(run, "run")
-    model, task = _trusted_model(given, trust_remote_code)
+    model, task = trusted_model(given, trust_remote_code)
     if recipe is None:
         stage = stage_folder(model, given)
-        name, resolved = stage.name, _resolve(str(stage), overrides)
+        name, resolved = stage.name, resolve(str(stage), overrides)
     else:
-        name, resolved = _model_name(model, given), _resolve(recipe, overrides)
+        name, resolved = model_name(model, given), resolve(recipe, overrides)
         if folder is None:
             raise UserError("the results on the data of another recipe need their own folder; give --output FOLDER")
         if resolved.task != task:
@@ -339,10 +304,10 @@ def check(
     seeds, budget = as_positive(seeds, "seeds"), as_share(budget, "budget", positive=True)
     if str(data).endswith((".csv", ".jsonl")):
         raw = {"task": "vqa", "name": Path(data).stem, "data": {"name": "table", "root": str(data)}}
-        apply_overrides(raw, _override_texts(overrides), str(data))
+        apply_overrides(raw, override_texts(overrides), str(data))
         recipe: BaseRecipe = tasks.recipe_from(raw, str(data))
     else:
-        recipe = _resolve(data, overrides)
+        recipe = resolve(data, overrides)
     check_data_paths(recipe.data)
     experiment_class = tasks.module(recipe.task, "experiment").EXPERIMENT
     found = experiment_class.check(recipe)
@@ -362,7 +327,7 @@ def cache(recipe: str | Path | BaseRecipe, overrides: Overrides = (), *, verify:
         UserError: the recipe has no teacher to cache, the teacher is not trained yet, or `verify` is not a share.
     """
     verify = as_share(verify, "verify")
-    resolved = _resolve(recipe, overrides)
+    resolved = resolve(recipe, overrides)
     resolved.require_teacher_cache()
     check_paths(resolved)
     keep_offline(resolved.allow_downloads)
@@ -463,7 +428,7 @@ def audit(data: str | Path, overrides: Overrides = (), **options: Any) -> dict[s
     root, against_root = (found[key] and as_path(found[key], key) for key in ("root", "against_root"))
     against = found["against"] and str(found["against"])
     output = as_output_folder(found["output"], "output")
-    return audit_data(str(data), _override_texts(overrides), against, root, against_root, output)
+    return audit_data(str(data), override_texts(overrides), against, root, against_root, output)
 
 
 def export(
@@ -531,67 +496,3 @@ def keep_offline(allow_downloads: bool = False) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # transformers imports DeepSpeed if it is installed, which would print to standard output that there is no GPU.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-
-
-def _model_name(model: Path, given: Path) -> str:
-    """Return the name of a model: that of its stage, of its folder, or of the packed file."""
-    place = model.resolve()
-    return given.stem if given.is_file() else place.parent.name if place.name == "model" else place.name
-
-
-def _require_device(device: str | torch.device | None) -> None:
-    """Raise UserError if a device is unknown or cannot be used here."""
-    if device is None or str(device) == "cpu":  # torch, which takes seconds to import, is not needed to tell
-        return
-    import torch
-
-    try:
-        torch.zeros(1, device=torch.device(device)).cpu()
-    except Exception as error:  # AssertionError, RuntimeError, ImportError, ...: each kind of device has its own
-        reason = str(error).partition(". ")[0].partition("\n")[0].rstrip(".")
-        if "Expected one of" in reason:  # what follows are all kinds that torch was ever built for
-            reason = "torch has no kind of device of this name"
-        count = torch.accelerator.device_count()
-        kind = torch.accelerator.current_accelerator() if count else None
-        available = ["cpu", *(f"{kind.type}:{number}" for number in range(count) if kind is not None)]
-        raise UserError(
-            f"the device {str(device)!r} cannot be used here ({reason}); available: {', '.join(available)}"
-        ) from None
-
-
-def _trusted_model(run: str | Path, trust_remote_code: bool) -> tuple[Path, str]:
-    """Return the model folder of a run and its task. Raises UserError if it needs code that is not trusted."""
-    from preceptor.pipeline.run_dir import model_folder
-
-    folder = model_folder(as_path(run, "run"))
-    task = tasks.task_of_model(folder)
-    require_trust(folder, trust_remote_code)
-    return folder, task
-
-
-def _resolve(recipe: str | Path | Mapping[str, Any] | BaseRecipe, overrides: Overrides) -> BaseRecipe:
-    texts = _override_texts(overrides)
-    if isinstance(recipe, BaseRecipe):
-        if not texts:
-            return recipe
-        recipe = recipe.model_dump(mode="json")
-    if isinstance(recipe, Mapping):
-        raw = dict(recipe)
-        apply_overrides(raw, texts, "the recipe")
-        return tasks.recipe_from(raw, "the recipe")
-    return tasks.load_recipe(os.path.expanduser(str(recipe)), texts)
-
-
-def _override_texts(overrides: Overrides) -> list[str]:
-    """Return overrides as ``key.sub=value``. Raises UserError for a single text, which may mean several settings."""
-    if isinstance(overrides, str):
-        raise UserError(f"overrides must be a list or a mapping, not the text {overrides!r}; give [{overrides!r}]")
-    if not isinstance(overrides, Mapping):
-        return [as_text(override, "an override") for override in as_list(overrides, "overrides")]
-    values = {key: json.dumps(value, default=_text, ensure_ascii=False) for key, value in overrides.items()}
-    return [f"{key}={text}" for key, text in values.items()]  # JSON is YAML
-
-
-def _text(value: Any) -> str:
-    """Return ``module:Name`` for a class or function of the user's, and the text of any other object."""
-    return reference_to(value) if hasattr(value, "__qualname__") else str(value)

@@ -63,6 +63,23 @@ class Section(BaseModel):
                 checked[name] = _resolve(value, types)
         return checked
 
+    def unused_setting(self) -> str:
+        """Return which setting of this section has no effect and the fix, or "".
+
+        It is not a validator: recipe.yaml of a run of an earlier version may contain such a setting, and the run is
+        still evaluated, compared and resumed.
+        """
+        return ""
+
+
+def require_used_settings(section: Section, place: str = "") -> None:
+    """Raise UserError if a section, or one inside it, has a setting without an effect. `place`: its dotted key."""
+    if sentence := section.unused_setting():
+        raise UserError(f"{place}: {sentence}")
+    for key, value in section:
+        if isinstance(value, Section):
+            require_used_settings(value, f"{place}.{key}".removeprefix("."))
+
 
 class _Refused:
     """A value that no type accepts. The error shows it as it was given."""

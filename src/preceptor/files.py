@@ -43,6 +43,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def make_folder(folder: Path, named: Path | None = None) -> None:
+    """Create a folder and those above it.
+
+    Raises UserError if the system refuses that. It names `named`, by default the folder: the path that the user gave.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        raise UserError(
+            f"the folder {named or folder} cannot be created ({os.strerror(error.errno or 0)}); choose another path"
+        ) from error
+
+
 def flush(path: Path) -> None:
     """Write a file or folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -76,7 +91,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file. It replaces `path` at the end, or is deleted if an exception is raised."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with naming(path, temporary):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -210,10 +210,14 @@ def _sentence(detail: dict[str, Any], place: str, kind: type[BaseRecipe]) -> str
     path = _without_tags([str(part) for part in detail["loc"] if "[" not in str(part)], known)
     key = ".".join(path) or "the recipe"
     if detail["type"] == "extra_forbidden":
-        others = [name for name in known if not key.startswith(f"{name}.")]
-        beside = [name for name in others if name.rpartition(".")[0] == key.rpartition(".")[0]]
-        close = difflib.get_close_matches(key, others, n=1, cutoff=0.5)
-        return f"{place} has the unknown key {key!r}{nearest(key, close or beside)}"
+        chosen = {str(part) for part in detail["loc"]}
+        if key in known and (other := _owner(kind, key, path[0])):
+            name = next(part for part in map(str, detail["loc"]) if part not in path)
+            return (
+                f"{place} has the key {key!r}, which belongs to {path[0]}.name={other}, not to {name}; remove it, or "
+                f"replace the section with {path[0]}={{name: {name}}}"
+            )
+        return f"{place} has the unknown key {key!r}{_nearest_key(key, list(_keys(kind, '', chosen)))}"
     if detail["type"] == "union_tag_invalid":
         tags = [tag.strip().strip("'") for tag in detail["ctx"]["expected_tags"].split(",")]
         return f"{place}, key {key}.name: {detail['ctx']['tag']!r} is not known{nearest(detail['ctx']['tag'], tags)}"
@@ -223,6 +227,28 @@ def _sentence(detail: dict[str, Any], place: str, kind: type[BaseRecipe]) -> str
     shown = detail.get("input")
     value = "" if isinstance(shown, (dict, list)) and len(str(shown)) > 80 else f" (got {shown!r})"
     return f"{place}, key {key}: {message}{value}"
+
+
+def _owner(kind: type[BaseRecipe], key: str, section: str) -> str | None:
+    """Return the first name of a section, such as `mhkd` of `method`, for which it has a key."""
+    alternatives = get_args(kind.model_fields[section].annotation)
+    names = [name for one in alternatives for name in _names(one)]
+    return next((name for name in names if key in _keys(kind, "", {name})), None)
+
+
+def _nearest_key(key: str, known: Sequence[str]) -> str:
+    """Return the hint for an unknown key: a similar one of its section, else one of another, else all of its section.
+
+    Only the last part is compared, because keys of a section always resemble each other.
+    """
+    section, _, last = key.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    if close := difflib.get_close_matches(last, beside, n=1, cutoff=0.6):
+        return f"; did you mean {beside[close[0]]!r}?"
+    named = [name for name in known if name.rpartition(".")[2] == last]
+    if close := difflib.get_close_matches(key, named, n=1, cutoff=0.5):
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(sorted(beside.values()))}" if beside else ""
 
 
 def _without_tags(path: list[str], known: list[str]) -> list[str]:
@@ -248,12 +274,23 @@ def known_keys(kind: type[BaseRecipe]) -> list[str]:
     return list(dict.fromkeys(_keys(kind, "")))
 
 
-def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
+def _keys(model: type[BaseModel], prefix: str, chosen: Collection[str] = ()) -> Iterable[str]:
+    """Yield the dotted keys of a section. Of alternatives with names, such as methods, only that in `chosen` counts."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _keys(kind, f"{prefix}{name}.")
+        kinds = [
+            kind
+            for kind in (field.annotation, *get_args(field.annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        named = [kind for kind in kinds if len(kinds) > 1 and not set(_names(kind)).isdisjoint(chosen)]
+        for kind in named or kinds:
+            yield from _keys(kind, f"{prefix}{name}.", chosen)
+
+
+def _names(kind: type[BaseModel]) -> tuple[str, ...]:
+    """Return the values of the key `name` that choose a section of this class."""
+    return get_args(kind.model_fields["name"].annotation) if "name" in kind.model_fields else ()
 
 
 def dump_recipe(recipe: BaseRecipe) -> str:

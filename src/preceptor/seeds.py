@@ -12,7 +12,7 @@ from preceptor.comparison.run import compare_seeds, write_comparison
 from preceptor.config import BaseRecipe
 from preceptor.distributed import processes
 from preceptor.errors import UserError
-from preceptor.pipeline.run import exclusive, run
+from preceptor.pipeline.run import exclusive, require_layout, run
 from preceptor.tasks import module
 
 log = logging.getLogger("preceptor")
@@ -29,13 +29,15 @@ def train_seeds(recipe: BaseRecipe, seeds: int | Sequence[int]) -> tuple[Path, d
         The output folder, and the document of the comparison, which is also written to ``OUTPUT/compare``.
 
     Raises:
-        UserError: no seed is given, one is given twice, or one is not a whole number from 0 to 2**32 - 1.
+        UserError: no seed is given, one is given twice, or one is not a whole number from 0 to 2**32 - 1; or the output
+            folder is itself a run.
     """
     chosen = _chosen_seeds(recipe, seeds)
     root = recipe.output_folder
     folders = [root / f"seed-{seed}" for seed in chosen]
     document: dict[str, Any] = {}
     with exclusive(root):
+        require_layout(recipe, "one run per seed")
         for seed, folder in zip(chosen, folders, strict=True):
             log.info("seed %s", seed)
             own = recipe.model_copy(deep=True)

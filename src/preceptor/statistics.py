@@ -71,13 +71,14 @@ class Difference:
     `n` units are in `groups` that share an image or a patient; `differing` of these groups have a difference. `seeds`
     is the number of seeds of the side that has fewer.
 
-    `low` to `high` covers groups and seeds: the hull of the intervals `bootstrap` and `crossed` (analysis of variance),
-    because the bootstrap is too narrow for few seeds or few groups, and the analysis of variance for few units that
-    differ. `p` is the largest p-value of the tests. Between two single models with right and wrong answers, McNemar's
-    exact test is one of them; if no units share a group, the analysis of variance is not. All are None for fewer than
-    `MINIMUM_UNITS` groups, p also for fewer than `FEWEST_DIFFERING` differing ones. `p_holm` is adjusted for the other
-    differences of the same family (`adjust_holm`). `over_seeds` is the t interval of the seeds' differences on these
-    units and does not enter the verdict.
+    `low` to `high` covers groups and seeds: the wider of the intervals `bootstrap` and `crossed` (analysis of
+    variance), from the lower `low` to the higher `high`, because the bootstrap is too narrow for few seeds or few
+    groups, and the analysis of variance for few units that differ. `p` is the largest p-value of the tests. Between two
+    single models with right and wrong answers, McNemar's exact test is one of them; if no units share a group, the
+    analysis of variance is not. All are None for fewer than `MINIMUM_UNITS` groups, p also for fewer than
+    `FEWEST_DIFFERING` differing ones. `p_holm` is adjusted for the other differences of the same family
+    (`adjust_holm`). `over_seeds` is the t interval of the seeds' differences on these units and does not enter the
+    verdict.
     """
 
     n: int
@@ -143,7 +144,7 @@ def compare_scores(
     exact = len(x) == len(y) == 1 and _binary(x, y)
     p_mcnemar = mcnemar(x[0], y[0], apart) if exact else None
     crossed = None if exact and apart is None else crossed_test(x, y, paired=paired, groups=apart)
-    low, high = _hull(bootstrap, crossed)
+    low, high = _wider(bootstrap, crossed)
     tests = [bootstrap.p, p_mcnemar, crossed.p if crossed else None]
     # A difference of exactly 0 needs no test to be undecided.
     tested = exact or differing == 0 or differing >= FEWEST_DIFFERING
@@ -172,7 +173,7 @@ def score_interval(
     """Return the mean score with an interval over units and seeds; None for fewer than `MINIMUM_UNITS` groups.
 
     `scores`: (seeds, n) from 0 to 1. For one seed with right and wrong answers it is Wilson's interval, otherwise the
-    hull of bootstrap and analysis of variance.
+    wider of bootstrap and analysis of variance.
     """
     x = np.asarray(scores, dtype=float)
     apart = _clusters(groups)
@@ -183,7 +184,7 @@ def score_interval(
         return wilson_clustered(x[0], apart)
     zeros = np.zeros_like(x)
     bootstrap = paired_bootstrap(x, zeros, resamples=resamples, groups=apart)
-    low, high = _hull(bootstrap, crossed_test(x, zeros, paired=True, groups=apart))
+    low, high = _wider(bootstrap, crossed_test(x, zeros, paired=True, groups=apart))
     return Interval(float(x.mean()), max(0.0, low), min(1.0, high))
 
 
@@ -197,7 +198,8 @@ def _binary(*scores: np.ndarray) -> bool:
     return all(bool(np.isin(array, (0.0, 1.0)).all()) for array in scores)
 
 
-def _hull(one: Interval, other: Interval | None) -> tuple[float, float]:
+def _wider(one: Interval, other: Interval | None) -> tuple[float, float]:
+    """Return the lower `low` and the higher `high` of two intervals."""
     return (one.low, one.high) if other is None else (min(one.low, other.low), max(one.high, other.high))
 
 

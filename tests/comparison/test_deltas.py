@@ -186,6 +186,21 @@ def test_units_of_a_group_are_drawn_together():
     assert delta.bootstrap == expected
 
 
+def test_pairs_of_seeds_are_tested_by_groups():
+    rng = np.random.default_rng(6)
+    values = [np.repeat(rng.random(20) < share, 5) for share in (0.7, 0.4)]
+    names = [f"image {i // 5}" for i in range(100)]
+    groups = []
+    for hits in values:
+        scores = tuple(UnitScore(f"{i}", names[i], "accuracy", float(hit)) for i, hit in enumerate(hits))
+        folder = Path("x")
+        model = TrainedModel(folder, folder, "vqa", "baseline", "x", 0, 1.0, {}, {}, "toy", scores)
+        groups.append(Group("x", "x", "baseline", 0, 1.0, {}, (model,)))
+    (pair,) = contrast(groups[0], groups[1], categories(groups[0].models[0].scores), FEW).pairs
+    assert pair.difference == pytest.approx(values[0].mean() - values[1].mean())
+    assert pair.p_mcnemar == mcnemar(*values, names) > mcnemar(*values)
+
+
 def test_holm_counts_overall_differences_apart_from_parts():
     rng = np.random.default_rng(4)
     base = make_group("base", rng.random(200) < 0.4)
@@ -274,3 +289,9 @@ def test_coverage_and_false_alarms(n: int, seeds: int, of_seed: float):
     assert alarms / (repeats / 2) <= 0.05 + 0.054
     if n == 1000:
         assert by_bootstrap / repeats < 0.91
+
+
+def test_categories_with_more_units_come_first():
+    names = ["rare", "frequent", "frequent", "usual", "frequent", "usual"]
+    scores = [UnitScore(f"{i}", f"{i}", "accuracy", 1.0, {"question_types": name}) for i, name in enumerate(names)]
+    assert [category.name for category in categories(scores)[1:]] == ["frequent", "usual", "rare"]

@@ -106,6 +106,23 @@ def test_learning_curves(curves: Comparison):
     ]
 
 
+@pytest.mark.parametrize("other", [0.25, 0.5])
+def test_a_share_is_a_note_unless_it_is_part_of_the_names(tmp_path: Path, other: float) -> None:
+    runs = [
+        write_stage(
+            tmp_path / str(place),
+            hits(50, 0.5, place),
+            seed=place,
+            settings={"data": {"train_share": share}},
+            notes=[f"Trained on {share:.0%} of the training groups (data.train_share).", "A toy."],
+        )
+        for place, share in enumerate((0.25, other))
+    ]
+    notes = compare_runs(runs).notes
+    assert "A toy." in notes
+    assert any("data.train_share" in note for note in notes) == (other == 0.25)
+
+
 def test_one_group_has_scores_and_no_difference(tmp_path: Path):
     runs = [write_stage(tmp_path / str(seed), hits(50, 0.5, seed), seed=seed) for seed in range(2)]
     found = compare_runs(runs)

@@ -14,7 +14,7 @@ from preceptor.pipeline.comparison import compare_stages, difference
 from preceptor.pipeline.run_dir import write_predictions
 from preceptor.scores import UnitScore, align, unit_means
 from preceptor.segmentation import metrics as segmentation
-from preceptor.statistics import mcnemar, paired_bootstrap
+from preceptor.statistics import crossed_test, mcnemar, paired_bootstrap
 from preceptor.vqa import metrics as vqa
 
 
@@ -78,6 +78,33 @@ def test_below_ten_cases_there_is_no_interval(tmp_path: Path) -> None:
             assert entry["interval"] == "no interval, fewer than 10 cases"
         else:
             assert entry["low"] <= entry["difference"] <= entry["high"]
+            assert (
+                entry["interval"] == "95 %, the wider of paired bootstrap and analysis of variance over cases, one seed"
+            )
+
+
+@pytest.mark.parametrize(
+    ("scores", "groups", "how"),
+    [
+        ("binary", 40, "paired bootstrap over questions"),
+        ("binary", 20, "the wider of paired bootstrap and analysis of variance over questions in 20 groups"),
+        ("real", 40, "the wider of paired bootstrap and analysis of variance over questions"),
+        ("real", 20, "the wider of paired bootstrap and analysis of variance over questions in 20 groups"),
+    ],
+)
+def test_the_interval_is_described_by_what_it_is_made_of(scores: str, groups: int, how: str) -> None:
+    """The bootstrap of single models with right and wrong answers stands alone."""
+    rng = np.random.default_rng(3)
+    values = rng.random((2, 40)) if scores == "real" else rng.integers(0, 2, (2, 40)).astype(float)
+    a, b = ([UnitScore(f"{i}", f"{i % groups}", "accuracy", v) for i, v in enumerate(row)] for row in values.tolist())
+    entry = difference(a, b, "question")
+    assert entry["interval"] == f"95 %, {how}, one seed"
+    of_group = None if groups == 40 else [i % groups for i in range(40)]
+    bootstrap = paired_bootstrap(*values, groups=of_group)
+    crossed = crossed_test(*values[:, None], paired=True, groups=of_group)
+    bounds = [bootstrap] if how.startswith("paired") else [bootstrap, crossed]
+    assert entry["low"] == pytest.approx(min(one.low for one in bounds))
+    assert entry["high"] == pytest.approx(max(one.high for one in bounds))
 
 
 def test_stages_of_dialogues_by_task(tmp_path: Path) -> None:

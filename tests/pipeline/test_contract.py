@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 
@@ -297,7 +299,11 @@ def test_models_return_dataclasses(trained: Trained) -> None:
     if trained.contract.task == "segmentation":
         result = model.segment(inputs["files"])
         many = list(model.segment_many([inputs["files"]]))
-        assert sum(result.volumes_ml.values()) >= 0
+        image = nibabel.load(next(iter(inputs["files"].values())))
+        millilitres = np.prod(image.header.get_zooms()[:3]) / 1000
+        counts = {name: np.isin(result.mask, labels).sum() for name, labels in result.regions.items()}
+        expected = {name: count * millilitres for name, count in counts.items()}
+        assert result.volumes_ml == pytest.approx(expected, abs=0.005)
     elif trained.contract.task == "vqa":
         result = model.answer(inputs["image"], inputs["question"])
         many = list(model.answer_many([(inputs["image"], inputs["question"])] * 3, batch_size=2))

@@ -11,6 +11,7 @@ import pytest
 
 import preceptor
 from preceptor.errors import UserError
+from preceptor.pipeline.notes import without_training
 from tests.command_line import call
 from tests.fault.tiny import RECIPE, write_recipe
 
@@ -94,6 +95,23 @@ def test_a_model_without_a_recipe_is_evaluated_on_the_data_of_one_that_is_given(
     assert not (tmp_path / "other").exists()
 
 
+def test_how_a_recipe_trains_is_no_note_of_another_model(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "teacher" / "model", tmp_path / "copied")
+    settings = {"data.train_share": 0.5, "data.unlabelled": ["rest"]}
+    found = preceptor.evaluate(tmp_path / "copied", settings, recipe=run, output=tmp_path / "other")
+    plain = preceptor.evaluate(tmp_path / "copied", recipe=run, output=tmp_path / "plain")
+    assert not [note for note in found["notes"] if "(data." in note]
+    assert found["notes"][0] == plain["notes"][0], "what is about the data stays"
+    trained = preceptor.check(run, settings)["notes"]
+    for key in settings:
+        assert any(f"({key})" in note for note in trained), "the note that is left out exists"
+    kept = ["Validation is cut from training by image.", "Images of the contrasts t2 are not used (data.modalities)."]
+    assert (
+        without_training([*kept, *(f"Something ({key}); more." for key in [*settings, "data.exclude_images_of"])])
+        == kept
+    )
+
+
 def test_one_kind_of_images_needs_no_list(run: Path, tmp_path: Path) -> None:
     one, other = (
         preceptor.evaluate(run / "baseline", images=kind, output=tmp_path / "x") for kind in ("blank", ["blank"])
@@ -115,3 +133,12 @@ def test_an_output_that_cannot_be_a_folder_is_refused(run: Path, tmp_path: Path,
 def test_a_run_is_compared_without_a_list(run: Path, tmp_path: Path) -> None:
     texts = [repr(preceptor.compare(runs, output=tmp_path)) for runs in (str(run), run, [run])]
     assert len(set(texts)) == 1
+
+
+def test_notes_about_the_training_of_another_recipe_are_left_out() -> None:
+    ceiling = (
+        "3 of 9 test questions have answers that are not among the 5 answer classes of the training split; the "
+        "accuracy of a classifier is at most 66.7%"
+    )
+    share = "Only half of the groups are trained on (data.train_share)."
+    assert without_training([ceiling, share, "2 images are broken"]) == ["2 images are broken"]

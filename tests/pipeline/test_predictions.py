@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,10 +15,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import preceptor
 from preceptor.data.types import Case, Dialogue, Sample, VolumeFile
 from preceptor.errors import UserError
 from preceptor.pipeline import predictions
-from preceptor.pipeline.predictions import Origin
+from preceptor.pipeline.packed_model import pack, unpack
+from preceptor.pipeline.predictions import Origin, model_sha256
+from tests.fuzz.model_folders import templates
 
 
 def item(id: str, text: str = "x", image: Path = Path(__file__)) -> Sample:
@@ -124,7 +128,7 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, content: st
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 @pytest.mark.parametrize(
-    ("weights", "options", "message"),
+    ("model", "options", "message"),
     [
         ("f" * 64, {"top": 3}, "by the model '0123456789abcdef', and this call uses 'ffffffffffffffff'"),
         ("0123456789abcdef" * 4, {"top": 5}, "by the options 'top=3', and this call uses 'top=5'"),
@@ -132,15 +136,46 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, content: st
     ],
 )
 def test_predictions_of_another_model_or_other_options_are_refused(
-    tmp_path: Path, suffix: str, weights: str, options: dict[str, Any], message: str
+    tmp_path: Path, suffix: str, model: str, options: dict[str, Any], message: str
 ) -> None:
     """Also if no id occurs twice: a table has the columns of one model."""
     path = tmp_path / f"out{suffix}"
     list(stream_predictions(path, [item("1")], predict))
     before = path.read_bytes()
     with pytest.raises(UserError, match=re.escape(message)):
-        list(stream_predictions(path, [item("2")], predict, origin=Origin(weights, options)))
+        list(stream_predictions(path, [item("2")], predict, origin=Origin(model, options)))
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("task", ["vqa", "segmentation", "grounding"])
+def test_every_file_that_a_model_reads_enters_its_hash(task: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(templates() / task, model)
+    hashes = {model_sha256(model)}
+    for file in list(model.iterdir()):
+        file.write_bytes(file.read_bytes() + b" ")
+        hashes.add(model_sha256(model))
+    assert len(hashes) == len(list(model.iterdir())) + 1
+    before = model_sha256(model)
+    for name in ("README.md", "images.json", ".gitattributes"):  # the card, the training images, of the hub
+        (model / name).write_text("{}")
+        assert model_sha256(model) == before
+    pack(model, tmp_path / "model.zip", {"results.json": b"{}"})
+    assert model_sha256(unpack(tmp_path / "model.zip")) == before
+    shutil.unpack_archive(tmp_path / "model.zip", tmp_path / "unzipped")
+    assert model_sha256(tmp_path / "unzipped") == before
+
+
+def test_a_model_whose_settings_have_changed_does_not_continue_a_file(tmp_path: Path) -> None:
+    """The weights are the same, and the answers are not."""
+    model, output = tmp_path / "model", tmp_path / "answers.jsonl"
+    shutil.copytree(templates() / "grounding", model)
+    ask = {"image": templates() / "image.png", "question": "Where is the liver?", "output": output}
+    rows = preceptor.predict(model, **ask)
+    assert preceptor.predict(model, **ask) == rows
+    (model / "guidance.json").write_text('{"kind": "fixed", "gap": 8.0}')
+    with pytest.raises(UserError, match=r"\(a hash of all files that it reads\); give another --output"):
+        preceptor.predict(model, **ask)
 
 
 def test_the_same_id_with_another_question_or_file_is_refused(tmp_path: Path) -> None:

@@ -361,9 +361,25 @@ def test_verify_draws_the_asked_fraction_and_stops(cache, samples):
     assert (whole.checked, whole.mismatched) == (24, [])
     assert whole.worst < 1e-4
     passed.clear()
-    first = verify(cached, source, batches(), fraction=1e-9, seed=3)
+    first = verify(cached, source, batches(), fraction=1e-9, seed=1)
     assert first.checked == 1
-    assert len(passed) < 6 or samples.key(23) in passed[-1].keys
+    drawn = cached.store.sample(1e-9, 1)
+    (place,) = (number for number, batch in enumerate(samples.batches()) if drawn & {*batch.keys})
+    assert len(passed) == place + 1 < len(samples.batches())
+
+
+def test_the_difference_is_relative_to_values_above_one(cache, samples):
+    other = teacher()
+    with torch.no_grad():
+        other.model.head.bias[0] += 0.5
+    new_N = torch.cat([other.signal(batch).logits[:, 0] for batch in samples.batches()])
+    expected_N = 0.5 / new_N.abs().clamp(min=1)
+    assert len(set(expected_N.tolist())) > 12
+    report = verify(open_cache(cache), other, samples.batches(), fraction=1.0)
+    assert report.worst == pytest.approx(expected_N.max().item(), rel=1e-4)
+    tolerance = expected_N.sort().values[11:13].mean().item()
+    report = verify(open_cache(cache), other, samples.batches(), fraction=1.0, tolerance=tolerance)
+    assert report.mismatched == [f"sample-{i}" for i in range(24) if expected_N[i] > tolerance]
 
 
 def test_verify_finds_another_teacher_and_other_data(cache, samples):

@@ -113,6 +113,20 @@ def test_accumulation_weighs_units_and_not_micro_batches(tmp_path):
     assert abs(naive - exact) > 1e-3
 
 
+def test_logged_losses_are_means_over_steps_and_their_sum_is_weighted(tmp_path):
+    logs = {}
+    for every in (1, 2):
+        fit(Toy(), job_of(tmp_path / str(every), Rows()), config(log_every=every))
+        lines = map(json.loads, (tmp_path / str(every) / "metrics.jsonl").read_text().splitlines())
+        logs[every] = [line for line in lines if "loss" in line]
+    for line in logs[1]:
+        assert line["loss"] == pytest.approx(line["label"] + 0.1 * line["hidden"])
+    for name in ("label", "hidden", "loss"):
+        first, second = ([line[name] for line in logs[1][start::2]] for start in (0, 1))
+        means = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+        assert [line[name] for line in logs[2]] == pytest.approx(means)
+
+
 def test_the_best_validation_is_exported(tmp_path):
     scores = iter([0.1, 0.7, 0.3, 0.7])
     seen = []
@@ -134,6 +148,11 @@ def test_the_last_step_is_exported_when_asked(tmp_path):
     assert (state.best_step, state.kept_step, state.step) == (4, 8, 8)
     kept = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(kept[k], v) for k, v in task.student.state_dict().items())
+
+
+def test_the_last_step_is_validated_too(tmp_path):
+    state = fit(Toy(), job_of(tmp_path, Rows()), config(epochs=2.5))
+    assert [line["step"] for line in state.validations] == [2, 4, 5]
 
 
 def test_early_stopping(tmp_path):
@@ -191,6 +210,7 @@ def test_clipping_covers_the_projectors(tmp_path):
 
 def test_only_weights_of_maps_decay_and_pretrained_ones_go_slower():
     task = Toy()
+    task.norm = nn.LayerNorm(8)
     task.pretrained_parameters = {"student.0.weight"}
     optimizer, names = make_optimizer(task, config(pretrained_lr_scale=0.1, weight_decay=0.3))
     found = {}
@@ -201,7 +221,8 @@ def test_only_weights_of_maps_decay_and_pretrained_ones_go_slower():
     assert found["student.0.weight"] == (0.1, 0.3)
     assert found["student.3.weight"] == (1.0, 0.3)
     assert found["student.3.bias"] == (1.0, 0.0)
-    assert len(found) == 6
+    assert found["norm.weight"] == (1.0, 0.0)
+    assert len(found) == 8
 
 
 def test_a_scale_of_0_freezes_pretrained_weights_and_must_leave_some():
@@ -220,14 +241,15 @@ def test_a_scale_of_0_freezes_pretrained_weights_and_must_leave_some():
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_grounding_refuses_a_scale_that_it_does_not_apply(role):
-    for scale in (0, 0.5, 2):
+    for scale in (0, 0.1, 0.5, 2):
         message = (
             rf"key {role}\.train\.pretrained_lr_scale: has no effect in grounding, .* remove it.* \(got {scale:g}\)"
         )
         with pytest.raises(UserError, match=message):
             load_recipe("clinkd-demo", [f"{role}.train.pretrained_lr_scale={scale}"])
-    for scale in (1, 0.1):  # the default of all tasks, which the recipe.yaml of a run contains
-        load_recipe("clinkd-demo", [f"{role}.train.pretrained_lr_scale={scale}"])
+    for overrides in ([f"{role}.train.pretrained_lr_scale=1"], []):
+        recipe = load_recipe("clinkd-demo", overrides)
+        assert getattr(recipe, role).train.pretrained_lr_scale == 1
 
 
 def test_ctrl_c_saves_and_the_next_run_ends_byte_equal(tmp_path):
@@ -309,3 +331,15 @@ def test_a_missing_tracker_is_said(tmp_path):
         return
     with pytest.raises(UserError, match="pip install mlflow"):
         fit(Toy(), job_of(tmp_path, Rows()), config(trackers=["mlflow"]))
+
+
+def test_every_micro_batch_of_every_step_has_a_seed_of_its_own(tmp_path):
+    seeds = []
+
+    class Seeing(Toy):
+        def forward(self, batch: Batch) -> LossTerms:
+            seeds.append(torch.initial_seed())
+            return super().forward(batch)
+
+    fit(Seeing(), job_of(tmp_path, Rows()), config(gradient_accumulation_steps=3))
+    assert len(set(seeds)) == len(seeds) == 8 * 3

@@ -13,7 +13,7 @@ import numpy as np
 
 from preceptor.config import BaseRecipe
 from preceptor.errors import UserError, nearest
-from preceptor.pipeline.run_dir import predictions_file, seed_folders
+from preceptor.pipeline.run_dir import predictions_file, refuse_run_and_seeds, seed_folders
 from preceptor.report.contents import check_results, get_nested, parse_strictly, read_prediction_rows
 from preceptor.scores import Metrics, UnitScore, align
 from preceptor.tasks import load_recipe, module
@@ -86,6 +86,8 @@ def read_models(runs: Sequence[Path], protocol: str | None = None) -> tuple[list
     """
     models: list[TrainedModel] = []
     notes: list[str] = []
+    for run in runs:
+        refuse_run_and_seeds(run)
     for run in [run for given in runs for run in seed_folders(given) or [given]]:
         for folder, results in _stages(run):
             protocol = protocol or next(iter(results["protocols"]))

@@ -160,8 +160,8 @@ def _reading(document: Mapping[str, Any]) -> list[Any]:
         "Student's t interval of the seeds' differences. It takes the test units as given and does not enter the "
         "verdict.",
         "A difference is marked if all tests agree after Holm's correction; for two single models these are the "
-        "bootstrap and McNemar's exact test, which exchanges the models in whole groups. The overall differences are "
-        "one family of tests, those by category another.",
+        "bootstrap, McNemar's exact test, which exchanges the models in whole groups, and with units in groups the "
+        "analysis of variance. The overall differences are one family of tests, those by category another.",
         "\u201cUndecided\u201d does not mean equal: the interval shows how large a difference is still possible.",
         f"Below {document['minimum_units']} units or groups there is no interval, test or verdict. With one seed a "
         "verdict is about the two trained models, not about the method.",

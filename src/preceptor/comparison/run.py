@@ -152,8 +152,9 @@ def compare_runs(
     )
     scores = {group.name: tuple(score_group(group, part, resamples) for part in parts) for group in groups}
     recorded = (note for model in models for note in get_nested(model.results, "notes") or [])
-    # The share is part of a group's name.
-    notes = dict.fromkeys(note for note in recorded if not note.endswith("(data.train_share)"))
+    # Of several shares, each is part of a group's name.
+    named = len({model.share for model in models}) > 1
+    notes = dict.fromkeys(note for note in recorded if not (named and note.endswith("(data.train_share).")))
     return Comparison(
         first.task,
         unit,

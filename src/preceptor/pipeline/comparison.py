@@ -118,12 +118,13 @@ def _as_dict(one: Difference) -> dict[str, Any]:
 
 
 def _describe(one: Difference, unit: str) -> str:
-    """Return what the interval covers, or why there is none."""
+    """Return how the interval was obtained and what it covers, or why there is none."""
     shared = one.groups < one.n
     if one.low is None:
         few = f"fewer than {MINIMUM_UNITS}"
         return f"no interval, {few} groups of {unit}s" if shared else f"no interval, {few} {unit}s"
-    return f"95 %, paired bootstrap over {unit}s{f' in {one.groups} groups' if shared else ''}, one seed"
+    how = "paired bootstrap" if one.crossed is None else "the wider of paired bootstrap and analysis of variance"
+    return f"95 %, {how} over {unit}s{f' in {one.groups} groups' if shared else ''}, one seed"
 
 
 def _mean(values: Mapping[str, float]) -> float:

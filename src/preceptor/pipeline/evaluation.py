@@ -14,6 +14,7 @@ from preceptor.errors import UserError
 from preceptor.files import write_text
 from preceptor.pipeline import run_dir
 from preceptor.pipeline.experiment import Experiment
+from preceptor.pipeline.notes import without_training
 from preceptor.pipeline.run import contaminated, exclusive
 
 
@@ -30,11 +31,12 @@ def evaluate_model(
 
     The predictions go to `output` together with results.json. Without `output` they replace those of the model's stage,
     and so do the scores in its results.json. With `images`, the questions are asked again about other images, and the
-    model card and the report are written again. `name` is that of the model in the results.
+    model card and the report are written again. `name` is that of the model in the results. Their notes are about the
+    data, and do not tell how the model was trained, because the recipe need not be that of its training.
 
     Raises:
         UserError: the task does not know one of the `images`; `output` has results that no evaluation wrote; or there
-            is no `output`, and the stage was evaluated with other settings or on other test data.
+            is no `output`, and results.json of the stage is about another model, other settings or other test data.
     """
     known = ("real", *experiment_class.other_images)
     for kind in images:
@@ -43,28 +45,28 @@ def evaluate_model(
     others = [kind for kind in dict.fromkeys(images) if kind != "real"]
     if output is not None:
         _require_own_folder(output)
-        with _removed_if_empty(output), exclusive(output):
-            results, rows = _evaluate(experiment_class.read(recipe, needed=("test",)), model, name, protocol, others)
-            if processes().is_main_process:
-                run_dir.write_predictions(output, rows)
-                run_dir.write_results(output, results)
-            processes().wait_for_everyone()
-            return results
+    folder = run_dir.stage_folder(model) if output is None else output
     # A stage of several lies in the folder of its run, which has the log; a training locks that folder.
-    stage = run_dir.stage_folder(model)
-    run = stage.parent if (stage.parent / "log.txt").is_file() else stage
-    with exclusive(run):
+    run = folder.parent if output is None and (folder.parent / "log.txt").is_file() else folder
+    with _removed_if_empty(run), exclusive(run):
         experiment = experiment_class.read(recipe, needed=("test",))
-        stored = run_dir.read_results(stage) or {}
-        run_dir.require_same_evaluation(stored, experiment.evaluation_settings(), stage)
-        run_dir.require_same_test_data(stored, experiment.describe_data(), stage)
+        stored = run_dir.read_results(folder) if output is None else None
+        if stored is not None:
+            run_dir.require_results_of(stored, model, folder)
+            run_dir.require_same_evaluation(stored, experiment.evaluation_settings(), folder)
+            run_dir.require_same_test_data(stored, experiment.describe_data(), folder)
         results, rows = _evaluate(experiment, model, name, protocol, others)
         if processes().is_main_process:
-            written = _write(results, rows, stage)
-            if others and written:
-                write_text(model / "README.md", experiment.model_card(written))
-                if (run / "report.html").is_file():
-                    experiment.write_report(run)
+            run_dir.write_predictions(folder, rows)
+            if output is not None:
+                run_dir.write_results(folder, results)
+            elif stored is not None:
+                _replace_scores(stored, results)
+                run_dir.write_results(folder, stored)
+                if others:
+                    write_text(model / "README.md", experiment.model_card(stored))
+                    if (run / "report.html").is_file():
+                        experiment.write_report(run)
         processes().wait_for_everyone()
         return results
 
@@ -114,21 +116,15 @@ def _evaluate(
         "evaluation": experiment.evaluation_settings(),
         "describes": evaluation.describes,
         "data": experiment.describe_data(),
-        "notes": list(experiment.data.notes),
+        "notes": without_training(experiment.data.notes),
         "parameters": experiment.parameter_count(loaded),
         **evaluation.extras,
     }
     return results, evaluation.rows
 
 
-def _write(results: dict[str, Any], rows: Mapping[str, Any], stage: Path) -> dict[str, Any] | None:
-    """Replace predictions and scores of a stage; return its results, or None if it has none."""
-    run_dir.write_predictions(stage, rows)
-    written = run_dir.read_results(stage)
-    if written is None:
-        return None
+def _replace_scores(stored: dict[str, Any], results: Mapping[str, Any]) -> None:
+    """Replace the scores in the results of a stage."""
     for key in ("protocols", "describes", "image_reliance"):
         if key in results:
-            written[key] = written.get(key, {}) | results[key]
-    run_dir.write_results(stage, written)
-    return written
+            stored[key] = stored.get(key, {}) | results[key]

@@ -60,6 +60,8 @@ class Training:
         validate: returns metrics with a `score`, higher is better. Every process calls it.
         export: writes the model into a new folder. The main process alone calls it.
         resume_config: what must be the same when the training is resumed.
+        resume_defaults: returns the values of keys of `resume_config` that checkpoints of earlier versions lack, for a
+            training that such a version has begun.
         summary: returns the entries that this training adds to results.json.
     """
 
@@ -73,6 +75,7 @@ class Training:
     validate: Callable[[Task], dict[str, float]]
     export: Callable[[Path], None]
     resume_config: dict[str, Any]
+    resume_defaults: Callable[[], dict[str, Any]] = dict
     summary: Callable[[], dict[str, Any]] = dict
 
 

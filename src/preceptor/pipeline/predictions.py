@@ -17,26 +17,41 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from preceptor.data.provenance import PROVENANCE_FILE
 from preceptor.data.types import Case, Dialogue, Sample
 from preceptor.errors import UserError
 from preceptor.files import LockedError, json_lines, lock, naming, sha256
+from preceptor.pipeline.packed_model import CHECKSUMS, checksum_lines
 
 _DIGITS = 16
 """Hexadecimal digits of a hash in a row."""
+
+_NOT_READ = ("README.md", PROVENANCE_FILE, "results.json", CHECKSUMS)
+"""Files of a model folder, or of a packed model, that no prediction depends on."""
+
+
+def model_sha256(model: Path) -> str:
+    """Return the SHA-256 of the files of a model folder on which predictions depend: not only of the weights.
+
+    A model in a run, packed, and unpacked has the same hash: its card and the record of its training do not count.
+    """
+    files = (path for path in model.iterdir() if path.is_file() and not path.name.startswith("."))
+    sums = {path.name: sha256(path) for path in files if path.name not in _NOT_READ}
+    return hashlib.sha256(checksum_lines(sums).encode()).hexdigest()
 
 
 class Origin:
     """What a row was made from.
 
     Args:
-        weights: SHA-256 of the weights of the model.
+        model: SHA-256 of the model (`model_sha256`).
         options: Options of `preceptor predict` that change a row, by name. Those that are off are left out.
     """
 
-    def __init__(self, weights: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, model: str, options: Mapping[str, Any]) -> None:
         chosen = {name.replace("_", "-"): value for name, value in options.items() if value not in (None, False, "")}
         self.of_all = {
-            "model": weights[:_DIGITS],
+            "model": model[:_DIGITS],
             "options": ", ".join(name if value is True else f"{name}={value}" for name, value in chosen.items()),
         }
         self._hashes: dict[Path, str] = {}
@@ -54,11 +69,14 @@ class Origin:
     def check(self, path: Path, rows: Sequence[Mapping[str, Any]], items: Sequence[Sample | Case | Dialogue]) -> None:
         """Raise UserError if the rows of a file are of another model, of other options, or of items that differ."""
         for row in rows:
-            for key, what in (("model", "the model"), ("options", "the options")):
+            for key, what, note in (
+                ("model", "the model", " (a hash of all files that it reads)"),
+                ("options", "the options", ""),
+            ):
                 if (found := row.get(key, "unknown")) != self.of_all[key]:
                     raise UserError(
                         f"{path} has a prediction of {row['id']} by {what} {found!r}, and this call uses "
-                        f"{self.of_all[key]!r}; give another --output"
+                        f"{self.of_all[key]!r}{note}; give another --output"
                     )
         inputs = {row["id"]: row.get("input") for row in rows}
         for item in items:

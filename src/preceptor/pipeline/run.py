@@ -7,15 +7,16 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from preceptor.config import BaseRecipe
 from preceptor.data import provenance
 from preceptor.distributed import broadcast_from_main, processes
 from preceptor.environment import versions
 from preceptor.errors import UserError
-from preceptor.files import LockedError, lock, write_text
+from preceptor.files import LockedError, lock, make_folder, write_text
 from preceptor.pipeline import run_dir
+from preceptor.pipeline.before_training import check_before_training
 from preceptor.pipeline.comparison import compare_stages
 from preceptor.pipeline.experiment import Experiment
 from preceptor.pipeline.speed import measure_speed
@@ -37,14 +38,14 @@ def exclusive(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if processes().is_main_process:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
                 stack.enter_context(lock(folder / ".lock"))
             except LockedError as error:
                 refusal = UserError(
                     f"{folder} is in use by {error.owner}: wait until it has finished, stop it, or choose another "
                     "output=FOLDER"
                 )
-            except OSError as error:
+            except (OSError, UserError) as error:
                 refusal = error
         refusal = broadcast_from_main(refusal)
         if refusal is not None:
@@ -58,13 +59,16 @@ def run(experiment_class: type[Experiment], recipe: BaseRecipe) -> dict[str, Any
     A recipe with one stage writes directly into its output folder, a recipe with several into one folder per stage.
 
     Raises:
-        UserError: the recipe, its data or an earlier run that it needs cannot be used.
+        UserError: the recipe, its data or an earlier run that it needs cannot be used, or the output folder contains a
+            training with another layout.
     """
     root, state = recipe.output_folder, processes()
     with exclusive(root), run_dir.log_to(root / "log.txt", state.is_main_process):
         with state.main_process_first():
             experiment = experiment_class.read(recipe)
-        experiment.require_checkpoints()
+        stages = experiment.stages()
+        require_layout(recipe, "a run of several stages" if len(stages) > 1 else "a run of one stage")
+        check_before_training(experiment)
         with state.main_process_first():
             refuse_contaminated(experiment)
         for note in experiment.data.notes:
@@ -73,7 +77,6 @@ def run(experiment_class: type[Experiment], recipe: BaseRecipe) -> dict[str, Any
             for name in experiment.shared_folders:
                 shutil.rmtree(root / name, ignore_errors=True)
         state.wait_for_everyone()
-        stages = experiment.stages()
         folders = {stage.name: root / stage.name if len(stages) > 1 else root for stage in stages}
         results: dict[str, dict[str, Any]] = {}
         for stage in stages:
@@ -89,6 +92,14 @@ def run(experiment_class: type[Experiment], recipe: BaseRecipe) -> dict[str, Any
             run_dir.write_results(root, document)
             experiment.write_report(root)
         return broadcast_from_main(document)
+
+
+def require_layout(recipe: BaseRecipe, layout: run_dir.Layout) -> None:
+    """Raise UserError if the output folder of a recipe contains a training with another layout than this."""
+    kinds = get_args(get_args(type(recipe).model_fields["stages"].annotation)[0])
+    key = "method.teaching.runs=[{}]" if hasattr(recipe.method, "teaching") else "method.teaching_run={}"
+    hint = f"; a finished teacher there can teach with {key.format(recipe.output_folder)} and stages without teacher"
+    run_dir.require_layout(recipe.output_folder, layout, kinds, hint)
 
 
 def summarize(experiment: Experiment, folders: dict[str, Path], results: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from preceptor.errors import UserError
 from preceptor.files import json_lines, sha256, write_text
@@ -52,10 +52,48 @@ def seed_folders(folder: Path) -> list[Path]:
 
     A folder that is a finished run itself stands for this run, and has none.
     """
-    if (folder / "results.json").is_file():
-        return []
+    return [] if (folder / "results.json").is_file() else _runs_of_seeds(folder)
+
+
+def _runs_of_seeds(folder: Path) -> list[Path]:
     runs = [path.parent for path in folder.glob("seed-*/recipe.yaml") if path.parent.name[5:].isdigit()]
     return sorted(runs, key=lambda run: int(run.name[5:]))
+
+
+def refuse_run_and_seeds(folder: Path) -> None:
+    """Raise UserError if a folder contains a finished run and also runs of several seeds."""
+    if (folder / "results.json").is_file() and (seeds := _runs_of_seeds(folder)):
+        raise UserError(
+            f"{folder} contains a run (results.json) and also one run per seed ({seeds[0].name}), so it is not clear "
+            f"which is meant; move the folders seed-N elsewhere, or give them one by one, such as {seeds[0]}"
+        )
+
+
+Layout = Literal["a run of one stage", "a run of several stages", "one run per seed"]
+
+
+def require_layout(folder: Path, layout: Layout, kinds: Iterable[str], hint: str = "") -> None:
+    """Raise UserError if an output folder contains a training with another layout, whose files would be mixed up.
+
+    Args:
+        folder: output folder of the training that is about to start.
+        layout: of this training.
+        kinds: kinds of stages of the task, which name the folders of a run of several stages.
+        hint: how a run of several stages may use a finished run of one stage, as the end of the sentence.
+    """
+    one = [folder / name for name in ("checkpoints", "model") if (folder / "recipe.yaml").is_file()]
+    traces: dict[Layout, list[Path]] = {
+        "a run of one stage": [path for path in one if path.is_dir()],
+        "a run of several stages": [folder / kind for kind in kinds if (folder / kind / "recipe.yaml").is_file()],
+        "one run per seed": _runs_of_seeds(folder),
+    }
+    for other, paths in traces.items():
+        if paths and other != layout:
+            raise UserError(
+                f"output={folder} already contains {other} ({paths[0].name}), and this training would write {layout} "
+                f"into the same folder; give another output=FOLDER"
+                + (hint if (other, layout) == ("a run of one stage", "a run of several stages") else "")
+            )
 
 
 def refuse_several_seeds(folder: Path) -> None:
@@ -68,7 +106,12 @@ def model_folder(folder: Path) -> Path:
     """Return the model folder of a run, of a stage or of a model folder itself; a packed model is unpacked."""
     if folder.is_file():
         folder = unpack(folder)
-    for candidate in (folder, folder / "model", *(folder / stage / "model" for stage in FINAL_STAGES)):
+    candidates = [folder, folder / "model", *(folder / stage / "model" for stage in FINAL_STAGES)]
+    if stages := _summarized_stages(folder):
+        # The model that the results are about. Earlier trainings may have left others in the folder.
+        final = [stage for stage in FINAL_STAGES if stage in stages] or FINAL_STAGES
+        candidates = [folder / stage / "model" for stage in final]
+    for candidate in candidates:
         if (candidate / "config.json").is_file() and any(candidate.glob("*.safetensors")):
             return candidate
     for old in (folder / "student", *(folder / stage / "student" for stage in FINAL_STAGES)):
@@ -82,6 +125,14 @@ def model_folder(folder: Path) -> Path:
         f"{folder} contains no trained model: expected config.json and model.safetensors in it, in {folder}/model or "
         f"in {folder}/{FINAL_STAGES[-1]}/model"
     )
+
+
+def _summarized_stages(folder: Path) -> list[str]:
+    """Return the stages of which results.json of a folder is the summary; none for one stage or a damaged file."""
+    with contextlib.suppress(UserError):
+        stages = (read_results(folder) or {}).get("stages")
+        return list(stages) if isinstance(stages, dict) else []
+    return []
 
 
 def stage_folder(model: Path, given: Path | None = None) -> Path:
@@ -118,6 +169,23 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     """Write results.json."""
     write_text(folder / "results.json", json.dumps(results, indent=1))
+
+
+def require_results_of(results: Mapping[str, Any], model: Path, folder: Path) -> None:
+    """Raise UserError if results.json in `folder` is not about the model in the folder `model`.
+
+    It is the summary of several stages, or the weights have another hash. Old results have none.
+    """
+    if "stages" in results:
+        why = f"the stages {', '.join(results['stages'])}"
+    elif results.get("weights_sha256") not in (None, weights_sha256(model)):
+        why = "a model with other weights"
+    else:
+        return
+    raise UserError(
+        f"{folder / 'results.json'} describes {why}, not {model}; write the new scores elsewhere: preceptor evaluate "
+        f"{model} --output FOLDER"
+    )
 
 
 def require_same_evaluation(results: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:

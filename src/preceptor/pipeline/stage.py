@@ -104,7 +104,7 @@ def run_training(experiment: Experiment, stage: Stage, training: Training) -> Tr
         validate=training.validate,
         export=export,
         resume_config=training.resume_config | {FILES: files},
-        differences=lambda old, new: _differences(experiment, training.folder, old, new),
+        differences=lambda old, new: _differences(experiment, training, old, new),
         seed=stage.seed,
         skip_limit=recipe.data.skip_limit,
         resume=shared or recipe.resume == "auto",
@@ -114,18 +114,30 @@ def run_training(experiment: Experiment, stage: Stage, training: Training) -> Tr
     return fit(training.task, arguments, training.config)
 
 
-def _differences(experiment: Experiment, folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _differences(
+    experiment: Experiment, training: Training, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> list[str]:
     """Return one entry per setting that differs. Changed images are named if the stage has a model."""
+    old = _with_defaults(old, training.resume_defaults())
     settings, new_settings = ({key: value for key, value in one.items() if key != FILES} for one in (old, new))
     found = differences(settings, new_settings)
     if old.get(FILES) == new[FILES]:
         return found
-    sources = provenance.read_provenance(folder / "model") or []
+    sources = provenance.read_provenance(training.folder / "model") or []
     known = {digest for source in sources for digest in source.images}
     # A broken image that is skipped has no record.
     changed = [] if experiment.recipe.data.broken == "skip" or not known else experiment.training_files_not_in(known)
     names = f": {', '.join(path.name for path in changed[:3])}{', ...' * (len(changed) > 3)}" if changed else ""
     return [*found, f"image or label files have changed{names}"]
+
+
+def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested `values` with those of `defaults` for the keys that they lack."""
+    merged = {**defaults, **values}
+    for key, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(merged[key], Mapping):
+            merged[key] = _with_defaults(merged[key], default)
+    return merged
 
 
 def provenance_of(experiment: Experiment, stage: Stage) -> list[provenance.Source]:

@@ -27,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 
 from preceptor.errors import UserError
-from preceptor.files import LockedError, flush, lock, recover, replace_folder, sha256, write_text
+from preceptor.files import LockedError, flush, lock, make_folder, recover, replace_folder, sha256, write_text
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -157,6 +157,17 @@ class ArrayStore:
             )
 
 
+def require_place(folder: Path) -> None:
+    """Raise UserError if a store cannot be written to `folder`: it holds anything else, or cannot be created."""
+    if (folder / MANIFEST).is_file():
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not a teacher cache: name another folder, or remove it yourself.")
+    make_folder(folder.parent, folder)
+    if not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise UserError(f"the folder {folder} cannot be created (Permission denied); choose another path")
+
+
 class ArrayStoreWriter:
     """Writes a store block by block; use it in a `with` block, and call `finish` at the end.
 
@@ -172,14 +183,13 @@ class ArrayStoreWriter:
         self.folder = folder = Path(folder)
         header = {"format": FORMAT, "kind": kind, "cache_key": cache_key, "settings": settings}
         self._header: dict[str, Any] = json.loads(json.dumps(header))
-        if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} exists and is not a teacher cache: name another folder, or remove it yourself.")
+        require_place(folder)
         self._partial = _partial(folder)
         self._blocks: list[Path] = []
 
     def __enter__(self) -> Self:
         """Lock the hidden folder. Raises UserError if another process is writing to it."""
-        self._partial.mkdir(parents=True, exist_ok=True)
+        make_folder(self._partial, self.folder)
         self._lock = contextlib.ExitStack()
         try:
             self._lock.enter_context(lock(self._partial))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,17 +29,21 @@ def uses_bf16(config: TrainConfig) -> bool:
     return config.precision == "bf16" or (config.precision == "auto" and native_bf16())
 
 
+def require_trackers(trackers: Sequence[str], key: str) -> None:
+    """Raise UserError if the package of a tracker in the section `key` of a recipe is not installed."""
+    missing = [name for name in trackers if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"{key}.trackers names {', '.join(missing)}, which is not installed: pip install {' '.join(missing)}"
+        )
+
+
 def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     bf16 = uses_bf16(config)
     if bf16 and not native_bf16():
         logging.getLogger("preceptor").warning(
             "train.precision=bf16: this processor has no bf16 instructions, so that a step may take ten times as long; "
             "train.precision=auto chooses fp32"
-        )
-    missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"train.trackers names {', '.join(missing)}, which is not installed: pip install {' '.join(missing)}"
         )
     # Terms whose scheduled weight is 0 leave projectors without a gradient.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]

@@ -127,8 +127,12 @@ def _compared(results: Mapping[str, Any], protocol: str) -> list[str]:
         p = get_nested(entry, "p_holm") if "p_holm" in entry else get_nested(entry, "p")
         tested = p is not None and bounds(entry)[0] is not None
         grouped = get_nested(entry, "groups") not in (None, get_nested(entry, "n"))
-        units = " over groups of questions" if grouped else ""
-        test = f" p = {p_value(p)}, the larger of bootstrap and McNemar's exact test{units}." if tested else ""
+        tests = (
+            "the largest of bootstrap, analysis of variance and McNemar's exact test over groups of questions"
+            if grouped
+            else "the larger of bootstrap and McNemar's exact test"
+        )
+        test = f" p = {p_value(p)}, {tests}." if tested else ""
         test = test.replace("= <", "<")
         notes.append(f"Distilled minus baseline, on the same questions. {sentence}{test}")
     kept = get_nested(results, "comparison", protocol, "distilled / teacher")
