@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from preceptor.cli import app as cli
+from preceptor.cli.data import refuse_data_as_recipe
 from preceptor.cli.errors import exit_with
 from preceptor.errors import UserError
 from preceptor.os_errors import describe_os_error
@@ -196,3 +197,21 @@ def test_output_that_cannot_be_written():
     assert done.returncode == 2
     assert done.stderr.startswith("error: the disk is full")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fix"),
+    [
+        ("omni.json", b'\xef\xbb\xbf [{"question": "q"}]', "is a JSON list.*one object per line into a .jsonl file"),
+        ("images.zip", b"PK\x03\x04\x14\0\0\0", "is an archive or another binary file.*unpack it"),
+    ],
+)
+def test_doctor_does_not_take_data_for_a_recipe(tmp_path, name, content, fix):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} {fix}"):
+        refuse_data_as_recipe(str(tmp_path / name))
+    for name, content in {"mine.json": b'{"task": "vqa"}', "mine.yaml": b"task: vqa", "table.csv": b"image"}.items():
+        (tmp_path / name).write_bytes(content)
+        refuse_data_as_recipe(str(tmp_path / name))
+    refuse_data_as_recipe("mhkd-demo")
+    refuse_data_as_recipe(str(tmp_path))

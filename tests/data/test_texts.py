@@ -163,6 +163,7 @@ def test_other_columns_are_not_checked():
     ("text", "reason"),
     [
         ("a;b\n1;2\n", "has no comma; save the table with commas"),
+        ("a;b;c, first\n1;2;3\n", "is separated by ';'; save the table with commas"),
         ("a,a\n1,2\n", "column 'a' occurs twice"),
         ("a,b\n1\n", "t.csv:2: 1 fields, but the header has 2"),
         ('a,b\n"1,2\n', "invalid CSV"),

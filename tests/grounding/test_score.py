@@ -156,6 +156,67 @@ def test_pixels_need_the_size_of_the_image(tmp_path, without_java):
         score_file(write(tmp_path, in_format("gemma")[:1]), "mine/given/strict", box_format="xyxy-pixels")
 
 
+def resized(name: str, size: tuple[int, int], seen: tuple[int, int]) -> list[dict]:
+    more = {"width": size[0], "height": size[1]}
+    return [
+        row(str(i), "vg", write_box(box), write_boxes([box], "a", name, seen), **more) for i, box in enumerate(BOXES)
+    ]
+
+
+def test_the_limit_of_resized_images_is_asked_for(tmp_path, without_java):
+    path = write(tmp_path, resized("qwen2.5-vl", (1600, 1400), (1064, 924)))
+    chosen = {"box_format": "qwen2.5-vl"}
+    for more in ({}, chosen):
+        with pytest.raises(
+            UserError, match=r"divided by 0\.66.* and read as pixels.*--box-format qwen2.5-vl and .*--max-p"
+        ):
+            score_file(path, "a/b/strict", **more)
+    assert score_file(path, "a/b/strict", **chosen, max_pixels=1_003_520).scores["tasks"]["vg"]["recall"] == 1
+    command = ["score", str(path), "--protocol", "a/b/strict", "--box-format", "qwen2.5-vl", "--max-pixels", "1003520"]
+    assert "100.0 %" in CliRunner().invoke(app, command).output
+    named = score_file(path, "a/b/strict", box_format="xyxy-pixels")
+    assert named.scores["tasks"]["vg"]["recall"] < 1
+    assert "as xyxy-pixels, but" in named.notes[2], "a named format is believed, with a note"
+    for wrong in ({}, {"box_format": "xyxy-pixels"}):
+        with pytest.raises(
+            UserError, match=r"--max-pixels is the limit of resized images; give --box-format qwen2\.5-vl"
+        ):
+            score_file(path, "a/b/strict", **wrong, max_pixels=1_003_520)
+
+
+def test_marked_boxes_in_pixels_are_no_silent_thousandths(tmp_path, without_java):
+    rows = resized("qwen2-vl", (512, 512), (512, 512))
+    for one, box in zip(rows, BOXES, strict=True):
+        one["prediction"] = write_box([round(value * 0.512) for value in box])
+    with pytest.raises(UserError, match=r"as qwen2-vl, but 0\.9\d if all numbers are divided by 0\.51.*--box-format"):
+        score_file(write(tmp_path, rows), "a/b/strict")
+    poor = [row(str(i), "vg", write_box(box), write_box(BOXES[i - 1])) for i, box in enumerate(BOXES)]
+    assert score_file(write(tmp_path, poor), "a/b/strict").scores["tasks"]["vg"]["recall"] == 0
+
+
+def test_an_outlier_does_not_decide_the_format(tmp_path, without_java):
+    size = (512, 512)
+    boxes = [(10 + 15 * i, 20 + 11 * i, 400 + 15 * i, 500 + 11 * i) for i in range(40)]
+    rows = [
+        row(str(i), "vg", write_box(box), write_boxes([box], "a", "xyxy-pixels", size), width=512, height=512)
+        for i, box in enumerate(boxes)
+    ]
+    rows[5]["prediction"] = "[50, 40, 700, 300]"
+    for one in rows:
+        one["prediction"] = json.dumps([{"bbox_2d": json.loads(one["prediction"].removeprefix("a "))}])
+    scored = score_file(write(tmp_path, rows), "a/b/strict")
+    assert scored.scores["tasks"]["vg"]["recall"] == 39 / 40
+    assert "in the format xyxy-pixels, which agrees best with the references" in scored.notes[1]
+
+
+def test_a_json_list_is_read(tmp_path, without_java):
+    expected = score_file(write(tmp_path, ROWS), "mine/given/strict").scores
+    path = write(tmp_path, json.dumps(ROWS, indent=1))
+    assert score_file(path, "mine/given/strict").scores == expected
+    with pytest.raises(UserError, match=r"said\.jsonl, record 7: id '1', turn 1 is also in record 1; keep one"):
+        score_file(write(tmp_path, json.dumps([*ROWS, ROWS[0]])), "mine/given/strict")
+
+
 def test_unclear_formats_are_asked_for(tmp_path, without_java):
     rows = [row(str(i), "vg", write_box(box), "[1, 2, 3, 4]") for i, box in enumerate(BOXES)]
     with pytest.raises(UserError, match=r"values up to 4 fit .*; name it with --box-format, one of xyxy-thousandths"):

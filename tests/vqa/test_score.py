@@ -81,8 +81,15 @@ def test_another_normaliser_or_metric_is_noted(tmp_path):
             for key, value in {
                 **dict.fromkeys(("pred", "output", "response", "model_answer", "predicted_answer", "generated"), "no"),
                 **dict.fromkeys(("text", "candidate", "hypothesis", "prediction_text", "Prediction", "llava"), "no"),
-                "outputs": ["no"],
+                **dict.fromkeys(("pred", "model_answer", "predictedAnswer", "outputs", "result"), None),
+                "pred_label": 3,
+                "generated": 0,
+                "prediction_id": "garbage",
+                "output_type": "no",
+                "response": True,
+                "llava": False,
                 "resps": [["no"]],
+                "candidates": ["no"],
                 "result": {"text": ""},
             }.items()
         ),
@@ -115,6 +122,28 @@ def test_the_most_probable_answer_that_predict_wrote_is_the_prediction(tmp_path)
         score_file(predictions(tmp_path, rows), "mine/given", references="file")
 
 
+def test_answers_with_other_numbers_that_count_as_right_are_noted(tmp_path):
+    pairs = [("15 cm", ["1,5 cm"]), ("1", ["-1"]), ("2", ["two"]), ("5 cm", ["5 cm.", "-5 cm"]), ("1,500", ["1500"])]
+    rows = [{"id": str(n), "answer": answer, "answers": known} for n, (answer, known) in enumerate(pairs)]
+    scored = score_file(predictions(tmp_path, rows), "mine/given", references="file")
+    assert scored.scores["accuracy"] == 1
+    (note,) = [note for note in scored.notes if "numbers differ" in note]
+    assert note.startswith("2 answers, such as '15 cm' for '1,5 cm', count as right although their numbers differ")
+    assert not any(
+        "numbers differ" in note
+        for note in score_file(predictions(tmp_path, rows[2:]), "mine/given", references="file").notes
+    )
+
+
+def test_a_json_list_is_read(tmp_path):
+    expected = score_file(predictions(tmp_path, SAID), "mine/given", root=table(tmp_path)).scores
+    for indent in (None, 1):
+        path = predictions(tmp_path, json.dumps(SAID, indent=indent))
+        assert score_file(path, "mine/given", root=table(tmp_path)).scores == expected
+    with pytest.raises(UserError, match=r"said\.jsonl, record 4: id '1' is also in record 1; keep one prediction"):
+        score_file(predictions(tmp_path, json.dumps([*SAID, SAID[0]])), "mine/given", root=table(tmp_path))
+
+
 def test_deep_brackets_in_another_key_are_read(tmp_path):
     deep = '{"id": "1", "answer": "yes", "target": "yes", "x": ' + "[" * 900 + "1" + "]" * 900 + "}"
     assert score_file(predictions(tmp_path, deep), "mine/given", references="file").scores["accuracy"] == 1
@@ -135,6 +164,9 @@ def test_an_answer_with_other_columns_of_the_table_is_the_prediction(tmp_path):
         "target": "yes",
         "probability": 0.5,
         "seconds": 2,
+        "response_time": 0.5,
+        "output_tokens": 12,
+        "error": None,
         "model": None,
     }
     rows = [{"answer": row.get("answer", row.get("prediction")), "id": row["id"], **more} for row in SAID]

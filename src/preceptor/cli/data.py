@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from preceptor import api
+from preceptor.arguments import expand_home
 from preceptor.cli import options
 from preceptor.cli.errors import CHECK_FAILED
 from preceptor.cli.terminal import log_to_stderr, notes, say, sentence, table
@@ -57,10 +59,31 @@ def doctor(
     is an error. With --teacher, it also estimates whether distillation is likely to help.
     """
     log_to_stderr()
+    refuse_data_as_recipe(data)
     document = api.check(data, overrides or [], teacher=teacher, students=student or [], seeds=seeds, budget=budget)
     say(document, as_json, show_findings)
     if any(finding["severity"] == "error" for finding in document["findings"]):
         raise typer.Exit(CHECK_FAILED)
+
+
+def refuse_data_as_recipe(data: str) -> None:
+    """Raise UserError for a file that is neither a table nor a recipe: a JSON list, an archive, another binary file."""
+    path = expand_home(Path(data))
+    if not path.is_file() or path.suffix in (".csv", ".jsonl"):
+        return
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        raise UserError(
+            f"{data} is a JSON list, and doctor reads a recipe or a table of questions (.csv or .jsonl); write one "
+            "object per line into a .jsonl file, or, for dialogues, give clinkd-demo data.name=sharegpt "
+            f"data.root={data}"
+        )
+    if b"\0" in head:
+        raise UserError(
+            f"{data} is an archive or another binary file, and doctor reads a recipe or a table of questions (.csv or "
+            ".jsonl); unpack it, or export it as such a table"
+        )
 
 
 def show_findings(document: dict[str, Any]) -> None:

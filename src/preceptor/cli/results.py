@@ -51,6 +51,10 @@ def score(
         str | None,
         typer.Option(metavar="NAME", help="Format of the boxes in answers, such as qwen2.5-vl. Default: detected."),
     ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="With qwen2.5-vl: limit to which the system resized larger images."),
+    ] = None,
     output: Annotated[
         Path | None, options.output_file("Write the score of each prediction to this JSONL file.")
     ] = None,
@@ -58,7 +62,7 @@ def score(
 ) -> None:
     """Score the predictions of any system under a protocol."""
     chosen: dict[str, Any] = {"root": root, "references": references, "normaliser": normaliser, "metric": metric}
-    chosen["box_format"] = box_format
+    chosen |= {"box_format": box_format, "max_pixels": max_pixels}
     gc.disable()  # Nothing is freed until the end, and the collector would take a third of the time.
     try:
         scored = api.score(predictions, protocol, **{key: value for key, value in chosen.items() if value is not None})

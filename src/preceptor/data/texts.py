@@ -15,6 +15,7 @@ import numbers
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,19 +132,51 @@ def read_json_rows(file: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def json_lines(text: str, place: str) -> list[tuple[int, Any]]:
+@dataclass(frozen=True)
+class RecordPlace:
+    """The place of a record of a file: ``line 3`` of JSONL, or ``record 3`` of a JSON list, counted from 1.
+
+    As a text, it is the file with the place, such as ``answers.jsonl:3``.
+    """
+
+    file: str
+    number: int
+    in_list: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"record {self.number}" if self.in_list else f"line {self.number}"
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.name}" if self.in_list else f"{self.file}:{self.number}"
+
+
+def json_records(text: str, file: str, fix: str) -> list[tuple[RecordPlace, Any]]:
+    """Return the places and values of JSONL, or of a JSON list of objects, whatever the suffix of the file.
+
+    Raises:
+        UserError: as `json_lines`.
+    """
+    if text.lstrip().startswith("["):
+        try:
+            is_list = all(isinstance(row, dict) for row in json.loads(text))
+        except (ValueError, RecursionError):
+            is_list = False
+        if is_list:
+            rows = enumerate(parse_json(text, file, fix), start=1)
+            return [(RecordPlace(file, number, in_list=True), row) for number, row in rows]
+    return [(RecordPlace(file, line), row) for line, row in json_lines(text, file, fix)]
+
+
+def json_lines(text: str, place: str, fix: str = "every line must be one JSON object") -> list[tuple[int, Any]]:
     """Return the line number, counted from 1, and the value of every line of JSONL that is not blank.
 
     Raises:
-        UserError: a line is invalid (see `parse_json`). `place` names the file.
+        UserError: a line is invalid (see `parse_json`). `place` names the file, and the message ends in `fix`.
     """
     # str.splitlines would also split at characters such as U+2028, which are legal inside a JSON string.
     lines = enumerate(text.split("\n"), start=1)
-    return [
-        (line, parse_json(record, f"{place}:{line}", "every line must be one JSON object"))
-        for line, record in lines
-        if record.strip()
-    ]
+    return [(line, parse_json(record, f"{place}:{line}", fix)) for line, record in lines if record.strip()]
 
 
 # Tables
@@ -230,8 +263,11 @@ def _check_header(header: list[str], place: str) -> None:
     if header[0].lower().startswith("sep=") and not any(header[1:]):
         line = ",".join(header)
         raise UserError(f"{place}: the line {line!r} is an instruction for Excel and not a header; delete the line")
-    if len(header) == 1 and any(sign in header[0] for sign in ";\t|"):
-        raise UserError(f"{place}: the header {header[0]!r} has no comma; save the table with commas")
+    line = ",".join(header)
+    for sign in ";\t|":
+        if line.count(sign) >= len(header):  # more often than commas, which may be part of a name or of a text
+            how = "has no comma" if len(header) == 1 else f"is separated by {sign!r}"
+            raise UserError(f"{place}: the header {line!r} {how}; save the table with commas")
     repeated = sorted({name for name in header if name and header.count(name) > 1})
     if repeated:
         raise UserError(f"{place}: column {repeated[0]!r} occurs twice; keep one")

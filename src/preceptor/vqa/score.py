@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from preceptor.data.texts import as_choice, as_identifier, as_text, is_given, json_lines, read_text
+from preceptor.data.texts import RecordPlace, as_choice, as_identifier, as_text, is_given, json_records, read_text
 from preceptor.data.types import Dataset, Prediction, Sample
 from preceptor.data.vqa.answers import ANSWER_TYPES, as_answers, inferred_type
 from preceptor.errors import UserError, nearest
@@ -17,12 +19,18 @@ from preceptor.vqa.metrics import Row, score
 from preceptor.vqa.protocols import Metric, Protocol, protocol_named, protocols_for, settings_for
 
 References = Literal["data", "file"]
+_Placed = tuple[RecordPlace, dict[str, Any]]
 _NO_IMAGE = Path()
 _FORM = '{"id": ..., "answer": ...}'
 # A line with these keys was written by an evaluation of Preceptor, and its `answer` is the prediction.
 _OURS = {"answers", "target", "correct", "score"}
-# Keys whose texts are not a system's answer, besides other ids and types. Next to `answer`, any other text may be it.
+# Keys whose values are not a system's answer, besides other ids and types. Next to `answer`, any other text may be it.
 _KNOWN = {"image", "question", "split", "qid", *Row.__annotations__}
+# Words of keys that name a system's answer, whatever its value, unless the last word makes a number a measure of it.
+_PREDICTED = re.compile(
+    r"(pred|prediction|predicted|output|response|reply|generated|generation|completion|hypothesis|hyp|result)s?"
+)
+_MEASURES = {"time", "seconds", "latency", "cost", "tokens", "length", "count", "confidence", "probability", "logprob"}
 _MOST_LISTED = 5
 
 
@@ -40,14 +48,14 @@ def score_file(
     normaliser: str | None = None,
     metric: Metric | None = None,
 ) -> Scored:
-    """Score a JSONL file of predictions under a protocol.
+    """Score a file of predictions under a protocol.
 
     Args:
-        predictions: a line has `id` (that of the data set, see `Sample.id`) and `answer` (the predicted text verbatim),
-            `prediction`, or the `answers` with their probabilities that `preceptor predict` writes. In many files,
-            `answer` is the reference, and the system's answer has another name, such as `output`. Next to `answer`, a
-            line must therefore not have `prediction` or a text with an unknown name, unless an evaluation of Preceptor
-            wrote it.
+        predictions: JSONL, or a JSON list of objects. An object has `id` (that of the data set, see `Sample.id`) and
+            `answer` (the predicted text verbatim), `prediction`, or the `answers` with their probabilities that
+            `preceptor predict` writes. In many files, `answer` is the reference, and the system's answer has another
+            name, such as `output`. Next to `answer`, there must therefore be no `prediction`, no key such as `pred` or
+            `model_answer`, and no text or truth value with an unknown name, unless an evaluation of Preceptor wrote it.
         protocol: id; one of no public data set means the table at `root`.
         root: data set that contains the references; default: its folder under PRECEPTOR_DATA.
         references: ``file`` if the lines contain the references: `answers` (a list) or `target`, optionally
@@ -59,10 +67,10 @@ def score_file(
         UserError: names file, line and fix; also if predictions are missing or repeated.
     """
     rows = _read(predictions)
-    answers = [Prediction(row["id"], _answer(row, predictions, n), _probability(row)) for n, row in rows]
+    answers = [Prediction(row["id"], _answer(row, place), _probability(row)) for place, row in rows]
     if references == "file":
         chosen, notes = protocol_alone(protocol, normaliser), ["The references are those of the file itself."]
-        samples = [_reference(row, predictions, number) for number, row in rows]
+        samples = [_reference(row, str(place)) for place, row in rows]
     else:
         with scratch_folder() as scratch:
             data = read_for(protocol, root, scratch)
@@ -75,6 +83,7 @@ def score_file(
     if other.normaliser not in NORMALISERS:
         raise UserError(f"unknown answer normaliser {other.normaliser!r}{nearest(other.normaliser, NORMALISERS)}")
     scores = score(samples, answers, other)
+    notes += _other_numbers(scores.scored, NORMALISERS[other.normaliser])
     results: dict[str, Any] = {
         "stage": predictions.stem,
         "protocols": {protocol: scores.as_dict()},
@@ -130,19 +139,44 @@ def protocol_alone(id: str, normaliser: str | None = None) -> Protocol:
     return replace(known[id.removesuffix("/published")], id=id, select=lambda sample: True)
 
 
-def _read(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    rows: list[tuple[int, dict[str, Any]]] = []
-    lines: dict[str, int] = {}
-    for number, row in json_lines(read_text(path, "save the file with the encoding UTF-8"), str(path)):
+def _other_numbers(rows: Sequence[Row], normalise: Callable[[str], str]) -> list[str]:
+    """Return a note on answers that count as right although their numbers are others, such as 15 cm for 1,5 cm."""
+    numbers = [row for row in rows if row["correct"] and any(sign.isnumeric() for sign in row["answer"])]
+    if not numbers:
+        return []
+    from preceptor.data.vqa.check import changes_number, numbers_in  # takes time, and is seldom needed
+
+    def differ(answer: str, other: str) -> bool:
+        changed = any(changes_number(text, normalise(text)) for text in (answer, other))
+        return changed and numbers_in(answer) != numbers_in(other)
+
+    pairs = []
+    for row in numbers:
+        equal = [answer for answer in row["answers"] if normalise(answer) == row["prediction"]]
+        if equal and all(differ(row["answer"], answer) for answer in equal):
+            pairs.append((row["answer"], equal[0]))
+    if not pairs:
+        return []
+    return [
+        f"{len(pairs)} answers, such as {pairs[0][0]!r:.60} for {pairs[0][1]!r:.60}, count as right although their "
+        "numbers differ, because the normaliser drops signs and commas."
+    ]
+
+
+def _read(path: Path) -> list[_Placed]:
+    rows: list[_Placed] = []
+    places: dict[str, RecordPlace] = {}
+    text = read_text(path, "save the file with the encoding UTF-8")
+    for place, row in json_records(text, str(path), f"every line is {_FORM}"):
         if not isinstance(row, dict) or not is_given(row.get("id")):
-            raise UserError(f"{path}:{number}: no id; every line is {_FORM}")
-        row["id"] = as_identifier(row["id"], f"{path}:{number}: id")
-        if row["id"] in lines:
+            raise UserError(f"{place}: no id; every line is {_FORM}")
+        row["id"] = as_identifier(row["id"], f"{place}: id")
+        if row["id"] in places:
             raise UserError(
-                f"{path}:{number}: id {row['id']!r} is also in line {lines[row['id']]}; keep one prediction for it"
+                f"{place}: id {row['id']!r} is also in {places[row['id']].name}; keep one prediction for it"
             )
-        lines[row["id"]] = number
-        rows.append((number, _with_prediction(row)))
+        places[row["id"]] = place
+        rows.append((place, _with_prediction(row)))
     if not rows:
         raise UserError(f"{path} contains no predictions; every line is {_FORM}")
     return rows
@@ -159,10 +193,10 @@ def _with_prediction(row: dict[str, Any]) -> dict[str, Any]:
     return others | {"prediction": ranked[0]["answer"], "probability": ranked[0]["probability"]}
 
 
-def _check_ids(path: Path, rows: list[tuple[int, dict[str, Any]]], wanted: list[str], protocol: str) -> list[str]:
+def _check_ids(path: Path, rows: list[_Placed], wanted: list[str], protocol: str) -> list[str]:
     """Refuse a file without some of the protocol's questions; return a note on predictions for other questions."""
     known, given = set(wanted), {row["id"] for _, row in rows}
-    outside = [f"{row['id']!r} (line {number})" for number, row in rows if row["id"] not in known]
+    outside = [f"{row['id']!r} ({place.name})" for place, row in rows if row["id"] not in known]
     missing = [repr(id) for id in wanted if id not in given]
     if outside and len(outside) == len(rows):
         raise UserError(
@@ -186,28 +220,33 @@ def _first(items: list[str]) -> str:
     return ", ".join(items[:_MOST_LISTED]) + (", ..." if len(items) > _MOST_LISTED else "")
 
 
-def _answer(row: dict[str, Any], path: Path, number: int) -> str:
+def _answer(row: dict[str, Any], place: RecordPlace) -> str:
     if "answer" in row and not row.keys() >= _OURS and (others := [key for key in row if _may_be_answer(row, key)]):
         raise UserError(
-            f"{path}:{number}: id {row['id']!r} has both answer and {others[0]}, and one of them may be the reference; "
+            f"{place}: id {row['id']!r} has both answer and {others[0]}, and one of them may be the reference; "
             "name the system's answer prediction and the reference answers"
         )
     answer = row.get("answer", row.get("prediction"))
     if not isinstance(answer, str):
-        raise UserError(f"{path}:{number}: answer is {answer!r}; write the answer as a text, empty if there is none")
+        raise UserError(f"{place}: answer is {answer!r}; write the answer as a text, empty if there is none")
     return answer
 
 
 def _may_be_answer(row: dict[str, Any], key: str) -> bool:
-    described = key in _KNOWN or key.endswith(("_id", "_type"))
-    return key == "prediction" or (not described and _has_text(row[key]))
+    if key in _KNOWN and key != "prediction":
+        return False
+    value = row[key]
+    *first, last = re.findall(r"[a-z]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower()) or [""]
+    if any(map(_PREDICTED.fullmatch, (*first, last))) or (first and last == "answer"):
+        return last not in _MEASURES or _has_text(value)
+    return not key.endswith(("_id", "_type")) and _has_text(value)
 
 
 def _has_text(value: Any) -> bool:
-    """Return whether a JSON value is a text, or a list or an object that contains one."""
+    """Return whether a JSON value is a text or a truth value, or a list or an object that contains one."""
     parts = [value]
     for part in parts:  # grows; recursion would fail on deep brackets
-        if isinstance(part, str):
+        if isinstance(part, str | bool):
             return True
         parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
     return False
@@ -218,8 +257,7 @@ def _probability(row: dict[str, Any]) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _reference(row: dict[str, Any], path: Path, number: int) -> Sample:
-    place = f"{path}:{number}"
+def _reference(row: dict[str, Any], place: str) -> Sample:
     given = row.get("answers", row.get("target"))
     answers = as_answers(given, f"{place}: answers")
     if not answers or given is None:

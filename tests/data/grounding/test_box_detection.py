@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from bench.box_formats import measure, slake_boxes
 
 from preceptor.data.grounding.box_detection import (
     decide_format,
+    doubt_resized,
     mean_overlap,
     measure_format,
     measure_scale,
     require_decision,
 )
-from preceptor.data.grounding.box_formats import BOX_FORMATS, parse, write
+from preceptor.data.grounding.box_formats import BOX_FORMATS, parse, smart_resize, write, written_boxes
 from preceptor.errors import UserError
 
 SIZE = (640, 480)
@@ -129,6 +131,111 @@ def test_pixels_are_found_if_the_image_is_large():
     assert decide("[1, 2, 1300, 900]", size=(1500, 1000)).format == "xyxy-pixels"
 
 
+LARGE, SMALL = (1600, 1400), (512, 512)
+
+
+def pixels(count: int, size: tuple[int, int]) -> list[list[int]]:
+    """Return different boxes in pixels that reach all sides of an image."""
+    width, height = size
+    steps = [(i / count, (i * 7 % count) / count) for i in range(count)]
+    return [[round(x * width * 0.9), round(y * height * 0.9), round(width * (0.9 + x / 10)), height] for x, y in steps]
+
+
+SYNTAXES = {
+    "bbox_2d": (lambda box: json.dumps([{"bbox_2d": box}]), ("qwen3-vl", "xyxy-pixels")),
+    "named": (
+        lambda box: json.dumps(dict(zip(("x_min", "y_min", "x_max", "y_max"), box, strict=True))),
+        ("xyxy-thousandths", "xyxy-pixels"),
+    ),
+    "polygon": (
+        lambda box: str([box[:2], [box[2], box[1]], box[2:]]),
+        ("polygon-thousandths", "polygon-pixels"),
+    ),
+}
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_one_pixel_outside_an_image_excludes_no_format(syntax):
+    write_one, candidates = SYNTAXES[syntax]
+    boxes = pixels(40, SMALL)
+    boxes[5][2] = 513
+    decision = decide(*map(write_one, boxes), size=SMALL)
+    assert (decision.format, decision.candidates) == (None, candidates)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "candidates"),
+    [
+        ("bbox_2d", ("qwen3-vl", "xyxy-pixels", "qwen2.5-vl")),
+        ("named", ("xyxy-thousandths", "xyxy-pixels")),
+    ],
+)
+def test_a_value_of_1001_does_not_exclude_thousandths(syntax, candidates):
+    boxes = [[100, 200, 900, 800], [10, 300, 500, 1000], [5, 6, 700, 1001], [10, 10, 200, 300]]
+    decision = decide(*map(SYNTAXES[syntax][0], boxes), size=LARGE)
+    assert (decision.format, decision.candidates) == (None, candidates)
+
+
+def test_a_fraction_a_little_above_1_is_a_fraction():
+    for form in ("[{}, {}, {}, {}]", "({},{}),({},{})"):
+        texts = [form.format(*box) for box in ([0.1, 0.2, 0.9, 0.8], [0.6, 0.3, 1.0003, 0.9])]
+        assert decide(*texts).format == "xyxy-unit"
+    assert decide("[0.1, 0.2, 0.9, 0.8]", "[0.3, 0.3, 1.5, 0.9]").format is None
+
+
+@pytest.mark.parametrize("syntax", ["bbox_2d", "named", "polygon"])
+def test_a_format_that_a_few_boxes_decide_is_a_doubt(syntax):
+    write_one, (format, _) = SYNTAXES[syntax]
+    boxes = pixels(40, SMALL)
+    boxes[5][2] = 700
+    decision = decide(*map(write_one, boxes), size=SMALL)
+    assert decision.format == format
+    assert decision.doubt == "39 of 40 boxes are inside the images in pixels, too"
+    for box in boxes[:10]:
+        box[2] = 700
+    assert decide(*map(write_one, boxes), size=SMALL).doubt == ""
+    thousandths = [[x0, y0, min(x1, 1000), min(y1, 1000)] for x0, y0, x1, y1 in pixels(40, (1000, 1000))]
+    thousandths[5][2] = 1300
+    decision = decide(*map(write_one, thousandths), size=LARGE)
+    assert "39 of 40 boxes are inside the images in thousandths, too" in decision.doubt or decision.format is None
+
+
+def test_corners_in_pixels_are_a_doubt_with_one_outlier_or_one_large_image():
+    texts = ["<box>({},{}),({},{})</box>".format(*box) for box in pixels(40, SMALL)]
+    assert decide(*texts, size=SMALL).doubt == "all 40 boxes are inside the images in pixels, too"
+    outlier = decide(*texts[:-1], "<box>(1,2),(900,600)</box>", size=SMALL)
+    assert (outlier.format, outlier.doubt) == ("qwen2-vl", "39 of 40 boxes are inside the images in pixels, too")
+    sizes = [SMALL] * 39 + [LARGE]
+    mixed = decide_format((text, "x", lambda size=size: [size]) for text, size in zip(texts, sizes, strict=True))
+    assert mixed.doubt.startswith("all 39 boxes in images with a side below 1,000 pixels are inside")
+    thousandths = ["<box>({},{}),({},{})</box>".format(*box) for box in pixels(40, (1000, 1000))]
+    assert decide(*thousandths, size=SMALL).doubt == ""
+    assert decide(*thousandths, size=LARGE).doubt == "", "large images do not tell the units apart"
+    assert decide(*thousandths[:-1], "(1,2),(3000,4)", size=LARGE).format == "qwen2-vl", "one faulty box"
+
+
+def test_a_dialogue_without_an_image_excludes_no_format():
+    texts = [json.dumps({"bbox_2d": box}) for box in pixels(12, SMALL)]
+    sizes = [[SMALL]] * 11 + [[]]
+    decision = decide_format((text, "x", lambda known=known: known) for text, known in zip(texts, sizes, strict=True))
+    assert decision.candidates == ("qwen3-vl", "xyxy-pixels")
+
+
+def test_pixels_of_images_that_were_shrunk_before_are_a_doubt():
+    small = smart_resize(LARGE, max_pixels=1_003_520)
+    assert small == (1064, 924)
+
+    def boxes(size: tuple[int, int]):
+        texts = [json.dumps({"bbox_2d": box}) for box in pixels(6, size)]
+        return [(written_boxes(text)[0], "x", lambda: [LARGE]) for text in texts]
+
+    assert doubt_resized(boxes(small)).startswith(
+        "all 6 boxes of images with more than 1,000,000 pixels end before 70%"
+    )
+    assert doubt_resized(boxes(small), max_pixels=1_003_520) == ""
+    assert doubt_resized(boxes(smart_resize(LARGE))) == ""
+
+
 def test_sizes_are_read_only_if_they_matter():
     def no_sizes():
         raise AssertionError
@@ -173,6 +280,18 @@ def test_the_scale_of_boxes_by_hand():
     assert (scale.factor, scale.unit) in [(pytest.approx(0.1), "thousandths of the longer side"), (0.25, "pixels")]
     assert measure_scale(answers[:3], truths[:3], sizes[:3]) is None, "too few"
     assert measure_scale(["nothing"] * 4, truths, sizes) is None
+
+
+def test_the_scale_of_images_that_were_shrunk_to_one_area():
+    box = (100.0, 200.0, 900.0, 600.0)
+    sizes = [(2000, 2000), (4000, 1000), (1000, 4000), (2000, 8000)]
+    # Images of 250,000 pixels: 500 x 500, 1000 x 250, 250 x 1000, 250 x 1000.
+    shrunk = [(500, 500), (1000, 250), (250, 1000), (250, 1000)]
+    answers = [str([v * side / 1000 for v, side in zip(box, (w, h, w, h), strict=True)]) for w, h in shrunk]
+    scale = measure_scale(answers, [[box]] * 4, sizes)
+    assert scale is not None
+    assert (scale.unit, scale.factor) == ("pixels of images of one megapixel", pytest.approx(0.5))
+    assert scale.mean_iou == pytest.approx(1)
 
 
 @pytest.mark.real_data

@@ -98,10 +98,15 @@ def findings_of(*answers: str) -> dict[str, str]:
         (("True", "FALSE"), "look like truth values", "warning"),
         (("1", "1.0", "2"), "1 numbers are written in several ways, such as 1 and 1.0", "warning"),
         (("1E5", "100000"), "1 numbers are written in several ways, such as 100000 and 1e5", "warning"),
-        (("-1", "1"), "1 answers, such as '-1', are numbers whose sign", "warning"),
-        (("1,5",), "1 answers, such as '1,5', are numbers whose sign, decimal comma", "warning"),
-        (("10²", "1½"), "2 answers, such as '10²', are numbers whose sign, decimal comma, power", "warning"),
+        (("-1", "1"), "1 answers, such as '-1', contain numbers whose sign", "warning"),
+        (("1,5",), "1 answers, such as '1,5', contain numbers whose sign, decimal comma", "warning"),
+        (("10²", "1½"), "2 answers, such as '10²', contain numbers whose sign, decimal comma, power", "warning"),
         (("('yes',)", "b'no'", "np.str_('x')", "Timestamp('2020-01-01')"), "4 answers, such as", "error"),
+        (("1,5 cm", "15 cm"), "1 answers, such as '1,5 cm', contain numbers whose sign, decimal comma", "warning"),
+        (("2,5-3 cm", "253 cm"), "1 answers, such as '2,5-3 cm', contain", "warning"),
+        (("T-score -2.5", "5-10 - 3 mm", "L4,5"), "3 answers, such as '5-10 - 3 mm', contain", "warning"),
+        (("#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#WERT!"), "7 answers .* spreadsheet", "warning"),
+        (("yes_x000D_", "left"), "1 questions or answers contain _x000D_, a control character", "warning"),
         (("?", "undefined"), "2 answers, such as '?', look like a missing value", "warning"),
         (("HER2+", "her2-"), "1 answer classes contain answers that differ in signs .* 'HER2+' and 'her2-'", "warning"),
         (("<5 mm", "> 5 mm", "left"), "1 answer classes contain .* '<5 mm' and '> 5 mm', because", "warning"),
@@ -142,3 +147,6 @@ def test_a_normaliser_that_keeps_signs_merges_no_answers():
 
 def test_usual_answers_are_no_findings():
     assert findings_of("yes", "None", "5.6 cm", "(a)", "1", "2.5", "left [lung]") == {}
+    assert (
+        findings_of("1,500 ml", "5-10", "two 5 mm lesions", "3 cm²", "L4-L5", "2/3", "PD-1", "1, 2 and 3", "#2") == {}
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from preceptor.data.grounding.box_formats import (
     BOX_FORMATS,
     CANONICAL,
     Size,
+    Unit,
     WrittenBox,
     is_native,
     parse,
@@ -29,8 +32,17 @@ MARGIN = 0.05
 """Difference of mean IoU between the best two formats from which the best one is clear."""
 SWAPPED = 0.1
 """If more boxes than this fraction have their corners in the wrong order, the numbers are no corners."""
-TOLERANCE = 0.01
-"""Fraction of a side by which sums of rounded positions and sizes may leave the image."""
+SLACK = 0.01
+"""Fraction of a side by which the boxes of a possible format may leave their images: sums of rounded numbers, pixels
+that count from 1, and single boxes that are drawn a little too far."""
+MOST = 0.9
+"""Share of the boxes inside their images from which another format is a doubt: a few boxes are faulty in most files."""
+LOOKED_AT = 500
+"""About the largest number of boxes that are looked at only to express a doubt."""
+SHRUNK = 0.7
+"""If hardly any box extends beyond this fraction of large images, the images may have been shrunk before."""
+LARGE = 1_000_000
+"""Number of pixels from which an image is often shrunk before a model sees it."""
 
 _UNIQUE: dict[Syntax, str] = {"box_2d": "gemma", "loc1024": "paligemma", "loc1000": "florence"}
 """Syntaxes that one family alone writes."""
@@ -69,10 +81,11 @@ def decide_format(texts: Iterable[tuple[str, str, Sizes]]) -> FormatDecision:
     """Decide in which format a whole data set writes its boxes.
 
     A syntax of one family alone decides. Marked or bare corners ``(x,y),(x,y)`` are thousandths, unless all values are
-    at most 1, or some are above 1000. For other syntaxes the values decide: a format is possible if no box leaves its
-    image. Lists of four numbers are corners, x first, unless many of them are in the wrong order and all of them are
-    boxes as [x, y, width, height] or as [centre x, centre y, width, height]. Nothing is decided if several formats
-    remain, or if some boxes are in fractions of 1 and others are not.
+    at most 1, or more boxes are above 1000 than leave their images in pixels. For other syntaxes the values decide: a
+    format is possible if no box leaves its image by more than `SLACK`. Lists of four numbers are corners, x first,
+    unless many of them are in the wrong order and all of them are boxes as [x, y, width, height] or as [centre x,
+    centre y, width, height]. Nothing is decided if several formats remain, or if some boxes are in fractions of 1 and
+    others are not. A decision is doubtful if another unit is possible but for a few boxes.
 
     Args:
         texts: (text, place, sizes of its images) of all texts.
@@ -103,7 +116,7 @@ def decide_format(texts: Iterable[tuple[str, str, Sizes]]) -> FormatDecision:
         reason = f"the boxes are in several formats ({listed})"
         return FormatDecision(None, count, tuple(sorted(map(str, formats))), reason)
     format = str(formats.pop())
-    doubts = (_doubt(kind, group, BOX_FORMATS[format].unit) for kind, group in groups.items())
+    doubts = (_doubt(kind, group, format) for kind, group in groups.items())
     return FormatDecision(format, count, doubt=next((doubt for doubt in doubts if doubt), ""))
 
 
@@ -111,19 +124,49 @@ FEW, MANY = 4, 10
 """Numbers of different boxes from which a coincidence is improbable, and from which images are opened to find out."""
 
 
-def _doubt(kind: str, group: _Group, unit: str) -> str:
-    """Return why boxes may be in another format than the one that was found, or an empty text."""
-    numbers = [(box.numbers, place, sizes) for box, place, sizes in group.boxes if box.numbers is not None]
-    different = {values for values, *_ in numbers}
-    if len(different) < FEW or kind in _UNIQUE:
+def _doubt(kind: str, group: _Group, format: str) -> str:
+    """Return why boxes may be in another unit than that of the format that was found, or an empty text."""
+    unit = BOX_FORMATS[format].unit
+    layout = BOX_FORMATS[format].layout if kind in ("list", "bbox_2d") else "xyxy"
+    numbers = [
+        (as_corners(box.numbers, layout), place, sizes) for box, place, sizes in group.boxes if box.numbers is not None
+    ]
+    if len({box for box, *_ in numbers}) < FEW or kind in _UNIQUE:
         return ""
-    if unit == "thousandths" and max(map(max, different)) <= 100:
-        return f"all {len(numbers)} boxes are in the upper left tenth of the images, as if their numbers were per cent"
-    if kind == "corners" and unit == "thousandths" and len(different) >= MANY and _inside(numbers, lambda size: size):
-        known = [size for *_, sizes in numbers for size in sizes() or ()]
-        if known and all(min(size) < SIDE for size in known):
-            return f"all {len(numbers)} boxes are inside the images in pixels, too"
+    if unit == "resized pixels":
+        return doubt_resized(group.boxes)
+    low = sum(max(box) <= 100 for box, *_ in numbers)
+    if unit == "thousandths" and low >= MOST * len(numbers):
+        return f"{_of(low, numbers)} are in the upper left tenth of the images, as if their numbers were per cent"
+    if unit == "thousandths":
+        return _doubt_of_unit(numbers, "pixels", "below", lambda size: min(size) < SIDE)
+    if unit == "pixels":
+        # Up to a tenth above 1000, both units give nearly the same boxes.
+        return _doubt_of_unit(numbers, "thousandths", "above", lambda size: max(size) > 1.1 * SIDE)
     return ""
+
+
+def _doubt_of_unit(numbers: Sequence[_Numbers], other: Unit, where: str, tells: Callable[[Size], bool]) -> str:
+    """Return that nearly all boxes are inside their images in another unit, too, or an empty text.
+
+    Only boxes count whose images all have a size that `tells` the units apart.
+    """
+    if len({values for values, *_ in numbers}) < MANY:
+        return ""
+    telling = [
+        (values, place, sizes)
+        for values, place, sizes in numbers[:: 1 + len(numbers) // LOOKED_AT]
+        if (known := sizes()) and all(map(tells, known))
+    ]
+    inside = sum(excess <= SLACK for excess in _excesses(telling, other))
+    if len({values for values, *_ in telling}) < MANY or inside < MOST * len(telling):
+        return ""
+    which = "" if len(telling) == len(numbers) else f" in images with a side {where} {SIDE:,} pixels"
+    return f"{_of(inside, telling)}{which} are inside the images in {other}, too"
+
+
+def _of(count: int, boxes: Sized) -> str:
+    return f"all {count} boxes" if count == len(boxes) else f"{count} of {len(boxes)} boxes"
 
 
 def doubt_thousandths(boxes: Iterable[tuple[WrittenBox, str, Sizes]]) -> str:
@@ -132,23 +175,77 @@ def doubt_thousandths(boxes: Iterable[tuple[WrittenBox, str, Sizes]]) -> str:
     Args:
         boxes: (marked or bare corners, place, sizes of its images) of a whole data set.
     """
-    return _doubt("corners", _Group(list(boxes)), "thousandths")
+    return _doubt("corners", _Group(list(boxes)), CANONICAL)
 
 
-def _size_formats(numbers: Sequence[_Numbers], units: Sequence[str]) -> list[str]:
+def doubt_resized(boxes: Sequence[tuple[WrittenBox, str, Sizes]], max_pixels: int | None = None) -> str:
+    """Return why boxes in pixels of resized images may be those of smaller images, or an empty text.
+
+    Args:
+        boxes: (box, place, sizes of its images) of a whole data set.
+        max_pixels: limit of the number of pixels with which the boxes are read; None for the published one.
+    """
+    reach: dict[tuple[float, ...], float] = {}
+    for box, _, sizes in boxes[:: 1 + len(boxes) // LOOKED_AT]:
+        known = sizes() or ()
+        if box.numbers is None or len(known) != 1 or math.prod(known[0]) <= LARGE:
+            continue
+        width, height = BOX_FORMATS["qwen2.5-vl"].size_seen(known[0], max_pixels=max_pixels)
+        reach[box.numbers] = max(box.numbers[2] / width, box.numbers[3] / height)
+    inside = sum(fraction <= SHRUNK for fraction in reach.values())
+    if len(reach) < FEW or inside < MOST * len(reach):
+        return ""
+    return (
+        f"{_of(inside, reach)} of images with more than {LARGE:,} pixels end before {SHRUNK:.0%} of the sides, as if "
+        "the images had been resized to fewer pixels"
+    )
+
+
+_LIMITS: Mapping[str, Size] = {"unit": (1, 1), "percent": (100, 100), "thousandths": (SIDE, SIDE)}
+"""Width and height of every image in the units that do not depend on its size."""
+
+
+def _excesses(numbers: Sequence[_Numbers], unit: Unit) -> Iterator[float]:
+    """Yield by which fraction of a side each box leaves the image that it leaves least; 0 if it is inside.
+
+    Images of unknown size contain every box. Boxes without an image are left out, unless there is no image at all: they
+    leave it infinitely far.
+    """
+    no_images = True
+    for (x0, y0, x1, y1), _, sizes in numbers:
+        known = [_LIMITS[unit]] if unit in _LIMITS else sizes()
+        if unit == "resized pixels" and known:
+            known = [smart_resize(size) for size in known]
+        if known is None or known:
+            no_images = False
+            excesses = (
+                max(max(x0, x1) / w - 1, max(y0, y1) / h - 1, -min(x0, x1) / w, -min(y0, y1) / h, 0.0)
+                for w, h in known or ()
+            )
+            yield min(excesses, default=0.0)
+    if no_images:
+        yield math.inf
+
+
+def _fits(numbers: Sequence[_Numbers], unit: Unit, tolerance: float = SLACK) -> bool:
+    """Return whether every box is inside its image in a unit, up to a fraction `tolerance` of its sides."""
+    return all(excess <= tolerance for excess in _excesses(numbers, unit))
+
+
+def _fitting_pixels(numbers: Sequence[_Numbers], units: Sequence[Unit]) -> list[Unit]:
+    """Return the units in pixels that fit. Their images differ little, so those that fit exactly exclude the others."""
+    exact = [unit for unit in units if _fits(numbers, unit, 0)]
+    return exact or [unit for unit in units if _fits(numbers, unit)]
+
+
+def _size_formats(numbers: Sequence[_Numbers], units: Sequence[Unit]) -> list[str]:
     """Return the formats with positions and sizes in which every box has an area and is inside its image."""
     if any(min(values[2:]) <= 0 for values, *_ in numbers):
         return []
     fitting = []
     for layout in ("xywh", "cxcywh"):
         boxes = [(as_corners(values, layout), place, sizes) for values, place, sizes in numbers]
-        for unit in units:
-            limit = {"unit": 1, "percent": 100, "thousandths": SIDE}.get(unit)
-            if (limit is None and _inside(boxes, lambda size: size, TOLERANCE)) or (
-                limit is not None
-                and all(min(box) >= -TOLERANCE * limit and max(box) <= (1 + TOLERANCE) * limit for box, *_ in boxes)
-            ):
-                fitting.append(f"{layout}-{unit}")
+        fitting += [f"{layout}-{unit}" for unit in units if _fits(boxes, unit)]
     return fitting
 
 
@@ -168,7 +265,7 @@ def _decide_group(kind: str, group: _Group) -> FormatDecision:
         candidates = [f"{layout}-unit", f"{layout}-thousandths"]
         return FormatDecision(None, 0, tuple(candidates), f"all numbers are 0 or 1, such as at {place}")
     shares = [at for values, at, _ in numbers if max(values) <= 1 and any(value % 1 for value in values)]
-    if shares and highest > 1:
+    if shares and highest > 1 + SLACK:
         reason = f"the numbers of {len(shares)} of {len(numbers)} boxes are from 0 to 1, such as at {shares[0]}, and "
         return FormatDecision(None, 0, (), f"{reason}others are up to {highest:g}; write all boxes in one unit")
     if kind == "corners":
@@ -178,34 +275,38 @@ def _decide_group(kind: str, group: _Group) -> FormatDecision:
 
 def _decide_corners(numbers: Sequence[_Numbers], highest: float) -> FormatDecision:
     """Decide about ``(x,y),(x,y)``; faulty boxes are left to the policy, which refuses or repairs them."""
-    if highest <= 1:
+    if highest <= 1 + SLACK:
         return FormatDecision("xyxy-unit", len(numbers))
-    if highest <= SIDE or not _inside(numbers, lambda size: size):
-        return FormatDecision(CANONICAL, len(numbers))
-    return _ask(["xyxy-pixels", CANONICAL], highest)
+    above = sum(max(values) > SIDE for values, *_ in numbers)
+    outside = sum(1 for _ in islice((e for e in _excesses(numbers, "pixels") if e > SLACK), above))  # stops at `above`
+    if outside < above and outside <= (1 - MOST) * len(numbers):
+        return _ask(["xyxy-pixels", CANONICAL], highest)
+    return FormatDecision(CANONICAL, len(numbers))
 
 
 def _decide_lists(kind: str, numbers: Sequence[_Numbers], highest: float, place: str) -> FormatDecision:
     """Decide about lists of numbers by the formats in which no box leaves its image."""
     layout = "polygon" if kind == "polygon" else "xyxy"
-    units = ["unit"] if highest <= 1 else ["thousandths"] * (highest <= SIDE)
-    if kind != "bbox_2d" and 1 < highest <= 100:
+    in_fractions = highest <= 1 + SLACK
+    units: list[Unit] = ["unit"] if in_fractions else ["thousandths"] * (highest <= SIDE * (1 + SLACK))
+    if kind != "bbox_2d" and not in_fractions and highest <= 100 * (1 + SLACK):
         units.append("percent")
-    if highest > 1 and _inside(numbers, lambda size: size):
-        units.append("pixels")
-    candidates = [f"{layout}-{unit}" for unit in units]
-    if kind == "bbox_2d" and highest > 1:
+    pixels: list[Unit] = []
+    if not in_fractions:
+        pixels = _fitting_pixels(numbers, ["pixels", "resized pixels"] if kind == "bbox_2d" else ["pixels"])
+    candidates = [f"{layout}-{unit}" for unit in (*units, *pixels) if unit != "resized pixels"]
+    if kind == "bbox_2d":
         candidates = [name.replace("xyxy-thousandths", "qwen3-vl") for name in candidates]
-        if _inside(numbers, smart_resize):
-            resized = any(smart_resize(size) != size for *_, sizes in numbers for size in sizes() or ())
-            if resized or "pixels" not in units:
-                candidates.append("qwen2.5-vl")
+    if "resized pixels" in pixels:
+        resized = any(smart_resize(size) != size for *_, sizes in numbers for size in sizes() or ())
+        if resized or "pixels" not in pixels:
+            candidates.append("qwen2.5-vl")
     swapped = sum(a > c or b > d for (a, b, c, d), *_ in numbers)
     in_order = swapped <= SWAPPED * len(numbers)
     different = len({values for values, *_ in numbers})
     with_sizes = []
     if kind == "list" or (kind == "bbox_2d" and not in_order):  # the key bbox_2d stands for corners
-        with_sizes = _size_formats(numbers, ["unit"] if highest <= 1 else ["thousandths", "percent", "pixels"])
+        with_sizes = _size_formats(numbers, ["unit"] if in_fractions else ["thousandths", "percent", "pixels"])
     if not in_order:
         reason = f"{swapped} of {len(numbers)} boxes have x1 < x0 or y1 < y0, such as at {place}"
         if len(with_sizes) == 1 and different >= FEW:
@@ -216,7 +317,7 @@ def _decide_lists(kind: str, numbers: Sequence[_Numbers], highest: float, place:
         return FormatDecision(candidates[0], len(numbers))
     if not candidates and not with_sizes:
         transposed = [((b, a, d, c), place, sizes) for (a, b, c, d), place, sizes in numbers]
-        if kind == "list" and _inside(transposed, lambda size: size):
+        if kind == "list" and _fits(transposed, "pixels"):
             return _ask(["yxyx-pixels"], highest)
         return FormatDecision(None, 0, (), f"a value of {highest:g} is outside the image in every format")
     return _ask(candidates + with_sizes, highest)
@@ -224,24 +325,6 @@ def _decide_lists(kind: str, numbers: Sequence[_Numbers], highest: float, place:
 
 def _ask(candidates: Sequence[str], highest: float) -> FormatDecision:
     return FormatDecision(None, 0, tuple(candidates), f"values up to {highest:g} fit {' and '.join(candidates)}")
-
-
-def _inside(numbers: Sequence[_Numbers], seen: Callable[[Size], Size], tolerance: float = 0.0) -> bool:
-    """Return whether every box is inside one of the images of its text, up to a fraction `tolerance` of its sides.
-
-    Images of unknown size contain every box.
-    """
-    for (x0, y0, x1, y1), _, sizes in numbers:
-        known = sizes()
-        if known is not None and not any(
-            max(x0, x1) <= width * (1 + tolerance)
-            and max(y0, y1) <= height * (1 + tolerance)
-            and min(x0, x1) >= -width * tolerance
-            and min(y0, y1) >= -height * tolerance
-            for width, height in map(seen, known)
-        ):
-            return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -301,9 +384,12 @@ def measure_format(
     readings: dict[str, list[tuple[Box, ...]]] = {}
     for name in names:
         speaker = BOX_FORMATS[name]
-        limits = {} if max_pixels is None else {"max_pixels": max_pixels}
         boxes = [
-            tuple(b.box for b in parse(text, name, speaker.size_seen(size, **limits) if size else None) if b.box)
+            tuple(
+                b.box
+                for b in parse(text, name, speaker.size_seen(size, max_pixels=max_pixels) if size else None)
+                if b.box
+            )
             for text, _, size in rows
         ]
         readings[name] = boxes
@@ -330,8 +416,9 @@ def measure_scale(
     """Return the scale of boxes in pixels of images whose size is not known, such as those that a server has resized.
 
     One factor for all answers is fitted, as the median ratio of the coordinates: to thousandths of each side (images
-    that were made equally large), to the longer side, and to pixels. Only answers with one box as corners and one
-    known box are used. Returns the best fit, or None if there are too few such answers.
+    that were made equally large), to pixels, to pixels of images of equal area (images that were shrunk to a limit of
+    their number of pixels), and to the longer side. Only answers with one box as corners and one known box are used.
+    Returns the best fit, the first of several equal ones, or None if there are too few such answers.
     """
     rows: list[tuple[tuple[float, ...], Box, Size]] = []
     for text, truth, size in zip(answers, truths, sizes, strict=True):
@@ -342,11 +429,15 @@ def measure_scale(
         return None
     units: dict[str, Callable[[Size], tuple[float, float]]] = {
         "thousandths": lambda size: (SIDE, SIDE),
+        "pixels": lambda size: size,
+        "pixels of images of one megapixel": lambda size: (
+            SIDE * math.sqrt(size[0] / size[1]),
+            SIDE * math.sqrt(size[1] / size[0]),
+        ),
         "thousandths of the longer side": lambda size: (
             SIDE * size[0] / max(size),
             SIDE * size[1] / max(size),
         ),
-        "pixels": lambda size: size,
     }
     found = []
     for unit, sides in units.items():
@@ -359,7 +450,7 @@ def measure_scale(
         scaled = written / factor / sides_of * SIDE
         overlaps = [iou(tuple(box), truth) for box, (_, truth, _) in zip(scaled, rows, strict=True)]
         found.append(ScaleMeasurement(factor, float(np.mean(overlaps)), unit))
-    return max(found, key=lambda fit: fit.mean_iou, default=None)
+    return max(found, key=lambda fit: round(fit.mean_iou, 4), default=None)
 
 
 def mean_overlap(boxes: Sequence[Box], truth: Sequence[Box]) -> float:

@@ -82,16 +82,15 @@ class BoxFormat:
     layout: Literal["xyxy", "yxyx", "xywh", "cxcywh"] = "xyxy"
     marks: tuple[str, str, str, str] | None = None
 
-    def size_seen(
-        self, size: Size, *, factor: int = 28, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
-    ) -> Size:
+    def size_seen(self, size: Size, *, max_pixels: int | None = None) -> Size:
         """Return the size that the numbers of a box refer to, for an image of `size` (upright, as stored).
 
-        It differs from `size` for models that count the pixels of the resized image (see `smart_resize`).
+        It differs from `size` for models that count the pixels of the resized image (see `smart_resize`), whose number
+        of pixels is limited by `max_pixels`; None for the published limit.
         """
         if self.unit != "resized pixels":
             return size
-        return smart_resize(size, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
+        return smart_resize(size, max_pixels=max_pixels or MAX_PIXELS)
 
 
 _X_FIRST: frozenset[Syntax] = frozenset({"corners", "list", "bbox_2d", "named"})

@@ -60,8 +60,8 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
     Errors are duplicate ids, empty questions or answers, and answers that are printed lists. Warnings count answers
     that look like a missing value or a truth value, numbers that are written in two ways or that the normaliser
     changes, answer classes that contain answers with different signs (HER2+ and HER2-), questions with a mark for an
-    image, and the test questions without an accepted answer among the answer classes, which `normaliser` and
-    `minimum_count` define as in training.
+    image, texts with an escaped control character, and the test questions without an accepted answer among the answer
+    classes, which `normaliser` and `minimum_count` define as in training.
     """
     repeated = [id for id, count in Counter(sample.id for sample in data.samples).items() if count > 1]
     findings = [Finding((id,), None, f"several rows have the id {id!r}; make ids unique") for id in repeated]
@@ -76,6 +76,17 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
     if marked:
         reason = f"{len(marked)} questions contain <image>, which is read as text; remove it"
         findings.append(Finding(marked, None, reason, "warning"))
+    escaped = {
+        sample.id: found[0]
+        for sample in data.samples
+        if (found := _ESCAPED.search("\n".join((sample.question, *sample.answers))))
+    }
+    if escaped:
+        reason = (
+            f"{len(escaped)} questions or answers contain {next(iter(escaped.values()))}, a control character as Excel "
+            "writes it, which is read as text; remove it"
+        )
+        findings.append(Finding(tuple(escaped), None, reason, "warning"))
     normalise = NORMALISERS.get(normaliser, str)
     findings += _check_answers(data.samples, normalise) + _check_signs(data.samples, normalise)
 
@@ -95,30 +106,54 @@ def check_data(data: Dataset[Sample], normaliser: str = "mevf", minimum_count: i
 
 
 # "None" is a usual answer.
-_MISSING = MISSING - {"none"} | {"n.a.", "#n/a", "undefined", "-", "--", "?"}
+_MISSING = MISSING - {"none"} | {"n.a.", "#n/a", "#n/d", "#nv", "undefined", "-", "--", "?"}
+_ERROR_VALUE = re.compile(r"#[\w/]+[!?]")
+"""Errors of spreadsheets in any language: #REF!, #DIV/0!, #NAME?, #WERT!"""
+_ESCAPED = re.compile(r"_x[0-9a-fA-F]{4}_")
+"""A control character as Excel writes it into its files: _x000D_ for the end of a line."""
 _PRINTED = re.compile(
     r"\[.*\]|\{.*\}|\(\s*['\"].*\)|b'.*'|b\".*\"|(?:(?:np|numpy|torch|pd|pandas)\.\w+|array|dtype|tensor|Timestamp|Decimal|datetime"
     r"\.\w+)\(.*",
     re.DOTALL,
 )
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d{1,3})?", re.IGNORECASE)
-_DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d{1,2})(?!\d)")
-_RAISED = re.compile("\\d[\u00b2\u00b3\u00b9\u2070-\u2079\u00bc-\u00be\u2150-\u215e]")
-"""A digit before a superscript or a fraction, which Unicode normalisation joins to it: 10² becomes 102."""
+_DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d{1,2}(?!\d))")
+_THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_NUMBER_INSIDE = re.compile(r"(?:(?<![\w.)])(?<!\d\s)-)?\d+(?:\.\d+)?(?:e[+-]?\d{1,3}(?!\w))?", re.IGNORECASE)
+"""A number inside a text. A minus after a number, a letter or a bracket is a hyphen or a dash, as in 5-10 and PD-1."""
+_RAISED = re.compile("(?<=\\d)(?=[\u00b2\u00b3\u00b9\u2070-\u2079\u00bc-\u00be\u2150-\u215e])")
+"""Between a digit and a superscript or a fraction, which Unicode normalisation joins to it: 10² becomes 102."""
 
 
 _SIGN = re.compile(r"[+<>=]|(?<!\w)-(?=\w)|(?<=\w)-(?!\w)|-(?=\W*$)")
 """A sign that changes the meaning of an answer. Hyphens between letters, as in x-ray, and spaced dashes do not."""
 
 
-def _is_other_number(text: str, normalised: str) -> bool:
-    """Return whether a normaliser changes the value of a number: -1 and 1, 1,5 and 15, 10² and 102 become one class."""
-    if _RAISED.search(text):
-        return True
-    written = _DECIMAL_COMMA.sub(r"\1.\2", plain(text)).strip().rstrip(".")
-    if not (_NUMBER.fullmatch(written) and _NUMBER.fullmatch(normalised)):
+def numbers_in(text: str) -> list[Decimal]:
+    """Return the numbers inside a text in order; 1,5 is 1.5, 1,500 is 1500, and a power is a number of its own."""
+    text = _DECIMAL_COMMA.sub(".", _THOUSANDS_COMMA.sub("", plain(_RAISED.sub(" ", text))))
+    return [Decimal(number) for number in _NUMBER_INSIDE.findall(text)]
+
+
+def changes_number(text: str, normalised: str) -> bool:
+    """Return whether a normaliser changes a number: -1 and 1, 1,5 cm and 15 cm, 10² and 102 become one class.
+
+    A normaliser may add numbers, because it writes number words as digits.
+    """
+    if not any(sign.isnumeric() for sign in text):
         return False
-    return Decimal(written) != Decimal(normalised)
+    found = iter(numbers_in(normalised))
+    return not all(number in found for number in numbers_in(text))
+
+
+def written_by_program(text: str) -> Literal["missing", "printed", "truth", ""]:
+    """Return what a program has written in the place of an answer: a missing value, a printed list, a truth value."""
+    text = text.strip()
+    if text.lower() in _MISSING or _ERROR_VALUE.fullmatch(text):
+        return "missing"
+    if _PRINTED.fullmatch(text):
+        return "printed"
+    return "truth" if text.lower() in ("true", "false") else ""
 
 
 def _check_answers(samples: Sequence[Sample], normalise: Callable[[str], str]) -> list[Finding]:
@@ -126,19 +161,16 @@ def _check_answers(samples: Sequence[Sample], normalise: Callable[[str], str]) -
     missing: dict[str, list[str]] = {}
     printed: dict[str, list[str]] = {}
     truth_values: dict[str, list[str]] = {}
+    by_kind = {"missing": missing, "printed": printed, "truth": truth_values}
     changed: dict[str, list[str]] = {}
     spellings: defaultdict[Decimal, dict[str, list[str]]] = defaultdict(dict)
     for sample in samples:
         for answer in sample.answers:
             text = answer.strip()
-            if text.lower() in _MISSING:
-                missing.setdefault(text, []).append(sample.id)
-            elif _PRINTED.fullmatch(text):
-                printed.setdefault(text, []).append(sample.id)
-            elif text.lower() in ("true", "false"):
-                truth_values.setdefault(text, []).append(sample.id)
+            if kind := written_by_program(text):
+                by_kind[kind].setdefault(text, []).append(sample.id)
             number = normalise(text)
-            if _is_other_number(text, number):
+            if changes_number(text, number):
                 changed.setdefault(text, []).append(sample.id)
             elif _NUMBER.fullmatch(number):
                 spellings[Decimal(number)].setdefault(number, []).append(sample.id)
@@ -146,11 +178,16 @@ def _check_answers(samples: Sequence[Sample], normalise: Callable[[str], str]) -
     severity: Literal["error", "warning"]
     for found, what, severity in (
         (printed, "are printed lists or structures; write texts, and several answers as a list in JSONL", "error"),
-        (missing, "look like a missing value; fill them in or delete the rows, unless the text is meant", "warning"),
+        (
+            missing,
+            "look like a missing value or an error of a spreadsheet; fill them in or delete the rows, unless the text "
+            "is meant",
+            "warning",
+        ),
         (truth_values, "look like truth values, but count as open; write yes and no, unless they are meant", "warning"),
         (
             changed,
-            "are numbers whose sign, decimal comma, power or fraction the normaliser of answers drops",
+            "contain numbers whose sign, decimal comma, power or fraction the normaliser of answers drops",
             "warning",
         ),
     ):
@@ -178,7 +215,7 @@ def _check_signs(samples: Sequence[Sample], normalise: Callable[[str], str]) -> 
             ids[answer.strip()].append(sample.id)
     classes: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)  # texts by class and signs
     for text in ids:
-        if not _is_other_number(text, normalised := normalise(text)):
+        if not changes_number(text, normalised := normalise(text)):
             classes[normalised].setdefault("".join(_SIGN.findall(plain(text))), []).append(text)
     merged = [by_signs for by_signs in classes.values() if len(by_signs) > 1]
     if not merged:
