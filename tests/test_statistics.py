@@ -378,6 +378,12 @@ def test_wilson_of_groups():
         assert (ends.low, ends.high) == pytest.approx((wilson(20 * value, 20).low, wilson(20 * value, 20).high))
 
 
+def test_seeds_that_are_all_right_have_wilsons_interval():
+    """A bootstrap has no spread there."""
+    for right in (0, 1):
+        assert score_interval(np.full((3, 40), right)) == wilson(40 * right, 40)
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 9])
 def test_too_few_units_or_groups_have_no_interval(n: int):
     assert score_interval(np.ones((1, n))) is None

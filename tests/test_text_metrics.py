@@ -191,4 +191,5 @@ def test_soft_score_of_ten_annotators(agreeing, expected):
 
 def test_soft_score_of_few_votes_is_sameness():
     assert vqa_soft("a", ["a", "b"]) == 1.0
+    assert vqa_soft("a", ["a", "b", "c"]) == 1.0
     assert vqa_soft("c", ["a", "b"]) == 0.0

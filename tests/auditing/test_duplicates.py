@@ -48,6 +48,15 @@ def test_every_kind_of_duplicate_is_found_once_by_its_surest_proof(tmp_path: Pat
     assert [pair.kind for pair in pairs] == ["bytes", "pixels", "pixels", "pixels", "copy", "copy", "copy"]
 
 
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_pixels_differ_if_one_channel_does(tmp_path: Path, channel: int) -> None:
+    values = np.stack([np.asarray(picture(0, 64))] * 3, axis=-1)
+    changed = values.copy()
+    changed[..., channel] = 255 - changed[..., channel]
+    paths = [save(tmp_path, f"{n}.png", Image.fromarray(array)) for n, array in enumerate((values, changed))]
+    assert len({summary.pixels for summary in summarize_files(paths)}) == 2
+
+
 def test_an_image_with_other_detail_is_alike_and_no_copy(tmp_path: Path) -> None:
     grey = thumbnail(picture(3)).astype(float)
     spectrum = dctn(grey, norm="ortho")

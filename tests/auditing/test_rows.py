@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from preceptor.auditing.rows import Match, asked_in_both, frames_of, restated, shared_groups
-from preceptor.auditing.shortcuts import TITLES, shortcuts
+from preceptor.auditing.shortcuts import TITLES, majority_by_type, shortcuts
 from preceptor.data.types import Dataset, Sample, Split
 
 
@@ -48,8 +48,10 @@ def test_restated_needs_image_answer_and_half_of_the_words() -> None:
         sample("u", "test", "Is the heart too large?", "no"),
         sample("v", "test", "Is the heart too large?", image="b"),
         sample("w", "test", "Cardiomegaly?"),
+        sample("x", "test", "Is the heart large in this old man?"),  # 4 of 8 words
+        sample("y", "test", "Is the heart large in this very old man?"),  # 4 of 9 words
     ]
-    assert ids(restated(TRAIN, test, by_image)) == [("t", "1")]
+    assert ids(restated(TRAIN, test, by_image)) == [("t", "1"), ("x", "1")]
 
 
 def made() -> Dataset[Sample]:
@@ -83,6 +85,17 @@ def test_majority_by_type_knows_the_type() -> None:
     found = {shortcut.name: shortcut for shortcut in shortcuts(Dataset("made", "", Path(), rows))}
     assert found["majority"].accuracy == pytest.approx(2 / 3)
     assert found["majority_by_type"].accuracy == 1.0
+
+
+def test_a_question_type_that_training_lacks_falls_back_to_the_answer_type() -> None:
+    def row(id: str, split: Split, answer: str, type: str) -> Sample:
+        kind = "closed" if answer in ("yes", "no") else "open"
+        return Sample(id, Path("a"), "q", (answer,), kind, "", split, type)
+
+    train = [row(f"yes{i}", "train", "yes", "PRESENCE") for i in range(3)]
+    train += [row(f"lung{i}", "train", "lung", "ORGAN") for i in range(2)]
+    (found,) = majority_by_type(train, [row("t", "test", "axial", "PLANE")], "mevf")
+    assert (found.answer, found.probability) == ("lung", 1.0)
 
 
 def test_without_a_part_there_is_no_shortcut() -> None:

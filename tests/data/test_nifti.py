@@ -253,6 +253,25 @@ def test_rounding_errors_of_scaled_labels_are_no_fractions(tmp_path):
     assert np.array_equal(np.unique(load_label(VolumeFile(path))[0]), [0, 1, 2, 4])
 
 
+def test_a_slope_of_0_means_no_scale(tmp_path):
+    path = save(tmp_path / "a.nii", head(0))
+    before = load(path).images["t1"]
+    edited(path, ("scl_slope", 0, "f", 0.0), ("scl_inter", 0, "f", 7.0))
+    assert np.array_equal(load(path).images["t1"], before)
+    assert np.array_equal(nibabel.load(path).get_fdata(), head(0))
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "written"), [(1, 0, (1, 0)), (0, 1, (0, 1)), (4, 1, (4, 1)), (0, 0, (2, 0)), (9, 0, (2, 0))]
+)
+def test_masks_have_the_codes_of_the_source(tmp_path, sform, qform, written):
+    path = edited(save(tmp_path / "a.nii", head(0)), ("sform_code", 0, "h", sform), ("qform_code", 0, "h", qform))
+    loaded = load(path)
+    save_mask(tmp_path / "out.nii", np.zeros(loaded.shape, np.uint8), loaded)
+    header = nibabel.load(tmp_path / "out.nii").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == written
+
+
 def test_nifti_2_is_read_as_nibabel_reads_it(tmp_path):
     affine = np.diag([2.0, 3.0, 4.0, 1])
     image = nibabel.Nifti2Image(head(0), affine)

@@ -73,3 +73,11 @@ def test_copies_stay_near_and_others_far(seed: int, side: int) -> None:
     found = hashes(np.stack([thumbnail(image) for image in (original, copy, picture(seed + 100, 320))]))
     assert len(near(found[:1], found[1:2], COPY_BITS)[0]) == 1
     assert len(near(found[:1], found[2:], 64)[0]) == 0
+
+
+def test_near_of_more_images_than_are_compared_at_once() -> None:
+    found = np.random.default_rng(0).integers(1, 2**63, (2100, 4)).astype(np.uint64)
+    left, right, bits = near(found, found, 0)
+    assert np.array_equal(left, np.arange(2100))
+    assert np.array_equal(right, left)
+    assert not bits.any()

@@ -19,6 +19,7 @@ from preceptor.data.nifti import VolumeError
 from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import (
+    LoadedVolume,
     intensities,
     load_case,
     resampled,
@@ -224,8 +225,8 @@ def test_small_differences_of_affines_and_other_orders_of_voxels_pass(tmp_path):
     assert np.array_equal(loaded.images["t1"], loaded.images["ct"])
 
 
-@pytest.mark.parametrize("values", [(0.0, 1e-300), (1e10, 1e10 + 4)])
-def test_values_that_are_equal_in_float32_are_refused(values):
+@pytest.mark.parametrize("values", [(0.0, 1e-300), (1e10, 1e10 + 4), (0.0, 1e300)])
+def test_values_that_float32_cannot_hold_are_refused(values):
     with pytest.raises(VolumeError, match=r"voxels from .* do not fit float32; rescale the file"):
         intensities(np.array(values), VolumeFile(Path("a.nii")))
 
@@ -314,6 +315,8 @@ def test_inconsistent_regions_are_written_widest_first():
     masks = np.array(list(table), bool).T.reshape(3, 8, 1, 1)
     assert to_labels(masks, REGIONS).reshape(-1).tolist() == list(table.values())
     assert to_labels(masks[2:], {"wt": (1, 2, 4)}).max() == 1
+    core_alone = np.array([False, True]).reshape(2, 1, 1, 1)
+    assert to_labels(core_alone, {"wt": (1, 2, 3, 4), "tc": (3, 4)}).max() == 3, "the smallest of several labels"
 
 
 def test_resampling_keeps_place_and_returns_to_the_source(tmp_path):
@@ -336,9 +339,26 @@ def test_resampling_keeps_place_and_returns_to_the_source(tmp_path):
     coarse = resampled(loaded, (4, 3, 2))
     assert coarse.shape == (8, 10, 6)
     assert np.allclose(coarse.images["t1"][4, 2:-2, 3], 2 * np.arange(10)[2:-2] + 0.5, atol=1e-4)
+    assert resampled(loaded, (2, 1.6, 1)).shape == (16, 19, 12), "18.75 is rounded"
     assert resize(label, label.shape) is label
     with pytest.raises(UserError, match="not three sizes"):
         resampled(loaded, (1, 0, 1))
+
+
+def test_larger_voxels_are_smoothed_before():
+    """A Gaussian of standard deviation s = (3 - 1) / 2 multiplies a wave of frequency w by exp(-(s w)^2 / 2)."""
+    w, shape = 2 * np.pi / 8, (2, 60, 2)
+    wave = np.broadcast_to(np.cos(w * np.arange(60, dtype=np.float32))[:, None], shape)
+    loaded = LoadedVolume("c", {"t1": np.ascontiguousarray(wave)}, None, shape, (1.0, 1.0, 1.0), None)
+    found = resampled(loaded, (1, 3, 1)).images["t1"]
+    expected = np.exp(-(w**2) / 2) * np.cos(w * (3 * np.arange(20) + 1))
+    assert np.allclose(found[0, 3:-3, 0], expected[3:-3], atol=1e-3)
+
+
+def test_labels_are_those_of_the_nearest_voxel():
+    """The centre of new voxel i is at (i + 1/2) 9 / 4 of the old ones."""
+    label = np.arange(9, dtype=np.uint8).reshape(1, 9, 1)
+    assert resize(label, (1, 4, 1)).ravel().tolist() == [1, 3, 5, 7]
 
 
 def test_the_size_after_resampling_has_the_limit(tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -111,6 +113,8 @@ def test_wrappers_do_not_show():
         (6, 12, "uniform", [(0, 1), (1, 3), (2, 5), (3, 7), (4, 9), (5, 11)]),  # Patient KD skip
         (1, 1, "uniform", [(0, 0)]),
         (3, 2, "uniform", [(0, 0), (1, 0), (2, 1)]),
+        (2, 3, "uniform", [(0, 1), (1, 2)]),  # 1.5 is rounded up
+        (3, 5, "uniform", [(0, 1), (1, 2), (2, 4)]),  # 1.67 and 3.33 are rounded
         (2, 4, "last", [(0, 2), (1, 3)]),
         (4, 2, "last", [(2, 0), (3, 1)]),
         (2, 4, [[0, 3], [0, 1]], [(0, 3), (0, 1)]),
@@ -146,3 +150,19 @@ def test_projectors_depend_on_their_seed_alone():
     assert one(x).shape == (2, 5, 7)
     assert torch.equal(one(x), two(x))
     assert not torch.equal(one(x), draw(2)(x))
+
+
+def test_projectors_keep_the_scale_of_features():
+    linear = projector(400, 25, torch.Generator().manual_seed(0))
+    x = torch.randn(200, 400, generator=torch.Generator().manual_seed(1))
+    assert linear(x).std().item() == pytest.approx(1, rel=0.05)
+    assert not linear.bias.any()
+
+
+def test_the_outputs_of_a_deep_copy_are_not_captured():
+    net = network(2)
+    taps = FeatureHooks(net, ["1"])
+    average = copy.deepcopy(net)
+    with taps.capture() as features:
+        average(torch.ones(1, 3))
+        assert features == {}

@@ -77,6 +77,15 @@ def test_kl_oracle():
     assert CALLS["kl"](s).item() == pytest.approx(9 * CALLS["kl_unscaled"](s).item())
 
 
+def test_kl_of_confident_distributions_is_that_of_torch():
+    """Most classes have a probability below 1e-3, and those of the student are far smaller."""
+    s, t = 60 * student("kl"), 12 * draw(B, C, seed=1)
+    rare = t.softmax(-1) < 1e-3
+    assert rare.sum() > B
+    peer = torch.nn.functional.kl_div(s.log_softmax(-1), t.log_softmax(-1), reduction="sum", log_target=True)
+    assert terms.kl_divergence(s, t).item() == pytest.approx(peer.item(), rel=1e-9)
+
+
 def test_cross_entropy_oracle():
     s = student("cross_entropy")
     want = -sum(math.log(math.exp(s[b, c]) / sum(math.exp(v) for v in s[b])) for b, c in ((0, 2), (2, 5)))

@@ -104,6 +104,8 @@ def test_names():
     assert strict_named("left lung", "Left lung.")
     assert not strict_named("lung", "left lung")
     assert strict_named("Lesion", "Lesion<|im_end|>")
+    assert strict_named("lung", "<ref>lung</ref> or <ref>heart</ref>")
+    assert not strict_named("heart", "<ref>lung</ref> or <ref>heart</ref>")
     assert not strict_named("which is normal", "Liver\nwhich is normal")
 
 
@@ -114,5 +116,6 @@ def test_scores_over_boxes():
     assert found["f1"] == pytest.approx(4 / 7)
     assert found["n"] == 2
     assert grounding_scores([Boxes(0, 0, 1)])["recall"] is None
+    assert grounding_scores([Boxes(3, 2, 1)])["precision"] == 1.0, "one predicted box may match two references"
     assert mean_over({"ct": 0.2, "mr": 0.6, "pet": None}) == pytest.approx(0.4)
     assert mean_over({}) is None

@@ -30,6 +30,8 @@ def test_ends():
     sure = torch.tensor([0.9, 0.3])
     assert c.weights(sure, sure, 0.0).tolist() == [1, 0]
     assert c.weights(sure, sure, 1.0).tolist() == [1, 1]
+    reached = torch.tensor([0.75])
+    assert Curriculum(begin=0.75).weights(reached, reached, 0.0).tolist() == [0.75]
 
 
 @pytest.mark.parametrize("wrong", [{"begin": 0.2, "end": 0.5}, {"begin": 1.5}, {"over": 0}, {"margin_weight": 2}])

@@ -120,3 +120,9 @@ def test_corrections_are_used_in_turn_and_then_forgotten():
     buffer.add(Correction(first[0].id, "where?", "x", "y", "no box", 1))  # failed again in a later round
     assert buffer.corrections[-1].uses == 0
     assert len({tuple(c.id for c in buffer.order(seed)) for seed in range(20)}) == 2
+
+
+def test_a_bound_that_is_reached_is_enough():
+    truth, answer = "<box>(0,0),(100,100)</box>", "<box>(0,0),(100,50)</box>"
+    assert judge(answer, truth, alike, overlap=0.5).reason is None
+    assert judge("a", "b", lambda *_: 0.5, tau=0.5).reason is None

@@ -38,6 +38,13 @@ def test_boxes_vote_by_overlap():
     assert (box_agreement([], []), box_agreement([a], [])) == (1, 0)
 
 
+def test_the_weight_decides_between_words_and_boxes():
+    apart, same = [(0, 0, 100, 100), (200, 0, 300, 100)], (500, 500, 900, 900)
+    said = [f"lung {write_box(box)}" for box in apart] + [f"{name} {write_box(same)}" for name in ("liver", "spleen")]
+    assert choose(said, word_overlap, box_weight=0.25) == 0
+    assert choose(said, word_overlap, box_weight=0.75) == 2
+
+
 def test_texts_are_compared_without_their_boxes():
     """As words, boxes differ unless they are the same, and would count more than `box_weight` says."""
     said = [

@@ -25,6 +25,8 @@ from preceptor.grounding.pseudo_labels import ContentHashes
 from preceptor.grounding.topk_cache import (
     TopKCache,
     TopKCacheKey,
+    TopKRow,
+    _distance,
     answers_key,
     teacher_rows,
     top_k,
@@ -213,6 +215,19 @@ def test_verify_computes_again(folder, vlm, tmp_path):
     wrong = verify(cache, other, rows, ContentHashes(), fraction=0.5)
     assert wrong.checked == math.ceil(len(rows) / 2) == len(wrong.mismatched)
     assert wrong.worst > 1e-3
+    worst = [verify(cache, other, [row], ContentHashes(), fraction=1.0).worst for row in rows]
+    largest_first = sorted(rows, key=lambda row: -worst[rows.index(row)])
+    assert verify(cache, other, largest_first, ContentHashes(), fraction=1.0).worst == pytest.approx(max(worst))
+    assert max(worst) > 1.01 * min(worst)
+
+
+def test_a_token_that_the_other_row_lacks_is_at_most_as_likely_there_as_its_last_one():
+    old, new = (
+        TopKRow(np.array([ids]), np.log([shares]), np.log([0.1]), np.array([0]))
+        for ids, shares in (([0, 1, 2], [0.5, 0.3, 0.1]), ([0, 3, 4], [0.5, 0.2, 0.2]))
+    )
+    assert _distance(old, new) == pytest.approx(0.3 - 0.2)
+    assert _distance(old, old) == 0
 
 
 def test_a_teacher_with_non_finite_logits_is_refused(folder, tmp_path):

@@ -18,7 +18,7 @@ from preceptor.vqa.bundle import VqaBundle, build_bundle, make_tokenizer
 from preceptor.vqa.config import ModelConfig
 from preceptor.vqa.dataset import Preprocessing
 from preceptor.vqa.kd import KdConfig
-from preceptor.vqa.losses import LabelLoss
+from preceptor.vqa.losses import FeatureLoss, LabelLoss, RelationLoss
 from preceptor.vqa.method import VqaMethod
 from preceptor.vqa.mhkd import MhkdConfig
 from preceptor.vqa.task import VqaTask, token_axes
@@ -128,6 +128,40 @@ def test_sums_add_up_over_micro_batches():
     terms = [task(b).sums for b in (whole, whole.narrow(0, 2), whole.narrow(2, 3))]
     for name, value in terms[0].items():
         assert torch.allclose(value, terms[1][name] + terms[2][name], rtol=1e-4), name
+
+
+@pytest.mark.parametrize("kind", ["kl", "mse"])
+def test_more_padding_changes_no_term(kind: str):
+    student, teacher = model(2, 16, 0), model(4, 24, 1)
+    task = task_of(student, teacher, attention={"weight": 1, "kind": kind}).eval()
+    batch = batch_of(student, [0, 1, 2, 0])
+    wider = {name: torch.nn.functional.pad(batch[name], (0, 5)) for name in ("input_ids", "attention_mask")}
+    before, after = (task(one).sums for one in (batch, replace(batch, tensors={**batch.tensors, **wider})))
+    for name, value in before.items():
+        assert torch.allclose(after[name], value, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine"])
+def test_the_scale_of_the_teachers_features_has_no_effect(kind: str):
+    loss = FeatureLoss("hidden", TermConfig(weight=1.0), "fusion.0", "fusion.0", kind=kind)
+    loss.projector = torch.nn.Identity()
+    s, t = torch.randn(2, 2, 3, 64, generator=torch.Generator().manual_seed(0))
+    batch = Batch({"attention_mask": torch.ones(2, 3)}, ["a", "b"], ["", ""])
+    values = [
+        loss(*(TeacherSignal(None, {"fusion.0": x}, torch.ones(2, 3)) for x in pair), batch).item()
+        for pair in ((s, t), (s, 7 * t))
+    ]
+    assert values[1] == pytest.approx(values[0], rel=1e-4)
+    assert values[0] > 0.1
+
+
+def test_the_relation_is_that_of_the_first_tokens_of_the_last_layers():
+    s = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+    t = torch.cat([s[:, :1], torch.randn(3, 3, 8)], dim=1)
+    loss = MhkdConfig.model_validate(EVERY).loss_terms(2, 4)[-1]
+    assert isinstance(loss, RelationLoss)
+    value = loss(TeacherSignal(None, {"fusion.1": s}, None), TeacherSignal(None, {"fusion.3": t}, None), None)
+    assert value.item() == pytest.approx(0, abs=1e-9)
 
 
 def test_without_a_teacher_only_the_label_teaches():

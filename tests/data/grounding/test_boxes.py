@@ -85,5 +85,6 @@ def test_an_unknown_policy():
 def test_repairing_does_not_hide_a_wrong_format():
     inside, outside = write_box((1, 2, 3, 4)), write_box((1, 2, 1800, 900))
     require_inside([inside, outside, outside, inside], "qwen2-vl", "file")
+    require_inside([outside] * 3, "qwen2-vl", "file")  # too few to tell
     with pytest.raises(UserError, match=r"file: 3 of 4 boxes leave their image if they are read as qwen2-vl"):
         require_inside([inside, outside, outside, outside], "qwen2-vl", "file")
