@@ -43,8 +43,13 @@ def models(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("kind", ["VqaTransformer", "PretrainedUNet"])
 @pytest.mark.parametrize(
     "imports",
-    ["import preceptor\nfrom transformers import AutoModel", "from transformers import AutoModel\nimport preceptor"],
-    ids=["preceptor first", "transformers first"],
+    [
+        "import preceptor\nfrom transformers import AutoModel",
+        "from transformers import AutoModel\nimport preceptor",
+        # This configuration imports the Auto classes while it is only half imported.
+        "import preceptor\nfrom transformers import Qwen2VLConfig, AutoModel",
+    ],
+    ids=["preceptor first", "transformers first", "a configuration first"],
 )
 def test_transformers_loads_a_model_folder(models: Path, imports: str, kind: str) -> None:
     program = f"{imports}\nprint(type(AutoModel.from_pretrained({str(models / kind)!r})).__name__)"

@@ -32,21 +32,30 @@ def _register() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the module of the Auto classes once, with a loader that registers the models after it."""
+    """Finds the module of the Auto classes, with a loader that registers the models after it.
+
+    It stays until the registration has succeeded. Transformers first imports the Auto classes while a configuration
+    such as that of Qwen2-VL is only half imported, so that it cannot be registered yet; transformers ignores that
+    error and imports the Auto classes again when they are used.
+    """
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != AUTO:
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader, self)
         return spec
 
 
 class _Loader(Loader):
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, finder: _Finder) -> None:
         self.loader = loader
+        self.finder = finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -54,3 +63,4 @@ class _Loader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
         _register()
+        sys.meta_path.remove(self.finder)

@@ -10,17 +10,8 @@ from typing import Any
 import pytest
 
 from preceptor.data import groups
-from preceptor.data.groups import (
-    equal_files,
-    folder_findings,
-    group_by_content,
-    identifier_findings,
-    names_examination,
-    names_patient,
-    note_leaks,
-    renew_leaks,
-    unread_splits,
-)
+from preceptor.data.groups import equal_files, folder_findings, group_by_content, note_leaks, renew_leaks, unread_splits
+from preceptor.data.identifying_columns import identifier_findings, names_examination, names_patient
 from preceptor.data.types import Case, Dataset, Dialogue, Sample, VolumeFile
 from preceptor.data.vqa.table import read_table
 from preceptor.vqa.config import DataConfig

@@ -14,7 +14,8 @@ from preceptor.data.types import Dialogue
 from preceptor.errors import UserError
 from preceptor.grounding.guided_rope import FAMILIES
 from preceptor.grounding.memory_model import memory_estimate, parameter_counts
-from preceptor.grounding.model import GroundedVlm, LoraSettings
+from preceptor.grounding.model import GroundedVlm
+from preceptor.grounding.trained_weights import LoraSettings
 
 
 def qwen2_vl(size: str) -> Any:

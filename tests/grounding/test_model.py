@@ -22,7 +22,8 @@ from preceptor.errors import UserError
 from preceptor.grounding.curriculum import confidence_and_margin
 from preceptor.grounding.dialogue_encoder import IGNORED
 from preceptor.grounding.guided_rope import FAMILIES, Guidance
-from preceptor.grounding.model import GroundedVlm, LoraSettings
+from preceptor.grounding.model import GroundedVlm
+from preceptor.grounding.trained_weights import LoraSettings
 
 TABLE = [[1.5 + 0.1 * i, 0.5 + 0.05 * i, 1.2 - 0.1 * i] for i in range(8)]
 

@@ -212,6 +212,31 @@ def test_init_takes_what_fits(bundle: VqaBundle, tmp_path):
     assert torch.equal(built.model.head.weight[1:], bundle.model.head.weight.flip(0))
     assert torch.equal(built.model.head.bias[1:], bundle.model.head.bias.flip(0))
     assert "3 of 4 answers of an earlier run" in built.provenance["init"]
+    everything = {name for name, _ in built.model.named_parameters()}
+    assert everything - built.pretrained == {"head.weight", "head.bias"}, "one of the four rows is new"
+    assert built.provenance["text"] == built.provenance["vision"] == "of an earlier run (from scratch)"
+
+
+def test_the_weights_of_init_are_pretrained_if_they_are_copied(bundle: VqaBundle, tmp_path):
+    bundle.save(tmp_path / "model")
+    everything = {name for name, _ in bundle.model.named_parameters()}
+    parts = (bundle.tokenizer, bundle.preprocessing)
+
+    def built(answers: list[str], **settings) -> VqaBundle:
+        config = ModelConfig.model_validate({**SMALL, **settings})
+        return build_bundle(config, *parts, AnswerVocabulary(answers), seed=9)
+
+    assert built(["yes", "no", "axial"]).pretrained == frozenset()
+    of_init = built(["no", "axial"], init=str(tmp_path))
+    assert of_init.pretrained == everything, "all rows of the answer layer are copied, too"
+    deeper = built(["yes", "no", "axial"], init=str(tmp_path), layers=3)
+    assert any(name.startswith("fusion.2") for name, _ in deeper.model.named_parameters())
+    assert deeper.pretrained == everything, "the third layer is new"
+    wider = built(["yes", "no", "axial"], init=str(tmp_path), width=32)
+    assert not any(name.startswith(("head.weight", "fusion.0.feedforward", "cls")) for name in wider.pretrained)
+    assert wider.provenance["text"] == "of an earlier run (from scratch)"
+    conv = {"conv": {"channels": [8, 16], "blocks": [1, 1], "token_stages": [1]}}
+    assert built(["yes"], init=str(tmp_path), vision=conv).provenance["vision"] == "from scratch"
 
 
 def test_init_takes_no_embeddings_of_other_tokens(bundle: VqaBundle, tmp_path):

@@ -7,7 +7,7 @@ as ``read(root, **arguments)``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,10 +39,24 @@ GROUNDING = {
 }
 
 
+def require_applies(config: Any, only_for: Mapping[str, tuple[Sequence[str], object]]) -> None:
+    """Raise UserError if data settings have a value that the reader of ``config.name`` does not use.
+
+    `only_for` holds, by setting, the data sets that it applies to, and its value for all other data sets.
+    """
+    for setting, (names, default) in only_for.items():
+        if config.name not in names and getattr(config, setting) != default:
+            raise UserError(
+                f"data.{setting}={getattr(config, setting)} applies to {' and '.join(names)}, not to "
+                f"data.name={config.name}; remove it"
+            )
+
+
 def read_named(readers: Mapping[str, str], config: Any, scratch: Path) -> Any:
     """Return the data set that ``config.name`` names. Raises UserError as its reader."""
     if ":" in config.name:
         return _read_own(config)
+    require_applies(config, {"arguments": (["module:function"], {})})
     return import_module(readers[config.name]).read(config, scratch)
 
 

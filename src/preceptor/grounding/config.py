@@ -53,7 +53,7 @@ class DialogueDataConfig(Section):
     root: Folder | None = None
     """Folder of the data set (`med-grit`: with train.json and test.json); for `sharegpt` the JSON or JSONL file."""
     images: Folder | None = None
-    """Folder that image names are relative to; default: the folder of `root`."""
+    """`med-grit`, `sharegpt`: folder that image names are relative to; default: the folder of `root`."""
     language: Literal["en", "zh", "both"] = "en"
     """`slake-grounding`: language of the questions."""
     boxes: Literal["refuse", "repair", "drop"] = "refuse"
@@ -160,26 +160,22 @@ class VlmConfig(Section):
     """Recompute activations in the backward pass instead of storing them."""
 
 
-def _refuse_scale(scale: float) -> float:
-    # 0.1 is the default of `TrainConfig`. The recipe.yaml of a run contains it, whether or not it was set.
-    if scale not in (0.1, 1.0):
-        raise ValueError(
-            "has no effect in grounding, where all weights train with learning_rate; remove it, or set "
-            "model.training=lora or frozen_vision to freeze weights"
-        )
-    return scale
-
-
 class VlmTrainConfig(TrainConfig):
-    pretrained_lr_scale: Annotated[float, AfterValidator(_refuse_scale)] = 0.1
-    """Not used in grounding: all weights train with `learning_rate`, whether or not they are pretrained."""
+    pretrained_lr_scale: float = 1.0
+    """Always 1 in grounding: all weights train with `learning_rate`, whether or not they are pretrained."""
+
+    def unused_setting(self) -> str:
+        if self.pretrained_lr_scale == 1:
+            return ""
+        return (
+            f"pretrained_lr_scale={self.pretrained_lr_scale:g} has no effect in grounding, where all weights train "
+            "with learning_rate; remove it, or set model.training=lora or frozen_vision to freeze weights"
+        )
 
 
 class VlmRunConfig(Section):
     model: VlmConfig = VlmConfig()
-    train: VlmTrainConfig = VlmTrainConfig(
-        learning_rate=5e-5, epochs=3, batch_size=32, select="last", pretrained_lr_scale=1.0
-    )
+    train: VlmTrainConfig = VlmTrainConfig(learning_rate=5e-5, epochs=3, batch_size=32, select="last")
 
 
 Method = Annotated[ClinkdConfig, WrapValidator(partial(choose_method, default="clinkd", base=ClinkdConfig))]

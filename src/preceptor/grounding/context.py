@@ -23,10 +23,11 @@ from preceptor.grounding.config import GroundingRecipe, VlmConfig
 from preceptor.grounding.dialogue_encoder import ModalityRows
 from preceptor.grounding.guided_rope import Guidance
 from preceptor.grounding.modality_clip import ModalityClip, modality_probabilities
-from preceptor.grounding.model import GroundedVlm, LoraSettings, checkpoint_box_format
+from preceptor.grounding.model import GroundedVlm, checkpoint_box_format
 from preceptor.grounding.new_vlm import new_vlm
 from preceptor.grounding.selection import Similarity
 from preceptor.grounding.sentence_similarity import choose_similarity
+from preceptor.grounding.trained_weights import LoraSettings
 from preceptor.pipeline.run_dir import read_object
 from preceptor.recipe import differences
 

@@ -13,12 +13,18 @@ from preceptor.data.grounding.med_grit import is_inferred, task_of_turn
 from preceptor.data.grounding.sharegpt import HELD_OUT, UNANSWERED
 from preceptor.data.groups import folder_findings, note_leaks, ungrouped_images
 from preceptor.data.locations import FOLDERS
-from preceptor.data.readers import GROUNDING, read_named
+from preceptor.data.readers import GROUNDING, read_named, require_applies
 from preceptor.data.splits import FIX_SPLITS, empty_split, groups_of_share, ordered
 from preceptor.data.types import Dialogue, GroundingDataset, Split
 from preceptor.errors import UserError
 from preceptor.grounding.config import DialogueDataConfig
 
+# Data sets that a setting applies to, and its value for all other data sets.
+_ONLY_FOR = {
+    "language": (("slake-grounding",), "en"),
+    "images": (("med-grit", "sharegpt"), None),
+    "box_format": (("sharegpt",), "auto"),
+}
 MOST_LISTED = 20
 """Number of faulty boxes whose places are listed in the results."""
 
@@ -40,8 +46,10 @@ def read_recipe_dialogues(
             except those about images or patients of the validation and test splits, which are left out.
 
     Raises:
-        UserError: a needed split is empty, a question has no answer, or a reader refuses the data.
+        UserError: a needed split is empty, a question has no answer, a setting does not apply to the data set, or a
+            reader refuses the data.
     """
+    require_applies(config, _ONLY_FOR)
     data = read_named(GROUNDING, config, scratch)
     data.findings += fault_findings(data, config.boxes)
     if ":" in config.name:

@@ -147,6 +147,10 @@ class GroundingExperiment(Experiment):
         for model in [recipe.student.model] + [recipe.teacher.model] * ("teacher" in recipe.stages):
             if model.source is None and model.new.vision is not None:
                 find_dinov2(model.new.vision)
+        if recipe.method.selection.candidates > 1 or (
+            "clinkd" in recipe.stages and recipe.method.reflection.rounds > 0
+        ):
+            assert self.context.similarity is not None  # refuses a model that does not exist
         self._require_same_box_format()
         self._require_usable_labels()
 

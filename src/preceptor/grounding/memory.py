@@ -17,7 +17,8 @@ from preceptor.grounding.checkpoint_files import load_image_processor, load_toke
 from preceptor.grounding.config import DialogueDataConfig, GroundingRecipe, VlmConfig, VlmRunConfig
 from preceptor.grounding.dialogue_encoder import DialogueEncoder
 from preceptor.grounding.memory_model import memory_estimate
-from preceptor.grounding.model import LoraSettings, stored_box_format
+from preceptor.grounding.model import stored_box_format
+from preceptor.grounding.trained_weights import LoraSettings
 from preceptor.hub import find_pretrained
 from preceptor.pipeline.model_files import reading
 from preceptor.training.fsdp import shard_settings

@@ -9,10 +9,9 @@ import torch
 
 from preceptor.distill.chunked_kl import CHUNK, HELD
 from preceptor.errors import UserError, nearest
-from preceptor.grounding.model import ADAPTED, LoraSettings, Training, new_merger, pretrained_vision
+from preceptor.grounding.trained_weights import ADAPTED, ADAPTERS, LoraSettings, Training, new_merger, pretrained_vision
 
 Optimizer = Literal["adamw", "sgd", "none"]
-ADAPTERS = LoraSettings()
 _STATES = {"adamw": 2, "sgd": 1, "none": 0}
 
 

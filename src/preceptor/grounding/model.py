@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -29,6 +28,15 @@ from preceptor.grounding.checkpoint_files import (
 )
 from preceptor.grounding.dialogue_encoder import IGNORED, DialogueEncoder, ModalityRows
 from preceptor.grounding.guided_rope import FAMILIES, Guidance, attach, positions
+from preceptor.grounding.trained_weights import (
+    ADAPTERS,
+    LoraSettings,
+    Training,
+    base_weights,
+    merged_weights,
+    new_merger,
+    set_trainable,
+)
 from preceptor.hub import find_pretrained, hide_progress_bars
 from preceptor.pipeline.model_files import (
     bounded_by_weights,
@@ -39,22 +47,10 @@ from preceptor.pipeline.model_files import (
     require_finite,
 )
 
-Training = Literal["full", "lora", "frozen_vision"]
 GUIDANCE_FILE = "guidance.json"
 BOX_FORMAT_FILE = "box_format.json"
-# Linear layers of the language model. The vision tower of Qwen2.5-VL has layers with the same names.
-ADAPTED = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 # Files that are copied from the checkpoint, because the Qwen processors of transformers need them.
 _COPIED_FILES = ("video_preprocessor_config.json",)
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters (Hu et al. 2022) on all linear layers of the language model: W + (alpha / rank) B A."""
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.05
 
 
 class AnswerStates(NamedTuple):
@@ -103,7 +99,7 @@ class GroundedVlm(nn.Module):
         source: str | Path,
         *,
         training: Training = "full",
-        lora: LoraSettings = LoraSettings(),
+        lora: LoraSettings = ADAPTERS,
         guidance: Guidance | None = None,
         modality_rows: ModalityRows | None = None,
         max_pixels: int | None = None,
@@ -199,7 +195,7 @@ class GroundedVlm(nn.Module):
             box_format=box_format,
         )
         copied = [file for name in _COPIED_FILES if (file := checkpoint_file(location, name, options))]
-        return cls(_set_trainable(model, training, lora), encoder, guidance, copied)
+        return cls(set_trainable(model, training, lora), encoder, guidance, copied)
 
     def _try_out(self) -> None:
         """Answer a question about a grey image: an unusable setting is an error before training or the first question.
@@ -408,7 +404,8 @@ class GroundedVlm(nn.Module):
         if adapter:
             self.model.save_pretrained(folder)
         else:
-            self.base.save_pretrained(folder, state_dict=_merged(self.base) if adapted else _weights(self.base))
+            weights = merged_weights(self.base) if adapted else base_weights(self.base)
+            self.base.save_pretrained(folder, state_dict=weights)
         self.encoder.tokenizer.save_pretrained(folder)
         self.encoder.image_processor.save_pretrained(folder)
         for file in self._copied:
@@ -477,62 +474,3 @@ class _TopTwo:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.steps.append(scores.float().softmax(-1).topk(2, dim=-1).values)
         return scores
-
-
-def _set_trainable(model: Any, training: Training, lora: LoraSettings) -> Any:
-    if training == "frozen_vision":
-        pretrained_vision(model).requires_grad_(False)
-    if training != "lora":
-        return model
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise UserError(
-            "training=lora needs peft: pip install 'preceptor[lora]'; or set training=frozen_vision"
-        ) from None
-
-    adapted = get_peft_model(
-        model,
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
-            lora_dropout=lora.dropout,
-            target_modules=ADAPTED,
-            modules_to_save=["merger"] if new_merger(model) else None,
-        ),
-    )
-    if new_merger(model):
-        model.model.visual.merger.modules_to_save.float()  # as PEFT does with the adapters
-    return adapted
-
-
-def new_merger(model: Any) -> bool:
-    """Return whether the patch merger was not trained together with the vision tower, and must be trained."""
-    return model.config.model_type == "qwen2_vl_dinov2"
-
-
-def pretrained_vision(model: Any) -> nn.Module:
-    """Return the part of the vision tower that `frozen_vision` freezes: all of it except a new merger."""
-    return model.model.visual.dinov2 if new_merger(model) else model.model.visual
-
-
-def _weights(base: Any) -> dict[str, Tensor]:
-    """Return the weights by name, tied weights under each name. `state_dict` would shard gathered weights again."""
-    return {name: value.detach() for name, value in base.named_parameters(remove_duplicate=False)}
-
-
-def _merged(base: Any) -> dict[str, Tensor]:
-    """Return the weights with the adapters merged: base weights plus the product of the adapter matrices."""
-    from peft.tuners.lora import LoraLayer
-
-    unused = ("lora_", ".original_module.")  # the adapters, and what a trained merger replaces
-    state = {name: value for name, value in _weights(base).items() if not any(part in name for part in unused)}
-    for name, layer in base.named_modules():
-        if isinstance(layer, LoraLayer):
-            weight = f"{name}.base_layer.weight"
-            for adapter in layer.active_adapters:
-                delta: Tensor = layer.get_delta_weight(adapter)  # type: ignore[operator,attr-defined]
-                state[weight] = (state[weight].float() + delta.float()).to(state[weight].dtype)
-    if new_merger(base):  # trained in float32
-        state = {name: value.to(base.dtype) if ".merger." in name else value for name, value in state.items()}
-    return {re.sub(r"\.(base_layer|modules_to_save\.\w+)\.", ".", name): value for name, value in state.items()}

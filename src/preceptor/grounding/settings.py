@@ -50,7 +50,11 @@ class GuidanceConfig(Section):
         return [self.table.get(name, (self.gap, self.row_step, self.column_step)) for name in MODALITIES]
 
     @model_validator(mode="after")
-    def _differs_from_fixed(self) -> GuidanceConfig:
+    def _validate_kind(self) -> GuidanceConfig:
+        # A kind that is given may switch off the table of a recipe, as in an ablation.
+        for key in ("table", "learnable", "scorer"):
+            if "kind" not in self.model_fields_set and (value := getattr(self, key)):
+                raise ValueError(f"{key}={value} is not used with kind={self.kind}; set kind=clip, or remove {key}")
         if self.kind == "clip" and not self.learnable and len(set(self.rows)) == 1:
             raise ValueError(
                 "kind=clip has the same three intervals for all modalities, which is kind=fixed: give other ones for "

@@ -42,7 +42,8 @@ class VqaBundle:
     """A VQA model with everything that it needs to answer questions.
 
     `provenance` describes the origin of the weights, such as ``{"text": "pretrained: ...", "vision": "from scratch"}``.
-    `pretrained` are the names of the pretrained parameters.
+    `pretrained` are the names of the parameters that did not start from scratch: those of pretrained encoders, and
+    those that `model.init` copies as a whole.
     """
 
     model: VqaTransformer
@@ -350,14 +351,18 @@ def build_bundle(
     if vision["kind"] != "conv":
         _freeze(model.vision.get_submodule("model"), config.vision.freeze)
     if config.init:
-        provenance["init"] = _start_from(model, tokenizer, VqaBundle.load(Path(config.init)))
+        pretrained |= _start_from(model, tokenizer, VqaBundle.load(Path(config.init)), provenance)
     return VqaBundle(model, tokenizer, preprocessing, vocabulary, provenance, frozenset(pretrained))
 
 
-def _start_from(model: VqaTransformer, tokenizer, earlier: VqaBundle) -> str:
+def _start_from(model: VqaTransformer, tokenizer, earlier: VqaBundle, provenance: dict[str, str]) -> set[str]:
     """Copy tensors of equal shape from an earlier model, and the rows of its answer layer for answers of both.
 
-    The token embeddings are copied only if both models have the same tokens.
+    The token embeddings are copied only if both models have the same tokens. `provenance` is changed to describe the
+    copied weights.
+
+    Returns:
+        The names of the parameters of which every value is copied.
     """
     target, state = model.state_dict(), earlier.model.state_dict()
     if tokenizer.get_vocab() != earlier.tokenizer.get_vocab():
@@ -365,16 +370,25 @@ def _start_from(model: VqaTransformer, tokenizer, earlier: VqaBundle) -> str:
         del state[next(name for name, value in earlier.model.named_parameters() if value is embeddings)]
     known = {answer: number for number, answer in enumerate(earlier.vocabulary.answers)}
     pairs = [(row, known[answer]) for row, answer in enumerate(model.config.answers) if answer in known]
+    partly_new = set()
     for name in ("head.weight", "head.bias"):
         rows = target[name].clone()
-        if rows.shape[1:] == state[name].shape[1:] and pairs:
+        fits = rows.shape[1:] == state[name].shape[1:]
+        if fits and pairs:
             target_rows, earlier_rows = (list(side) for side in zip(*pairs, strict=True))
             rows[target_rows] = state[name][earlier_rows]
+        if not fits or len(pairs) < len(rows):
+            partly_new.add(name)
         state[name] = rows
     fitting = {k: v for k, v in state.items() if k in target and target[k].shape == v.shape}
     model.load_state_dict(fitting, strict=False)
+    copied = {name for name, _ in model.named_parameters() if name in fitting} - partly_new
+    for part in ("text", "vision"):
+        if all(f"{part}.{name}" in copied for name, _ in model.get_submodule(part).named_parameters()):
+            provenance[part] = f"of an earlier run ({earlier.provenance.get(part, 'unknown')})"
     counts = f"{len(fitting)} of {len(target)} tensors and {len(pairs)} of {len(model.config.answers)} answers"
-    return f"{counts} of an earlier run"
+    provenance["init"] = f"{counts} of an earlier run"
+    return copied
 
 
 def _from_scratch(candidates: str | list[str]) -> str:

@@ -156,8 +156,8 @@ class VisionConfig(Section):
     """Pretrained model: average the last of the hidden states to `grid` x `grid` tokens; its class token, if it has
     one, replaces its mean. Without it, every cell gives a token."""
     freeze: list[str] = []
-    """Pretrained model: patterns of the parameters to freeze (`embeddings.*`); `*` freezes all of them. What is
-    computed before the first trainable block is cached for repeated images, up to 1 GiB per model."""
+    """Pretrained model or `module`: patterns of the parameters to freeze (`embeddings.*`); `*` freezes all of them.
+    What is computed before the first trainable block is cached for repeated images, up to 1 GiB per model."""
     conv: ConvVisionConfig = ConvVisionConfig()
     module: Reference | None = None
     """Your own backbone, `module:Class`: an nn.Module that maps images (B, 3, H, W) to tokens (B, L, D) and has the
@@ -170,6 +170,19 @@ class VisionConfig(Section):
         if self.module is not None and self.pretrained is not None:
             raise ValueError("module and pretrained are two backbones: set one of them")
         return self
+
+    def unused_setting(self) -> str:
+        unused = {
+            "arguments": self.module is None,
+            "depths": self.pretrained is None,
+            "grid": self.pretrained is None,
+            "freeze": self.module is None and self.pretrained is None,
+        }
+        for key, is_unused in unused.items():
+            if is_unused and (value := getattr(self, key)) != type(self).model_fields[key].default:
+                other = "module" if key == "arguments" else "pretrained"
+                return f"{key}={value} is not used without {other}; remove it, or set {other}"
+        return ""
 
 
 class ScratchTextConfig(Section):
@@ -196,6 +209,11 @@ class TextConfig(Section):
     its own tokens, and move them away from the others."""
     scratch: ScratchTextConfig = ScratchTextConfig()
 
+    def unused_setting(self) -> str:
+        if self.layers is not None and not self.pretrained:
+            return f"layers={self.layers} is not used without pretrained; set scratch.layers, or pretrained"
+        return ""
+
 
 class ModelConfig(Section):
     vision: VisionConfig = VisionConfig()
@@ -211,7 +229,8 @@ class ModelConfig(Section):
     init: Folder | None = None
     """Run or model folder with the initial weights of this model. Tensors of another shape are initialized anew, and so
     are the token embeddings if the models have different tokens. In the answer layer, the rows of answers that both
-    models have are copied."""
+    models have are copied. The copied weights are pretrained weights for `train.pretrained_lr_scale`; an answer layer
+    with other rows trains with `learning_rate`."""
 
     @model_validator(mode="after")
     def _heads(self) -> ModelConfig:

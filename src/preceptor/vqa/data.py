@@ -12,7 +12,7 @@ from preceptor.data.groups import folder_findings, note_leaks, renew_leaks, ungr
 from preceptor.data.image_folder import find_images
 from preceptor.data.locations import FOLDERS
 from preceptor.data.provenance import CACHE, hash_images, leave_out, match_images, note_undecoded
-from preceptor.data.readers import VQA, read_named
+from preceptor.data.readers import VQA, read_named, require_applies
 from preceptor.data.splits import FIX_SPLITS, empty_split, subsample
 from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.check import check_data
@@ -22,7 +22,7 @@ from preceptor.recipe import apply_override, validate
 from preceptor.vqa.config import DataConfig, VqaRecipe
 
 # Data sets that a setting applies to, and its value for all other data sets.
-_ONLY_FOR: dict[str, tuple[tuple[str, ...], object]] = {
+_ONLY_FOR = {
     "variant": (("vqa-rad", "vqa-med-2019", "slake"), None),
     "validation_by": (("vqa-rad",), "image"),
     "language": (("slake",), None),
@@ -60,12 +60,7 @@ def read_data(
         UserError: a needed split is empty, the root is missing or contains another data set, a setting does not apply
             to the data set, or an entry of `exclude_images_of` does not exist.
     """
-    for setting, (names, default) in _ONLY_FOR.items():
-        if config.name not in names and getattr(config, setting) != default:
-            raise UserError(
-                f"data.{setting}={getattr(config, setting)} applies to {' and '.join(names)}, not to "
-                f"data.name={config.name}; remove it"
-            )
+    require_applies(config, _ONLY_FOR)
     data = read_named(VQA, config, scratch)
     if ":" in config.name:
         note_leaks(data)

@@ -21,9 +21,10 @@ from preceptor.pipeline.image_reliance import IMAGES, image_reliance
 from preceptor.pipeline.speed import SpeedTest
 from preceptor.scores import Metrics, UnitScore, number_groups
 from preceptor.task import Task, Teacher
-from preceptor.teachers.array_store import REWRITE
+from preceptor.teachers.array_store import REWRITE, require_place
 from preceptor.teachers.cache import CachedTeacher
 from preceptor.teachers.cache import verify as verify_cache
+from preceptor.teachers.online import OnlineTeacher
 from preceptor.vqa import metrics
 from preceptor.vqa.baselines import baselines
 from preceptor.vqa.bundle import VqaBundle
@@ -81,10 +82,40 @@ class VqaExperiment(Experiment):
     # Training
 
     def require_checkpoints(self) -> None:
-        runs = self.recipe.method.teaching.runs
-        if any(self.has_teacher(kind) for kind in self.recipe.stages):
-            for run in runs:
-                require_same_inputs(Path(run), VqaBundle.load(Path(run)), self.context)
+        recipe, method = self.recipe, self.recipe.method
+        if "distilled" in recipe.stages and method.teaching.kind == "ema" and method.inherit_token_embeddings:
+            raise UserError(
+                "method.inherit_token_embeddings=true needs a trained teacher, and with method.teaching.kind=ema there "
+                "is none; set method.inherit_token_embeddings=false"
+            )
+        runs: list[VqaBundle] = []
+        if any(self.has_teacher(kind) for kind in recipe.stages):
+            for run in method.teaching.runs:
+                runs.append(VqaBundle.load(Path(run)))
+                require_same_inputs(Path(run), runs[-1], self.context)
+            if method.teaching.kind == "cached":
+                require_place(self.cache_folder())
+        if len(recipe.stages) > 1:  # a single stage is built at once
+            self._build_every_stage(runs)
+
+    def _build_every_stage(self, runs: Sequence[VqaBundle]) -> None:
+        """Build the models and the task of every stage and discard them. Raises UserError for what does not fit."""
+        recipe, method = self.recipe, self.recipe.method
+        teacher = runs[0] if runs else None
+        if "teacher" in recipe.stages:
+            new = self.context.new_bundle(recipe.teacher, recipe.seed)
+            teacher = teacher or new
+        student = self.context.new_bundle(recipe.student, recipe.seed)
+        if "distilled" not in recipe.stages:
+            return
+        source: Teacher = ema_teacher(student.model, method)
+        config = student.model.config
+        if teacher is not None and method.teaching.kind != "ema":
+            config = teacher.model.config
+            if method.inherit_token_embeddings:
+                inherit_token_embeddings(student.model, teacher.model.text.get_input_embeddings().weight.detach())
+            source = OnlineTeacher(teacher.model, method.teacher_forward(student.model.config.layers, config.layers))
+        method.build_task(student.model, teacher=source, teacher_config=config, seed=recipe.seed)
 
     def stages(self) -> list[Stage]:
         found = []
@@ -137,7 +168,7 @@ class VqaExperiment(Experiment):
             epoch_samples=len(self.data.split("train")),
             validate=validate,
             export=bundle.save,
-            resume_config=self._resume_config(stage, source),
+            resume_config=self._resume_config(stage, source, bundle),
             summary=lambda: {"provenance": bundle.provenance},
         )
 
@@ -145,11 +176,6 @@ class VqaExperiment(Experiment):
         """Return (teacher, its model configuration) of the distilled stage; (None, None) for a moving average."""
         recipe, teaching = self.recipe, self.recipe.method.teaching
         if teaching.kind == "ema":
-            if recipe.method.inherit_token_embeddings:
-                raise UserError(
-                    "method.inherit_token_embeddings needs a trained teacher; with method.teaching.kind=ema there is "
-                    "none"
-                )
             return None, None
         source, config = online_teacher(self.teacher_folders(), self.context)
         if teaching.kind == "online":
@@ -157,7 +183,7 @@ class VqaExperiment(Experiment):
         paths = recipe.method.teacher_features(recipe.student.model.layers, config.layers)
         return cached_teacher(self.cache_folder(), self.context, source, paths), config
 
-    def _resume_config(self, stage: Stage, teacher: Teacher | None) -> dict[str, Any]:
+    def _resume_config(self, stage: Stage, teacher: Teacher | None, bundle: VqaBundle) -> dict[str, Any]:
         recipe = self.recipe
         config = recipe.teacher if stage.kind == "teacher" else recipe.student
         # The rows tell what excluded images change.
@@ -171,6 +197,9 @@ class VqaExperiment(Experiment):
             "method": recipe.method.stage_settings(stage.kind),
             "teacher": teacher.fingerprint if teacher and recipe.method.needs_teacher(stage.kind) else None,
         }
+        # Refuses runs of earlier versions, which did not apply train.pretrained_lr_scale to these weights.
+        if config.model.init:
+            found["pretrained_parameters"] = len(bundle.pretrained)
         return json.loads(json.dumps(found))
 
     def cache_folder(self) -> Path:

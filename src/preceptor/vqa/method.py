@@ -31,6 +31,11 @@ class LabelTerm(TermConfig):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Label smoothing of `ce`."""
 
+    def unused_setting(self) -> str:
+        if self.kind == "bce" and self.label_smoothing:
+            return f"label_smoothing={self.label_smoothing:g} is not used with kind=bce; set it to 0"
+        return ""
+
 
 class TeachingConfig(Section):
     kind: Literal["online", "cached", "ema"] = "online"

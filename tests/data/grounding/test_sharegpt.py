@@ -13,6 +13,7 @@ from PIL import Image
 from preceptor.data.grounding.box_formats import find_boxes, write, write_box
 from preceptor.data.grounding.image_marks import split_at_images
 from preceptor.data.grounding.sharegpt import read_sharegpt
+from preceptor.data.vqa.table import read_table
 from preceptor.errors import UserError
 
 BOX = write_box((100, 200, 300, 400))
@@ -183,7 +184,7 @@ def test_marks_are_counted(tmp_path, record, message):
         ({"videos": ["a.mp4"]}, "the key 'videos' is not known"),
         ({"history": [["a", "b"]]}, "the key 'history' is not known"),
         ({"tools": "[]x"}, "the key 'tools' is not known"),
-        ({"objects": {"bbox": [[1, 2, 3, 4]]}}, "the key 'objects' is not known"),
+        ({"objects": {"bbox": [[1, 2, 3, 4]]}}, "0 marks <bbox> and 1 entries of objects.bbox"),
         ({"image": "a.png", "images": ["a.png"]}, "'image' and 'images'"),
         ({"messages": [{"role": "user", "content": "x"}]}, "one non-empty list"),
         ({"id": ["a"]}, "id is a list"),
@@ -210,6 +211,46 @@ def test_other_keys_are_listed(tmp_path):
     assert finding.reason.endswith(
         "not read: image_id (1), loss of a message (1), score (1), source (2), tools (1), videos (1)"
     )
+
+
+ORGANS = {"options": ["kidney", "lung", "liver"]}
+SINGLE = {"option_A": "kidney", "option_B": "lung"}
+
+
+@pytest.mark.parametrize(
+    "options", [ORGANS, SINGLE, {"choices": {"A": "kidney", "B": "lung"}}, {"options": "lung|liver"}]
+)
+@pytest.mark.parametrize("answer", ["B", "(b)", "B.", "1"])
+def test_labels_of_options_that_the_question_lacks_are_an_error(tmp_path, options, answer):
+    other = talk("Which organ, e.g. the lung?", "It is the lung.", image="b.png", **options)
+    data = read(tmp_path, talk("Which organ?", answer, image="a.png", id="q7", **options), other)
+    (error,) = [finding for finding in data.findings if finding.severity == "error"]
+    assert error.sample_ids == ("q7",)
+    assert error.reason.startswith(f"the answers of 1 of 2 dialogues, such as '{answer}', are letters or numbers of ")
+    assert error.reason.endswith("write the text of the option as the answer, or all options into the question")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "options"),
+    [
+        ("Which organ?\nA: kidney\nB: lung\nC: liver", "B", ORGANS),
+        ("Which organ: (A) a kidney (B) a lung (C) the liver?", "B", ORGANS),
+        ("Kidney, lung or liver?", "2", ORGANS),
+        ("Which organ?", "lung", ORGANS),
+        ("Which blood group?", "B", {"options": ["A", "B", "AB"]}),
+        ("How many lesions?", "2", {"options": ["1", "2", "3"]}),
+        ("Which organ?", "E", ORGANS),
+        ("Which blood group?", "B", {}),
+    ],
+)
+def test_other_letters_are_answers(tmp_path, question, answer, options):
+    data = read(tmp_path, talk(question, answer, image="a.png", **options))
+    assert not [finding for finding in data.findings if finding.severity == "error"]
+
+
+def test_options_in_the_system_message_are_explained(tmp_path):
+    more = {"image": "a.png", "system": "Answer with A) kidney, B) lung or C) liver.", **ORGANS}
+    assert not [f for f in read(tmp_path, talk("Which organ?", "B", **more)).findings if f.severity == "error"]
 
 
 @pytest.mark.parametrize("key", ["Split", "Group", "groups", "Modality", "Task", "ID"])
@@ -587,6 +628,187 @@ def test_dialogues_without_an_image_are_a_finding(tmp_path):
     assert finding.severity == "warning"
 
 
+@pytest.mark.parametrize(
+    "answer",
+    ['[{"bbox_2d": [100, 200, 300, 940]}]', "<loc_100><loc_200><loc_300><loc_400>", "[0.1, 0.2, 0.3, 0.4]", BOX],
+)
+def test_boxes_in_any_format_need_an_image(tmp_path, answer):
+    data = read(tmp_path, talk(answer=answer), talk(answer="Yes.", image="a.png"))
+    assert [(f.severity, f.reason) for f in data.findings if "image" in f.reason] == [
+        ("error", "1 dialogues have boxes but no image, such as mine.json, record 0; add their images")
+    ]
+
+
+@pytest.mark.parametrize("format", ["florence", "paligemma"])
+def test_tokens_of_boxes_that_are_read_are_no_other_marks(tmp_path, format):
+    assert read(tmp_path, talk(answer=KNOWN[format], image="a.png")).findings == []
+    (finding,) = read(tmp_path, talk("<SEG> Where?", KNOWN[format], image="a.png")).findings
+    assert finding.reason == "marks in the texts that are read as text: <SEG> (1)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        ("nan", "a missing value"),
+        ("N/A", "a missing value"),
+        ("null", "a missing value"),
+        ("#REF!", "a missing value"),
+        ("True", "a truth value"),
+        ("['yes']", "a printed list"),
+        ("array([1])", "a printed list"),
+    ],
+)
+def test_answers_that_a_program_has_written_are_a_warning(tmp_path, answer, what):
+    data = read(tmp_path, talk(answer=answer, image="a.png", id="q1"), talk(answer="Yes.", image="b.png"))
+    (finding,) = data.findings
+    assert (finding.severity, finding.sample_ids) == ("warning", ("q1",))
+    assert finding.reason.startswith(f"1 answers, such as {answer!r}, look like {what}")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "None",
+        "The value is NaN.",
+        "It is true",
+        '{"finding": "none", "side": "left"}',
+        "[]",
+        '["mass", "cyst"]',
+        '{"liver": [0.1, 0.2, 0.3, 0.4]}',
+    ],
+)
+def test_other_answers_of_dialogues_are_no_finding(tmp_path, answer):
+    assert read(tmp_path, talk(answer=answer, image="a.png")).findings == []
+
+
+def test_options_of_any_list_are_known_in_dialogues(tmp_path):
+    more = {"image": "a.png", "candidates": ["liver", "lung"]}
+    assert [f.severity for f in read(tmp_path, talk("Which organ?", "1", **more)).findings] == ["warning", "error"]
+    for question, answer in (("Which organ? A. liver B. lung", "A"), ("How many?", "7"), ("Which?", "lung")):
+        assert [f.severity for f in read(tmp_path, talk(question, answer, **more)).findings] == ["warning"]
+
+
+# The format of ms-swift, in images of 640 x 480 pixels.
+
+
+def swift(question: str, answer: str, *boxes: Any, names: Any = (), **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    images = more.pop("images", ["a.png"])
+    return {"messages": messages, "images": images, "objects": {"ref": list(names), "bbox": list(boxes), **more}}
+
+
+LIVER = "<|object_ref_start|>liver<|object_ref_end|>"
+
+
+@pytest.mark.parametrize(
+    ("record", "turn"),
+    [
+        (
+            swift("<image>Where is the <ref-object>?", "<bbox>", [64, 48, 320, 240], names=["liver"]),
+            (f"Where is the {LIVER}?", "<|box_start|>(100,100),(500,500)<|box_end|>"),
+        ),
+        (
+            swift("What is shown?", "<ref-object><bbox>", [64.0, 48.0, 319.9, 240.2], names=["liver"]),
+            ("What is shown?", f"{LIVER}<|box_start|>(100,100),(500,500)<|box_end|>"),
+        ),
+        (
+            swift("What is in <bbox>?", "<bbox>", [0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], bbox_type="norm1"),
+            (
+                "What is in <|box_start|>(100,200),(300,400)<|box_end|>?",
+                "<|box_start|>(0,0),(1000,1000)<|box_end|>",
+            ),
+        ),
+        (  # names without marks are not part of the texts
+            swift("Where?", "<bbox>", [64, 48, 320, 240], names=["liver"], bbox_type=None, image_id=None),
+            ("Where?", "<|box_start|>(100,100),(500,500)<|box_end|>"),
+        ),
+    ],
+)
+def test_objects_of_ms_swift_stand_at_their_marks(tmp_path, record, turn):
+    data = read(tmp_path, record)
+    assert data.samples[0].turns == (turn,)
+    assert data.findings == []
+    assert any(note.startswith("Boxes were read from 'objects': ") for note in data.notes)
+
+
+def test_the_image_of_a_box_decides_its_size(tmp_path):
+    image(tmp_path, "a.png", (100, 100)), image(tmp_path, "b.png", (200, 100))
+    boxes = [10, 20, 30, 40], [10, 20, 30, 40]
+    record = swift("<image><image>Where?", "<bbox><bbox>", *boxes, images=["a.png", "b.png"], image_id=[0, 1])
+    assert [found.box for found in find_boxes(read(tmp_path, record).samples[0].turns[0][1])] == [
+        (100, 200, 300, 400),
+        (50, 200, 150, 400),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (swift("Where?", "<bbox><bbox>", [1, 2, 3, 4]), "2 marks <bbox> and 1 entries of objects.bbox"),
+        (swift("<ref-object>?", "no", names=["a", "b"]), "1 marks <ref-object> and 2 entries of objects.ref"),
+        (swift("<ref-object>?", "no"), "the mark '<ref-object>' is not known"),
+        (swift("Where?", "<bbox>", [615, 226]), r"\[615, 226\] in objects.bbox is not a box; write \[x1, y1, x2, y2\]"),
+        (swift("Where?", "<bbox>", [1, 2, 3, 4], bbox_type="norm1000"), "objects.bbox_type 'norm1000' is not known"),
+        (swift("Where?", "<bbox>", [1, 2, 3, 4], image_id=[1]), "objects.image_id must have the index of an image"),
+        (swift("Where?", "<bbox>", [1, 2, 3, 4], images=[]), "objects.bbox needs an image"),
+        (swift("Where?", "<bbox>", [0.1, 0.2, 0.3, 0.4]), 'counts in pixels; set "bbox_type": "norm1"'),
+        (swift("Where?", "<bbox>", [1, 2, 3, 4], label=["x"]), "'objects' must have the keys ref, bbox, bbox_type"),
+        (swift("Where?", "<bbox>", [600, 2, 700, 4]), "is outside"),
+        ({**swift("Where?", "no"), "objects": [{"caption": "liver"}]}, "'objects' must have the keys"),
+    ],
+)
+def test_other_objects_are_refused(tmp_path, record, message):
+    with pytest.raises(UserError, match=f"record 0: .*{message}"):
+        read(tmp_path, record)
+
+
+def test_a_named_format_does_not_apply_to_objects(tmp_path):
+    record = swift("Where?", "<bbox>", [64, 48, 320, 240])
+    with pytest.raises(
+        UserError, match=r"data.box_format=xywh-pixels, but the boxes of 'objects' are in .* xyxy-pixels"
+    ):
+        read(tmp_path, record, box_format="xywh-pixels")
+    assert read(tmp_path, record, box_format="xyxy-pixels").samples
+
+
+def test_thousandths_in_objects_are_refused_even_if_boxes_are_repaired(tmp_path):
+    records = [swift("Where?", "<bbox>", [100, 200, 900, 950 + n], images=[f"{n}.png"]) for n in range(4)]
+    with pytest.raises(
+        UserError, match=r"objects.bbox: 4 of 4 boxes leave their image if they are read as xyxy-pixels"
+    ):
+        read(tmp_path, *records, boxes="repair")
+
+
+# Names of images
+
+
+@pytest.mark.parametrize("key", ["image", "images"])
+def test_images_as_the_library_datasets_stores_them(tmp_path, key):
+    stored = {"bytes": None, "path": image(tmp_path, "a.png")}
+    record = talk(**{key: stored if key == "image" else [stored]})
+    assert read(tmp_path, record).samples[0].images == (tmp_path / "a.png",)
+    with pytest.raises(UserError, match="record 0: an image is embedded as bytes; save it as a file"):
+        read(tmp_path, talk(**{key: [{"bytes": "iVBORw0K", "path": "a.png"}]}))
+
+
+def test_urls_of_files_are_paths(tmp_path):
+    image(tmp_path, "a.png")
+
+    def ask(url: str) -> Any:
+        content = [{"type": "image", "image": url}, {"type": "text", "text": "Q"}]
+        return read(
+            tmp_path, {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A"}]}
+        )
+
+    for url in (f"file://{tmp_path}/a.png", "file://a.png"):
+        assert ask(url).samples[0].images == (tmp_path / "a.png",)
+    for url in ("file:///elsewhere/a.png", f"file://{tmp_path}/../a.png"):
+        with pytest.raises(UserError, match="leaves the folder of the table"):
+            ask(url)
+    with pytest.raises(UserError, match="is not the name of an image file"):
+        ask("https://example.org/a.png")
+
+
 @pytest.mark.parametrize("extra", [{"content": "other"}, {"role": "assistant"}])
 def test_a_message_with_two_contents_or_speakers_is_refused(tmp_path, extra):
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
@@ -606,6 +828,33 @@ def test_examinations_in_several_splits_are_a_warning(tmp_path):
     (tmp_path / "d.json").write_text(json.dumps(rows))
     reasons = [finding.reason for finding in read_sharegpt(tmp_path / "d.json").findings]
     assert any("'accession' may name examinations" in reason for reason in reasons)
+
+
+def test_the_columns_of_groups_and_patients_are_checked_as_in_a_table(tmp_path):
+    """The findings about the same columns are those of `read_table`; only the rows without a group differ."""
+    rows = [
+        {
+            "image": image(tmp_path, f"{number}.png"),
+            "split": "train" if number % 2 else "test",
+            "group": f"g{number % 2}",
+            "patient_id": f"p{number // 2}",
+            "accession": f"a{number // 4}",
+        }
+        for number in range(8)
+    ]
+    (tmp_path / "t.jsonl").write_text(
+        "\n".join(json.dumps({"id": str(n), "question": "Q", "answer": "A", **row}) for n, row in enumerate(rows))
+    )
+    table = [(f.severity, f.reason) for f in read_table(tmp_path / "t.jsonl").findings if f.reason.startswith("column")]
+    talks = [talk("Q", "A", **row) for row in rows]
+    found = [(f.severity, f.reason) for f in read(tmp_path, *talks).findings if f.reason.startswith("column")]
+    assert len(table) == 2
+    assert found == table
+    # A patient decides in the records without a group.
+    del talks[0]["group"], talks[1]["group"]
+    talks[0]["patient_id"] = talks[1]["patient_id"] = "unknown"
+    reasons = [finding.reason for finding in read(tmp_path, *talks).findings]
+    assert any("column 'patient_id': 2 rows contain 'unknown'" in reason for reason in reasons)
 
 
 @pytest.mark.parametrize(

@@ -97,3 +97,65 @@ def test_columns_with_the_same_content_lose_nothing():
     ((severity, reason),) = findings({"answer": "yes", "gt_answer": "yes"}, {"answer": "no", "gt_answer": "yes"})
     assert severity == "warning"
     assert "column 'gt_answer' is not read, only 'answer' is" in reason
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Which organ is shown? A. liver B. lung C. heart", "A"),
+        ("Which organ is shown? (A) liver (B) lung", "(b)"),
+        ("Which organ is shown?\nA.liver\nB.lung", "B."),
+        ("Which organ is shown? [A] liver [B] lung", ["A"]),
+        ("How large is it? A.5 mm B.6 mm", "B"),
+        ("Which organ is shown? 1: liver 2: lung", 2),
+        ("Is it normal? 0) no 1) yes", "1"),
+        ("\u54ea\u4e2a\u5668\u5b98\uff1fA\u3001\u809d\u810f B\u3001\u80ba", "B"),
+    ],
+)
+def test_labels_of_options_in_the_question_are_an_error(question, answer):
+    ((severity, reason),) = findings({"question": question, "answer": answer})
+    assert severity == "error"
+    assert "are letters or numbers of the options in their question" in reason
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Which organ is shown? A. liver B. lung", "liver"),
+        ("Is it normal? A. yes B. no", "yes"),
+        ("Which organ is shown? A. liver B. lung", "D"),
+        ("Which blood group?", "A"),
+        ("Which level, C. 5 or C. 6?", "C. 5"),
+        ("Which weighting? 1. T1 2. T2", "T2"),
+        ("Which panel, (A) or (B), shows the liver?", "A"),
+        ("Is it hepatitis A. or hepatitis B.?", "A"),
+        ("How many of them are visible? (a) liver (b) lung", "2"),
+        ("Is it 1.5 or 2.5 cm?", "2"),
+        ("Which vitamin, e.g. C. or K.?", "C"),
+    ],
+)
+def test_letters_and_numbers_without_such_an_option_in_the_question_are_answers(question, answer):
+    assert findings({"question": question, "answer": answer}) == []
+
+
+@pytest.mark.parametrize("answers", [["A", "lung"], [0, 1], ["b", "2"]])
+@pytest.mark.parametrize("column", ["choice_list", "candidates"])
+@pytest.mark.parametrize("options", [["liver", "lung"], {"A": "liver", "B": "lung"}])
+def test_lists_of_texts_of_any_name_are_options_if_all_answers_fit(answers, column, options):
+    ((severity, reason),) = findings(*({"answer": answer, column: options} for answer in answers))
+    assert (severity, f"the options in '{column}'" in reason) == ("error", True)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"answer": "2", "tags": ["liver", "lung"]}, {"answer": "both", "tags": ["liver", "lung"]}],
+        [{"answer": "2", "tags": ["liver", "lung"]}, {"answer": "7", "tags": ["liver", "lung"]}],
+        [{"answer": "lung", "candidates": ["liver", "lung"]}],
+        [{"answer": "1", "scores": [0.5, 0.25]}],
+        [{"answer": "1", "tags": ["liver"]}],
+        [{"answer": "1", "size": {"unit": "mm", "side": "left"}}],
+    ],
+)
+def test_other_lists_are_no_options(rows):
+    assert findings(*rows) == []

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from preceptor.data.vqa import parquet as reader
-from preceptor.data.vqa.vqa_rad import TABLE, read_vqa_rad
+from preceptor.data.types import Dataset, Sample
+from preceptor.data.vqa import parquet_images as reader
+from preceptor.data.vqa.vqa_rad import TABLE, note_hub, read_vqa_rad
 from preceptor.errors import UserError
 from preceptor.vqa.config import DataConfig
 from preceptor.vqa.data import read_data
@@ -175,7 +177,14 @@ def test_vqa_rad_from_the_hub(tmp_path):
     notes = " ".join(data.notes)
     assert "no question frames" in notes
     assert "1 of the 2 test images are also training images" in notes
-    assert "Rows: 8 and 2; the hub's card says 1,793 and 451." in notes
+    (other,) = [finding for finding in data.findings if finding.file == root]
+    assert other.severity == "warning"
+    assert other.reason == (
+        "the parquet files have 8 training and 2 test rows, but the copy of VQA-RAD on the hub has 1,793 training and "
+        "451 test rows, and the release without question frames 1,797 training and 451 test rows; copy the files again "
+        "from flaviagiammarino/vqa-rad, or do not compare the scores with those of VQA-RAD"
+    )
+    assert "compare with" not in notes
     assert "repeat" not in notes
     # The layout speaks for itself where no split is given; another split is not there.
     assert read_data(DataConfig(name="vqa-rad", root=str(root)), tmp_path).fingerprint() == data.fingerprint()
@@ -192,6 +201,27 @@ def test_repeated_and_shared_rows_of_a_copy_of_vqa_rad_are_counted(tmp_path):
     notes = " ".join(read_data(DataConfig(name="vqa-rad", root=str(root)), tmp_path).notes)
     assert "1 training row(s) repeat the image, question and answer of another row." in notes
     assert "1 training question(s) equal a test question about the same image." in notes
+
+
+@pytest.mark.parametrize(
+    ("training", "what"), [(1793, "the copy on the hub: the rows"), (1797, "the release without question frames, with")]
+)
+def test_the_numbers_of_rows_tell_what_a_copy_of_vqa_rad_is(tmp_path, training, what):
+    """The numbers of the hub's card, and of the release."""
+    splits = {"train": training, "test": 451}
+    samples = [
+        Sample(f"{split}-{n}", tmp_path / f"{split}-{n}.png", f"Q {n}?", ("yes",), "closed", f"{split}-{n}", split)
+        for split, rows in splits.items()
+        for n in range(rows)
+    ]
+    for number, sample in enumerate(samples[training + 272 :]):  # as many closed ones as in the release
+        samples[training + 272 + number] = replace(sample, answer_type="open")
+    data = Dataset("vqa-rad", "hub", tmp_path, samples)
+    note_hub(data)
+    (note,) = [note for note in data.notes if note.startswith(f"VQA-RAD with {training:,} training and 451 test rows")]
+    assert what in note
+    assert note.endswith("papers that do not train on question frames."), "the files have answer types"
+    assert not [finding for finding in data.findings if finding.file]
 
 
 @pytest.mark.real_data
@@ -212,7 +242,12 @@ def test_the_release_written_as_the_hub_has_it(tmp_path):
     assert len(list((tmp_path / "extracted-images").glob("*.jpg"))) == 314
     notes = " ".join(data.notes)
     assert "202 of the 203 test images are also training images" in notes
-    assert "Rows:" not in notes
+    assert (
+        "VQA-RAD with 1,793 training and 451 test rows is the copy on the hub: the rows of the release without" in notes
+    )
+    assert "compare with those of data.variant=no_frames" in notes
+    assert "21 of the 272 closed test questions of the release count as open" in notes
+    assert not [finding for finding in data.findings if "parquet files have" in finding.reason]
     assert "repeat image" not in notes
     assert not {s.group for s in data.split("train")} & {s.group for s in data.split("validation")}
     assert all("\t" not in s.question for s in data.samples)
@@ -424,6 +459,49 @@ def test_multiple_choice_in_parquet_tables_is_an_error(tmp_path, answer, name):
     described(tmp_path, answer=answer, **{name: [["kidney", "lung", "liver"]] * 6})
     (reason,) = (reason for severity, reason in reasons(tmp_path, tmp_path) if severity == "error")
     assert f"are letters or numbers of the options in {name!r}" in reason
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"question": ["Which? A) lung B) liver"] * 6},
+        {"choice_list": [["lung", "liver"]] * 6},
+        {"candidates": [{"A": "lung", "B": "liver"}] * 6},
+    ],
+)
+def test_options_in_questions_and_lists_of_parquet_tables_are_an_error(tmp_path, column):
+    described(tmp_path, answer=["A", "B"] * 3, **column)
+    (reason,) = (reason for severity, reason in reasons(tmp_path, tmp_path) if severity == "error")
+    assert reason.startswith("6 of 6 answers, such as 'A', are letters or numbers of the options in ")
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        {"bytes": png(90), "path": None},
+        {"bytes": None, "path": "a.PNG"},
+        [{"bytes": png(90), "path": None}],
+        png(90),
+        [png(90)],
+    ],
+)
+@pytest.mark.parametrize("name", ["image_2", "mask"])
+def test_other_columns_of_images_are_a_warning(tmp_path, name, cell):
+    described(tmp_path, **{name: [None, cell] * 3})
+    assert reasons(tmp_path, tmp_path) == [
+        (
+            "warning",
+            f"column {name!r} contains images and is not read: a question has one image, that of 'image'",
+        )
+    ]
+
+
+def test_lists_of_structures_are_compared_with_the_columns_that_are_read(tmp_path):
+    described(tmp_path, answers=[[{"answer": "lung", "confidence": "yes"}]] * 6)
+    ((severity, reason),) = reasons(tmp_path, tmp_path)
+    assert (severity, "column 'answers' is not read, only 'answer' is" in reason) == ("warning", True)
+    described(tmp_path, turns=[[{"role": "user", "content": "Which?"}]] * 6)
+    assert reasons(tmp_path, tmp_path) == []
 
 
 def test_images_of_one_folder_in_several_splits_are_a_warning(tmp_path):

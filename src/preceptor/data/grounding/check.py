@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from preceptor.data.findings import Finding
+from preceptor.data.grounding.box_formats import find_boxes
 from preceptor.data.images import ImageError, load_image
 from preceptor.data.limits import MAX_BYTES, MAX_PIXELS
-from preceptor.data.types import GroundingDataset
+from preceptor.data.types import Dialogue, GroundingDataset
+from preceptor.data.vqa.check import written_by_program
 
 MOST_LISTED = 20
 """Faulty boxes that are listed one by one."""
+_WRITTEN = {
+    "missing": "a missing value or an error of a spreadsheet; fill them in or delete the records",
+    "printed": "a printed list or structure; write texts",
+    "truth": "a truth value; write yes and no",
+}
 
 
 def check_dialogues(
@@ -43,3 +52,33 @@ def fault_findings(data: GroundingDataset, policy: str) -> list[Finding]:
         Finding((), None, f"{count} boxes are {fault}; data.boxes={policy} decides what happens to them", "warning")
         for fault, count in data.faults.items()
     ]
+
+
+def answer_findings(dialogues: Iterable[Dialogue]) -> list[Finding]:
+    """Return a warning for each kind of text that a program has written in the place of a whole answer.
+
+    Answers in JSON or with boxes are meant as such.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    for row in dialogues:
+        for _, answer in row.turns:
+            kind = written_by_program(answer)
+            if kind and not (kind == "printed" and (_is_json(answer) or find_boxes(answer))):
+                found.setdefault(kind, []).append((row.id, answer))
+    return [
+        Finding(
+            tuple(dict.fromkeys(id for id, _ in answers)),
+            None,
+            f"{len(answers)} answers, such as {answers[0][1]!r:.60}, look like {_WRITTEN[kind]}, unless they are meant",
+            "warning",
+        )
+        for kind, answers in found.items()
+    ]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

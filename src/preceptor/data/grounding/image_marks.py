@@ -7,7 +7,7 @@ as text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from preceptor.errors import UserError
@@ -26,7 +26,9 @@ _PLACEHOLDER = re.compile(
 )
 
 
-def place_images(turns: Sequence[Sequence[str]], images: int, place: str) -> list[list[str]]:
+def place_images(
+    turns: Sequence[Sequence[str]], images: int, place: str, known: Container[str] = ()
+) -> list[list[str]]:
     """Check the image marks of a dialogue's texts, and remove those that only say that the images come first.
 
     Without marks, or if all marks are at the beginning of the first question, the images precede it. Otherwise the
@@ -36,6 +38,7 @@ def place_images(turns: Sequence[Sequence[str]], images: int, place: str) -> lis
         turns: (question, answer) texts.
         images: number of images.
         place: place of the dialogue, for messages.
+        known: marks that stand for something else, and stay.
 
     Raises:
         UserError: the number of marks is not that of the images, an answer contains a mark, or a text contains the mark
@@ -45,7 +48,7 @@ def place_images(turns: Sequence[Sequence[str]], images: int, place: str) -> lis
     for question, answer in turns:
         for text in (question, answer):
             for match in _PLACEHOLDER.finditer(text):
-                if match[0] != MARK:
+                if match[0] != MARK and match[0] not in known:
                     raise UserError(
                         f"{place}: the mark {match[0]!r} is not known; write {MARK} in a question for each image, and "
                         "boxes with their numbers"

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from preceptor.data.findings import Finding
-from preceptor.data.groups import names_examination, unread_splits
+from preceptor.data.groups import unread_splits
+from preceptor.data.identifying_columns import names_examination
 from preceptor.data.image_folder import IMAGE_SUFFIXES
-from preceptor.data.texts import as_text, is_given
+from preceptor.data.options import label_in_question, label_of_option, option_columns
+from preceptor.data.texts import is_given
 
 REQUIRED = ("image", "question", "answer")
 COLUMNS = (*REQUIRED, "id", "answer_type", "group", "split", "question_type")
 ANSWER_NAMES = ("label", "labels", "target", "targets", "gold", "gt", "ground_truth", "reference", "correct")
 """Names under which other tables keep their answers."""
-_OPTION = re.compile(r"(?:(?:op|opt|option|choice)s?)?[\W_]*[a-j]|(?:opt|option|choice)s?[\W_]*\d")
-"""Name of a column with one option of a question: option_A, Choice A, opa, A, option_1."""
-_OPTIONS = re.compile(r"(?:\w+[\W_])?(?:option|choice)s?")
-"""Name of a column with all options of a question: options, answer_choices."""
-_LABEL = re.compile(r"\(?([a-j]|\d)[.):]?")
-_WRITTEN_LABEL = re.compile(r"\b[a-jA-J][.):]")
-_BETWEEN = re.compile(r"[,;|\n\[\]{}'\"]+")
-
-
-def lists_options(column: str) -> bool:
-    """Return whether a column has a usual name for all options of a question."""
-    return bool(_OPTIONS.fullmatch(column.lower()))
 
 
 def unread_columns(cells: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[Finding]:
@@ -71,49 +60,24 @@ def _misplaced(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> lis
 
 
 def _labels_of_options(cells: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[Finding]:
-    """Return an error if answers are letters or numbers of options that other columns contain.
-
-    A number may count from 0 or from 1, so that the text cannot be looked up. An answer that is the text of an option
-    of its row is an answer, even if it is a letter or a number.
-    """
-    single = [column for column in columns if _OPTION.fullmatch(column.lower())]
-    single = single if len(single) > 1 else []
-    lists = [column for column in columns if lists_options(column)]
-    labels: dict[str, str] = {}
-    for id, row in cells.items():
-        options = [_text(row[column]) for column in single if is_given(row.get(column))]
-        options = options or [option for column in lists for option in _listed(row.get(column))]
-        known = {*"abcdefghij"[: len(options)], *map(str, range(len(options) + 1))} if options else set()
-        given = row.get("answer")
-        for answer in given if isinstance(given, list) else [given]:
-            text = as_text(answer, "answer")
-            match = _LABEL.fullmatch(text.lower())
-            if match and match[1] in known and text not in options:
-                labels.setdefault(id, text)
-    if not labels:
-        return []
-    names = ", ".join(map(repr, [*single, *lists]))
-    reason = (
-        f"{len(labels)} of {len(cells)} answers, such as {next(iter(labels.values()))!r}, are letters or numbers of "
-        f"the options in {names}, and would be learned as such; write the text of the option into 'answer'"
-    )
-    return [Finding(tuple(labels), None, reason)]
-
-
-def _listed(cell: Any) -> list[str]:
-    """Return the options in a cell: a list, a structure with or without labels, or a text that lists at least two."""
-    if isinstance(cell, dict):
-        cell = [part for key, part in cell.items() if key.lower() not in ("label", "labels", "key", "id")]
-    if isinstance(cell, list):
-        return [
-            option for part in cell for option in (_listed(part) if isinstance(part, dict | list) else [_text(part)])
-        ]
-    if not is_given(cell):
-        return []
-    text = _text(cell)
-    options = [option for part in _BETWEEN.split(text) if (option := part.strip())]
-    labels = _WRITTEN_LABEL.findall(text)
-    return (options if len(options) >= len(labels) else labels) if max(len(options), len(labels)) > 1 else []
+    """Return an error if answers are letters or numbers of options that other columns or the question contain."""
+    rows = [(row.get("answer"), row) for row in cells.values()]
+    columns = option_columns((column for column in columns if column not in COLUMNS), rows)
+    labels = {id: label for id, row in cells.items() if (label := label_of_option(row.get("answer"), row, columns))}
+    asked = {
+        id: label
+        for id, row in cells.items()
+        if id not in labels and (label := label_in_question(row.get("answer"), _text(row.get("question"))))
+    }
+    findings = []
+    for found, where in ((labels, ", ".join(map(repr, columns))), (asked, "their question")):
+        if found:
+            reason = (
+                f"{len(found)} of {len(cells)} answers, such as {next(iter(found.values()))!r}, are letters or numbers "
+                f"of the options in {where}, and would be learned as such; write the text of the option into 'answer'"
+            )
+            findings.append(Finding(tuple(found), None, reason))
+    return findings
 
 
 def _text(cell: Any) -> str:

@@ -6,13 +6,8 @@ an image of several rows or splits is one file and one group. An index file make
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -22,40 +17,29 @@ from preceptor.data.findings import Finding
 from preceptor.data.groups import (
     column_findings,
     equal_files,
-    examination_columns,
     folder_findings,
     group_by_patient,
-    patient_columns,
     unread_splits,
     without_group,
 )
+from preceptor.data.identifying_columns import examination_columns, patient_columns
+from preceptor.data.image_folder import IMAGE_SUFFIXES
 from preceptor.data.limits import MAX_BYTES
 from preceptor.data.locations import data_folder
+from preceptor.data.options import lists_options
 from preceptor.data.splits import SPLIT_NAMES, cut_validation
 from preceptor.data.texts import as_identifier, as_text, check_column_names, is_given
 from preceptor.data.types import Dataset, Sample, Split
 from preceptor.data.vqa.answers import ANSWER_TYPES, as_answers, inferred_type, mixed_types
-from preceptor.data.vqa.columns import lists_options, unread_columns
+from preceptor.data.vqa.columns import unread_columns
+from preceptor.data.vqa.parquet_images import IMAGES, extract_images, suffix_of
+from preceptor.data.vqa.parquet_tables import COLUMNS, COPY_AGAIN, open_table, read_cells
 from preceptor.errors import UserError
-from preceptor.files import lock, write_text
 
 SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "test": "test"}
-COLUMNS = ("image", "question", "answer")
 DESCRIBING = ("answer_type", "question_type")
-IMAGES = "extracted-images"
-_MARKS = {
-    re.compile(rb"\x89PNG"): ".png",
-    re.compile(rb"\xff\xd8\xff"): ".jpg",
-    re.compile(rb"II[*+]\0|MM\0[*+]"): ".tif",
-    re.compile(rb"RIFF....WEBP", re.DOTALL): ".webp",
-    re.compile(rb".{128}DICM", re.DOTALL): ".dcm",
-    re.compile(rb"BM"): ".bmp",
-}
-_NAME = re.compile(r"[0-9a-f]{64}\.(?:png|jpg|tif|webp|dcm|bmp|img)")
 # Some releases of the hub append a fingerprint: train-00000-of-00002-0123abcd.parquet.
 _SHARD = re.compile(r"[a-z]+-(?P<number>\d{5})-of-(?P<of>\d{5})(?:-[0-9a-z]+)?\.parquet")
-_BATCH = 64
-_COPY_AGAIN = "copy it again from its source"
 
 
 def holds_parquet(root: Path) -> bool:
@@ -107,8 +91,8 @@ def read_parquet(
         number = count()
         for file in files:
             identifying, described, others = _columns(file)
-            images = _images(file, folders, max_bytes)
-            all_cells = _cells(file, (*COLUMNS[1:], *identifying, *described), others)
+            images = extract_images(file, folders, max_bytes)
+            all_cells = read_cells(file, (*COLUMNS[1:], *identifying, *described), others)
             image_names = _image_names(file)
             for row, (image, cells) in enumerate(zip(images, all_cells, strict=True)):
                 sample = _sample(cells, f"{file}: row {row}", f"{key}-{next(number)}", split, image)
@@ -133,7 +117,11 @@ def read_parquet(
     data.findings += column_findings(groups, patients, examinations, samples)
     ungrouped = without_group(samples, groups, patients)
     data.findings += folder_findings((Path(names[s.id]), s.split) for s in ungrouped if names[s.id])
-    data.findings += findings_of_types + _unread(rows, columns)
+    images_elsewhere = _image_columns([file for files in shards.values() for file in files])
+    for column, file in images_elsewhere.items():
+        reason = f"column {column!r} contains images and is not read: a question has one image, that of 'image'"
+        data.findings.append(Finding((), file, reason, "warning"))
+    data.findings += findings_of_types + _unread(rows, [name for name in columns if name not in images_elsewhere])
     data.findings += mixed_types([cells["answer"] for cells in rows.values()], "column answer")
     data.findings += _unread_files(root, shards)
     return data
@@ -173,11 +161,11 @@ def require_shards(shards: Mapping[str, Sequence[Path]]) -> None:
             counts = f"{len(missing)} of the {total} {key} tables"
             raise UserError(f"{files[0].parent} lacks {counts}, the first is {name}; copy it there")
         if by_number and max(by_number) >= total:
-            raise UserError(f"{by_number[max(by_number)]} is numbered above its own total; {_COPY_AGAIN}")
+            raise UserError(f"{by_number[max(by_number)]} is numbered above its own total; {COPY_AGAIN}")
     first_of: dict[str, Path] = {}
     for file, digest in equal_files(file for files in shards.values() for file in files).items():
         if (other := first_of.setdefault(digest, file)) is not file:
-            raise UserError(f"{other} and {file} are the same table; {_COPY_AGAIN}")
+            raise UserError(f"{other} and {file} are the same table; {COPY_AGAIN}")
 
 
 def _unread_files(root: Path, shards: Mapping[str, Sequence[Path]]) -> list[Finding]:
@@ -233,11 +221,37 @@ def _unread(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> li
     return findings + unread_columns(rows, [column for column in columns if column not in splits])
 
 
+def _image_columns(files: Sequence[Path]) -> dict[str, Path]:
+    """Return the columns with images besides `image`, and a file of each. The first cell with a value decides."""
+    from pyarrow import types
+
+    found: dict[str, Path] = {}
+    for file in files:
+        with open_table(file) as table:
+            kinds = {field.name: field.type for field in table.schema_arrow if field.name not in (*COLUMNS, *found)}
+            for name, kind in kinds.items():
+                if types.is_nested(kind) or "binary" in str(kind):
+                    cells = (
+                        cell.as_py() for batch in table.iter_batches(1, columns=[name]) for cell in batch.column(0)
+                    )
+                    if _holds_image(next((cell for cell in cells if cell is not None), None)):
+                        found[name] = file
+    return found
+
+
+def _holds_image(cell: Any) -> bool:
+    if isinstance(cell, dict | list):
+        return any(map(_holds_image, cell.values() if isinstance(cell, dict) else cell))
+    if isinstance(cell, str):
+        return cell.lower().endswith(IMAGE_SUFFIXES)
+    return isinstance(cell, bytes) and suffix_of(cell) != ""
+
+
 def _image_names(file: Path) -> list[str]:
     """Return the name that a table stores with each image, or an empty list if it stores none."""
     from pyarrow import types
 
-    with _open(file) as table:
+    with open_table(file) as table:
         kind = table.schema_arrow.field("image").type
         if not types.is_struct(kind) or kind.get_field_index("path") < 0:
             return []
@@ -248,12 +262,12 @@ def _image_names(file: Path) -> list[str]:
 def _columns(file: Path) -> tuple[list[str], list[str], list[str]]:
     """Return the columns besides `COLUMNS`: those that name a group or a patient, those that describe, all others.
 
-    Nested and binary columns, such as an embedding or an image, are not among the others, unless they list options.
+    Binary columns, and nested ones without texts such as an embedding, are not among the others (see `_image_columns`).
 
     Raises:
         UserError: a column has nearly the name of one that is read, such as `Group`.
     """
-    with _open(file) as table:
+    with open_table(file) as table:
         from pyarrow import types
 
         names = list(table.schema_arrow.names)
@@ -263,102 +277,12 @@ def _columns(file: Path) -> tuple[list[str], list[str], list[str]]:
     simple = [
         name
         for name, kind in zip(names, kinds, strict=True)
-        if "binary" not in str(kind) and (lists_options(name) or not types.is_nested(kind)) and names.count(name) == 1
+        if "binary" not in str(kind)
+        and (not types.is_nested(kind) or "string" in str(kind) or lists_options(name))
+        and names.count(name) == 1
     ]
     described = [name for name in DESCRIBING if name in simple]
     return identifying, described, [n for n in simple if n not in (*COLUMNS, *identifying, *described)]
-
-
-@contextmanager
-def _open(file: Path) -> Iterator[Any]:
-    """Open a parquet file. Raises UserError if it, or what is read from it, is broken."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{file} needs pyarrow; install it with pip install 'preceptor[parquet]'") from None
-    try:
-        with parquet.ParquetFile(file, page_checksum_verification=True) as table:
-            yield table
-    except (UserError, MemoryError):  # pyarrow's own error for a lack of memory is both kinds
-        raise
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: names or statistics that are no text
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{file} cannot be read as parquet ({reason}); {_COPY_AGAIN}") from error
-
-
-def _cells(file: Path, columns: Sequence[str], others: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Yield the cells of each row. Cells of `others` that have no value in Python are None."""
-    row = 0
-    with _open(file) as table:
-        schema = table.schema_arrow
-        absent = [name for name in COLUMNS if name not in schema.names]
-        if absent:
-            raise UserError(f"{file} has no column {absent[0]!r}; the required columns are {', '.join(COLUMNS)}")
-        repeated = [name for name in columns if schema.names.count(name) > 1]
-        if repeated:
-            raise UserError(f"{file}: column {repeated[0]!r} occurs twice; keep one")
-        for name in columns:
-            _check_type(schema.field(name).type, f"{file}: column {name}")
-        classes = _classes(schema.metadata or {})
-        try:
-            for batch in table.iter_batches(batch_size=_BATCH, columns=[*columns, *others]):
-                for index in range(batch.num_rows):
-                    cells = {name: batch.column(name)[index].as_py() for name in columns}
-                    for name in classes.keys() & cells.keys():
-                        cells[name] = _class_name(cells[name], classes[name], f"{file}: row {row}: {name}")
-                    for name in others:
-                        with suppress(ValueError):  # a text that is not UTF-8, or a time in nanoseconds
-                            cells[name] = batch.column(name)[index].as_py()
-                    yield cells
-                    row += 1
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file}: row {row}: a text is not UTF-8; {_COPY_AGAIN}, or correct the row") from error
-
-
-def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """Return the names of the classes of every column of the type ClassLabel, or of lists of them.
-
-    The library `datasets` stores the numbers of classes in the column, and their names in the metadata of the table.
-    """
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        named = {column: _class_names(feature) for column, feature in features.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # not written by `datasets`
-        return {}
-    return {column: names for column, names in named.items() if names}
-
-
-def _class_names(feature: Any) -> list[str]:
-    if isinstance(feature, list):  # how `datasets` writes some lists
-        return _class_names(feature[0]) if feature else []
-    if not isinstance(feature, dict):
-        return []
-    names = feature.get("names") if feature.get("_type") == "ClassLabel" else _class_names(feature.get("feature"))
-    return names if isinstance(names, list) else []
-
-
-def _class_name(value: Any, names: Sequence[str], place: str) -> Any:
-    """Return the name of a class by its number, for each number of a list. -1 means that there is none."""
-    if isinstance(value, list):
-        return [_class_name(one, names, place) for one in value]
-    if not isinstance(value, int) or isinstance(value, bool):
-        return value
-    if not -1 <= value < len(names):
-        raise UserError(
-            f"{place} is class {value}, but the table has names for {len(names)} classes; store the names as texts"
-        )
-    return names[value] if value >= 0 else None
-
-
-def _check_type(kind: Any, place: str) -> None:
-    """Raise UserError for types whose text is not defined. `data.texts` checks the other ones cell by cell."""
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if types.is_temporal(kind) or types.is_float32(kind) or types.is_float16(kind):
-        raise UserError(f"{place} has the type {kind}, which has no exact text; store it as texts")
 
 
 def _sample(cells: dict[str, Any], place: str, name: str, split: Split, image: Path) -> Sample:
@@ -376,93 +300,6 @@ def _sample(cells: dict[str, Any], place: str, name: str, split: Split, image: P
         split=split,
         question_type=as_text(cells.get("question_type"), f"{place}: question_type"),
     )
-
-
-# Images
-
-
-def _images(file: Path, folders: Sequence[Path], max_bytes: int) -> list[Path]:
-    """Return the image of every row of a table. Images are extracted unless one of `folders` has all of them."""
-    for folder in folders:
-        if (known := _indexed(file, folder, max_bytes)) is not None:
-            return known
-    folder = _writable(folders)
-    images: list[tuple[str, int]] = []
-    with lock(folder / ".lock", wait=True):
-        for row, cells in enumerate(_cells(file, COLUMNS[:1])):
-            content = _content(cells["image"], f"{file}: row {row}", max_bytes)
-            images.append((_write(content, folder), len(content)))
-    write_text(_index(file, folder), json.dumps({"table": _state(file), "images": images}))
-    return [folder / name for name, _ in images]
-
-
-def _index(file: Path, folder: Path) -> Path:
-    return folder / f"{file.name}.json"
-
-
-def _state(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _indexed(file: Path, folder: Path, max_bytes: int) -> list[Path] | None:
-    """Return the images listed in an index file, or None if there is no index or the table or an image has changed."""
-    try:
-        index = json.loads(_index(file, folder).read_text("utf-8"))
-        sizes = dict(index["images"])
-        valid = index["table"] == _state(file) and all(
-            _NAME.fullmatch(name) and size <= max_bytes and (folder / name).stat().st_size == size
-            for name, size in sizes.items()
-        )
-        return [folder / name for name, _ in index["images"]] if valid else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # missing or invalid index
-        return None
-
-
-def _writable(folders: Sequence[Path]) -> Path:
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    raise UserError(f"none of {', '.join(map(str, folders))} is writable; set output=FOLDER to a writable folder")
-
-
-def _content(cell: Any, place: str, max_bytes: int) -> bytes:
-    content = cell.get("bytes") if isinstance(cell, dict) else cell
-    if isinstance(cell, str) or (not content and isinstance(cell, dict) and cell.get("path")):
-        raise UserError(f"{place}: the image is only the name of a file; export the data set with its images embedded")
-    if not isinstance(content, bytes) or not content:
-        raise UserError(f"{place}: the image column contains no bytes; export the data set with its images embedded")
-    if len(content) > max_bytes:
-        raise UserError(
-            f"{place}: the image has {len(content):,} bytes, more than the limit of {max_bytes:,}; raise "
-            "data.max_image_bytes"
-        )
-    return content
-
-
-def _write(content: bytes, folder: Path) -> str:
-    """Write an image file atomically unless it exists, and return its name."""
-    digest = hashlib.sha256(content).hexdigest()
-    suffix = next((suffix for mark, suffix in _MARKS.items() if mark.match(content)), ".img")
-    path = folder / f"{digest}{suffix}"
-    temporary = folder / f".{path.name}.tmp"
-    try:
-        if not path.exists() or path.stat().st_size != len(content):
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the place
-            raise
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); free some disk space, or set output=FOLDER"
-        ) from error
-    return path.name
 
 
 def read_configured(config: Any, scratch: Path, variant: str) -> Dataset[Sample]:

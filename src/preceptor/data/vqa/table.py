@@ -10,14 +10,13 @@ from typing import Any
 
 from preceptor.data.groups import (
     column_findings,
-    examination_columns,
     folder_findings,
     group_by_content,
     group_by_patient,
     note_leaks,
-    patient_columns,
     without_group,
 )
+from preceptor.data.identifying_columns import examination_columns, patient_columns
 from preceptor.data.images import require_images, resolve_image
 from preceptor.data.splits import SPLIT_NAMES, cut_validation
 from preceptor.data.texts import (
@@ -50,7 +49,7 @@ def read_table(
     - `id`: default `row-<line>`;
     - `answer_type`: open or closed; default closed if the answer is yes or no;
     - `group`: samples that must stay in one split, such as those of a patient; default the columns that name a patient
-      (`patient_id`, `MRN`, see `identity.patient_columns`), else the image;
+      (`patient_id`, `MRN`, see `identifying_columns.patient_columns`), else the image;
     - `split`: train, validation or test;
     - `question_type`.
 

@@ -31,10 +31,16 @@ IMAGES = "VQA_RAD Image Folder"
 SPLITS: dict[str, Split] = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
 ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
 RELEASED_ROWS = 2248
+CLOSED_TEST_ROWS = 272
+"""Closed ones of the 451 test rows of the release, by its own answer types."""
 IMAGE_WITHOUT_QUESTION = "synpic35356.jpg"
 """One of the 315 images of the release."""
-HUB_ROWS = (1793, 451)
-"""Training and test rows of the copy on the Hugging Face hub."""
+KNOWN_ROWS = {
+    (1793, 451): "the copy on the hub: the rows of the release without question frames, minus three repeated training "
+    "rows and one training row that is also a test row",
+    (1797, 451): "the release without question frames, with the four training rows that the copy on the hub lacks",
+}
+"""What parquet files with these numbers of training and test rows contain. The test rows are those of the release."""
 TYPOS = {"PRSE": "PRES", "ATRIB": "ATTRIB"}
 NEEDED = (
     "qid",
@@ -157,19 +163,33 @@ def note_hub(data: Dataset[Sample]) -> None:
 
     According to its card, the copy has the rows of the release without question frames, minus three repeated training
     rows and one that is also a test row: 1,793 training and 451 test rows. It corresponds to the variant `no_frames`:
-    shared images are noted, and the data set does not count as leaking.
+    shared images are noted, and the data set does not count as leaking. Other numbers of rows are a finding.
     """
     shared_images = _note_shared_images(data.samples)
     data.notes.append(shared_images)
     data.findings.append(Finding((), None, shared_images, "warning"))
+    test = [sample for sample in data.samples if sample.split == "test"]
+    counts = (len(data.samples) - len(test), len(test))
+    rows = "{:,} training and {:,} test rows".format
+    if counts in KNOWN_ROWS:
+        as_open = CLOSED_TEST_ROWS - sum(sample.answer_type == "closed" for sample in test)
+        data.notes.append(
+            f"VQA-RAD with {rows(*counts)} is {KNOWN_ROWS[counts]}. Scores of all 451 test questions compare with "
+            "those of data.variant=no_frames, and with papers that do not train on question frames."
+            + f" Those of open and closed do not: {as_open} of the {CLOSED_TEST_ROWS} closed test questions of the "
+            "release count as open, because only yes and no are closed without answer types." * (as_open != 0)
+        )
+    else:
+        reason = (
+            f"the parquet files have {rows(*counts)}, but the copy of VQA-RAD on the hub has {rows(1793, 451)}, and "
+            f"the release without question frames {rows(1797, 451)}; copy the files again from "
+            "flaviagiammarino/vqa-rad, or do not compare the scores with those of VQA-RAD"
+        )
+        data.findings.append(Finding((), data.root, reason, "warning"))
     data.notes.append(
         "The hub's copy of VQA-RAD has no question frames, so none of them leaks. It does not mark paraphrases, so the "
         "308 free-form test questions cannot be scored separately."
     )
-    test = [sample for sample in data.samples if sample.split == "test"]
-    counts = (len(data.samples) - len(test), len(test))
-    if counts != HUB_ROWS:
-        data.notes.append("Rows: {:,} and {:,}; the hub's card says {:,} and {:,}.".format(*counts, *HUB_ROWS))
     test_keys = {_key(sample) for sample in test}
     duplicates = sum(sample.split != "test" and _key(sample) in test_keys for sample in data.samples)
     if duplicates:
