@@ -61,6 +61,9 @@ class DialogueDataConfig(Section):
     box_format: Annotated[str, AfterValidator(_check_data_format)] = "auto"
     """`sharegpt`: format of the boxes in the file. auto: decided by syntax and values; an error if they fit several
     formats. none: the texts contain no boxes."""
+    box_max_pixels: Positive | None = None
+    """`sharegpt` with boxes in the format qwen2.5-vl: limit of the pixels to which the program that wrote the file
+    resized the images. null: the published limit of 12,845,056."""
     tasks: tuple[Literal["vg", "roc", "rc", "mia"], ...] = ("vg", "roc", "rc", "mia")
     """Visual grounding, referring object classification, referring captioning, medical image analysis."""
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -24,6 +24,7 @@ _ONLY_FOR = {
     "language": (("slake-grounding",), "en"),
     "images": (("med-grit", "sharegpt"), None),
     "box_format": (("sharegpt",), "auto"),
+    "box_max_pixels": (("sharegpt",), None),
 }
 MOST_LISTED = 20
 """Number of faulty boxes whose places are listed in the results."""

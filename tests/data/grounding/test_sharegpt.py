@@ -863,3 +863,31 @@ def test_the_columns_of_groups_and_patients_are_checked_as_in_a_table(tmp_path):
 def test_infinite_numbers_are_refused(tmp_path, answer):
     with pytest.raises(UserError):
         one(tmp_path, answer)
+
+
+def test_the_limit_of_resized_images_is_a_setting(tmp_path: Path):
+    """ms-swift with MAX_PIXELS=1003520: images of 1600 x 1400 become 1064 x 924 (multiples of 28)."""
+    corners = [(100 + 10 * i, 80 + 10 * i, 500 + 90 * i, 400 + 80 * i) for i in range(6)]
+    for i in range(6):
+        Image.new("L", (1600, 1400), i).save(tmp_path / f"{i}.png")
+    records = [
+        talk(answer=json.dumps([{"bbox_2d": box, "label": "liver"}]), image=f"{i}.png") for i, box in enumerate(corners)
+    ]
+
+    def first_box(**options: Any) -> tuple[tuple[int, ...], list[str]]:
+        data = read(tmp_path, *records, box_format="qwen2.5-vl", **options)
+        reasons = [finding.reason for finding in data.findings if "box_max_pixels" in finding.reason]
+        return min(found.box for row in data.samples for found in find_boxes(row.turns[0][1]) if found.box), reasons
+
+    box, reasons = first_box(box_max_pixels=1_003_520)
+    expected = (100 / 1064, 80 / 924, 500 / 1064, 400 / 924)
+    assert box == pytest.approx([1000 * side for side in expected], abs=1)
+    assert reasons == []
+    _, (reason,) = first_box()
+    assert "had been resized to fewer pixels; name the limit with data.box_max_pixels" in reason
+
+
+def test_a_limit_without_resized_images_is_refused(tmp_path: Path):
+    record = talk(answer=BOX, image=image(tmp_path, "a.png"))
+    with pytest.raises(UserError, match="box_max_pixels=1000000 applies to boxes in pixels of resized images"):
+        read(tmp_path, record, box_max_pixels=1_000_000)

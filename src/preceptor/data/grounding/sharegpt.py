@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from preceptor.data.findings import Finding
-from preceptor.data.grounding.box_detection import decide_format, require_decision
+from preceptor.data.grounding.box_detection import decide_format, doubt_resized, require_decision
 from preceptor.data.grounding.box_formats import (
     CANONICAL,
     Size,
@@ -69,6 +69,7 @@ def read_sharegpt(
     *,
     boxes: Policy = "refuse",
     box_format: str = "auto",
+    box_max_pixels: int | None = None,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.1,
     seed: int = 0,
@@ -88,6 +89,8 @@ def read_sharegpt(
         images: Folder of the images, by default the folder of the file.
         boxes: What to do with a record that has a faulty box (see `data.grounding.box_policy.apply_policy`).
         box_format: Format of the boxes (see `BOX_FORMATS`). auto: `decide_format` finds it. none: there are no boxes.
+        box_max_pixels: Limit of the pixels of the resized images in whose pixels boxes in the format qwen2.5-vl are;
+            None for the published one.
         validation_fraction: Fraction of the rows in the validation split.
         test_fraction: Fraction of the rows in the test split.
         seed: Seed of the cuts.
@@ -108,12 +111,11 @@ def read_sharegpt(
     data = GroundingDataset(file.stem, "by-group", root, [])
     data.findings += unknown_keys(records, file)
     size_of = cache(partial(image_size, max_bytes=max_bytes, max_pixels=max_pixels))
-    note, doubt = _translate(records, box_format, str(file), size_of)
+    note, doubt = _translate(records, box_format, str(file), size_of, box_max_pixels)
     data.notes += [text for text in (note, _insert_objects(records, box_format, str(file), size_of)) if text]
     data.findings += _text_findings(records, file)
     if doubt:
-        reason = f"{doubt}; name the format with data.box_format"
-        data.findings.append(Finding((), file, reason, "warning"))
+        data.findings.append(Finding((), file, doubt, "warning"))
 
     ids, repeated = _ids(records)
     data.findings += repeated
@@ -290,14 +292,17 @@ def _text_findings(records: Sequence[Record], file: Path) -> list[Finding]:
 # Boxes
 
 
-def _translate(records: Sequence[Record], name: str, place: str, size_of: Callable[[Path], Size]) -> tuple[str, str]:
+def _translate(
+    records: Sequence[Record], name: str, place: str, size_of: Callable[[Path], Size], resized_limit: int | None
+) -> tuple[str, str]:
     """Write the boxes of all texts in the canonical format. `size_of` returns the size of an image.
 
     Returns:
         A note about the format they were in, and why it may be wrong; both may be empty.
 
     Raises:
-        UserError: the format is not known or not clear, or the boxes do not fit it.
+        UserError: the format is not known or not clear, the boxes do not fit it, or it has no resized images and
+            `resized_limit` is given.
     """
 
     def sizes(record: Record) -> list[Size]:
@@ -319,14 +324,27 @@ def _translate(records: Sequence[Record], name: str, place: str, size_of: Callab
         if decision.boxes == 0:
             return "", ""
         name = require_decision(decision, place, "data.box_format")
-        doubt = decision.doubt and f"the boxes are read as {name}, but {decision.doubt}"
+        if decision.doubt:
+            doubt = f"the boxes are read as {name}, but {decision.doubt}; name the format with data.box_format"
     source = require_format(name)
+    resized = source.unit == "resized pixels"
+    if resized_limit and not resized:
+        raise UserError(
+            f"data.box_max_pixels={resized_limit} applies to boxes in pixels of resized images (qwen2.5-vl), and those "
+            f"of {place} are in the format {name}; remove it, or set data.box_format=qwen2.5-vl"
+        )
+    if resized and not resized_limit:
+        boxes = [(box, record.place, partial(sizes, record)) for text, record in texts for box in written_boxes(text)]
+        if why := doubt_resized(boxes):
+            doubt = f"the boxes are read as {name}, but {why}; name the limit with data.box_max_pixels"
     for record in records:
         for turn in record.turns:
             for i, text in enumerate(turn):
                 size = None
                 if "pixels" in source.unit and written_boxes(text):
-                    size = _one_size([source.size_seen(size) for size in sizes(record)], record.place)
+                    size = _one_size(
+                        [source.size_seen(size, max_pixels=resized_limit) for size in sizes(record)], record.place
+                    )
                 require_unit(written_boxes(text), source, record.place)
                 turn[i] = convert(text, name, CANONICAL, size)
     require_inside((text for record in records for turn in record.turns for text in turn), name, place)
@@ -375,6 +393,7 @@ def read(config: Any, scratch: Path) -> GroundingDataset:
         Path(config.images) if config.images else None,
         boxes=config.boxes,
         box_format=config.box_format,
+        box_max_pixels=config.box_max_pixels,
         validation_fraction=config.validation_fraction,
         test_fraction=config.test_fraction,
         seed=config.split_seed,
