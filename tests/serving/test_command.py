@@ -199,7 +199,7 @@ def test_full_shared_memory_is_status_507_and_the_server_goes_on(tmp_path: Path)
     if not all(map(shutil.which, ("unshare", "mount", "curl"))):
         pytest.skip("needs unshare, mount and curl")
     for name, size in (("large", 2**22), ("half", 2**21)):
-        (tmp_path / name).write_bytes(bytes(size))
+        (tmp_path / name).write_bytes((bytes(128) + b"DICM").ljust(size, b"\0"))
     environment = {
         "PYTHON": sys.executable,
         "VQA": str(templates() / "vqa"),
