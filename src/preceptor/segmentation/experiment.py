@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +49,7 @@ from preceptor.segmentation.initial_weights import (
     load_network,
     require_same_network,
 )
-from preceptor.segmentation.intensity import foreground
+from preceptor.segmentation.intensity import bounding_box, foreground
 from preceptor.segmentation.lckd import LckdConfig
 from preceptor.segmentation.metrics import DESCRIBES, table
 from preceptor.segmentation.model import MultimodalUNet, MultimodalUNetConfig
@@ -447,8 +448,11 @@ class SegmentationExperiment(Experiment):
 
     def findings(self) -> list[Finding]:
         data = self.recipe.data
-        seen = partial(foreground, kind=data.intensity)
-        return check_cases(self.data, max_voxels=data.max_voxels, foreground=seen)
+
+        def foreground_box(image: np.ndarray) -> tuple[slice, slice, slice]:
+            return bounding_box(foreground(image, data.intensity))
+
+        return check_cases(self.data, max_voxels=data.max_voxels, foreground_box=foreground_box)
 
 
 def _ids(cases: VolumeExamples, chosen: Iterable[tuple[int, WholeCase]]) -> list[str]:

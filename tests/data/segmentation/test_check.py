@@ -11,6 +11,7 @@ from preceptor.data.groups import note_leaks
 from preceptor.data.segmentation.cases import read_volumes
 from preceptor.data.segmentation.check import cheap_findings, check_cases
 from preceptor.data.types import VolumeFile
+from preceptor.segmentation.intensity import bounding_box
 from tests.data.volume_files import LPS, REGIONS, head, lesion, save, write_case
 
 
@@ -124,15 +125,15 @@ def test_doubts_about_headers_are_one_finding_for_each_kind(data, tmp_path):
 
 def test_labels_outside_the_foreground_are_counted(data, tmp_path):
     """The heads leave two background voxels all around; the box around them is the largest of all contrasts."""
-    foreground = lambda image: image > 0  # noqa: E731
-    assert check_cases(data, foreground=foreground) == []
+    foreground_box = lambda image: bounding_box(image > 0)  # noqa: E731
+    assert check_cases(data, foreground_box=foreground_box) == []
     label = lesion()
     label[:2, :3, 5] = 1
     save(tmp_path / "c1" / "c1_seg.nii.gz", label)
     wide = head(3)
     wide[1, 5, 5] = 150
     save(tmp_path / "c1" / "c1_t2.nii.gz", wide)
-    (finding,) = check_cases(data, foreground=foreground)
+    (finding,) = check_cases(data, foreground_box=foreground_box)
     assert (finding.sample_ids, finding.file.name, finding.severity) == (("c1",), "c1_seg.nii.gz", "warning")
     # Of the labels at x = 0 and 1, y = 0 to 2, those at x = 1, y = 2 are in the box.
     assert finding.reason.startswith(f"5 of {np.count_nonzero(label)} labelled voxels of case c1 are outside the box")

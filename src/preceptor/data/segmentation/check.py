@@ -18,28 +18,32 @@ from preceptor.data.nifti import Geometry, VolumeError
 from preceptor.data.types import Case, SegmentationDataset, VolumeFile
 from preceptor.data.volumes import Reader, content_hash, intensities, label_map, require_same_grid
 
-Foreground = Callable[[np.ndarray], np.ndarray]
+ForegroundBox = Callable[[np.ndarray], tuple[slice, slice, slice]]
 
 
 def check_cases(
-    data: SegmentationDataset, *, max_voxels: int = MAX_VOXELS, foreground: Foreground | None = None
+    data: SegmentationDataset, *, max_voxels: int = MAX_VOXELS, foreground_box: ForegroundBox | None = None
 ) -> list[Finding]:
     """Read every file once and return all findings: case by case.
 
     Errors: missing or unreadable files, NaN, constant images, files of a case on different grids, unknown label values,
     one file under two names. Warnings: empty label maps, labels outside the box around the foreground of the images
-    (`foreground` returns that of an image (D, H, W)), and doubts about DICOM series. Patients and files in several
+    (`foreground_box` returns that of an image (D, H, W)), and doubts about DICOM series. Patients and files in several
     splits (`identity.note_leaks`) and `cheap_findings` are findings of the data set itself.
     """
     findings: list[Finding] = []
     hashes: dict[Path, str] = {}
     for case in data.samples:
-        findings += _check_case(case, data, max_voxels, hashes, foreground)
+        findings += _check_case(case, data, max_voxels, hashes, foreground_box)
     return findings
 
 
 def _check_case(
-    case: Case, data: SegmentationDataset, max_voxels: int, hashes: dict[Path, str], foreground: Foreground | None
+    case: Case,
+    data: SegmentationDataset,
+    max_voxels: int,
+    hashes: dict[Path, str],
+    foreground_box: ForegroundBox | None,
 ) -> list[Finding]:
     findings: list[Finding] = []
     images: list[np.ndarray] = []
@@ -84,8 +88,9 @@ def _check_case(
                     add(file.path, f"{file.path}: the label map is empty", "warning")
         except VolumeError as error:
             add(file.path, str(error))
-    if label is not None and label.any() and images and foreground and not any(f.severity == "error" for f in findings):
-        outside = _outside(label > 0, images, foreground)
+    faulty = any(finding.severity == "error" for finding in findings)
+    if label is not None and label.any() and images and foreground_box and not faulty:
+        outside = _outside(label > 0, images, foreground_box)
         reason = (
             f"{outside} of {np.count_nonzero(label)} labelled voxels of case {case.id} are outside the box around the "
             "foreground of its images, where nothing is learned or predicted; they count as missed in all scores"
@@ -95,28 +100,20 @@ def _check_case(
     return findings
 
 
-def _outside(label: np.ndarray, images: Sequence[np.ndarray], foreground: Foreground) -> int:
+def _outside(label: np.ndarray, images: Sequence[np.ndarray], foreground_box: ForegroundBox) -> int:
     """Return the number of voxels of a mask outside the box around the foreground of all images.
 
     The foreground is expensive: further images are not looked at if the box of the first ones contains the mask.
     """
-    low, high = _ends(label)
-    box_low, box_high = np.full(3, np.iinfo(int).max), np.zeros(3, int)
+    outside = total = int(np.count_nonzero(label))
+    box: list[slice] = []
     for image in images:
-        first, last = _ends(foreground(image))
-        box_low, box_high = np.minimum(box_low, first), np.maximum(box_high, last)
-        if (low >= box_low).all() and (high <= box_high).all():
-            return 0
-    inside = label[tuple(slice(a, b) for a, b in zip(box_low, box_high, strict=True))]
-    return int(np.count_nonzero(label) - np.count_nonzero(inside))
-
-
-def _ends(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first voxel of a mask (D, H, W) along each axis, and the one after its last; all if it is empty."""
-    if not mask.any():
-        return np.zeros(3, int), np.array(mask.shape)
-    hits = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return np.array([hit[0] for hit in hits]), np.array([hit[-1] + 1 for hit in hits])
+        found = foreground_box(image)
+        box = [slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box or found, found, strict=True)]
+        outside = total - int(np.count_nonzero(label[tuple(box)]))
+        if outside == 0:
+            break
+    return outside
 
 
 def cheap_findings(data: SegmentationDataset) -> list[Finding]:
