@@ -34,7 +34,7 @@ from preceptor.data.grounding.box_syntax import may_hold_other_boxes
 from preceptor.data.grounding.check import answer_findings
 from preceptor.data.grounding.image_marks import MARK
 from preceptor.data.grounding.med_grit import INFERRED, UNKNOWN, modality_findings, modality_of, task_of
-from preceptor.data.grounding.sharegpt_records import KEYS, Record, json_records, read_record, unknown_keys
+from preceptor.data.grounding.sharegpt_records import KEYS, Record, dialogue_rows, read_record, unknown_keys
 from preceptor.data.grounding.swift_objects import insert_objects
 from preceptor.data.groups import (
     column_findings,
@@ -105,7 +105,7 @@ def read_sharegpt(
         UserError: a record or box is invalid, or the format of the boxes is not clear. The message names the place.
     """
     root = images or file.parent
-    records = [read_record(place, cells, root, answered) for place, cells in json_records(file)]
+    records = [read_record(place, cells, root, answered) for place, cells in dialogue_rows(file)]
     places = {path: record.place for record in reversed(records) for path in record.images}
     require_images(places, file)
     data = GroundingDataset(file.stem, "by-group", root, [])

@@ -55,8 +55,8 @@ class Record:
     objects: Objects | None = None
 
 
-def json_records(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the records with their places."""
+def dialogue_rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the rows of a file of dialogues with their places: of JSONL, or of a JSON list, as its suffix says."""
     text = read_text(file, AS_UTF8)
     lines_suffix = file.suffix.lower() == ".jsonl"
     if lines_suffix and text.lstrip().startswith("["):
